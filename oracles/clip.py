@@ -1,0 +1,78 @@
+"""The symmetric InfoNCE loss of CLIP.
+
+Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, figure 3,
+https://arxiv.org/abs/2103.00020: the mean of the cross-entropies of image-to-text and text-to-image
+logits, whose labels are the diagonal.
+"""
+
+import numpy as np
+
+from .complex_step import Array
+from .gather import gather_features
+
+
+def log_softmax(logits: Array) -> Array:
+    """Return log of exp(z_j) / sum_k exp(z_k) along the last axis."""
+    # shifted by the largest so that no exponential overflows; the shift cancels, so it may be constant
+    shifted = logits - np.max(np.real(logits), axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Return -log softmax(z)_label for each row of [n, c] logits."""
+    return -log_softmax(logits)[np.arange(len(labels)), labels]
+
+
+def get_logits(
+    image_features: list[Array],
+    text_features: list[Array],
+    logit_scale: Array,
+    logit_bias: Array,
+    rank: int,
+    local_loss: bool,
+    gather_with_grad: bool,
+    convention: str,
+) -> tuple[Array, Array]:
+    """Return logits per image and per text on `rank`: its rows, or all, against all."""
+    all_image = gather_features(image_features, rank, local_loss, gather_with_grad, convention)
+    all_text = gather_features(text_features, rank, local_loss, gather_with_grad, convention)
+    local = local_loss and len(image_features) > 1
+    image = image_features[rank] if local else all_image
+    text = text_features[rank] if local else all_text
+    return (
+        logit_scale * image @ all_text.T + logit_bias,
+        logit_scale * text @ all_image.T + logit_bias,
+    )
+
+
+def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
+    """Return the column of each row's partner; `rows` are how many each rank holds."""
+    if not local_loss or len(rows) == 1:
+        return np.arange(sum(rows))
+    return sum(rows[:rank]) + np.arange(rows[rank])
+
+
+def row_weight(rows: list[int], local_loss: bool) -> float:
+    """Return what one row counts, so that the mean over ranks is the mean over all rows: W/N or 1/N."""
+    return (len(rows) if local_loss else 1) / sum(rows)
+
+
+def clip_loss(
+    image_features: list[Array],
+    text_features: list[Array],
+    logit_scale: list[Array],
+    logit_bias: list[Array],
+    rank: int,
+    local_loss: bool = False,
+    gather_with_grad: bool = False,
+    convention: str = "exact",
+) -> complex:
+    """Return the loss of `rank`, given every rank's [n_r, d] features and its own scale and bias."""
+    rows = [len(features) for features in image_features]
+    per_image, per_text = get_logits(
+        image_features, text_features, logit_scale[rank], logit_bias[rank],
+        rank, local_loss, gather_with_grad, convention,
+    )  # fmt: skip
+    labels = get_ground_truth(rows, rank, local_loss)
+    total = np.sum(cross_entropy(per_image, labels)) + np.sum(cross_entropy(per_text, labels))
+    return complex(total * row_weight(rows, local_loss) / 2)

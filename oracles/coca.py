@@ -1,0 +1,32 @@
+"""The contrastive captioner's loss.
+
+Yu et al., CoCa: Contrastive Captioners are Image-Text Foundation Models, 2022, equations 3 and 4,
+https://arxiv.org/abs/2205.01917: a weighted contrastive loss and a weighted mean, over the tokens that
+are not padding, of the cross-entropy of the next token.
+"""
+
+import numpy as np
+
+from .clip import cross_entropy
+from .complex_step import Array
+
+
+def caption_loss(
+    logits: list[Array], labels: list[Array], rank: int, pad_id: int = 0, convention: str = "exact"
+) -> complex:
+    """Return the caption loss of `rank`, unweighted.
+
+    Args:
+        logits: [b_r, t, v] of each rank r.
+        labels: [b_r, t] token ids of each rank; `pad_id` is no token.
+        rank: whose loss.
+        pad_id: the label that counts nothing.
+        convention: "exact" divides by the mean number of tokens of a rank, so that the mean over ranks
+            is the mean over all tokens; "open_clip" by this rank's own.
+    """
+    tokens = [np.count_nonzero(ids != pad_id) for ids in labels]
+    divisor = sum(tokens) / len(tokens) if convention == "exact" else tokens[rank]
+    is_token = labels[rank] != pad_id
+    if not is_token.any():
+        return 0j
+    return complex(np.sum(cross_entropy(logits[rank][is_token], labels[rank][is_token])) / divisor)

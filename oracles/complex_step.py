@@ -1,0 +1,42 @@
+"""Gradients without gradient code: the derivative of an analytic f is Im f(x + ih) / h.
+
+Squire & Trapp, Using Complex Variables to Estimate Derivatives of Real Functions, SIAM Review 40(1),
+1998, equation 5. No difference is taken, so h may be tiny and the result is exact to rounding.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+STEP = 1e-100
+
+
+def directional_derivative(
+    function: Callable[[Array], complex], point: Array, direction: Array
+) -> float:
+    """Return the derivative of `function` at `point` along `direction`, of the same shape."""
+    return float(np.imag(function(point + 1j * STEP * direction)) / STEP)
+
+
+def gradient(function: Callable[[Array], complex], point: Array) -> Array:
+    """Return every partial derivative of `function` at `point`, in its shape."""
+    partials = np.zeros(point.shape)
+    for index in np.ndindex(*point.shape):
+        unit = np.zeros(point.shape)
+        unit[index] = 1.0
+        partials[index] = directional_derivative(function, point, unit)
+    return partials
+
+
+def constant(value: Array) -> Array:
+    """Return `value` as a constant: what `detach` is in torch."""
+    return np.real(value)
+
+
+def carry(value: Array, times: float) -> Array:
+    """Return `value`, whose derivative counts `times`."""
+    return np.real(value) + 1j * times * np.imag(value)

@@ -1,0 +1,47 @@
+"""The sigmoid loss of SigLIP.
+
+Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 3.2, equation 2,
+https://arxiv.org/abs/2303.15343: minus the mean over images of the sum over texts of
+log sigmoid(y_ij (s x_i.t_j + b)), where y is 1 for partners and -1 elsewhere.
+"""
+
+import numpy as np
+
+from .complex_step import Array
+
+
+def softplus(z: Array) -> Array:
+    """Return log(1 + exp(z)) = -log sigmoid(-z)."""
+    # split by sign so that the exponential never overflows
+    tail = np.exp(np.where(np.real(z) > 0, -z, z))
+    return np.where(np.real(z) > 0, z, 0) + log1p(tail)
+
+
+def log1p(z: Array) -> Array:
+    """Return log(1 + z), exact for small z: NumPy's is not where z is complex."""
+    x, y = np.real(z), np.imag(z)
+    return np.log1p(x * (2 + x) + y * y) / 2 + 1j * np.arctan2(y, 1 + x)
+
+
+def siglip_loss(
+    image_features: list[Array],
+    text_features: list[Array],
+    logit_scale: list[Array],
+    logit_bias: list[Array],
+    rank: int,
+) -> complex:
+    """Return the loss of `rank`: its images against every rank's texts.
+
+    Args:
+        image_features: [n_r, d] of each rank r.
+        text_features: [n_r, d] of each rank.
+        logit_scale: of each rank.
+        logit_bias: of each rank; 0 where there is none.
+        rank: whose loss.
+    """
+    rows = [len(features) for features in image_features]
+    all_text = np.concatenate(text_features)
+    logits = logit_scale[rank] * image_features[rank] @ all_text.T + logit_bias[rank]
+    labels = -np.ones(logits.shape)
+    labels[np.arange(rows[rank]), sum(rows[:rank]) + np.arange(rows[rank])] = 1
+    return complex(np.sum(softplus(-labels * logits)) * len(rows) / sum(rows))

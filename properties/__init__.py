@@ -1,0 +1,1 @@
+"""What must hold, for any implementation: cases, contracts, worlds, laws and the certifier."""

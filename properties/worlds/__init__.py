@@ -1,0 +1,54 @@
+"""Where ranks run: one process, or a pool of real processes that talk over gloo."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RankState:
+    """What became of one rank during a run that failed."""
+
+    rank: int
+    state: Literal["returned", "raised", "exited", "killed", "hung"]
+    detail: str
+    """The traceback where it raised or hung, the exit status or the signal's name where it died."""
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} {self.state}" + (f":\n{self.detail}" if self.detail else "")
+
+
+class WorldError(Exception):
+    """A run in which at least one rank did not return. Every rank's state is in `ranks`."""
+
+    def __init__(self, world: str, ranks: list[RankState]) -> None:
+        super().__init__(world, ranks)
+        self.world = world
+        self.ranks = ranks
+
+    def __str__(self) -> str:
+        return f"world {self.world}: not every rank returned\n" + "\n".join(map(str, self.ranks))
+
+
+class World(Protocol):
+    """A place where `size` ranks run the same function, with torch.distributed ready if `size` > 1."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
+        """Call `function(rank, size, *arguments)` on every rank; return the results in rank order.
+
+        Raises:
+            WorldError: a rank raised, exited, was killed or hung. The world stays usable.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the world holds. Closing twice is harmless."""
+        ...

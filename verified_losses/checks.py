@@ -1,0 +1,132 @@
+"""Arguments: what is wrong with them, said on every rank."""
+
+import zlib
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .transport import Transport, eager
+
+Convention: TypeAlias = Literal["exact", "open_clip"]
+Scalar: TypeAlias = Tensor | float
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Facts(NamedTuple):
+    """What a rank tells the others before anything else is sent."""
+
+    rows: int
+    """How many pairs this rank holds."""
+    tokens: int = 0
+    """How many caption tokens of this rank are not padding."""
+    common: str = ""
+    """What has to be the same on every rank, in words."""
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def no_horovod(use_horovod: bool) -> None:
+    """Raise NotImplementedError where Horovod is asked for."""
+    if use_horovod:
+        raise NotImplementedError("use_horovod=True is not supported yet: run over torch.distributed")
+
+
+def floating(name: str, tensor: object, ndim: int) -> Tensor:
+    """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty; else raise."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected a floating dtype of 16 to 64 bits, got {tensor.dtype}")
+    if tensor.ndim != ndim or 0 in tensor.shape:
+        raise ValueError(f"{name}: expected {ndim} dimensions, none empty, got shape {list(tensor.shape)}")
+    return tensor
+
+
+def alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless two tensors share dtype and device."""
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{name}: expected the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+    if tensor.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}")
+
+
+def pairs(image_features: object, text_features: object, prefix: str = "") -> tuple[Tensor, Tensor]:
+    """Return both if they are [n, d] floating features of one dtype and device; else raise."""
+    image_name, text_name = prefix + "image_features", prefix + "text_features"
+    image = floating(image_name, image_features, 2)
+    text = floating(text_name, text_features, 2)
+    alike(text_name, text, image_name, image)
+    if text.shape != image.shape:
+        raise ValueError(
+            f"{text_name}: expected the shape of {image_name}, {list(image.shape)}, got {list(text.shape)}"
+        )
+    return image, text
+
+
+def scalar(name: str, value: object, features: Tensor) -> None:
+    """Raise unless `value` is a real number or a floating tensor of shape [] or [1] near `features`."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+        if value.shape not in ((), (1,)):
+            raise ValueError(f"{name}: expected shape [] or [1], got {list(value.shape)}")
+        # torch mixes a CPU scalar of no dimensions with tensors of any device
+        if value.device != features.device and not (value.ndim == 0 and value.device.type == "cpu"):
+            raise ValueError(f"{name}: expected device {features.device}, got {value.device}")
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number or a floating tensor, got {type(value).__name__}")
+
+
+def agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[Facts]:
+    """Check the arguments of `call` on every rank, and that the ranks are about to do the same thing.
+
+    Args:
+        transport: the ranks.
+        call: what is called, with the options that all ranks must share.
+        check: raises TypeError or ValueError for wrong arguments, else returns this rank's facts.
+
+    Returns:
+        Every rank's facts.
+
+    Raises:
+        TypeError, ValueError: on every rank, if any rank's arguments are wrong or ranks disagree.
+    """
+    if transport.world_size == 1:
+        return [check()]
+    return _agree(transport, call, check)
+
+
+@eager
+def _agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[Facts]:
+    transport.check_initialized()
+    error: Exception | None = None
+    facts = Facts(0)
+    try:
+        transport.check_place()
+        facts = check()
+        mine = f"{call} {facts.common}"
+        digest = zlib.crc32(mine.encode())
+    except (TypeError, ValueError) as wrong:
+        error = wrong
+        mine = f"{type(wrong).__name__}: {wrong}"
+        digest = -1
+    numbers = transport.all_gather_numbers([digest, facts.rows, facts.tokens])
+    digests = [row[0] for row in numbers]
+    if -1 not in digests and len(set(digests)) == 1:
+        return [Facts(rows, tokens) for _, rows, tokens in numbers]
+    texts = transport.all_gather_text(mine)
+    if error is not None:
+        raise error
+    if -1 in digests:
+        culprit = digests.index(-1)
+        kind = TypeError if texts[culprit].startswith("TypeError") else ValueError
+        raise kind(f"rank {culprit} raised {texts[culprit]}")
+    other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
+    raise ValueError(f"ranks disagree: rank 0 calls {texts[0]}; rank {other} calls {texts[other]}")

@@ -1,0 +1,211 @@
+"""The symmetric InfoNCE loss of CLIP."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import checks
+from .checks import Convention, Facts, Scalar
+from .gather import Rows, describe, gather_pair
+from .transport import Transport
+
+
+class ClipLoss(nn.Module):
+    """Symmetric cross-entropy between the images and the texts of a batch.
+
+    Over several ranks the mean of the returned losses, and of all gradients, equals the loss and the
+    gradients of one process that holds the whole batch, for equal and unequal numbers of rows.
+
+    Args:
+        local_loss: compare this rank's rows with all ranks', instead of all with all.
+        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
+        cache_labels: keep the ground truth between calls.
+        rank: this rank, counted within `group`.
+        world_size: the number of ranks in `group`.
+        use_horovod: not supported yet.
+        convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, in which
+            `local_loss=False, gather_with_grad=False` makes feature gradients `world_size` times too small.
+        group: the process group; None is the default one.
+
+    Raises:
+        ValueError: `rank` is outside the world, or `convention` is unknown.
+        NotImplementedError: `use_horovod` is set.
+
+    Warns:
+        UserWarning: `local_loss=True, gather_with_grad=False` over several ranks treats gathered rows as
+            constants, which no weighting can make equal to the single process.
+
+    References:
+        Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021,
+        figure 3, https://arxiv.org/abs/2103.00020
+
+    Example:
+        >>> import torch
+        >>> features = torch.nn.functional.normalize(torch.eye(4), dim=-1)
+        >>> float(ClipLoss()(features, features, torch.tensor(100.0)))
+        0.0
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        *,
+        convention: Convention = "exact",
+        group: Any = None,
+    ) -> None:
+        super().__init__()
+        checks.no_horovod(use_horovod)
+        checks.one_of("convention", convention, ("exact", "open_clip"))
+        self.transport = Transport(rank, world_size, group)
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.use_horovod = use_horovod
+        self.convention: Convention = convention
+        self.labels: dict[tuple[torch.device, int, int], Tensor] = {}
+        self._agreed: Rows | None = None
+        if world_size > 1 and local_loss and not gather_with_grad and convention == "exact":
+            warnings.warn(
+                f"{type(self).__name__}(local_loss=True, gather_with_grad=False) treats the gathered rows as "
+                "constants: its gradients differ from a single process's. Use gather_with_grad=True.",
+                stacklevel=2,
+            )
+
+    def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
+        """Return the column of each row's partner, [num_logits] int64 on `device`."""
+        start = 0
+        if self.world_size > 1 and self.local_loss:
+            start = sum(self._agreed[: self.rank]) if self._agreed else num_logits * self.rank
+        key = (torch.device(device), num_logits, start)
+        labels = self.labels.get(key)
+        if labels is None:
+            # labels made under inference mode could not be saved for a later backward
+            with torch.inference_mode(False):
+                labels = torch.arange(start, start + num_logits, device=device)
+            if self.cache_labels and not torch.compiler.is_compiling():
+                self.labels[key] = labels
+        return labels
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Scalar,
+        logit_bias: Scalar | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits per image and per text, [n or N, N], N being the pairs of all ranks.
+
+        Collective: every rank calls it. Arguments as for `forward`.
+        """
+        rows = self._agreed or self._agree(
+            lambda: self._check(image_features, text_features, logit_scale, logit_bias)
+        )
+        all_image_features, all_text_features = gather_pair(
+            image_features,
+            text_features,
+            rows,
+            self.local_loss,
+            self.gather_with_grad,
+            self.convention,
+            self.transport,
+        )
+        if self.world_size > 1 and self.local_loss:
+            logits_per_image = logit_scale * image_features @ all_text_features.T
+            logits_per_text = logit_scale * text_features @ all_image_features.T
+            if logit_bias is not None:
+                logits_per_text = logits_per_text + logit_bias
+        else:
+            logits_per_image = logit_scale * all_image_features @ all_text_features.T
+            logits_per_text = logits_per_image.T
+        if logit_bias is not None:
+            logits_per_image = logits_per_image + logit_bias
+            if not (self.world_size > 1 and self.local_loss):
+                logits_per_text = logits_per_image.T
+        return logits_per_image, logits_per_text
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Scalar,
+        logit_bias: Scalar | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the loss, a scalar of the features' dtype, or float32 if that is narrower.
+
+        Args:
+            image_features: [n, d], floating, normalised by the caller.
+            text_features: [n, d], row i the partner of image i; same dtype and device.
+            logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
+            logit_bias: added to every logit, as `logit_scale`; None adds nothing.
+            output_dict: return {"contrastive_loss": loss}.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
+            RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
+        """
+        self._agreed = self._agree(
+            lambda: self._check(image_features, text_features, logit_scale, logit_bias)
+        )
+        try:
+            loss = self._contrastive(*self.get_logits(image_features, text_features, logit_scale, logit_bias))
+        finally:
+            self._agreed = None
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _check(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Scalar,
+        logit_bias: Scalar | None,
+        prefix: str = "",
+    ) -> Facts:
+        image, text = checks.pairs(image_features, text_features, prefix)
+        checks.scalar(f"{prefix}logit_scale", logit_scale, image)
+        if logit_bias is not None:
+            checks.scalar(f"{prefix}logit_bias", logit_bias, image)
+        common = describe(self.gather_with_grad, image, text) if self.world_size > 1 else ""
+        return Facts(image.shape[0], common=common)
+
+    def _agree(self, check: Callable[[], Facts]) -> Rows:
+        return tuple(facts.rows for facts in self._agree_facts(check))
+
+    def _agree_facts(self, check: Callable[[], Facts]) -> list[Facts]:
+        call = ""
+        if self.world_size > 1:
+            call = (
+                f"{type(self).__name__}(local_loss={self.local_loss}, "
+                f"gather_with_grad={self.gather_with_grad}, convention={self.convention!r})"
+            )
+        return checks.agree(self.transport, call, check)
+
+    def _weight(self, logits: Tensor) -> float:
+        """What one row of `logits` counts, so that the mean over ranks is the mean over all rows."""
+        return (self.world_size if self.local_loss else 1) / logits.shape[1]
+
+    def _contrastive(self, logits_per_image: Tensor, logits_per_text: Tensor) -> Tensor:
+        labels = self.get_ground_truth(logits_per_image.device, logits_per_image.shape[0])
+        total = sum_cross_entropy(logits_per_image, labels) + sum_cross_entropy(logits_per_text, labels)
+        return total * (self._weight(logits_per_image) / 2)
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Return `tensor` in at least float32: half-precision sums overflow and lose the loss."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def sum_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Sum the cross-entropy of [n, c] logits with [n] labels, in at least float32."""
+    return F.cross_entropy(widen(logits), labels, ignore_index=ignore_index, reduction="sum")

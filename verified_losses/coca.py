@@ -1,0 +1,139 @@
+"""The contrastive captioner's loss."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .checks import Convention, Facts, Scalar
+from .clip import ClipLoss, sum_cross_entropy, widen
+
+
+class CoCaLoss(ClipLoss):
+    """A weighted contrastive term and a weighted caption term.
+
+    The caption term is the mean cross-entropy over the tokens of all ranks that are not padding
+    (convention "open_clip": of this rank). A batch of padding alone costs 0 and has zero gradient. A
+    term of weight 0 is a constant 0, and nothing is computed for it.
+
+    Args:
+        caption_loss_weight: what the caption term counts.
+        clip_loss_weight: what the contrastive term counts.
+        pad_id: the label that is no token; it need not be in the vocabulary.
+        local_loss: as for `ClipLoss`, and so are the rest.
+
+    References:
+        Yu et al., CoCa: Contrastive Captioners are Image-Text Foundation Models, 2022, equations 1 to 4,
+        https://arxiv.org/abs/2205.01917
+    """
+
+    def __init__(
+        self,
+        caption_loss_weight: float,
+        clip_loss_weight: float,
+        pad_id: int = 0,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        *,
+        convention: Convention = "exact",
+        group: Any = None,
+    ) -> None:
+        super().__init__(
+            local_loss,
+            gather_with_grad,
+            cache_labels,
+            rank,
+            world_size,
+            use_horovod,
+            convention=convention,
+            group=group,
+        )
+        self.caption_loss_weight = caption_loss_weight
+        self.clip_loss_weight = clip_loss_weight
+        self.pad_id = pad_id
+
+    def forward(  # type: ignore[override]
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        logit_scale: Scalar,
+        logit_bias: Scalar | None = None,
+        output_dict: bool = False,
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        """Return the weighted contrastive and caption losses, two scalars.
+
+        Args:
+            image_features: [n, d], floating.
+            text_features: [n, d], of the same dtype and device.
+            logits: [b, t, v] floating scores of the next token, on the same device.
+            labels: [b, t] int64 token ids in [0, v), or `pad_id`.
+            logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
+            logit_bias: added to every contrastive logit; None adds nothing.
+            output_dict: return {"contrastive_loss": ..., "caption_loss": ...}.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
+            RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
+        """
+
+        def check() -> Facts:
+            facts = self._check(image_features, text_features, logit_scale, logit_bias)
+            caption = checks.floating("logits", logits, 3)
+            if caption.device != image_features.device:
+                raise ValueError(
+                    f"logits: expected the device of image_features, {image_features.device}, "
+                    f"got {caption.device}"
+                )
+            tokens = self._count_tokens(caption, labels) if self.caption_loss_weight else 0
+            weights = f"weights {self.clip_loss_weight}, {self.caption_loss_weight}"
+            return Facts(facts.rows, tokens, f"{facts.common} {weights}")
+
+        everyone = self._agree_facts(check)
+        contrastive_loss = caption_loss = widen(image_features.new_zeros(()))
+        if self.clip_loss_weight:
+            self._agreed = tuple(facts.rows for facts in everyone)
+            try:
+                contrastive_loss = self.clip_loss_weight * self._contrastive(
+                    *self.get_logits(image_features, text_features, logit_scale, logit_bias)
+                )
+            finally:
+                self._agreed = None
+        if self.caption_loss_weight:
+            if self.convention == "exact":
+                weight = self.world_size / max(sum(facts.tokens for facts in everyone), 1)
+            else:
+                weight = 1 / max(everyone[self.rank].tokens, 1)
+            total = sum_cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=self.pad_id)
+            caption_loss = total * (weight * self.caption_loss_weight)
+        if output_dict:
+            return {"contrastive_loss": contrastive_loss, "caption_loss": caption_loss}
+        return contrastive_loss, caption_loss
+
+    def _count_tokens(self, logits: Tensor, labels: Tensor) -> int:
+        """Check the labels and return how many are not padding."""
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise TypeError(f"labels: expected an int64 tensor, got {got}")
+        if labels.shape != logits.shape[:2]:
+            raise ValueError(
+                f"labels: expected the first two dimensions of logits, {list(logits.shape[:2])}, "
+                f"got {list(labels.shape)}"
+            )
+        if labels.device != logits.device:
+            raise ValueError(f"labels: expected the device of logits, {logits.device}, got {labels.device}")
+        is_token = labels != self.pad_id
+        ids = labels.masked_fill(~is_token, 0)
+        tokens, low, high = torch.stack([is_token.sum(), ids.amin(), ids.amax()]).tolist()
+        if low < 0 or high >= logits.shape[2]:
+            raise ValueError(
+                f"labels: expected token ids in [0, {logits.shape[2]}) or pad_id={self.pad_id}, "
+                f"got {low if low < 0 else high}"
+            )
+        return int(tokens)

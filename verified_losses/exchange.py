@@ -1,0 +1,243 @@
+"""Tensors passed between neighbours in a ring of ranks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import Function
+
+from .transport import eager
+
+_DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16,
+    torch.int32, torch.int64, torch.bool, torch.complex64, torch.complex128,
+)  # fmt: skip
+_MAX_NDIM = 8
+
+Shape = Sequence[int]
+
+
+def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any = None) -> Tensor:
+    """Send `tensor` to one rank and receive one from another, without gradient.
+
+    Args:
+        from_rank: the rank to receive from, counted within `group`.
+        to_rank: the rank to send to, counted within `group`; it must receive from this one.
+        tensor: any shape of up to 8 dimensions, strides and dtype; ranks may differ in both.
+        group: the process group; None is the default one.
+
+    Returns:
+        What `from_rank` sent, contiguous, on this tensor's device.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the rank that waits for `tensor` raises too.
+    """
+    (received,) = _announced([(tensor, to_rank)], [from_rank], group)
+    return received
+
+
+def neighbour_exchange_bidir(
+    left_rank: int, right_rank: int, tensor_to_left: Tensor, tensor_to_right: Tensor, group: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Send one tensor to each of two neighbours and receive one from each, without gradient.
+
+    Right for two ranks as well, where the left neighbour is the right one.
+
+    Args:
+        left_rank: the neighbour on the left, counted within `group`.
+        right_rank: the neighbour on the right.
+        tensor_to_left: what the left neighbour gets; any shape, strides and dtype.
+        tensor_to_right: what the right neighbour gets.
+        group: the process group; None is the default one.
+
+    Returns:
+        What came from the right, then what came from the left.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the rank that waits for a tensor raises too.
+    """
+    sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
+    from_left, from_right = _announced(sends, [left_rank, right_rank], group)
+    return from_right, from_left
+
+
+def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, group: Any = None) -> Tensor:
+    """`neighbour_exchange`, differentiable any number of times: gradients travel the other way.
+
+    Every rank takes part in the backward, so the result requires grad wherever gradients are
+    recorded, also on a rank whose own tensor does not.
+    """
+    shape, dtype = _announced_shapes([(tensor, to_rank)], [from_rank], group)[0]
+    return exchange_with_grad(from_rank, to_rank, tensor, shape, group, dtype)
+
+
+def neighbour_exchange_bidir_with_grad(
+    left_rank: int, right_rank: int, tensor_to_left: Tensor, tensor_to_right: Tensor, group: Any = None
+) -> tuple[Tensor, Tensor]:
+    """`neighbour_exchange_bidir`, differentiable any number of times; see `neighbour_exchange_with_grad`."""
+    sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
+    (left, left_dtype), (right, right_dtype) = _announced_shapes(sends, [left_rank, right_rank], group)
+    return exchange_bidir_with_grad(
+        left_rank, right_rank, tensor_to_left, tensor_to_right, right, left, group, right_dtype, left_dtype
+    )
+
+
+@eager
+def exchange_with_grad(
+    from_rank: int, to_rank: int, tensor: Tensor, shape: Shape, group: Any, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Exchange with gradient where the shape that comes is known."""
+    dtype = dtype or tensor.dtype
+    return _Exchange.apply(from_rank, to_rank, group, shape, dtype, _anchor(), tensor)
+
+
+@eager
+def exchange_bidir_with_grad(
+    left_rank: int,
+    right_rank: int,
+    tensor_to_left: Tensor,
+    tensor_to_right: Tensor,
+    shape_from_right: Shape,
+    shape_from_left: Shape,
+    group: Any,
+    dtype_from_right: torch.dtype | None = None,
+    dtype_from_left: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Exchange in both directions with gradient where the shapes that come are known."""
+    shapes = (shape_from_right, shape_from_left)
+    dtypes = (dtype_from_right or tensor_to_left.dtype, dtype_from_left or tensor_to_right.dtype)
+    return _ExchangeBidir.apply(
+        left_rank, right_rank, group, shapes, dtypes, _anchor(), tensor_to_left, tensor_to_right
+    )
+
+
+def _anchor() -> Tensor:
+    # a rank whose own tensor needs no gradient must still send its neighbour's back
+    return torch.empty(0, requires_grad=True)
+
+
+class _Exchange(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        from_rank: int,
+        to_rank: int,
+        group: Any,
+        shape: Shape,
+        dtype: Any,
+        anchor: Tensor,
+        tensor: Tensor,
+    ) -> Tensor:
+        ctx.from_rank, ctx.to_rank, ctx.group = from_rank, to_rank, group
+        ctx.sent = tensor.shape, tensor.dtype
+        received = tensor.new_empty(shape, dtype=dtype)
+        _transfer([(tensor, to_rank)], [(received, from_rank)], group)
+        if not received.is_floating_point():
+            ctx.mark_non_differentiable(received)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        back = _Exchange.apply(ctx.to_rank, ctx.from_rank, ctx.group, *ctx.sent, _anchor(), grad)
+        return None, None, None, None, None, None, back
+
+
+class _ExchangeBidir(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        left_rank: int,
+        right_rank: int,
+        group: Any,
+        shapes: tuple[Shape, Shape],
+        dtypes: tuple[Any, Any],
+        anchor: Tensor,
+        to_left: Tensor,
+        to_right: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.left_rank, ctx.right_rank, ctx.group = left_rank, right_rank, group
+        ctx.sent = (to_left.shape, to_right.shape), (to_left.dtype, to_right.dtype)
+        from_right = to_left.new_empty(shapes[0], dtype=dtypes[0])
+        from_left = to_right.new_empty(shapes[1], dtype=dtypes[1])
+        # between two ranks messages pair up in the order posted: the first I send to the right is
+        # the first my neighbour receives from its left
+        sends = [(to_right, right_rank), (to_left, left_rank)]
+        _transfer(sends, [(from_left, left_rank), (from_right, right_rank)], group)
+        ctx.mark_non_differentiable(*(t for t in (from_right, from_left) if not t.is_floating_point()))
+        return from_right, from_left
+
+    @staticmethod
+    def backward(ctx: Any, grad_from_right: Tensor, grad_from_left: Tensor) -> tuple[Any, ...]:
+        # the gradient of what I sent to the left comes back from the left
+        (left, right), (left_dtype, right_dtype) = ctx.sent
+        grad_to_right, grad_to_left = _ExchangeBidir.apply(
+            ctx.left_rank, ctx.right_rank, ctx.group, (right, left), (right_dtype, left_dtype), _anchor(),
+            grad_from_left, grad_from_right,
+        )  # fmt: skip
+        return None, None, None, None, None, None, grad_to_left, grad_to_right
+
+
+def _announced(sends: list[tuple[Tensor, int]], sources: list[int], group: Any) -> list[Tensor]:
+    shapes = _announced_shapes(sends, sources, group)
+    receives = [
+        (sent.new_empty(shape, dtype=dtype), source)
+        for (shape, dtype), source, (sent, _) in zip(shapes, sources, sends, strict=True)
+    ]
+    _transfer([(tensor.detach(), rank) for tensor, rank in sends], receives, group)
+    return [tensor for tensor, _ in receives]
+
+
+@eager
+def _announced_shapes(
+    sends: list[tuple[Tensor, int]], sources: list[int], group: Any
+) -> list[tuple[list[int], torch.dtype]]:
+    """Tell each receiver the shape and dtype that comes, and hear what comes here."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError("neighbour exchange needs torch.distributed: call init_process_group() first")
+    world_size = dist.get_world_size(group)
+    for peer in [*sources, *(rank for _, rank in sends)]:
+        if not isinstance(peer, int) or not 0 <= peer < world_size:
+            raise ValueError(f"neighbour rank: expected an int in [0, {world_size}), got {peer!r}")
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    wrong: Exception | None = None
+    headers = []
+    for tensor, rank in sends:
+        header = [-1] * (2 + _MAX_NDIM)
+        if not isinstance(tensor, Tensor):
+            wrong = TypeError(f"tensor: expected a torch.Tensor, got {type(tensor).__name__}")
+        elif tensor.dtype not in _DTYPES:
+            wrong = TypeError(f"tensor: expected one of {_DTYPES}, got {tensor.dtype}")
+        elif tensor.ndim > _MAX_NDIM:
+            wrong = ValueError(f"tensor: expected at most {_MAX_NDIM} dimensions, got {tensor.ndim}")
+        else:
+            header[: 2 + tensor.ndim] = [tensor.ndim, _DTYPES.index(tensor.dtype), *tensor.shape]
+        headers.append((torch.tensor(header, device=device), rank))
+    coming = [(torch.empty(2 + _MAX_NDIM, dtype=torch.int64, device=device), rank) for rank in sources]
+    _transfer(headers, coming, group)
+    announced = []
+    for told, source in coming:
+        ndim, dtype, *shape = told.tolist()
+        if ndim < 0 and wrong is None:
+            wrong = ValueError(f"rank {source} could not send its tensor: it raises the reason")
+        announced.append((shape[: max(ndim, 0)], _DTYPES[dtype]))
+    if wrong is not None:
+        # what the neighbours wait for still goes its way, so that nobody hangs
+        good = [send for send, (header, _) in zip(sends, headers, strict=True) if header[0] >= 0]
+        ignored = [
+            (torch.empty(shape, dtype=dtype, device=device), source)
+            for (shape, dtype), (told, source) in zip(announced, coming, strict=True)
+            if told[0] >= 0
+        ]
+        _transfer([(tensor.detach(), rank) for tensor, rank in good], ignored, group)
+        raise wrong
+    return announced
+
+
+def _transfer(sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]], group: Any) -> None:
+    ops = [
+        dist.P2POp(dist.isend, tensor.contiguous(), group=group, group_peer=rank) for tensor, rank in sends
+    ] + [dist.P2POp(dist.irecv, tensor, group=group, group_peer=rank) for tensor, rank in receives]
+    for work in dist.batch_isend_irecv(ops):
+        work.wait()

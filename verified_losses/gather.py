@@ -1,0 +1,208 @@
+"""Every rank's rows on every rank, with or without their gradients."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, FunctionCtx
+
+from . import checks
+from .checks import Convention, Facts
+from .transport import Transport, eager
+
+Rows = tuple[int, ...]
+"""How many rows each rank holds."""
+
+
+def gather_features(
+    image_features: Tensor,
+    text_features: Tensor,
+    local_loss: bool = False,
+    gather_with_grad: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    use_horovod: bool = False,
+    *,
+    convention: Convention = "exact",
+    group: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """Gather both features from all ranks, in rank order.
+
+    With `gather_with_grad` the backward sums every rank's gradient for this rank's rows. Without it
+    the other ranks' rows are constants, and this rank's rows are constants too if `local_loss`; else
+    they carry gradient `world_size` times (convention "exact", so that a mean over ranks is the true
+    gradient) or once (convention "open_clip").
+
+    Args:
+        image_features: [n, d], floating; ranks may differ in n.
+        text_features: [n, d], of the same dtype and device.
+        local_loss: whether the loss compares this rank's rows alone with the gathered ones.
+        gather_with_grad: whether gradients flow back to the ranks that the rows came from.
+        rank: this rank.
+        world_size: the number of ranks.
+        use_horovod: not supported yet.
+        convention: which gradient `gather_with_grad=False, local_loss=False` gives.
+        group: the process group; None is the default one.
+
+    Returns:
+        All image features and all text features, each [sum of n, d].
+
+    Raises:
+        TypeError, ValueError: an argument is wrong on some rank; every rank raises.
+    """
+    checks.no_horovod(use_horovod)
+    checks.one_of("convention", convention, ("exact", "open_clip"))
+    transport = Transport(rank, world_size, group)
+
+    def check() -> Facts:
+        image, text = checks.pairs(image_features, text_features)
+        return Facts(image.shape[0], common=describe(gather_with_grad, image, text))
+
+    call = f"gather_features({local_loss=}, {gather_with_grad=}, {convention=})"
+    rows = tuple(facts.rows for facts in checks.agree(transport, call, check))
+    return gather_pair(
+        image_features, text_features, rows, local_loss, gather_with_grad, convention, transport
+    )
+
+
+def describe(with_grad: bool, *tensors: Tensor) -> str:
+    """Say what ranks must share to gather tensors: width, dtype, and the gradients that flow back."""
+    grads = [t.requires_grad and torch.is_grad_enabled() for t in tensors] if with_grad else "any"
+    return f"widths {[list(t.shape[1:]) for t in tensors]} {tensors[0].dtype} requires_grad {grads}"
+
+
+def gather_pair(
+    image_features: Tensor,
+    text_features: Tensor,
+    rows: Rows,
+    local_loss: bool,
+    gather_with_grad: bool,
+    convention: Convention,
+    transport: Transport,
+) -> tuple[Tensor, Tensor]:
+    """Gather checked features; see `gather_features`."""
+    mine = [image_features, text_features]
+    if transport.world_size == 1:
+        everyone = mine
+    elif gather_with_grad:
+        everyone = gather_rows(transport, rows, mine)
+    else:
+        # detached, not only under no_grad: compiled collectives carry gradient in torch 2.13
+        everyone = gather_rows(transport, rows, [tensor.detach() for tensor in mine])
+        if not local_loss:
+            times = transport.world_size if convention == "exact" else 1
+            start = sum(rows[: transport.rank])
+            everyone = [
+                torch.cat([all_rows[:start], carry(own, times), all_rows[start + len(own) :]])
+                for all_rows, own in zip(everyone, mine, strict=True)
+            ]
+    return everyone[0], everyone[1]
+
+
+@eager
+def gather_rows(transport: Transport, rows: Rows, tensors: list[Tensor]) -> list[Tensor]:
+    """Concatenate every rank's rows of each tensor; the backward sums every rank's gradient."""
+    return list(_GatherRows.apply(transport, rows, *tensors))
+
+
+@eager
+def broadcast_rows(transport: Transport, rows: Rows, tensor: Tensor, source: int) -> Tensor:
+    """Return the rows of rank `source`; the backward sums every rank's gradient there."""
+    return _BroadcastRows.apply(transport, rows, source, tensor)
+
+
+def carry(tensor: Tensor, times: int) -> Tensor:
+    """Return `tensor`, whose gradient counts `times`."""
+    return tensor if times == 1 else _Carry.apply(tensor, times)
+
+
+class _Carry(Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor, times: int) -> Tensor:
+        ctx.times = times  # type: ignore[attr-defined]
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.times, None
+
+
+def _pack(tensors: list[Tensor], length: int) -> Tensor:
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return flat if len(flat) == length else torch.cat([flat, flat.new_zeros(length - len(flat))])
+
+
+class _GatherRows(Function):
+    """[rows[rank], ...] of each tensor to [sum(rows), ...]; one message whatever the number of tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, transport: Transport, rows: Rows, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.transport, ctx.rows = transport, rows
+        widths = [tensor.shape[1:].numel() for tensor in tensors]
+        everyone = transport.all_gather(_pack(list(tensors), max(rows) * sum(widths)))
+        gathered = []
+        before = 0
+        for tensor, width in zip(tensors, widths, strict=True):
+            parts = [
+                packed[n * before : n * (before + width)] for n, packed in zip(rows, everyone, strict=True)
+            ]
+            gathered.append(torch.cat(parts).view(-1, *tensor.shape[1:]))
+            before += width
+        return tuple(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        wanted = [k for k in range(len(grads)) if ctx.needs_input_grad[2 + k]]
+        summed = iter(_SumRows.apply(ctx.transport, ctx.rows, *(grads[k] for k in wanted)))
+        return None, None, *(next(summed) if k in wanted else None for k in range(len(grads)))
+
+
+class _SumRows(Function):
+    """[sum(rows), ...] of each tensor, summed over the ranks, to this rank's [rows[rank], ...]."""
+
+    @staticmethod
+    def forward(ctx: Any, transport: Transport, rows: Rows, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.transport, ctx.rows = transport, rows
+        widths = [tensor.shape[1:].numel() for tensor in tensors]
+        length = max(rows) * sum(widths)
+        parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+        mine = transport.sum_scatter(torch.stack([_pack(list(part), length) for part in parts]))
+        n = rows[transport.rank]
+        flat = mine[: n * sum(widths)].split([n * width for width in widths])
+        # cloned: the outputs of a Function must not be views of one another
+        return tuple(
+            part.view(n, *tensor.shape[1:]).clone() for part, tensor in zip(flat, tensors, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return None, None, *_GatherRows.apply(ctx.transport, ctx.rows, *grads)
+
+
+class _BroadcastRows(Function):
+    @staticmethod
+    def forward(ctx: Any, transport: Transport, rows: Rows, source: int, tensor: Tensor) -> Tensor:
+        ctx.transport, ctx.rows, ctx.source = transport, rows, source
+        if source != transport.rank:
+            tensor = tensor.new_empty(rows[source], *tensor.shape[1:])
+        return transport.broadcast(tensor, source)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return None, None, None, _SumToRows.apply(ctx.transport, ctx.rows, ctx.source, grad)
+
+
+class _SumToRows(Function):
+    """The sum over the ranks on rank `source`, zeros in this rank's shape on the others."""
+
+    @staticmethod
+    def forward(ctx: Any, transport: Transport, rows: Rows, source: int, tensor: Tensor) -> Tensor:
+        ctx.transport, ctx.rows, ctx.source = transport, rows, source
+        total = transport.sum(tensor)
+        if source == transport.rank:
+            return total
+        return total.new_zeros(rows[transport.rank], *tensor.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return None, None, None, _BroadcastRows.apply(ctx.transport, ctx.rows, ctx.source, grad)

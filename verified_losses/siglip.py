@@ -1,0 +1,168 @@
+"""The sigmoid loss of SigLIP."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import checks
+from .checks import Facts, Scalar
+from .clip import widen
+from .exchange import exchange_bidir_with_grad, exchange_with_grad
+from .gather import Rows, broadcast_rows, describe, gather_rows
+from .transport import Transport
+
+DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+
+
+class SigLipLoss(nn.Module):
+    """A binary cross-entropy for every image and text: partners are positive, all others negative.
+
+    Over several ranks each rank scores its images against every rank's texts. The mean of the returned
+    losses, and of all gradients, equals those of one process that holds the whole batch, for equal and
+    unequal numbers of rows.
+
+    Args:
+        cache_labels: accepted for compatibility; nothing is cached.
+        rank: this rank, counted within `group`.
+        world_size: the number of ranks in `group`.
+        dist_impl: how texts travel: "bidir" (default) passes them to both neighbours, "shift" to one,
+            "reduce" sends one rank's at a time to all, "gather" all at once.
+        group: the process group; None is the default one.
+
+    Raises:
+        ValueError: `rank` is outside the world, or `dist_impl` is unknown.
+
+    References:
+        Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 3.2,
+        https://arxiv.org/abs/2303.15343
+    """
+
+    def __init__(
+        self,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dist_impl: str | None = None,
+        *,
+        group: Any = None,
+    ) -> None:
+        super().__init__()
+        self.transport = Transport(rank, world_size, group)
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.dist_impl = dist_impl or "bidir"
+        checks.one_of("dist_impl", self.dist_impl, DIST_IMPLS)
+
+    def get_ground_truth(
+        self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
+    ) -> Tensor:
+        """Return [num_logits, num_logits]: 1 for partners unless `negative_only`, -1 elsewhere."""
+        labels = -torch.ones((num_logits, num_logits), device=device, dtype=dtype)
+        return labels if negative_only else labels.fill_diagonal_(1)
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Scalar,
+        logit_bias: Scalar | None = None,
+    ) -> Tensor:
+        """Return the logits of [n, d] images against [m, d] texts, [n, m]."""
+        logits = logit_scale * image_features @ text_features.T
+        return logits if logit_bias is None else logits + logit_bias
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Scalar,
+        logit_bias: Scalar | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the loss, a scalar of the features' dtype, or float32 if that is narrower.
+
+        Args:
+            image_features: [n, d], floating, normalised by the caller.
+            text_features: [n, d], row i the partner of image i; same dtype and device.
+            logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
+            logit_bias: added to every logit, as `logit_scale`; None adds nothing.
+            output_dict: return {"contrastive_loss": loss}.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
+            RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
+        """
+
+        def check() -> Facts:
+            image, text = checks.pairs(image_features, text_features)
+            checks.scalar("logit_scale", logit_scale, image)
+            if logit_bias is not None:
+                checks.scalar("logit_bias", logit_bias, image)
+            return Facts(image.shape[0], common=describe(True, text) if self.world_size > 1 else "")
+
+        call = f"SigLipLoss(dist_impl={self.dist_impl!r})"
+        rows = tuple(facts.rows for facts in checks.agree(self.transport, call, check))
+        own_text, *other_texts = self._texts(text_features, rows)
+        total = self._sum(image_features, own_text, logit_scale, logit_bias)
+        for text in other_texts:
+            total = total + self._sum(image_features, text, logit_scale, logit_bias, negative_only=True)
+        loss = total * (self.world_size / sum(rows))
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _sum(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Scalar,
+        logit_bias: Scalar | None,
+        negative_only: bool = False,
+    ) -> Tensor:
+        logits = widen(self.get_logits(image_features, text_features, logit_scale, logit_bias))
+        if negative_only:
+            return -F.logsigmoid(-logits).sum()
+        labels = self.get_ground_truth(logits.device, logits.dtype, logits.shape[0])
+        # logsigmoid, not softplus: torch's softplus drops exp(-x) beyond 20
+        return -F.logsigmoid(labels * logits).sum()
+
+    def _texts(self, text_features: Tensor, rows: Rows) -> list[Tensor]:
+        """Return this rank's texts, then every other rank's, differentiable if texts require grad."""
+        if self.world_size == 1:
+            return [text_features]
+        if not text_features.requires_grad:
+            with torch.no_grad():
+                return self._fetch(text_features, rows)
+        return self._fetch(text_features, rows)
+
+    def _fetch(self, text_features: Tensor, rows: Rows) -> list[Tensor]:
+        rank, world_size, width = self.rank, self.world_size, text_features.shape[1]
+        if self.dist_impl in ("gather", "reduce"):
+            if self.dist_impl == "gather":
+                (everyone,) = gather_rows(self.transport, rows, [text_features])
+                blocks = list(everyone.split(rows))
+            else:
+                blocks = [broadcast_rows(self.transport, rows, text_features, r) for r in range(world_size)]
+            # own rows as they came back: a rank whose graph lacks one message would hang the others
+            return [blocks[rank], *blocks[:rank], *blocks[rank + 1 :]]
+        left, right = (rank - 1) % world_size, (rank + 1) % world_size
+        group = self.transport.group
+        texts = [text_features]
+        to_right = to_left = text_features
+        hops = world_size - 1 if self.dist_impl == "shift" else (world_size - 1) // 2
+        for hop in range(1, hops + 1):
+            shape_from_left = rows[(rank - hop) % world_size], width
+            if self.dist_impl == "shift":
+                to_right = exchange_with_grad(left, right, to_right, shape_from_left, group)
+                texts.append(to_right)
+            else:
+                shape_from_right = rows[(rank + hop) % world_size], width
+                to_left, to_right = exchange_bidir_with_grad(
+                    left, right, to_left, to_right, shape_from_right, shape_from_left, group
+                )
+                texts += [to_left, to_right]
+        if self.dist_impl == "bidir" and (world_size - 1) % 2:
+            shape = rows[(rank - hops - 1) % world_size], width
+            texts.append(exchange_with_grad(left, right, to_right, shape, group))
+        return texts

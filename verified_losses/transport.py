@@ -1,0 +1,94 @@
+"""How ranks talk: the few collectives that the losses are built on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def eager(function: F) -> F:
+    """Keep torch.compile out of `function`: it would rewrite the collectives inside."""
+    return cast(F, torch.compiler.disable(function))
+
+
+@dataclass(frozen=True)
+class Transport:
+    """The ranks that share a batch, over torch.distributed.
+
+    Args:
+        rank: this rank, counted within `group`.
+        world_size: how many ranks the group has.
+        group: a process group; None is the default group.
+    """
+
+    rank: int
+    world_size: int
+    group: dist.ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.world_size, int) or self.world_size < 1:
+            raise ValueError(f"world_size: expected an int of at least 1, got {self.world_size!r}")
+        if not isinstance(self.rank, int) or not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank: expected an int in [0, {self.world_size}), got {self.rank!r}")
+
+    def check_initialized(self) -> None:
+        """Raise RuntimeError unless torch.distributed can carry this world's messages."""
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError(
+                f"world_size={self.world_size} needs torch.distributed: "
+                "call torch.distributed.init_process_group() before the loss"
+            )
+
+    def check_place(self) -> None:
+        """Raise ValueError unless `rank` and `world_size` are those of the process group."""
+        rank, world_size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        if (rank, world_size) != (self.rank, self.world_size):
+            raise ValueError(
+                f"rank, world_size: expected those of the process group, rank {rank} of {world_size}, "
+                f"got rank {self.rank} of {self.world_size}"
+            )
+
+    def all_gather_numbers(self, numbers: list[int]) -> list[list[int]]:
+        """Return every rank's `numbers`, which are equally many on every rank."""
+        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
+        mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+        everyone = mine.new_empty(dist.get_world_size(self.group), len(numbers))
+        dist.all_gather(list(everyone.unbind()), mine, group=self.group)
+        return everyone.tolist()
+
+    def all_gather_text(self, text: str) -> list[str]:
+        """Return every rank's `text`."""
+        texts: list[str] = [""] * dist.get_world_size(self.group)
+        dist.all_gather_object(texts, text, group=self.group)
+        return texts
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Stack every rank's tensor, [...] on each, to [world_size, ...]."""
+        everyone = tensor.new_empty(self.world_size, *tensor.shape)
+        dist.all_gather(list(everyone.unbind()), tensor.contiguous(), group=self.group)
+        return everyone
+
+    def sum_scatter(self, tensor: Tensor) -> Tensor:
+        """Sum [world_size, ...] over the ranks and keep this rank's part, [...]."""
+        if dist.get_backend(self.group) == "nccl":
+            mine = torch.empty_like(tensor[0], memory_format=torch.contiguous_format)
+            dist.reduce_scatter_tensor(mine, tensor.contiguous(), group=self.group)
+            return mine
+        return self.sum(tensor)[self.rank]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum equally shaped tensors over the ranks."""
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=self.group)
+        return total
+
+    def broadcast(self, tensor: Tensor, source: int) -> Tensor:
+        """Return the tensor of rank `source`; every rank passes one of its shape and dtype."""
+        received = tensor.clone(memory_format=torch.contiguous_format)
+        dist.broadcast(received, group=self.group, group_src=source)
+        return received
