@@ -15,9 +15,7 @@ Array = NDArray[Any]
 STEP = 1e-100
 
 
-def directional_derivative(
-    function: Callable[[Array], complex], point: Array, direction: Array
-) -> float:
+def directional_derivative(function: Callable[[Array], complex], point: Array, direction: Array) -> float:
     """Return the derivative of `function` at `point` along `direction`, of the same shape."""
     return float(np.imag(function(point + 1j * STEP * direction)) / STEP)
 

@@ -12,7 +12,9 @@ from .complex_step import Array, constant
 
 def dist_loss(teacher_logits: Array, student_logits: Array) -> Array:
     """Return -sum_j softmax(t)_j log softmax(s)_j for each row."""
-    return -np.sum(np.exp(log_softmax(teacher_logits)) * log_softmax(student_logits), axis=-1)
+    terms: Array = np.exp(log_softmax(teacher_logits)) * log_softmax(student_logits)
+    total: Array = terms.sum(axis=-1)
+    return -total
 
 
 def distill_loss(

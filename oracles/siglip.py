@@ -14,13 +14,15 @@ def softplus(z: Array) -> Array:
     """Return log(1 + exp(z)) = -log sigmoid(-z)."""
     # split by sign so that the exponential never overflows
     tail = np.exp(np.where(np.real(z) > 0, -z, z))
-    return np.where(np.real(z) > 0, z, 0) + log1p(tail)
+    result: Array = np.where(np.real(z) > 0, z, 0) + log1p(tail)
+    return result
 
 
 def log1p(z: Array) -> Array:
     """Return log(1 + z), exact for small z: NumPy's is not where z is complex."""
     x, y = np.real(z), np.imag(z)
-    return np.log1p(x * (2 + x) + y * y) / 2 + 1j * np.arctan2(y, 1 + x)
+    result: Array = np.log1p(x * (2 + x) + y * y) / 2 + 1j * np.arctan2(y, 1 + x)
+    return result
 
 
 def siglip_loss(

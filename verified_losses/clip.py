@@ -111,6 +111,8 @@ class ClipLoss(nn.Module):
         rows = self._agreed or self._agree(
             lambda: self._check(image_features, text_features, logit_scale, logit_bias)
         )
+        logit_scale = flat(logit_scale)
+        logit_bias = None if logit_bias is None else flat(logit_bias)
         all_image_features, all_text_features = gather_pair(
             image_features,
             text_features,
@@ -199,6 +201,11 @@ class ClipLoss(nn.Module):
         labels = self.get_ground_truth(logits_per_image.device, logits_per_image.shape[0])
         total = sum_cross_entropy(logits_per_image, labels) + sum_cross_entropy(logits_per_text, labels)
         return total * (self._weight(logits_per_image) / 2)
+
+
+def flat(value: Scalar) -> Scalar:
+    """Return `value`, [1] as []: a tensor of no dimensions leaves the features' dtype as it is."""
+    return value.reshape(()) if isinstance(value, Tensor) else value
 
 
 def widen(tensor: Tensor) -> Tensor:

@@ -43,6 +43,12 @@ class CoCaLoss(ClipLoss):
         convention: Convention = "exact",
         group: Any = None,
     ) -> None:
+        weights = {"caption_loss_weight": caption_loss_weight, "clip_loss_weight": clip_loss_weight}
+        for name, weight in weights.items():
+            if not isinstance(weight, int | float):
+                raise TypeError(f"{name}: expected a number, got {type(weight).__name__}")
+        if not isinstance(pad_id, int):
+            raise TypeError(f"pad_id: expected an int, got {type(pad_id).__name__}")
         super().__init__(
             local_loss,
             gather_with_grad,
@@ -64,8 +70,9 @@ class CoCaLoss(ClipLoss):
         logits: Tensor,
         labels: Tensor,
         logit_scale: Scalar,
-        logit_bias: Scalar | None = None,
         output_dict: bool = False,
+        *,
+        logit_bias: Scalar | None = None,
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
         """Return the weighted contrastive and caption losses, two scalars.
 
@@ -75,8 +82,8 @@ class CoCaLoss(ClipLoss):
             logits: [b, t, v] floating scores of the next token, on the same device.
             labels: [b, t] int64 token ids in [0, v), or `pad_id`.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
-            logit_bias: added to every contrastive logit; None adds nothing.
             output_dict: return {"contrastive_loss": ..., "caption_loss": ...}.
+            logit_bias: added to every contrastive logit; None adds nothing.
 
         Raises:
             TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.

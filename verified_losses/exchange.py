@@ -90,7 +90,8 @@ def exchange_with_grad(
 ) -> Tensor:
     """Exchange with gradient where the shape that comes is known."""
     dtype = dtype or tensor.dtype
-    return _Exchange.apply(from_rank, to_rank, group, shape, dtype, _anchor(), tensor)
+    received: Tensor = _Exchange.apply(from_rank, to_rank, group, shape, dtype, _anchor(), tensor)
+    return received
 
 
 @eager
@@ -108,9 +109,10 @@ def exchange_bidir_with_grad(
     """Exchange in both directions with gradient where the shapes that come are known."""
     shapes = (shape_from_right, shape_from_left)
     dtypes = (dtype_from_right or tensor_to_left.dtype, dtype_from_left or tensor_to_right.dtype)
-    return _ExchangeBidir.apply(
+    received: tuple[Tensor, Tensor] = _ExchangeBidir.apply(
         left_rank, right_rank, group, shapes, dtypes, _anchor(), tensor_to_left, tensor_to_right
     )
+    return received
 
 
 def _anchor() -> Tensor:

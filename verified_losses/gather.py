@@ -108,7 +108,8 @@ def gather_rows(transport: Transport, rows: Rows, tensors: list[Tensor]) -> list
 @eager
 def broadcast_rows(transport: Transport, rows: Rows, tensor: Tensor, source: int) -> Tensor:
     """Return the rows of rank `source`; the backward sums every rank's gradient there."""
-    return _BroadcastRows.apply(transport, rows, source, tensor)
+    received: Tensor = _BroadcastRows.apply(transport, rows, source, tensor)
+    return received
 
 
 def carry(tensor: Tensor, times: int) -> Tensor:

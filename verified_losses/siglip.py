@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from . import checks
 from .checks import Facts, Scalar
-from .clip import widen
+from .clip import flat, widen
 from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
 from .transport import Transport
@@ -71,8 +71,8 @@ class SigLipLoss(nn.Module):
         logit_bias: Scalar | None = None,
     ) -> Tensor:
         """Return the logits of [n, d] images against [m, d] texts, [n, m]."""
-        logits = logit_scale * image_features @ text_features.T
-        return logits if logit_bias is None else logits + logit_bias
+        logits = flat(logit_scale) * image_features @ text_features.T
+        return logits if logit_bias is None else logits + flat(logit_bias)
 
     def forward(
         self,

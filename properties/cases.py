@@ -1,0 +1,268 @@
+"""Strategies that draw a whole case: what a world of ranks is given, from a few plain numbers and a seed.
+
+Hypothesis draws the shape of a case and a seed; NumPy fills the arrays. Every choice is listed simplest
+first, and the seed comes last, so that a failing case shrinks to one a person can read.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from oracles.complex_step import Array
+
+Options = tuple[tuple[str, Any], ...]
+"""Keyword arguments of a constructor, as pairs."""
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+STRIDES = ("contiguous", "transposed", "sliced")
+PATTERNS = ("basis", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
+PADS = ("none", "tail", "inside", "all")
+LARGEST_LOGIT = 1e4
+"""Beyond this float16 overflows and no implementation can be right."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One drawn input of one contract; the arrays follow from it. The defaults are the simplest case."""
+
+    rows: tuple[int, ...] = (1,)
+    """Rows of each rank."""
+    width: int = 1
+    dtype: str = "float64"
+    pattern: str = "basis"
+    scale: float = 1.0
+    bias: float | None = None
+    scalar_shape: tuple[int, ...] = ()
+    wide_scalars: bool = False
+    """Scale and bias in float32 beside half-precision features."""
+    options: Options = ()
+    frozen: tuple[str, ...] = ()
+    """Inputs that do not require grad."""
+    strides: str = "contiguous"
+    cotangents: str = "ones"
+    """"ones", or "drawn": different on every rank, term and element."""
+    cotangent_strides: str = "contiguous"
+    output_dict: bool = True
+    vocabulary: int = 2
+    length: int = 1
+    pad_id: int = 0
+    pads: str = "none"
+    pad_rows: int = 0
+    """The first rows of the global batch are padding alone."""
+    teacher_width: int = 1
+    seed: int = 0
+    permutation: int = 0
+    """A seed that permutes the pairs; 0 leaves them."""
+    swapped: bool = False
+    """Image and text features change places."""
+    pad_content: int = 0
+    """A seed that fills the logits at padding; 0 leaves them."""
+
+    def __str__(self) -> str:
+        """List what differs from the simplest case, and the shape."""
+        always = ("rows", "width", "dtype", "pattern", "scale", "seed")
+        shown = [f for f in fields(self) if f.name in always or getattr(self, f.name) != f.default]
+        return f"Case({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.rows)
+
+    def option(self, name: str, default: Any = False) -> Any:
+        """Return one of `options`."""
+        return dict(self.options).get(name, default)
+
+    def split(self, array: Array) -> list[Array]:
+        """Split a global batch over the ranks."""
+        return np.split(array, np.cumsum(self.rows)[:-1])
+
+    @property
+    def scalar_dtype(self) -> str:
+        """The dtype of scale and bias."""
+        return "float32" if self.wide_scalars else self.dtype
+
+
+def rounded(array: Array, dtype: str) -> Array:
+    """Round to the nearest values of `dtype`, kept as float64, so that oracle and subject get the same."""
+    return torch.as_tensor(array, dtype=torch.float64).to(getattr(torch, dtype)).double().numpy()
+
+
+def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
+    """Fill the image and text features of all ranks, [sum of rows, width] each."""
+    generator = np.random.default_rng([case.seed, seed])
+    shape = (sum(case.rows), width)
+    first, second = generator.standard_normal(shape), generator.standard_normal(shape)
+    if case.pattern == "basis":
+        first = np.eye(width)[np.arange(shape[0]) % width]
+        second = np.eye(width)[generator.integers(0, width, shape[0])]
+    for array in (first, second):
+        array /= np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-30)
+    if case.pattern == "duplicates":
+        first, second = first[np.arange(shape[0]) // 2], second[np.arange(shape[0]) // 2]
+    elif case.pattern == "zeros":
+        first[::2] = 0
+        second[1::3] = 0
+    elif case.pattern == "saturated":
+        second = first.copy()
+    elif case.pattern == "opposite":
+        second = -first
+    elif case.pattern == "large":
+        first, second = 30 * first, 20 * second
+    largest = np.sqrt(abs(case.scale) * np.max(abs(first @ second.T), initial=0) / LARGEST_LOGIT)
+    first, second = first / max(largest, 1), second / max(largest, 1)
+    if case.permutation:
+        order = np.random.default_rng(case.permutation).permutation(shape[0])
+        first, second = first[order], second[order]
+    if case.swapped:
+        first, second = second, first
+    return rounded(first, case.dtype), rounded(second, case.dtype)
+
+
+def captions(case: Case) -> tuple[Array, Array]:
+    """Fill caption logits [sum of rows, length, vocabulary] and labels [sum of rows, length]."""
+    generator = np.random.default_rng([case.seed, 3])
+    shape = (sum(case.rows), case.length)
+    spread = {"large": 30.0, "saturated": 10.0, "zeros": 0.0}.get(case.pattern, 1.0)
+    logits = spread * generator.standard_normal((*shape, case.vocabulary))
+    ids = [token for token in range(case.vocabulary) if token != case.pad_id]
+    labels = generator.choice(ids, shape)
+    is_pad = np.zeros(shape, dtype=bool)
+    if case.pads == "tail":
+        is_pad = np.arange(case.length) >= generator.integers(0, case.length + 1, (shape[0], 1))
+    elif case.pads == "inside":
+        is_pad = generator.random(shape) < 0.5
+    elif case.pads == "all":
+        is_pad[:] = True
+    is_pad[: case.pad_rows] = True
+    labels = np.where(is_pad, case.pad_id, labels)
+    if case.pad_content:
+        other = np.random.default_rng(case.pad_content).standard_normal(logits.shape)
+        logits = np.where(is_pad[..., None], 10 * other, logits)
+    return rounded(logits, case.dtype), labels
+
+
+def scalars(case: Case) -> dict[str, Array]:
+    """Return the logit scale and, where there is one, the bias."""
+    values = {"logit_scale": case.scale} | ({} if case.bias is None else {"logit_bias": case.bias})
+    return {name: rounded(np.full(case.scalar_shape, v), case.scalar_dtype) for name, v in values.items()}
+
+
+def cotangents(case: Case, shapes: list[dict[str, tuple[int, ...]]]) -> list[dict[str, Array]]:
+    """Return what each rank's outputs are multiplied with before backward, given their shapes."""
+    generator = np.random.default_rng([case.seed, 4])
+    drawn: list[dict[str, Array]] = []
+    for rank_shapes in shapes:
+        values = {}
+        for name, shape in rank_shapes.items():
+            # halves, which every dtype holds exactly
+            value = generator.integers(-4, 5, shape) / 2
+            if case.cotangent_strides == "expanded" and len(shape) == 2:
+                value = np.broadcast_to(value[:, :1], shape)
+            values[name] = np.asarray(value if case.cotangents == "drawn" else np.ones(shape))
+        drawn.append(values)
+    return drawn
+
+
+def tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> torch.Tensor:
+    """Return a leaf tensor of the given values and memory layout."""
+    made = torch.tensor(array, dtype=getattr(torch, dtype))
+    if strides == "transposed" and made.ndim > 1:
+        made = made.transpose(0, -1).contiguous().transpose(0, -1)
+    elif strides == "sliced" and made.ndim > 0:
+        made = torch.stack([made, torch.full_like(made, 7)], dim=-1)[..., 0]
+    elif strides == "expanded" and made.ndim == 2:
+        made = made[:, :1].expand(made.shape)
+    return made.requires_grad_(requires_grad)
+
+
+# Around the tile and chunk sizes in common use.
+SIZES = st.integers(1, 9) | st.integers(1, 40) | st.sampled_from([15, 16, 17, 31, 32, 33])
+LARGE_SIZES = st.sampled_from([48, 63, 64, 65, 96, 100, 127, 128, 129])
+
+
+@st.composite
+def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
+    """Rows of each rank and width: mostly small, now and then past a tile of 128 in one of the two."""
+    kind = draw(st.sampled_from(["small", "small", "small", "small", "uneven", "uneven", "rows", "width"]))
+    if kind == "width":
+        return {"rows": (draw(st.integers(1, 4)),) * world_size, "width": draw(LARGE_SIZES | st.just(257))}
+    width = draw(SIZES)
+    if kind == "rows":
+        width = min(width, 24)
+        return {"rows": (draw(LARGE_SIZES) // (1 if world_size < 3 else 2),) * world_size, "width": width}
+    rows = draw(st.integers(1, 8))
+    if kind == "uneven" and not even:
+        return {"rows": tuple(draw(st.integers(1, 8)) for _ in range(world_size)), "width": width}
+    if draw(st.booleans()):
+        rows = draw(st.integers(1, 40 // world_size))
+    return {"rows": (rows,) * world_size, "width": width}
+
+
+SCALES = st.sampled_from([1.0, 100.0]) | st.floats(-5, 5).map(lambda x: float(f"{math.exp(x):.3g}"))
+BIASES = st.sampled_from([None, 0.0, -10.0]) | st.floats(-16, 16).map(lambda x: float(f"{x:.3g}"))
+SEEDS = st.integers(0, 2**16)
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    world_size: int,
+    options: st.SearchStrategy[Options],
+    even: bool = False,
+    dtypes: tuple[str, ...] = DTYPES,
+    freezable: tuple[str, ...] = (),
+    strides: tuple[str, ...] = STRIDES,
+    cotangent_strides: tuple[str, ...] = ("contiguous",),
+    biases: st.SearchStrategy[float | None] = BIASES,
+    captions: bool = False,
+    teacher: bool = False,
+) -> Case:
+    """Draw a case of a world of `world_size` ranks.
+
+    Args:
+        draw: given by Hypothesis.
+        world_size: number of ranks.
+        options: what to construct the subject with.
+        even: give every rank equally many rows.
+        dtypes: which dtypes to choose from.
+        freezable: inputs that may not require grad.
+        strides: memory layouts of the inputs.
+        cotangent_strides: memory layouts of the cotangents.
+        biases: logit biases.
+        captions: draw a vocabulary, a caption length and padding.
+        teacher: draw a width for a teacher.
+    """
+    chosen: dict[str, Any] = {"options": draw(options), **draw(shapes(world_size, even))}
+    chosen["dtype"] = draw(st.sampled_from(dtypes))
+    chosen["pattern"] = draw(st.sampled_from(PATTERNS))
+    chosen["scale"] = draw(SCALES)
+    chosen["bias"] = draw(biases)
+    chosen["scalar_shape"] = draw(st.sampled_from([(), (1,)]))
+    half = chosen["dtype"] in ("bfloat16", "float16")
+    chosen["wide_scalars"] = half and draw(st.booleans())
+    freeze: bool = draw(st.booleans())
+    if freezable and freeze:
+        chosen["frozen"] = tuple(
+            sorted(draw(st.sets(st.sampled_from(freezable), max_size=len(freezable) - 1)))
+        )
+    chosen["strides"] = draw(st.sampled_from(strides))
+    chosen["cotangents"] = draw(st.sampled_from(["ones", "drawn"]))
+    chosen["cotangent_strides"] = draw(st.sampled_from(cotangent_strides))
+    if captions:
+        big = sum(chosen["rows"]) > 64
+        chosen["vocabulary"] = draw(st.integers(2, 9 if big else 40))
+        chosen["length"] = draw(st.integers(1, 3 if big else 9))
+        chosen["pad_id"] = draw(st.sampled_from([0, 1, -100, 1000]))
+        chosen["pads"] = draw(st.sampled_from(PADS))
+        one_rank_is_all_padding: bool = draw(st.booleans())
+        chosen["pad_rows"] = chosen["rows"][0] if one_rank_is_all_padding else 0
+    if teacher:
+        chosen["teacher_width"] = draw(st.integers(1, 24))
+    chosen["output_dict"] = draw(st.booleans())
+    chosen["seed"] = draw(SEEDS)
+    return Case(**chosen)

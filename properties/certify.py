@@ -1,0 +1,122 @@
+"""Contract x subject x world x law, each run over drawn cases, to a verdict."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+
+from .contracts import Contract, contracts
+from .laws import Law, laws
+from .subjects import Subject
+from .worlds import World
+
+Verdict = Literal["holds", "falsified", "skipped"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One law to be verified for one subject in one world."""
+
+    label: str
+    contract: Contract
+    subject: Subject
+    law: Law
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a check."""
+
+    loss: str
+    property: str
+    world: str
+    examples: int
+    verdict: Verdict
+    worst_error_over_bound: float
+    reason: str = ""
+    """Why it was falsified or skipped, in words."""
+    counterexample: str = ""
+    """The smallest case found that falsifies it."""
+
+
+BOTH = ("exact", "open_clip")
+SHIPPED: dict[str, tuple[str, Subject]] = {
+    "clip": ("clip", Subject("verified_losses:ClipLoss", BOTH)),
+    "coca": ("coca", Subject("verified_losses:CoCaLoss", BOTH)),
+    "distill": ("distill", Subject("verified_losses:DistillClipLoss", BOTH)),
+    "siglip": ("siglip", Subject("verified_losses:SigLipLoss")),
+    "gather": ("gather", Subject("verified_losses:gather_features", BOTH)),
+    "exchange": ("exchange", Subject("verified_losses:neighbour_exchange_with_grad")),
+    "exchange_bidir": (
+        "exchange",
+        Subject("verified_losses:neighbour_exchange_bidir_with_grad", options=(("bidirectional", True),)),
+    ),
+}
+"""The certified losses by name: their contract, and where to import them."""
+
+
+def checks(subjects: dict[str, tuple[str, Subject]], world_sizes: list[int]) -> Iterator[Check]:
+    """List what is to be verified."""
+    known = contracts()
+    for label, (name, subject) in subjects.items():
+        for world_size in world_sizes:
+            for law in laws():
+                if law.fits(known[name], world_size):
+                    yield Check(label, known[name], subject, law, world_size)
+
+
+def verify(
+    check: Check,
+    world: World,
+    max_examples: int,
+    base_seed: int = 0,
+    on_example: Callable[[int], None] | None = None,
+) -> Finding:
+    """Run one check over up to `max_examples` cases (a law's share of them), reproducibly by seed.
+
+    Raises:
+        Nothing of the subject's: whatever it raises falsifies the check.
+    """
+    worst = 0.0
+    examples = 0
+    smallest: Any = None
+
+    # The law's predicate raises for a case that falsifies it. Hypothesis runs the smallest one last.
+    def run(case: Any) -> None:
+        nonlocal worst, examples, smallest
+        smallest = case
+        ratio = check.law.check(check.contract, check.subject, world, case)
+        worst = max(worst, ratio)
+        examples += 1
+        if on_example is not None:
+            on_example(examples)
+
+    configured = settings(
+        max_examples=max(1, round(max_examples * check.law.share)),
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        verbosity=Verbosity.quiet,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    strategy = check.law.draw(check.contract, check.subject, check.world_size)
+    test = seed(base_seed)(configured(given(strategy)(run)))
+    common = {"loss": check.label, "property": check.law.name, "world": world.name}
+    try:
+        test()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        return Finding(**common, examples=examples, verdict="falsified", worst_error_over_bound=worst,
+                       reason=reason, counterexample=describe(smallest))  # fmt: skip
+    return Finding(**common, examples=examples, verdict="holds", worst_error_over_bound=worst)
+
+
+def describe(case: Any) -> str:
+    """Return a case, or a sequence of calls, as text."""
+    if isinstance(case, tuple):
+        steps, last = case
+        return "\n".join([*(f"{step.mode}: {step.case}" for step in steps), f"then {last}"])
+    return str(case)

@@ -1,0 +1,178 @@
+"""What each kind of loss must do: one record a loss, from which every property is generated."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracles import complex_step
+from oracles.complex_step import Array
+from oracles.rounding import FLOAT64, Magnitude, Precision, gamma
+
+from ..cases import Case, Options, cotangents
+from ..subjects import Malformed, Subject
+
+Inputs = list[dict[str, Array]]
+"""Every rank's inputs by name."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far a correct implementation may be from the oracle, elementwise."""
+
+    terms: list[dict[str, Array]]
+    gradients: list[dict[str, Array]]
+
+
+class Sum:
+    """Gathers the bounds of what is summed into each rank's gradients."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._error = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
+        self._size = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
+
+    def add(self, rank: int, name: str, part: Magnitude, times: float = 1.0) -> None:
+        """Add `times` a part to the gradient of one rank's input."""
+        if name in self._error[rank]:
+            shape = self._error[rank][name].shape
+            self._error[rank][name] += times * np.reshape(part.error, shape)
+            self._size[rank][name] += times * np.reshape(part.size, shape)
+
+    def bounds(self, p: Precision) -> list[dict[str, Array]]:
+        """Return the bound of every gradient, the rounding of the sum over terms and ranks included."""
+        rounding = gamma(4 * len(self._error) + 4, p.stored)
+        return [
+            {name: error[name] + rounding * size[name] + p.tiny for name in error}
+            for error, size in zip(self._error, self._size, strict=True)
+        ]
+
+
+class Contract(ABC):
+    """What one kind of loss must do."""
+
+    name: str
+    terms: tuple[str, ...]
+    differentiable: tuple[str, ...]
+    symmetric = False
+    """Image and text may change places, and pairs may be permuted together."""
+    is_loss = True
+    smallest_world = 1
+    scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
+
+    @abstractmethod
+    def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
+        """Draw what to construct the subject with."""
+
+    @abstractmethod
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        """Draw a case."""
+
+    @abstractmethod
+    def inputs(self, case: Case) -> Inputs:
+        """Return every rank's inputs."""
+
+    @abstractmethod
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
+        """Return every rank's terms; inputs may be complex."""
+
+    @abstractmethod
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """Return the error bounds of every term, and of every gradient for the cotangents `weights`."""
+
+    def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
+        """Return the shape of every rank's terms."""
+        return [dict.fromkeys(self.terms, ()) for _ in case.rows]
+
+    def obeys_mean(self, case: Case) -> bool:
+        """Whether the mean over ranks of this configuration equals the single process."""
+        return True
+
+    def gradient_expected(self, case: Case) -> dict[str, bool]:
+        """Return for each input whether it must get a gradient, or must not; others may."""
+        given = self.inputs(case)[0]
+        return {name: name not in case.frozen for name in self.differentiable if name in given}
+
+    def build(self, target: Any, case: Case, rank: int, world_size: int) -> Any:
+        """Construct the subject; arguments that it does not take are left out."""
+        arguments = {**self.constructor(case), "rank": rank, "world_size": world_size}
+        return target(**accepted(target, arguments))
+
+    def constructor(self, case: Case) -> dict[str, Any]:
+        """Return the constructor's arguments, but for the rank's place."""
+        return dict(case.options)
+
+    def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
+        """Call the subject."""
+        return loss(**tensors, output_dict=case.output_dict)
+
+    def read(self, output: Any, case: Case) -> tuple[str, dict[str, Any]]:
+        """Return how the output is structured, and its terms by name."""
+        if isinstance(output, dict):
+            return f"dict {sorted(output)}", {k: v for k, v in output.items() if k in self.terms}
+        if isinstance(output, tuple | list):
+            return f"tuple of {len(output)}", dict(zip(self.terms, output, strict=False))
+        return type(output).__name__, {self.terms[0]: output}
+
+    def structure(self, case: Case) -> str:
+        """Return how the output must be structured."""
+        if case.output_dict:
+            return f"dict {sorted(self.terms)}"
+        return "Tensor" if len(self.terms) == 1 else f"tuple of {len(self.terms)}"
+
+    def weights(self, case: Case) -> list[dict[str, Array]]:
+        """Return the cotangents of the case."""
+        return cotangents(case, self.term_shapes(case))
+
+    def total(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> complex:
+        """Return the sum over ranks and terms of cotangent times term: what all backwards together derive."""
+        return complex(
+            sum(
+                np.sum(weight[name] * value)
+                for weight, terms in zip(weights, self.oracle(case, inputs), strict=True)
+                for name, value in terms.items()
+            )
+        )
+
+    def derivative(
+        self, case: Case, inputs: Inputs, weights: list[dict[str, Array]], rank: int, name: str, along: Array
+    ) -> float:
+        """Return the derivative of `total` as one input of one rank moves along a direction."""
+
+        def moved(point: Array) -> complex:
+            changed = list(inputs)
+            changed[rank] = {**inputs[rank], name: point}
+            return self.total(case, changed, weights)
+
+        return complex_step.directional_derivative(moved, inputs[rank][name], along)
+
+    def slack(self, case: Case) -> float:
+        """Return what to multiply a bound with for the oracle's own rounding."""
+        return 1 + FLOAT64 / Precision.of(case.dtype).accumulated
+
+
+def accepted(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return those of `arguments` that `target` takes."""
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def contracts() -> dict[str, Contract]:
+    """Return every contract by name."""
+    from .clip import ClipContract
+    from .coca import CoCaContract
+    from .distill import DistillContract
+    from .exchange import ExchangeContract
+    from .gather import GatherContract
+    from .siglip import SigLipContract
+
+    kinds = ClipContract, CoCaContract, DistillContract, SigLipContract, GatherContract, ExchangeContract
+    return {kind.name: kind() for kind in kinds}
+
+
+__all__ = ["Bounds", "Contract", "Inputs", "Malformed", "Sum", "accepted", "contracts"]

@@ -1,0 +1,215 @@
+"""The contract of CLIP's loss, and the configurations that all gathering losses share."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracles import rounding
+from oracles.clip import clip_loss, get_ground_truth, row_weight
+from oracles.complex_step import Array
+from oracles.gather import occurrences
+from oracles.rounding import Bounded, Precision
+
+from ..cases import BIASES, Case, Options, cases, feature_pair, scalars
+from ..subjects import Subject
+from . import Bounds, Contract, Inputs, Sum
+
+FEATURES = ("image_features", "text_features")
+
+
+@st.composite
+def gather_options(draw: st.DrawFn, subject: Subject) -> Options:
+    """Draw the flags of a loss that gathers features."""
+    options = {
+        "convention": draw(st.sampled_from(subject.conventions)),
+        "local_loss": draw(st.booleans()),
+        "gather_with_grad": draw(st.booleans()),
+        "cache_labels": draw(st.booleans()),
+    }
+    return tuple((options | dict(subject.options)).items())
+
+
+def flags(case: Case) -> tuple[bool, bool, str]:
+    """Return local_loss, gather_with_grad and convention."""
+    return case.option("local_loss"), case.option("gather_with_grad"), case.option("convention", "exact")
+
+
+def obeys_mean(case: Case) -> bool:
+    """Whether the flags let the mean over ranks equal the single process."""
+    local_loss, gather_with_grad, convention = flags(case)
+    if case.world_size == 1 or gather_with_grad:
+        return True
+    return convention == "exact" and not local_loss
+
+
+def biases(subject: Subject) -> st.SearchStrategy[float | None]:
+    """Draw a bias where the subject takes one."""
+    return BIASES if subject.bias else st.none()
+
+
+def split_inputs(case: Case, features: dict[str, Array], shared: dict[str, Array]) -> Inputs:
+    """Give every rank its rows of the features, and its own copy of what is shared."""
+    parts = {name: case.split(array) for name, array in features.items()}
+    return [
+        {name: part[rank] for name, part in parts.items()} | {k: v.copy() for k, v in shared.items()}
+        for rank in range(case.world_size)
+    ]
+
+
+def column(inputs: Inputs, name: str, default: float = 0.0) -> list[Array]:
+    """Return one input of every rank; scalars without their shape."""
+    if name in Contract.scalars:
+        return [given[name].reshape(()) if name in given else np.asarray(default) for given in inputs]
+    return [given[name] for given in inputs]
+
+
+Columns = tuple[list[Array], list[Array], list[Array], list[Array]]
+
+
+def student(inputs: Inputs, prefix: str = "") -> Columns:
+    """Return every rank's image features, text features, scale and bias."""
+    return (
+        column(inputs, f"{prefix}image_features"),
+        column(inputs, f"{prefix}text_features"),
+        column(inputs, f"{prefix}logit_scale"),
+        column(inputs, f"{prefix}logit_bias"),
+    )
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One of the two cross-entropies of one rank: anchors against a gallery."""
+
+    rank: int
+    names: tuple[str, str]
+    anchors: Array
+    gallery: Array
+    labels: Array
+    scale: float
+    bias: float
+    times: tuple[list[float], list[float]]
+    """How often each rank's rows carry gradient as anchors, and as gallery."""
+    rows: list[int]
+    local: bool
+    scalar_names: tuple[str, str] = field(default=("logit_scale", "logit_bias"))
+
+    def logits(self, p: Precision) -> Bounded:
+        """Bound the logits."""
+        return rounding.logits(self.scale, self.anchors, self.gallery, self.bias, p)
+
+    def add_gradients(self, sums: Sum, slope: Bounded, weight: float, p: Precision) -> None:
+        """Add what the gradients get where `weight * slope` is the gradient of the logits."""
+        parts = rounding.through_logits(slope, weight, self.scale, self.anchors, self.gallery, p)
+        sums.add(self.rank, self.scalar_names[0], parts["scale"])
+        sums.add(self.rank, self.scalar_names[1], parts["bias"])
+        starts = np.cumsum([0, *self.rows])
+        for key, name, times in zip("xy", self.names, self.times, strict=True):
+            if key == "x" and self.local:
+                sums.add(self.rank, name, parts[key])
+                continue
+            for rank, count in enumerate(times):
+                if count:
+                    rows = slice(starts[rank], starts[rank + 1])
+                    part = rounding.Magnitude(parts[key].error[rows], parts[key].size[rows])
+                    sums.add(rank, name, part, count)
+
+
+def directions(case: Case, inputs: Inputs, prefix: str = "") -> list[list[Direction]]:
+    """Return both directions of every rank."""
+    local_loss, gather_with_grad, convention = flags(case)
+    local = local_loss and case.world_size > 1
+    scale_name, bias_name = f"{prefix}logit_scale", f"{prefix}logit_bias"
+    rows = list(case.rows)
+    everyone = []
+    for rank in range(case.world_size):
+        times = occurrences(rank, case.world_size, local_loss, gather_with_grad, convention)
+        labels = get_ground_truth(rows, rank, local_loss)
+        pair = []
+        for names in (FEATURES, FEATURES[::-1]):
+            anchor, gallery = f"{prefix}{names[0]}", f"{prefix}{names[1]}"
+            every_anchor = np.concatenate(column(inputs, anchor))
+            pair.append(
+                Direction(
+                    rank,
+                    (anchor, gallery),
+                    inputs[rank][anchor] if local else every_anchor,
+                    np.concatenate(column(inputs, gallery)),
+                    labels,
+                    float(column(inputs, scale_name)[rank]),
+                    float(column(inputs, bias_name)[rank]),
+                    (times, times),
+                    rows,
+                    local,
+                    (scale_name, bias_name),
+                )
+            )
+        everyone.append(pair)
+    return everyone
+
+
+def contrastive_bounds(
+    case: Case, inputs: Inputs, term: str, factor: float, weights: list[dict[str, Array]], sums: Sum
+) -> list[dict[str, Array]]:
+    """Bound the contrastive term of every rank, and add its gradients to `sums`."""
+    p = Precision.of(case.dtype)
+    weight = factor * row_weight(list(case.rows), case.option("local_loss")) / 2
+    terms = []
+    for rank, pair in enumerate(directions(case, inputs)):
+        error = 0.0
+        for direction in pair:
+            z = direction.logits(p)
+            hot = np.zeros(z.value.shape)
+            hot[np.arange(len(direction.labels)), direction.labels] = 1
+            value, slope = rounding.cross_entropy(z, Bounded(hot, np.zeros(hot.shape)), p)
+            error += rounding.total(value, weight, p)
+            direction.add_gradients(sums, slope, weight * abs(float(weights[rank][term])), p)
+        terms.append({term: np.asarray(error)})
+    return terms
+
+
+class ClipContract(Contract):
+    """Symmetric InfoNCE over the pairs of all ranks."""
+
+    name = "clip"
+    terms: tuple[str, ...] = ("contrastive_loss",)
+    differentiable: tuple[str, ...] = (*FEATURES, "logit_scale", "logit_bias")
+    symmetric = True
+
+    def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
+        """See `Contract`."""
+        return gather_options(subject)
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        """See `Contract`."""
+        return cases(
+            world_size,
+            self.options(subject, world_size),
+            even=subject.even,
+            dtypes=subject.dtypes,
+            freezable=self.differentiable,
+            biases=biases(subject),
+        )
+
+    def obeys_mean(self, case: Case) -> bool:
+        """See `Contract`."""
+        return obeys_mean(case)
+
+    def inputs(self, case: Case) -> Inputs:
+        """See `Contract`."""
+        pair = feature_pair(case, case.width, 1)
+        return split_inputs(case, dict(zip(FEATURES, pair, strict=True)), scalars(case))
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
+        """See `Contract`."""
+        image, text, scale, bias = student(inputs)
+        return [
+            {"contrastive_loss": clip_loss(image, text, scale, bias, rank, *flags(case))}
+            for rank in range(case.world_size)
+        ]
+
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """See `Contract`."""
+        sums = Sum(inputs)
+        terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, weights, sums)
+        return Bounds(terms, sums.bounds(Precision.of(case.dtype)))

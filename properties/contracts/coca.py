@@ -1,0 +1,120 @@
+"""The contract of the contrastive captioner's loss."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracles import rounding
+from oracles.coca import caption_loss
+from oracles.complex_step import Array
+from oracles.rounding import Bounded, Magnitude, Precision
+
+from ..cases import Case, Options, captions, cases
+from ..subjects import Subject
+from . import Bounds, Inputs, Sum
+from .clip import FEATURES, ClipContract, biases, column, contrastive_bounds, gather_options, obeys_mean
+
+WEIGHTS = st.sampled_from([1.0, 2.0, 0.5, 0.0])
+
+
+class CoCaContract(ClipContract):
+    """A weighted contrastive term, and a weighted mean over the tokens of all ranks."""
+
+    name = "coca"
+    terms: tuple[str, ...] = ("contrastive_loss", "caption_loss")
+    differentiable: tuple[str, ...] = (*FEATURES, "logit_scale", "logit_bias", "logits")
+    symmetric = True
+
+    def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
+        """See `Contract`."""
+        return st.builds(
+            lambda flags, clip, caption: (
+                *flags,
+                ("clip_loss_weight", clip),
+                ("caption_loss_weight", caption),
+            ),
+            gather_options(subject),
+            WEIGHTS,
+            WEIGHTS,
+        )
+
+    def constructor(self, case: Case) -> dict[str, Any]:
+        """See `Contract`."""
+        return {**dict(case.options), "pad_id": case.pad_id}
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        """See `Contract`."""
+        return cases(
+            world_size,
+            self.options(subject, world_size),
+            even=subject.even,
+            dtypes=subject.dtypes,
+            freezable=self.differentiable,
+            biases=biases(subject),
+            captions=True,
+        )
+
+    def obeys_mean(self, case: Case) -> bool:
+        """See `Contract`."""
+        return obeys_mean(case) and (case.world_size == 1 or case.option("convention", "exact") == "exact")
+
+    def inputs(self, case: Case) -> Inputs:
+        """See `Contract`."""
+        logits, labels = (case.split(array) for array in captions(case))
+        return [
+            {**given, "logits": logits[rank], "labels": labels[rank]}
+            for rank, given in enumerate(super().inputs(case))
+        ]
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
+        """See `Contract`."""
+        clip_weight, caption_weight = self._weights(case)
+        columns = column(inputs, "logits"), column(inputs, "labels")
+        convention = case.option("convention", "exact")
+        return [
+            {
+                "contrastive_loss": clip_weight * terms["contrastive_loss"] if clip_weight else 0j,
+                "caption_loss": caption_weight * caption_loss(*columns, rank, case.pad_id, convention)
+                if caption_weight
+                else 0j,
+            }
+            for rank, terms in enumerate(super().oracle(case, inputs))
+        ]
+
+    def gradient_expected(self, case: Case) -> dict[str, bool]:
+        """See `Contract`; a term of weight 0 reaches nothing."""
+        clip_weight, caption_weight = self._weights(case)
+        return {
+            name: want
+            for name, want in super().gradient_expected(case).items()
+            if (caption_weight if name == "logits" else clip_weight) or not want
+        }
+
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """See `Contract`."""
+        p = Precision.of(case.dtype)
+        clip_weight, caption_weight = self._weights(case)
+        sums = Sum(inputs)
+        terms = contrastive_bounds(case, inputs, "contrastive_loss", clip_weight, weights, sums)
+        tokens = [np.count_nonzero(given["labels"] != case.pad_id) for given in inputs]
+        for rank, given in enumerate(inputs):
+            exact = case.option("convention", "exact") == "exact"
+            divisor = sum(tokens) / len(tokens) if exact else tokens[rank]
+            weight = caption_weight / max(divisor, 1 / len(tokens))
+            is_token = given["labels"] != case.pad_id
+            z = given["logits"].reshape(-1, case.vocabulary)
+            hot = np.eye(case.vocabulary)[np.where(is_token, given["labels"], 0).reshape(-1)]
+            value, slope = rounding.cross_entropy(
+                Bounded(z, np.zeros(z.shape)), Bounded(hot, np.zeros(z.shape)), p
+            )
+            kept = is_token.reshape(-1)
+            error = rounding.total(Bounded(value.value[kept], value.error[kept]), weight, p)
+            terms[rank]["caption_loss"] = np.asarray(error if caption_weight else 0.0)
+            gradient = abs(weight * float(weights[rank]["caption_loss"])) * kept[:, None]
+            size = gradient * abs(slope.value)
+            sums.add(rank, "logits", Magnitude(gradient * slope.error + 5 * p.stored * size, size))
+        return Bounds(terms, sums.bounds(p))
+
+    def _weights(self, case: Case) -> tuple[float, float]:
+        return case.option("clip_loss_weight"), case.option("caption_loss_weight")

@@ -1,0 +1,95 @@
+"""The contract of CLIP's loss with a teacher."""
+
+import dataclasses
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracles import rounding
+from oracles.clip import row_weight
+from oracles.complex_step import Array
+from oracles.distill import distill_loss
+from oracles.rounding import Precision
+
+from ..cases import Case, cases, feature_pair, scalars
+from ..subjects import Subject
+from . import Bounds, Inputs, Sum
+from .clip import (
+    FEATURES,
+    ClipContract,
+    biases,
+    contrastive_bounds,
+    directions,
+    flags,
+    split_inputs,
+    student,
+)
+
+STUDENT = (*FEATURES, "logit_scale", "logit_bias")
+TEACHER = tuple(f"dist_{name}" for name in STUDENT)
+
+
+class DistillContract(ClipContract):
+    """A contrastive term, and the cross-entropy of the student's matches under the teacher's."""
+
+    name = "distill"
+    terms: tuple[str, ...] = ("contrastive_loss", "distill_loss")
+    differentiable: tuple[str, ...] = (*STUDENT, *TEACHER)
+    symmetric = True
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        """See `Contract`."""
+        return cases(
+            world_size,
+            self.options(subject, world_size),
+            even=subject.even,
+            dtypes=subject.dtypes,
+            freezable=self.differentiable,
+            biases=biases(subject),
+            teacher=True,
+        )
+
+    def inputs(self, case: Case) -> Inputs:
+        """See `Contract`."""
+        pair = feature_pair(case, case.teacher_width, 2)
+        # the teacher's pairs match less well: its scale is its own
+        teacher_case = dataclasses.replace(case, scale=case.scale / 4, bias=case.bias and -case.bias)
+        shared = {f"dist_{name}": value for name, value in scalars(teacher_case).items()}
+        teacher = split_inputs(case, dict(zip(TEACHER[:2], pair, strict=True)), shared)
+        return [own | other for own, other in zip(super().inputs(case), teacher, strict=True)]
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
+        """See `Contract`."""
+        local_loss, gather_with_grad, convention = flags(case)
+        columns = student(inputs), student(inputs, "dist_")
+        return [
+            {**terms, "distill_loss": distill_loss(*columns, rank, local_loss, gather_with_grad, convention)}
+            for rank, terms in enumerate(super().oracle(case, inputs))
+        ]
+
+    def gradient_expected(self, case: Case) -> dict[str, bool]:
+        """See `Contract`; the teacher is a constant in the exact convention."""
+        expected = super().gradient_expected(case)
+        exact = case.option("convention", "exact") == "exact"
+        return {name: want and not (exact and name in TEACHER) for name, want in expected.items()}
+
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """See `Contract`."""
+        p = Precision.of(case.dtype)
+        sums = Sum(inputs)
+        terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, weights, sums)
+        weight = row_weight(list(case.rows), case.option("local_loss")) / 2
+        teachers = directions(case, inputs, "dist_")
+        for rank, students in enumerate(directions(case, inputs)):
+            error = 0.0
+            gradient = weight * abs(float(weights[rank]["distill_loss"]))
+            for pupil, teacher in zip(students, teachers[rank], strict=True):
+                z, t = pupil.logits(p), teacher.logits(p)
+                targets = rounding.softmax(rounding.log_softmax(t, p), p)
+                value, slope = rounding.cross_entropy(z, targets, p)
+                error += rounding.total(value, weight, p, parts=4)
+                pupil.add_gradients(sums, slope, gradient, p)
+                if case.option("convention", "exact") == "open_clip":
+                    teacher.add_gradients(sums, rounding.cross_entropy_targets(z, t, p), gradient, p)
+            terms[rank]["distill_loss"] = np.asarray(error)
+        return Bounds(terms, sums.bounds(p))

@@ -1,0 +1,95 @@
+"""The contract of the neighbour exchanges."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracles.complex_step import Array
+from oracles.exchange import neighbour_exchange, neighbour_exchange_bidir
+from oracles.rounding import Magnitude, Precision
+
+from ..cases import Case, Options, cases
+from ..subjects import Subject
+from . import Bounds, Inputs, Sum
+from .clip import FEATURES, column
+from .gather import STRIDES, GatherContract
+
+
+class ExchangeContract(GatherContract):
+    """What a rank receives is what its neighbour sent, bit by bit; gradients travel back.
+
+    The subject is one of the two exchanges with gradient, told apart by its arguments: in one direction
+    image features go to the right, in both directions image features go left and text features right.
+    """
+
+    name = "exchange"
+    terms: tuple[str, ...] = ("received", "received_from_left")
+    smallest_world = 2
+
+    def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
+        """Draw which direction; a subject that goes both ways has `bidirectional` pinned."""
+        return st.just((("bidirectional", dict(subject.options).get("bidirectional", False)),))
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        """See `Contract`."""
+        return cases(
+            world_size,
+            self.options(subject, world_size),
+            even=subject.even,
+            dtypes=subject.dtypes,
+            strides=STRIDES if subject.even is False else ("contiguous",),
+            cotangent_strides=STRIDES,
+            biases=st.none(),
+        )
+
+    def inputs(self, case: Case) -> Inputs:
+        """See `Contract`."""
+        inputs = super().inputs(case)
+        if case.strides == "expanded":
+            inputs = [{k: np.broadcast_to(v[:, :1], v.shape) for k, v in given.items()} for given in inputs]
+        return inputs if self._both(case) else [{FEATURES[0]: given[FEATURES[0]]} for given in inputs]
+
+    def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
+        """See `Contract`."""
+        world_size = case.world_size
+        shapes: list[dict[str, tuple[int, ...]]] = []
+        for rank in range(world_size):
+            left = (case.rows[(rank - 1) % world_size], case.width)
+            right = (case.rows[(rank + 1) % world_size], case.width)
+            shapes.append(
+                {"received": right, "received_from_left": left} if self._both(case) else {"received": left}
+            )
+        return shapes
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Array]]:
+        """See `Contract`."""
+        images = column(inputs, FEATURES[0])
+        if not self._both(case):
+            left = [(rank - 1) % case.world_size for rank in range(case.world_size)]
+            return [{"received": value} for value in neighbour_exchange(images, left)]
+        pairs = neighbour_exchange_bidir(images, column(inputs, FEATURES[1]))
+        return [{"received": right, "received_from_left": left} for right, left in pairs]
+
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """Nothing may happen to values or gradients, each used once."""
+        zeros = [{name: np.zeros(shape) for name, shape in rank.items()} for rank in self.term_shapes(case)]
+        sums = Sum(inputs)
+        for rank, given in enumerate(inputs):
+            for name, array in given.items():
+                sums.add(rank, name, Magnitude(np.zeros(array.shape), np.zeros(array.shape)))
+        return Bounds(zeros, sums.bounds(Precision(0.0, Precision.of(case.dtype).accumulated, 0.0)))
+
+    def build(self, target: Any, case: Case, rank: int, world_size: int) -> Any:
+        """Bind the neighbours."""
+        left, right = (rank - 1) % world_size, (rank + 1) % world_size
+        if self._both(case):
+            return lambda **t: target(left, right, t[FEATURES[0]], t[FEATURES[1]])
+        return lambda **t: target(left, right, t[FEATURES[0]])
+
+    def structure(self, case: Case) -> str:
+        """See `Contract`."""
+        return "tuple of 2" if self._both(case) else "Tensor"
+
+    def _both(self, case: Case) -> bool:
+        return bool(case.option("bidirectional"))

@@ -1,0 +1,102 @@
+"""The contract of the gather: every rank's rows on every rank."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracles.complex_step import Array
+from oracles.gather import gather_features, occurrences
+from oracles.rounding import Magnitude, Precision
+
+from ..cases import Case, Options, cases, feature_pair
+from ..subjects import Subject
+from . import Bounds, Contract, Inputs, Sum, accepted
+from .clip import FEATURES, column, flags, gather_options, split_inputs
+
+STRIDES = ("contiguous", "transposed", "sliced", "expanded")
+
+
+class GatherContract(Contract):
+    """Rows of all ranks in rank order, bit by bit; gradients summed over the ranks that used them."""
+
+    name = "gather"
+    terms: tuple[str, ...] = ("all_image_features", "all_text_features")
+    differentiable: tuple[str, ...] = FEATURES
+    is_loss = False
+
+    def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
+        """See `Contract`."""
+        return gather_options(subject).map(lambda flags: tuple(f for f in flags if f[0] != "cache_labels"))
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        """See `Contract`."""
+        return cases(
+            world_size,
+            self.options(subject, world_size),
+            even=subject.even,
+            dtypes=subject.dtypes,
+            freezable=FEATURES,
+            cotangent_strides=STRIDES,
+            biases=st.none(),
+        )
+
+    def obeys_mean(self, case: Case) -> bool:
+        """The mean over ranks is a law of losses."""
+        return False
+
+    def inputs(self, case: Case) -> Inputs:
+        """See `Contract`."""
+        pair = feature_pair(case, case.width, 1)
+        return split_inputs(case, dict(zip(FEATURES, pair, strict=True)), {})
+
+    def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
+        """See `Contract`."""
+        return [dict.fromkeys(self.terms, (sum(case.rows), case.width)) for _ in case.rows]
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Array]]:
+        """See `Contract`."""
+        return [
+            {
+                f"all_{name}": gather_features(column(inputs, name), rank, *self._flags(case))
+                for name in FEATURES
+            }
+            for rank in range(case.world_size)
+        ]
+
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """Nothing may happen to values; gradients are a sum over ranks."""
+        p = Precision.of(case.dtype)
+        sums = Sum(inputs)
+        for rank, weight in enumerate(weights):
+            times = occurrences(rank, case.world_size, *self._flags(case))
+            for name in FEATURES:
+                for other, (part, count) in enumerate(
+                    zip(case.split(weight[f"all_{name}"]), times, strict=True)
+                ):
+                    sums.add(other, name, Magnitude(np.zeros(part.shape), abs(part)), count)
+        zeros = [{name: np.zeros(shape) for name, shape in rank.items()} for rank in self.term_shapes(case)]
+        return Bounds(zeros, sums.bounds(p))
+
+    def gradient_expected(self, case: Case) -> dict[str, bool]:
+        """See `Contract`; constants alone get none, and may get zeros."""
+        constant = case.world_size > 1 and flags(case)[:2] == (True, False)
+        expected = super().gradient_expected(case)
+        return {name: want for name, want in expected.items() if not (want and constant)}
+
+    def build(self, target: Any, case: Case, rank: int, world_size: int) -> Any:
+        """Bind the function's flags."""
+        options = accepted(target, {**dict(case.options), "rank": rank, "world_size": world_size})
+        return lambda **tensors: target(**tensors, **options)
+
+    def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
+        """See `Contract`."""
+        return loss(**tensors)
+
+    def structure(self, case: Case) -> str:
+        """See `Contract`."""
+        return "tuple of 2"
+
+    def _flags(self, case: Case) -> tuple[bool, bool, str]:
+        # with one rank there is nothing to gather, and upstream's function is not called
+        return (False, True, "exact") if case.world_size == 1 else flags(case)

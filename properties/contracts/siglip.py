@@ -1,0 +1,65 @@
+"""The contract of the sigmoid loss."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracles import rounding
+from oracles.complex_step import Array
+from oracles.rounding import Bounded, Magnitude, Precision
+from oracles.siglip import siglip_loss
+
+from ..cases import Case, Options
+from ..subjects import Subject
+from . import Bounds, Inputs, Sum
+from .clip import FEATURES, ClipContract, column, student
+
+DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+
+
+class SigLipContract(ClipContract):
+    """A binary cross-entropy for every image and text of all ranks."""
+
+    name = "siglip"
+
+    def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
+        """See `Contract`."""
+        pinned = dict(subject.options)
+        impls = [pinned["dist_impl"]] if "dist_impl" in pinned else [*DIST_IMPLS, None]
+        return st.sampled_from(impls).map(lambda impl: (("dist_impl", impl),))
+
+    def obeys_mean(self, case: Case) -> bool:
+        """See `Contract`."""
+        return True
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
+        """See `Contract`."""
+        columns = student(inputs)
+        return [{"contrastive_loss": siglip_loss(*columns, rank)} for rank in range(case.world_size)]
+
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """See `Contract`."""
+        p = Precision.of(case.dtype)
+        sums = Sum(inputs)
+        texts = np.concatenate(column(inputs, "text_features"))
+        scales, biases = column(inputs, "logit_scale"), column(inputs, "logit_bias")
+        starts = np.cumsum([0, *case.rows])
+        weight = case.world_size / sum(case.rows)
+        terms = []
+        for rank, given in enumerate(inputs):
+            image = given[FEATURES[0]]
+            z = rounding.logits(float(scales[rank]), image, texts, float(biases[rank]), p)
+            labels = -np.ones(z.value.shape)
+            labels[np.arange(len(image)), starts[rank] + np.arange(len(image))] = 1
+            value, slope = rounding.sigmoid_cross_entropy(z, labels, p)
+            error = rounding.total(Bounded(value.value, value.error), weight, p, parts=case.world_size)
+            terms.append({"contrastive_loss": np.asarray(error)})
+            gradient = weight * abs(float(weights[rank]["contrastive_loss"]))
+            parts = rounding.through_logits(slope, gradient, float(scales[rank]), image, texts, p)
+            sums.add(rank, "image_features", parts["x"])
+            sums.add(rank, "logit_scale", parts["scale"])
+            sums.add(rank, "logit_bias", parts["bias"])
+            for other in range(case.world_size):
+                rows = slice(starts[other], starts[other + 1])
+                part = Magnitude(parts["y"].error[rows], parts["y"].size[rows])
+                sums.add(other, "text_features", part)
+        return Bounds(terms, sums.bounds(p))

@@ -1,0 +1,133 @@
+"""What several ranks together compute."""
+
+import dataclasses
+
+import numpy as np
+import torch
+from hypothesis import assume
+
+from ..cases import Case, tensor
+from ..contracts import Contract
+from ..subjects import Subject
+from ..worlds import World
+from ..worlds.single import SingleWorld
+from . import Law, compare, observe
+
+
+def _together(case: Case) -> Case:
+    return dataclasses.replace(case, rows=(sum(case.rows),), cotangents="ones")
+
+
+def mean_over_ranks_equals_single_process(
+    contract: Contract, subject: Subject, world: World, case: Case
+) -> float:
+    """The mean over ranks of losses and gradients equals one process that holds the whole batch."""
+    assume(contract.obeys_mean(case))
+    case = dataclasses.replace(case, cotangents="ones")
+    whole = _together(case)
+    (outcomes,) = observe(contract, subject, world, [case])
+    ((single,),) = observe(contract, subject, SingleWorld(), [whole])
+    bounds = contract.bounds(case, contract.inputs(case), contract.weights(case))
+    (whole_terms,), (whole_grads,) = dataclasses.astuple(
+        contract.bounds(whole, contract.inputs(whole), contract.weights(whole))
+    )
+    worst = 0.0
+    for name, expected in single.terms.items():
+        mean = np.mean([outcome.terms[name] for outcome in outcomes], axis=0)
+        bound = np.mean([rank[name] for rank in bounds.terms], axis=0) + whole_terms[name]
+        worst = max(worst, compare(f"mean over ranks of {name}", mean, expected, bound))
+    world_size = case.world_size
+    for name, gradient in single.gradients.items():
+        grads = [outcome.gradients[name] for outcome in outcomes]
+        parts = [np.zeros(bounds.gradients[r][name].shape) if g is None else g for r, g in enumerate(grads)]
+        right = np.zeros(whole_grads[name].shape) if gradient is None else gradient
+        if name in contract.scalars:
+            observed = np.mean(parts, axis=0)
+            bound = np.mean([rank[name] for rank in bounds.gradients], axis=0)
+        else:
+            # a shared encoder averages what reaches it from every rank: each row counts 1/W
+            observed = np.concatenate(parts) / world_size
+            bound = np.concatenate([rank[name] for rank in bounds.gradients]) / world_size
+        what = f"mean over ranks of the gradient of {name}"
+        worst = max(worst, compare(what, observed, right, bound + whole_grads[name]))
+    return worst
+
+
+def splits_agree(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """The same global batch split otherwise over the ranks gives the same mean over ranks."""
+    assume(contract.obeys_mean(case) and len(set(case.rows)) > 1)
+    other = dataclasses.replace(case, rows=case.rows[::-1])
+    first, second = observe(contract, subject, world, [case, other])
+    bounds = [contract.bounds(c, contract.inputs(c), contract.weights(c)).terms for c in (case, other)]
+    worst = 0.0
+    for name in first[0].terms:
+        means = [np.mean([outcome.terms[name] for outcome in outcomes]) for outcomes in (first, second)]
+        bound = sum(np.mean([rank[name] for rank in terms]) for terms in bounds)
+        worst = max(
+            worst, compare(f"mean over ranks of {name} after re-splitting", means[1], means[0], bound)
+        )
+    return worst
+
+
+def second_derivatives_travel(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """The derivative of <gradient, v> by the cotangents is what the function gives for v."""
+    pairs = world.run(_second_derivatives, subject, contract, case)
+    inputs = contract.inputs(case)
+    weights = contract.weights(case)
+    bounds = contract.bounds(case, inputs, weights)
+    worst = 0.0
+    for rank, terms in enumerate(contract.oracle(case, inputs)):
+        for name, expected in terms.items():
+            what = f"rank {rank}, second derivative through {name}"
+            worst = max(worst, compare(what, pairs[rank][name], np.real(expected), bounds.terms[rank][name]))
+    return worst
+
+
+def _second_derivatives(
+    rank: int, world_size: int, subject: Subject, contract: Contract, case: Case
+) -> dict[str, np.ndarray]:
+    function = contract.build(subject.resolve(), case, rank, world_size)
+    arrays = contract.inputs(case)[rank]
+    leaves = {name: tensor(array, case.dtype, case.strides, True) for name, array in arrays.items()}
+    terms = contract.read(contract.call(function, leaves, case, rank), case)[1]
+    drawn = contract.weights(case)[rank]
+    weights = {name: tensor(drawn[name], case.dtype, "contiguous", True) for name in terms}
+    gradients = torch.autograd.grad(
+        list(terms.values()), list(leaves.values()), list(weights.values()), create_graph=True
+    )
+    # the functions are linear: pairing the gradient with the inputs gives the outputs back
+    paired = torch.autograd.grad(
+        list(gradients), list(weights.values()), [leaf.detach() for leaf in leaves.values()]
+    )
+    return {name: value.double().numpy() for name, value in zip(weights, paired, strict=True)}
+
+
+def _linear(contract: Contract) -> bool:
+    return contract.name in ("exchange",)
+
+
+LAWS = [
+    Law(
+        "mean over ranks equals single process",
+        mean_over_ranks_equals_single_process.__doc__ or "",
+        mean_over_ranks_equals_single_process,
+        worlds="several",
+        applies=lambda contract: contract.is_loss,
+    ),
+    Law(
+        "splits agree",
+        splits_agree.__doc__ or "",
+        splits_agree,
+        worlds="several",
+        applies=lambda contract: contract.is_loss,
+        share=0.5,
+    ),
+    Law(
+        "second derivatives travel",
+        second_derivatives_travel.__doc__ or "",
+        second_derivatives_travel,
+        worlds="several",
+        applies=_linear,
+        share=0.5,
+    ),
+]

@@ -1,0 +1,124 @@
+"""How a loss behaves as a piece of software."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ..cases import Case
+from ..contracts import Contract
+from ..subjects import Outcome, Step, Subject
+from ..worlds import World
+from . import Falsified, Law, observe
+
+
+def inputs_unchanged(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """A call alters none of its inputs."""
+    (outcomes,) = observe(contract, subject, world, [case])
+    for rank, outcome in enumerate(outcomes):
+        if outcome.changed:
+            raise Falsified(f"rank {rank}: the call altered {', '.join(outcome.changed)}")
+    return 0.0
+
+
+def outputs_well_formed(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """Keys, shapes, dtypes and devices are as documented, and gradients reach just what requires them."""
+    (outcomes,) = observe(contract, subject, world, [case])
+    allowed = {case.dtype, "float32" if case.dtype in ("bfloat16", "float16") else case.dtype}
+    shapes = contract.term_shapes(case)
+    for rank, outcome in enumerate(outcomes):
+        if outcome.structure != contract.structure(case):
+            raise Falsified(f"rank {rank}: expected {contract.structure(case)}, observed {outcome.structure}")
+        types = set(outcome.term_types.values())
+        if len(types) != 1 or not types <= {f"{dtype} cpu" for dtype in allowed}:
+            raise Falsified(f"rank {rank}: expected every term in {sorted(allowed)} on cpu, observed {types}")
+        for name, shape in shapes[rank].items():
+            if outcome.terms[name].shape != shape:
+                raise Falsified(
+                    f"rank {rank}, {name}: expected shape {list(shape)}, observed {outcome.terms[name].shape}"
+                )
+        for name, wanted in contract.gradient_expected(case).items():
+            found = outcome.gradients[name] is not None
+            if found and not wanted:
+                raise Falsified(f"rank {rank}: {name} must not get a gradient, but does")
+            if wanted and not found:
+                raise Falsified(f"rank {rank}: {name} requires grad, but gets none")
+    return 0.0
+
+
+def deterministic(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """The same call gives the same bits."""
+    first, second = observe(contract, subject, world, [case, case])
+    for rank in range(world.size):
+        _same_bits(f"rank {rank}, called twice", second[rank], first[rank])
+    return 0.0
+
+
+@st.composite
+def _sequences(
+    draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int
+) -> tuple[tuple[Step, ...], Case]:
+    last = draw(contract.cases(subject, world_size))
+    steps = []
+    for _ in range(draw(st.integers(1, 3))):
+        other = draw(contract.cases(subject, world_size))
+        # one object: what it was constructed with stays
+        kept: dict[str, Any] = {
+            "options": last.options,
+            "pad_id": last.pad_id,
+            "dtype": draw(st.sampled_from(subject.dtypes)),
+        }
+        if draw(st.booleans()):
+            kept |= {"rows": last.rows, "dtype": last.dtype}
+        if kept["dtype"] not in ("bfloat16", "float16"):
+            kept["wide_scalars"] = False
+        other = dataclasses.replace(other, **kept)
+        steps.append(Step(other, draw(st.sampled_from(["train", "inference"]))))
+    return tuple(steps), last
+
+
+def used_equals_fresh(
+    contract: Contract, subject: Subject, world: World, sequence: tuple[tuple[Step, ...], Case]
+) -> float:
+    """After other calls, under inference mode too, an object gives the bits that a fresh one gives."""
+    steps, last = sequence
+    used = observe(contract, subject, world, [*steps, last], fresh=False)[-1]
+    (fresh,) = observe(contract, subject, world, [last])
+    for rank in range(world.size):
+        _same_bits(f"rank {rank}, after {len(steps)} other calls", used[rank], fresh[rank])
+    return 0.0
+
+
+def _same_bits(what: str, observed: Outcome, expected: Outcome) -> None:
+    for kind, seen, right in (
+        ("", observed.terms, expected.terms),
+        ("gradient of ", observed.gradients, expected.gradients),
+    ):
+        for name, value in right.items():
+            other = seen[name]
+            if (value is None) != (other is None) or (
+                value is not None and not np.array_equal(value, other, equal_nan=True)  # type: ignore[arg-type]
+            ):
+                raise Falsified(f"{what}: {kind}{name} is {other}, not {value}")
+
+
+def compiled_equals_eager(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """Under torch.compile (backend aot_eager) gradients flow just as in eager mode."""
+    from .gradients import _check
+
+    case = dataclasses.replace(case, cotangents="ones")
+    (outcomes,) = observe(contract, subject, world, [Step(case, "compiled")])
+    return _check(contract, case, outcomes, contract.inputs(case))
+
+
+LAWS = [
+    Law("inputs unchanged", inputs_unchanged.__doc__ or "", inputs_unchanged, share=0.3),
+    Law("outputs well formed", outputs_well_formed.__doc__ or "", outputs_well_formed, share=0.5),
+    Law("deterministic", deterministic.__doc__ or "", deterministic, share=0.3),
+    Law("used equals fresh", used_equals_fresh.__doc__ or "", used_equals_fresh, draw=_sequences, share=0.5,
+        applies=lambda contract: contract.is_loss),
+    Law("compiled equals eager", compiled_equals_eager.__doc__ or "", compiled_equals_eager, share=0.02,
+        worlds="two",
+        applies=lambda contract: contract.is_loss),
+]  # fmt: skip

@@ -1,0 +1,76 @@
+"""What must not matter."""
+
+import dataclasses
+
+import numpy as np
+from hypothesis import assume
+
+from ..cases import Case
+from ..contracts import Contract
+from ..subjects import Subject
+from ..worlds import World
+from . import Law, compare, observe
+
+
+def _mean_agrees(what: str, contract: Contract, subject: Subject, world: World, cases: list[Case]) -> float:
+    """The mean over ranks of every term is the same for both cases."""
+    first, second = observe(contract, subject, world, cases)
+    bounds = [contract.bounds(case, contract.inputs(case), contract.weights(case)).terms for case in cases]
+    worst = 0.0
+    for name in first[0].terms:
+        means = [np.mean([outcome.terms[name] for outcome in outcomes]) for outcomes in (first, second)]
+        bound = sum(np.mean([rank[name] for rank in terms]) for terms in bounds)
+        worst = max(worst, compare(f"{name} {what}", means[1], means[0], bound))
+    return worst
+
+
+def pairs_permute(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """Permuting images and texts together leaves the mean over ranks as it was."""
+    permuted = dataclasses.replace(case, permutation=case.seed + 1)
+    return _mean_agrees("after permuting the pairs", contract, subject, world, [case, permuted])
+
+
+def image_and_text_swap(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """Exchanging images and texts leaves the mean over ranks as it was."""
+    swapped = dataclasses.replace(case, swapped=True)
+    return _mean_agrees("after swapping images and texts", contract, subject, world, [case, swapped])
+
+
+def padding_never_matters(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """The logits at padding change nothing, and get no gradient."""
+    assume(case.pads != "none" or case.pad_rows)
+    other = dataclasses.replace(case, pad_content=case.seed + 1)
+    plain, filled = observe(contract, subject, world, [case, other])
+    for rank, (before, after) in enumerate(zip(plain, filled, strict=True)):
+        for name, term in before.terms.items():
+            compare(f"rank {rank}, {name} after filling the padding", after.terms[name], term, 0.0)
+        labels = contract.inputs(other)[rank]["labels"]
+        gradient = after.gradients["logits"]
+        if gradient is not None:
+            at_padding = gradient[labels == case.pad_id]
+            compare(f"rank {rank}, gradient at padding", at_padding, np.zeros(at_padding.shape), 0.0)
+    return 0.0
+
+
+LAWS = [
+    Law(
+        "pairs permute",
+        pairs_permute.__doc__ or "",
+        pairs_permute,
+        applies=lambda contract: contract.symmetric,
+        share=0.3,
+    ),
+    Law(
+        "image and text swap",
+        image_and_text_swap.__doc__ or "",
+        image_and_text_swap,
+        applies=lambda contract: contract.symmetric,
+        share=0.3,
+    ),
+    Law(
+        "padding never matters",
+        padding_never_matters.__doc__ or "",
+        padding_never_matters,
+        applies=lambda contract: contract.name == "coca",
+    ),
+]

@@ -1,0 +1,26 @@
+"""What the returned terms are."""
+
+from ..cases import Case
+from ..contracts import Contract
+from ..subjects import Subject
+from ..worlds import World
+from . import Falsified, Law, compare, observe
+
+
+def terms_equal_oracle(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """Every output term of every rank equals the oracle within the case's bound."""
+    (outcomes,) = observe(contract, subject, world, [case])
+    inputs = contract.inputs(case)
+    bounds = contract.bounds(case, inputs, contract.weights(case)).terms
+    worst = 0.0
+    for rank, terms in enumerate(contract.oracle(case, inputs)):
+        for name, expected in terms.items():
+            if name not in outcomes[rank].terms:
+                raise Falsified(f"rank {rank}: there is no {name} in {outcomes[rank].structure}")
+            bound = bounds[rank][name] * contract.slack(case)
+            observed = outcomes[rank].terms[name]
+            worst = max(worst, compare(f"rank {rank}, {name}", observed, expected.real, bound))
+    return worst
+
+
+LAWS = [Law("terms equal the oracle", terms_equal_oracle.__doc__ or "", terms_equal_oracle)]
