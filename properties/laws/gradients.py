@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from oracles.complex_step import Array
@@ -89,54 +90,85 @@ def cotangents_pass_through(contract: Contract, subject: Subject, world: World, 
 
 
 @st.composite
-def _small_float64(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Case:
+def _smooth_float64(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Case:
     case = draw(contract.cases(subject, world_size))
-    # flat regions and steep ones defeat the finite differences that this law rests on
     return dataclasses.replace(
         case,
-        rows=tuple(min(n, 3) for n in case.rows),
-        width=min(case.width, 3),
-        teacher_width=min(case.teacher_width, 3),
-        vocabulary=min(case.vocabulary, 4),
-        length=min(case.length, 2),
+        rows=tuple(min(n, 5) for n in case.rows),
+        width=min(case.width, 9),
         dtype="float64",
         wide_scalars=False,
-        pattern="unit",
-        scale=min(case.scale, 2.0),
-        bias=None if case.bias is None else max(min(case.bias, 2.0), -2.0),
+        scale=min(case.scale, 10.0),
         frozen=(),
         output_dict=True,
     )
 
 
+STEP = 1e-4
+"""Of the finite differences below: truncation and rounding are of one size here in float64."""
+
+
 def twice_differentiable(contract: Contract, subject: Subject, world: World, case: Case) -> float:
-    """First and second derivatives agree with finite differences in float64 (torch's gradgradcheck)."""
-    world.run(_gradgradcheck, subject, contract, case)
-    return 0.0
+    """Differentiating the gradient again gives what the gradient itself shows as its inputs move."""
+    # elsewhere ranks see constants where others have variables, so no one function is derived twice
+    assume(world.size == 1 or case.option("gather_with_grad", True))
+    inputs = contract.inputs(case)
+    bounds = contract.bounds(case, inputs, contract.weights(case)).gradients
+    worst = 0.0
+    for rank, curvatures in enumerate(world.run(_curvature, subject, contract, case)):
+        for name, (derived, near, far) in curvatures.items():
+            # truncation grows with the square of the width: what doubling it adds is more than is there
+            bound = abs(far - near) + 2 * bounds[rank][name] * contract.slack(case) / STEP
+            what = f"rank {rank}, second derivative of {name}"
+            worst = max(worst, compare(what, derived, near, bound))
+    return worst
 
 
-def _gradgradcheck(rank: int, world_size: int, subject: Subject, contract: Contract, case: Case) -> None:
+def _curvature(
+    rank: int, world_size: int, subject: Subject, contract: Contract, case: Case
+) -> dict[str, tuple[Array, Array, Array]]:
+    """Return the change of every gradient along a direction: derived, and by differences of two widths."""
     loss = contract.build(subject.resolve(), case, rank, world_size)
-    given = {
-        name: torch.tensor(array)
-        if np.issubdtype(array.dtype, np.integer)
-        else tensor(array, "float64", case.strides, contract.gradient_expected(case).get(name, False))
-        for name, array in contract.inputs(case)[rank].items()
+    arrays = contract.inputs(case)[rank]
+    names = [name for name, wanted in contract.gradient_expected(case).items() if wanted]
+    drawn = contract.weights(case)[rank]
+    generator = np.random.default_rng([case.seed, 6, rank])
+    along = {name: torch.tensor(generator.standard_normal(arrays[name].shape)) for name in names}
+
+    def gradients(offset: float) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
+        given = {}
+        for name, array in arrays.items():
+            if name in along:
+                given[name] = tensor(array + offset * along[name].numpy(), "float64", case.strides, True)
+            elif np.issubdtype(array.dtype, np.integer):
+                given[name] = torch.tensor(array)
+            else:
+                given[name] = tensor(array, "float64", case.strides, False)
+        terms = contract.read(contract.call(loss, given, case, rank), case)[1]
+        live = [(term, torch.tensor(drawn[name])) for name, term in terms.items() if term.requires_grad]
+        leaves = [given[name] for name in names]
+        if not live:
+            return leaves, tuple(torch.zeros_like(leaf) for leaf in leaves)
+        return leaves, torch.autograd.grad(
+            [term for term, _ in live], leaves, [weight for _, weight in live],
+            create_graph=True, materialize_grads=True,
+        )  # fmt: skip
+
+    leaves, first = gradients(0.0)
+    paired = torch.stack([(grad * along[name]).sum() for name, grad in zip(names, first, strict=True)]).sum()
+    second = (
+        torch.autograd.grad(paired, leaves, materialize_grads=True)
+        if paired.requires_grad
+        else [torch.zeros_like(leaf) for leaf in leaves]
+    )
+    differences = []
+    for width in (STEP, 2 * STEP):
+        after, before = gradients(width)[1], gradients(-width)[1]
+        differences.append([(a - b) / (2 * width) for a, b in zip(after, before, strict=True)])
+    return {
+        name: (derived.detach().numpy(), near.detach().numpy(), far.detach().numpy())
+        for name, derived, near, far in zip(names, second, *differences, strict=True)
     }
-    leaves = {name: value for name, value in given.items() if value.requires_grad}
-
-    def function(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        arguments = given | dict(zip(leaves, values, strict=True))
-        terms = contract.read(contract.call(loss, arguments, case, rank), case)[1]
-        return tuple(term for term in terms.values() if term.requires_grad)
-
-    if not function(*leaves.values()):
-        return
-    try:
-        torch.autograd.gradcheck(function, tuple(leaves.values()))
-        torch.autograd.gradgradcheck(function, tuple(leaves.values()))
-    except RuntimeError as error:
-        raise Falsified(f"derivatives disagree with finite differences: {error}") from error
 
 
 LAWS = [
@@ -146,8 +178,8 @@ LAWS = [
         "twice differentiable",
         twice_differentiable.__doc__ or "",
         twice_differentiable,
-        worlds="one",
-        draw=_small_float64,
-        share=0.1,
+        applies=lambda contract: contract.is_loss,
+        draw=_smooth_float64,
+        share=0.3,
     ),
 ]

@@ -1,0 +1,183 @@
+"""Time every loss, forward and backward, beside open_clip's in the same run.
+
+    python benchmarks/losses.py --json build/losses.json
+
+One process, then two over gloo, one thread each. Calls alternate, ours and theirs; each pair of
+neighbouring calls gives a ratio, and the median ratio counts, so that a change of the machine's speed
+during the run weighs on both alike.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from torch.nn.functional import normalize
+
+import verified_losses
+
+BATCH, WIDTH, VOCABULARY, LENGTH = 256, 512, 1000, 32
+
+Row = dict[str, Any]
+
+
+def load_open_clip() -> ModuleType:
+    """Load open_clip's losses alone: importing the package would import all its models."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or not package.submodule_search_locations:
+        sys.exit("open_clip is not installed: pip install --no-deps open_clip_torch==3.3.0")
+    path = Path(package.submodule_search_locations[0]) / "loss.py"
+    spec = importlib.util.spec_from_file_location("open_clip_loss", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def configurations(world_size: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return the losses and options to time; in one process the options about ranks do nothing."""
+    weights = {"caption_loss_weight": 2.0, "clip_loss_weight": 1.0}
+    if world_size == 1:
+        return [("ClipLoss", {}), ("SigLipLoss", {}), ("CoCaLoss", weights), ("DistillClipLoss", {})]
+    flags = [
+        {"local_loss": local, "gather_with_grad": grad} for local in (False, True) for grad in (False, True)
+    ]
+    return [
+        *[("ClipLoss", both) for both in flags],
+        *[("SigLipLoss", {"dist_impl": way}) for way in ("bidir", "shift", "reduce", "gather")],
+        *[("CoCaLoss", weights | both) for both in flags[1::2]],
+        *[("DistillClipLoss", both) for both in flags[1::2]],
+    ]
+
+
+def arguments(loss: str) -> tuple[list[Any], list[Tensor]]:
+    """Return the arguments of a loss, and which of them get gradients."""
+    image, text, teacher_image, teacher_text = normalize(torch.randn(4, BATCH, WIDTH), dim=-1)
+    scale, bias = torch.tensor(14.0), torch.tensor(-10.0)
+    logits = torch.randn(BATCH, LENGTH, VOCABULARY) if loss == "CoCaLoss" else torch.empty(0)
+    labels = torch.randint(VOCABULARY, (BATCH, LENGTH))
+    positional: dict[str, list[Any]] = {
+        "ClipLoss": [image, text, scale],
+        "SigLipLoss": [image, text, scale, bias],
+        "CoCaLoss": [image, text, logits, labels, scale],
+        "DistillClipLoss": [image, text, scale, teacher_image, teacher_text, scale.clone()],
+    }
+    wanted = {"SigLipLoss": [image, text, scale, bias], "CoCaLoss": [image, text, logits, scale]}
+    leaves = [tensor.detach().requires_grad_() for tensor in wanted.get(loss, [image, text, scale])]
+    by_id = {id(old): new for old, new in zip(wanted.get(loss, [image, text, scale]), leaves, strict=True)}
+    return [by_id.get(id(argument), argument) for argument in positional[loss]], leaves
+
+
+def stopwatch(module: Any, inputs: list[Any], leaves: list[Tensor], world_size: int) -> Callable[[], float]:
+    """Return a function that runs forward and backward once and returns the seconds it took."""
+
+    def once() -> float:
+        if world_size > 1:
+            dist.barrier()
+        start = time.perf_counter()
+        loss = module(*inputs)
+        torch.autograd.grad(loss[0] + loss[1] if isinstance(loss, tuple) else loss, leaves)
+        return time.perf_counter() - start
+
+    return once
+
+
+def measure(rank: int, world_size: int, seconds: float, only: str) -> list[Row]:
+    """Time every configuration for about `seconds`; a call takes as long as on its slowest rank."""
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    warnings.simplefilter("ignore")  # deprecated collectives there, the inexact combination here
+    open_clip = load_open_clip()
+    rows = []
+    for loss, options in configurations(world_size):
+        if only not in loss:
+            continue
+        inputs, leaves = arguments(loss)
+        ranks = {"rank": rank, "world_size": world_size}
+        ours, theirs = (
+            stopwatch(getattr(package, loss)(**options, **ranks), inputs, leaves, world_size)
+            for package in (verified_losses, open_clip)
+        )
+        for _ in range(3):
+            pair = torch.tensor([ours(), theirs()])
+        if world_size > 1:
+            dist.all_reduce(pair, dist.ReduceOp.MAX)
+        pairs = max(10, int(seconds / float(pair.sum())))
+        times = torch.empty(pairs, 2, dtype=torch.float64)
+        for i in range(pairs):
+            # who goes first alternates
+            for k in (0, 1) if i % 2 else (1, 0):
+                times[i, k] = (ours, theirs)[k]()
+        if world_size > 1:
+            dist.all_reduce(times, dist.ReduceOp.MAX)
+        low, ratio, high = (times[:, 0] / times[:, 1]).quantile(times.new_tensor([0.25, 0.5, 0.75])).tolist()
+        ours_ms, theirs_ms = (times.median(0).values * 1e3).tolist()
+        shown = ", ".join(f"{name}={value}" for name, value in options.items() if "weight" not in name)
+        row = {
+            "processes": world_size,
+            "loss": loss,
+            "options": shown,
+            "pairs": pairs,
+            "ours_ms": ours_ms,
+            "open_clip_ms": theirs_ms,
+            "ratio": ratio,
+            "quartiles": [low, high],
+        }
+        rows.append(row)
+        if rank == 0:
+            print(table_row(row), flush=True)
+    return rows
+
+
+def measure_rank(rank: int, world_size: int, seconds: float, only: str, folder: str) -> None:
+    """Measure as one of several processes; rank 0 leaves the rows in `folder`."""
+    store = f"file://{folder}/store"
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", store, rank=rank, world_size=world_size, timeout=limit)
+    rows = measure(rank, world_size, seconds, only)
+    if rank == 0:
+        Path(folder, "rows.json").write_text(json.dumps(rows))
+    dist.destroy_process_group()
+
+
+def table_row(row: Row) -> str:
+    low, high = row["quartiles"]
+    return (
+        f"| {row['processes']} | {row['loss']} | {row['options'] or '-'} | {row['ours_ms']:.2f} "
+        f"| {row['open_clip_ms']:.2f} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time every loss beside open_clip's.")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each configuration")
+    parser.add_argument("--only", default="", help="losses whose name contains this")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
+    args = parser.parse_args()
+    print(f"batch {BATCH} a process, width {WIDTH}, torch {torch.__version__}, one thread a process\n")
+    print("| processes | loss | options | ours, ms | open_clip, ms | ratio | middle half |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    rows = measure(0, 1, args.seconds, args.only)
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(measure_rank, (2, args.seconds, args.only, folder), nprocs=2)
+        rows += json.loads(Path(folder, "rows.json").read_text())
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

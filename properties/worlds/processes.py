@@ -1,0 +1,362 @@
+"""A world of real processes: a persistent pool of gloo ranks under a dispatcher that owns the clock."""
+
+import atexit
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import pickle
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from multiprocessing import connection, forkserver, process
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from . import RankState, WorldError
+
+T = TypeVar("T")
+
+PRELOAD = ["numpy", "torch", "torch.distributed", __name__]
+RANK_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+COLLECTIVE_SHARE = 0.8
+"""A collective times out after this share of the run's time, so that ranks stuck in it say so themselves."""
+LINGER_SECONDS = 0.2
+REAP_SECONDS = 5.0
+STACK_SECONDS = 1.0
+OUTPUT_TAIL = 2000
+
+
+class ProcessWorld:
+    """`size` real processes joined in a gloo group, started at the first run and kept until a run fails.
+
+    A failed run costs its pool: the processes are killed, and the next run starts fresh ones, so no run
+    meets a group that an earlier one left half-way. Runs must not overlap: one thread at a time.
+
+    Args:
+        size: number of ranks, at least 1.
+        timeout: seconds that a run may take. Collectives time out at four fifths of it.
+        start_timeout: seconds that the processes may take to start and join the group.
+        grace: seconds that the other ranks get to report by themselves once one has failed.
+
+    Raises:
+        ValueError: `size` is less than 1, or a time is not positive.
+    """
+
+    def __init__(
+        self, size: int, timeout: float = 60.0, start_timeout: float = 120.0, grace: float = 3.0
+    ) -> None:
+        self._ranks: list[_Rank] = []
+        if size < 1:
+            raise ValueError(f"a world has at least one rank, not {size}")
+        if min(timeout, start_timeout, grace) <= 0:
+            raise ValueError(f"times must be positive, not {timeout=} {start_timeout=} {grace=}")
+        self.name = f"processes:{size}"
+        self.size = size
+        self.timeout = timeout
+        self.start_timeout = start_timeout
+        self.grace = grace
+        self._owner = os.getpid()
+        self._folder = Path()
+
+    def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
+        """Call `function(rank, size, *arguments)` on every rank; return the results in rank order.
+
+        Function, arguments and results travel pickled, so the function must be importable by name in
+        another process: not a lambda, not nested, not in `__main__`. Ranks see this process's `sys.path`
+        as of the call, and its environment as of their start.
+
+        Raises:
+            TypeError: the function or an argument does not pickle; no rank was asked anything.
+            WorldError: a rank raised (an unpicklable result counts), exited, was killed or hung; or the
+                pool could not start. The next run gets a fresh pool.
+        """
+        try:
+            call = pickle.dumps((function, arguments))
+        except Exception as error:
+            raise TypeError(
+                f"cannot send {function!r} to the ranks: it must be importable by name, and its "
+                f"arguments must pickle ({type(error).__name__}: {error})"
+            ) from error
+        try:
+            if not self._ranks or self._owner != os.getpid():
+                self._start()
+            (self._folder / "call").write_bytes(pickle.dumps((sys.path, call)))
+            return self._ask(b"call", self.timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Kill the ranks, if there are any. Closing twice is harmless; a later run starts a new pool."""
+        ranks, self._ranks = self._ranks, []
+        if not ranks or self._owner != os.getpid():  # in a fork, the ranks are the parent's
+            return
+        for rank in ranks:
+            if rank.process.is_alive():
+                rank.process.kill()
+        for rank in ranks:
+            rank.process.join(REAP_SECONDS)
+            rank.pipe.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        self._ranks, self._owner = [], os.getpid()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"world-{self.size}-"))
+        _open_worlds.add(self)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        environment = {**os.environ, **RANK_ENVIRONMENT}
+        with _launching():
+            for rank in range(self.size):
+                ours, theirs = context.Pipe()
+                given = rank, self.size, theirs, self._folder, environment, COLLECTIVE_SHARE * self.timeout
+                child = context.Process(target=_rank_main, args=given, daemon=True)
+                child.start()
+                theirs.close()
+                self._ranks.append(_Rank(child, ours))
+        # Once every rank has arrived they join at once, so that joining can have the collectives' timeout.
+        self._ask(b"arrive", self.start_timeout)
+        self._ask(b"join", self.start_timeout)
+
+    def _ask(self, request: bytes, timeout: float) -> list[Any]:
+        """Return every rank's answer, or raise what became of each, in `timeout` plus a few seconds."""
+        for rank in self._ranks:
+            with contextlib.suppress(OSError):  # a dead rank is found, and told, below
+                rank.pipe.send_bytes(request)
+        states: dict[int, RankState] = {}
+        waiting = dict(enumerate(self._ranks))
+        deadline, patience = time.monotonic() + timeout, f"no answer in {timeout:g} s"
+        while waiting and (remaining := deadline - time.monotonic()) > 0:
+            sources = [source for rank in waiting.values() for source in (rank.pipe, rank.process.sentinel)]
+            ready = connection.wait(sources, remaining)
+            for number, rank in list(waiting.items()):
+                if rank.pipe in ready or rank.process.sentinel in ready:
+                    states[number] = self._hear(number)
+                    del waiting[number]
+                    if states[number].state != "returned" and time.monotonic() + self.grace < deadline:
+                        deadline = time.monotonic() + self.grace
+                        patience = f"no answer in the {self.grace:g} s after rank {number} failed"
+        for number, stack in self._stacks(waiting).items():
+            states[number] = RankState(number, "hung", f"{patience}\n{stack}")
+
+        results: list[Any] = []
+        for number, state in sorted(states.items()):
+            if state.state == "returned":
+                try:
+                    results.append(pickle.loads((self._folder / f"answer-{number}").read_bytes()))
+                except Exception:
+                    detail = f"its result does not unpickle:\n{traceback.format_exc()}"
+                    states[number] = RankState(number, "raised", detail)
+        if len(results) < self.size:
+            raise WorldError(self.name, [states[number] for number in range(self.size)])
+        return results
+
+    def _hear(self, number: int) -> RankState:
+        """Return the state of a rank that has answered or died."""
+        child, pipe = self._ranks[number]
+        try:
+            verdict = pipe.recv_bytes() if pipe.poll() else b""
+        except (EOFError, OSError):
+            verdict = b""
+        if verdict == b"returned":
+            return RankState(number, "returned", "")
+        if verdict == b"raised":
+            return RankState(number, "raised", self._read("answer", number))
+        child.join(self.grace)
+        if child.exitcode is None:
+            return RankState(number, "hung", "it closed its pipe and lives on")
+        output, stack = self._read("output", number)[-OUTPUT_TAIL:], _readable(self._read("stack", number))
+        last_words = "".join("\n" + text for text in (output.rstrip(), stack) if text)
+        if child.exitcode >= 0:
+            return RankState(number, "exited", f"status {child.exitcode}{last_words}")
+        names = {known.value: known.name for known in signal.Signals}
+        name = names.get(-child.exitcode, f"signal {-child.exitcode}")
+        return RankState(number, "killed", name + last_words)
+
+    def _stacks(self, ranks: "dict[int, _Rank]") -> dict[int, str]:
+        """Return the Python stacks of live ranks, which faulthandler writes even from a native call."""
+        for rank in ranks.values():
+            if rank.process.pid and rank.process.is_alive():
+                os.kill(rank.process.pid, signal.SIGUSR1)
+        stacks: dict[int, str] = dict.fromkeys(ranks, "")
+        deadline = time.monotonic() + STACK_SECONDS
+        while ranks and time.monotonic() < deadline:
+            time.sleep(0.05)
+            before = stacks
+            stacks = {number: self._read("stack", number) for number in ranks}
+            if stacks == before and all(stacks.values()):
+                break
+        return {number: _readable(stack) or "it did not write its stack" for number, stack in stacks.items()}
+
+    def _read(self, kind: str, number: int) -> str:
+        try:
+            return (self._folder / f"{kind}-{number}").read_text(errors="replace")
+        except FileNotFoundError:  # it died, or hung, before it could open the file
+            return ""
+
+
+def shared_world(size: int) -> ProcessWorld:
+    """Return this process's one world of `size` ranks with the default times; it closes at exit.
+
+    Raises:
+        ValueError: `size` is less than 1.
+    """
+    key = os.getpid(), size
+    if key not in _shared_worlds:
+        _shared_worlds[key] = ProcessWorld(size)
+    return _shared_worlds[key]
+
+
+class _Rank(NamedTuple):
+    process: process.BaseProcess
+    pipe: connection.Connection
+
+
+_shared_worlds: dict[tuple[int, int], ProcessWorld] = {}
+_open_worlds: weakref.WeakSet[ProcessWorld] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_worlds() -> None:
+    # Runs before multiprocessing's own exit handler, which would wait for the ranks without a limit.
+    for world in list(_open_worlds):
+        world.close()
+
+
+def _forget_children() -> None:
+    # multiprocessing in a forked process still holds the parent's children: it would terminate them at
+    # exit, and fail to wait for the fork server, which is not its child.
+    vars(process)["_children"].clear()
+    server = vars(forkserver._forkserver)
+    if server["_forkserver_pid"] is not None:
+        os.close(server["_forkserver_alive_fd"])
+        server["_forkserver_pid"] = None
+
+
+os.register_at_fork(after_in_child=_forget_children)
+
+
+@contextlib.contextmanager
+def _launching() -> Iterator[None]:
+    """Change, for as long as processes are started, what they would copy from this one.
+
+    With an empty `__main__` they do not run the caller's script again. And where the fork server itself is
+    started, its libraries read the number of threads as they load: only one thread forks safely.
+    """
+    main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in RANK_ENVIRONMENT}
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    os.environ.update(RANK_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+
+
+def _readable(stack: str) -> str:
+    """Cut from faulthandler's dump what all ranks share: this module's frames, and those that led to it."""
+    threads = [thread.partition(f'  File "{__file__}"')[0].rstrip() for thread in stack.split("\n\n")]
+    return "\n\n".join(thread for thread in threads if "\n" in thread) or stack
+
+
+def _rank_main(
+    rank: int,
+    size: int,
+    pipe: connection.Connection,
+    folder: Path,
+    environment: dict[str, str],
+    collective_timeout: float,
+) -> None:
+    """Join the group, then answer calls until the dispatcher is gone.
+
+    Calls and answers lie in files and the pipe carries one word, so that neither side can block on a pipe
+    that the other has stopped reading.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the dispatcher decides
+    threading.Thread(target=_exit_with_dispatcher, args=[folder], daemon=True).start()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    output = os.open(folder / f"output-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = sys.stderr = open(output, "w", buffering=1, errors="replace")  # noqa: SIM115
+    stack = open(folder / f"stack-{rank}", "w")  # noqa: SIM115
+    faulthandler.enable(stack)
+    faulthandler.register(signal.SIGUSR1, stack)
+    os.environ.clear()
+    os.environ.update(environment)
+
+    def join() -> None:
+        # Both were read from the fork server's environment when it imported torch.
+        torch.set_num_threads(1)
+        dist.set_debug_level_from_env()  # type: ignore[attr-defined, unused-ignore]
+        store, limit = f"file://{folder}/store", timedelta(seconds=collective_timeout)
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=limit)
+
+    def call() -> object:
+        sys.path[:], pickled = pickle.loads((folder / "call").read_bytes())
+        try:
+            function, arguments = pickle.loads(pickled)
+        except Exception as error:
+            raise TypeError("a rank cannot import what the call names (__main__ it never can)") from error
+        return function(rank, size, *arguments)
+
+    jobs = {b"arrive": lambda: None, b"join": join, b"call": call}
+    while True:
+        job = jobs[pipe.recv_bytes()]
+        os.ftruncate(output, 0)
+        _answer(job, folder / f"answer-{rank}", pipe)
+
+
+def _answer(job: Callable[[], object], file: Path, pipe: connection.Connection) -> None:
+    try:
+        result = job()
+        try:
+            pickled = pickle.dumps(result)
+        except Exception as error:
+            raise TypeError(f"a result of type {type(result).__name__} does not pickle") from error
+    except SystemExit:
+        raise
+    except BaseException as error:
+        trace = error.__traceback__
+        while trace and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        file.write_text("".join(traceback.format_exception(error.with_traceback(trace))), errors="replace")
+        pipe.send_bytes(b"raised")
+        # Peers that wait for this rank in a collective raise once its sockets close. Not at once: a peer
+        # may be reading from one the message that lets it raise an error of its own, as this rank did.
+        time.sleep(LINGER_SECONDS)
+        os._exit(1)
+    file.write_bytes(pickled)
+    pipe.send_bytes(b"returned")
+
+
+def _exit_with_dispatcher(folder: Path) -> None:
+    dispatcher = multiprocessing.parent_process()
+    assert dispatcher is not None
+    os.read(dispatcher.sentinel, 1)  # nothing is ever written: this returns when the dispatcher is gone
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)

@@ -1,0 +1,56 @@
+"""The shipped losses hold; so do the parts of open_clip that are right."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from properties.certify import SHIPPED, Check, checks, verify
+from properties.contracts import contracts
+from properties.laws import laws
+from properties.subjects import Subject
+from properties.worlds.processes import shared_world
+from properties.worlds.single import SingleWorld
+
+EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "10"))
+
+
+def _verify(check: Check) -> None:
+    world = SingleWorld() if check.world_size == 1 else shared_world(check.world_size)
+    finding = verify(check, world, EXAMPLES, base_seed=1)
+    assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
+    assert finding.examples > 0, "nothing was checked"
+
+
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(c, id=f"{c.label}-{c.law.name}-{c.world_size}") for c in checks(SHIPPED, [1, 2, 3])],
+)
+def test_shipped_losses_hold(check: Check) -> None:
+    _verify(check)
+
+
+OPEN_CLIP = importlib.util.find_spec("open_clip")
+AGREE = [("clip", "ClipLoss", (("gather_with_grad", True), ("local_loss", local))) for local in (False, True)]
+AGREE += [("siglip", "SigLipLoss", (("dist_impl", name),)) for name in ("bidir", "shift", "reduce", "gather")]
+
+
+@pytest.mark.skipif(
+    OPEN_CLIP is None, reason="open_clip_torch is not installed: upstream is not compared with"
+)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("law", ["terms equal the oracle", "gradients equal the oracle"])
+@pytest.mark.parametrize(("contract", "name", "options"), AGREE)
+def test_right_parts_of_open_clip_hold(
+    contract: str, name: str, options: tuple[tuple[str, object], ...], law: str, world_size: int
+) -> None:
+    assert OPEN_CLIP is not None
+    assert OPEN_CLIP.origin is not None
+    # its loss module alone: the package would import what training needs
+    path = Path(OPEN_CLIP.origin).with_name("loss.py")
+    subject = Subject(
+        f"{path}:{name}", ("open_clip",), even=True, dtypes=("float64", "float32"), options=options
+    )
+    (chosen,) = [one for one in laws() if one.name == law]
+    _verify(Check(name, contracts()[contract], subject, chosen, world_size))

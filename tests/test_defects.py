@@ -1,0 +1,42 @@
+"""Every law catches the defects planted for it, and every law has one."""
+
+import pytest
+
+from properties.certify import Check, verify
+from properties.contracts import contracts
+from properties.laws import laws
+from properties.subjects import Subject
+from properties.worlds.processes import shared_world
+from properties.worlds.single import SingleWorld
+
+from .defects.index import DEFECTS, Defect
+
+LAWS = {law.name: law for law in laws()}
+BUDGET = 100
+"""Examples: four times what the command draws by default, whose seeds differ from run to run."""
+
+
+@pytest.mark.parametrize(
+    ("defect", "law"),
+    [
+        pytest.param(defect, law, id=f"{defect.target}-{law}")
+        for defect in DEFECTS
+        for law in defect.caught_by
+    ],
+)
+def test_caught(defect: Defect, law: str) -> None:
+    subject = Subject(
+        f"tests.defects.losses:{defect.target}",
+        even=defect.target == "gather_own_slice",
+        options=defect.options,
+    )
+    check = Check(defect.target, contracts()[defect.contract], subject, LAWS[law], defect.world_size)
+    world = SingleWorld() if defect.world_size == 1 else shared_world(defect.world_size)
+    finding = verify(check, world, BUDGET)
+    assert finding.verdict == "falsified", finding
+    assert finding.counterexample
+    print(finding.reason, finding.counterexample, sep="\n")
+
+
+def test_every_law_catches_a_defect() -> None:
+    assert {law for defect in DEFECTS for law in defect.caught_by} == set(LAWS)
