@@ -15,8 +15,8 @@ def log_softmax(logits: Array) -> Array:
     """Return log of exp(z_j) / sum_k exp(z_k) along the last axis."""
     # shifted by the largest so that no exponential overflows; the shift cancels, so it may be constant
     shifted = logits - np.max(np.real(logits), axis=-1, keepdims=True)
-    log_sum: Array = np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
-    return shifted - log_sum
+    result: Array = shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+    return result
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

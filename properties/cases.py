@@ -203,9 +203,9 @@ def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
     return {"rows": (rows,) * world_size, "width": width}
 
 
-SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 100.0]) | st.floats(-5, 5).map(
-    lambda x: float(f"{math.exp(x):.3g}")
-)
+# CLIP starts at 1 / 0.07 and stops at 100, SigLIP starts at 10
+USUAL_SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 100.0])
+SCALES = USUAL_SCALES | st.floats(-5, 5).map(lambda x: float(f"{math.exp(x):.3g}"))
 BIASES = st.sampled_from([None, 0.0, -10.0]) | st.floats(-16, 16).map(lambda x: float(f"{x:.3g}"))
 SEEDS = st.integers(0, 2**16)
 

@@ -131,6 +131,8 @@ def _curvature(
     loss = contract.build(subject.resolve(), case, rank, world_size)
     arrays = contract.inputs(case)[rank]
     names = [name for name, wanted in contract.gradient_expected(case).items() if wanted]
+    if not names:
+        return {}
     drawn = contract.weights(case)[rank]
     generator = np.random.default_rng([case.seed, 6, rank])
     along = {name: torch.tensor(generator.standard_normal(arrays[name].shape)) for name in names}
