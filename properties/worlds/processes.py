@@ -299,7 +299,7 @@ def _rank_main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the dispatcher decides
     threading.Thread(target=_exit_with_dispatcher, args=[folder], daemon=True).start()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    output = os.open(folder / f"output-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    output = os.open(folder / f"output-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout = sys.stderr = open(output, "w", buffering=1, errors="replace")  # noqa: SIM115

@@ -1,0 +1,203 @@
+"""A world of many ranks in one process: threads of which exactly one runs at a time, in a chosen order."""
+
+import copy
+import random
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeVar
+
+import torch
+
+from .. import RankState
+from .errors import Abandon, CommunicationError, Finding, InjectedFault, SimulationError, Vanish
+from .explore import Exploration, Explorer
+from .group import entered, installed
+from .network import Fault, Key, Network, Sends, Volume
+from .scheduler import Chooser, Option, Scheduler
+
+__all__ = [
+    "CommunicationError",
+    "Exploration",
+    "Fault",
+    "Finding",
+    "InjectedFault",
+    "Key",
+    "Schedule",
+    "SimulatedWorld",
+    "SimulationError",
+    "Volume",
+]
+
+T = TypeVar("T")
+Schedule = None | int | Sequence[int] | Callable[[int], int]
+
+
+class _Plain:
+    """Every rank runs until it has to wait."""
+
+    interleaves = False
+    on_caller = False
+    exhaustive = False
+
+    def choose(self, options: Sequence[Option]) -> int:
+        return 0
+
+
+class _Drawn:
+    """Every choice comes from a function of the number of options."""
+
+    interleaves = True
+    exhaustive = False
+
+    def __init__(self, draw: Callable[[int], int], on_caller: bool) -> None:
+        self.draw = draw
+        self.on_caller = on_caller
+
+    def choose(self, options: Sequence[Option]) -> int:
+        return self.draw(len(options))
+
+
+def _chooser(schedule: Schedule) -> Chooser:
+    if schedule is None:
+        return _Plain()
+    if isinstance(schedule, int):
+        return _Drawn(random.Random(schedule).randrange, on_caller=False)
+    if isinstance(schedule, Sequence):
+        left = iter(schedule)
+        return _Drawn(lambda count: next(left, 0), on_caller=False)
+    return _Drawn(schedule, on_caller=True)
+
+
+class SimulatedWorld:
+    """`size` ranks in this process, one running at a time.
+
+    Unchanged code that uses torch.distributed with the default group, or with groups from `new_group`, runs
+    in it; what it does not implement raises a NotImplementedError that names the operation. Each rank has its
+    own copy of the arguments, its own state of torch's CPU generator (forked from the caller's) and its own
+    warning filters; module globals are shared. Intra-operator parallelism is off during a run.
+
+    Args:
+        size: Ranks, at least 1.
+        schedule: Who runs next. None: a rank runs until it has to wait. An int seeds a random order. A
+            callable gets a number of options n >= 2 and returns an index below n; 0 is the plainest order. It
+            is called in the thread that called `run`, so it may draw from Hypothesis. A sequence replays
+            `SimulationError.schedule`, with 0 once it is used up.
+        sends: "rendezvous", a send completes when it is received; "buffered", at once; "drawn", the schedule
+            decides for each.
+        faults: What is done to the ranks. `fired` tells after a run which ones happened.
+        timeout: Seconds that one run may take.
+        backend: What `dist.get_backend` answers. "gloo" and "nccl" steer code that asks; the rules on what is
+            accepted stay gloo's.
+        copies: Whether every rank gets its own deep copy of the arguments, as processes do.
+
+    Attributes:
+        traffic: The volume of the last run, by rank, operation and phase.
+        fired: The faults that happened in the last run.
+        schedule_taken: The choices of the last run.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        schedule: Schedule = None,
+        *,
+        sends: Sends = "rendezvous",
+        faults: Iterable[Fault] = (),
+        timeout: float = 60.0,
+        backend: Literal["simulated", "gloo", "nccl"] = "simulated",
+        copies: bool = True,
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"a world has at least one rank, not {size}")
+        self.size = size
+        self.name = f"simulated:{size}"
+        self.schedule = schedule
+        self.sends: Sends = sends
+        self.faults = tuple(faults)
+        self.timeout = timeout
+        self.backend = backend
+        self.copies = copies
+        self.traffic: dict[Key, Volume] = {}
+        self.fired: list[Fault] = []
+        self.schedule_taken: tuple[int, ...] = ()
+
+    def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
+        """Call `function(rank, size, *arguments)` on every rank; return the results in rank order.
+
+        Raises:
+            SimulationError: a rank did not return, or the communication was wrong. The world stays usable.
+        """
+        return self._run(_chooser(self.schedule), self.sends, function, arguments)
+
+    def explore(self, function: Callable[..., T], *arguments: object, limit: int = 10_000) -> Exploration[T]:
+        """Run every schedule that some rank can tell from the others, once each.
+
+        Ranks without receives from any source and without polls cannot tell schedules apart: there is one.
+        Sends are rendezvous; a program that needs them buffered is reported.
+
+        Raises:
+            RuntimeError: there are more than `limit` schedules.
+        """
+        return Explorer().explore(
+            lambda chooser: self._run(chooser, "rendezvous", function, arguments), SimulationError, limit
+        )
+
+    def close(self) -> None:
+        """Nothing is held: idle threads serve every simulated world."""
+
+    def _run(
+        self, chooser: Chooser, sends: Sends, function: Callable[..., T], arguments: Sequence[object]
+    ) -> list[T]:
+        scheduler = Scheduler(self.size, chooser, self.timeout)
+        network = Network(scheduler, sends, self.faults)
+        copied = [copy.deepcopy(arguments) if self.copies else arguments for _ in range(self.size)]
+        results: dict[int, T] = {}
+        errors: dict[int, BaseException] = {}
+        states: dict[int, RankState] = {}
+
+        def body(rank: int) -> None:
+            try:
+                with entered(network, rank, self.backend), torch.enable_grad():
+                    try:
+                        results[rank] = function(rank, self.size, *copied[rank])
+                    finally:
+                        network.watches[rank].stop()
+                network.leave(rank, "returned")
+                states[rank] = RankState(rank, "returned", "")
+            except Vanish:
+                network.leave(rank, "vanished")
+                network.fail("vanished", f"rank {rank} vanished")
+                states[rank] = RankState(rank, "exited", "vanished")
+            except BaseException as error:
+                errors[rank] = error
+                network.leave(rank, "raised")
+                ended: Literal["raised", "exited", "killed"] = "raised"
+                if isinstance(error, Abandon):
+                    ended = "killed"
+                elif isinstance(error, SystemExit):
+                    ended = "exited"
+                if not isinstance(error, CommunicationError | Abandon):
+                    network.fail("raised", f"rank {rank} raised {type(error).__name__}: {error}")
+                states[rank] = RankState(rank, ended, traceback.format_exc())
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with installed():
+                scheduler.run(body, network)
+                network.conclude()
+        finally:
+            torch.set_num_threads(threads)
+            network.release()
+            self.traffic, self.fired = network.traffic, network.fired
+            self.schedule_taken = tuple(scheduler.choices)
+        if network.failure is None:
+            return [results[rank] for rank in range(self.size)]
+        finding, message, stacks = network.failure
+        for rank in range(self.size):
+            states.setdefault(rank, RankState(rank, "hung", ""))
+            if finding in ("deadlock", "early_exit", "needs_buffering") and rank in stacks:
+                states[rank] = RankState(rank, "hung", stacks[rank])
+        cause = next((error for error in errors.values() if not isinstance(error, CommunicationError)), None)
+        ranks = [states[rank] for rank in range(self.size)]
+        raise SimulationError(self.name, ranks, finding, message, scheduler.choices) from cause
