@@ -44,6 +44,8 @@ def floating(name: str, tensor: object, ndim: int) -> Tensor:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating dtype of 16 to 64 bits, got {tensor.dtype}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
     if tensor.ndim != ndim or 0 in tensor.shape:
         raise ValueError(f"{name}: expected {ndim} dimensions, none empty, got shape {list(tensor.shape)}")
     return tensor

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import checks
 from .checks import Facts, Scalar
 from .clip import ClipLoss, widen
 
@@ -21,7 +22,13 @@ class DistillClipLoss(ClipLoss):
     """
 
     def dist_loss(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """Return the mean over rows of the cross-entropy between two [n, c] sets of logits."""
+        """Return the mean over rows of the cross-entropy between two [n, c] sets of logits.
+
+        Raises:
+            TypeError, ValueError: logits are not two floating [n, c] tensors.
+        """
+        checks.floating("teacher_logits", teacher_logits, 2)
+        checks.floating("student_logits", student_logits, 2)
         return self._sum_dist_loss(teacher_logits, student_logits) / student_logits.shape[0]
 
     def _sum_dist_loss(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:

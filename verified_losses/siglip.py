@@ -70,9 +70,25 @@ class SigLipLoss(nn.Module):
         logit_scale: Scalar,
         logit_bias: Scalar | None = None,
     ) -> Tensor:
-        """Return the logits of [n, d] images against [m, d] texts, [n, m]."""
-        logits = flat(logit_scale) * image_features @ text_features.T
-        return logits if logit_bias is None else logits + flat(logit_bias)
+        """Return the logits of [n, d] images against [m, d] texts, [n, m].
+
+        Raises:
+            TypeError, ValueError: features are not floating matrices of one width, or scale or bias are no
+                scalars.
+        """
+        image = checks.floating("image_features", image_features, 2)
+        text = checks.floating("text_features", text_features, 2)
+        if text.shape[1] != image.shape[1]:
+            raise ValueError(
+                f"text_features: expected the width of image_features, {image.shape[1]}, got {text.shape[1]}"
+            )
+        checks.alike("text_features", text, "image_features", image)
+        checks.scalar("logit_scale", logit_scale, image)
+        logits = flat(logit_scale) * image @ text.T
+        if logit_bias is None:
+            return logits
+        checks.scalar("logit_bias", logit_bias, image)
+        return logits + flat(logit_bias)
 
     def forward(
         self,

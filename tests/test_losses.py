@@ -1,0 +1,605 @@
+"""The losses beyond the properties: drop-in signatures, caches, compilation, sub-groups, copies, DDP.
+
+The functions that ranks run are imported there by name, as `tests.test_losses`.
+"""
+
+import copy
+import importlib.util
+import inspect
+import itertools
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
+
+import verified_losses
+from properties.worlds.processes import shared_world
+from tests.test_oracles import close, gradient_magnitude, operations
+from verified_losses import (
+    ClipLoss,
+    CoCaLoss,
+    DistillClipLoss,
+    SigLipLoss,
+    gather_features,
+    neighbour_exchange,
+    neighbour_exchange_bidir,
+    neighbour_exchange_bidir_with_grad,
+    neighbour_exchange_with_grad,
+)
+
+ROOT = Path(__file__).parents[1]
+KINDS = ["clip", "coca", "distill", "siglip"]
+DIST_IMPLS = ["bidir", "shift", "reduce", "gather"]
+CLIP_OPTIONS = [
+    {"local_loss": local_loss, "gather_with_grad": gather_with_grad, "convention": convention}
+    for local_loss, gather_with_grad in itertools.product([False, True], repeat=2)
+    for convention in ("exact", "open_clip")
+]
+SIGLIP_OPTIONS = [{"dist_impl": dist_impl} for dist_impl in DIST_IMPLS]
+WORLD_OPTIONS = [
+    *(("clip", options) for options in CLIP_OPTIONS),
+    ("coca", {"gather_with_grad": True}),
+    ("distill", {"local_loss": True, "gather_with_grad": True}),
+    *(("siglip", options) for options in SIGLIP_OPTIONS),
+]
+
+
+def make(kind, rank=0, size=1, **options):
+    if kind == "coca":
+        return CoCaLoss(2.0, 1.0, rank=rank, world_size=size, **options)
+    classes = {"clip": ClipLoss, "distill": DistillClipLoss, "siglip": SigLipLoss}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of flags that cannot obey the mean over ranks
+        return classes[kind](rank=rank, world_size=size, **options)
+
+
+def batch(kind, rank=0, rows=2, dtype=torch.float64):
+    """Return the keyword arguments of a loss: unit rows of width 3, and logits within 4 of zero."""
+    random = torch.Generator().manual_seed(rank)
+
+    def leaf(*shape):
+        return F.normalize(torch.randn(shape, generator=random).to(dtype), dim=-1).requires_grad_()
+
+    def scalar(value):
+        return torch.tensor(value, dtype=dtype, requires_grad=True)
+
+    names = ["image_features", "text_features"]
+    inputs = {name: leaf(rows, 3) for name in names}
+    inputs |= {"logit_scale": scalar(3.0), "logit_bias": scalar(-0.5)}
+    if kind == "coca":
+        ids = torch.randint(0, 3, (rows, 2), generator=random)
+        inputs |= {"logits": leaf(rows, 2, 3), "labels": ids}
+    if kind == "distill":
+        inputs |= {f"dist_{name}": leaf(rows, 3) for name in names}
+        inputs |= {"dist_logit_scale": scalar(2.0), "dist_logit_bias": scalar(0.5)}
+    return inputs
+
+
+def step(loss, inputs):
+    """Return the values and the gradients of one step, as arrays; None where there is no gradient."""
+    values = tree_leaves(loss(**inputs))
+    sum(values).backward()
+    tensors = [tensor for tensor in inputs.values() if tensor.requires_grad]
+    arrays = [value.detach().numpy() for value in values]
+    return arrays + [None if tensor.grad is None else tensor.grad.numpy() for tensor in tensors]
+
+
+def same(results, expected):
+    return len(results) == len(expected) and all(
+        a is b if a is None or b is None else np.array_equal(a, b)
+        for a, b in zip(results, expected, strict=True)
+    )
+
+
+# Drop-in for open_clip.
+
+
+@pytest.fixture(scope="module")
+def open_clip_loss():
+    package = importlib.util.find_spec("open_clip")
+    if package is None:
+        pytest.skip("open_clip is not installed: pip install --no-deps open_clip_torch==3.3.0")
+    path = Path(package.submodule_search_locations[0]) / "loss.py"
+    spec = importlib.util.spec_from_file_location("open_clip_loss", path)
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spec.loader.exec_module(module)
+    return module
+
+
+PUBLIC = [
+    "ClipLoss",
+    "ClipLoss.get_ground_truth",
+    "ClipLoss.get_logits",
+    "ClipLoss.forward",
+    "CoCaLoss",
+    "CoCaLoss.get_logits",
+    "CoCaLoss.forward",
+    "DistillClipLoss",
+    "DistillClipLoss.get_logits",
+    "DistillClipLoss.dist_loss",
+    "DistillClipLoss.forward",
+    "SigLipLoss",
+    "SigLipLoss.get_ground_truth",
+    "SigLipLoss.get_logits",
+    "SigLipLoss.forward",
+    "gather_features",
+    "neighbour_exchange",
+    "neighbour_exchange_bidir",
+    "neighbour_exchange_with_grad",
+    "neighbour_exchange_bidir_with_grad",
+]
+
+
+def find(module, path):
+    for name in path.split("."):
+        module = getattr(module, name)
+    return inspect.signature(module).parameters
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_signatures_are_those_of_open_clip(open_clip_loss, path):
+    ours, theirs = find(verified_losses, path), find(open_clip_loss, path)
+    positional = [name for name, parameter in ours.items() if parameter.kind != parameter.KEYWORD_ONLY]
+    assert positional == list(theirs)
+    for name, parameter in theirs.items():
+        if parameter.default is not parameter.empty:
+            assert ours[name].default == parameter.default
+    assert all(ours[name].default is not inspect.Parameter.empty for name in set(ours) - set(theirs))
+
+
+def test_every_public_name_is_one_of_open_clip(open_clip_loss):
+    assert set(verified_losses.__all__) == {path.partition(".")[0] for path in PUBLIC}
+    assert all(hasattr(open_clip_loss, name) for name in verified_losses.__all__)
+
+
+def test_importable_with_torch_alone():
+    program = """
+import sys
+for name in "numpy hypothesis pytest msgspec oracles properties tests".split():
+    sys.modules[name] = None
+import torch
+import verified_losses
+loss = verified_losses.ClipLoss()(torch.eye(2), torch.eye(2), 10.0)
+print(bool(torch.isfinite(loss)))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
+
+
+# One process.
+
+
+def test_the_bias_is_in_each_logit_once():
+    inputs = batch("clip", rows=4)
+    plain = inputs | {"logit_bias": None}
+    for biased, unbiased in zip(ClipLoss().get_logits(**inputs), ClipLoss().get_logits(**plain), strict=True):
+        assert torch.equal(biased, unbiased - 0.5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "coca", "distill"])
+def test_impossible_flags_warn(kind):
+    classes = {"clip": ClipLoss, "coca": CoCaLoss, "distill": DistillClipLoss}
+    weights = {"caption_loss_weight": 2.0, "clip_loss_weight": 1.0} if kind == "coca" else {}
+
+    def build(**options):
+        return classes[kind](**weights, **options)
+
+    with pytest.warns(
+        UserWarning, match=r"local_loss=True, gather_with_grad=False.*gradients differ"
+    ) as seen:
+        build(local_loss=True, world_size=2)
+    assert len(seen) == 1
+    # filterwarnings = error: these do not warn
+    build(local_loss=True, world_size=2, gather_with_grad=True)
+    build(local_loss=True, world_size=2, convention="open_clip")
+    build(local_loss=True)
+    build(world_size=2)
+
+
+def test_cached_labels_follow_device_and_size():
+    loss = ClipLoss(cache_labels=True)
+    for device, n in [("cpu", 4), ("meta", 8), ("cpu", 8), ("cpu", 4), ("meta", 4), ("cpu", 8)]:
+        labels = loss.get_ground_truth(torch.device(device), n)
+        assert labels.device.type == device
+        assert labels.shape == (n,)
+        assert device == "meta" or labels.tolist() == list(range(n))
+
+
+def test_cached_labels_follow_rank_and_local_loss():
+    loss = ClipLoss(True, True, cache_labels=True, world_size=3)
+    for rank, local_loss in itertools.product([0, 2, 1, 0], [True, False, True]):
+        loss.rank, loss.local_loss = rank, local_loss
+        start = 4 * rank if local_loss else 0
+        assert loss.get_ground_truth("cpu", 4).tolist() == list(range(start, start + 4))
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_after_evaluation_equals_training(kind, mode):
+    loss = make(kind, cache_labels=True)
+    with mode():
+        loss(**batch(kind))
+    assert same(step(loss, batch(kind)), step(make(kind), batch(kind)))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", ["clip", "distill", "siglip"])
+def test_one_graph_holds_the_whole_loss(kind, backend):
+    torch._dynamo.reset()
+    loss = make(kind, cache_labels=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    for rows in 4, 3, 4:
+        results, expected = step(compiled, batch(kind, 0, rows)), step(make(kind), batch(kind, 0, rows))
+        close_gradients(results, expected, (rows,))
+
+
+def test_a_compiled_caption_loss_equals_the_loss():
+    torch._dynamo.reset()
+    compiled = torch.compile(make("coca"), backend="eager")
+    close_gradients(step(compiled, batch("coca")), step(make("coca"), batch("coca")), (2,))
+
+
+def close_gradients(results, expected, rows):
+    for result, value in zip(results, expected, strict=True):
+        if value is None:
+            assert result is None
+        else:
+            close(result, value, 2 * gradient_magnitude(rows), operations(rows))
+
+
+@pytest.mark.parametrize("clip_loss_weight", [0.0, 1.0])
+@pytest.mark.parametrize("caption_loss_weight", [0.0, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_term_of_weight_zero_is_a_floating_zero(caption_loss_weight, clip_loss_weight, dtype):
+    loss = CoCaLoss(caption_loss_weight, clip_loss_weight)
+    terms = loss(**batch("coca", dtype=dtype), output_dict=True)
+    weights = {"contrastive_loss": clip_loss_weight, "caption_loss": caption_loss_weight}
+    for name, term in terms.items():
+        assert (term.item() == 0) == (weights[name] == 0)
+        assert term.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+        assert term.device.type == "cpu"
+        assert term.shape == ()
+    if any(weights.values()):
+        sum(terms.values()).backward()
+
+
+def test_captions_of_weight_zero_are_not_looked_at():
+    inputs = batch("coca") | {"labels": torch.full((2, 2), -1), "logits": torch.full((2, 2, 3), torch.nan)}
+    contrastive, caption = CoCaLoss(0.0, 1.0)(**inputs)
+    assert torch.isfinite(contrastive)
+    assert caption == 0
+
+
+@pytest.mark.parametrize("pad_id", [0, 2, -100])
+@pytest.mark.parametrize("convention", ["exact", "open_clip"])
+def test_a_batch_of_pads_costs_nothing(pad_id, convention):
+    inputs = batch("coca") | {"labels": torch.full((2, 2), pad_id)}
+    contrastive, caption = CoCaLoss(2.0, 1.0, pad_id, convention=convention)(**inputs)
+    (contrastive + caption).backward()
+    assert caption == 0
+    assert torch.equal(inputs["logits"].grad, torch.zeros(2, 2, 3, dtype=torch.float64))
+
+
+def test_the_teacher_gets_no_gradient():
+    inputs = batch("distill")
+    step(DistillClipLoss(), inputs)
+    assert all((tensor.grad is None) == name.startswith("dist_") for name, tensor in inputs.items())
+    inputs = batch("distill")
+    step(DistillClipLoss(convention="open_clip"), inputs)
+    assert all(tensor.grad is not None for tensor in inputs.values())
+    # called alone, too
+    teacher, student = (torch.eye(3, requires_grad=True) for _ in range(2))
+    DistillClipLoss().dist_loss(teacher, 2 * student).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_a_copied_loss_is_the_loss(kind, duplicate):
+    loss = make(kind, cache_labels=True)
+    expected = step(loss, batch(kind))
+    twin = duplicate(loss)
+    assert same(step(twin, batch(kind)), expected)
+    assert same(step(loss, batch(kind)), expected)
+    assert twin.state_dict() == loss.state_dict() == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_runs_and_is_finite(kind):
+    inputs = batch(kind, rows=8, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = tree_leaves(make(kind)(**inputs))
+    assert all(term.dtype == torch.float32 for term in terms)
+    sum(terms).backward()
+    assert all(torch.isfinite(term) for term in terms)
+    for tensor in inputs.values():
+        assert tensor.grad is None or (tensor.grad.isfinite().all() and tensor.grad.dtype == torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_siglip_in_half_precision_is_finite(dtype):
+    inputs = batch("siglip", rows=512, dtype=dtype) | {"logit_bias": None}
+    loss = SigLipLoss()(**inputs)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.finfo(torch.float16).max < loss * 512 < torch.inf
+    assert all(tensor.grad.isfinite().all() for tensor in inputs.values() if tensor is not None)
+
+
+# Real processes.
+
+
+def both_ways_of_logits(rank, size, rows):
+    inputs = batch("clip", rank, rows[rank])
+    with torch.no_grad():
+        return [
+            [
+                z.numpy()
+                for z in make("clip", rank, size, local_loss=local, gather_with_grad=True).get_logits(
+                    **inputs
+                )
+            ]
+            for local in (False, True)
+        ]
+
+
+@pytest.mark.parametrize("rows", [(3, 3), (2, 4), (2, 1, 3)])
+def test_local_logits_are_rows_of_the_global_ones(rows):
+    start = 0
+    for n, (everyone, own) in zip(rows, shared_world(len(rows)).run(both_ways_of_logits, rows), strict=True):
+        for all_logits, logits in zip(everyone, own, strict=True):
+            expected = all_logits[start : start + n]
+            # dot products of 3 unit terms at scale 3, and a bias of 0.5
+            close(logits, expected, 2 * 3.5, 6)
+        start += n
+
+
+def cached_and_fresh(rank, size, kind, sequence):
+    loss = make(kind, rank, size, local_loss=True, gather_with_grad=True, cache_labels=True)
+    agree = []
+    for rows in sequence:
+        fresh = make(kind, rank, size, local_loss=True, gather_with_grad=True)
+        inputs = [batch(kind, rank, rows[rank]) for _ in range(2)]
+        agree.append(same(step(loss, inputs[0]), step(fresh, inputs[1])))
+    return agree
+
+
+@pytest.mark.parametrize("kind", ["clip", "coca", "distill"])
+def test_cached_labels_follow_the_other_ranks_rows(kind):
+    sequence = [(2, 2), (1, 2), (3, 2), (2, 2), (2, 1)]
+    assert shared_world(2).run(cached_and_fresh, kind, sequence) == [[True] * 5] * 2
+
+
+def compiled_and_eager(rank, size, kind, options, backend):
+    torch._dynamo.reset()
+    loss = make(kind, rank, size, **options)
+    compiled = torch.compile(make(kind, rank, size, **options), backend=backend)
+    return [step(each, batch(kind, rank, 2)) for each in (compiled, loss)]
+
+
+COMPILED = [
+    *(("clip", options, "aot_eager") for options in CLIP_OPTIONS if options["convention"] == "exact"),
+    *(("clip", options, "eager") for options in CLIP_OPTIONS),
+    *((kind, options, "eager") for kind, options in WORLD_OPTIONS if kind != "clip"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "backend"), COMPILED)
+def test_compiled_gradients_equal_eager_ones(kind, options, backend):
+    for results, expected in shared_world(2).run(compiled_and_eager, kind, options, backend):
+        close_gradients(results, expected, (2, 2))
+
+
+def run_in_group(rank, size, members):
+    """Return what each loss and exchange gives among `members`, of which the other ranks make groups too."""
+    groups = [dist.new_group(list(ranks)) for ranks in members]
+    group = next(g for g, ranks in zip(groups, members, strict=True) if rank in ranks)
+    results = everything(dist.get_rank(group), dist.get_world_size(group), group)
+    dist.barrier()
+    for made, ranks in zip(groups, members, strict=True):
+        if rank in ranks:
+            dist.destroy_process_group(made)
+    return results
+
+
+def everything(rank, size, group=None):
+    results = [
+        step(make(kind, rank, size, group=group, **o), batch(kind, rank, 2)) for kind, o in WORLD_OPTIONS
+    ]
+    mine = batch("clip", rank, rank + 1)["image_features"]
+    left, right = (rank - 1) % size, (rank + 1) % size
+    received = [
+        neighbour_exchange(left, right, mine, group),
+        neighbour_exchange_with_grad(left, right, mine, group),
+        *neighbour_exchange_bidir(left, right, mine, -mine, group),
+        *neighbour_exchange_bidir_with_grad(left, right, mine, -mine, group),
+        *gather_features(mine, mine, rank=rank, world_size=size, gather_with_grad=True, group=group),
+    ]
+    sum((k + 1) * (tensor**2).sum() for k, tensor in enumerate(received)).backward()
+    return [*results, [tensor.detach().numpy() for tensor in received], [mine.grad.numpy()]]
+
+
+@pytest.mark.parametrize("members", [((1, 2), (0, 3)), ((2, 3), (0, 1))])
+def test_a_group_is_a_world_of_its_own(members):
+    results = shared_world(4).run(run_in_group, members)
+    expected = shared_world(2).run(everything)
+    for ranks in members:
+        for local_rank, rank in enumerate(ranks):
+            for result, value in zip(results[rank], expected[local_rank], strict=True):
+                assert same(result, value)
+
+
+def gathered_dtypes(rank, size, caption_loss_weight, clip_loss_weight):
+    """Return the dtypes that all_gather carries while a loss is computed."""
+    carried, all_gather = [], dist.all_gather
+
+    def spy(tensors, tensor, *arguments, **options):
+        carried.append(tensor.dtype)
+        return all_gather(tensors, tensor, *arguments, **options)
+
+    dist.all_gather = spy
+    try:
+        loss = CoCaLoss(
+            caption_loss_weight, clip_loss_weight, rank=rank, world_size=size, gather_with_grad=True
+        )
+        terms = loss(**batch("coca", rank))
+        sum(terms).backward()
+    finally:
+        dist.all_gather = all_gather
+    return carried, [term.item() for term in terms], [str(term.dtype) for term in terms]
+
+
+def test_a_contrastive_term_of_weight_zero_gathers_nothing():
+    for carried, (contrastive, caption), dtypes in shared_world(2).run(gathered_dtypes, 2.0, 0.0):
+        # the ranks only tell each other how many rows and tokens they have
+        assert carried == [torch.int64]
+        assert contrastive == 0 < caption
+        assert dtypes == ["torch.float64"] * 2
+    for carried, (contrastive, caption), _ in shared_world(2).run(gathered_dtypes, 0.0, 1.0):
+        assert torch.float64 in carried
+        assert caption == 0 < contrastive
+
+
+def one_rank_of_pads(rank, size):
+    inputs = batch("coca", rank)
+    inputs["labels"] = torch.full((2, 2), 0 if rank == 0 else 1)
+    _, caption = make("coca", rank, size)(**inputs)
+    caption.backward()
+    alone = batch("coca", rank) | {"labels": inputs["labels"]}
+    CoCaLoss(2.0, 1.0)(**alone)[1].backward()
+    return caption.item(), inputs["logits"].grad.numpy(), alone["logits"].grad.numpy()
+
+
+def test_a_rank_of_pads_costs_nothing():
+    (pads, pad_grad, _), (tokens, grad, alone) = shared_world(2).run(one_rank_of_pads)
+    assert pads == 0
+    assert not pad_grad.any()
+    # all tokens are rank 1's, and the mean over two ranks halves
+    assert tokens > 0
+    close(grad, 2 * alone, gradient_magnitude((4,)), operations((4,)))
+
+
+def teacher_gradients(rank, size, options):
+    inputs = batch("distill", rank)
+    step(make("distill", rank, size, **options), inputs)
+    return {name: tensor.grad is not None for name, tensor in inputs.items()}
+
+
+@pytest.mark.parametrize("options", CLIP_OPTIONS[::2])
+def test_the_teacher_gets_no_gradient_from_any_rank(options):
+    for has_gradient in shared_world(2).run(teacher_gradients, options):
+        assert all(has == (not name.startswith("dist_")) for name, has in has_gradient.items())
+
+
+def frozen_and_free(rank, size, dist_impl):
+    free, frozen = batch("siglip", rank), batch("siglip", rank)
+    frozen["text_features"].requires_grad_(False)
+    for inputs in free, frozen:
+        make("siglip", rank, size, dist_impl=dist_impl)(**inputs).backward()
+    names = ["image_features", "logit_scale", "logit_bias"]
+    equal = all(torch.equal(free[name].grad, frozen[name].grad) for name in names)
+    return equal and frozen["text_features"].grad is None
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("dist_impl", DIST_IMPLS)
+def test_frozen_texts_neither_hang_nor_change_the_images_gradients(size, dist_impl):
+    assert all(shared_world(size).run(frozen_and_free, dist_impl))
+
+
+def exchange_one_that_requires_grad(rank, size, bidir):
+    left, right = (rank - 1) % size, (rank + 1) % size
+    mine = torch.ones(2, requires_grad=rank == 0)
+    if bidir:
+        received = neighbour_exchange_bidir_with_grad(left, right, mine, mine)
+    else:
+        received = (neighbour_exchange_with_grad(left, right, mine),)
+    sum(((rank + 1) * tensor).sum() for tensor in received).backward()
+    return mine.grad.tolist() if rank == 0 else mine.grad
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("bidir", [False, True])
+def test_gradients_come_back_through_ranks_that_need_none(size, bidir):
+    gradients = shared_world(size).run(exchange_one_that_requires_grad, bidir)
+    # rank 1 counts what it gets from rank 0 twice, and the last rank `size` times
+    assert gradients == [[2.0 + size * bidir] * 2] + [None] * (size - 1)
+
+
+def without_gradients(rank, size, kind, options):
+    loss, inputs = make(kind, rank, size, **options), batch(kind, rank)
+    expected = tree_leaves(loss(**inputs))
+    with torch.no_grad():
+        quiet = tree_leaves(loss(**inputs))
+    with torch.inference_mode():
+        inference = tree_leaves(loss(**inputs))
+    sum(tree_leaves(loss(**inputs))).backward()
+    return [
+        torch.equal(a, b) and torch.equal(a, c) and not b.requires_grad and not c.requires_grad
+        for a, b, c in zip(expected, quiet, inference, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(("kind", "options"), WORLD_OPTIONS)
+def test_values_without_gradients_are_the_values(size, kind, options):
+    assert all(all(rank) for rank in shared_world(size).run(without_gradients, kind, options))
+
+
+class Towers(nn.Module):
+    """Two orthogonal towers: unit rows in, unit rows out."""
+
+    def __init__(self):
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        weights = [torch.linalg.qr(torch.randn(3, 3, generator=random).double())[0] for _ in range(2)]
+        self.image, self.text = map(nn.Parameter, weights)
+        self.logit_scale = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+        self.logit_bias = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+
+    def forward(self, image, text):
+        return image @ self.image, text @ self.text, self.logit_scale, self.logit_bias
+
+
+def train_step(rank, size, kind, options, rows, distributed):
+    everyone = [batch("clip", other, n) for other, n in enumerate(rows)]
+    towers = Towers()
+    if distributed:
+        model, mine = DistributedDataParallel(towers), [everyone[rank]]
+    else:
+        model, mine = towers, everyone
+    inputs = [torch.cat([b[name].detach() for b in mine]) for name in ("image_features", "text_features")]
+    make(kind, rank, size, **options)(*model(*inputs)).backward()
+    return [parameter.grad.numpy() for parameter in towers.parameters()]
+
+
+@pytest.mark.parametrize("rows", [(3, 3), (1, 4)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("clip", {}),
+        ("clip", {"gather_with_grad": True}),
+        ("clip", {"local_loss": True, "gather_with_grad": True}),
+        *(("siglip", options) for options in SIGLIP_OPTIONS),
+    ],
+)
+def test_ddp_gives_the_gradients_of_one_process(kind, options, rows):
+    expected = train_step(0, 1, kind, options, rows, distributed=False)
+    for gradients in shared_world(2).run(train_step, kind, options, rows, True):
+        for gradient, value in zip(gradients, expected, strict=True):
+            # a weight sums over the rows what reaches a feature
+            close(gradient, value, sum(rows) * gradient_magnitude(rows), operations(rows) + 2 * sum(rows))

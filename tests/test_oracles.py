@@ -1,0 +1,516 @@
+"""The oracles, against values worked by hand and a second formulation in mpmath.
+
+The second formulation is written from the formulas, with a loop for every sum. What carries gradient it
+says by two copies of each rank's rows: `live` ones, which are differentiated, and `still` ones.
+"""
+
+import itertools
+
+import mpmath
+import numpy as np
+import pytest
+
+from oracles import clip, coca, complex_step, distill, exchange, gather, siglip
+
+UNIT_ROUNDOFF = np.finfo(float).eps / 2
+LOG2, LOG3 = np.log(2), np.log(3)
+
+FLAGS = list(itertools.product([False, True], [False, True], ["exact", "open_clip"]))
+ROWS = [(3,), (1, 1), (2, 1), (1, 2, 1)]
+WIDTH, TEACHER_WIDTH = 2, 3
+VOCABULARY, TOKENS = 3, 2
+
+
+def close(observed, expected, magnitude, operations, floor=0.0):
+    """Assert that a sum of terms is as exact as any order of so many operations makes it.
+
+    `magnitude` is the sum of the terms' absolute values, `floor` what underflow may add.
+    """
+    gamma = operations * UNIT_ROUNDOFF / (1 - operations * UNIT_ROUNDOFF)
+    error, bound = np.abs(np.subtract(observed, expected)), gamma * np.abs(magnitude) + floor
+    assert np.shape(observed) == np.shape(expected)
+    assert np.all(error <= bound), f"{observed} is not {expected}: error {error}, bound {bound}"
+
+
+# Worked by hand.
+
+
+EYE = [np.eye(2)]
+HALVES = [np.eye(2)[:1], np.eye(2)[1:]]
+
+
+def test_complex_step_by_hand():
+    # f = x^2 y at (3, 5): (2xy, x^2) = (30, 9), along (1, -1) 21
+    def function(v):
+        return v[0] ** 2 * v[1]
+
+    point = np.array([3.0, 5.0])
+    close(complex_step.gradient(function, point), [30, 9], [30, 9], 4)
+    close(complex_step.directional_derivative(function, point, np.array([1.0, -1.0])), 21, 39, 6)
+
+
+def test_constant_and_carry_by_hand():
+    # d/dx of x * constant(x) is x, and of carry(x, 3) 3
+    point = np.array([2.0])
+    close(complex_step.gradient(lambda v: v[0] * complex_step.constant(v[0]), point), [2], [2], 2)
+    close(complex_step.gradient(lambda v: complex_step.carry(v, 3)[0], point), [3], [3], 2)
+
+
+def test_gradient_keeps_the_shape_of_the_point():
+    point = np.arange(6.0).reshape(2, 3)
+    # d/dx sum x^2 = 2x
+    close(complex_step.gradient(lambda v: np.sum(v * v), point), 2 * point, 2 * point, 4)
+
+
+def test_exchange_by_hand():
+    a, b, c = np.zeros(1), np.ones((2, 1)), np.full(3, 2.0)
+    assert exchange.neighbour_exchange([a, b, c], [2, 0, 1]) == [c, a, b]
+    # rank 0's right neighbour is 1, its left one 2
+    assert exchange.neighbour_exchange_bidir(["l0", "l1", "l2"], ["r0", "r1", "r2"]) == [
+        ("l1", "r2"),
+        ("l2", "r0"),
+        ("l0", "r1"),
+    ]
+    # of two ranks each is both neighbours of the other
+    assert exchange.neighbour_exchange_bidir(["l0", "l1"], ["r0", "r1"]) == [("l1", "r1"), ("l0", "r0")]
+
+
+@pytest.mark.parametrize(
+    ("local_loss", "gather_with_grad", "convention", "expected"),
+    [
+        (False, False, "exact", [0, 3, 0]),
+        (False, False, "open_clip", [0, 1, 0]),
+        (True, False, "exact", [0, 0, 0]),
+        (True, False, "open_clip", [0, 0, 0]),
+        (False, True, "exact", [1, 1, 1]),
+        (False, True, "open_clip", [1, 1, 1]),
+        (True, True, "exact", [1, 1, 1]),
+        (True, True, "open_clip", [1, 1, 1]),
+    ],
+)
+def test_occurrences_by_hand(local_loss, gather_with_grad, convention, expected):
+    flags = (local_loss, gather_with_grad, convention)
+    assert gather.occurrences(1, 3, *flags) == expected
+    assert gather.occurrences(0, 1, *flags) == [1]
+    rows = [np.array([[1.0]]), np.array([[2.0], [3.0]]), np.array([[4.0]])]
+    moved = [r + 1j * complex_step.STEP for r in rows]
+    gathered = gather.gather_features(moved, 1, *flags)
+    assert np.real(gathered).ravel().tolist() == [1, 2, 3, 4]
+    carried = np.repeat(expected, [1, 2, 1]) * complex_step.STEP
+    assert np.imag(gathered).ravel().tolist() == carried.tolist()
+
+
+def test_clip_parts_by_hand():
+    # softmax (3/4, 1/4) of (log 3, 0)
+    logits = np.array([[LOG3, 0.0], [0.0, LOG3]])
+    expected = [[np.log(3 / 4), np.log(1 / 4)], [np.log(1 / 4), np.log(3 / 4)]]
+    close(clip.log_softmax(logits), expected, 2 * LOG3 + LOG2, 8)
+    close(clip.cross_entropy(logits, np.array([0, 0])), [np.log(4 / 3), np.log(4)], 2 * LOG3 + LOG2, 8)
+    # no exponential overflows: softmax of (1000, 0) is (1, exp(-1000) = 0)
+    assert clip.log_softmax(np.array([[1000.0, 0.0]])).tolist() == [[0.0, -1000.0]]
+    assert clip.get_ground_truth([2, 3], 1, local_loss=True).tolist() == [2, 3, 4]
+    assert clip.get_ground_truth([2, 3], 1, local_loss=False).tolist() == [0, 1, 2, 3, 4]
+    assert clip.get_ground_truth([2], 0, local_loss=True).tolist() == [0, 1]
+    close(clip.row_weight([2, 3], local_loss=True), 2 / 5, 1, 2)
+    close(clip.row_weight([2, 3], local_loss=False), 1 / 5, 1, 2)
+
+
+@pytest.mark.parametrize("gather_with_grad", [False, True])
+def test_clip_logits_have_the_bias_once_by_hand(gather_with_grad):
+    # scale 2, bias -10: 2 * 1 - 10 for partners, -10 elsewhere; rank 1 locally has the second row
+    partners = [[-8.0, -10.0], [-10.0, -8.0]]
+    for local_loss, expected in (False, partners), (True, partners[1:]):
+        logits = clip.get_logits(HALVES, HALVES, 2.0, -10.0, 1, local_loss, gather_with_grad, "exact")
+        assert [z.tolist() for z in logits] == [expected, expected]
+
+
+def test_clip_value_by_hand():
+    # two orthogonal pairs at scale log 3: the partner has probability 3/4 whatever the bias is
+    for bias in 0.0, -10.0:
+        close(clip.clip_loss(EYE, EYE, [LOG3], [bias], 0), np.log(4 / 3), 4 * (LOG3 + 10), 12)
+    for rank, (local_loss, gather_with_grad, convention) in itertools.product([0, 1], FLAGS):
+        flags = (local_loss, gather_with_grad, convention)
+        loss = clip.clip_loss(HALVES, HALVES, [LOG3] * 2, [0.0] * 2, rank, *flags)
+        close(loss, np.log(4 / 3), 4 * LOG3, 12)
+
+
+def test_clip_uneven_value_by_hand():
+    # three orthogonal pairs at scale log 2: probability 2 / (2 + 1 + 1), log 2 for each of the 6 rows.
+    # Locally 4 of them count (2/3) / 2 on rank 0 and 2 on rank 1; the mean is log 2 again.
+    features = np.split(np.eye(3), [2])
+    arguments = (features, features, [LOG2] * 2, [0.0] * 2)
+    close(clip.clip_loss(*arguments, 0, local_loss=True), 4 / 3 * LOG2, 12 * LOG2, 16)
+    close(clip.clip_loss(*arguments, 1, local_loss=True), 2 / 3 * LOG2, 12 * LOG2, 16)
+    close(clip.clip_loss(*arguments, 1, local_loss=False), LOG2, 12 * LOG2, 16)
+
+
+# With two orthogonal pairs at scale s = log 3, halved for the mean of both directions, the image-to-text row
+# of image 0 gives it s/2 (p - 1, 1 - p) = s/2 (-1/4, 1/4) with p = 3/4. The text rows give it s/2 (-1/4, 0)
+# from text 0 and s/2 (0, 1/4) from text 1. A single process's gradient is half of s/2 (-1/2, 1/2).
+@pytest.mark.parametrize(
+    ("local_loss", "gather_with_grad", "convention", "own", "other"),
+    [
+        (False, True, "exact", (-1 / 4, 1 / 4), (1 / 4, -1 / 4)),
+        (False, False, "exact", (-1 / 2, 1 / 2), (0, 0)),
+        (False, False, "open_clip", (-1 / 4, 1 / 4), (0, 0)),
+        (True, True, "exact", (-1 / 2, 1 / 4), (1 / 4, 0)),
+        (True, False, "exact", (-1 / 4, 1 / 4), (0, 0)),
+        (True, False, "open_clip", (-1 / 4, 1 / 4), (0, 0)),
+    ],
+)
+def test_clip_gradient_by_hand(local_loss, gather_with_grad, convention, own, other):
+    def loss(image):
+        flags = (local_loss, gather_with_grad, convention)
+        return clip.clip_loss([image[:1], image[1:]], HALVES, [LOG3] * 2, [0.0] * 2, 0, *flags)
+
+    expected = LOG3 / 2 * np.array([own, other])
+    close(complex_step.gradient(loss, np.eye(2)), expected, 2 * LOG3 * (1 + LOG3), 24)
+
+
+def test_clip_scale_gradient_by_hand():
+    # each of the 4 rows: p * 1 + (1 - p) * 0 - 1 = -1/4, and their mean
+    gradient = complex_step.gradient(lambda s: clip.clip_loss(EYE, EYE, [s], [0.0], 0), np.array(LOG3))
+    close(gradient, -1 / 4, 2 * (1 + LOG3), 24)
+
+
+def test_caption_by_hand():
+    # all scores equal: log 4 a token. Rank 0 has 3 tokens, rank 1 has 1, rank 2 none: 4/3 a rank.
+    logits = [np.zeros((2, 2, 4))] * 3
+    for pad_id in 0, 3, -100:
+        labels = [np.full((2, 2), pad_id) for _ in range(3)]
+        labels[0].flat[:3], labels[1].flat[0] = [1, 2, 1], 2
+        exact = [coca.caption_loss(logits, labels, rank, pad_id) for rank in range(3)]
+        close(exact, np.array([3, 1, 0]) * np.log(4) * 3 / 4, 9 * np.log(4), 12)
+        close(sum(exact) / 3, np.log(4), 9 * np.log(4), 14)
+        own = [coca.caption_loss(logits, labels, rank, pad_id, "open_clip") for rank in range(3)]
+        close(own, np.array([1, 1, 0]) * np.log(4), 3 * np.log(4), 12)
+        assert coca.caption_loss(logits[:1], [labels[2]], 0, pad_id) == 0
+
+
+def test_caption_gradient_by_hand():
+    # one token of class 1 beside a pad: softmax - onehot = (1/4, -3/4, 1/4, 1/4), and nothing for the pad
+    labels = [np.array([[1, 0]])]
+    gradient = complex_step.gradient(lambda z: coca.caption_loss([z], labels, 0), np.zeros((1, 2, 4)))
+    expected = np.array([[[1 / 4, -3 / 4, 1 / 4, 1 / 4], [0, 0, 0, 0]]])
+    close(gradient, expected, np.abs(expected), 12)
+
+
+def test_distill_by_hand():
+    student = (EYE, EYE, [LOG3], [0.0])
+    # teacher (1/2, 1/2) over student (3/4, 1/4): -(log 3/4 + log 1/4) / 2 = log 4 - log(3) / 2
+    loss = distill.distill_loss(student, (EYE, EYE, [0.0], [0.0]), 0)
+    close(loss, np.log(4) - LOG3 / 2, 6 * LOG3, 20)
+    # the teacher as student pays its entropy, 3/4 log 4/3 + 1/4 log 4 = log 4 - 3/4 log 3, and learns nothing
+    close(distill.distill_loss(student, student, 0), np.log(4) - 3 / 4 * LOG3, 6 * LOG3, 20)
+    gradient = complex_step.gradient(
+        lambda s: distill.distill_loss((EYE, EYE, [s], [0.0]), student, 0), np.array(LOG3)
+    )
+    close(gradient, 0.0, 4 * (1 + LOG3), 24)
+    rows = distill.dist_loss(np.zeros((1, 2)), np.array([[LOG3, 0.0]]))
+    close(rows, [np.log(4) - LOG3 / 2], 3 * LOG3, 12)
+
+
+def test_siglip_by_hand():
+    # scale log 3 and bias 0: log(1 + 1/3) for 2 partners, log 2 for 2 others, over 2 images: log 8/3
+    close(siglip.siglip_loss(EYE, EYE, [LOG3], [0.0], 0), np.log(8 / 3), np.log(8 / 3), 12)
+    # on each of two ranks: one partner, one other, weighed 2/2
+    for rank in 0, 1:
+        loss = siglip.siglip_loss(HALVES, HALVES, [LOG3] * 2, [0.0] * 2, rank)
+        close(loss, np.log(8 / 3), np.log(8 / 3), 12)
+    # bias -log 3: log 2 for partners, log(1 + 1/3) for others
+    close(siglip.siglip_loss(EYE, EYE, [LOG3], [-LOG3], 0), np.log(8 / 3), np.log(8 / 3) + 2 * LOG3, 12)
+
+
+def test_siglip_gradient_by_hand():
+    def loss(v):
+        return siglip.siglip_loss(EYE, EYE, [v[0]], [v[1]], 0)
+
+    # -sigmoid(-log 3) = -1/4 for each partner, sigmoid(0) = 1/2 for each other, over 2 images:
+    # by scale 2 (-1/4) / 2, by bias (2 (-1/4) + 2 / 2) / 2
+    gradient = complex_step.gradient(loss, np.array([LOG3, 0.0]))
+    close(gradient, [-1 / 4, 1 / 4], 1 + LOG3, 16)
+
+
+def test_softplus_of_large_logits_by_hand():
+    # log(1 + e^700) = 700 + e^-700, which rounds to 700; log(1 + e^-700) = e^-700 to 304 digits
+    assert siglip.softplus(np.array(700.0)) == 700.0
+    assert siglip.softplus(np.array(1e6)) == 1e6
+    close(siglip.softplus(np.array(-700.0)), np.exp(-700.0), np.exp(-700.0), 4)
+    assert siglip.softplus(np.array(-1e6)) == 0.0
+    close(siglip.softplus(np.array(0.0)), LOG2, LOG2, 4)
+    # the derivative is the sigmoid: 1 above and e^-700 below, but for what e^-700 times the step underflows
+    underflow = np.finfo(float).smallest_subnormal / complex_step.STEP
+    slopes = [complex_step.gradient(siglip.softplus, np.array(z)) for z in (700.0, -400.0, -700.0)]
+    expected = [1.0, np.exp(-400.0), np.exp(-700.0)]
+    close(slopes, expected, expected, 8, floor=underflow)
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-300, 1e-20, 1e-8, 1e-3, 1.0])
+def test_log1p_is_exact_for_small_values(x):
+    close(np.real(siglip.log1p(np.array(x))), np.log1p(x), np.log1p(x), 6)
+    # log(1 + x + ih) = log(1 + x) + ih / (1 + x)
+    slope = complex_step.gradient(siglip.log1p, np.array(x))
+    close(slope, 1 / (1 + x), 1 / (1 + x), 6)
+
+
+# The second formulation, in mpmath.
+
+
+def split(flat, rows, width):
+    """Return every rank's [n, width] image and text features, the scale and the bias that `flat` holds."""
+    image, text = flat[:-2].reshape(2, sum(rows), width)
+    cuts = np.cumsum(rows)[:-1]
+    return np.split(image, cuts), np.split(text, cuts), flat[-2], flat[-1]
+
+
+def mp_logits(live, still, rank, local_loss, gather_with_grad, convention):
+    """Return image-to-text and text-to-image logits as lists of rows, and each row's label."""
+    world_size = len(live[0])
+    scale, bias = live[2], live[3]
+    mine = [(rank, i) for i in range(len(live[0][rank]))]
+    everyone = [(source, i) for source in range(world_size) for i in range(len(live[0][source]))]
+    local = local_loss and world_size > 1
+
+    def times(source):
+        if world_size == 1 or gather_with_grad:
+            return 1
+        if local or source != rank:
+            return 0
+        return world_size if convention == "exact" else 1
+
+    def gathered(side, source, i, k):
+        value, constant = live[side][source][i][k], still[side][source][i][k]
+        return times(source) * value + (1 - times(source)) * constant
+
+    def dot(side, a, b):
+        total = mpmath.mpf(0)
+        for k in range(len(live[0][0][0])):
+            anchor = live[side][a[0]][a[1]][k] if local else gathered(side, *a, k)
+            total += anchor * gathered(1 - side, *b, k)
+        return total
+
+    anchors = mine if local else everyone
+    logits = [[[scale * dot(side, a, b) + bias for b in everyone] for a in anchors] for side in (0, 1)]
+    return logits, [everyone.index(a) for a in anchors]
+
+
+def mp_clip(live, still, rank, *flags):
+    logits, labels = mp_logits(live, still, rank, *flags)
+    total = mpmath.mpf(0)
+    for direction in logits:
+        for row, label in zip(direction, labels, strict=True):
+            total -= mpmath.log(mpmath.exp(row[label]) / sum(mpmath.exp(z) for z in row))
+    return total * mp_row_weight(live, flags[0]) / 2
+
+
+def mp_row_weight(live, local_loss):
+    pairs = mpmath.mpf(sum(len(rows) for rows in live[0]))
+    return len(live[0]) / pairs if local_loss else 1 / pairs
+
+
+def mp_distill(live, still, rank, *flags):
+    student, _ = mp_logits(live[0], still[0], rank, *flags)
+    teacher, _ = mp_logits((live if flags[2] == "open_clip" else still)[1], still[1], rank, *flags)
+    total = mpmath.mpf(0)
+    for direction, teacher_direction in zip(student, teacher, strict=True):
+        for row, teacher_row in zip(direction, teacher_direction, strict=True):
+            for z, t in zip(row, teacher_row, strict=True):
+                wanted = mpmath.exp(t) / sum(mpmath.exp(u) for u in teacher_row)
+                total -= wanted * mpmath.log(mpmath.exp(z) / sum(mpmath.exp(u) for u in row))
+    return total * mp_row_weight(live[0], flags[0]) / 2
+
+
+def mp_siglip(live, still, rank):
+    image, text, scale, bias = live
+    total = mpmath.mpf(0)
+    for i, x in enumerate(image[rank]):
+        for source, texts in enumerate(text):
+            for j, y in enumerate(texts):
+                logit = scale * sum(a * b for a, b in zip(x, y, strict=True)) + bias
+                sign = 1 if (source, j) == (rank, i) else -1
+                total += mpmath.log(1 + mpmath.exp(-sign * logit))
+    return total * len(image) / sum(len(rows) for rows in image)
+
+
+def mp_caption(logits, labels, rank, pad_id, convention):
+    total, tokens = mpmath.mpf(0), [0] * len(labels)
+    for source, captions in enumerate(labels):
+        for i, caption in enumerate(captions):
+            for t, label in enumerate(caption):
+                if label == pad_id:
+                    continue
+                tokens[source] += 1
+                if source == rank:
+                    row = logits[source][i][t]
+                    total -= mpmath.log(mpmath.exp(row[label]) / sum(mpmath.exp(z) for z in row))
+    if not tokens[rank]:
+        return total
+    return total / (mpmath.mpf(sum(tokens)) / len(tokens) if convention == "exact" else tokens[rank])
+
+
+# Each loss as two functions of one flat point: the oracle, and the second formulation of (live, still).
+
+
+def both_clip(rows, rank, flags):
+    def oracle(flat):
+        image, text, scale, bias = split(flat, rows, WIDTH)
+        return clip.clip_loss(image, text, [scale] * len(rows), [bias] * len(rows), rank, *flags)
+
+    def second(live, still):
+        return mp_clip(split(live, rows, WIDTH), split(still, rows, WIDTH), rank, *flags)
+
+    return oracle, second
+
+
+def both_distill(rows, rank, flags):
+    cut = 2 * sum(rows) * WIDTH + 2
+
+    def parts(flat):
+        return split(flat[:cut], rows, WIDTH), split(flat[cut:], rows, TEACHER_WIDTH)
+
+    def oracle(flat):
+        student, teacher = (
+            (image, text, [scale] * len(rows), [bias] * len(rows)) for image, text, scale, bias in parts(flat)
+        )
+        return distill.distill_loss(student, teacher, rank, *flags)
+
+    def second(live, still):
+        return mp_distill(parts(live), parts(still), rank, *flags)
+
+    return oracle, second
+
+
+def both_siglip(rows, rank, flags):
+    def oracle(flat):
+        image, text, scale, bias = split(flat, rows, WIDTH)
+        return siglip.siglip_loss(image, text, [scale] * len(rows), [bias] * len(rows), rank)
+
+    def second(live, still):
+        return mp_siglip(split(live, rows, WIDTH), split(still, rows, WIDTH), rank)
+
+    return oracle, second
+
+
+def both_caption(rows, rank, flags):
+    pad_id, convention = flags
+    # no pads but one, so that the ranks have unequal numbers of tokens
+    ids = (pad_id + 1 + np.arange(sum(rows) * TOKENS).reshape(-1, TOKENS) % (VOCABULARY - 1)) % VOCABULARY
+    ids[0, 0] = pad_id
+    cuts = np.cumsum(rows)[:-1]
+    labels = np.split(ids, cuts)
+
+    def oracle(flat):
+        logits = np.split(flat.reshape(-1, TOKENS, VOCABULARY), cuts)
+        return coca.caption_loss(logits, labels, rank, pad_id, convention)
+
+    def second(live, still):
+        logits = np.split(live.reshape(-1, TOKENS, VOCABULARY), cuts)
+        return mp_caption(logits, labels, rank, pad_id, convention)
+
+    return oracle, second
+
+
+def features(rows, width, seed, scale=2.0, bias=-0.5):
+    """Return a flat point of unit rows, scale and bias."""
+    unit = np.random.default_rng(seed).standard_normal((2 * sum(rows), width))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    return np.concatenate([unit.ravel(), [scale, bias]])
+
+
+def point(both, rows):
+    if both is both_caption:
+        return np.random.default_rng(1).standard_normal(sum(rows) * TOKENS * VOCABULARY)
+    if both is both_distill:
+        return np.concatenate([features(rows, WIDTH, 1), features(rows, TEACHER_WIDTH, 2, 3.0, 0.25)])
+    return features(rows, WIDTH, 1)
+
+
+# The features are unit rows, so no logit exceeds 3.25, and no caption logit of that seed exceeds 4. A row's
+# terms are its largest logit twice and the logarithm of a sum; exponentials turn absolute errors of logits
+# into relative ones. A rank weighs its rows to at most 2 W; times W where a row carries gradient W times.
+LOGIT = 4.0
+
+
+def value_magnitude(rows):
+    return 2 * len(rows) * (2 * LOGIT + 1 + np.log(sum(rows) + VOCABULARY)) * sum(rows)
+
+
+def gradient_magnitude(rows):
+    return 2 * len(rows) ** 2 * LOGIT * (1 + 2 * LOGIT) * sum(rows)
+
+
+def operations(rows):
+    return 2 * (TEACHER_WIDTH + sum(rows) + VOCABULARY + 10)
+
+
+CASES = [
+    *((both, rows, flags) for both in (both_clip, both_distill) for rows in ROWS for flags in FLAGS),
+    *((both_siglip, rows, ()) for rows in ROWS),
+    *(
+        (both_caption, rows, (pad_id, c))
+        for rows in ROWS
+        for pad_id in (0, 2)
+        for c in ("exact", "open_clip")
+    ),
+]
+
+
+@pytest.mark.parametrize(("both", "rows", "flags"), CASES)
+def test_values_and_gradients_equal_the_second_formulation(both, rows, flags):
+    flat = point(both, rows)
+    with mpmath.workdps(50):
+        still = np.array([mpmath.mpf(x) for x in flat], dtype=object)
+        for rank in range(len(rows)):
+            oracle, second = both(rows, rank, flags)
+            value = second(still, still)
+            close(oracle(flat), complex(value), value_magnitude(rows), operations(rows))
+            gradient = []
+            for k in range(len(flat)):
+
+                def along(t, k=k, second=second):
+                    live = still.copy()
+                    live[k] = t
+                    return second(live, still)
+
+                gradient.append(float(mpmath.diff(along, still[k])))
+            close(complex_step.gradient(oracle, flat), gradient, gradient_magnitude(rows), operations(rows))
+
+
+def test_large_siglip_logits_equal_the_second_formulation():
+    rows = (2, 1)
+    flat = np.concatenate([np.tile([1.0, 0.0], 3), np.tile([-1.0, 0.0, 1.0, 0.0], 2)[:6], [700.0, 0.0]])
+    with mpmath.workdps(50):
+        still = np.array([mpmath.mpf(x) for x in flat], dtype=object)
+        for rank in range(2):
+            oracle, second = both_siglip(rows, rank, ())
+            value = complex(second(still, still))
+            assert value.real >= 700
+            close(oracle(flat), value, value, operations(rows))
+            assert np.all(np.isfinite(complex_step.gradient(oracle, flat)))
+
+
+def law_holds(both, flags, rows):
+    """Whether the mean over ranks of the gradients is a single process's."""
+    if len(rows) == 1 or both is both_siglip:
+        return True
+    if both is both_caption:
+        return flags[1] == "exact"
+    local_loss, gather_with_grad, convention = flags
+    return gather_with_grad or (not local_loss and convention == "exact")
+
+
+@pytest.mark.parametrize(("both", "rows", "flags"), CASES)
+def test_the_mean_over_ranks_is_the_single_process(both, rows, flags):
+    flat, world_size = point(both, rows), len(rows)
+    ranks = [both(rows, rank, flags)[0] for rank in range(world_size)]
+    single = both((sum(rows),), 0, flags)[0]
+    mean = sum(complex_step.gradient(loss, flat) for loss in ranks) / world_size
+    expected = complex_step.gradient(single, flat)
+    if both is not both_caption or law_holds(both, flags, rows):
+        mean_value = sum(loss(flat) for loss in ranks) / world_size
+        close(mean_value, single(flat), 2 * value_magnitude(rows), operations(rows))
+    if law_holds(both, flags, rows):
+        close(mean, expected, 2 * gradient_magnitude(rows), operations(rows))
+    else:
+        with pytest.raises(AssertionError, match="is not"):
+            close(mean, expected, 2 * gradient_magnitude(rows), operations(rows))
