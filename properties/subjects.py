@@ -12,7 +12,7 @@ import torch
 
 from oracles.complex_step import Array
 
-from .cases import DTYPES, Case, cotangents, tensor
+from .cases import DTYPES, STRIDES, Case, cotangents, tensor
 
 if TYPE_CHECKING:
     from .contracts import Contract
@@ -27,6 +27,7 @@ class Subject:
         conventions: which conventions it is held to.
         even: it asks for equally many rows on every rank.
         dtypes: what it is verified in.
+        strides: memory layouts of its inputs.
         options: constructor arguments to pin.
         bias: it takes a logit bias.
     """
@@ -35,6 +36,7 @@ class Subject:
     conventions: tuple[str, ...] = ("exact",)
     even: bool = False
     dtypes: tuple[str, ...] = DTYPES
+    strides: tuple[str, ...] = STRIDES
     options: tuple[tuple[str, Any], ...] = ()
     bias: bool = True
 

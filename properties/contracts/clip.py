@@ -187,6 +187,7 @@ class ClipContract(Contract):
             self.options(subject, world_size),
             even=subject.even,
             dtypes=subject.dtypes,
+            strides=subject.strides,
             freezable=self.differentiable,
             biases=biases(subject),
         )

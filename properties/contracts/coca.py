@@ -50,6 +50,7 @@ class CoCaContract(ClipContract):
             self.options(subject, world_size),
             even=subject.even,
             dtypes=subject.dtypes,
+            strides=subject.strides,
             freezable=self.differentiable,
             biases=biases(subject),
             captions=True,

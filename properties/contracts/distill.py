@@ -44,6 +44,7 @@ class DistillContract(ClipContract):
             self.options(subject, world_size),
             even=subject.even,
             dtypes=subject.dtypes,
+            strides=subject.strides,
             freezable=self.differentiable,
             biases=biases(subject),
             teacher=True,

@@ -38,7 +38,7 @@ class ExchangeContract(GatherContract):
             self.options(subject, world_size),
             even=subject.even,
             dtypes=subject.dtypes,
-            strides=STRIDES if subject.even is False else ("contiguous",),
+            strides=(*subject.strides, "expanded") if len(subject.strides) > 1 else subject.strides,
             cotangent_strides=STRIDES,
             biases=st.none(),
         )

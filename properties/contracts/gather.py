@@ -36,6 +36,7 @@ class GatherContract(Contract):
             self.options(subject, world_size),
             even=subject.even,
             dtypes=subject.dtypes,
+            strides=subject.strides,
             freezable=FEATURES,
             cotangent_strides=STRIDES,
             biases=st.none(),
