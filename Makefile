@@ -19,10 +19,11 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/losses.py --json build/benchmarks/losses.json
 	$(BIN)/python benchmarks/worlds.py --json build/benchmarks/worlds.json
+	$(BIN)/python benchmarks/simulated_world.py --loss verified_losses
 
 # Hours, not minutes: many more cases, larger worlds, another seed each night.
 nightly: .venv/installed
-	$(BIN)/verified-losses certify --max-examples 2000 --world 1,2,3,4,8 \
+	$(BIN)/verified-losses certify --max-examples 2000 --world 1,sim:2-64,proc:2-4 \
 		--seed $$(date +%Y%m%d) --json build/nightly.json
 
 clean:

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 
 from .contracts import Contract, contracts
 from .laws import Law, laws
 from .subjects import Subject
 from .worlds import World
+from .worlds.simulated import Sends, SimulatedWorld
+from .worlds.specs import WorldSpec
 
 SHRINK_SECONDS = 8.0
 """How long a counterexample is made smaller."""
@@ -21,13 +24,34 @@ Verdict = Literal["holds", "falsified", "skipped"]
 
 @dataclass(frozen=True)
 class Check:
-    """One law to be verified for one subject in one world."""
+    """One law to be verified for one subject in one kind of world."""
 
     label: str
     contract: Contract
     subject: Subject
     law: Law
+    world: WorldSpec
+
+    @property
+    def sizes(self) -> list[int]:
+        """World sizes that the law says something about."""
+        return [size for size in self.world.sizes if self.law.fits(self.contract, size)]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A case in a simulated world: who runs next is drawn too."""
+
     world_size: int
+    case: Any
+    schedule: int | None
+    """A seed; None runs each rank until it has to wait."""
+    sends: Sends
+
+    def __str__(self) -> str:
+        plain = self.schedule is None and self.sends == "rendezvous"
+        how = "" if plain else f"schedule {self.schedule}, sends {self.sends}: "
+        return how + describe(self.case)
 
 
 @dataclass(frozen=True)
@@ -62,19 +86,28 @@ SHIPPED: dict[str, tuple[str, Subject]] = {
 """The certified losses by name: their contract, and where to import them."""
 
 
-def checks(subjects: dict[str, tuple[str, Subject]], world_sizes: list[int]) -> Iterator[Check]:
+def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) -> Iterator[Check]:
     """List what is to be verified."""
     known = contracts()
     for label, (name, subject) in subjects.items():
-        for world_size in world_sizes:
+        for world in worlds:
             for law in laws():
-                if law.fits(known[name], world_size):
-                    yield Check(label, known[name], subject, law, world_size)
+                check = Check(label, known[name], subject, law, world)
+                if check.sizes and (law.simulated or world.kind != "simulated"):
+                    yield check
+
+
+@st.composite
+def _simulated(draw: st.DrawFn, check: Check) -> Simulated:
+    size = draw(st.sampled_from(check.sizes))
+    case = draw(check.law.draw(check.contract, check.subject, size))
+    schedule = draw(st.none() | st.integers(0, 2**16))
+    sends: list[Sends] = ["rendezvous", "buffered", "drawn"]
+    return Simulated(size, case, schedule, draw(st.sampled_from(sends)))
 
 
 def verify(
     check: Check,
-    world: World,
     max_examples: int,
     base_seed: int = 0,
     on_example: Callable[[int], None] | None = None,
@@ -94,7 +127,11 @@ def verify(
         if time.monotonic() > shrink_until and case != smallest:
             return  # out of time: nothing smaller is looked for, and Hypothesis ends with the smallest
         try:
-            ratio = check.law.check(check.contract, check.subject, world, case)
+            if isinstance(case, Simulated):
+                world: World = SimulatedWorld(case.world_size, case.schedule, sends=case.sends)
+                ratio = check.law.check(check.contract, check.subject, world, case.case)
+            else:
+                ratio = check.law.check(check.contract, check.subject, check.world.open(), case)
         except UnsatisfiedAssumption:
             raise
         except Exception:
@@ -115,9 +152,13 @@ def verify(
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    strategy = check.law.draw(check.contract, check.subject, check.world_size)
+    strategy: st.SearchStrategy[Any] = (
+        _simulated(check)
+        if check.world.kind == "simulated"
+        else check.law.draw(check.contract, check.subject, check.world.sizes[0])
+    )
     test = seed(base_seed)(configured(given(strategy)(run)))
-    common = {"loss": check.label, "property": check.law.name, "world": world.name}
+    common = {"loss": check.label, "property": check.law.name, "world": check.world.name}
     try:
         test()
     except Exception as error:

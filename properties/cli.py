@@ -11,12 +11,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
 from .certify import SHIPPED, Finding, checks, verify
-from .worlds import World
-from .worlds.processes import shared_world
-from .worlds.single import SingleWorld
+from .worlds.specs import parse
 
 HOLDS, FALSIFIED, USAGE, INTERRUPTED = 0, 1, 2, 130
-LARGEST_WORLD = 16
 
 app = App(
     name="verified-losses",
@@ -28,21 +25,11 @@ class UsageError(Exception):
     """An argument is unusable; the message names it."""
 
 
-def _worlds(text: str) -> list[int]:
-    try:
-        sizes = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        sizes = []
-    if not sizes or sizes[0] < 1 or sizes[-1] > LARGEST_WORLD:
-        raise UsageError(f"--world: expected sizes from 1 to {LARGEST_WORLD} like 1,2,3, got {text!r}")
-    return sizes
-
-
 @app.command
 def certify(
     *,
     loss: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    world: str = "1,2,3",
+    world: str = "1,sim:2-8,proc:2",
     max_examples: int = 25,
     seed: int = 0,
     json: Path = Path("build/certificate.json"),
@@ -53,15 +40,16 @@ def certify(
     the smallest case found. Exit status: 0 everything holds, 1 something is falsified, 2 an argument is
     unusable, 130 interrupted (what was done is written).
 
-    For example, `verified-losses certify --loss clip siglip --world 2 --max-examples 200 --seed 7`
-    looks harder at two losses in two processes.
+    For example, `verified-losses certify --loss clip siglip --world proc:2 --max-examples 200
+    --seed 7` looks harder at two losses in two processes.
 
     Parameters
     ----------
     loss
         Which losses: clip, coca, distill, siglip, gather, exchange, exchange_bidir. All, if not given.
     world
-        Numbers of ranks, separated by commas; 1 is this process, more are real processes over gloo.
+        Where ranks run, separated by commas: 1 is this process, proc:2 (or 2) two real processes over gloo,
+        proc:2-4 pools of two to four, sim:2-8 simulated ranks whose number and schedule are drawn.
     max_examples
         Cases drawn for each property; costly properties take a share of it.
     seed
@@ -69,14 +57,17 @@ def certify(
     json
         Where to write the certificate.
     """
-    sizes = _worlds(world)
+    try:
+        worlds = parse(world)
+    except ValueError as error:
+        raise UsageError(f"--world: {error}") from error
     if max_examples < 1:
         raise UsageError(f"--max-examples: expected at least 1, got {max_examples}")
     unknown = sorted(set(loss or []) - set(SHIPPED))
     if unknown:
         raise UsageError(f"--loss: expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
     subjects = {name: subject for name, subject in SHIPPED.items() if not loss or name in loss}
-    planned = list(checks(subjects, sizes))
+    planned = list(checks(subjects, worlds))
     if not planned:
         raise UsageError(f"--world {world}: nothing to verify for {', '.join(subjects)} in worlds this small")
     try:
@@ -97,14 +88,13 @@ def certify(
         task = progress.add_task("", total=len(planned))
         try:
             for check in planned:
-                place: World = SingleWorld() if check.world_size == 1 else shared_world(check.world_size)
-                progress.update(task, description=f"{check.label}: {check.law.name} ({place.name})")
-                findings.append(verify(check, place, max_examples, seed))
+                progress.update(task, description=f"{check.label}: {check.law.name} ({check.world.name})")
+                findings.append(verify(check, max_examples, seed))
                 progress.advance(task)
         except KeyboardInterrupt:
             interrupted = True
             not_verified.append(f"interrupted after {len(findings)} of {len(planned)} checks")
-    record = report.certificate(findings, subjects, seed, max_examples, sizes, not_verified)
+    record = report.certificate(findings, subjects, seed, max_examples, world, not_verified)
     report.write(record, json)
     console.print(report.table(findings))
     report.show_falsified(console, findings)

@@ -27,7 +27,7 @@ class Certificate(msgspec.Struct, frozen=True):
     verdict: str
     seed: int
     max_examples: int
-    worlds: list[int]
+    worlds: str
     sources: dict[str, str]
     """SHA-256 of the source file that each loss was imported from."""
     versions: dict[str, str]
@@ -62,7 +62,7 @@ def certificate(
     subjects: dict[str, tuple[str, Subject]],
     seed: int,
     max_examples: int,
-    worlds: list[int],
+    worlds: str,
     not_verified: list[str],
 ) -> Certificate:
     """Assemble the record of a run."""

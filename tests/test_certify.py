@@ -10,22 +10,24 @@ from properties.certify import SHIPPED, Check, checks, verify
 from properties.contracts import contracts
 from properties.laws import laws
 from properties.subjects import Subject
-from properties.worlds.processes import shared_world
-from properties.worlds.single import SingleWorld
+from properties.worlds.specs import WorldSpec, parse
 
+WORLDS = parse("1,2,3,sim:2-8")
 EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "10"))
 
 
 def _verify(check: Check) -> None:
-    world = SingleWorld() if check.world_size == 1 else shared_world(check.world_size)
-    finding = verify(check, world, EXAMPLES, base_seed=1)
+    finding = verify(check, EXAMPLES, base_seed=1)
     assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
     assert finding.examples > 0, "nothing was checked"
 
 
 @pytest.mark.parametrize(
     "check",
-    [pytest.param(c, id=f"{c.label}-{c.law.name}-{c.world_size}") for c in checks(SHIPPED, [1, 2, 3])],
+    [
+        pytest.param(c, id=f"{c.label}-{c.law.name}-{c.world.name}")
+        for c in checks(SHIPPED, parse("1,2,3,sim:2-8"))
+    ],
 )
 def test_shipped_losses_hold(check: Check) -> None:
     _verify(check)
@@ -39,11 +41,11 @@ AGREE += [("siglip", "SigLipLoss", (("dist_impl", name),)) for name in ("bidir",
 @pytest.mark.skipif(
     OPEN_CLIP is None, reason="open_clip_torch is not installed: upstream is not compared with"
 )
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world", WORLDS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("law", ["terms equal the oracle", "gradients equal the oracle"])
 @pytest.mark.parametrize(("contract", "name", "options"), AGREE)
 def test_right_parts_of_open_clip_hold(
-    contract: str, name: str, options: tuple[tuple[str, object], ...], law: str, world_size: int
+    contract: str, name: str, options: tuple[tuple[str, object], ...], law: str, world: WorldSpec
 ) -> None:
     assert OPEN_CLIP is not None
     assert OPEN_CLIP.origin is not None
@@ -61,4 +63,4 @@ def test_right_parts_of_open_clip_hold(
         bias=contract == "siglip",
     )
     (chosen,) = [one for one in laws() if one.name == law]
-    _verify(Check(name, contracts()[contract], subject, chosen, world_size))
+    _verify(Check(name, contracts()[contract], subject, chosen, world))

@@ -6,8 +6,7 @@ from properties.certify import Check, verify
 from properties.contracts import contracts
 from properties.laws import laws
 from properties.subjects import Subject
-from properties.worlds.processes import shared_world
-from properties.worlds.single import SingleWorld
+from properties.worlds.specs import parse
 
 from .defects.index import DEFECTS, Defect
 
@@ -30,9 +29,8 @@ def test_caught(defect: Defect, law: str) -> None:
         even=defect.target == "gather_own_slice",
         options=defect.options,
     )
-    check = Check(defect.target, contracts()[defect.contract], subject, LAWS[law], defect.world_size)
-    world = SingleWorld() if defect.world_size == 1 else shared_world(defect.world_size)
-    finding = verify(check, world, BUDGET)
+    (world,) = parse(str(defect.world_size))
+    finding = verify(Check(defect.target, contracts()[defect.contract], subject, LAWS[law], world), BUDGET)
     assert finding.verdict == "falsified", finding
     assert finding.counterexample
     print(finding.reason, finding.counterexample, sep="\n")

@@ -1,6 +1,7 @@
 """What each kind of loss must do: one record a loss, from which every property is generated."""
 
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,7 +100,10 @@ class Contract(ABC):
     def build(self, target: Any, case: Case, rank: int, world_size: int) -> Any:
         """Construct the subject; arguments that it does not take are left out."""
         arguments = {**self.constructor(case), "rank": rank, "world_size": world_size}
-        return target(**accepted(target, arguments))
+        with warnings.catch_warnings():
+            # of what the flags cannot do: which configurations are drawn is decided here
+            warnings.simplefilter("ignore", UserWarning)
+            return target(**accepted(target, arguments))
 
     def constructor(self, case: Case) -> dict[str, Any]:
         """Return the constructor's arguments, but for the rank's place."""

@@ -35,6 +35,8 @@ class Law:
     draw: Callable[[Contract, Subject, int], st.SearchStrategy[Any]] = lambda contract, subject, world_size: (
         contract.cases(subject, world_size)
     )
+    simulated: bool = True
+    """Whether it may run in simulated worlds."""
     share: float = 1.0
     """Examples, as a share of those asked for: costly laws take fewer."""
 

@@ -23,6 +23,7 @@ __all__ = [
     "InjectedFault",
     "Key",
     "Schedule",
+    "Sends",
     "SimulatedWorld",
     "SimulationError",
     "Volume",
