@@ -94,7 +94,7 @@ def certify(
         except KeyboardInterrupt:
             interrupted = True
             not_verified.append(f"interrupted after {len(findings)} of {len(planned)} checks")
-    record = report.certificate(findings, subjects, seed, max_examples, world, not_verified)
+    record = report.certificate(findings, subjects, seed, max_examples, world, not_verified, not interrupted)
     report.write(record, json)
     console.print(report.table(findings))
     report.show_falsified(console, findings)

@@ -25,6 +25,7 @@ class Certificate(msgspec.Struct, frozen=True):
 
     version: int
     verdict: str
+    """"holds", "falsified", or "incomplete" where the run was interrupted."""
     seed: int
     max_examples: int
     worlds: str
@@ -64,12 +65,15 @@ def certificate(
     max_examples: int,
     worlds: str,
     not_verified: list[str],
+    complete: bool,
 ) -> Certificate:
-    """Assemble the record of a run."""
-    holds = all(finding.verdict == "holds" for finding in findings)
+    """Assemble the record of a run; one that was cut short certifies nothing."""
+    verdict = "holds" if complete else "incomplete"
+    if any(finding.verdict == "falsified" for finding in findings):
+        verdict = "falsified"
     return Certificate(
         CERTIFICATE_VERSION,
-        "holds" if holds else "falsified",
+        verdict,
         seed,
         max_examples,
         worlds,

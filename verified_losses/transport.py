@@ -28,7 +28,7 @@ class Transport:
 
     rank: int
     world_size: int
-    group: dist.ProcessGroup | None = None
+    group: "dist.ProcessGroup | None" = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.world_size, int) or self.world_size < 1:

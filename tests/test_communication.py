@@ -1,0 +1,54 @@
+"""What the losses send, counted in simulated worlds: nothing that their flags say they do not."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from properties.worlds.simulated import SimulatedWorld
+from verified_losses import ClipLoss, SigLipLoss
+
+ROWS, WIDTH, SIZES = 3, 5, (2, 3, 4, 5)
+ITEM = torch.float64.itemsize
+
+
+def _backward(rank: int, size: int, loss_type: type[Any], options: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    image, text = (
+        torch.randn(ROWS, WIDTH, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2)
+    )
+    loss_type(rank=rank, world_size=size, **options)(image, text, torch.tensor(2.0)).backward()
+
+
+def _sent(size: int, loss_type: type[Any], **options: Any) -> dict[tuple[str, str], set[int]]:
+    """Return the bytes that the ranks sent, by operation and phase."""
+    world = SimulatedWorld(size)
+    world.run(_backward, loss_type, options)
+    sent: dict[tuple[str, str], set[int]] = {}
+    for key, volume in world.traffic.items():
+        sent.setdefault((key.operation, key.phase), set()).add(volume.sent)
+    return sent
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dist_impl", ["shift", "bidir"])
+def test_ring_moves_every_text_once_each_way(size: int, dist_impl: str) -> None:
+    sent = _sent(size, SigLipLoss, dist_impl=dist_impl)
+    passed = {
+        (phase, bytes_) for (name, phase), volumes in sent.items() if "send" in name for bytes_ in volumes
+    }
+    expected = (size - 1) * ROWS * WIDTH * ITEM
+    assert passed == {("forward", expected), ("backward", expected)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("convention", ["exact", "open_clip"])
+def test_gather_without_gradient_sends_nothing_in_backward(size: int, convention: str) -> None:
+    sent = _sent(size, ClipLoss, gather_with_grad=False, convention=convention)
+    assert {phase for _, phase in sent} == {"forward"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gather_with_gradient_sends_in_backward(size: int) -> None:
+    sent = _sent(size, ClipLoss, gather_with_grad=True)
+    assert {phase for _, phase in sent} == {"forward", "backward"}
