@@ -14,7 +14,7 @@ from oracles import complex_step
 from oracles.complex_step import Array
 from oracles.rounding import FLOAT64, Magnitude, Precision, gamma
 
-from ..cases import Case, Options, cotangents
+from ..cases import BIASES, Case, Options, cases, cotangents
 from ..subjects import Malformed, Subject
 
 Inputs = list[dict[str, Array]]
@@ -61,6 +61,8 @@ class Contract(ABC):
     symmetric = False
     """Image and text may change places, and pairs may be permuted together."""
     is_loss = True
+    drawn: dict[str, Any] = {}
+    """What else to draw for a case: arguments of `cases`."""
     smallest_world = 1
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
 
@@ -68,9 +70,16 @@ class Contract(ABC):
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """Draw what to construct the subject with."""
 
-    @abstractmethod
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
         """Draw a case."""
+        settings: dict[str, Any] = {
+            "even": subject.even,
+            "dtypes": subject.dtypes,
+            "strides": subject.strides,
+            "freezable": self.differentiable,
+            "biases": BIASES if subject.bias and "logit_bias" in self.differentiable else st.none(),
+        }
+        return cases(world_size, self.options(subject, world_size), **(settings | self.drawn))
 
     @abstractmethod
     def inputs(self, case: Case) -> Inputs:

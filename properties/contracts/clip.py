@@ -11,7 +11,7 @@ from oracles.complex_step import Array
 from oracles.gather import occurrences
 from oracles.rounding import Bounded, Precision
 
-from ..cases import BIASES, Case, Options, cases, feature_pair, scalars
+from ..cases import Case, Options, feature_pair, scalars
 from ..subjects import Subject
 from . import Bounds, Contract, Inputs, Sum
 
@@ -41,11 +41,6 @@ def obeys_mean(case: Case) -> bool:
     if case.world_size == 1 or gather_with_grad:
         return True
     return convention == "exact" and not local_loss
-
-
-def biases(subject: Subject) -> st.SearchStrategy[float | None]:
-    """Draw a bias where the subject takes one."""
-    return BIASES if subject.bias else st.none()
 
 
 def split_inputs(case: Case, features: dict[str, Array], shared: dict[str, Array]) -> Inputs:
@@ -179,18 +174,6 @@ class ClipContract(Contract):
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""
         return gather_options(subject)
-
-    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """See `Contract`."""
-        return cases(
-            world_size,
-            self.options(subject, world_size),
-            even=subject.even,
-            dtypes=subject.dtypes,
-            strides=subject.strides,
-            freezable=self.differentiable,
-            biases=biases(subject),
-        )
 
     def obeys_mean(self, case: Case) -> bool:
         """See `Contract`."""

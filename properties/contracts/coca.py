@@ -10,10 +10,10 @@ from oracles.coca import caption_loss
 from oracles.complex_step import Array
 from oracles.rounding import Bounded, Magnitude, Precision
 
-from ..cases import Case, Options, captions, cases
+from ..cases import Case, Options, captions
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum
-from .clip import FEATURES, ClipContract, biases, column, contrastive_bounds, gather_options, obeys_mean
+from .clip import FEATURES, ClipContract, column, contrastive_bounds, gather_options, obeys_mean
 
 WEIGHTS = st.sampled_from([1.0, 2.0, 0.5, 0.0])
 
@@ -24,7 +24,7 @@ class CoCaContract(ClipContract):
     name = "coca"
     terms: tuple[str, ...] = ("contrastive_loss", "caption_loss")
     differentiable: tuple[str, ...] = (*FEATURES, "logit_scale", "logit_bias", "logits")
-    symmetric = True
+    drawn = {"captions": True}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""
@@ -42,19 +42,6 @@ class CoCaContract(ClipContract):
     def constructor(self, case: Case) -> dict[str, Any]:
         """See `Contract`."""
         return {**dict(case.options), "pad_id": case.pad_id}
-
-    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """See `Contract`."""
-        return cases(
-            world_size,
-            self.options(subject, world_size),
-            even=subject.even,
-            dtypes=subject.dtypes,
-            strides=subject.strides,
-            freezable=self.differentiable,
-            biases=biases(subject),
-            captions=True,
-        )
 
     def obeys_mean(self, case: Case) -> bool:
         """See `Contract`."""

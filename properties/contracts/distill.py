@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-from hypothesis import strategies as st
 
 from oracles import rounding
 from oracles.clip import row_weight
@@ -11,13 +10,11 @@ from oracles.complex_step import Array
 from oracles.distill import distill_loss
 from oracles.rounding import Precision
 
-from ..cases import Case, cases, feature_pair, scalars
-from ..subjects import Subject
+from ..cases import Case, feature_pair, scalars
 from . import Bounds, Inputs, Sum
 from .clip import (
     FEATURES,
     ClipContract,
-    biases,
     contrastive_bounds,
     directions,
     flags,
@@ -35,20 +32,7 @@ class DistillContract(ClipContract):
     name = "distill"
     terms: tuple[str, ...] = ("contrastive_loss", "distill_loss")
     differentiable: tuple[str, ...] = (*STUDENT, *TEACHER)
-    symmetric = True
-
-    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """See `Contract`."""
-        return cases(
-            world_size,
-            self.options(subject, world_size),
-            even=subject.even,
-            dtypes=subject.dtypes,
-            strides=subject.strides,
-            freezable=self.differentiable,
-            biases=biases(subject),
-            teacher=True,
-        )
+    drawn = {"teacher": True}
 
     def inputs(self, case: Case) -> Inputs:
         """See `Contract`."""

@@ -9,11 +9,11 @@ from oracles.complex_step import Array
 from oracles.exchange import neighbour_exchange, neighbour_exchange_bidir
 from oracles.rounding import Magnitude, Precision
 
-from ..cases import Case, Options, cases
+from ..cases import STRIDES, Case, Options
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum
 from .clip import FEATURES, column
-from .gather import STRIDES, GatherContract
+from .gather import GatherContract
 
 
 class ExchangeContract(GatherContract):
@@ -26,22 +26,11 @@ class ExchangeContract(GatherContract):
     name = "exchange"
     terms: tuple[str, ...] = ("received", "received_from_left")
     smallest_world = 2
+    drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """Draw which direction; a subject that goes both ways has `bidirectional` pinned."""
         return st.just((("bidirectional", dict(subject.options).get("bidirectional", False)),))
-
-    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """See `Contract`."""
-        return cases(
-            world_size,
-            self.options(subject, world_size),
-            even=subject.even,
-            dtypes=subject.dtypes,
-            strides=(*subject.strides, "expanded") if len(subject.strides) > 1 else subject.strides,
-            cotangent_strides=STRIDES,
-            biases=st.none(),
-        )
 
     def inputs(self, case: Case) -> Inputs:
         """See `Contract`."""

@@ -9,12 +9,10 @@ from oracles.complex_step import Array
 from oracles.gather import gather_features, occurrences
 from oracles.rounding import Magnitude, Precision
 
-from ..cases import Case, Options, cases, feature_pair
+from ..cases import STRIDES, Case, Options, feature_pair
 from ..subjects import Subject
 from . import Bounds, Contract, Inputs, Sum, accepted
 from .clip import FEATURES, column, flags, gather_options, split_inputs
-
-STRIDES = ("contiguous", "transposed", "sliced", "expanded")
 
 
 class GatherContract(Contract):
@@ -24,23 +22,11 @@ class GatherContract(Contract):
     terms: tuple[str, ...] = ("all_image_features", "all_text_features")
     differentiable: tuple[str, ...] = FEATURES
     is_loss = False
+    drawn = {"cotangent_strides": (*STRIDES, "expanded")}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""
         return gather_options(subject).map(lambda flags: tuple(f for f in flags if f[0] != "cache_labels"))
-
-    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """See `Contract`."""
-        return cases(
-            world_size,
-            self.options(subject, world_size),
-            even=subject.even,
-            dtypes=subject.dtypes,
-            strides=subject.strides,
-            freezable=FEATURES,
-            cotangent_strides=STRIDES,
-            biases=st.none(),
-        )
 
     def obeys_mean(self, case: Case) -> bool:
         """The mean over ranks is a law of losses."""

@@ -53,22 +53,6 @@ def mean_over_ranks_equals_single_process(
     return worst
 
 
-def splits_agree(contract: Contract, subject: Subject, world: World, case: Case) -> float:
-    """The same global batch split otherwise over the ranks gives the same mean over ranks."""
-    assume(contract.obeys_mean(case) and len(set(case.rows)) > 1)
-    other = dataclasses.replace(case, rows=case.rows[::-1])
-    first, second = observe(contract, subject, world, [case, other])
-    bounds = [contract.bounds(c, contract.inputs(c), contract.weights(c)).terms for c in (case, other)]
-    worst = 0.0
-    for name in first[0].terms:
-        means = [np.mean([outcome.terms[name] for outcome in outcomes]) for outcomes in (first, second)]
-        bound = sum(np.mean([rank[name] for rank in terms]) for terms in bounds)
-        worst = max(
-            worst, compare(f"mean over ranks of {name} after re-splitting", means[1], means[0], bound)
-        )
-    return worst
-
-
 def second_derivatives_travel(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """The derivative of <gradient, v> by the cotangents is what the function gives for v."""
     assume(case.option("gather_with_grad", True))
@@ -114,14 +98,6 @@ LAWS = [
         mean_over_ranks_equals_single_process,
         worlds="several",
         applies=lambda contract: contract.is_loss,
-    ),
-    Law(
-        "splits agree",
-        splits_agree.__doc__ or "",
-        splits_agree,
-        worlds="several",
-        applies=lambda contract: contract.is_loss,
-        share=0.5,
     ),
     Law(
         "second derivatives travel",

@@ -24,6 +24,13 @@ def _mean_agrees(what: str, contract: Contract, subject: Subject, world: World, 
     return worst
 
 
+def splits_agree(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """The same global batch split otherwise over the ranks gives the same mean over ranks."""
+    assume(contract.obeys_mean(case) and len(set(case.rows)) > 1)
+    other = dataclasses.replace(case, rows=case.rows[::-1])
+    return _mean_agrees("after splitting otherwise", contract, subject, world, [case, other])
+
+
 def pairs_permute(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """Permuting images and texts together leaves the mean over ranks as it was."""
     permuted = dataclasses.replace(case, permutation=case.seed + 1)
@@ -53,6 +60,14 @@ def padding_never_matters(contract: Contract, subject: Subject, world: World, ca
 
 
 LAWS = [
+    Law(
+        "splits agree",
+        splits_agree.__doc__ or "",
+        splits_agree,
+        worlds="several",
+        applies=lambda contract: contract.is_loss,
+        share=0.5,
+    ),
     Law(
         "pairs permute",
         pairs_permute.__doc__ or "",
