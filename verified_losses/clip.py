@@ -111,8 +111,6 @@ class ClipLoss(nn.Module):
         rows = self._agreed or self._agree(
             lambda: self._check(image_features, text_features, logit_scale, logit_bias)
         )
-        logit_scale = flat(logit_scale)
-        logit_bias = None if logit_bias is None else flat(logit_bias)
         all_image_features, all_text_features = gather_pair(
             image_features,
             text_features,
@@ -123,18 +121,12 @@ class ClipLoss(nn.Module):
             self.transport,
         )
         if self.world_size > 1 and self.local_loss:
-            logits_per_image = logit_scale * image_features @ all_text_features.T
-            logits_per_text = logit_scale * text_features @ all_image_features.T
-            if logit_bias is not None:
-                logits_per_text = logits_per_text + logit_bias
-        else:
-            logits_per_image = logit_scale * all_image_features @ all_text_features.T
-            logits_per_text = logits_per_image.T
-        if logit_bias is not None:
-            logits_per_image = logits_per_image + logit_bias
-            if not (self.world_size > 1 and self.local_loss):
-                logits_per_text = logits_per_image.T
-        return logits_per_image, logits_per_text
+            return (
+                scaled_product(image_features, all_text_features, logit_scale, logit_bias),
+                scaled_product(text_features, all_image_features, logit_scale, logit_bias),
+            )
+        logits_per_image = scaled_product(all_image_features, all_text_features, logit_scale, logit_bias)
+        return logits_per_image, logits_per_image.T
 
     def forward(
         self,
@@ -203,7 +195,15 @@ class ClipLoss(nn.Module):
         return total * (self._weight(logits_per_image) / 2)
 
 
-def flat(value: Scalar) -> Scalar:
+def scaled_product(
+    anchors: Tensor, gallery: Tensor, logit_scale: Scalar, logit_bias: Scalar | None
+) -> Tensor:
+    """Return the logits of [n, d] anchors against a [m, d] gallery, [n, m]."""
+    logits = _flat(logit_scale) * anchors @ gallery.T
+    return logits if logit_bias is None else logits + _flat(logit_bias)
+
+
+def _flat(value: Scalar) -> Scalar:
     """Return `value`, [1] as []: a tensor of no dimensions leaves the features' dtype as it is."""
     return value.reshape(()) if isinstance(value, Tensor) else value
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from . import checks
 from .checks import Facts, Scalar
-from .clip import flat, widen
+from .clip import scaled_product, widen
 from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
 from .transport import Transport
@@ -84,11 +84,9 @@ class SigLipLoss(nn.Module):
             )
         checks.alike("text_features", text, "image_features", image)
         checks.scalar("logit_scale", logit_scale, image)
-        logits = flat(logit_scale) * image @ text.T
-        if logit_bias is None:
-            return logits
-        checks.scalar("logit_bias", logit_bias, image)
-        return logits + flat(logit_bias)
+        if logit_bias is not None:
+            checks.scalar("logit_bias", logit_bias, image)
+        return scaled_product(image, text, logit_scale, logit_bias)
 
     def forward(
         self,
