@@ -183,6 +183,7 @@ def tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> torch
 
 # Around the tile and chunk sizes in common use.
 SIZES = st.integers(1, 9) | st.integers(1, 40) | st.sampled_from([15, 16, 17, 31, 32, 33])
+# Past the tiles and chunks in common use: 64 and 128, and 256 where one process holds all rows.
 LARGE_SIZES = st.sampled_from([48, 63, 64, 65, 96, 100, 127, 128, 129])
 
 
@@ -195,7 +196,8 @@ def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
     width = draw(SIZES)
     if kind == "rows":
         width = min(width, 24)
-        return {"rows": (draw(LARGE_SIZES) // (1 if world_size < 3 else 2),) * world_size, "width": width}
+        sizes = LARGE_SIZES if world_size > 1 else LARGE_SIZES | st.sampled_from([255, 256, 257])
+        return {"rows": (draw(sizes) // (1 if world_size < 3 else 2),) * world_size, "width": width}
     rows = draw(st.integers(1, 8))
     if kind == "uneven" and not even:
         return {"rows": tuple(draw(st.integers(1, 8)) for _ in range(world_size)), "width": width}
@@ -247,7 +249,8 @@ def cases(
     chosen["bias"] = draw(biases)
     chosen["scalar_shape"] = draw(st.sampled_from([(), (1,)]))
     half = chosen["dtype"] in ("bfloat16", "float16")
-    chosen["wide_scalars"] = half and draw(st.booleans())
+    # of shape [1] it would make torch promote the features
+    chosen["wide_scalars"] = half and chosen["scalar_shape"] == () and draw(st.booleans())
     freeze: bool = draw(st.booleans())
     if freezable and freeze:
         chosen["frozen"] = tuple(

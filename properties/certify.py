@@ -16,7 +16,7 @@ from .worlds import World
 from .worlds.simulated import Sends, SimulatedWorld
 from .worlds.specs import WorldSpec
 
-SHRINK_SECONDS = 8.0
+SHRINK_SECONDS = 5.0
 """How long a counterexample is made smaller."""
 
 Verdict = Literal["holds", "falsified", "skipped"]

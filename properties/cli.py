@@ -1,8 +1,9 @@
 """The command `verified-losses`."""
 
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from cyclopts import App, Parameter
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
 from .certify import SHIPPED, Finding, checks, verify
+from .contracts import accepted, contracts
+from .subjects import Subject
 from .worlds.specs import parse
 
 HOLDS, FALSIFIED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -27,24 +30,38 @@ class UsageError(Exception):
 
 @app.command
 def certify(
+    target: str | None = None,
     *,
+    contract: Annotated[str | None, Parameter(name="--as")] = None,
+    convention: Literal["exact", "open_clip"] = "exact",
+    equal_rows: bool = False,
     loss: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     world: str = "1,sim:2-8,proc:2",
     max_examples: int = 25,
     seed: int = 0,
     json: Path = Path("build/certificate.json"),
 ) -> int:
-    """Verify the shipped losses: every property, in every world, over drawn cases.
+    """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
 
     Prints one line a property and writes the certificate. A property that does not hold is shown with
     the smallest case found. Exit status: 0 everything holds, 1 something is falsified, 2 an argument is
     unusable, 130 interrupted (what was done is written).
 
     For example, `verified-losses certify --loss clip siglip --world proc:2 --max-examples 200
-    --seed 7` looks harder at two losses in two processes.
+    --seed 7` looks harder at two losses in two processes, and `verified-losses certify
+    mypackage.losses:MyLoss --as clip` verifies a loss of your own.
 
     Parameters
     ----------
+    target
+        An implementation, package.module:Name or path/to/file.py:Name, that takes open_clip's arguments by
+        keyword; constructor arguments that it does not take are left out. It runs in this process too.
+    contract
+        What the target must do: clip, coca, distill, siglip, gather or exchange.
+    convention
+        Which gradients the target is held to: exact, or those of open_clip.
+    equal_rows
+        Give every rank equally many rows, for a target that cannot do otherwise.
     loss
         Which losses: clip, coca, distill, siglip, gather, exchange, exchange_bidir. All, if not given.
     world
@@ -63,10 +80,11 @@ def certify(
         raise UsageError(f"--world: {error}") from error
     if max_examples < 1:
         raise UsageError(f"--max-examples: expected at least 1, got {max_examples}")
-    unknown = sorted(set(loss or []) - set(SHIPPED))
-    if unknown:
-        raise UsageError(f"--loss: expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
-    subjects = {name: subject for name, subject in SHIPPED.items() if not loss or name in loss}
+    subjects = (
+        _shipped(loss)
+        if target is None and contract is None
+        else _stranger(target, contract, convention, equal_rows, loss)
+    )
     planned = list(checks(subjects, worlds))
     if not planned:
         raise UsageError(f"--world {world}: nothing to verify for {', '.join(subjects)} in worlds this small")
@@ -110,6 +128,36 @@ def certify(
     if interrupted:
         return INTERRUPTED
     return FALSIFIED if bad else HOLDS
+
+
+def _shipped(names: list[str] | None) -> dict[str, tuple[str, Subject]]:
+    unknown = sorted(set(names or []) - set(SHIPPED))
+    if unknown:
+        raise UsageError(f"--loss: expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
+    return {name: subject for name, subject in SHIPPED.items() if not names or name in names}
+
+
+def _stranger(
+    target: str | None, contract: str | None, convention: str, equal_rows: bool, loss: list[str] | None
+) -> dict[str, tuple[str, Subject]]:
+    if loss:
+        raise UsageError("--loss: names shipped losses; leave it out where a target is given")
+    if target is None:
+        raise UsageError("--as: expected a target before it, package.module:Name or file.py:Name")
+    if contract not in contracts():
+        raise UsageError(f"--as: expected one of {', '.join(contracts())}, got {contract}")
+    sys.path.insert(0, "")  # as python itself does: a module beside the caller is found
+    try:
+        found = Subject(target).resolve()
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UsageError(f"{target}: {error}") from error
+    except Exception as error:
+        traceback.print_exc()
+        raise UsageError(f"{target}: raised {type(error).__name__} as it was imported") from error
+    call = getattr(found, "forward", found)
+    bias = "logit_bias" in accepted(call, {"logit_bias": None})
+    subject = Subject(target, (convention,), even=equal_rows, bias=bias)
+    return {target.rpartition(":")[2]: (contract, subject)}
 
 
 def _not_verified() -> list[str]:

@@ -1,0 +1,74 @@
+"""The command line as a person uses it: verdicts, exit statuses, and what is said of wrong arguments."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "properties.cli", "certify"]
+LIMIT_SECONDS = 240
+
+
+def _certify(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    command = [*COMMAND, "--json", str(folder / "certificate.json"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_what_holds_is_certified(tmp_path: Path) -> None:
+    status, printed, _ = _certify(tmp_path, "--loss", "siglip", "--world", "1,sim:2-3", "--max-examples", "3")
+    assert status == 0, printed
+    record = json.loads((tmp_path / "certificate.json").read_text())
+    assert record["verdict"] == "holds"
+    assert {found["world"] for found in record["properties"]} == {"single", "simulated:2-3"}
+    assert all(found["examples"] > 0 for found in record["properties"])
+    assert len(record["sources"]["siglip"]) == 64
+
+
+def test_a_strangers_loss_is_falsified_with_a_case(tmp_path: Path) -> None:
+    target = f"{Path(__file__).parent / 'defects' / 'losses.py'}:OnlyImageToText"
+    status, printed, _ = _certify(tmp_path, target, "--as", "clip", "--world", "1", "--max-examples", "20")
+    assert status == 1
+    assert "smallest case: Case(rows=(2,)" in printed
+    assert json.loads((tmp_path / "certificate.json").read_text())["verdict"] == "falsified"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--loss", "clap"], "--loss: expected some of clip"),
+        (["--world", "0"], "--world: expected from 2"),
+        (["--world", "two"], "--world: expected parts like"),
+        (["--max-examples", "0"], "--max-examples: expected at least 1, got 0"),
+        (["--max-examples", "x"], "--max-examples"),
+        (["--loss", "exchange", "--world", "1"], "nothing to verify for exchange"),
+        (["no_such_module:Loss", "--as", "clip"], "no_such_module:Loss: No module named"),
+        (["torch.nn:NoSuchLoss", "--as", "clip"], "NoSuchLoss"),
+        (["torch.nn:Linear"], "--as: expected one of"),
+        (["--as", "clip"], "--as: expected a target"),
+    ],
+)
+def test_a_wrong_argument_is_named(tmp_path: Path, arguments: list[str], named: str) -> None:
+    status, _, said = _certify(tmp_path, *arguments)
+    assert status == 2
+    assert named in said
+    assert "Traceback" not in said
+
+
+def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
+    record = tmp_path / "certificate.json"
+    command = [*COMMAND, "--json", str(record), "--loss", "clip", "--world", "1", "--max-examples", "5000"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not record.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    printed, _ = running.communicate(timeout=LIMIT_SECONDS)
+    assert running.returncode == 130, printed
+    assert json.loads(record.read_text())["verdict"] == "incomplete"
+    assert "interrupted after" in printed
