@@ -162,7 +162,8 @@ class SimulatedWorld:
                     try:
                         results[rank] = function(rank, self.size, *copied[rank])
                     finally:
-                        network.watches[rank].stop()
+                        if rank in network.watches:
+                            network.watches[rank].stop()
                 network.leave(rank, "returned")
                 states[rank] = RankState(rank, "returned", "")
             except Vanish:

@@ -20,7 +20,7 @@ POISON = 255
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     start = tensor.data_ptr()
     if tensor.is_contiguous():
-        return start, start + tensor.numel() * tensor.element_size()
+        return start, start + tensor.nbytes
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (reach + 1) * tensor.element_size()
 
@@ -55,9 +55,9 @@ def overlaps(
     inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> Iterator[tuple[int | None, int, int]]:
     """Pairs that share memory: (None, output, output) or (0, input, output), by index."""
-    spans = [(*_span(tensor), index, True) for index, tensor in enumerate(outputs)]
-    if not spans:
+    if not outputs:
         return
+    spans = [(*_span(tensor), index, True) for index, tensor in enumerate(outputs)]
     spans += [(*_span(tensor), index, False) for index, tensor in enumerate(inputs)]
     spans.sort()
     last = 0
@@ -82,8 +82,13 @@ def overlaps(
         unended[fills].append((end, index))
 
 
-def snapshot(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+def snapshots(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Contiguous copies."""
+    if len(tensors) > 2:
+        first = tensors[0]
+        if all(tensor.shape == first.shape and tensor.dtype == first.dtype for tensor in tensors):
+            return list(torch.stack([tensor.detach() for tensor in tensors]).unbind())
+    return [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,7 @@ class Work(dist.Work):
 
 
 def _bytes(tensors: Tensors) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _describe(name: str, tensor: torch.Tensor, **more: Any) -> Signature:
@@ -164,8 +164,9 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
     def _gather_all(self, name: str, outputs: list[list[torch.Tensor]], inputs: Tensors, opts: Any) -> Work:
         for parts, tensor in zip(outputs, inputs, strict=True):
             _expect(len(parts) == self.width, f"{name}: {len(parts)} outputs for {self.width} ranks")
+            shape, dtype = tensor.shape, tensor.dtype
             for part in parts:
-                if part.shape != tensor.shape or part.dtype != tensor.dtype:
+                if part.shape != shape or part.dtype != dtype:
                     raise ValueError(
                         f"{name}: an output of {tuple(part.shape)} {part.dtype} "
                         f"for an input of {tuple(tensor.shape)} {tensor.dtype}"

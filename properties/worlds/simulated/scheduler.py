@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -24,6 +24,10 @@ It keeps what a thread frees, for that thread: hundreds of ranks that took turns
 _library = ctypes.CDLL(None)
 _trim: Callable[[int], int] | None = getattr(_library, "malloc_trim", None)
 _processor: Callable[[], int] | None = getattr(_library, "sched_getcpu", None)
+
+
+_warnings: Any = warnings
+"""Untyped: it is written to."""
 
 
 class Option(NamedTuple):
@@ -60,6 +64,10 @@ class Network(Protocol):
 
     def stalled(self) -> None:
         """No rank can run: make one ready."""
+        ...
+
+    def expired(self, rank: int) -> None:
+        """The time is up, and `rank` runs."""
         ...
 
 
@@ -106,29 +114,26 @@ def _borrow(count: int) -> list[RankThread]:
     return threads
 
 
-_SHOW = ("showwarning", "_showwarnmsg_impl")
-"""What `warnings.catch_warnings` replaces, beside the filters."""
-
-
 class _Ambient(NamedTuple):
     """State that a process owns and that the ranks of one process would otherwise share."""
 
     random: torch.Tensor
-    filters: list[object]
-    show: tuple[object, ...]
+    # What `warnings.catch_warnings` replaces:
+    filters: list[Any]
+    show: Any
+    show_message: Any
 
     @classmethod
     def read(cls) -> "_Ambient":
-        show = tuple(getattr(warnings, name) for name in _SHOW)
-        return cls(torch.get_rng_state(), warnings.filters, show)  # type: ignore[arg-type]
+        state = torch.default_generator.get_state()
+        return cls(state, _warnings.filters, _warnings.showwarning, _warnings._showwarnmsg_impl)
 
     def write(self) -> None:
-        torch.set_rng_state(self.random)
-        if warnings.filters is not self.filters:
-            warnings.filters = self.filters  # type: ignore[assignment]
-            warnings._filters_mutated()  # type: ignore[attr-defined]
-        for name, value in zip(_SHOW, self.show, strict=True):
-            setattr(warnings, name, value)
+        torch.default_generator.set_state(self.random)
+        _warnings.filters = self.filters
+        _warnings._filters_mutated()
+        _warnings.showwarning = self.show
+        _warnings._showwarnmsg_impl = self.show_message
 
     def fork(self) -> "_Ambient":
         return self._replace(filters=list(self.filters))
@@ -153,7 +158,6 @@ class Scheduler:
         self.unwinding = False
         self.steps = 0
         self.interruption: BaseException | None = None
-        self.expired: Callable[[int], None] = lambda rank: None
         self._abandoned = False
         self._caller = threading.Lock()
         self._caller.acquire()
@@ -189,6 +193,7 @@ class Scheduler:
             mine.write()
             if not self._abandoned:
                 _idle.extend(self.threads)
+                del self.network
             self.threads = []
         if self.interruption is not None:
             raise self.interruption
@@ -202,7 +207,7 @@ class Scheduler:
                     self._abandon()
                     return
                 expired, deadline = True, time.monotonic() + _GRACE
-                self.expired(self.current)
+                self.network.expired(self.current)
                 ident = ctypes.c_ulong(self.threads[self.current].ident or 0)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Abandon))
                 continue
