@@ -38,6 +38,7 @@ AGREE = [("clip", "ClipLoss", (("gather_with_grad", True), ("local_loss", local)
 AGREE += [("siglip", "SigLipLoss", (("dist_impl", name),)) for name in ("bidir", "shift", "reduce", "gather")]
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed.nn.functional:FutureWarning")
 @pytest.mark.skipif(
     OPEN_CLIP is None, reason="open_clip_torch is not installed: upstream is not compared with"
 )
