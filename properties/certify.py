@@ -1,7 +1,7 @@
 """Contract x subject x world x law, each run over drawn cases, to a verdict."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,7 +110,6 @@ def verify(
     check: Check,
     max_examples: int,
     base_seed: int = 0,
-    on_example: Callable[[int], None] | None = None,
 ) -> Finding:
     """Run one check over up to `max_examples` cases (a law's share of them), reproducibly by seed.
 
@@ -140,8 +139,6 @@ def verify(
             raise
         worst = max(worst, ratio)
         examples += 1
-        if on_example is not None:
-            on_example(examples)
 
     configured = settings(
         max_examples=max(1, round(max_examples * check.law.share)),

@@ -28,7 +28,6 @@ class Law:
     """A property, and what it applies to."""
 
     name: str
-    statement: str
     check: Predicate
     worlds: Literal["any", "one", "two", "several"] = "any"
     applies: Callable[[Contract], bool] = lambda contract: True

@@ -94,14 +94,12 @@ def _linear(contract: Contract) -> bool:
 LAWS = [
     Law(
         "mean over ranks equals single process",
-        mean_over_ranks_equals_single_process.__doc__ or "",
         mean_over_ranks_equals_single_process,
         worlds="several",
         applies=lambda contract: contract.is_loss,
     ),
     Law(
         "second derivatives travel",
-        second_derivatives_travel.__doc__ or "",
         second_derivatives_travel,
         worlds="several",
         applies=_linear,

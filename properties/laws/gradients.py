@@ -180,11 +180,10 @@ def _curvature(
 
 
 LAWS = [
-    Law("gradients equal the oracle", gradients_equal_oracle.__doc__ or "", gradients_equal_oracle),
-    Law("cotangents pass through", cotangents_pass_through.__doc__ or "", cotangents_pass_through),
+    Law("gradients equal the oracle", gradients_equal_oracle),
+    Law("cotangents pass through", cotangents_pass_through),
     Law(
         "twice differentiable",
-        twice_differentiable.__doc__ or "",
         twice_differentiable,
         applies=lambda contract: contract.is_loss,
         draw=_smooth_float64,

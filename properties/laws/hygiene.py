@@ -118,12 +118,12 @@ def compiled_equals_eager(contract: Contract, subject: Subject, world: World, ca
 
 
 LAWS = [
-    Law("inputs unchanged", inputs_unchanged.__doc__ or "", inputs_unchanged, share=0.3),
-    Law("outputs well formed", outputs_well_formed.__doc__ or "", outputs_well_formed, share=0.5),
-    Law("deterministic", deterministic.__doc__ or "", deterministic, share=0.3),
-    Law("used equals fresh", used_equals_fresh.__doc__ or "", used_equals_fresh, draw=_sequences, share=0.5,
+    Law("inputs unchanged", inputs_unchanged, share=0.3),
+    Law("outputs well formed", outputs_well_formed, share=0.5),
+    Law("deterministic", deterministic, share=0.3),
+    Law("used equals fresh", used_equals_fresh, draw=_sequences, share=0.5,
         applies=lambda contract: contract.is_loss),
-    Law("compiled equals eager", compiled_equals_eager.__doc__ or "", compiled_equals_eager, share=0.02,
+    Law("compiled equals eager", compiled_equals_eager, share=0.02,
         worlds="two", simulated=False,
         applies=lambda contract: contract.is_loss),
 ]  # fmt: skip

@@ -62,7 +62,6 @@ def padding_never_matters(contract: Contract, subject: Subject, world: World, ca
 LAWS = [
     Law(
         "splits agree",
-        splits_agree.__doc__ or "",
         splits_agree,
         worlds="several",
         applies=lambda contract: contract.is_loss,
@@ -70,21 +69,18 @@ LAWS = [
     ),
     Law(
         "pairs permute",
-        pairs_permute.__doc__ or "",
         pairs_permute,
         applies=lambda contract: contract.symmetric,
         share=0.3,
     ),
     Law(
         "image and text swap",
-        image_and_text_swap.__doc__ or "",
         image_and_text_swap,
         applies=lambda contract: contract.symmetric,
         share=0.3,
     ),
     Law(
         "padding never matters",
-        padding_never_matters.__doc__ or "",
         padding_never_matters,
         applies=lambda contract: contract.name == "coca",
     ),

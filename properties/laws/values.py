@@ -23,4 +23,4 @@ def terms_equal_oracle(contract: Contract, subject: Subject, world: World, case:
     return worst
 
 
-LAWS = [Law("terms equal the oracle", terms_equal_oracle.__doc__ or "", terms_equal_oracle)]
+LAWS = [Law("terms equal the oracle", terms_equal_oracle)]
