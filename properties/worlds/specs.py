@@ -1,13 +1,18 @@
 """Which worlds to verify in, as people name them: "1,sim:2-8,proc:2"."""
 
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from . import World
-from .processes import shared_world
+from .isolated import IsolatedWorld
+from .processes import ProcessWorld, join_gloo, join_nothing
 from .single import SingleWorld
 
+RUN_SECONDS = 20.0
+"""How long one call of a target may take on all its ranks; then it counts as hung."""
 LARGEST = {"processes": 16, "simulated": 256}
 _KINDS = {"proc": "processes", "sim": "simulated"}
 
@@ -27,9 +32,59 @@ class WorldSpec:
         first, last = self.sizes[0], self.sizes[-1]
         return f"{self.kind}:{first}" if first == last else f"{self.kind}:{first}-{last}"
 
-    def open(self) -> World:
-        """Return the world; a simulated one is made for each case instead."""
-        return SingleWorld() if self.kind == "single" else shared_world(self.sizes[0])
+
+SINGLE = WorldSpec("single", (1,))
+
+
+class Worlds:
+    """The worlds of one target, in processes that it shares with no other target and not with the caller.
+
+    They start when first used.
+
+    Args:
+        target: whose worlds these are.
+        prepare: imports the target, in each process as it starts.
+    """
+
+    def __init__(self, target: str, prepare: Callable[[], object]) -> None:
+        self.target = target
+        self.prepare = prepare
+        self._pools: dict[int, ProcessWorld] = {}
+
+    def open(self, spec: WorldSpec) -> World:
+        """Return the world of a kind that has one size; a simulated one is made for each case."""
+        if spec.kind == "single":
+            return self.isolated(SingleWorld())
+        return self._pool(spec.sizes[0])
+
+    def isolated(self, inner: World) -> World:
+        """Return a world of one process, in a process of the target's."""
+        return IsolatedWorld(inner, self._pool(0))
+
+    def close(self) -> None:
+        """End the processes."""
+        for pool in self._pools.values():
+            pool.close()
+
+    def _pool(self, size: int) -> ProcessWorld:
+        """Return the pool of a size; of 0, the one process that joins no group."""
+        if size not in self._pools:
+            join = join_gloo if size else join_nothing
+            self._pools[size] = ProcessWorld(max(size, 1), RUN_SECONDS, join=join, prepare=self.prepare)
+        return self._pools[size]
+
+
+_current: dict[int, Worlds] = {}
+
+
+def worlds_of(target: str, prepare: Callable[[], object]) -> Worlds:
+    """Return the worlds of a target, which `prepare` imports. Those of the target before it are closed."""
+    worlds = _current.get(os.getpid())
+    if worlds is None or worlds.target != target:
+        if worlds is not None:
+            worlds.close()
+        worlds = _current[os.getpid()] = Worlds(target, prepare)
+    return worlds
 
 
 def parse(text: str) -> list[WorldSpec]:
@@ -47,7 +102,7 @@ def parse(text: str) -> list[WorldSpec]:
     for part in text.split(","):
         match = re.fullmatch(r"(?:(proc|sim):)?(\d+)(?:-(\d+))?", part.strip())
         if part.strip() == "single" or (match and match[0] == "1"):
-            specs.append(WorldSpec("single", (1,)))
+            specs.append(SINGLE)
             continue
         if not match or (match[3] and not match[1]):
             raise ValueError(f"expected parts like 1, 3, proc:2-4 or sim:2-8, got {part.strip()!r}")
