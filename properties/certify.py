@@ -186,12 +186,15 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
                 world: World = worlds.isolated(inner)
                 ratio = check.law.check(check.contract, check.subject, world, case.case)
             else:
-                ratio = check.law.check(check.contract, check.subject, worlds.open(check.world), case)
+                ratio = check.law.check(
+                    check.contract, check.subject, worlds.open(check.world, check.law.patience), case
+                )
         except UnsatisfiedAssumption:
             raise
         except Exception as error:
             smallest, failure = case, error
-            hung = time.monotonic() - started > SIMULATED_SECONDS  # the least of what cuts off a call
+            # the least time after which something cuts off a call
+            hung = time.monotonic() - started > SIMULATED_SECONDS * check.law.patience
             shrink_until = min(shrink_until, (started if hung else time.monotonic()) + SHRINK_SECONDS)
             raise
         if failure is None:

@@ -301,7 +301,7 @@ def _fitted(asked: Subject, contract: Contract) -> Subject:
     """Return the subject, asked only for what it takes."""
     quiet = hypothesis_settings(database=None, deadline=None)
     size = contract.smallest_world
-    simplest = find(contract.cases(asked, size), lambda case: True, settings=quiet)
+    simplest = find(contract.cases(replace(asked, options=()), size), lambda case: True, settings=quiet)
     world = asked.worlds().open(SINGLE)
     try:
         (signature,) = world.run(read_signature, asked, contract, simplest)

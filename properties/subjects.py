@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,18 +120,21 @@ def read_signature(
         return Signature(str(error))
     if not callable(target):
         return Signature(f"expected a class or a function, got {type(target).__name__} {target!r}")
-    options = {**contract.constructor(case), "rank": rank, "world_size": world_size}
+    known = {**contract.constructor(case), "rank": rank, "world_size": world_size}
+    pinned = dict(subject.options)
+    unknown = sorted(pinned.keys() - accepted(target, pinned).keys() - known.keys())
+    options = known | pinned
     name = subject.target.rpartition(":")[2]
     if contract.is_loss and (missing := _missing(target, options)):
         return Signature(
             f"{name} needs {', '.join(missing)}, of which the contract {contract.name} knows nothing: "
             "give a function that returns it constructed"
         )
-    unknown = sorted(set(dict(subject.options)) - set(accepted(target, dict(subject.options))) - set(options))
     if unknown:
         return Signature(f"{name} takes no {', '.join(unknown)}, nor does the contract {contract.name}")
     call = target
     if contract.is_loss:
+        case = replace(case, options=tuple((dict(case.options) | pinned).items()))
         loss = contract.build(target, case, rank, world_size)
         if not callable(loss):
             return Signature(f"{name}(...) must return something that can be called, got {loss!r}")

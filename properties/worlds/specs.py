@@ -49,13 +49,18 @@ class Worlds:
     def __init__(self, target: str, prepare: Callable[[], object]) -> None:
         self.target = target
         self.prepare = prepare
-        self._pools: dict[int, ProcessWorld] = {}
+        self._pools: dict[tuple[int, float], ProcessWorld] = {}
 
-    def open(self, spec: WorldSpec) -> World:
-        """Return the world of a kind that has one size; a simulated one is made for each case."""
+    def open(self, spec: WorldSpec, patience: float = 1.0) -> World:
+        """Return the world of a kind that has one size; a simulated one is made for each case.
+
+        Args:
+            spec: the kind and the size.
+            patience: how much longer than `RUN_SECONDS` a call may take.
+        """
         if spec.kind == "single":
             return self.isolated(SingleWorld())
-        return self._pool(spec.sizes[0])
+        return self._pool(spec.sizes[0], patience)
 
     def isolated(self, inner: World) -> World:
         """Return a world of one process, in a process of the target's."""
@@ -66,12 +71,13 @@ class Worlds:
         for pool in self._pools.values():
             pool.close()
 
-    def _pool(self, size: int) -> ProcessWorld:
+    def _pool(self, size: int, patience: float = 1.0) -> ProcessWorld:
         """Return the pool of a size; of 0, the one process that joins no group."""
-        if size not in self._pools:
-            join = join_gloo if size else join_nothing
-            self._pools[size] = ProcessWorld(max(size, 1), RUN_SECONDS, join=join, prepare=self.prepare)
-        return self._pools[size]
+        if (size, patience) not in self._pools:
+            join, limit = join_gloo if size else join_nothing, patience * RUN_SECONDS
+            pool = ProcessWorld(max(size, 1), limit, join=join, prepare=self.prepare)
+            self._pools[size, patience] = pool
+        return self._pools[size, patience]
 
 
 _current: dict[int, Worlds] = {}
