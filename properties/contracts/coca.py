@@ -13,7 +13,7 @@ from oracles.rounding import Bounded, Magnitude, Precision
 from ..cases import Case, Options, captions
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum
-from .clip import FEATURES, ClipContract, column, contrastive_bounds, gather_options, obeys_mean
+from .clip import FEATURES, ClipContract, call_of, column, contrastive_bounds, gather_options, obeys_mean
 
 WEIGHTS = st.sampled_from([1.0, 2.0, 0.5, 0.0])
 
@@ -69,6 +69,16 @@ class CoCaContract(ClipContract):
             }
             for rank, terms in enumerate(super().oracle(case, inputs))
         ]
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        clip_weight, caption_weight = self._weights(case)
+        convention = case.option("convention", "exact")
+        terms = super().oracle_source(case) | {
+            "caption_loss": call_of("caption_loss", "logits, labels", case, case.pad_id, convention)
+        }
+        weights = zip(terms.items(), (clip_weight, caption_weight), strict=True)
+        return {name: f"{weight} * {term}" if weight else "0j" for (name, term), weight in weights}
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """See `Contract`; a term of weight 0 reaches nothing."""

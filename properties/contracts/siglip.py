@@ -13,7 +13,7 @@ from oracles.siglip import siglip_loss
 from ..cases import Case, Options
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum
-from .clip import FEATURES, ClipContract, column, student
+from .clip import FEATURES, STUDENT, ClipContract, call_of, column, student
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
@@ -32,6 +32,14 @@ class SigLipContract(ClipContract):
     def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
         """Call the subject; upstream has no default for the bias."""
         return loss(**({"logit_bias": None} | tensors), output_dict=case.output_dict)
+
+    def call_source(self) -> str:
+        """See `Contract`."""
+        return 'loss(**({"logit_bias": None} | given), output_dict=output_dict)'
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        return {"contrastive_loss": call_of("siglip_loss", ", ".join(STUDENT), case)}
 
     def obeys_mean(self, case: Case) -> bool:
         """See `Contract`."""
