@@ -6,6 +6,7 @@ import os
 import pprint
 import re
 import tempfile
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -180,7 +181,7 @@ def render(finding: Finding, path: Path) -> str:
     names = [
         name for name in contract.inputs(case)[0] if re.search(rf"\b{name}\b", " ".join(sources.values()))
     ]
-    return (
+    text = (
         _templates()
         .get_template("counterexample.py.jinja")
         .render(
@@ -188,11 +189,11 @@ def render(finding: Finding, path: Path) -> str:
             title=_title(check, case),
             reason=_quoted(finding.reason),
             file_name=path.name,
-            target=repr(_portable(check.subject.target)),
-            home=repr(os.path.relpath(Path.cwd(), path.parent)),
+            target=_portable(check.subject.target),
+            home=os.path.relpath(Path.cwd(), path.parent),
             arguments=_arguments(contract.constructor(case)),
             world_size=case.world_size,
-            terms=repr(contract.terms),
+            terms=contract.terms,
             seconds=SECONDS,
             # a crash, or a silent exit, must not take the verdict with it
             launched=case.world_size > 1 or judge == "returns",
@@ -222,10 +223,11 @@ def render(finding: Finding, path: Path) -> str:
             law=_law(finding, raw) if law else None,
         )
     )
+    return re.sub(r"\n{4,}", "\n\n\n", text)
 
 
 def inlined(sources: dict[str, str], derived: bool) -> str:
-    """Return the source of the oracles' functions that Python expressions name, and of all that those need."""
+    """Return the source of the functions of `oracles` that expressions name, and of all that those need."""
     found: dict[str, str] = {}
 
     def add(name: str, value: object) -> None:
@@ -233,7 +235,7 @@ def inlined(sources: dict[str, str], derived: bool) -> str:
             return
         assert inspect.isfunction(value)
         found[name] = ""
-        for other in value.__code__.co_names:
+        for other in re.findall(r"\w+", inspect.getsource(value)):
             known = value.__globals__.get(other)
             if isinstance(known, float):
                 found[other] = f"{other} = {known!r}"
@@ -241,7 +243,8 @@ def inlined(sources: dict[str, str], derived: bool) -> str:
                 add(other, known)
         # after what it needs
         del found[name]
-        found[name] = inspect.getsource(value).rstrip()
+        # the first paragraph of what it says will do
+        found[name] = re.sub(r'(?s)("""[^"\n]+)\n\n.*?"""', r'\1"""', inspect.getsource(value).rstrip())
 
     words = set(re.findall(r"\w+", " ".join(sources.values()))) | (
         {"directional_derivative"} if derived else set()
@@ -250,17 +253,21 @@ def inlined(sources: dict[str, str], derived: bool) -> str:
         for name, value in vars(module).items():
             if name in words and inspect.isfunction(value):
                 add(name, value)
-    return "\n\n\n".join(["Array = np.ndarray", *found.values()])
+    functions = [source for source in found.values() if source.startswith("def ")]
+    constants = ["Array = np.ndarray", *(source for source in found.values() if source not in functions)]
+    return "\n\n\n".join(["\n".join(constants), *functions])
 
 
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("properties"),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["python"] = _python
+    return environment
 
 
 def _judge(program: Program | None, error: Exception | None) -> str:
@@ -304,7 +311,8 @@ def _title(check: Check, case: Case) -> str:
 def _quoted(reason: str) -> str:
     """Return a reason as it may stand in a docstring."""
     short = reason if len(reason) <= REASON else f"{reason[:REASON]}\n[...]"
-    return short.strip().replace("\\", "\\\\").replace('"""', "'''")
+    wrapped = [textwrap.fill(line, WIDTH) if len(line) > WIDTH else line for line in short.splitlines()]
+    return "\n".join(wrapped).strip().replace("\\", "\\\\").replace('"""', "'''")
 
 
 def _portable(target: str) -> str:
@@ -316,12 +324,13 @@ def _portable(target: str) -> str:
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
-    shown = ", ".join(f'"{name}": {_constant(value)}' for name, value in arguments.items())
-    return f"{{{shown}}}"
+    return f"{{{', '.join(f'{_python(name)}: {_python(value)}' for name, value in arguments.items())}}}"
 
 
-def _constant(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+def _python(value: Any) -> str:
+    """Return a value as Python, in double quotes where it holds none."""
+    text = pprint.pformat(value, width=WIDTH, compact=True)
+    return text if '"' in text else text.replace("'", '"')
 
 
 def _constants(
@@ -332,7 +341,7 @@ def _constants(
     place: Place,
     weights: dict[str, list[dict[str, Any]]],
     oracle: bool,
-) -> list[tuple[str, str, str]]:
+) -> list[tuple[str, Any, str]]:
     """Return the names, values and comments of what the templates ask for."""
     constants: list[tuple[str, Any, str]] = []
     for name, cotangents in weights.items():
@@ -344,17 +353,17 @@ def _constants(
         constants.append(("STEP", STEP, "of the finite differences"))
         constants.append(("ALONG", _directions(contract, case), "how the inputs move"))
     if judge == "returns":
-        return _shown(constants)
+        return constants
     if place.rank is not None:
         constants.append(("RANK", place.rank, ""))
     if judge in ("form", "bits"):
         constants.append(("WHAT", place.what, ""))
     if judge == "form":
         fit = place.expected if place.kind == "dtype and device" else [place.expected]
-        return _shown([*constants, ("ALLOWED", fit, "what is documented")])
+        return [*constants, ("ALLOWED", fit, "what is documented")]
     constants.append(("WHERE", str(place), ""))
     if judge == "bits":
-        return _shown(constants)
+        return constants
     constants.append(("NAME", place.name, ""))
     if place.along is not None:
         constants.append(("ALONG", _nested(place.along, "float64"), "the direction"))
@@ -364,17 +373,7 @@ def _constants(
         constants.append(("EXPECTED", place.expected, "what the oracle gives"))
     why = "how far rounding may take a right implementation, derived for these inputs"
     constants.append(("BOUND", float(f"{place.bound:.4g}"), why if place.bound else "nothing may be rounded"))
-    return _shown(constants)
-
-
-def _shown(constants: list[tuple[str, Any, str]]) -> list[tuple[str, str, str]]:
-    shown = []
-    for name, value, comment in constants:
-        text = (
-            _constant(value) if isinstance(value, str) else pprint.pformat(value, width=WIDTH, compact=True)
-        )
-        shown.append((name, text, comment))
-    return shown
+    return constants
 
 
 def _directions(contract: Contract, case: Case) -> list[dict[str, Any]]:
@@ -458,9 +457,9 @@ def _law(finding: Finding, raw: Any) -> dict[str, str]:
     else:
         module, world = "single", "SingleWorld()"
     return {
-        "name": _constant(check.law.name),
-        "contract": _constant(check.contract.name),
-        "conventions": repr(check.subject.conventions),
+        "name": _python(check.law.name),
+        "contract": _python(check.contract.name),
+        "conventions": _python(check.subject.conventions),
         "module": module,
         "class": world.partition("(")[0],
         "world": world,
@@ -474,6 +473,6 @@ def _literal(case: Any) -> str:
         steps, last = case
         return f"(({''.join(_literal(step) + ', ' for step in steps)}), {_literal(last)})"
     if isinstance(case, Step):
-        return f"Step({_literal(case.case)}, {_constant(case.mode)})"
+        return f"Step({_literal(case.case)}, {_python(case.mode)})"
     shown = [field for field in fields(case) if getattr(case, field.name) != field.default]
     return f"Case({', '.join(f'{field.name}={getattr(case, field.name)!r}' for field in shown)})"

@@ -20,7 +20,7 @@ CAUSED = ("CommunicationError", "DistBackendError", "DistNetworkError", "DistSto
 
 
 def signature(target: str, error: Exception | None) -> tuple[str, ...]:
-    """Return what kind of failure this is: what is wrong, or which exception left which function of the target."""
+    """Return the kind of failure: what is wrong, or which exception left which function of the target."""
     if isinstance(error, Falsified) and error.place is not None:
         return error.place.kind, error.place.name
     if isinstance(error, SimulationError) and error.finding != "raised":

@@ -49,7 +49,8 @@ def call_of(function: str, columns: str, case: Case, *arguments: object) -> str:
     """Return as Python what an oracle gives for `rank`; a bias that the case lacks is 0 on every rank."""
     if case.bias is None:
         columns = re.sub(r"\w*logit_bias", f"[0.0] * {case.world_size}", columns)
-    return f"{function}({', '.join([columns, 'rank', *map(repr, arguments)])})"
+    shown = (f'"{value}"' if isinstance(value, str) else repr(value) for value in arguments)
+    return f"{function}({', '.join([columns, 'rank', *shown])})"
 
 
 def split_inputs(case: Case, features: dict[str, Array], shared: dict[str, Array]) -> Inputs:
