@@ -1,10 +1,11 @@
 """Falsified checks that one defect explains."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from hypothesis.errors import UnsatisfiedAssumption
+from hypothesis.errors import HypothesisDeprecationWarning, UnsatisfiedAssumption
 
 from .cases import Case
 from .certify import Check, Simulated
@@ -51,7 +52,11 @@ def falsified_by(check: Check, found: Check, case: Any) -> bool:
     world: World = found.world.open() if not isinstance(case, Simulated) else _simulated(case)
     inner = case.case if isinstance(case, Simulated) else case
     try:
-        check.law.check(check.contract, check.subject, world, inner)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", HypothesisDeprecationWarning
+            )  # of `assume` where nothing is drawn
+            check.law.check(check.contract, check.subject, world, inner)
     except UnsatisfiedAssumption:
         return False
     except Falsified:
