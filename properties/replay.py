@@ -78,6 +78,8 @@ def _run(command: list[str], timeout: float) -> tuple[int | None, str]:
     finally:
         _kill(process)
         reader.join(REAP_SECONDS)
+        if not reader.is_alive():
+            process.stdout.close()
     return status, bytes(tail).decode(errors="replace").strip()
 
 

@@ -27,7 +27,7 @@ from properties.replay import replay
 from properties.subjects import Step, Subject
 from properties.worlds import RankState, World, WorldError
 from properties.worlds.simulated import SimulatedWorld, SimulationError
-from properties.worlds.specs import WorldSpec, parse
+from properties.worlds.specs import parse
 
 from .defects.index import DEFECTS
 
@@ -263,7 +263,7 @@ def test_compiled_alone_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_takes_the_process_down_is_shown_and_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counterexample, "SECONDS", 15)
+    monkeypatch.setattr(counterexample, "SECONDS", 5)
     monkeypatch.chdir(tmp_path)
     law = "terms equal the oracle"
     bodies = {
