@@ -12,9 +12,9 @@ from hypothesis.errors import Flaky, UnsatisfiedAssumption
 
 from .cases import Case
 from .contracts import Contract, contracts
+from .fingerprints import fingerprint
 from .laws import Law, laws
 from .subjects import Subject
-from .worlds import World
 from .worlds.processes import COLLECTIVE_SHARE
 from .worlds.simulated import Sends, SimulatedWorld
 from .worlds.specs import RUN_SECONDS, WorldSpec
@@ -108,6 +108,11 @@ class Finding:
         return max(self.ratios, default=0.0)
 
     @property
+    def fingerprint(self) -> str:
+        """The same for the same defect seen by the same law, whatever the seed."""
+        return fingerprint(self.check, self.error)
+
+    @property
     def counterexample(self) -> str:
         """The smallest case as text, or nothing."""
         return "" if self.smallest is None else describe(self.smallest)
@@ -149,6 +154,20 @@ def _simulated(draw: st.DrawFn, check: Check) -> Simulated:
     return Simulated(size, case, schedule, draw(st.sampled_from(sends)))
 
 
+def falsify(check: Check, case: Any) -> float:
+    """Run the law on one case; return the worst error over its bound.
+
+    Raises:
+        Exception: what falsifies the check.
+    """
+    worlds = check.subject.worlds()
+    if isinstance(case, Simulated):
+        inner = SimulatedWorld(case.world_size, case.schedule, sends=case.sends, timeout=SIMULATED_SECONDS)
+        return check.law.check(check.contract, check.subject, worlds.isolated(inner), case.case)
+    world = worlds.open(check.world, check.law.patience)
+    return check.law.check(check.contract, check.subject, world, case)
+
+
 def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = math.inf) -> Finding:
     """Run one check over up to `max_examples` cases (a law's share of them), reproducibly by seed.
 
@@ -162,7 +181,6 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
         until: when `time.monotonic()` is past it, no more than one case is drawn.
     """
     begun = time.monotonic()
-    worlds = check.subject.worlds()
     ratios: list[float] = []
     ran: list[Case] = []
     smallest: Any = None
@@ -179,16 +197,7 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
                 return
         started = time.monotonic()
         try:
-            if isinstance(case, Simulated):
-                inner = SimulatedWorld(
-                    case.world_size, case.schedule, sends=case.sends, timeout=SIMULATED_SECONDS
-                )
-                world: World = worlds.isolated(inner)
-                ratio = check.law.check(check.contract, check.subject, world, case.case)
-            else:
-                ratio = check.law.check(
-                    check.contract, check.subject, worlds.open(check.world, check.law.patience), case
-                )
+            ratio = falsify(check, case)
         except UnsatisfiedAssumption:
             raise
         except Exception as error:

@@ -6,6 +6,7 @@ import json as json_text
 import math
 import re
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,8 +23,10 @@ from . import report
 from .cases import DTYPES
 from .certify import SHIPPED, Check, Finding, checks, verify_all
 from .contracts import Contract, contracts
+from .grouping import Defect, explain
 from .known import Known
 from .laws import laws
+from .replay import replay
 from .subjects import Subject, read_signature
 from .worlds import WorldError
 from .worlds.specs import SINGLE, parse
@@ -31,6 +34,7 @@ from .worlds.specs import SINGLE, parse
 HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
 Subjects = dict[str, tuple[str, Subject]]
+COUNTEREXAMPLES = Path("build/counterexamples")
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 app = App(
@@ -61,6 +65,7 @@ def certify(
     seed: int = 0,
     known: Path | None = None,
     json: Path = Path("build/certificate.json"),
+    counterexamples: Path = COUNTEREXAMPLES,
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
 
@@ -110,6 +115,8 @@ def certify(
         narrower, world and target. An entry that matches nothing is reported.
     json
         Where to write the certificate.
+    counterexamples
+        Where to write the smallest failing case of every defect, as a program to run.
     """
     try:
         worlds = parse(world)
@@ -136,22 +143,65 @@ def certify(
     planned = [check for check in checks(subjects, worlds) if check.law.name in kept]
     if not planned:
         raise UsageError(f"--world {world}: nothing to verify for {', '.join(subjects)} in worlds this small")
-    run = _Run(subjects, planned, report.Asked(seed, max_examples, world), accept, json)
+    run = _Run(subjects, planned, report.Asked(seed, max_examples, world), accept, json, counterexamples)
     run.write()
     return run.go(seconds)
+
+
+@app.command(name="replay")
+def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> int:
+    """Run saved counterexamples again, and say which are fixed.
+
+    Exit status: 0 all are fixed, 1 some are still there, 2 there is nothing to run, 3 some cannot run.
+
+    Parameters
+    ----------
+    paths
+        Files, or folders of them; build/counterexamples, if not given.
+    timeout
+        Seconds that each may take.
+    """
+    files: list[Path] = []
+    for path in paths or [COUNTEREXAMPLES]:
+        found = sorted(path.glob("*.py")) if path.is_dir() else [path] if path.is_file() else []
+        if not found:
+            raise UsageError(f"{path}: expected a counterexample, or a folder of them")
+        files += found
+    if not timeout > 0:
+        raise UsageError(f"--timeout: expected a number of seconds, got {timeout}")
+    console = Console(emoji=False)
+    states: Counter[str] = Counter()
+    for file in files:
+        (replayed,) = replay([file], timeout)
+        states[replayed.state] += 1
+        colour = {"fixed": "green", "still there": "bold red"}.get(replayed.state, "yellow")
+        console.print(f"[{colour}]{replayed.state}[/] {escape(str(file))}", highlight=False, soft_wrap=True)
+        if replayed.state == "cannot run":
+            console.print(escape(replayed.output), highlight=False, soft_wrap=True)
+    if states["still there"]:
+        return FALSIFIED
+    return NOT_RUN if states["cannot run"] else HOLDS
 
 
 class _Run:
     """One run of the checks: shown as it goes, and written when it ends, however it ends."""
 
     def __init__(
-        self, subjects: Subjects, planned: list[Check], asked: report.Asked, known: Known, json: Path
+        self,
+        subjects: Subjects,
+        planned: list[Check],
+        asked: report.Asked,
+        known: Known,
+        json: Path,
+        counterexamples: Path,
     ) -> None:
         self.subjects = subjects
         self.planned = planned
         self.asked = asked
         self.known = known
         self.json = json
+        self.counterexamples = counterexamples
+        self.defects: list[Defect] = []
         self.findings: list[Finding] = []
         self.not_verified = _not_verified()
 
@@ -163,6 +213,7 @@ class _Run:
                     subject,
                     contract,
                     [finding for finding in self.findings if finding.loss == label],
+                    self.defects,
                     self.asked,
                     self.known,
                     self.not_verified,
@@ -201,8 +252,9 @@ class _Run:
         skipped = sum(finding.not_run for finding in self.findings)
         if skipped:
             self.not_verified.append(f"{skipped} checks could not run")
+        self.defects = explain(self.findings, self.counterexamples)
         console.print(report.table(self.findings, self.known))
-        report.show_falsified(console, self.findings, self.known)
+        report.show(console, self.defects, self.known)
         for line in self.not_verified:
             console.print(f"not verified: {line}", highlight=False)
         for entry in self.known.unmatched(self.findings):

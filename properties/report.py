@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .certify import Finding, Verdict
+from .grouping import Defect
 from .known import Known
 from .subjects import Subject
 
@@ -38,8 +39,10 @@ class Property(msgspec.Struct, frozen=True):
     """Of the cases that hold."""
     reason: str
     """Why it was falsified or skipped."""
+    fingerprint: str
+    """Names the defect; empty where the law holds."""
     counterexample: str | None
-    """The file to run; None where it holds."""
+    """The file to run, which findings of one defect share; None where the law holds."""
     case: str
     """The smallest case found that falsifies it."""
     known: str
@@ -120,12 +123,18 @@ def certificate(
     subject: Subject,
     contract: str,
     findings: Sequence[Finding],
+    defects: Sequence[Defect],
     asked: Asked,
     known: Known,
     not_verified: Sequence[str],
     complete: bool,
 ) -> Certificate:
     """Assemble the record of one target."""
+    named: dict[int, tuple[str, str | None]] = {
+        id(finding): (defect.leader.fingerprint, str(defect.file) if defect.file else None)
+        for defect in defects
+        for finding in (defect.leader, *defect.others)
+    }
     properties = [
         Property(
             finding.law,
@@ -134,7 +143,7 @@ def certificate(
             finding.verdict,
             finding.worst_error_over_bound,
             finding.reason,
-            None,
+            *named.get(id(finding), ("", None)),
             finding.counterexample,
             known.reason(finding),
             round(finding.seconds, 3),
@@ -207,15 +216,20 @@ def table(findings: Sequence[Finding], known: Known) -> Table:
     return laid
 
 
-def show_falsified(console: Console, findings: Sequence[Finding], known: Known) -> None:
-    """Print every falsified check with its smallest counterexample."""
-    for finding in findings:
-        if finding.verdict == "falsified" and not known.reason(finding):
-            console.print(
-                f"\n[bold red]{finding.loss}: {finding.law}[/] does not hold in world {finding.world}"
-            )
-            console.print(escape(shortened(finding.reason)), soft_wrap=True, highlight=False)
-            console.print(f"smallest case: {escape(finding.counterexample)}", soft_wrap=True, highlight=False)
+def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
+    """Print every defect with its smallest counterexample."""
+    for defect in defects:
+        leader = defect.leader
+        if known.reason(leader):
+            continue
+        console.print(f"\n[bold red]{leader.loss}: {leader.law}[/] does not hold in world {leader.world}")
+        console.print(escape(shortened(leader.reason)), soft_wrap=True, highlight=False)
+        console.print(f"smallest case: {escape(leader.counterexample)}", soft_wrap=True, highlight=False)
+        if defect.others:
+            also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
+            console.print(f"the same defect: {also}", soft_wrap=True, highlight=False)
+        file = f"run: python {defect.file}" if defect.file else f"no file was written: {defect.trouble}"
+        console.print(f"{escape(file)}", soft_wrap=True, highlight=False)
 
 
 def shortened(reason: str) -> str:

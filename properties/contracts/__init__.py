@@ -131,6 +131,22 @@ class Contract(ABC):
         asked = {"output_dict": True} if case.output_dict else {}
         return loss(**tensors, **asked)
 
+    def build_source(self) -> str:
+        """Return `build` as Python for a counterexample: of target, ARGUMENTS, rank and world_size."""
+        return 'target(**accepted(target, {**ARGUMENTS, "rank": rank, "world_size": world_size}))'
+
+    def call_source(self) -> str:
+        """Return `call` as Python for a counterexample: of the loss, what it is given, and output_dict."""
+        return 'loss(**given, **({"output_dict": True} if output_dict else {}))'
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """Return the oracle's terms on `rank` as Python for a counterexample.
+
+        Functions of `oracles` are at hand, and every input as the list of what the ranks are given. Without a
+        term, a counterexample quotes what the oracle gave.
+        """
+        return {}
+
     def read(self, output: Any, case: Case) -> tuple[str, dict[str, Any]]:
         """Return how the output is structured, and its terms by name."""
         if isinstance(output, dict):
