@@ -5,27 +5,23 @@ import runpy
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any, Literal
 
 import psutil
 import pytest
-from hypothesis import HealthCheck, Phase, find, settings
-from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 
 from properties import counterexample
 from properties.cases import Case
-from properties.certify import Check, Simulated
+from properties.certify import Check, Finding, Simulated, falsify, verify
 from properties.contracts import contracts
 from properties.fingerprints import fingerprint
 from properties.grouping import group
 from properties.laws import Falsified, Place, laws
 from properties.replay import replay
 from properties.subjects import Step, Subject
-from properties.worlds import RankState, World, WorldError
+from properties.worlds import RankState, WorldError
 from properties.worlds.simulated import SimulatedWorld, SimulationError
 from properties.worlds.specs import parse
 
@@ -43,31 +39,19 @@ RIGHT = {
 }
 
 
-@dataclass(frozen=True)
-class Found:
-    """A falsified check."""
+EXAMPLES = 100
 
-    check: Check
-    smallest: Any
-    error: Exception | None
 
-    @property
-    def reason(self) -> str:
-        return f"{type(self.error).__name__}: {self.error}"
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.check, self.error)
+def failing(check: Check, case: Any, error: Exception | None) -> Finding:
+    """Return a falsified check."""
+    reason = f"{type(error).__name__}: {error}"
+    return Finding(check, 0, "falsified", reason=reason, smallest=case, error=error)
 
 
 def failure(check: Check, case: Any) -> Exception | None:
     """Return what a case makes a check raise."""
-    world: World = check.world.open() if check.world.kind != "simulated" else SimulatedWorld(2)
-    if isinstance(case, Simulated):
-        world = SimulatedWorld(case.world_size, case.schedule, sends=case.sends)
-    inner = case.case if isinstance(case, Simulated) else case
     try:
-        check.law.check(check.contract, check.subject, world, inner)
+        falsify(check, case)
     except UnsatisfiedAssumption:
         raise
     except Exception as error:
@@ -75,39 +59,7 @@ def failure(check: Check, case: Any) -> Exception | None:
     return None
 
 
-def search(check: Check, seconds: float = 5.0) -> Found:
-    """Return the smallest finding of a check, in one process or a simulated world."""
-    deadline = time.monotonic() + seconds
-    smallest: list[Any] = []
-
-    def fails(case: Any) -> bool:
-        if smallest and time.monotonic() > deadline:
-            return bool(case == smallest[0])
-        error = failure(check, case)
-        if error is not None:
-            smallest[:] = [case, error]
-        return error is not None
-
-    @st.composite
-    def simulated(draw: st.DrawFn) -> Simulated:
-        size = draw(st.sampled_from(check.sizes))
-        return Simulated(size, draw(check.law.draw(check.contract, check.subject, size)), None, "rendezvous")
-
-    strategy: st.SearchStrategy[Any] = (
-        simulated() if check.world.kind == "simulated" else check.law.draw(check.contract, check.subject, 1)
-    )
-    plan = settings(
-        max_examples=300,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
-    find(strategy, fails, settings=plan, random=Random(0))
-    return Found(check, *smallest)
-
-
-def planted(target: str, law: str, world: str | None = None) -> Found:
+def planted(target: str, law: str, world: str | None = None) -> Finding:
     """Return the finding of a planted defect."""
     (defect,) = [one for one in DEFECTS if one.target == target]
     subject = Subject(
@@ -115,17 +67,17 @@ def planted(target: str, law: str, world: str | None = None) -> Found:
     )
     default = "1" if defect.world_size == 1 else f"sim:{defect.world_size}"
     (spec,) = parse(world or default)
-    return search(Check(target, contracts()[defect.contract], subject, LAWS[law], spec))
+    return verify(Check(target, contracts()[defect.contract], subject, LAWS[law], spec), EXAMPLES)
 
 
 FLAGS = (("convention", "exact"), ("local_loss", True), ("gather_with_grad", True))
 
 
-def stranger(file: Path, law: str, world_size: int, error: Exception) -> Found:
+def stranger(file: Path, law: str, world_size: int, error: Exception) -> Finding:
     """Return a finding of a file's `Loss` as if it had been found with the plainest case."""
     (spec,) = parse(str(world_size))
     check = Check("Loss", contracts()["clip"], Subject(f"{file}:Loss"), LAWS[law], spec)
-    return Found(check, Case(rows=(1,) * world_size, options=FLAGS), error)
+    return failing(check, Case(rows=(1,) * world_size, options=FLAGS), error)
 
 
 def died(state: Literal["raised", "exited", "hung"], detail: str = "") -> WorldError:
@@ -223,7 +175,7 @@ def test_used_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check = Check("LabelsCachedByCount", contracts()["clip"], subject, LAWS["used equals fresh"], spec)
     case = ((Step(Case(rows=(1, 1, 1), options=FLAGS)),), Case(rows=(2, 1, 1), options=FLAGS))
     found = Simulated(3, case, None, "rendezvous")
-    file = counterexample.write(Found(check, found, failure(check, found)), tmp_path)
+    file = counterexample.write(failing(check, found, failure(check, found)), tmp_path)
     assert not holds(file, subject.target, monkeypatch)
     assert holds(file, RIGHT["clip"], monkeypatch)
 
@@ -254,7 +206,7 @@ def test_compiled_alone_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     right.write_text(LOSS.format(body=""))
     found = stranger(target, "compiled equals eager", 1, AssertionError())
     case = Case(rows=(2,), width=2, pattern="unit", output_dict=False)
-    found = Found(found.check, case, failure(found.check, case))
+    found = failing(found.check, case, failure(found.check, case))
     file = counterexample.write(found, tmp_path)
     assert not holds(file, f"{target}:Loss", monkeypatch)
     assert holds(file, f"{right}:Loss", monkeypatch)
@@ -345,7 +297,7 @@ def test_what_only_a_simulated_world_shows_is_judged_there(
     case = Simulated(2, found.smallest, None, "rendezvous")
     error = failure(found.check, case)
     assert isinstance(error, SimulationError)
-    file = counterexample.write(Found(found.check, case, error), tmp_path)
+    file = counterexample.write(failing(found.check, case, error), tmp_path)
     assert error.finding in file.read_text()
     monkeypatch.setattr(sys, "path", list(sys.path))
     program = runpy.run_path(str(file))
@@ -397,7 +349,7 @@ def test_one_defect_is_one_finding() -> None:
 def test_unrelated_wrong_numbers_stay_apart() -> None:
     one = planted("IgnoresCotangent", "cotangents pass through")
     law = LAWS["terms equal the oracle"]
-    other = Found(
+    other = failing(
         Check(one.check.label, one.check.contract, one.check.subject, law, one.check.world),
         Case(options=FLAGS),
         Falsified("", Place("term", "contrastive_loss", 0)),
