@@ -64,6 +64,8 @@ class Contract(ABC):
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""
     smallest_world = 1
+    constructed: tuple[str, ...] = ("options", "pad_id")
+    """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
 
     @abstractmethod
@@ -179,12 +181,18 @@ def contracts() -> dict[str, Contract]:
     """Return every contract by name."""
     from .clip import ClipContract
     from .coca import CoCaContract
+    from .cross_entropy import CrossEntropyContract
     from .distill import DistillContract
     from .exchange import ExchangeContract
     from .gather import GatherContract
+    from .infonce import InfoNceContract
+    from .ntxent import NTXentContract
     from .siglip import SigLipContract
 
-    kinds = ClipContract, CoCaContract, DistillContract, SigLipContract, GatherContract, ExchangeContract
+    kinds: list[type[Contract]] = [
+        ClipContract, CoCaContract, DistillContract, SigLipContract, GatherContract, ExchangeContract,
+        InfoNceContract, NTXentContract, CrossEntropyContract,
+    ]  # fmt: skip
     return {kind.name: kind() for kind in kinds}
 
 
