@@ -12,8 +12,11 @@ from laion_clap.clap_module import loss  # noqa: E402
 class ClipLoss(loss.ClipLoss):
     """Audio features in the place of image features."""
 
-    def forward(self, image_features: Any, text_features: Any, logit_scale: Any) -> Any:
-        return super().forward(image_features, text_features, logit_scale)
+    def forward(
+        self, image_features: Any, text_features: Any, logit_scale: Any, output_dict: bool = False
+    ) -> Any:
+        term = super().forward(image_features, text_features, logit_scale)
+        return {"contrastive_loss": term} if output_dict else term
 
 
 def gather_features(image_features: Any, text_features: Any, **flags: Any) -> Any:

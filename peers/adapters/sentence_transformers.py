@@ -27,7 +27,9 @@ class Symmetric:
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
 
-    def __call__(self, image_features: Any, text_features: Any, logit_scale: Any) -> Any:
+    def __call__(
+        self, image_features: Any, text_features: Any, logit_scale: Any, output_dict: bool = False
+    ) -> Any:
         loss = MultipleNegativesRankingLoss(
             torch.nn.Identity(),
             logit_scale,
@@ -36,7 +38,8 @@ class Symmetric:
             ("query_to_doc", "doc_to_query"),
             "per_direction",
         )
-        return loss.compute_loss_from_embeddings([image_features, text_features], None)
+        term = loss.compute_loss_from_embeddings([image_features, text_features], None)
+        return {"contrastive_loss": term} if output_dict else term
 
 
 def gather(image_features: Any, text_features: Any, gather_with_grad: bool) -> Any:

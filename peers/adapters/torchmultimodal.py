@@ -18,10 +18,13 @@ class ContrastiveLossWithTemperature:
     def __init__(self, gather_with_grad: bool) -> None:
         self.backprop_type = BackpropType.GLOBAL if gather_with_grad else BackpropType.NONE
 
-    def __call__(self, image_features: Any, text_features: Any, logit_scale: Any) -> Any:
-        return contrastive.contrastive_loss_with_temperature(
+    def __call__(
+        self, image_features: Any, text_features: Any, logit_scale: Any, output_dict: bool = False
+    ) -> Any:
+        term = contrastive.contrastive_loss_with_temperature(
             image_features, text_features, logit_scale.log(), backprop_type=self.backprop_type
         ).loss
+        return {"contrastive_loss": term} if output_dict else term
 
 
 def gather(image_features: Any, text_features: Any, local_loss: bool, gather_with_grad: bool) -> Any:

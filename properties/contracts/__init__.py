@@ -14,7 +14,7 @@ from oracles import complex_step
 from oracles.complex_step import Array
 from oracles.rounding import FLOAT64, Magnitude, Precision, gamma
 
-from ..cases import BIASES, Case, Options, cases, cotangents
+from ..cases import BIASES, STRIDES, Case, Options, cases, cotangents
 from ..subjects import Malformed, Subject
 
 Inputs = list[dict[str, Array]]
@@ -81,7 +81,10 @@ class Contract(ABC):
             "freezable": self.differentiable,
             "biases": BIASES if subject.bias and "logit_bias" in self.differentiable else st.none(),
         }
-        return cases(world_size, self.options(subject, world_size), **(settings | self.drawn))
+        settings |= self.drawn
+        if subject.strides != STRIDES:
+            settings |= {name: subject.strides for name in ("strides", "cotangent_strides") if name in settings}
+        return cases(world_size, self.options(subject, world_size), **settings)
 
     @abstractmethod
     def inputs(self, case: Case) -> Inputs:

@@ -1,0 +1,184 @@
+"""Certify the peers and write FINDINGS.md.
+
+Exit status: 0 every falsified property has its sentence and every sentence is reproduced, 1 not so (the file
+is written all the same, and what is amiss is printed), 2 the peers are not installed.
+"""
+
+import argparse
+import multiprocessing
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from properties.certify import Check, Finding, checks, verify
+from properties.report import versions
+from properties.worlds.specs import parse
+
+from .defects import DEFECTS
+from .load import SITE
+from .records import RECORDS, Record
+
+HERE = Path(__file__).parent
+COSTLY_IN_PROCESSES = ("used equals fresh",)
+"""A call that raises there costs the pool; one process and simulated ranks ask the same."""
+
+
+def pins() -> dict[str, str]:
+    """Return the version of every requirement."""
+    lines = (HERE / "requirements.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def planned(record: Record) -> Iterator[Check]:
+    """List what a record asks."""
+    subject = record.bind()
+    for check in checks({record.key: (record.contract, subject)}, parse(record.worlds)):
+        name = check.law.name
+        unasked = record.only and name not in record.only
+        # rows that are equal have no other split
+        if unasked or (subject.even and name == "splits agree"):
+            continue
+        if not (check.world.kind == "processes" and name in COSTLY_IN_PROCESSES):
+            yield check
+
+
+def certify(record: Record, seed: int) -> list[Finding]:
+    """Verify what a record asks."""
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    return [verify(check, record.examples, seed) for check in planned(record)]
+
+
+def falsified(findings: Sequence[Finding]) -> list[Finding]:
+    """Return those that do not hold."""
+    return [finding for finding in findings if finding.verdict == "falsified"]
+
+
+def amiss(results: Mapping[str, Sequence[Finding]], records: Sequence[Record] = RECORDS) -> list[str]:
+    """Return what the tables and the findings do not agree on."""
+    lines = []
+    for record in records:
+        seen = {finding.property for finding in falsified(results[record.key])}
+        for finding in falsified(results[record.key]):
+            if finding.property not in record.wrong:
+                lines.append(
+                    f"{record.key}: no sentence says why '{finding.property}' is falsified in {finding.world}: "
+                    f"{observed(finding)} {finding.counterexample}"
+                )
+        for name in sorted(set(record.wrong) - seen):
+            lines.append(f"{record.key}: '{name}' is no longer falsified: {DEFECTS[record.wrong[name]]}")
+    return lines
+
+
+def observed(finding: Finding) -> str:
+    """Return in one line what a finding saw, without what differs from run to run."""
+    if finding.reason.startswith("Falsified: "):
+        return finding.reason.removeprefix("Falsified: ").splitlines()[0]
+    ranks = re.split(r"^(?=rank \d+ )", finding.reason, flags=re.MULTILINE)[1:]
+    said = []
+    for text in ranks:
+        lines = [line for line in text.strip().splitlines() if not line.startswith(("note:", "  "))]
+        state, last = lines[0].rstrip(":"), lines[-1]
+        said.append(state if len(lines) == 1 else f"{state}: {last}" if "raised" in state else state)
+    line = "; ".join(dict.fromkeys(said)) or finding.reason.splitlines()[0]
+    return re.sub(r"\[[^\]]*\]:?\d*|/\S+/", "", line)[:240]
+
+
+def markdown(results: Mapping[str, Sequence[Finding]], seed: int, records: Sequence[Record] = RECORDS) -> str:
+    """Lay out FINDINGS.md."""
+    pinned = pins()
+    by_defect: dict[str, list[tuple[Record, Finding]]] = {}
+    for record in records:
+        for finding in falsified(results[record.key]):
+            if finding.property in record.wrong:
+                by_defect.setdefault(record.wrong[finding.property], []).append((record, finding))
+    out = [
+        "# Released losses, certified",
+        "",
+        "Written by `make peers`, which installs the releases that `requirements.txt` pins, certifies them as",
+        "`records.py` asks and fails where a sentence below is not reproduced. "
+        + ", ".join(f"{name} {version}" for name, version in versions().items())
+        + f"; seed {seed}.",
+        "",
+        f"{len(by_defect)} findings in {len({found[0][0].package for found in by_defect.values()})} of "
+        f"{len({record.package for record in records})} packages. Each was falsified by the suite: the smallest",
+        "case found is shown, and what was seen in it. A release is held to the mean over ranks that DDP computes",
+        'unless its own convention is named: "open_clip" is gathered rows carrying gradient as upstream does.',
+        "",
+    ]
+    for number, (key, found) in enumerate(by_defect.items(), 1):
+        record, finding = min(found, key=lambda pair: len(pair[1].counterexample))
+        package = f"{record.package} {pinned[record.package]}"
+        names = ", ".join(dict.fromkeys(f"{f.property} ({f.world})" for _, f in found))
+        out += [
+            f"## {number}. {package}: `{record.target.split(':')[1]}`",
+            "",
+            f"{DEFECTS[key]}",
+            "",
+            f"- falsified: {names}",
+            f"- asked: {record.about}, as `{record.contract}`, convention "
+            + " and ".join(record.bind().conventions),
+            f"- seen: {observed(finding)}",
+            "- smallest case:",
+            "",
+            *(f"      {line}" for line in finding.counterexample.splitlines()),
+            "",
+        ]
+    out += [
+        "## Everything that was asked",
+        "",
+        "| package | loss | asked | as | convention | worlds | cases | falsified |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        findings = results[record.key]
+        bad = falsified(findings)
+        wrong = f"{len(bad)} of {len(findings)}" if bad else f"none of {len(findings)}"
+        out.append(
+            f"| {record.package} {pinned[record.package]} | `{record.target.split(':')[1]}` | {record.about} "
+            f"| {record.contract} | {' '.join(record.bind().conventions)} | {record.worlds} "
+            f"| {sum(finding.examples for finding in findings)} | {wrong} |"
+        )
+    return "\n".join(out) + "\n"
+
+
+def main() -> int:
+    """Run the records that the command line names, or all, and write FINDINGS.md for all."""
+    parser = argparse.ArgumentParser(description="Certify released losses and write peers/FINDINGS.md.")
+    parser.add_argument("keys", nargs="*", help="records; some alone are printed and nothing is written")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="processes that certify side by side")
+    given = parser.parse_args()
+    if not SITE.is_dir():
+        print("the peers are not installed: make peers installs them", file=sys.stderr)
+        return 2
+    records = [record for record in RECORDS if not given.keys or record.key in given.keys]
+    results: dict[str, list[Finding]] = {}
+    start = time.monotonic()
+    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(certify, record, given.seed): record for record in records}
+        for future in as_completed(futures):
+            record = futures[future]
+            results[record.key] = future.result()
+            bad = falsified(results[record.key])
+            took = f"{time.monotonic() - start:6.0f} s"
+            print(f"{took} {record.key}: {len(bad)} of {len(results[record.key])} falsified", flush=True)
+    text = markdown(results, given.seed, records)
+    if given.keys:
+        print(text)
+    else:
+        (HERE / "FINDINGS.md").write_text(text)
+    problems = amiss(results, records)
+    for line in problems:
+        print(line, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,3 @@
+"""What is wrong, one sentence a defect; `records` says which property shows it."""
+
+DEFECTS: dict[str, str] = {}
