@@ -187,7 +187,9 @@ def through_cosine(
     """Bound the gradients of the [n, d] and [m, d] normalised rows; `weight * slope` is the logits'."""
     parts = through_logits(slope, weight, 1 / temperature, x, y, p)
     further = _normalization(x.shape[1], p) + 3 * p.accumulated
-    first, second = (Magnitude(part.error + further * part.size, part.size) for part in (parts["x"], parts["y"]))
+    first, second = (
+        Magnitude(part.error + further * part.size, part.size) for part in (parts["x"], parts["y"])
+    )
     return first, second
 
 

@@ -7,6 +7,21 @@ from pathlib import Path
 SITE = Path(__file__).parent.parent / "build" / "peers"
 
 
+def installed(package: str) -> Path:
+    """Return the folder of a package or subpackage, once what lies beside it can be imported.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    folder = SITE.joinpath(*package.split("."))
+    if not folder.is_dir():
+        raise ImportError(f"{package} is not installed in build/{SITE.name}: make peers installs it")
+    if str(SITE) not in sys.path:
+        # last: what the environment has is preferred
+        sys.path.append(str(SITE))
+    return folder
+
+
 def bare(*packages: str) -> None:
     """Let modules of these packages be imported without running the packages' own `__init__`.
 
@@ -16,13 +31,7 @@ def bare(*packages: str) -> None:
         ImportError: a package is not installed.
     """
     for name in packages:
-        folder = SITE.joinpath(*name.split("."))
-        if not folder.is_dir():
-            raise ImportError(f"{name} is not installed in {SITE.name}: make peers installs it", name=name)
+        folder = installed(name)
         if name not in sys.modules:
             sys.modules[name] = package = types.ModuleType(name)
             package.__path__ = [str(folder)]
-
-
-if str(SITE) not in sys.path:
-    sys.path.append(str(SITE))

@@ -119,11 +119,12 @@ def verify(
     worst = 0.0
     examples = 0
     smallest: Any = None
+    failed: list[Any] = []
     shrink_until = float("inf")
 
     def run(case: Any) -> None:
         nonlocal worst, examples, smallest, shrink_until
-        if time.monotonic() > shrink_until and case != smallest:
+        if time.monotonic() > shrink_until and case not in failed:
             return  # out of time: nothing smaller is looked for, and Hypothesis ends with the smallest
         try:
             if isinstance(case, Simulated):
@@ -135,6 +136,7 @@ def verify(
             raise
         except Exception:
             smallest = case
+            failed.append(case)
             shrink_until = min(shrink_until, time.monotonic() + SHRINK_SECONDS)
             raise
         worst = max(worst, ratio)

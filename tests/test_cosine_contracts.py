@@ -10,7 +10,11 @@ from properties.worlds.specs import parse
 
 LAWS = {law.name: law for law in laws()}
 VALUES, GRADS = "terms equal the oracle", "gradients equal the oracle"
-RIGHT = [("InfoNCE", "infonce", "1,sim:2-4"), ("NTXent", "ntxent", "1,sim:2-4"), ("CrossEntropy", "cross_entropy", "1")]
+RIGHT = [
+    ("InfoNCE", "infonce", "1,sim:2-4"),
+    ("NTXent", "ntxent", "1,sim:2-4"),
+    ("CrossEntropy", "cross_entropy", "1"),
+]
 LOCAL = (("local_loss", True), ("gather_with_grad", True))
 WRONG = [
     ("NoTemperature", "infonce", "1", (VALUES, GRADS), ()),
@@ -45,7 +49,9 @@ def test_right_losses_hold(check: Check) -> None:
         for law in caught_by
     ],
 )
-def test_caught(name: str, contract: str, world: str, law: str, options: tuple[tuple[str, object], ...]) -> None:
+def test_caught(
+    name: str, contract: str, world: str, law: str, options: tuple[tuple[str, object], ...]
+) -> None:
     subject = Subject(f"tests.defects.cosine:{name}", options=options)
     (spec,) = parse(world)
     finding = verify(Check(name, contracts()[contract], subject, LAWS[law], spec), 100)

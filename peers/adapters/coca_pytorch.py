@@ -2,8 +2,11 @@
 
 from typing import Any
 
-import peers.load  # noqa: F401
-from coca_pytorch.coca_pytorch import all_gather
+from peers.load import installed
+
+installed("coca_pytorch")
+
+from coca_pytorch.coca_pytorch import all_gather  # noqa: E402
 
 
 def gather(image_features: Any, text_features: Any) -> Any:

@@ -3,8 +3,9 @@
 import os
 from typing import Any
 
-import peers.load  # noqa: F401
+from peers.load import installed
 
+installed("inf_cl")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from inf_cl import cal_ring_loss  # noqa: E402

@@ -1,6 +1,9 @@
 """info-nce-pytorch: queries among the keys of the batch."""
 
-import peers.load  # noqa: F401
-from info_nce import InfoNCE
+from peers.load import installed
+
+installed("info_nce")
+
+from info_nce import InfoNCE  # noqa: E402
 
 __all__ = ["InfoNCE"]

@@ -2,8 +2,11 @@
 
 import torch
 
-import peers.load  # noqa: F401
-from infonce import InfoNCE, SupervisedInfoNCE
+from peers.load import installed
+
+installed("infonce")
+
+from infonce import InfoNCE, SupervisedInfoNCE  # noqa: E402
 
 
 class TwoViews(InfoNCE):

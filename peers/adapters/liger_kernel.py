@@ -2,8 +2,9 @@
 
 import os
 
-import peers.load  # noqa: F401
+from peers.load import installed
 
+installed("liger_kernel")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss  # noqa: E402

@@ -2,10 +2,13 @@
 
 import torch
 
-import peers.load  # noqa: F401
-from pytorch_metric_learning.losses import NTXentLoss as Pairs
-from pytorch_metric_learning.losses import SelfSupervisedLoss
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from peers.load import installed
+
+installed("pytorch_metric_learning")
+
+from pytorch_metric_learning.losses import NTXentLoss as Pairs  # noqa: E402
+from pytorch_metric_learning.losses import SelfSupervisedLoss  # noqa: E402
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper  # noqa: E402
 
 
 class NTXentLoss:

@@ -4,9 +4,12 @@ from typing import Any
 
 import torch
 
-import peers.load  # noqa: F401
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from sentence_transformers.util import all_gather, all_gather_with_grad, dot_score
+from peers.load import installed
+
+installed("sentence_transformers")
+
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss  # noqa: E402
+from sentence_transformers.util import all_gather, all_gather_with_grad, dot_score  # noqa: E402
 
 
 class InfoNCE:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-
 from peers.load import bare
 
 bare("torchmultimodal", "torchmultimodal.modules", "torchmultimodal.modules.losses", "torchmultimodal.utils")

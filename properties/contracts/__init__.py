@@ -83,7 +83,9 @@ class Contract(ABC):
         }
         settings |= self.drawn
         if subject.strides != STRIDES:
-            settings |= {name: subject.strides for name in ("strides", "cotangent_strides") if name in settings}
+            settings |= {
+                name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
+            }
         return cases(world_size, self.options(subject, world_size), **settings)
 
     @abstractmethod

@@ -32,8 +32,10 @@ class CrossEntropyContract(Contract):
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
         """Draw a case in which every rank has a label that counts: else there is no mean."""
-        return super().cases(subject, world_size).filter(
-            lambda case: all((given["labels"] != case.pad_id).any() for given in self.inputs(case))
+        return (
+            super()
+            .cases(subject, world_size)
+            .filter(lambda case: all((given["labels"] != case.pad_id).any() for given in self.inputs(case)))
         )
 
     def obeys_mean(self, case: Case) -> bool:

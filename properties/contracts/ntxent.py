@@ -55,8 +55,8 @@ class NTXentContract(InfoNceContract):
             value, slope = rounding.cross_entropy(kept, one_hot(partner - (partner > own), kept), p)
             for_each.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
             full = Bounded(np.zeros(z.value.shape), np.zeros(z.value.shape))
-            for array, part in zip(full, slope, strict=True):
-                array[others] = part.ravel()
+            for array, given in zip(full, slope, strict=True):
+                array[others] = given.ravel()
             gradient = weight * abs(float(weights[rank]["contrastive_loss"]))
             x, y = rounding.through_cosine(full, gradient, 1 / case.scale, unit[own], unit, p)
             x = spread(x, own, len(unit))
@@ -65,5 +65,7 @@ class NTXentContract(InfoNceContract):
             for place, (name, features) in enumerate(zip(VIEWS, both, strict=True)):
                 half = slice(place * len(features), (place + 1) * len(features))
                 for part, count in (x, own_times), (y, times):
-                    add_rows(sums, name, Magnitude(part.error[half], part.size[half]), features, rows, count, p)
+                    add_rows(
+                        sums, name, Magnitude(part.error[half], part.size[half]), features, rows, count, p
+                    )
         return Bounds(for_each, sums.bounds(p))
