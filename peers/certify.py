@@ -97,7 +97,7 @@ def observed(finding: Finding) -> str:
         last = told[-1 if "raised" in state else 0] if told else ""
         said.append(f"{state} {last}".strip())
     line = "; ".join(dict.fromkeys(said)) or finding.reason.splitlines()[0]
-    return re.sub(r"\[[^\]]*\]:?\d*|/\S+/", "", line)[:240]
+    return re.sub(r"\[[^\]]*\]:?\d*|/\S+/", "", line)[:160]
 
 
 def markdown(results: Mapping[str, Sequence[Finding]], seed: int, records: Sequence[Record] = RECORDS) -> str:
@@ -105,9 +105,11 @@ def markdown(results: Mapping[str, Sequence[Finding]], seed: int, records: Seque
     pinned = pins()
     by_defect: dict[str, list[tuple[Record, Finding]]] = {}
     for record in records:
-        for finding in falsified(results[record.key]):
-            if finding.property in record.wrong:
-                by_defect.setdefault(record.wrong[finding.property], []).append((record, finding))
+        # the most telling first, as the record lists them
+        for name, key in record.wrong.items():
+            same = [finding for finding in falsified(results[record.key]) if finding.property == name]
+            by_defect.setdefault(key, []).extend((record, finding) for finding in same)
+    by_defect = {key: found for key, found in by_defect.items() if found}
     out = [
         "# Released losses, certified",
         "",
@@ -123,12 +125,25 @@ def markdown(results: Mapping[str, Sequence[Finding]], seed: int, records: Seque
         + f"; seed {seed}.",
         "",
     ]
+    out += ["| | package | loss | property | what is wrong |", "|---|---|---|---|---|"]
     for number, (key, found) in enumerate(by_defect.items(), 1):
-        record, finding = min(found, key=lambda pair: len(pair[1].counterexample))
+        record, finding = found[0]
+        name = record.target.split(":")[1]
+        out.append(
+            f"| [{number}](#{number}) | {record.package} {pinned[record.package]} | `{name}` "
+            f"| {finding.property} | {DEFECTS[key]} |"
+        )
+    out.append("")
+    for number, (key, found) in enumerate(by_defect.items(), 1):
+        record, finding = found[0]
         package = f"{record.package} {pinned[record.package]}"
-        names = ", ".join(dict.fromkeys(f"{f.property} ({f.world})" for _, f in found))
+        properties = dict.fromkeys(f.property for _, f in found)
+        names = "; ".join(
+            f"{name} ({', '.join(dict.fromkeys(f.world for _, f in found if f.property == name))})"
+            for name in properties
+        )
         out += [
-            f"## {number}. {package}: `{record.target.split(':')[1]}`",
+            f'## <a id="{number}"></a>{number}. {package}: `{record.target.split(":")[1]}`',
             "",
             f"{DEFECTS[key]}",
             "",

@@ -69,7 +69,8 @@ def test_findings_are_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEFECTS, "d", "It differs.")
     text = markdown({"loss": [HOLDS, FALSIFIED]}, 7, [RECORD])
     for part in (
-        "## 1. lightly 1.6.0: `NTXentLoss`\n\nIt differs.\n",
+        "| [1](#1) | lightly 1.6.0 | `NTXentLoss` | deterministic | It differs. |",
+        "1. lightly 1.6.0: `NTXentLoss`\n\nIt differs.\n",
         "- falsified: deterministic (single)",
         "- asked: two views, as `ntxent`, convention exact",
         "- seen: 1 is not 2",
