@@ -56,7 +56,13 @@ def certify(record: Record, seed: int) -> list[Finding]:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    findings = [verify(check, record.examples, seed) for check in planned(record)]
+    findings = []
+    for check in planned(record):
+        finding = verify(check, record.examples, seed)
+        if finding.reason.startswith("Flaky"):
+            # it failed once and not again, as a call that met a time limit on a busy machine does
+            finding = verify(check, record.examples, seed)
+        findings.append(finding)
     # a law may say nothing about what a record pins: no case satisfies what it assumes
     return [finding for finding in findings if not finding.reason.startswith("Unsatisfiable")]
 
