@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Flaky, UnsatisfiedAssumption
+from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 
 from .cases import Case
 from .contracts import Contract, contracts
@@ -185,28 +185,31 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
     ran: list[Case] = []
     smallest: Any = None
     failure: Exception | None = None
+    failures: dict[Any, Exception] = {}
     shrink_until = math.inf
     hung = False
 
     def run(case: Any) -> None:
         nonlocal smallest, failure, shrink_until, hung
-        if time.monotonic() > (until if failure is None else shrink_until):
-            if failure is not None and case == smallest:
-                raise failure  # Hypothesis asks again for the smallest, and gets what came of it
-            if failure is not None or ratios:
-                return
+        if failures and time.monotonic() > shrink_until:
+            if case in failures:  # Hypothesis asks again for the smallest, and gets what came of it
+                smallest, failure = case, failures[case]
+                raise failure
+            return
+        if ratios and time.monotonic() > until and not failures:
+            return
         started = time.monotonic()
         try:
             ratio = falsify(check, case)
         except UnsatisfiedAssumption:
             raise
         except Exception as error:
-            smallest, failure = case, error
+            smallest, failure, failures[case] = case, error, error
             # the least time after which something cuts off a call
             hung = time.monotonic() - started > SIMULATED_SECONDS * check.law.patience
             shrink_until = min(shrink_until, (started if hung else time.monotonic()) + SHRINK_SECONDS)
             raise
-        if failure is None:
+        if not failures:
             ratios.append(ratio)
             ran.append(_last(case))
 
@@ -229,6 +232,8 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
     reason = ""
     try:
         test()
+    except Unsatisfiable:
+        pass
     except Exception as error:
         verdict = "falsified"
         reason = f"{type(failure or error).__name__}: {failure or error}"

@@ -15,7 +15,7 @@ from oracles import complex_step
 from oracles.complex_step import Array
 from oracles.rounding import FLOAT64, Magnitude, Precision, gamma
 
-from ..cases import BIASES, BOOLEANS, PAD_IDS, Case, Options, cases, cotangents
+from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents
 from ..subjects import Malformed, Subject
 
 Inputs = list[dict[str, Array]]
@@ -67,6 +67,8 @@ class Contract(ABC):
     smallest_world = 1
     assumed: dict[str, Any] = {}
     """What a subject is held to where its constructor does not take the option."""
+    constructed: tuple[str, ...] = ("options", "pad_id")
+    """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
 
     @abstractmethod
@@ -85,8 +87,13 @@ class Contract(ABC):
             "output_dicts": BOOLEANS if subject.output_dict else st.just(False),
             "pad_ids": (pinned["pad_id"],) if "pad_id" in pinned else PAD_IDS,
         }
+        settings |= self.drawn
+        if subject.strides != STRIDES:
+            settings |= {
+                name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
+            }
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
-        return cases(world_size, options, **(settings | self.drawn))
+        return cases(world_size, options, **settings)
 
     @abstractmethod
     def inputs(self, case: Case) -> Inputs:
@@ -213,12 +220,18 @@ def contracts() -> dict[str, Contract]:
     """Return every contract by name."""
     from .clip import ClipContract
     from .coca import CoCaContract
+    from .cross_entropy import CrossEntropyContract
     from .distill import DistillContract
     from .exchange import ExchangeContract
     from .gather import GatherContract
+    from .infonce import InfoNceContract
+    from .ntxent import NTXentContract
     from .siglip import SigLipContract
 
-    kinds = ClipContract, CoCaContract, DistillContract, SigLipContract, GatherContract, ExchangeContract
+    kinds: list[type[Contract]] = [
+        ClipContract, CoCaContract, DistillContract, SigLipContract, GatherContract, ExchangeContract,
+        InfoNceContract, NTXentContract, CrossEntropyContract,
+    ]  # fmt: skip
     return {kind.name: kind() for kind in kinds}
 
 

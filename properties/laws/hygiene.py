@@ -71,8 +71,7 @@ def _sequences(
         other = draw(contract.cases(subject, world_size))
         # one object: what it was constructed with stays
         kept: dict[str, Any] = {
-            "options": last.options,
-            "pad_id": last.pad_id,
+            **{name: getattr(last, name) for name in contract.constructed},
             "dtype": draw(st.sampled_from(subject.dtypes)),
         }
         rows = draw(st.sampled_from(["reversed", "same", "other"]))
