@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import faulthandler
+import functools
 import multiprocessing
 import os
 import pickle
@@ -60,6 +61,8 @@ class ProcessWorld:
         ValueError: `size` is less than 1, or a time is not positive.
     """
 
+    kind = "processes"
+
     def __init__(
         self, size: int, timeout: float = 60.0, start_timeout: float = 120.0, grace: float = 3.0
     ) -> None:
@@ -68,7 +71,7 @@ class ProcessWorld:
             raise ValueError(f"a world has at least one rank, not {size}")
         if min(timeout, start_timeout, grace) <= 0:
             raise ValueError(f"times must be positive, not {timeout=} {start_timeout=} {grace=}")
-        self.name = f"processes:{size}"
+        self.name = f"{self.kind}:{size}"
         self.size = size
         self.timeout = timeout
         self.start_timeout = start_timeout
@@ -130,7 +133,7 @@ class ProcessWorld:
         with _launching():
             for rank in range(self.size):
                 ours, theirs = context.Pipe()
-                given = rank, self.size, theirs, self._folder, environment, COLLECTIVE_SHARE * self.timeout
+                given = rank, self.size, theirs, self._folder, environment, self._joining()
                 child = context.Process(target=_rank_main, args=given, daemon=True)
                 child.start()
                 theirs.close()
@@ -138,6 +141,11 @@ class ProcessWorld:
         # Once every rank has arrived they join at once, so that joining can have the collectives' timeout.
         self._ask(b"arrive", self.start_timeout)
         self._ask(b"join", self.start_timeout)
+
+    def _joining(self) -> Callable[[int, int], None]:
+        """Return what a rank calls, with its place, to join the others."""
+        store, seconds = self._folder / "store", COLLECTIVE_SHARE * self.timeout
+        return functools.partial(_join_gloo, store=store, seconds=seconds)
 
     def _ask(self, request: bytes, timeout: float) -> list[Any]:
         """Return every rank's answer, or raise what became of each, in `timeout` plus a few seconds."""
@@ -216,15 +224,15 @@ class ProcessWorld:
             return ""
 
 
-def shared_world(size: int) -> ProcessWorld:
-    """Return this process's one world of `size` ranks with the default times; it closes at exit.
+def shared_world(size: int, kind: type[ProcessWorld] = ProcessWorld) -> ProcessWorld:
+    """Return this process's one world of `size` ranks and a kind, with the default times; it closes at exit.
 
     Raises:
         ValueError: `size` is less than 1.
     """
-    key = os.getpid(), size
+    key = os.getpid(), size, kind
     if key not in _shared_worlds:
-        _shared_worlds[key] = ProcessWorld(size)
+        _shared_worlds[key] = kind(size)
     return _shared_worlds[key]
 
 
@@ -233,7 +241,7 @@ class _Rank(NamedTuple):
     pipe: connection.Connection
 
 
-_shared_worlds: dict[tuple[int, int], ProcessWorld] = {}
+_shared_worlds: dict[tuple[int, int, type[ProcessWorld]], ProcessWorld] = {}
 _open_worlds: weakref.WeakSet[ProcessWorld] = weakref.WeakSet()
 
 
@@ -289,7 +297,7 @@ def _rank_main(
     pipe: connection.Connection,
     folder: Path,
     environment: dict[str, str],
-    collective_timeout: float,
+    join: Callable[[int, int], None],
 ) -> None:
     """Join the group, then answer calls until the dispatcher is gone.
 
@@ -309,12 +317,8 @@ def _rank_main(
     os.environ.clear()
     os.environ.update(environment)
 
-    def join() -> None:
-        # Both were read from the fork server's environment when it imported torch.
-        torch.set_num_threads(1)
-        dist.set_debug_level_from_env()  # type: ignore[attr-defined, unused-ignore]
-        store, limit = f"file://{folder}/store", timedelta(seconds=collective_timeout)
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=limit)
+    # read from the fork server's environment when it imported torch
+    torch.set_num_threads(1)
 
     def call() -> object:
         sys.path[:], pickled = pickle.loads((folder / "call").read_bytes())
@@ -324,11 +328,23 @@ def _rank_main(
             raise TypeError("a rank cannot import what the call names (__main__ it never can)") from error
         return function(rank, size, *arguments)
 
-    jobs = {b"arrive": lambda: None, b"join": join, b"call": call}
+    jobs = {b"arrive": lambda: None, b"join": functools.partial(join, rank, size), b"call": call}
     while True:
         job = jobs[pipe.recv_bytes()]
         os.ftruncate(output, 0)
         _answer(job, folder / f"answer-{rank}", pipe)
+
+
+def _join_gloo(rank: int, size: int, store: Path, seconds: float) -> None:
+    # read from the fork server's environment when it imported torch
+    dist.set_debug_level_from_env()  # type: ignore[attr-defined, unused-ignore]
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=seconds),
+    )
 
 
 def _answer(job: Callable[[], object], file: Path, pipe: connection.Connection) -> None:
