@@ -14,7 +14,8 @@ from . import report
 from .certify import SHIPPED, Finding, checks, verify
 from .contracts import accepted, contracts
 from .subjects import Subject
-from .worlds.specs import parse
+from .worlds.horovod import horovod_missing
+from .worlds.specs import WorldSpec, parse
 
 HOLDS, FALSIFIED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -66,7 +67,8 @@ def certify(
         Which losses: clip, coca, distill, siglip, gather, exchange, exchange_bidir. All, if not given.
     world
         Where ranks run, separated by commas: 1 is this process, proc:2 (or 2) two real processes over gloo,
-        proc:2-4 pools of two to four, sim:2-8 simulated ranks whose number and schedule are drawn.
+        proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
+        and schedule are drawn.
     max_examples
         Cases drawn for each property; costly properties take a share of it.
     seed
@@ -99,7 +101,7 @@ def certify(
         console.width = 120
     torch.set_num_threads(1)
     findings: list[Finding] = []
-    not_verified = _not_verified()
+    not_verified = _not_verified(worlds)
     interrupted = False
     columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
@@ -160,8 +162,10 @@ def _stranger(
     return {target.rpartition(":")[2]: (contract, subject)}
 
 
-def _not_verified() -> list[str]:
-    lines = ["Horovod: use_horovod=True is not supported yet"]
+def _not_verified(worlds: list[WorldSpec]) -> list[str]:
+    lines = []
+    if all(world.kind != "horovod" for world in worlds):
+        lines.append(f"Horovod: {horovod_missing() or 'no world asked for has it, such as hvd:2'}")
     if not torch.cuda.is_available():
         lines.append("CUDA: no device here")
     return lines

@@ -4,9 +4,11 @@ Horovod's own `hvd.allgather` is differentiable, but averages in its backward wh
 raw operations on detached tensors are used here, so that gradients are the same over either transport.
 """
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,10 @@ from torch import Tensor
 from .transport import Transport, eager
 
 F = TypeVar("F", bound=Callable[..., object])
+
+POLL_SECONDS = 0.0005
+PATIENCE_SECONDS = 1800
+"""As long as torch.distributed waits, unless HOROVOD_STALL_SHUTDOWN_TIME_SECONDS says otherwise."""
 
 
 def choose_transport(rank: int, world_size: int, group: Any, use_horovod: bool) -> Transport:
@@ -32,23 +38,24 @@ def _hvd() -> Any:
         import horovod.torch as hvd
     except ImportError as missing:
         raise ImportError(
-            "use_horovod=True needs Horovod for this torch: run `make horovod`, which builds and installs it, "
-            f'or `pip install "verified-losses[horovod]"` where it builds ({missing})'
+            "use_horovod=True needs Horovod, the extra verified-losses[horovod]: `make horovod` builds it "
+            f"for the installed torch ({missing})"
         ) from missing
     return hvd
 
 
 def _normal_mode(function: F) -> F:
     # Horovod's thread, which is not in inference mode, may not resize a tensor that was made under it
-    return cast(F, torch.inference_mode(False)(function))
+    return torch.inference_mode(False)(function)
 
 
 @dataclass(frozen=True)
 class HorovodTransport(Transport):
     """The ranks that share a batch, over Horovod.
 
-    Every operation is waited for at once and has a name of its own: names that Horovod counts by itself
-    would differ between ranks once an optimizer's hooks interleave with a backward.
+    Every operation is waited for at once, and has a fixed name: those that Horovod counts by itself differ
+    between ranks once an optimizer's hooks interleave with a backward. A wait that outlasts
+    HOROVOD_STALL_SHUTDOWN_TIME_SECONDS raises TimeoutError.
     """
 
     carrier = "Horovod"
@@ -82,11 +89,13 @@ class HorovodTransport(Transport):
         everyone: list[list[int]] = _all_gather(torch.tensor(numbers), "numbers").tolist()
         return everyone
 
-    @_normal_mode
     def all_gather_text(self, text: str) -> list[str]:
         """Return every rank's `text`."""
-        texts: list[str] = _hvd().allgather_object(text, name="verified_losses.text")
-        return texts
+        mine = text.encode()
+        lengths = [length for (length,) in self.all_gather_numbers([len(mine)])]
+        padded = torch.frombuffer(bytearray(mine.ljust(max(lengths))), dtype=torch.uint8)
+        everyone = _all_gather(padded, "text").tolist()
+        return [bytes(row[:length]).decode() for row, length in zip(everyone, lengths, strict=True)]
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Stack every rank's tensor, [...] on each, to [world_size, ...]."""
@@ -100,13 +109,24 @@ class HorovodTransport(Transport):
         hvd = _hvd()
         wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
         given = wide.detach().contiguous()
-        mine: Tensor = hvd.synchronize(hvd.reducescatter_async(given, "verified_losses.sum_scatter", hvd.Sum))
-        return mine[0].to(tensor.dtype)
+        name = "verified_losses.sum_scatter"
+        return _wait(hvd.reducescatter_async(given, name, hvd.Sum), name)[0].to(tensor.dtype)
 
 
 @_normal_mode
 def _all_gather(tensor: Tensor, name: str) -> Tensor:
+    given, name = tensor.detach().contiguous().unsqueeze(0), f"verified_losses.{name}"
+    return _wait(_hvd().allgather_async(given, name), name)
+
+
+def _wait(handle: int, name: str) -> Tensor:
+    # not left to Horovod: over gloo, 0.28.1 neither ends a stalled operation nor warns of it
     hvd = _hvd()
-    given = tensor.detach().contiguous().unsqueeze(0)
-    everyone: Tensor = hvd.synchronize(hvd.allgather_async(given, f"verified_losses.{name}"))
-    return everyone
+    patience = float(os.environ.get("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", 0)) or PATIENCE_SECONDS
+    deadline = time.monotonic() + patience
+    while not hvd.poll(handle):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{name}: not every rank of Horovod took part within {patience:g} s")
+        time.sleep(POLL_SECONDS)
+    result: Tensor = hvd.synchronize(handle)
+    return result

@@ -64,6 +64,8 @@ class Contract(ABC):
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""
     smallest_world = 1
+    over_horovod: Options | None = (("use_horovod", True),)
+    """What to construct the subject with in a Horovod world; None where it does not run over Horovod."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
 
     @abstractmethod

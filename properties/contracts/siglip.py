@@ -22,12 +22,13 @@ class SigLipContract(ClipContract):
     """A binary cross-entropy for every image and text of all ranks."""
 
     name = "siglip"
+    over_horovod = (("dist_impl", "gather"), ("use_horovod", True))
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""
         pinned = dict(subject.options)
-        impls = [pinned["dist_impl"]] if "dist_impl" in pinned else [*DIST_IMPLS, None]
-        return st.sampled_from(impls).map(lambda impl: (("dist_impl", impl),))
+        impls = st.sampled_from([*DIST_IMPLS, None])
+        return impls.map(lambda impl: tuple(({"dist_impl": impl} | pinned).items()))
 
     def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
         """Call the subject; upstream has no default for the bias."""

@@ -23,8 +23,9 @@ def horovod_missing() -> str | None:
 class HorovodWorld(ProcessWorld):
     """`size` real processes joined by `hvd.init()`; torch.distributed is not initialised in them.
 
-    Args: as for `ProcessWorld`. An operation that some rank never takes part in ends with an error of
-        Horovod's after four fifths of `timeout`.
+    Over gloo, Horovod's own stall check sees nothing, so a rank that waits for ever is for the dispatcher.
+
+    Args: as for `ProcessWorld`.
 
     Raises:
         ImportError: Horovod is not installed.
@@ -73,7 +74,6 @@ def _join(rank: int, size: int, port: int, seconds: float) -> None:
             "HOROVOD_CPU_OPERATIONS": "gloo",
             "HOROVOD_CROSS_RANK": "0",
             "HOROVOD_CROSS_SIZE": "1",
-            "HOROVOD_CYCLE_TIME": "0.1",
             "HOROVOD_GLOO_IFACE": "lo",
             "HOROVOD_GLOO_RENDEZVOUS_ADDR": LOCALHOST,
             "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
@@ -83,7 +83,6 @@ def _join(rank: int, size: int, port: int, seconds: float) -> None:
             "HOROVOD_LOCAL_SIZE": str(size),
             "HOROVOD_RANK": str(rank),
             "HOROVOD_SIZE": str(size),
-            "HOROVOD_STALL_CHECK_TIME_SECONDS": "1",
             "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(limit),
         }
     )

@@ -143,7 +143,7 @@ class ProcessWorld:
         self._ask(b"join", self.start_timeout)
 
     def _joining(self) -> Callable[[int, int], None]:
-        """Return what a rank calls, with its place, to join the others."""
+        """Return what a rank calls, with its rank and the world's size, to join the others."""
         store, seconds = self._folder / "store", COLLECTIVE_SHARE * self.timeout
         return functools.partial(_join_gloo, store=store, seconds=seconds)
 
@@ -225,7 +225,7 @@ class ProcessWorld:
 
 
 def shared_world(size: int, kind: type[ProcessWorld] = ProcessWorld) -> ProcessWorld:
-    """Return this process's one world of `size` ranks and a kind, with the default times; it closes at exit.
+    """Return this process's one world of a kind and `size` ranks, with the default times; it closes at exit.
 
     Raises:
         ValueError: `size` is less than 1.
@@ -317,8 +317,7 @@ def _rank_main(
     os.environ.clear()
     os.environ.update(environment)
 
-    # read from the fork server's environment when it imported torch
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # it was read from the fork server's environment when that imported torch
 
     def call() -> object:
         sys.path[:], pickled = pickle.loads((folder / "call").read_bytes())
@@ -328,7 +327,11 @@ def _rank_main(
             raise TypeError("a rank cannot import what the call names (__main__ it never can)") from error
         return function(rank, size, *arguments)
 
-    jobs = {b"arrive": lambda: None, b"join": functools.partial(join, rank, size), b"call": call}
+    jobs: dict[bytes, Callable[[], object]] = {
+        b"arrive": lambda: None,
+        b"join": lambda: join(rank, size),
+        b"call": call,
+    }
     while True:
         job = jobs[pipe.recv_bytes()]
         os.ftruncate(output, 0)
@@ -336,7 +339,7 @@ def _rank_main(
 
 
 def _join_gloo(rank: int, size: int, store: Path, seconds: float) -> None:
-    # read from the fork server's environment when it imported torch
+    # it was read from the fork server's environment when that imported torch
     dist.set_debug_level_from_env()  # type: ignore[attr-defined, unused-ignore]
     dist.init_process_group(
         "gloo",
