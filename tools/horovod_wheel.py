@@ -3,6 +3,7 @@
     python tools/horovod_wheel.py             build the wheel unless the cache has it
     python tools/horovod_wheel.py --cached    exit with status 1 unless the cache has it
 
+The cache is the folder HOROVOD_WHEELS, by default verified-losses in XDG_CACHE_HOME or ~/.cache.
 Horovod's last release is older than C++17, which torch's headers have since required, and than cmake 4.
 """
 
@@ -40,11 +41,11 @@ def local_version() -> str:
 
 def cached() -> Path:
     """Return where the wheel for this Python, torch and platform is kept; it need not exist."""
-    home = os.environ.get("HOROVOD_WHEELS")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "verified-losses"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("HOROVOD_WHEELS") or caches / "verified-losses")
     python = "cp{}{}".format(*sys.version_info[:2])
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    return Path(home or cache) / f"horovod-{VERSION}+{local_version()}-{python}-{python}-{platform}.whl"
+    return folder / f"horovod-{VERSION}+{local_version()}-{python}-{python}-{platform}.whl"
 
 
 def pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
@@ -55,11 +56,28 @@ def pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
     )
 
 
-def unpack(folder: Path) -> Path:
-    """Download the source, check it, raise its language standard; return where it lies.
+def patch(source: Path) -> None:
+    """Raise the language standard of a source tree.
 
     Raises:
-        ValueError: the source is not the one that this patch was made for.
+        ValueError: the lines to change are not just where they were when this was written.
+    """
+    found = sorted(str(file.relative_to(source)) for file in source.rglob("CMakeLists.txt")
+                   if OLD in file.read_text() and "third_party" not in file.parts)  # fmt: skip
+    if found != sorted(PATCHED):
+        raise ValueError(f"expected {OLD} in {sorted(PATCHED)}, found it in {found}")
+    for name in PATCHED:
+        text = (source / name).read_text()
+        if text.count(OLD) != 1:
+            raise ValueError(f"{name}: expected {OLD} once, found it {text.count(OLD)} times")
+        (source / name).write_text(text.replace(OLD, NEW))
+
+
+def unpack(folder: Path) -> Path:
+    """Download the source and check that it is the one known; return where it lies.
+
+    Raises:
+        ValueError: it is another.
     """
     pip("download", "--no-deps", "--no-build-isolation", "--no-binary=horovod", f"--dest={folder}",
         f"horovod=={VERSION}")  # fmt: skip
@@ -69,14 +87,7 @@ def unpack(folder: Path) -> Path:
         raise ValueError(f"{archive.name}: expected SHA-256 {SDIST_SHA256}, got {digest}")
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
-    source = folder / f"horovod-{VERSION}"
-    for name in PATCHED:
-        file = source / name
-        text = file.read_text()
-        if text.count(OLD) != 1:
-            raise ValueError(f"{name}: expected the line {OLD} once, found it {text.count(OLD)} times")
-        file.write_text(text.replace(OLD, NEW))
-    return source
+    return folder / f"horovod-{VERSION}"
 
 
 def build(wheel: Path) -> None:
@@ -95,6 +106,7 @@ def build(wheel: Path) -> None:
     }
     with tempfile.TemporaryDirectory(prefix="horovod-") as folder:
         source = unpack(Path(folder))
+        patch(source)
         pip("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(source),
             environment=environment)  # fmt: skip
         built = Path(folder) / wheel.name
