@@ -67,6 +67,30 @@ def world() -> Iterator[ProcessWorld]:
         yield world
 
 
+# A whole training run, before there are pools, which take processor time even at rest
+
+
+@pytest.mark.parametrize(
+    ("flags", "equal"),
+    [
+        pytest.param(["--loss", "clip"], True, id="clip"),
+        pytest.param(["--loss", "clip", "--local-loss", "--gather-with-grad"], True, id="clip-local"),
+        pytest.param(["--loss", "siglip", "--dist-impl", "gather"], True, id="siglip"),
+        pytest.param(["--loss", "clip", "--convention", "open_clip"], False, id="wrong-gradient"),
+    ],
+)
+def test_digits_train_over_horovod_to_the_parameters_of_one_process(
+    flags: list[str], equal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def horovodrun(*command: str) -> str:
+        launcher = "horovod.runner.launch"
+        launch = f"from {launcher} import run_commandline; run_commandline()"
+        return run("-c", launch, "--gloo", "-np", "2", sys.executable, *command, "--horovod")
+
+    error, bound = train_alone_and_together(flags, horovodrun, tmp_path, monkeypatch)
+    assert (error <= bound) == equal
+
+
 # The losses against their oracles
 
 
@@ -205,27 +229,6 @@ def test_a_step_of_horovods_optimizer_is_that_of_one_process(
         error = largest_difference(alone, together)
         print(f"error {error:.3e}, bound {bound:.3e}, error/bound {error / bound:.3g}")
         assert (error <= bound) == equal
-
-
-@pytest.mark.parametrize(
-    ("flags", "equal"),
-    [
-        pytest.param(["--loss", "clip"], True, id="clip"),
-        pytest.param(["--loss", "clip", "--local-loss", "--gather-with-grad"], True, id="clip-local"),
-        pytest.param(["--loss", "siglip", "--dist-impl", "gather"], True, id="siglip"),
-        pytest.param(["--loss", "clip", "--convention", "open_clip"], False, id="wrong-gradient"),
-    ],
-)
-def test_digits_train_over_horovod_to_the_parameters_of_one_process(
-    flags: list[str], equal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def horovodrun(*command: str) -> str:
-        launcher = "horovod.runner.launch"
-        launch = f"from {launcher} import run_commandline; run_commandline()"
-        return run("-c", launch, "--gloo", "-np", "2", sys.executable, *command, "--horovod")
-
-    error, bound = train_alone_and_together(flags, horovodrun, tmp_path, monkeypatch)
-    assert (error <= bound) == equal
 
 
 # What goes wrong
