@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
-from .certify import SHIPPED, Finding, checks, verify
+from .certify import SHIPPED, Check, Finding, checks, verify
 from .contracts import accepted, contracts
 from .subjects import Subject
 from .worlds.horovod import horovod_missing
-from .worlds.specs import WorldSpec, parse
+from .worlds.specs import parse
 
 HOLDS, FALSIFIED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -101,7 +101,7 @@ def certify(
         console.width = 120
     torch.set_num_threads(1)
     findings: list[Finding] = []
-    not_verified = _not_verified(worlds)
+    not_verified = _not_verified(planned)
     interrupted = False
     columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
@@ -162,9 +162,9 @@ def _stranger(
     return {target.rpartition(":")[2]: (contract, subject)}
 
 
-def _not_verified(worlds: list[WorldSpec]) -> list[str]:
+def _not_verified(planned: list[Check]) -> list[str]:
     lines = []
-    if all(world.kind != "horovod" for world in worlds):
+    if all(check.world.kind != "horovod" for check in planned):
         lines.append(f"Horovod: {horovod_missing() or 'no world asked for has it, such as hvd:2'}")
     if not torch.cuda.is_available():
         lines.append("CUDA: no device here")
