@@ -20,6 +20,7 @@ Options = tuple[tuple[str, Any], ...]
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 STRIDES = ("contiguous", "transposed", "sliced")
 PATTERNS = ("basis", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
+PAD_IDS = (0, 1, -100, 1000)
 PADS = ("none", "tail", "inside", "all")
 LARGEST_LOGIT = {"float16": 1e3}
 """Else 1e4. Beyond, float16 overflows in products of logits and features, as in the gradient of a scale."""
@@ -210,6 +211,7 @@ def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
 USUAL_SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 100.0])
 SCALES = USUAL_SCALES | st.floats(-5, 5).map(lambda x: float(f"{math.exp(x):.3g}"))
 BIASES = st.sampled_from([None, 0.0, -10.0]) | st.floats(-16, 16).map(lambda x: float(f"{x:.3g}"))
+BOOLEANS = st.booleans()
 SEEDS = st.integers(0, 2**16)
 
 
@@ -224,7 +226,9 @@ def cases(
     strides: tuple[str, ...] = STRIDES,
     cotangent_strides: tuple[str, ...] = ("contiguous",),
     biases: st.SearchStrategy[float | None] = BIASES,
+    output_dicts: st.SearchStrategy[bool] = BOOLEANS,
     captions: bool = False,
+    pad_ids: tuple[int, ...] = PAD_IDS,
     teacher: bool = False,
 ) -> Case:
     """Draw a case of a world of `world_size` ranks.
@@ -239,7 +243,9 @@ def cases(
         strides: memory layouts of the inputs.
         cotangent_strides: memory layouts of the cotangents.
         biases: logit biases.
+        output_dicts: whether to ask for a dict.
         captions: draw a vocabulary, a caption length and padding.
+        pad_ids: labels that mark padding.
         teacher: draw a width for a teacher.
     """
     chosen: dict[str, Any] = {"options": draw(options), **draw(shapes(world_size, even))}
@@ -263,12 +269,12 @@ def cases(
         big = sum(chosen["rows"]) > 64
         chosen["vocabulary"] = draw(st.integers(2, 9 if big else 40))
         chosen["length"] = draw(st.integers(1, 3 if big else 9))
-        chosen["pad_id"] = draw(st.sampled_from([0, 1, -100, 1000]))
+        chosen["pad_id"] = draw(st.sampled_from(pad_ids))
         chosen["pads"] = draw(st.sampled_from(PADS))
         one_rank_is_all_padding: bool = draw(st.booleans())
         chosen["pad_rows"] = chosen["rows"][0] if one_rank_is_all_padding else 0
     if teacher:
         chosen["teacher_width"] = draw(st.integers(1, 24))
-    chosen["output_dict"] = draw(st.booleans())
+    chosen["output_dict"] = draw(output_dicts)
     chosen["seed"] = draw(SEEDS)
     return Case(**chosen)

@@ -1,22 +1,27 @@
 """Contract x subject x world x law, each run over drawn cases, to a verdict."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
-from hypothesis.errors import UnsatisfiedAssumption
+from hypothesis.errors import Flaky, UnsatisfiedAssumption
 
+from .cases import Case
 from .contracts import Contract, contracts
 from .laws import Law, laws
 from .subjects import Subject
 from .worlds import World
+from .worlds.processes import COLLECTIVE_SHARE
 from .worlds.simulated import Sends, SimulatedWorld
-from .worlds.specs import WorldSpec
+from .worlds.specs import RUN_SECONDS, WorldSpec
 
+SIMULATED_SECONDS = COLLECTIVE_SHARE * RUN_SECONDS
+"""How long a simulated run may take: less than its process may, so that it says itself where it hung."""
 SHRINK_SECONDS = 5.0
 """How long a counterexample is made smaller."""
 
@@ -59,16 +64,54 @@ class Simulated:
 class Finding:
     """What came of a check."""
 
-    loss: str
-    property: str
-    world: str
-    examples: int
+    check: Check
+    seed: int
     verdict: Verdict
-    worst_error_over_bound: float
+    ratios: tuple[float, ...] = ()
+    """Error over bound of every case; 0 where the law compares bits or types."""
+    cases: tuple[Case, ...] = ()
+    """Those that were checked."""
+    seconds: float = 0.0
     reason: str = ""
     """Why it was falsified or skipped, in words."""
-    counterexample: str = ""
-    """The smallest case found that falsifies it."""
+    smallest: Any = None
+    """The smallest case found that falsifies it, as the law draws it."""
+    error: Exception | None = None
+    """What the law raised for it."""
+    hung: bool = False
+    """The target had to be cut off."""
+    not_run: bool = False
+    """It was asked for, and could not run."""
+
+    @property
+    def loss(self) -> str:
+        """Name of the target."""
+        return self.check.label
+
+    @property
+    def law(self) -> str:
+        """Name of the law."""
+        return self.check.law.name
+
+    @property
+    def world(self) -> str:
+        """Name of the world."""
+        return self.check.world.name
+
+    @property
+    def examples(self) -> int:
+        """How many cases were checked."""
+        return len(self.ratios)
+
+    @property
+    def worst_error_over_bound(self) -> float:
+        """The worst of the cases that hold."""
+        return max(self.ratios, default=0.0)
+
+    @property
+    def counterexample(self) -> str:
+        """The smallest case as text, or nothing."""
+        return "" if self.smallest is None else describe(self.smallest)
 
 
 BOTH = ("exact", "open_clip")
@@ -111,39 +154,57 @@ def _simulated(draw: st.DrawFn, check: Check) -> Simulated:
     return Simulated(size, case, schedule, draw(st.sampled_from(sends)))
 
 
-def verify(
-    check: Check,
-    max_examples: int,
-    base_seed: int = 0,
-) -> Finding:
+def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = math.inf) -> Finding:
     """Run one check over up to `max_examples` cases (a law's share of them), reproducibly by seed.
 
-    Raises:
-        Nothing of the subject's: whatever it raises falsifies the check.
+    The target runs in processes of its own: whatever it does there falsifies the check, and harms neither
+    the caller nor another target.
+
+    Args:
+        check: what to verify.
+        max_examples: how many cases to draw.
+        base_seed: the same seed draws the same cases.
+        until: when `time.monotonic()` is past it, no more than one case is drawn.
     """
-    worst = 0.0
-    examples = 0
+    begun = time.monotonic()
+    worlds = check.subject.worlds()
+    ratios: list[float] = []
+    ran: list[Case] = []
     smallest: Any = None
-    shrink_until = float("inf")
+    failure: Exception | None = None
+    shrink_until = math.inf
+    hung = False
 
     def run(case: Any) -> None:
-        nonlocal worst, examples, smallest, shrink_until
-        if time.monotonic() > shrink_until and case != smallest:
-            return  # out of time: nothing smaller is looked for, and Hypothesis ends with the smallest
+        nonlocal smallest, failure, shrink_until, hung
+        if time.monotonic() > (until if failure is None else shrink_until):
+            if failure is not None and case == smallest:
+                raise failure  # Hypothesis asks again for the smallest, and gets what came of it
+            if failure is not None or ratios:
+                return
+        started = time.monotonic()
         try:
             if isinstance(case, Simulated):
-                world: World = SimulatedWorld(case.world_size, case.schedule, sends=case.sends)
+                inner = SimulatedWorld(
+                    case.world_size, case.schedule, sends=case.sends, timeout=SIMULATED_SECONDS
+                )
+                world: World = worlds.isolated(inner)
                 ratio = check.law.check(check.contract, check.subject, world, case.case)
             else:
-                ratio = check.law.check(check.contract, check.subject, check.world.open(), case)
+                ratio = check.law.check(
+                    check.contract, check.subject, worlds.open(check.world, check.law.patience), case
+                )
         except UnsatisfiedAssumption:
             raise
-        except Exception:
-            smallest = case
-            shrink_until = min(shrink_until, time.monotonic() + SHRINK_SECONDS)
+        except Exception as error:
+            smallest, failure = case, error
+            # the least time after which something cuts off a call
+            hung = time.monotonic() - started > SIMULATED_SECONDS * check.law.patience
+            shrink_until = min(shrink_until, (started if hung else time.monotonic()) + SHRINK_SECONDS)
             raise
-        worst = max(worst, ratio)
-        examples += 1
+        if failure is None:
+            ratios.append(ratio)
+            ran.append(_last(case))
 
     configured = settings(
         max_examples=max(1, round(max_examples * check.law.share)),
@@ -160,14 +221,66 @@ def verify(
         else check.law.draw(check.contract, check.subject, check.world.sizes[0])
     )
     test = seed(base_seed)(configured(given(strategy)(run)))
-    common = {"loss": check.label, "property": check.law.name, "world": check.world.name}
+    verdict: Verdict = "holds"
+    reason = ""
     try:
         test()
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        return Finding(**common, examples=examples, verdict="falsified", worst_error_over_bound=worst,
-                       reason=reason, counterexample=describe(smallest))  # fmt: skip
-    return Finding(**common, examples=examples, verdict="holds", worst_error_over_bound=worst)
+        verdict = "falsified"
+        reason = f"{type(failure or error).__name__}: {failure or error}"
+        if isinstance(error, Flaky):
+            reason = f"not every time for the same case: {reason}"
+    if verdict == "holds" and not ratios:
+        verdict, reason = "skipped", "no case was drawn that it says something about"
+    return Finding(
+        check,
+        base_seed,
+        verdict,
+        tuple(ratios),
+        tuple(ran),
+        time.monotonic() - begun,
+        reason,
+        smallest,
+        failure,
+        hung,
+    )
+
+
+def verify_all(
+    planned: Sequence[Check], max_examples: int, base_seed: int = 0, max_time: float = math.inf
+) -> Iterator[Finding]:
+    """Run checks one by one.
+
+    Args:
+        planned: what to verify.
+        max_examples: how many cases to draw for each.
+        base_seed: the same seed draws the same cases.
+        max_time: seconds for all of them. Each gets a fair share, in which at least one case is run; those
+            for which no time is left are skipped.
+    """
+    deadline = time.monotonic() + max_time
+    hung: set[tuple[str, str]] = set()
+    for done, check in enumerate(planned):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            finding = Finding(check, base_seed, "skipped", reason="out of time", not_run=True)
+        elif (check.label, check.world.name) in hung:
+            reason = "not run: the target hung in this world before"
+            finding = Finding(check, base_seed, "skipped", reason=reason, not_run=True)
+        else:
+            until = deadline - left + left / (len(planned) - done)
+            finding = verify(check, max_examples, base_seed, until)
+        if finding.hung:
+            hung.add((check.label, check.world.name))
+        yield finding
+
+
+def _last(case: Any) -> Case:
+    """Return the one case of a drawn example that is compared."""
+    if isinstance(case, Simulated):
+        case = case.case
+    last: Case = case[-1] if isinstance(case, tuple) else case
+    return last
 
 
 def describe(case: Any) -> str:

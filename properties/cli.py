@@ -1,23 +1,38 @@
 """The command `verified-losses`."""
 
+import ast
+import fnmatch
+import json as json_text
+import math
+import re
 import sys
-import traceback
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import App, Parameter
+from hypothesis import find
+from hypothesis import settings as hypothesis_settings
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
-from .certify import SHIPPED, Check, Finding, checks, verify
-from .contracts import accepted, contracts
-from .subjects import Subject
+from .cases import DTYPES
+from .certify import SHIPPED, Check, Finding, checks, verify_all
+from .contracts import Contract, contracts
+from .known import Known
+from .laws import laws
+from .subjects import Subject, read_signature
+from .worlds import WorldError
 from .worlds.horovod import horovod_missing
-from .worlds.specs import parse
+from .worlds.specs import SINGLE, parse
 
-HOLDS, FALSIFIED, USAGE, INTERRUPTED = 0, 1, 2, 130
+HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
+
+Subjects = dict[str, tuple[str, Subject]]
+Several = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 app = App(
     name="verified-losses",
@@ -35,18 +50,25 @@ def certify(
     *,
     contract: Annotated[str | None, Parameter(name="--as")] = None,
     convention: Literal["exact", "open_clip"] = "exact",
+    config: str = "",
     equal_rows: bool = False,
-    loss: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    loss: Several = None,
+    only: Several = None,
+    skip: Several = None,
     world: str = "1,sim:2-8,proc:2",
+    dtype: str = ",".join(DTYPES),
     max_examples: int = 25,
+    max_time: str | None = None,
     seed: int = 0,
+    known: Path | None = None,
     json: Path = Path("build/certificate.json"),
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
 
     Prints one line a property and writes the certificate. A property that does not hold is shown with
-    the smallest case found. Exit status: 0 everything holds, 1 something is falsified, 2 an argument is
-    unusable, 130 interrupted (what was done is written).
+    the smallest case found. Exit status: 0 everything holds, 1 something is falsified, 2 the target or an
+    argument is unusable, 3 nothing is falsified but something that was asked for could not run,
+    130 interrupted (what was done is written).
 
     For example, `verified-losses certify --loss clip siglip --world proc:2 --max-examples 200
     --seed 7` looks harder at two losses in two processes, and `verified-losses certify
@@ -55,24 +77,39 @@ def certify(
     Parameters
     ----------
     target
-        An implementation, package.module:Name or path/to/file.py:Name, that takes open_clip's arguments by
-        keyword; constructor arguments that it does not take are left out. It runs in this process too.
+        An implementation, package.module:Name or path/to/file.py:Name: a class, or a function that returns
+        an object, with open_clip's constructor and call arguments by keyword. Arguments that it does not
+        take are left out. It runs in processes of its own; a call of more than 20 s counts as hung.
     contract
         What the target must do: clip, coca, distill, siglip, gather or exchange.
     convention
         Which gradients the target is held to: exact, or those of open_clip.
+    config
+        Options to pin, as local_loss=true,gather_with_grad=true. The target is given, and held to, no other
+        value of them; all values are drawn of those that are not pinned.
     equal_rows
         Give every rank equally many rows, for a target that cannot do otherwise.
     loss
-        Which losses: clip, coca, distill, siglip, gather, exchange, exchange_bidir. All, if not given.
+        Which shipped losses: clip, coca, distill, siglip, gather, exchange, exchange_bidir. Else all.
+    only
+        Which properties, by name; * and ? stand for any text and any letter.
+    skip
+        Which properties not.
     world
-        Where ranks run, separated by commas: 1 is this process, proc:2 (or 2) two real processes over gloo,
+        Where ranks run, separated by commas: 1 is one process, proc:2 (or 2) two real processes over gloo,
         proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
         and schedule are drawn.
+    dtype
+        Of the inputs, separated by commas: float64, float32, bfloat16, float16.
     max_examples
         Cases drawn for each property; costly properties take a share of it.
+    max_time
+        Seconds for everything, as 60s or 5m: fewer cases are drawn where it is short.
     seed
         The same seed draws the same cases.
+    known
+        A TOML file of findings to accept: [[known]] entries with property and reason, and, where it is to be
+        narrower, world and target. An entry that matches nothing is reported.
     json
         Where to write the certificate.
     """
@@ -82,84 +119,204 @@ def certify(
         raise UsageError(f"--world: {error}") from error
     if max_examples < 1:
         raise UsageError(f"--max-examples: expected at least 1, got {max_examples}")
-    subjects = (
-        _shipped(loss)
-        if target is None and contract is None
-        else _stranger(target, contract, convention, equal_rows, loss)
-    )
-    planned = list(checks(subjects, worlds))
+    seconds = _seconds(max_time)
+    dtypes = tuple(dtype.split(","))
+    if not set(dtypes) <= set(DTYPES):
+        raise UsageError(f"--dtype: expected some of {', '.join(DTYPES)}, got {dtype}")
+    accept = _read_known(known)
+    kept = _kept(only, skip)
+    if target is None and contract is None:
+        subjects = _shipped(loss)
+        pinned = _config(config)
+        subjects = {
+            label: (kind, replace(subject, options=(*subject.options, *pinned), dtypes=dtypes))
+            for label, (kind, subject) in subjects.items()
+        }
+    else:
+        asked = Subject(target or "", (convention,), equal_rows, dtypes, options=_config(config))
+        subjects = _stranger(asked, contract, loss)
+    planned = [check for check in checks(subjects, worlds) if check.law.name in kept]
     if not planned:
         raise UsageError(f"--world {world}: nothing to verify for {', '.join(subjects)} in worlds this small")
-    try:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.touch()
-    except OSError as error:
-        raise UsageError(f"--json: cannot write {json}: {error.strerror}") from error
+    run = _Run(subjects, planned, report.Asked(seed, max_examples, world), accept, json)
+    run.write()
+    return run.go(seconds)
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
-    torch.set_num_threads(1)
-    findings: list[Finding] = []
-    not_verified = _not_verified(planned)
-    interrupted = False
-    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(planned))
+
+class _Run:
+    """One run of the checks: shown as it goes, and written when it ends, however it ends."""
+
+    def __init__(
+        self, subjects: Subjects, planned: list[Check], asked: report.Asked, known: Known, json: Path
+    ) -> None:
+        self.subjects = subjects
+        self.planned = planned
+        self.asked = asked
+        self.known = known
+        self.json = json
+        self.findings: list[Finding] = []
+        self.not_verified = _not_verified(planned)
+
+    def record(self) -> report.Certificate | report.Certificates:
+        complete = len(self.findings) == len(self.planned)
+        return report.together(
+            [
+                report.certificate(
+                    subject,
+                    contract,
+                    [finding for finding in self.findings if finding.loss == label],
+                    self.asked,
+                    self.known,
+                    self.not_verified,
+                    complete,
+                )
+                for label, (contract, subject) in self.subjects.items()
+            ]
+        )
+
+    def write(self) -> None:
         try:
-            for check in planned:
-                progress.update(task, description=f"{check.label}: {check.law.name} ({check.world.name})")
-                findings.append(verify(check, max_examples, seed))
-                progress.advance(task)
-        except KeyboardInterrupt:
-            interrupted = True
-            not_verified.append(f"interrupted after {len(findings)} of {len(planned)} checks")
-    record = report.certificate(findings, subjects, seed, max_examples, world, not_verified, not interrupted)
-    report.write(record, json)
-    console.print(report.table(findings))
-    report.show_falsified(console, findings)
-    for line in not_verified:
-        console.print(f"not verified: {line}", highlight=False)
-    bad = sum(finding.verdict == "falsified" for finding in findings)
-    cases = sum(finding.examples for finding in findings)
-    verdict = f"{bad} of {len(findings)} checks falsified" if bad else f"{len(findings)} checks hold"
-    colour = "bold red" if bad else "bold green"
-    console.print(
-        f"\n[{colour}]{verdict}[/] over {cases} cases, seed {seed}; certificate: {json}", highlight=False
-    )
-    if interrupted:
-        return INTERRUPTED
-    return FALSIFIED if bad else HOLDS
+            report.write(self.record(), self.json)
+        except OSError as error:
+            raise UsageError(f"--json: cannot write {self.json}: {error.strerror or error}") from error
+
+    def go(self, max_time: float) -> int:
+        console = Console(emoji=False)
+        if not console.is_terminal:
+            console.width = 120
+        torch.set_num_threads(1)
+        interrupted = False
+        columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+            task = progress.add_task("", total=len(self.planned))
+            findings = verify_all(self.planned, self.asked.max_examples, self.asked.seed, max_time)
+            try:
+                for check in self.planned:
+                    what = f"{check.label}: {check.law.name} ({check.world.name})"
+                    progress.update(task, description=what)
+                    self.findings.append(next(findings))
+                    progress.advance(task)
+            except KeyboardInterrupt:
+                interrupted = True
+                done = f"{len(self.findings)} of {len(self.planned)}"
+                self.not_verified.append(f"interrupted after {done} checks")
+        skipped = sum(finding.not_run for finding in self.findings)
+        if skipped:
+            self.not_verified.append(f"{skipped} checks could not run")
+        console.print(report.table(self.findings, self.known))
+        report.show_falsified(console, self.findings, self.known)
+        for line in self.not_verified:
+            console.print(f"not verified: {line}", highlight=False)
+        for entry in self.known.unmatched(self.findings):
+            console.print(
+                f"[yellow]known finding not met:[/] {entry.property}, {entry.reason}", highlight=False
+            )
+        self.write()
+        record = self.record()
+        counts = {
+            verdict: sum(finding.verdict == verdict for finding in self.findings)
+            for verdict in ("holds", "falsified")
+        }
+        bad = record.verdict == "falsified"
+        said = f"{counts['falsified']} of {len(self.findings)} checks falsified" if bad else (
+            f"{counts['holds']} checks hold"
+        )  # fmt: skip
+        cases = sum(finding.examples for finding in self.findings)
+        colour = {"holds": "bold green", "falsified": "bold red", "incomplete": "bold yellow"}[record.verdict]
+        console.print(
+            f"\n[{colour}]{said}[/] over {cases} cases, seed {self.asked.seed}; certificate: {self.json}",
+            highlight=False,
+        )
+        if interrupted:
+            return INTERRUPTED
+        return {"holds": HOLDS, "falsified": FALSIFIED, "incomplete": NOT_RUN}[record.verdict]
 
 
-def _shipped(names: list[str] | None) -> dict[str, tuple[str, Subject]]:
+def _seconds(text: str | None) -> float:
+    if text is None:
+        return math.inf
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"--max-time: expected a time like 60s, 5m or 1h, got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _config(text: str) -> tuple[tuple[str, Any], ...]:
+    """Read name=value pairs; a value is written as in JSON or Python, and text where it is neither."""
+    pairs = []
+    for part in filter(None, text.split(",")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--config: expected name=value,..., got {part!r}")
+        pairs.append((name, _value(value)))
+    return tuple(pairs)
+
+
+def _value(text: str) -> Any:
+    for read in (json_text.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def _read_known(path: Path | None) -> Known:
+    try:
+        return Known() if path is None else Known.read(path)
+    except OSError as error:
+        raise UsageError(f"--known: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"--known: {error}") from error
+
+
+def _kept(only: list[str] | None, skip: list[str] | None) -> set[str]:
+    """Return the names of the laws to verify."""
+    names = [law.name for law in laws()]
+    for option, patterns in (("--only", only), ("--skip", skip)):
+        for pattern in patterns or []:
+            if not fnmatch.filter(names, pattern):
+                raise UsageError(f"{option}: expected some of {', '.join(names)}, got {pattern!r}")
+    wanted = [name for name in names if any(fnmatch.fnmatch(name, one) for one in only or ["*"])]
+    return {name for name in wanted if not any(fnmatch.fnmatch(name, one) for one in skip or [])}
+
+
+def _shipped(names: list[str] | None) -> Subjects:
     unknown = sorted(set(names or []) - set(SHIPPED))
     if unknown:
         raise UsageError(f"--loss: expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
     return {name: subject for name, subject in SHIPPED.items() if not names or name in names}
 
 
-def _stranger(
-    target: str | None, contract: str | None, convention: str, equal_rows: bool, loss: list[str] | None
-) -> dict[str, tuple[str, Subject]]:
+def _stranger(asked: Subject, contract: str | None, loss: list[str] | None) -> Subjects:
     if loss:
         raise UsageError("--loss: names shipped losses; leave it out where a target is given")
-    if target is None:
+    if not asked.target:
         raise UsageError("--as: expected a target before it, package.module:Name or file.py:Name")
     if contract not in contracts():
         raise UsageError(f"--as: expected one of {', '.join(contracts())}, got {contract}")
     sys.path.insert(0, "")  # as python itself does: a module beside the caller is found
+    return {asked.target.rpartition(":")[2]: (contract, _fitted(asked, contracts()[contract]))}
+
+
+def _fitted(asked: Subject, contract: Contract) -> Subject:
+    """Return the subject, asked only for what it takes."""
+    quiet = hypothesis_settings(database=None, deadline=None)
+    size = contract.smallest_world
+    simplest = find(contract.cases(replace(asked, options=()), size), lambda case: True, settings=quiet)
+    world = asked.worlds().open(SINGLE)
     try:
-        found = Subject(target).resolve()
-    except (ValueError, ImportError, AttributeError) as error:
-        raise UsageError(f"{target}: {error}") from error
-    except Exception as error:
-        traceback.print_exc()
-        raise UsageError(f"{target}: raised {type(error).__name__} as it was imported") from error
-    call = getattr(found, "forward", found)
-    bias = "logit_bias" in accepted(call, {"logit_bias": None})
-    subject = Subject(target, (convention,), even=equal_rows, bias=bias)
-    return {target.rpartition(":")[2]: (contract, subject)}
+        (signature,) = world.run(read_signature, asked, contract, simplest)
+    except WorldError as error:
+        (rank,) = error.ranks
+        happened = {"raised": "raised", "hung": "hung"}.get(rank.state, "ended its process")
+        print(rank.detail, file=sys.stderr)
+        raise UsageError(f"{asked.target}: {happened} as it was imported or constructed") from error
+    if signature.unusable:
+        raise UsageError(f"{asked.target}: {signature.unusable}")
+    assumed = {name: value for name, value in contract.assumed.items() if name not in signature.options}
+    options = tuple((assumed | dict(asked.options)).items())
+    return replace(asked, options=options, bias=signature.bias, output_dict=signature.output_dict)
 
 
 def _not_verified(planned: list[Check]) -> list[str]:
@@ -173,11 +330,11 @@ def _not_verified(planned: list[Check]) -> list[str]:
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     try:
         status = app(exit_on_error=False, print_error=True, result_action="return_value")
     except UsageError as error:
-        console.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         status = USAGE
     except KeyboardInterrupt:
         status = INTERRUPTED

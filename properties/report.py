@@ -3,39 +3,97 @@
 import contextlib
 import hashlib
 import importlib.util
+import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .certify import Finding
+from .certify import Finding, Verdict
+from .known import Known
 from .subjects import Subject
 
-CERTIFICATE_VERSION = 1
+CERTIFICATE_VERSION = 2
+HERE = str(Path(__file__).parent)
+REASON_LINES = 12
+"""Of a reason on the terminal; the certificate has all."""
+
+
+class Property(msgspec.Struct, frozen=True):
+    """One law in one world."""
+
+    property: str
+    world: str
+    examples: int
+    verdict: Verdict
+    worst_error_over_bound: float
+    """Of the cases that hold."""
+    reason: str
+    """Why it was falsified or skipped."""
+    counterexample: str | None
+    """The file to run; None where it holds."""
+    case: str
+    """The smallest case found that falsifies it."""
+    known: str
+    """Why this finding is accepted; empty where it is not."""
+    seconds: float
+    errors_over_bound: list[float]
+    """Of every case that holds."""
 
 
 class Certificate(msgspec.Struct, frozen=True):
-    """The record of what was verified, and with what."""
+    """The record of what was verified of one target, and with what."""
 
     version: int
-    verdict: str
-    """"holds", "falsified", or "incomplete" where the run was interrupted."""
+    target: str
+    contract: str
+    convention: str
+    verdict: Literal["holds", "falsified", "incomplete"]
+    """"incomplete" where nothing is falsified, and something that was asked for did not run."""
+    properties: list[Property]
+    versions: dict[str, str]
     seed: int
     max_examples: int
     worlds: str
-    sources: dict[str, str]
-    """SHA-256 of the source file that each loss was imported from."""
-    versions: dict[str, str]
-    properties: list[Finding]
+    source: str
+    """SHA-256 of the source that the target was imported from."""
     not_verified: list[str]
     """What did not run, and why."""
+
+
+class Certificates(msgspec.Struct, frozen=True):
+    """The records of several targets that were verified together."""
+
+    version: int
+    verdict: Literal["holds", "falsified", "incomplete"]
+    certificates: list[Certificate]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked for."""
+
+    seed: int
+    max_examples: int
+    worlds: str
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of what `write` writes."""
+    (one, several), parts = msgspec.json.schema_components(
+        [Certificate, Certificates], ref_template="#/$defs/{name}"
+    )
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, "title": "Certificate", "anyOf": [one, several], "$defs": parts}
 
 
 def source_hash(subject: Subject) -> str:
@@ -62,38 +120,77 @@ def versions() -> dict[str, str]:
 
 
 def certificate(
+    subject: Subject,
+    contract: str,
     findings: Sequence[Finding],
-    subjects: dict[str, tuple[str, Subject]],
-    seed: int,
-    max_examples: int,
-    worlds: str,
-    not_verified: list[str],
+    asked: Asked,
+    known: Known,
+    not_verified: Sequence[str],
     complete: bool,
 ) -> Certificate:
-    """Assemble the record of a run; one that was cut short certifies nothing."""
-    verdict = "holds" if complete else "incomplete"
-    if any(finding.verdict == "falsified" for finding in findings):
+    """Assemble the record of one target."""
+    properties = [
+        Property(
+            finding.law,
+            finding.world,
+            finding.examples,
+            finding.verdict,
+            finding.worst_error_over_bound,
+            finding.reason,
+            None,
+            finding.counterexample,
+            known.reason(finding),
+            round(finding.seconds, 3),
+            [float(f"{ratio:.3g}") for ratio in finding.ratios],
+        )
+        for finding in findings
+    ]
+    verdict: Literal["holds", "falsified", "incomplete"] = "holds"
+    if any(one.verdict == "falsified" and not one.known for one in properties):
         verdict = "falsified"
+    elif not complete or any(finding.not_run for finding in findings):
+        verdict = "incomplete"
     return Certificate(
         CERTIFICATE_VERSION,
+        subject.target,
+        contract,
+        " and ".join(subject.conventions),
         verdict,
-        seed,
-        max_examples,
-        worlds,
-        {name: source_hash(subject) for name, (_, subject) in subjects.items()},
+        properties,
         versions(),
-        list(findings),
-        not_verified,
+        asked.seed,
+        asked.max_examples,
+        asked.worlds,
+        source_hash(subject),
+        list(not_verified),
     )
 
 
-def write(record: Certificate, path: Path) -> None:
-    """Write a certificate as JSON."""
+def together(certificates: Sequence[Certificate]) -> Certificate | Certificates:
+    """Return what is written of a run: of one target its certificate, of several all of them."""
+    if len(certificates) == 1:
+        return certificates[0]
+    verdicts = {one.verdict for one in certificates}
+    verdict = next((bad for bad in ("falsified", "incomplete") if bad in verdicts), "holds")
+    return Certificates(CERTIFICATE_VERSION, verdict, list(certificates))  # type: ignore[arg-type]
+
+
+def write(record: Certificate | Certificates, path: Path) -> None:
+    """Write a record as JSON: all of it, or nothing.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def table(findings: Sequence[Finding]) -> Table:
+def table(findings: Sequence[Finding], known: Known) -> Table:
     """Lay out one line a check."""
     laid = Table(box=None, pad_edge=False, header_style="bold")
     columns: list[tuple[str, dict[str, Any]]] = [
@@ -103,21 +200,39 @@ def table(findings: Sequence[Finding]) -> Table:
     for name, style in columns:
         laid.add_column(name, no_wrap=True, **style)
     for finding in findings:
-        colour = {"holds": "green", "falsified": "bold red", "skipped": "yellow"}[finding.verdict]
+        verdict = "known" if known.reason(finding) else finding.verdict
+        colour = {"holds": "green", "falsified": "bold red"}.get(verdict, "yellow")
         ratio = f"{finding.worst_error_over_bound:.3f}" if finding.worst_error_over_bound else "exact"
         laid.add_row(
-            finding.loss, finding.property, finding.world, str(finding.examples),
-            ratio if finding.verdict == "holds" else "", f"[{colour}]{finding.verdict}[/]",
+            finding.loss, finding.law, finding.world, str(finding.examples),
+            ratio if finding.verdict == "holds" else "", f"[{colour}]{verdict}[/]",
         )  # fmt: skip
     return laid
 
 
-def show_falsified(console: Console, findings: Sequence[Finding]) -> None:
+def show_falsified(console: Console, findings: Sequence[Finding], known: Known) -> None:
     """Print every falsified check with its smallest counterexample."""
     for finding in findings:
-        if finding.verdict == "falsified":
+        if finding.verdict == "falsified" and not known.reason(finding):
             console.print(
-                f"\n[bold red]{finding.loss}: {finding.property}[/] does not hold in world {finding.world}"
+                f"\n[bold red]{finding.loss}: {finding.law}[/] does not hold in world {finding.world}"
             )
-            console.print(escape(finding.reason), soft_wrap=True, highlight=False)
+            console.print(escape(shortened(finding.reason)), soft_wrap=True, highlight=False)
             console.print(f"smallest case: {escape(finding.counterexample)}", soft_wrap=True, highlight=False)
+
+
+def shortened(reason: str) -> str:
+    """Return a reason without the frames that lead from here to the target, and without a long middle."""
+    lines: list[str] = []
+    ours = False
+    for line in reason.splitlines():
+        if frame := re.match(r' +File "(.+?)", line \d+', line):
+            ours = frame[1].startswith(HERE) or frame[1].endswith("torch/nn/modules/module.py")
+        elif not line.startswith("    "):
+            ours = False
+        if not ours and not re.fullmatch(r"[ ~^]+", line):
+            lines.append(line)
+    if len(lines) > REASON_LINES:
+        half = REASON_LINES // 2
+        lines[half:-half] = [f"... {len(lines) - 2 * half} lines ..."]
+    return "\n".join(lines)

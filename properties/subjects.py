@@ -2,9 +2,11 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from oracles.complex_step import Array
 
 from .cases import DTYPES, STRIDES, Case, cotangents, tensor
+from .worlds.specs import Worlds, worlds_of
 
 if TYPE_CHECKING:
     from .contracts import Contract
@@ -30,6 +33,7 @@ class Subject:
         strides: memory layouts of its inputs.
         options: constructor arguments to pin.
         bias: it takes a logit bias.
+        output_dict: it can be asked for a dict.
     """
 
     target: str
@@ -39,33 +43,126 @@ class Subject:
     strides: tuple[str, ...] = STRIDES
     options: tuple[tuple[str, Any], ...] = ()
     bias: bool = True
+    output_dict: bool = True
+
+    def worlds(self) -> Worlds:
+        """Return the worlds of the target, apart from those of any other."""
+        return worlds_of(self.target, self.resolve)
 
     def resolve(self) -> Any:
         """Import the target.
 
         Raises:
-            ValueError: the target is not of the form MODULE:NAME.
-            ImportError, AttributeError: there is no such module or name in it.
+            Unresolved: there is nothing of this name.
+            Exception: whatever the target's module raises as it is imported.
         """
         module_name, colon, name = self.target.rpartition(":")
         if not colon or not name:
-            raise ValueError(f"target: expected MODULE:NAME or FILE.py:NAME, got {self.target!r}")
-        if module_name.endswith(".py"):
-            path = Path(module_name)
-            key = f"_subject_{path.stem}_{abs(hash(str(path.resolve())))}"
-            if key not in sys.modules:
-                spec = importlib.util.spec_from_file_location(key, path)
-                if spec is None or spec.loader is None or not path.exists():
-                    raise ImportError(f"target: no such file: {path}")
-                module = importlib.util.module_from_spec(spec)
-                sys.modules[key] = module
-                try:
-                    spec.loader.exec_module(module)
-                except BaseException:
-                    del sys.modules[key]
-                    raise
-            return getattr(sys.modules[key], name)
-        return getattr(importlib.import_module(module_name), name)
+            raise Unresolved(f"expected MODULE:NAME or FILE.py:NAME, got {self.target!r}")
+        module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+        if not hasattr(module, name):
+            raise Unresolved(f"there is no {name} in {module_name}")
+        return getattr(module, name)
+
+
+class Unresolved(Exception):
+    """There is no such target; the message says what is missing."""
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            raise Unresolved(f"there is no module {error.name}") from error
+        raise  # the module is there, and what it imports is not
+
+
+def _load_file(path: Path) -> ModuleType:
+    key = f"_subject_{path.stem}_{abs(hash(str(path.resolve())))}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise Unresolved(f"there is no file {path}")
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[key])
+        except BaseException:
+            del sys.modules[key]
+            raise
+    return sys.modules[key]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a subject takes, as far as its contract is concerned; or why it cannot be verified."""
+
+    unusable: str = ""
+    options: tuple[str, ...] = ()
+    """Which of the contract's options the constructor takes."""
+    bias: bool = True
+    output_dict: bool = True
+
+
+def read_signature(
+    rank: int, world_size: int, subject: Subject, contract: "Contract", case: Case
+) -> Signature:
+    """Import and construct the subject, and look at what it takes.
+
+    Raises:
+        Exception: whatever the subject raises as it is imported or constructed.
+    """
+    from .contracts import accepted, entry
+
+    try:
+        target = subject.resolve()
+    except Unresolved as error:
+        return Signature(str(error))
+    if not callable(target):
+        return Signature(f"expected a class or a function, got {type(target).__name__} {target!r}")
+    known = {**contract.constructor(case), "rank": rank, "world_size": world_size}
+    pinned = dict(subject.options)
+    unknown = sorted(pinned.keys() - accepted(target, pinned).keys() - known.keys())
+    options = known | pinned
+    name = subject.target.rpartition(":")[2]
+    if contract.is_loss and (missing := _missing(target, options)):
+        return Signature(
+            f"{name} needs {', '.join(missing)}, of which the contract {contract.name} knows nothing: "
+            "give a function that returns it constructed"
+        )
+    if unknown:
+        return Signature(f"{name} takes no {', '.join(unknown)}, nor does the contract {contract.name}")
+    call = target
+    if contract.is_loss:
+        case = replace(case, options=tuple((dict(case.options) | pinned).items()))
+        loss = contract.build(target, case, rank, world_size)
+        if not callable(loss):
+            return Signature(f"{name}(...) must return something that can be called, got {loss!r}")
+        call = entry(loss)
+        tensors = dict.fromkeys(contract.inputs(case)[0])
+        given = {**tensors, "output_dict": False, "logit_bias": None}
+        needed = [one for one in tensors if one not in accepted(call, given) and "logit_bias" not in one]
+        missing = _missing(call, given)
+        if needed or missing:
+            wrong = ", ".join([f"takes no {one}" for one in needed] + [f"needs {one}" for one in missing])
+            return Signature(f"the contract {contract.name} calls with {', '.join(tensors)}; {name} {wrong}")
+    return Signature(
+        "",
+        tuple(accepted(target, options)),
+        "logit_bias" in accepted(call, {"logit_bias": None}),
+        "output_dict" in accepted(call, {"output_dict": False}),
+    )
+
+
+def _missing(target: Any, given: dict[str, Any]) -> list[str]:
+    """Return the arguments that `target` cannot do without and is not given."""
+    return [
+        name
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in given
+    ]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def test_what_holds_is_certified(tmp_path: Path) -> None:
     assert record["verdict"] == "holds"
     assert {found["world"] for found in record["properties"]} == {"single", "simulated:2-3"}
     assert all(found["examples"] > 0 for found in record["properties"])
-    assert len(record["sources"]["siglip"]) == 64
+    assert len(record["source"]) == 64
     assert any(line.startswith("Horovod: ") for line in record["not_verified"])
     assert "not verified: Horovod: " in printed
 
@@ -48,10 +48,19 @@ def test_a_strangers_loss_is_falsified_with_a_case(tmp_path: Path) -> None:
         (["--max-examples", "0"], "--max-examples: expected at least 1, got 0"),
         (["--max-examples", "x"], "--max-examples"),
         (["--loss", "exchange", "--world", "1"], "nothing to verify for exchange"),
-        (["no_such_module:Loss", "--as", "clip"], "no_such_module:Loss: No module named"),
+        (["no_such_module:Loss", "--as", "clip"], "no_such_module:Loss: there is no module no_such_module"),
         (["torch.nn:NoSuchLoss", "--as", "clip"], "NoSuchLoss"),
         (["torch.nn:Linear"], "--as: expected one of"),
         (["--as", "clip"], "--as: expected a target"),
+        (["tests/no_such_file.py:Loss", "--as", "clip"], "there is no file tests/no_such_file.py"),
+        (["torch.nn:Linear", "--as", "clip"], "Linear needs in_features, out_features"),
+        (["torch.nn:ReLU", "--as", "clip"], "ReLU takes no image_features"),
+        (["torch.nn:ReLU", "--as", "clip", "--config", "slope=3"], "takes no slope"),
+        (["--config", "local_loss"], "--config: expected name=value"),
+        (["--dtype", "float8"], "--dtype: expected some of float64"),
+        (["--only", "beauty"], "--only: expected some of terms equal the oracle"),
+        (["--max-time", "soon"], "--max-time: expected a time like 60s"),
+        (["--known", "tests/no_such_file.toml"], "--known: cannot read tests/no_such_file.toml"),
     ],
 )
 def test_a_wrong_argument_is_named(tmp_path: Path, arguments: list[str], named: str) -> None:
@@ -59,6 +68,13 @@ def test_a_wrong_argument_is_named(tmp_path: Path, arguments: list[str], named: 
     assert status == 2
     assert named in said
     assert "Traceback" not in said
+
+
+def test_a_folder_that_cannot_be_written_is_named() -> None:
+    command = [*COMMAND, "--loss", "clip", "--json", "/proc/no/such.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert done.returncode == 2
+    assert "--json: cannot write /proc/no/such.json" in done.stderr
 
 
 def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -452,6 +453,68 @@ def test_an_unwaited_receive_buffer_holds_nan() -> None:
     assert np.isnan(SimulatedWorld(2).run(program)[1]).all()
 
 
+def test_ranks_that_wait_together_may_be_in_different_modes() -> None:
+    def program(rank: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.inference_mode(rank == 0):
+            total, parts = torch.full((2,), rank + 1.0), [torch.empty(2) for _ in range(size)]
+            dist.all_gather(parts, total)
+            dist.all_reduce(total)
+            return torch.stack(parts), total
+
+    for parts, total in SimulatedWorld(3).run(program):
+        assert torch.equal(parts, torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
+        assert torch.equal(total, torch.full((2,), 6.0))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_rank_may_wait_at_once_where_another_waits_later(schedule: int | None) -> None:
+    def program(rank: int, size: int) -> torch.Tensor:
+        tensor = torch.full((2,), rank + 1.0)
+        parts = [torch.empty(2) for _ in range(size)]
+        work = dist.all_gather(parts, tensor, async_op=rank == 0)
+        if rank == 0:
+            dist.barrier()
+            work.wait()
+        else:
+            tensor.zero_()  # what rank 0 still waits for was given before
+            dist.barrier()
+        return torch.stack(parts)
+
+    for parts in SimulatedWorld(3, schedule).run(program):
+        assert torch.equal(parts, torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
+
+
+def test_an_output_that_cannot_be_written_is_an_error_of_its_rank_alone() -> None:
+    def program(rank: int, size: int) -> object:
+        tensor = torch.full((2,), rank + 1.0)
+        parts = [torch.empty(2) for _ in range(size)]
+        if rank == 1:
+            parts[0] = torch.empty(1).expand(2)
+        try:
+            dist.all_gather(parts, tensor)
+        except RuntimeError as error:
+            return str(error)
+        return torch.stack(parts)
+
+    first, second, third = SimulatedWorld(3).run(program)
+    expected = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    assert "single memory location" in str(second)
+    assert torch.equal(first, expected)  # type: ignore[arg-type]
+    assert torch.equal(third, expected)  # type: ignore[arg-type]
+
+
+def test_a_collective_into_what_backward_needs_is_noticed() -> None:
+    def program(rank: int, size: int) -> None:
+        weight = torch.ones(2, requires_grad=True)
+        saved = torch.ones(2)
+        product = (weight * saved).sum()
+        dist.all_reduce(saved)
+        product.backward()
+
+    with pytest.raises(SimulationError, match="modified by an inplace operation"):
+        SimulatedWorld(2).run(program)
+
+
 def test_threads_are_reused() -> None:
     SimulatedWorld(5).run(receives_nothing)
     before = threading.active_count()
@@ -663,12 +726,33 @@ def distinct(outcomes: Sequence[object]) -> set[str]:
     return set(map(repr, outcomes))
 
 
+@pytest.mark.parametrize("sends", ["rendezvous", "buffered"])
 @pytest.mark.parametrize(("program", "size"), [(takes_what_comes, 4), (two_receivers, 3)])
 def test_the_distinct_schedules_have_every_outcome_that_interleaving_has(
-    program: Callable[..., object], size: int
+    program: Callable[..., object], size: int, sends: Literal["rendezvous", "buffered"]
 ) -> None:
-    interleaved = [SimulatedWorld(size, seed).run(program) for seed in range(300)]
-    assert distinct(SimulatedWorld(size).explore(program).outcomes) == distinct(interleaved)
+    interleaved = [SimulatedWorld(size, seed, sends=sends).run(program) for seed in range(300)]
+    assert distinct(SimulatedWorld(size).explore(program, sends=sends).outcomes) == distinct(interleaved)
+
+
+def overtakes(rank: int, size: int) -> list[int] | None:
+    """Rank 1's message to rank 0 may be overtaken by rank 2's, which was sent because of it."""
+    if rank == 0:
+        return [dist.recv(ones()) for _ in range(2)]
+    if rank == 1:
+        dist.send(ones(), 0)
+        dist.send(ones(), 2)
+    else:
+        dist.recv(ones(), 1)
+        dist.send(ones(), 0)
+    return None
+
+
+def test_exploring_with_buffered_sends_finds_the_message_that_overtakes() -> None:
+    rendezvous = SimulatedWorld(3).explore(overtakes)
+    buffered = SimulatedWorld(3).explore(overtakes, sends="buffered")
+    assert [outcome[0] for outcome in rendezvous.outcomes] == [[1, 2]]
+    assert sorted(outcome[0] for outcome in buffered.outcomes) == [[1, 2], [2, 1]]
 
 
 def test_exploring_finds_the_one_bad_order() -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 
 from oracles import complex_step
 from oracles.complex_step import Array
 from oracles.rounding import FLOAT64, Magnitude, Precision, gamma
 
-from ..cases import BIASES, Case, Options, cases, cotangents
+from ..cases import BIASES, BOOLEANS, PAD_IDS, Case, Options, cases, cotangents
 from ..subjects import Malformed, Subject
 
 Inputs = list[dict[str, Array]]
@@ -66,6 +67,8 @@ class Contract(ABC):
     smallest_world = 1
     over_horovod: Options | None = (("use_horovod", True),)
     """What to construct the subject with in a Horovod world; None where it does not run over Horovod."""
+    assumed: dict[str, Any] = {}
+    """What a subject is held to where its constructor does not take the option."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
 
     @abstractmethod
@@ -73,15 +76,19 @@ class Contract(ABC):
         """Draw what to construct the subject with."""
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """Draw a case."""
+        """Draw a case; what the subject pins is not drawn."""
+        pinned = dict(subject.options)
         settings: dict[str, Any] = {
             "even": subject.even,
             "dtypes": subject.dtypes,
             "strides": subject.strides,
             "freezable": self.differentiable,
             "biases": BIASES if subject.bias and "logit_bias" in self.differentiable else st.none(),
+            "output_dicts": BOOLEANS if subject.output_dict else st.just(False),
+            "pad_ids": (pinned["pad_id"],) if "pad_id" in pinned else PAD_IDS,
         }
-        return cases(world_size, self.options(subject, world_size), **(settings | self.drawn))
+        options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
+        return cases(world_size, options, **(settings | self.drawn))
 
     @abstractmethod
     def inputs(self, case: Case) -> Inputs:
@@ -122,7 +129,9 @@ class Contract(ABC):
 
     def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
         """Call the subject."""
-        return loss(**tensors, output_dict=case.output_dict)
+        # tensors alone are open_clip's default, which a subject without dicts has no name for
+        asked = {"output_dict": True} if case.output_dict else {}
+        return loss(**tensors, **asked)
 
     def read(self, output: Any, case: Case) -> tuple[str, dict[str, Any]]:
         """Return how the output is structured, and its terms by name."""
@@ -171,10 +180,19 @@ class Contract(ABC):
 
 def accepted(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Return those of `arguments` that `target` takes."""
+    if getattr(target, "__init__", None) is torch.nn.Module.__init__:
+        return {}  # its signature takes all, and it refuses each
     parameters = inspect.signature(target).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def entry(loss: Any) -> Callable[..., Any]:
+    """Return the function that a call of `loss` ends in: a module's own call takes any arguments."""
+    loss = getattr(loss, "_orig_mod", loss)  # what torch.compile wraps
+    entered: Callable[..., Any] = getattr(loss, "forward", loss)
+    return entered
 
 
 def contracts() -> dict[str, Contract]:
@@ -190,4 +208,4 @@ def contracts() -> dict[str, Contract]:
     return {kind.name: kind() for kind in kinds}
 
 
-__all__ = ["Bounds", "Contract", "Inputs", "Malformed", "Sum", "accepted", "contracts"]
+__all__ = ["Bounds", "Contract", "Inputs", "Malformed", "Sum", "accepted", "contracts", "entry"]

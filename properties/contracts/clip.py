@@ -1,6 +1,7 @@
 """The contract of CLIP's loss, and the configurations that all gathering losses share."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -18,6 +19,9 @@ from . import Bounds, Contract, Inputs, Sum
 FEATURES = ("image_features", "text_features")
 
 
+ASSUMED = {"local_loss": False, "gather_with_grad": True}
+
+
 @st.composite
 def gather_options(draw: st.DrawFn, subject: Subject) -> Options:
     """Draw the flags of a loss that gathers features."""
@@ -27,7 +31,7 @@ def gather_options(draw: st.DrawFn, subject: Subject) -> Options:
         "gather_with_grad": draw(st.booleans()),
         "cache_labels": draw(st.booleans()),
     }
-    return tuple((options | dict(subject.options)).items())
+    return tuple(options.items())
 
 
 def flags(case: Case) -> tuple[bool, bool, str]:
@@ -170,6 +174,7 @@ class ClipContract(Contract):
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = (*FEATURES, "logit_scale", "logit_bias")
     symmetric = True
+    assumed: dict[str, Any] = ASSUMED
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""

@@ -13,7 +13,15 @@ from oracles.rounding import Bounded, Magnitude, Precision
 from ..cases import Case, Options, captions
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum
-from .clip import FEATURES, ClipContract, column, contrastive_bounds, gather_options, obeys_mean
+from .clip import (
+    ASSUMED,
+    FEATURES,
+    ClipContract,
+    column,
+    contrastive_bounds,
+    gather_options,
+    obeys_mean,
+)
 
 WEIGHTS = st.sampled_from([1.0, 2.0, 0.5, 0.0])
 
@@ -25,6 +33,7 @@ class CoCaContract(ClipContract):
     terms: tuple[str, ...] = ("contrastive_loss", "caption_loss")
     differentiable: tuple[str, ...] = (*FEATURES, "logit_scale", "logit_bias", "logits")
     drawn = {"captions": True}
+    assumed = ASSUMED | {"clip_loss_weight": 1.0, "caption_loss_weight": 1.0, "pad_id": 0}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""

@@ -27,6 +27,7 @@ class ExchangeContract(GatherContract):
     terms: tuple[str, ...] = ("received", "received_from_left")
     smallest_world = 2
     over_horovod = None
+    assumed = {}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

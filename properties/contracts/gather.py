@@ -12,7 +12,7 @@ from oracles.rounding import Magnitude, Precision
 from ..cases import STRIDES, Case, Options, feature_pair
 from ..subjects import Subject
 from . import Bounds, Contract, Inputs, Sum, accepted
-from .clip import FEATURES, column, flags, gather_options, split_inputs
+from .clip import ASSUMED, FEATURES, column, flags, gather_options, split_inputs
 
 
 class GatherContract(Contract):
@@ -22,6 +22,7 @@ class GatherContract(Contract):
     terms: tuple[str, ...] = ("all_image_features", "all_text_features")
     differentiable: tuple[str, ...] = FEATURES
     is_loss = False
+    assumed: dict[str, Any] = ASSUMED
     drawn = {"cotangent_strides": (*STRIDES, "expanded")}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

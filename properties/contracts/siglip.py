@@ -12,7 +12,7 @@ from oracles.siglip import siglip_loss
 
 from ..cases import Case, Options
 from ..subjects import Subject
-from . import Bounds, Inputs, Sum
+from . import Bounds, Inputs, Sum, accepted, entry
 from .clip import FEATURES, ClipContract, column, student
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
@@ -23,16 +23,16 @@ class SigLipContract(ClipContract):
 
     name = "siglip"
     over_horovod = (("dist_impl", "gather"), ("use_horovod", True))
+    assumed = {}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""
-        pinned = dict(subject.options)
-        impls = st.sampled_from([*DIST_IMPLS, None])
-        return impls.map(lambda impl: tuple(({"dist_impl": impl} | pinned).items()))
+        return st.sampled_from([*DIST_IMPLS, None]).map(lambda impl: (("dist_impl", impl),))
 
     def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
-        """Call the subject; upstream has no default for the bias."""
-        return loss(**({"logit_bias": None} | tensors), output_dict=case.output_dict)
+        """See `Contract`."""
+        # upstream has no default for the bias
+        return super().call(loss, accepted(entry(loss), {"logit_bias": None}) | tensors, case, rank)
 
     def obeys_mean(self, case: Case) -> bool:
         """See `Contract`."""

@@ -36,6 +36,8 @@ class Law:
     )
     simulated: bool = True
     """Whether it may run in simulated worlds."""
+    patience: float = 1.0
+    """How much longer than others a call may take."""
     share: float = 1.0
     """Examples, as a share of those asked for: costly laws take fewer."""
 

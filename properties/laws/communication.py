@@ -10,7 +10,7 @@ from ..cases import Case, tensor
 from ..contracts import Contract
 from ..subjects import Subject
 from ..worlds import World
-from ..worlds.single import SingleWorld
+from ..worlds.specs import SINGLE
 from . import Law, compare, observe
 
 
@@ -28,7 +28,7 @@ def mean_over_ranks_equals_single_process(
     case = dataclasses.replace(case, cotangents="ones")
     whole = _together(case)
     (outcomes,) = observe(contract, subject, world, [case])
-    ((single,),) = observe(contract, subject, SingleWorld(), [whole])
+    ((single,),) = observe(contract, subject, subject.worlds().open(SINGLE), [whole])
     bounds = contract.bounds(case, contract.inputs(case), contract.weights(case))
     (whole_terms,), (whole_grads,) = dataclasses.astuple(
         contract.bounds(whole, contract.inputs(whole), contract.weights(whole))

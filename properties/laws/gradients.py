@@ -101,7 +101,6 @@ def _smooth_float64(draw: st.DrawFn, contract: Contract, subject: Subject, world
         pattern="unit" if case.pattern == "large" else case.pattern,
         scale=min(case.scale, 10.0),
         frozen=(),
-        output_dict=True,
     )
 
 

@@ -123,7 +123,7 @@ LAWS = [
     Law("deterministic", deterministic, share=0.3),
     Law("used equals fresh", used_equals_fresh, draw=_sequences, share=0.5,
         applies=lambda contract: contract.is_loss),
-    Law("compiled equals eager", compiled_equals_eager, share=0.02,
+    Law("compiled equals eager", compiled_equals_eager, share=0.02, patience=4.0,
         worlds="two", simulated=False,
         applies=lambda contract: contract.is_loss),
 ]  # fmt: skip

@@ -7,8 +7,9 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from .processes import COLLECTIVE_SHARE, ProcessWorld
+from .processes import ProcessWorld
 
 LOCALHOST = "127.0.0.1"
 
@@ -25,7 +26,7 @@ class HorovodWorld(ProcessWorld):
 
     Over gloo, Horovod's own stall check sees nothing, so a rank that waits for ever is for the dispatcher.
 
-    Args: as for `ProcessWorld`.
+    Args: as for `ProcessWorld`, but for `join`.
 
     Raises:
         ImportError: Horovod is not installed.
@@ -35,19 +36,21 @@ class HorovodWorld(ProcessWorld):
     kind = "horovod"
 
     def __init__(
-        self, size: int, timeout: float = 60.0, start_timeout: float = 120.0, grace: float = 3.0
+        self,
+        size: int,
+        timeout: float = 60.0,
+        start_timeout: float = 120.0,
+        grace: float = 3.0,
+        prepare: Callable[[], object] | None = None,
     ) -> None:
-        self._port = 0
-        super().__init__(size, timeout, start_timeout, grace)
+        super().__init__(size, timeout, start_timeout, grace, prepare=prepare)
         if missing := horovod_missing():
             raise ImportError(missing)
 
     def _start(self) -> None:
-        with _rendezvous(self.size) as self._port:
+        with _rendezvous(self.size) as port:
+            self.join = functools.partial(_join, port=port)
             super()._start()
-
-    def _joining(self) -> Callable[[int, int], None]:
-        return functools.partial(_join, port=self._port, seconds=COLLECTIVE_SHARE * self.timeout)
 
 
 @contextlib.contextmanager
@@ -66,8 +69,8 @@ def _rendezvous(size: int) -> Iterator[int]:
             server.shutdown()
 
 
-def _join(rank: int, size: int, port: int, seconds: float) -> None:
-    limit = max(1, math.floor(seconds))
+def _join(rank: int, size: int, folder: Path, collective_timeout: float, port: int) -> None:
+    limit = max(1, math.floor(collective_timeout))
     os.environ.update(
         {
             "HOROVOD_CONTROLLER": "gloo",

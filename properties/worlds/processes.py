@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import faulthandler
-import functools
 import multiprocessing
 import os
 import pickle
@@ -43,6 +42,28 @@ LINGER_SECONDS = 0.2
 REAP_SECONDS = 5.0
 STACK_SECONDS = 1.0
 OUTPUT_TAIL = 2000
+MEMORY_BYTES = 8 * 2**30
+FILE_BYTES = 2**28
+LIMITS = {
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_DATA: MEMORY_BYTES,
+    resource.RLIMIT_FSIZE: FILE_BYTES,
+}
+
+
+Join = Callable[[int, int, Path, float], None]
+"""Makes ranks a group: gets rank, size, a folder that all ranks share, and seconds a collective may take."""
+
+
+def join_gloo(rank: int, size: int, folder: Path, collective_timeout: float) -> None:
+    """Make torch.distributed's default group."""
+    dist.set_debug_level_from_env()  # type: ignore[attr-defined, unused-ignore]
+    store, limit = f"file://{folder}/store", timedelta(seconds=collective_timeout)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=limit)
+
+
+def join_nothing(rank: int, size: int, folder: Path, collective_timeout: float) -> None:
+    """Leave torch.distributed uninitialised."""
 
 
 class ProcessWorld:
@@ -56,6 +77,12 @@ class ProcessWorld:
         timeout: seconds that a run may take. Collectives time out at four fifths of it.
         start_timeout: seconds that the processes may take to start and join the group.
         grace: seconds that the other ranks get to report by themselves once one has failed.
+        join: what makes the ranks a group; a function that is importable by name.
+        prepare: what each rank calls once it has joined, in the time for starting; what it raises is for a
+            later run to meet.
+
+    A rank may hold `MEMORY_BYTES` and write files of `FILE_BYTES`, its output included: beyond, allocating
+    and writing raise in it. Processes that it leaves behind are killed with it.
 
     Raises:
         ValueError: `size` is less than 1, or a time is not positive.
@@ -64,7 +91,13 @@ class ProcessWorld:
     kind = "processes"
 
     def __init__(
-        self, size: int, timeout: float = 60.0, start_timeout: float = 120.0, grace: float = 3.0
+        self,
+        size: int,
+        timeout: float = 60.0,
+        start_timeout: float = 120.0,
+        grace: float = 3.0,
+        join: Join = join_gloo,
+        prepare: Callable[[], object] | None = None,
     ) -> None:
         self._ranks: list[_Rank] = []
         if size < 1:
@@ -76,6 +109,8 @@ class ProcessWorld:
         self.timeout = timeout
         self.start_timeout = start_timeout
         self.grace = grace
+        self.join = join
+        self.prepare = prepare
         self._owner = os.getpid()
         self._folder = Path()
 
@@ -101,8 +136,7 @@ class ProcessWorld:
         try:
             if not self._ranks or self._owner != os.getpid():
                 self._start()
-            (self._folder / "call").write_bytes(pickle.dumps((sys.path, call)))
-            return self._ask(b"call", self.timeout)
+            return self._call(call, self.timeout)
         except BaseException:
             self.close()
             raise
@@ -115,6 +149,8 @@ class ProcessWorld:
         for rank in ranks:
             if rank.process.is_alive():
                 rank.process.kill()
+            with contextlib.suppress(OSError):  # what the rank has started, in its session
+                os.killpg(rank.process.pid or 0, signal.SIGKILL)
         for rank in ranks:
             rank.process.join(REAP_SECONDS)
             rank.pipe.close()
@@ -133,7 +169,8 @@ class ProcessWorld:
         with _launching():
             for rank in range(self.size):
                 ours, theirs = context.Pipe()
-                given = rank, self.size, theirs, self._folder, environment, self._joining()
+                limit = COLLECTIVE_SHARE * self.timeout
+                given = rank, self.size, theirs, self._folder, environment, self.join, limit
                 child = context.Process(target=_rank_main, args=given, daemon=True)
                 child.start()
                 theirs.close()
@@ -141,11 +178,12 @@ class ProcessWorld:
         # Once every rank has arrived they join at once, so that joining can have the collectives' timeout.
         self._ask(b"arrive", self.start_timeout)
         self._ask(b"join", self.start_timeout)
+        if self.prepare:
+            self._call(pickle.dumps((_prepare, (self.prepare,))), self.start_timeout)
 
-    def _joining(self) -> Callable[[int, int], None]:
-        """Return what a rank calls, with its rank and the world's size, to join the others."""
-        store, seconds = self._folder / "store", COLLECTIVE_SHARE * self.timeout
-        return functools.partial(_join_gloo, store=store, seconds=seconds)
+    def _call(self, call: bytes, timeout: float) -> list[Any]:
+        (self._folder / "call").write_bytes(pickle.dumps((sys.path, call)))
+        return self._ask(b"call", timeout)
 
     def _ask(self, request: bytes, timeout: float) -> list[Any]:
         """Return every rank's answer, or raise what became of each, in `timeout` plus a few seconds."""
@@ -297,7 +335,8 @@ def _rank_main(
     pipe: connection.Connection,
     folder: Path,
     environment: dict[str, str],
-    join: Callable[[int, int], None],
+    join: Join,
+    collective_timeout: float,
 ) -> None:
     """Join the group, then answer calls until the dispatcher is gone.
 
@@ -306,7 +345,9 @@ def _rank_main(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the dispatcher decides
     threading.Thread(target=_exit_with_dispatcher, args=[folder], daemon=True).start()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.setsid()
+    for limited, most in LIMITS.items():
+        resource.setrlimit(limited, (most, most))
     output = os.open(folder / f"output-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -317,7 +358,9 @@ def _rank_main(
     os.environ.clear()
     os.environ.update(environment)
 
-    torch.set_num_threads(1)  # it was read from the fork server's environment when that imported torch
+    def enter() -> None:
+        torch.set_num_threads(1)  # it was read from the fork server's environment, which imported torch
+        join(rank, size, folder, collective_timeout)
 
     def call() -> object:
         sys.path[:], pickled = pickle.loads((folder / "call").read_bytes())
@@ -327,32 +370,26 @@ def _rank_main(
             raise TypeError("a rank cannot import what the call names (__main__ it never can)") from error
         return function(rank, size, *arguments)
 
-    jobs: dict[bytes, Callable[[], object]] = {
-        b"arrive": lambda: None,
-        b"join": lambda: join(rank, size),
-        b"call": call,
-    }
+    jobs = {b"arrive": lambda: None, b"join": enter, b"call": call}
     while True:
         job = jobs[pipe.recv_bytes()]
         os.ftruncate(output, 0)
         _answer(job, folder / f"answer-{rank}", pipe)
 
 
-def _join_gloo(rank: int, size: int, store: Path, seconds: float) -> None:
-    # it was read from the fork server's environment when that imported torch
-    dist.set_debug_level_from_env()  # type: ignore[attr-defined, unused-ignore]
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=seconds),
-    )
+def _prepare(rank: int, size: int, prepare: Callable[[], object]) -> None:
+    with contextlib.suppress(Exception):
+        prepare()
 
 
 def _answer(job: Callable[[], object], file: Path, pipe: connection.Connection) -> None:
+    process_id = os.getpid()
     try:
-        result = job()
+        try:
+            result = job()
+        finally:
+            if os.getpid() != process_id:  # the job forked, and this is the copy
+                os._exit(0)
         try:
             pickled = pickle.dumps(result)
         except Exception as error:

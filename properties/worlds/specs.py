@@ -1,16 +1,21 @@
 """Which worlds to verify in, as people name them: "1,sim:2-8,proc:2,hvd:2"."""
 
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from . import World
 from .horovod import HorovodWorld, horovod_missing
-from .processes import ProcessWorld, shared_world
+from .isolated import IsolatedWorld
+from .processes import ProcessWorld, join_gloo, join_nothing
 from .single import SingleWorld
 
 Kind: TypeAlias = Literal["single", "processes", "horovod", "simulated"]
 
+RUN_SECONDS = 20.0
+"""How long one call of a target may take on all its ranks; then it counts as hung."""
 LARGEST = {"processes": 16, "horovod": 16, "simulated": 256}
 _KINDS: dict[str, Kind] = {"proc": "processes", "hvd": "horovod", "sim": "simulated"}
 
@@ -30,11 +35,68 @@ class WorldSpec:
         first, last = self.sizes[0], self.sizes[-1]
         return f"{self.kind}:{first}" if first == last else f"{self.kind}:{first}-{last}"
 
-    def open(self) -> World:
-        """Return the world; a simulated one is made for each case instead."""
-        if self.kind == "single":
-            return SingleWorld()
-        return shared_world(self.sizes[0], HorovodWorld if self.kind == "horovod" else ProcessWorld)
+
+SINGLE = WorldSpec("single", (1,))
+
+
+class Worlds:
+    """The worlds of one target, in processes that it shares with no other target and not with the caller.
+
+    They start when first used.
+
+    Args:
+        target: whose worlds these are.
+        prepare: imports the target, in each process as it starts.
+    """
+
+    def __init__(self, target: str, prepare: Callable[[], object]) -> None:
+        self.target = target
+        self.prepare = prepare
+        self._pools: dict[tuple[Kind, int, float], ProcessWorld] = {}
+
+    def open(self, spec: WorldSpec, patience: float = 1.0) -> World:
+        """Return the world of a kind that has one size; a simulated one is made for each case.
+
+        Args:
+            spec: the kind and the size.
+            patience: how much longer than `RUN_SECONDS` a call may take.
+        """
+        if spec.kind == "single":
+            return self.isolated(SingleWorld())
+        return self._pool(spec.kind, spec.sizes[0], patience)
+
+    def isolated(self, inner: World) -> World:
+        """Return a world of one process, in a process of the target's."""
+        return IsolatedWorld(inner, self._pool("single", 1))
+
+    def close(self) -> None:
+        """End the processes."""
+        for pool in self._pools.values():
+            pool.close()
+
+    def _pool(self, kind: Kind, size: int, patience: float = 1.0) -> ProcessWorld:
+        """Return the pool of a kind and size; the single process joins no group."""
+        key, limit = (kind, size, patience), patience * RUN_SECONDS
+        if key not in self._pools:
+            if kind == "horovod":
+                self._pools[key] = HorovodWorld(size, limit, prepare=self.prepare)
+            else:
+                join = join_nothing if kind == "single" else join_gloo
+                self._pools[key] = ProcessWorld(size, limit, join=join, prepare=self.prepare)
+        return self._pools[key]
+
+
+_current: dict[int, Worlds] = {}
+
+
+def worlds_of(target: str, prepare: Callable[[], object]) -> Worlds:
+    """Return the worlds of a target, which `prepare` imports. Those of the target before it are closed."""
+    worlds = _current.get(os.getpid())
+    if worlds is None or worlds.target != target:
+        if worlds is not None:
+            worlds.close()
+        worlds = _current[os.getpid()] = Worlds(target, prepare)
+    return worlds
 
 
 def parse(text: str) -> list[WorldSpec]:
@@ -52,7 +114,7 @@ def parse(text: str) -> list[WorldSpec]:
     for part in text.split(","):
         match = re.fullmatch(r"(?:(proc|sim|hvd):)?(\d+)(?:-(\d+))?", part.strip())
         if part.strip() == "single" or (match and match[0] == "1"):
-            specs.append(WorldSpec("single", (1,)))
+            specs.append(SINGLE)
             continue
         if not match or (match[3] and not match[1]):
             raise ValueError(f"expected parts like 1, 3, proc:2-4, hvd:2 or sim:2-8, got {part.strip()!r}")

@@ -130,17 +130,24 @@ class SimulatedWorld:
         """
         return self._run(_chooser(self.schedule), self.sends, function, arguments)
 
-    def explore(self, function: Callable[..., T], *arguments: object, limit: int = 10_000) -> Exploration[T]:
+    def explore(
+        self,
+        function: Callable[..., T],
+        *arguments: object,
+        limit: int = 10_000,
+        sends: Literal["rendezvous", "buffered"] = "rendezvous",
+    ) -> Exploration[T]:
         """Run every schedule that some rank can tell from the others, once each.
 
         Ranks without receives from any source and without polls cannot tell schedules apart: there is one.
-        Sends are rendezvous; a program that needs them buffered is reported.
+        Rendezvous sends report a program that needs them buffered. Buffered ones let a rank run ahead of
+        its messages, so that more of them can reach a receive from any source.
 
         Raises:
             RuntimeError: there are more than `limit` schedules.
         """
         return Explorer().explore(
-            lambda chooser: self._run(chooser, "rendezvous", function, arguments), SimulationError, limit
+            lambda chooser: self._run(chooser, sends, function, arguments), SimulationError, limit
         )
 
     def close(self) -> None:

@@ -65,8 +65,18 @@ class Work(dist.Work):
         raise NotImplementedError("simulated world: Work.get_future")
 
 
+class _Landed(dist.Work):
+    """The handle of every communication that was complete when the call returned."""
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        return True
+
+
+_LANDED = _Landed()
+
+
 def _bytes(tensors: Tensors) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum([tensor.nbytes for tensor in tensors])
 
 
 def _describe(name: str, tensor: torch.Tensor, **more: Any) -> Signature:
@@ -149,19 +159,24 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
         volume: tuple[int, int, int],
         fill: Callable[[Slot, int], Tensors] | None = None,
         **more: Any,
-    ) -> Work:
-        if _local.world is None or _local.world.rank != self.global_rank:
+    ) -> dist.Work:
+        if _router.world is None or _router.world.rank != self.global_rank:
             raise RuntimeError(f"{self} was kept from another rank, in a global or a default argument say")
         asynchronous = bool(getattr(options, "asyncOp", True))
         operation = Operation(
             self.global_rank, self.members, signature, inputs, outputs, asynchronous, fill=fill, **more
         )
         self.network.start(operation, *volume)
-        return Work(self.network, operation)
+        if asynchronous:
+            return Work(self.network, operation)
+        self.network.wait(operation)
+        return _LANDED
 
     # Everyone gets everything
 
-    def _gather_all(self, name: str, outputs: list[list[torch.Tensor]], inputs: Tensors, opts: Any) -> Work:
+    def _gather_all(
+        self, name: str, outputs: list[list[torch.Tensor]], inputs: Tensors, opts: Any
+    ) -> dist.Work:
         for parts, tensor in zip(outputs, inputs, strict=True):
             _expect(len(parts) == self.width, f"{name}: {len(parts)} outputs for {self.width} ranks")
             shape, dtype = tensor.shape, tensor.dtype
@@ -173,7 +188,10 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
                     )
 
         def fill(slot: Slot, place: int) -> Tensors:
-            return [slot.arrivals[j].payload[i] for i in range(len(inputs)) for j in range(self.width)]
+            if slot.shared is None:
+                everyone = [slot.arrivals[j].payload for j in range(self.width)]
+                slot.shared = [payload[i] for i in range(len(inputs)) for payload in everyone]
+            return slot.shared
 
         peers, part_bytes = self.width - 1, _bytes(inputs)
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
@@ -187,14 +205,14 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
             in_place={(i, i * self.width + self.place) for i in range(len(inputs))},
         )
 
-    def allgather(self, outputs: list[list[torch.Tensor]], inputs: Tensors, opts: Any = None) -> Work:
+    def allgather(self, outputs: list[list[torch.Tensor]], inputs: Tensors, opts: Any = None) -> dist.Work:
         return self._gather_all("all_gather", outputs, inputs, opts)
 
-    def all_gather_single(self, output: torch.Tensor, input: torch.Tensor, opts: Any = None) -> Work:
+    def all_gather_single(self, output: torch.Tensor, input: torch.Tensor, opts: Any = None) -> dist.Work:
         parts = self._parts("all_gather_single", output, input)
         return self._gather_all("all_gather_single", [parts], [input], opts)
 
-    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> Work:
+    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> dist.Work:
         pairs = zip(outputs, inputs, strict=True)
         parts = [self._parts("all_gather_single", output, tensor) for output, tensor in pairs]
         return self._gather_all("all_gather_single", parts, inputs, opts)
@@ -213,7 +231,7 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
 
     # Reductions
 
-    def _all_reduce(self, tensors: Tensors, opts: Any) -> Work:
+    def _all_reduce(self, tensors: Tensors, opts: Any) -> dist.Work:
         name = _reduction(opts.reduceOp)
 
         def fill(slot: Slot, place: int) -> Tensors:
@@ -222,7 +240,7 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
                     _combine([slot.arrivals[j].payload[i] for j in range(self.width)], name)
                     for i in range(len(tensors))
                 ]
-            return slot.shared  # type: ignore[return-value]
+            return slot.shared
 
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         peers = self.width - 1
@@ -242,13 +260,13 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
             in_place={(i, i) for i in range(len(tensors))},
         )
 
-    def allreduce(self, tensors: Tensors, opts: Any) -> Work:
+    def allreduce(self, tensors: Tensors, opts: Any) -> dist.Work:
         return self._all_reduce(tensors, opts)
 
-    def allreduce_coalesced(self, tensors: Tensors, opts: Any) -> Work:
+    def allreduce_coalesced(self, tensors: Tensors, opts: Any) -> dist.Work:
         return self._all_reduce(tensors, opts)
 
-    def reduce(self, tensors: Tensors, opts: Any) -> Work:
+    def reduce(self, tensors: Tensors, opts: Any) -> dist.Work:
         name, root, mine = _reduction(opts.reduceOp), opts.rootRank, opts.rootRank == self.place
 
         def fill(slot: Slot, place: int) -> Tensors:
@@ -271,7 +289,7 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
             in_place={(0, 0)},
         )
 
-    def _reduce_parts(self, kind: str, outputs: Tensors, parts: Sequence[Tensors], opts: Any) -> Work:
+    def _reduce_parts(self, kind: str, outputs: Tensors, parts: Sequence[Tensors], opts: Any) -> dist.Work:
         name, lists = _reduction(opts.reduceOp), len(parts)
         for output, row in zip(outputs, parts, strict=True):
             _expect(len(row) == self.width, f"{kind}: {len(row)} inputs for {self.width} ranks")
@@ -306,15 +324,15 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
             in_place={(i * self.width + self.place, i) for i in range(lists)},
         )
 
-    def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> Work:
+    def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> dist.Work:
         for output, row in zip(outputs, inputs, strict=True):
             self._check_strides("reduce_scatter", output, row)
         return self._reduce_parts("reduce_scatter", outputs, inputs, opts)
 
-    def reduce_scatter_single(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> Work:
+    def reduce_scatter_single(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> dist.Work:
         return self.reduce_scatter_single_coalesced([output], [input], opts)
 
-    def reduce_scatter_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any) -> Work:
+    def reduce_scatter_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any) -> dist.Work:
         name = "reduce_scatter_single"
         pairs = zip(outputs, inputs, strict=True)
         return self._reduce_parts(
@@ -333,7 +351,7 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
 
     # One rank to all, all to one
 
-    def broadcast(self, tensors: Tensors, opts: Any) -> Work:
+    def broadcast(self, tensors: Tensors, opts: Any) -> dist.Work:
         root, mine, size = opts.rootRank, opts.rootRank == self.place, _bytes(tensors)
         return self._start(
             _describe("broadcast", tensors[0], root=self.members.ranks[root], stride=_stride(tensors[0])),
@@ -344,7 +362,7 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
             lambda slot, place: slot.arrivals[root].payload,
         )
 
-    def gather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any) -> Work:
+    def gather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any) -> dist.Work:
         root, mine, size = opts.rootRank, opts.rootRank == self.place, _bytes(inputs)
         parts = outputs[0] if mine else []
         _expect(not mine or len(parts) == self.width, f"gather: {len(parts)} outputs for {self.width} ranks")
@@ -360,7 +378,7 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
             in_place={(0, self.place)},
         )
 
-    def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> Work:
+    def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> dist.Work:
         root, mine, size = opts.rootRank, opts.rootRank == self.place, _bytes(outputs)
         parts = inputs[0] if mine else []
         _expect(not mine or len(parts) == self.width, f"scatter: {len(parts)} inputs for {self.width} ranks")
@@ -379,7 +397,7 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
 
     # All to all
 
-    def _exchange(self, name: str, outputs: Tensors, inputs: Tensors, opts: Any, by_rows: bool) -> Work:
+    def _exchange(self, name: str, outputs: Tensors, inputs: Tensors, opts: Any, by_rows: bool) -> dist.Work:
         _expect(
             len(outputs) == len(inputs) == self.width,
             f"{name}: {len(inputs)} inputs and {len(outputs)} outputs for {self.width} ranks",
@@ -406,7 +424,7 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
             check=check,
         )
 
-    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> Work:
+    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> dist.Work:
         return self._exchange("all_to_all", outputs, inputs, opts, by_rows=False)
 
     def all_to_all_single(
@@ -416,7 +434,7 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
         output_split_sizes: Sequence[int],
         input_split_sizes: Sequence[int],
         opts: Any = None,
-    ) -> Work:
+    ) -> dist.Work:
         return self._exchange(
             "all_to_all_single",
             self._split(output, output_split_sizes),
@@ -436,12 +454,12 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
         _expect(sum(sizes) == tensor.shape[0], f"all_to_all_single: splits {sizes} of {tensor.shape[0]} rows")
         return torch.split(tensor.detach(), list(sizes))
 
-    def barrier(self, opts: Any = None) -> Work:
+    def barrier(self, opts: Any = None) -> dist.Work:
         return self._start(Signature("barrier"), [], [], opts, (self.width - 1, 0, 0))
 
     # Point to point
 
-    def _peer(self, name: str, tensors: Tensors, peer: int | None, tag: int) -> Work:
+    def _peer(self, name: str, tensors: Tensors, peer: int | None, tag: int) -> dist.Work:
         (tensor,) = tensors
         _expect(tensor.is_contiguous(), f"{name}: the tensor must be contiguous")
         _expect(peer is None or 0 <= peer < self.width, f"{name}: no rank {peer} in {self.members}")
@@ -456,13 +474,13 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
             tag=tag,
         )
 
-    def send(self, tensors: Tensors, dst: int, tag: int) -> Work:
+    def send(self, tensors: Tensors, dst: int, tag: int) -> dist.Work:
         return self._peer("send", tensors, dst, tag)
 
-    def recv(self, tensors: Tensors, src: int, tag: int) -> Work:
+    def recv(self, tensors: Tensors, src: int, tag: int) -> dist.Work:
         return self._peer("recv", tensors, src, tag)
 
-    def recv_anysource(self, tensors: Tensors, tag: int) -> Work:
+    def recv_anysource(self, tensors: Tensors, tag: int) -> dist.Work:
         return self._peer("recv", tensors, None, tag)
 
     # The names of earlier versions of torch
@@ -544,28 +562,39 @@ class RankWorld:
         self.network = None  # type: ignore[assignment]
 
 
-_local = threading.local()
+class _Router(threading.local):
+    """Stands in for c10d's record of its groups; a rank's thread sees that rank's, any other the original."""
+
+    world: RankWorld | None = None
+
+    def enter(self, world: RankWorld) -> None:
+        # c10d asks dozens of times a case: what a thread holds itself is found without a call.
+        vars(self).update(vars(world), world=world)
+
+    def leave(self) -> None:
+        vars(self).clear()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.world or _originals[0], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.world is None:
+            setattr(_originals[0], name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+_router = _Router()
 _lock = threading.Lock()
 _installed = 0
 _originals: list[Any] = []
 
 
-class _Router:
-    """Stands in for c10d's record of its groups; a rank's thread sees that rank's, any other the original."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(getattr(_local, "world", None) or _originals[0], name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(getattr(_local, "world", None) or _originals[0], name, value)
-
-
 def _make_group(*args: Any, **kwargs: Any) -> Any:
-    world: RankWorld | None = getattr(_local, "world", None)
-    if world is None:
+    if _router.world is None:
         return _originals[1](*args, **kwargs)
     _, _, ranks, _, _, name = args[:6]
-    return world.new_group(ranks, name), None
+    return _router.world.new_group(ranks, name), None
 
 
 @contextmanager
@@ -575,7 +604,7 @@ def installed() -> Iterator[None]:
     with _lock:
         if _installed == 0:
             _originals[:] = [c10d._world, c10d._new_process_group_helper]
-            c10d._world, c10d._new_process_group_helper = _Router(), _make_group  # type: ignore[assignment]
+            c10d._world, c10d._new_process_group_helper = _router, _make_group  # type: ignore[assignment]
         _installed += 1
     try:
         yield
@@ -589,9 +618,10 @@ def installed() -> Iterator[None]:
 @contextmanager
 def entered(network: Network, rank: int, backend: str) -> Iterator[None]:
     """Be one rank in this thread."""
-    _local.world = RankWorld(network, rank, backend)
+    world = RankWorld(network, rank, backend)
+    _router.enter(world)
     try:
         yield
     finally:
-        _local.world.forget()
-        _local.world = None
+        _router.leave()
+        world.forget()

@@ -164,7 +164,7 @@ class Slot:
 
     def __init__(self) -> None:
         self.arrivals: dict[int, Operation] = {}
-        self.shared: object = None
+        self.shared: list[torch.Tensor] | None = None
         """What the first rank to need it computed for all, a sum say."""
 
 
@@ -327,14 +327,20 @@ class Network:
         self.scheduler.turn(rank)
         self._refuse()
         phase: Phase = "forward" if torch._C._current_graph_task_id() == -1 else "backward"
-        volume = self.traffic.setdefault(Key(rank, operation.name, phase), Volume())
+        key = Key(rank, operation.signature.operation, phase)
+        volume = self.traffic.get(key)
+        if volume is None:
+            volume = self.traffic[key] = Volume()
         volume.calls += 1
         volume.messages += messages
         volume.sent += sent
         volume.received += received
         with torch._C._DisableTorchDispatch():
             self._check_memory(operation)
-            operation.payload = buffers.snapshots(operation.inputs)
+            # A rank that waits here cannot touch its inputs before all have arrived.
+            operation.payload = (
+                buffers.snapshots(operation.inputs) if operation.asynchronous else list(operation.inputs)
+            )
             if fault is not None and fault.kind == "flip" and any(part.numel() for part in operation.payload):
                 place = next(i for i, part in enumerate(operation.payload) if part.numel())
                 operation.payload[place] = buffers.flip_bit(operation.payload[place], fault.bit)
@@ -380,7 +386,8 @@ class Network:
             self.scheduler.block(rank)
             if not operation.done:
                 self._refuse()
-        self._land(operation)
+        if not operation.landed:
+            self._land(operation)
 
     def poll(self, operation: Operation) -> bool:
         """Whether the communication is complete; a real backend may notice late, and so may this one."""
@@ -461,6 +468,7 @@ class Network:
             if operation.check is not None and (conflict := operation.check(slot)) is not None:
                 one, other_place, how = conflict
                 raise self._mismatch(slot.arrivals[one], slot.arrivals[other_place], how)
+            self._land_together(slot)
             for arrival in slot.arrivals.values():
                 self._finish(arrival)
 
@@ -603,6 +611,31 @@ class Network:
                     )
 
         return touched
+
+    def _land_together(self, slot: Slot) -> None:
+        """Fill the outputs of ranks that all wait; else keep what they gave until each fills its own."""
+        waiting = [place for place, arrival in slot.arrivals.items() if not arrival.asynchronous]
+        results: dict[int, Sequence[torch.Tensor]] = {}
+        # Inference mode, since outputs made under it are not written outside.
+        with torch._C._DisableTorchDispatch(), torch.inference_mode(), suppress(Exception):
+            if len(waiting) == len(slot.arrivals):
+                outputs: list[torch.Tensor] = []
+                for place, arrival in slot.arrivals.items():
+                    if arrival.outputs:
+                        assert arrival.fill is not None
+                        results[place] = arrival.fill(slot, place)
+                        outputs += arrival.outputs
+                if outputs:
+                    torch._foreach_copy_(outputs, [part for result in results.values() for part in result])
+                for arrival in slot.arrivals.values():
+                    arrival.landed, arrival.slot = True, None
+                return
+        # Where that was impossible each rank tries, and raises, by itself.
+        for place in waiting:
+            arrival = slot.arrivals[place]
+            if place in results:
+                arrival.result = buffers.snapshots(results[place])
+            arrival.payload = buffers.snapshots(arrival.payload)
 
     def _land(self, operation: Operation) -> None:
         """Fill the outputs."""

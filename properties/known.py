@@ -1,0 +1,62 @@
+"""Findings that are accepted, each with a reason, in a file that people keep beside their loss."""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from .certify import Finding
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One accepted finding: `[[known]]` in the file."""
+
+    property: str
+    """Name of the law."""
+    reason: str
+    world: str = ""
+    """Empty for every world."""
+    target: str = ""
+    """Empty for every target."""
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    known: list[Entry] = []
+
+
+@dataclass
+class Known:
+    """What a file accepts."""
+
+    entries: list[Entry] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> "Known":
+        """Read a TOML file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not TOML, or an entry is not one; the message names what is wrong.
+        """
+        try:
+            return cls(msgspec.convert(tomllib.loads(path.read_text()), _File).known)
+        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def reason(self, finding: Finding) -> str:
+        """Return why a finding is accepted; nothing, if it is not."""
+        return next((entry.reason for entry in self.entries if _matches(entry, finding)), "")
+
+    def unmatched(self, findings: list[Finding]) -> list[Entry]:
+        """Return the entries that match no finding: what they accept is gone, or was not looked for."""
+        return [entry for entry in self.entries if not any(_matches(entry, one) for one in findings)]
+
+
+def _matches(entry: Entry, finding: Finding) -> bool:
+    return (
+        finding.verdict == "falsified"
+        and entry.property == finding.law
+        and entry.world in ("", finding.world)
+        and entry.target in ("", finding.check.subject.target)
+    )

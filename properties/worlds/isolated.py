@@ -1,0 +1,50 @@
+"""A world of one process, run in a process of its own, so that what runs there cannot harm the caller's."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from . import World, WorldError
+from .processes import ProcessWorld
+
+T = TypeVar("T")
+
+
+class IsolatedWorld:
+    """`inner`, in the one process of `host`, which outlives what raises there, but not a crash or a hang.
+
+    After those, `host` starts another process by itself at the next run.
+
+    Args:
+        inner: a world that needs no process but the caller's.
+        host: a world of one process, which joins nothing.
+    """
+
+    def __init__(self, inner: World, host: ProcessWorld) -> None:
+        self.inner = inner
+        self.host = host
+        self.name, self.size = inner.name, inner.size
+
+    def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
+        """Call `function(rank, size, *arguments)` on every rank; see `World.run`.
+
+        Function, arguments and results travel pickled, as in `ProcessWorld`.
+        """
+        try:
+            (outcome,) = self.host.run(_run, self.inner, function, arguments)
+        except WorldError as error:
+            raise WorldError(self.name, error.ranks) from error
+        if isinstance(outcome, WorldError):
+            raise outcome
+        return outcome
+
+    def close(self) -> None:
+        """Nothing is held but the host, which others share."""
+
+
+def _run(
+    rank: int, size: int, inner: World, function: Callable[..., T], arguments: tuple[object, ...]
+) -> list[T] | WorldError:
+    try:
+        return inner.run(function, *arguments)
+    except WorldError as error:
+        return error
