@@ -3,13 +3,19 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: verify test lint bench nightly peers clean
+.PHONY: verify test horovod lint bench nightly peers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# Builds Horovod at the first call, for three minutes; tools/horovod_wheel.py says where the wheel is kept.
+horovod: .venv/installed
+	wheel=$$($(BIN)/python tools/horovod_wheel.py) && $(BIN)/python -m pip install --quiet "$$wheel"
+	HOROVOD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_horovod.py
+	$(BIN)/verified-losses certify --world hvd:2,hvd:3 --max-examples 10 --json build/horovod.json
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Contract x subject x world x law, each run over drawn cases, to a verdict."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -139,8 +140,12 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
     known = contracts()
     for label, (name, subject) in subjects.items():
         for world in worlds:
+            over_horovod = known[name].over_horovod if world.kind == "horovod" else ()
+            if over_horovod is None:
+                continue
+            placed = dataclasses.replace(subject, options=subject.options + over_horovod)
             for law in laws():
-                check = Check(label, known[name], subject, law, world)
+                check = Check(label, known[name], placed, law, world)
                 if check.sizes and (law.simulated or world.kind != "simulated"):
                     yield check
 

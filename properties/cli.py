@@ -29,6 +29,7 @@ from .laws import laws
 from .replay import replay
 from .subjects import Subject, read_signature
 from .worlds import WorldError
+from .worlds.horovod import horovod_missing
 from .worlds.specs import SINGLE, parse
 
 HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
@@ -101,7 +102,8 @@ def certify(
         Which properties not.
     world
         Where ranks run, separated by commas: 1 is one process, proc:2 (or 2) two real processes over gloo,
-        proc:2-4 pools of two to four, sim:2-8 simulated ranks whose number and schedule are drawn.
+        proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
+        and schedule are drawn.
     dtype
         Of the inputs, separated by commas: float64, float32, bfloat16, float16.
     max_examples
@@ -203,7 +205,7 @@ class _Run:
         self.counterexamples = counterexamples
         self.defects: list[Defect] = []
         self.findings: list[Finding] = []
-        self.not_verified = _not_verified()
+        self.not_verified = _not_verified(planned)
 
     def record(self) -> report.Certificate | report.Certificates:
         complete = len(self.findings) == len(self.planned)
@@ -369,8 +371,10 @@ def _fitted(asked: Subject, contract: Contract) -> Subject:
     return replace(asked, options=options, bias=signature.bias, output_dict=signature.output_dict)
 
 
-def _not_verified() -> list[str]:
-    lines = ["Horovod: use_horovod=True is not supported yet"]
+def _not_verified(planned: list[Check]) -> list[str]:
+    lines = []
+    if all(check.world.kind != "horovod" for check in planned):
+        lines.append(f"Horovod: {horovod_missing() or 'no world asked for has it, such as hvd:2'}")
     if not torch.cuda.is_available():
         lines.append("CUDA: no device here")
     return lines

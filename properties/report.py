@@ -1,5 +1,6 @@
 """What people see and keep: the table on the terminal, and the certificate."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -116,6 +117,8 @@ def source_hash(subject: Subject) -> str:
 def versions() -> dict[str, str]:
     """Return the versions that a verdict depends on."""
     packages = {name: metadata.version(name) for name in ("torch", "numpy", "hypothesis")}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        packages["horovod"] = metadata.version("horovod")
     return {**packages, "python": platform.python_version(), "platform": sys.platform}
 
 

@@ -65,6 +65,8 @@ class Contract(ABC):
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""
     smallest_world = 1
+    over_horovod: Options | None = (("use_horovod", True),)
+    """What to construct the subject with in a Horovod world; None where it does not run over Horovod."""
     assumed: dict[str, Any] = {}
     """What a subject is held to where its constructor does not take the option."""
     constructed: tuple[str, ...] = ("options", "pad_id")

@@ -26,6 +26,7 @@ class ExchangeContract(GatherContract):
     name = "exchange"
     terms: tuple[str, ...] = ("received", "received_from_left")
     smallest_world = 2
+    over_horovod = None
     assumed = {}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}
 

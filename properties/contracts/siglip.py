@@ -22,6 +22,7 @@ class SigLipContract(ClipContract):
     """A binary cross-entropy for every image and text of all ranks."""
 
     name = "siglip"
+    over_horovod = (("dist_impl", "gather"), ("use_horovod", True))
     assumed = {}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

@@ -16,8 +16,9 @@ from .gradients import unweighted
 
 
 def together(case: Case) -> Case:
-    """Return the whole batch on one rank."""
-    return dataclasses.replace(unweighted(case), rows=(sum(case.rows),))
+    """Return the whole batch on one rank, which talks to nobody, and has no Horovod."""
+    options = tuple(option for option in case.options if option[0] != "use_horovod")
+    return dataclasses.replace(unweighted(case), rows=(sum(case.rows),), options=options)
 
 
 def mean_over_ranks_equals_single_process(
