@@ -181,33 +181,47 @@ def tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> torch
     return made.requires_grad_(requires_grad)
 
 
-# Around the tile and chunk sizes in common use.
-SIZES = st.integers(1, 9) | st.integers(1, 40) | st.sampled_from([15, 16, 17, 31, 32, 33])
-# Past the tiles and chunks in common use: 64 and 128, and 256 where one process holds all rows.
-LARGE_SIZES = st.sampled_from([48, 63, 64, 65, 96, 100, 127, 128, 129])
+BOUNDARIES = (15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
+"""Sizes at which tiles and chunks in common use are full, or have one element more or less."""
+
+
+@st.composite
+def sizes(draw: st.DrawFn, limits: tuple[int, ...]) -> int:
+    """A number of rows or columns up to one of `limits`, often at a boundary.
+
+    One integer, and whether it is moved down to a boundary: where all larger sizes fail too it need not be
+    moved, and shrinks one by one to the smallest that fails.
+    """
+    limit = draw(st.sampled_from(limits))
+    size = draw(st.integers(1, limit))
+    at_a_boundary: bool = draw(st.booleans())
+    if at_a_boundary:
+        return max((boundary for boundary in BOUNDARIES if boundary <= size), default=size)
+    return size
 
 
 @st.composite
 def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
-    """Rows of each rank and width: mostly small, now and then past a tile of 128 in one of the two."""
-    kind = draw(st.sampled_from(["small", "small", "small", "small", "uneven", "uneven", "rows", "width"]))
+    """Rows of each rank and width: mostly small, now and then past a tile of 64 or 128 in one of the two."""
+    kind = draw(st.sampled_from(["small", "uneven", "rows", "width"]))
     if kind == "width":
-        return {"rows": (draw(st.integers(1, 4)),) * world_size, "width": draw(LARGE_SIZES | st.just(257))}
-    width = draw(SIZES)
-    if kind == "rows":
-        width = min(width, 24)
-        sizes = LARGE_SIZES if world_size > 1 else LARGE_SIZES | st.sampled_from([255, 256, 257])
-        return {"rows": (draw(sizes) // (1 if world_size < 3 else 2),) * world_size, "width": width}
-    rows = draw(st.integers(1, 8))
-    if kind == "uneven" and not even:
+        return {"rows": (draw(st.integers(1, 4)),) * world_size, "width": draw(sizes((40, 257, 257)))}
+    width = draw(sizes((9, 9, 40)))
+    if kind == "uneven" and not even and world_size > 1:
         return {"rows": tuple(draw(st.integers(1, 8)) for _ in range(world_size)), "width": width}
-    if draw(st.booleans()):
-        rows = draw(st.integers(1, 40 // world_size))
-    return {"rows": (rows,) * world_size, "width": width}
+    if kind != "rows" and world_size > 1:
+        return {"rows": (draw(st.integers(1, max(8, 40 // world_size))),) * world_size, "width": width}
+    if world_size == 1:
+        return {"rows": (draw(sizes((9, 9, 40, 257))),), "width": min(width, 24)}
+    # all ranks together meet little more than one process alone
+    rows = [draw(sizes((40, 129) if world_size == 2 else (40, 66)))] * world_size
+    if not even and draw(st.booleans()):
+        rows[-1] = draw(st.integers(1, 8))
+    return {"rows": tuple(rows), "width": min(width, 24)}
 
 
-# CLIP starts at 1 / 0.07 and stops at 100, SigLIP starts at 10
-USUAL_SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 100.0])
+# CLIP starts at 1 / 0.07 and stops at 100, SigLIP starts at 10; others stop elsewhere, or have none
+USUAL_SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 100.0, 150.0, 0.0])
 SCALES = USUAL_SCALES | st.floats(-5, 5).map(lambda x: float(f"{math.exp(x):.3g}"))
 BIASES = st.sampled_from([None, 0.0, -10.0]) | st.floats(-16, 16).map(lambda x: float(f"{x:.3g}"))
 SEEDS = st.integers(0, 2**16)

@@ -1,17 +1,20 @@
 """What several ranks together compute."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import assume
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..cases import Case, tensor
 from ..contracts import Contract
-from ..subjects import Subject
+from ..subjects import Subject, backward, inputs
 from ..worlds import World
+from ..worlds.simulated import SimulatedWorld
 from ..worlds.single import SingleWorld
-from . import Law, compare, observe
+from . import Falsified, Law, compare, observe
 
 
 def _together(case: Case) -> Case:
@@ -87,6 +90,45 @@ def _second_derivatives(
     return {name: value.double().numpy() for name, value in zip(weights, paired, strict=True)}
 
 
+def backward_is_silent(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """Without gather_with_grad backward sends nothing: a rank may run it alone, or not at all."""
+    assume(not case.option("gather_with_grad"))
+    sent = world.run(_sent_in_backward, subject, contract, case)
+    if isinstance(world, SimulatedWorld):
+        for key in world.traffic:
+            if key.phase == "backward":
+                sent[key.rank].append(key.operation)
+    for rank, operations in enumerate(sent):
+        if operations:
+            raise Falsified(f"rank {rank}: backward sends, by {', '.join(sorted(set(operations)))}")
+    return 0.0
+
+
+class _Collectives(TorchDispatchMode):
+    """Notes the communication of real process groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def _sent_in_backward(
+    rank: int, world_size: int, subject: Subject, contract: Contract, case: Case
+) -> list[str]:
+    loss = contract.build(subject.resolve(), case, rank, world_size)
+    output = contract.call(loss, inputs(rank, contract, case), case, rank)
+    with _Collectives() as collectives:
+        backward(rank, contract, case, contract.read(output, case)[1])
+    return collectives.seen
+
+
 def _linear(contract: Contract) -> bool:
     return not contract.is_loss
 
@@ -104,5 +146,12 @@ LAWS = [
         worlds="several",
         applies=_linear,
         share=0.5,
+    ),
+    Law(
+        "backward is silent",
+        backward_is_silent,
+        worlds="several",
+        applies=lambda contract: contract.name in ("clip", "coca", "distill", "gather"),
+        share=0.3,
     ),
 ]
