@@ -95,7 +95,10 @@ def test_sizes_shrink_to_the_smallest_that_fails(threshold: int) -> None:
 
 @pytest.mark.parametrize("multiple", [8, 16, 32, 64, 128])
 def test_sizes_find_full_tiles(multiple: int) -> None:
-    assert find(sizes((9, 40, 257)), lambda n: n % multiple == 0, settings=settings(max_examples=WITHIN)) == multiple
+    assert (
+        find(sizes((9, 40, 257)), lambda n: n % multiple == 0, settings=settings(max_examples=WITHIN))
+        == multiple
+    )
 
 
 def test_regions_of_the_simplest_case() -> None:

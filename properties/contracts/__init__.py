@@ -14,7 +14,7 @@ from oracles import complex_step
 from oracles.complex_step import Array
 from oracles.rounding import FLOAT64, Magnitude, Precision, gamma
 
-from ..cases import BIASES, Case, Options, cases, cotangents
+from ..cases import BIASES, Case, Options, cases, cotangents, independent
 from ..subjects import Malformed, Subject
 
 Inputs = list[dict[str, Array]]
@@ -79,7 +79,7 @@ class Contract(ABC):
             "freezable": self.differentiable,
             "biases": BIASES if subject.bias and "logit_bias" in self.differentiable else st.none(),
         }
-        return cases(world_size, self.options(subject, world_size), **(settings | self.drawn))
+        return independent(cases(world_size, self.options(subject, world_size), **(settings | self.drawn)))
 
     @abstractmethod
     def inputs(self, case: Case) -> Inputs:

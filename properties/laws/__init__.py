@@ -5,7 +5,7 @@ A law returns the worst error as a fraction of its bound; laws about bits or typ
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -13,9 +13,11 @@ from numpy.typing import ArrayLike
 
 from ..cases import Case
 from ..contracts import Contract
+from ..process_state import preserved
 from ..subjects import Outcome, Step, Subject, run_steps
 from ..worlds import World
 
+T = TypeVar("T")
 Predicate = Callable[[Contract, Subject, World, Any], float]
 
 
@@ -45,12 +47,23 @@ class Law:
         return sizes[self.worlds] and world_size >= contract.smallest_world and self.applies(contract)
 
 
+def run(world: World, function: Callable[..., T], *arguments: object) -> list[T]:
+    """As `World.run`; what the function changes in the processes it runs in is put back."""
+    with preserved():
+        return world.run(_preserving, function, *arguments)
+
+
+def _preserving(rank: int, world_size: int, function: Callable[..., T], *arguments: object) -> T:
+    with preserved():
+        return function(rank, world_size, *arguments)
+
+
 def observe(
     contract: Contract, subject: Subject, world: World, steps: Iterable[Step | Case], fresh: bool = True
 ) -> list[list[Outcome]]:
     """Run the subject on every rank; return the outcomes of each step, rank by rank."""
     steps = [step if isinstance(step, Step) else Step(step) for step in steps]
-    by_rank = world.run(run_steps, subject, contract, steps, fresh)
+    by_rank = run(world, run_steps, subject, contract, steps, fresh)
     return [list(outcomes) for outcomes in zip(*by_rank, strict=True)]
 
 

@@ -14,7 +14,7 @@ from ..subjects import Subject, backward, inputs
 from ..worlds import World
 from ..worlds.simulated import SimulatedWorld
 from ..worlds.single import SingleWorld
-from . import Falsified, Law, compare, observe
+from . import Falsified, Law, compare, observe, run
 
 
 def _together(case: Case) -> Case:
@@ -59,7 +59,7 @@ def mean_over_ranks_equals_single_process(
 def second_derivatives_travel(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """The derivative of <gradient, v> by the cotangents is what the function gives for v."""
     assume(case.option("gather_with_grad", True))
-    pairs = world.run(_second_derivatives, subject, contract, case)
+    pairs = run(world, _second_derivatives, subject, contract, case)
     inputs = contract.inputs(case)
     weights = contract.weights(case)
     bounds = contract.bounds(case, inputs, weights)
@@ -93,7 +93,7 @@ def _second_derivatives(
 def backward_is_silent(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """Without gather_with_grad backward sends nothing: a rank may run it alone, or not at all."""
     assume(not case.option("gather_with_grad"))
-    sent = world.run(_sent_in_backward, subject, contract, case)
+    sent = run(world, _sent_in_backward, subject, contract, case)
     if isinstance(world, SimulatedWorld):
         for key in world.traffic:
             if key.phase == "backward":
@@ -108,7 +108,7 @@ class _Collectives(TorchDispatchMode):
     """Notes the communication of real process groups."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(
@@ -126,7 +126,8 @@ def _sent_in_backward(
     output = contract.call(loss, inputs(rank, contract, case), case, rank)
     with _Collectives() as collectives:
         backward(rank, contract, case, contract.read(output, case)[1])
-    return collectives.seen
+    seen: list[str] = collectives.seen
+    return seen
 
 
 def _linear(contract: Contract) -> bool:

@@ -4,10 +4,8 @@ import contextlib
 import dataclasses
 import gc
 import io
-import os
 import random
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +15,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..cases import Case
 from ..contracts import Contract
+from ..process_state import changed, snapshot
 from ..subjects import Outcome, Step, Subject, backward, inputs
 from ..worlds import World
-from . import Falsified, Law, observe
+from . import Falsified, Law, observe, run
 
 
 def inputs_unchanged(contract: Contract, subject: Subject, world: World, case: Case) -> float:
@@ -126,82 +125,36 @@ def compiled_equals_eager(contract: Contract, subject: Subject, world: World, ca
     return _check(contract, case, outcomes, contract.inputs(case))
 
 
-def _set_environment(variables: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(variables)
-
-
-def _generator() -> bytes:
-    return torch.get_rng_state().numpy().tobytes()
-
-
-def _set_generator(state: bytes) -> None:
-    torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-
-
-_STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
-    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "the gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "torch's random generator": (_generator, _set_generator),
-    "Python's random generator": (random.getstate, random.setstate),
-    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "deterministic algorithms": (
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
-    ),
-    "the precision of float32 products": (
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-    ),
-    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    "autocast": (
-        lambda: torch.is_autocast_enabled("cpu"),
-        lambda enabled: torch.set_autocast_enabled("cpu", enabled),
-    ),
-    "the environment": (lambda: dict(os.environ), _set_environment),
-}
-"""What all code of a process shares: how to read it, and how to put it back."""
-
-
 def leaves_no_trace(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """A call leaves the process as it was, prints nothing, and keeps none of its inputs alive."""
-    for rank, traces in enumerate(world.run(_traces, subject, contract, case)):
+    for rank, traces in enumerate(run(world, _traces, subject, contract, case)):
         if traces:
             raise Falsified(f"rank {rank}: the call {', '.join(traces)}")
     return 0.0
 
 
 def _traces(rank: int, world_size: int, subject: Subject, contract: Contract, case: Case) -> list[str]:
-    """Return what a call and its backward leave behind, in words, and put the process back."""
+    """Return what a call and its backward leave behind, in words."""
     target = subject.resolve()
     printed = io.StringIO()
-    outside = {name: get() for name, (get, _) in _STATE.items()}
     # from where no usual seed leads: who seeds with 0 changes it too
     torch.manual_seed(case.seed + 12345)
     random.seed(case.seed + 12345)
-    before = {name: get() for name, (get, _) in _STATE.items()}
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                loss = contract.build(target, case, rank, world_size)
-                given = inputs(rank, contract, case)
-                storages = {name: StorageWeakRef(leaf.untyped_storage()) for name, leaf in given.items()}
-                terms = contract.read(contract.call(loss, given, case, rank), case)[1]
-                backward(rank, contract, case, terms)
-            del given, terms
-        after = {name: get() for name, (get, _) in _STATE.items()}
-    finally:
-        for name, (_, put) in _STATE.items():
-            put(outside[name])
+    before = snapshot()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loss = contract.build(target, case, rank, world_size)
+        given = inputs(rank, contract, case)
+        storages = {name: StorageWeakRef(leaf.untyped_storage()) for name, leaf in given.items()}
+        terms = contract.read(contract.call(loss, given, case, rank), case)[1]
+        backward(rank, contract, case, terms)
+    del given, terms
+    traces = [f"changed {name}" for name in changed(before)]
+    if printed.getvalue():
+        traces.append(f"printed {printed.getvalue()!r}")
     if not all(storage.expired() for storage in storages.values()):
         gc.collect()
-    kept = [name for name, storage in storages.items() if not storage.expired()]
-    return [
-        *(f"changed {name}" for name in _STATE if before[name] != after[name]),
-        *([f"printed {printed.getvalue()!r}"] if printed.getvalue() else []),
-        *(f"keeps {name} alive" for name in kept),
-    ]
+    return traces + [f"keeps {name} alive" for name, storage in storages.items() if not storage.expired()]
 
 
 LAWS = [

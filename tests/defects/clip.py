@@ -175,22 +175,6 @@ class HalfLoss(Clip):
         return total.half().to(total.dtype)
 
 
-class Float16Sum(Clip):
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        total = super().cross_entropy(logits, labels)
-        return total.half().float() if logits.dtype == torch.float16 else total
-
-
-class BFloat16Accumulates(Clip):
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if logits.dtype != torch.bfloat16:
-            return super().cross_entropy(logits, labels)
-        total = logits.new_zeros(())
-        for row in F.cross_entropy(widen(logits), labels, reduction="none"):
-            total = total + row.to(logits.dtype)
-        return total.float()
-
-
 class NoMaxSubtraction(Clip):
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = widen(logits)
@@ -213,8 +197,8 @@ class HalfGradient(Clip):
 
 
 class SqueezesOneRow(Clip):
-    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
-        return super().product(anchors.squeeze(0), gallery, scale, bias)
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().cross_entropy(logits.squeeze(0), labels)
 
 
 class OneRowShortcut(Clip):
@@ -441,11 +425,6 @@ class GradientWithinNode(Clip):
         return _SumOfSome.apply(features, rows, [rank // 4 == node for rank in range(self.world_size)])
 
 
-class BackwardMisreadsStrides(Clip):
-    def gather_grad(self, features: Tensor, rows: list[int]) -> Tensor:
-        return altered(gather_rows(features, rows), lambda grad: grad.as_strided(grad.shape, (grad.shape[1], 1)))
-
-
 class BackwardTalks(Clip):
     def insert(self, everyone: Tensor, own: Tensor, rows: list[int]) -> Tensor:
         def through_everyone(grad: Tensor) -> Tensor:
@@ -670,7 +649,9 @@ class GathersUndetached(Clip):
         for features in (image, text):
             everyone = [torch.zeros_like(features) for _ in range(self.world_size)]
             dist.all_gather(everyone, features.contiguous())
-            everyone[self.rank] = everyone[self.rank].detach() + self.world_size * (features - features.detach())
+            everyone[self.rank] = everyone[self.rank].detach() + self.world_size * (
+                features - features.detach()
+            )
             gathered.append(torch.cat(everyone))
         per_image = self.product(*gathered, scale, bias)
         return per_image, per_image.T

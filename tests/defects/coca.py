@@ -113,7 +113,8 @@ class MeanOfRankMeans(CoCa):
 class MeanOfCaptionMeans(CoCa):
     def caption(self, logits: Tensor, labels: Tensor) -> Tensor:
         means = [
-            self.token_sum(logits[i : i + 1], labels[i : i + 1]) / max(int((labels[i] != self.pad_id).sum()), 1)
+            self.token_sum(logits[i : i + 1], labels[i : i + 1])
+            / max(int((labels[i] != self.pad_id).sum()), 1)
             for i in range(len(labels))
         ]
         return torch.stack(means).sum() * self.world_size / sum(self.count(labels))
@@ -164,12 +165,6 @@ class CaptionsInBFloat16(CoCa):
     def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         rounded = logits.bfloat16().to(logits.dtype) if logits.dtype == torch.float32 else logits
         return super().token_sum(rounded, labels)
-
-
-class Float16CaptionSum(CoCa):
-    def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        total = super().token_sum(logits, labels)
-        return total.half().float() if logits.dtype == torch.float16 else total
 
 
 class CaptionsContiguousOnly(CoCa):

@@ -154,7 +154,9 @@ class WidthPacked(Clip):
     def gather_grad(self, features: Tensor, rows: list[int]) -> Tensor:
         # a message of 128 columns at most
         everyone = super().gather_grad(features, rows)
-        return torch.cat([everyone[:, :128], everyone[:, :-128].detach()[:, : max(everyone.shape[1] - 128, 0)]], 1)
+        return torch.cat(
+            [everyone[:, :128], everyone[:, :-128].detach()[:, : max(everyone.shape[1] - 128, 0)]], 1
+        )
 
 
 width_packed = _with(WidthPacked)
@@ -190,7 +192,11 @@ class _BroadcastEach(Function):
         ctx.rows, rank = rows, dist.get_rank()
         blocks = []
         for source, n in enumerate(rows):
-            block = tensor.detach().contiguous().clone() if source == rank else tensor.new_empty(n, tensor.shape[1])
+            block = (
+                tensor.detach().contiguous().clone()
+                if source == rank
+                else tensor.new_empty(n, tensor.shape[1])
+            )
             dist.broadcast(block, source)
             blocks.append(block)
         return torch.cat(blocks)

@@ -20,7 +20,7 @@ from hypothesis.errors import UnsatisfiedAssumption
 from rich.console import Console
 from rich.table import Table
 
-from properties.certify import Check, Finding, checks, verify
+from properties.certify import Check, checks, verify
 from properties.worlds.specs import parse
 
 from .index import DEFECTS, RIGHT, Planted
@@ -104,24 +104,26 @@ def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Tri
             seconds = (watch.caught_at or time.monotonic()) - started
             return Trial(
                 seed, finding.property, finding.world, examples, seconds,
-                finding.counterexample, finding.reason, not planted.explains(finding),
+                finding.counterexample, finding.reason, not planted.explains(finding.reason),
             )  # fmt: skip
     return Trial(seed, examples=examples, seconds=time.monotonic() - started)
 
 
+def reason_if_falsified(check: Check, max_examples: int, seed: int) -> str:
+    """Return why a check does not hold, or nothing; no smaller case is looked for."""
+    try:
+        finding = verify(_watched(check, stop=True)[0], max_examples, seed)
+    except _Enough as enough:
+        return f"{type(enough.__cause__).__name__}: {enough.__cause__}"
+    return finding.reason
+
+
 def all_catchers(planted: Planted, seed: int, worlds: str, max_examples: int) -> list[str]:
     """Return every property that does not hold."""
-    found = []
+    found: list[str] = []
     for check in checks({planted.id: (planted.contract, planted.subject)}, parse(worlds)):
-        if check.law.name in found:
-            continue
-        try:
-            finding = verify(_watched(check, stop=True)[0], max_examples, seed)
-        except _Enough:
+        if check.law.name not in found and reason_if_falsified(check, max_examples, seed):
             found.append(check.law.name)
-        else:
-            if finding.verdict == "falsified":
-                found.append(check.law.name)
     return found
 
 
@@ -179,10 +181,12 @@ def report(
         console.width = 140
     # a process each: what one changes in its process, the next does not see
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "hypothesis", "properties.certify"])
+    context.set_forkserver_preload(["tests.defects.right", "properties.laws.hygiene"])
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
         pending = {
-            planted.id: pool.submit(examine, planted, seeds, world, max_examples, every and planted.wrong != "")
+            planted.id: pool.submit(
+                examine, planted, seeds, world, max_examples, every and planted.wrong != ""
+            )
             for planted in chosen
         }
         for planted in chosen:
@@ -197,7 +201,9 @@ def _show(console: Console, planted: Planted, result: Result) -> None:
     for trial in result.trials:
         caught = bool(trial.law)
         if not planted.wrong:
-            mark = f"ACCUSED by {trial.law}: {trial.reason[-400:]} {trial.shrunk}" if caught else "never accused"
+            mark = (
+                f"ACCUSED by {trial.law}: {trial.reason[-400:]} {trial.shrunk}" if caught else "never accused"
+            )
         elif trial.accident:
             mark = f"ACCIDENT, {trial.law}: {trial.reason[-400:]}"
         else:
@@ -246,12 +252,6 @@ def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, R
         highlight=False,
     )
     return int(len(caught) < len(trials) or bool(accused) or bool(missized))
-
-
-def finding_of(planted: Planted, law: str, world: str, max_examples: int, seed: int = 0) -> list[Finding]:
-    """Verify one property alone, in all worlds named."""
-    planned = checks({planted.id: (planted.contract, planted.subject)}, parse(world))
-    return [verify(check, max_examples, seed) for check in planned if check.law.name == law]
 
 
 if __name__ == "__main__":

@@ -295,7 +295,9 @@ def _into_tensor(tensor: Tensor, rows: list[int]) -> Tensor:
 def _by_broadcasts(tensor: Tensor, rows: list[int]) -> Tensor:
     rank = dist.get_rank()
     blocks = [
-        tensor.clone(memory_format=torch.contiguous_format) if r == rank else tensor.new_empty(n, tensor.shape[1])
+        tensor.clone(memory_format=torch.contiguous_format)
+        if r == rank
+        else tensor.new_empty(n, tensor.shape[1])
         for r, n in enumerate(rows)
     ]
     works = [dist.broadcast(block, source, async_op=True) for source, block in enumerate(blocks)]
@@ -364,8 +366,10 @@ class _ReduceScatter(SumRows):
 class MasksTokens(CoCa):
     def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         kept = labels != self.pad_id
-        return F.cross_entropy(widen(logits[kept]), labels[kept], reduction="sum") if kept.any() else (
-            widen(logits[:0]).sum()
+        return (
+            F.cross_entropy(widen(logits[kept]), labels[kept], reduction="sum")
+            if kept.any()
+            else (widen(logits[:0]).sum())
         )
 
 
@@ -493,7 +497,9 @@ class DirectlyFromEach(SigLip):
     def ring(self, text: Tensor, rows: list[int]) -> list[Tensor]:
         rank, world_size = self.rank, self.world_size
         return [
-            exchange(text, (rank - hop) % world_size, (rank + hop) % world_size, rows[(rank - hop) % world_size])
+            exchange(
+                text, (rank - hop) % world_size, (rank + hop) % world_size, rows[(rank - hop) % world_size]
+            )
             for hop in range(1, world_size)
         ]
 

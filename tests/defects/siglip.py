@@ -109,10 +109,11 @@ class BFloat16Accumulates(SigLip):
     def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
         if logits.dtype != torch.bfloat16:
             return super().log_sigmoid(logits, labels)
-        total = logits.new_zeros(())
-        for row in -F.logsigmoid(widen(labels) * widen(logits)).sum(1):
-            total = total + row.to(logits.dtype)
-        return total.float()
+        losses = -F.logsigmoid(widen(labels) * widen(logits)).to(logits.dtype)
+        by_image = logits.new_zeros(len(losses))
+        for column in losses.T:
+            by_image = by_image + column
+        return by_image.float().sum()
 
 
 class ClampedSigmoid(SigLip):
@@ -276,9 +277,7 @@ class _Blocking(Exchange):
 
 class GatherStopsGradient(SigLip):
     def gathered(self, text: Tensor, rows: list[int]) -> list[Tensor]:
-        return [
-            block for rank, block in enumerate(all_gather(text, rows).split(rows)) if rank != self.rank
-        ]
+        return [block for rank, block in enumerate(all_gather(text, rows).split(rows)) if rank != self.rank]
 
 
 class GatherKeepsOwn(SigLip):
