@@ -78,8 +78,8 @@ def compare(what: str, observed: ArrayLike, expected: ArrayLike, bound: ArrayLik
         raise Falsified(f"{what}: expected shape {list(right.shape)}, observed {list(seen.shape)}")
     if seen.size == 0:
         return 0.0
-    error = abs(seen - right)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        error = abs(seen - right)
         ratio = np.where(error == 0, 0.0, error / np.broadcast_to(allowed, error.shape))
     ratio = np.where(np.isnan(ratio), np.inf, ratio)
     worst = np.unravel_index(np.argmax(ratio), ratio.shape)

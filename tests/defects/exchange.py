@@ -165,9 +165,9 @@ def float32_on_the_wire(from_rank: int, to_rank: int, tensor: Tensor) -> Tensor:
     return neighbour_exchange(from_rank, to_rank, tensor.float()).double()
 
 
-def first_128_rows(from_rank: int, to_rank: int, tensor: Tensor) -> Tensor:
+def first_64_rows(from_rank: int, to_rank: int, tensor: Tensor) -> Tensor:
     received = neighbour_exchange(from_rank, to_rank, tensor)
-    return torch.cat([received[:128], received[128:] * 0])
+    return torch.cat([received[:64], received[64:] * 0])
 
 
 def half_gradient(from_rank: int, to_rank: int, tensor: Tensor) -> Tensor:

@@ -379,6 +379,7 @@ def gather_features(
     rank: int = 0,
     world_size: int = 1,
     clip: type[Clip] = Clip,
+    convention: str = "exact",
 ) -> tuple[Tensor, Tensor]:
     loss = clip(local_loss, gather_with_grad, rank=rank, world_size=world_size)
     rows = loss.count(image_features)

@@ -105,17 +105,6 @@ class BFloat16Logits(SigLip):
         return logits.bfloat16().to(logits.dtype)
 
 
-class BFloat16Accumulates(SigLip):
-    def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if logits.dtype != torch.bfloat16:
-            return super().log_sigmoid(logits, labels)
-        losses = -F.logsigmoid(widen(labels) * widen(logits)).to(logits.dtype)
-        by_image = logits.new_zeros(len(losses))
-        for column in losses.T:
-            by_image = by_image + column
-        return by_image.float().sum()
-
-
 class ClampedSigmoid(SigLip):
     def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
         return -(widen(labels) * widen(logits)).sigmoid().clamp(min=1e-7).log().sum()
