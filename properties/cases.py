@@ -182,23 +182,21 @@ def tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> torch
     return made.requires_grad_(requires_grad)
 
 
-BOUNDARIES = (15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
-"""Sizes at which tiles and chunks in common use are full, or have one element more or less."""
+TILES = (1, 16, 64)
+"""Of what sizes are made multiples now and then: those in common use for tiles and chunks; 1 is none."""
 
 
 @st.composite
 def sizes(draw: st.DrawFn, limits: tuple[int, ...]) -> int:
-    """A number of rows or columns up to one of `limits`, often at a boundary.
+    """A number of rows or columns up to one of `limits`, often a number of full tiles.
 
-    One integer, and whether it is moved down to a boundary: where all larger sizes fail too it need not be
-    moved, and shrinks one by one to the smallest that fails.
+    One integer, rounded down to full tiles: where all larger sizes fail too it need not be rounded, and
+    shrinks one by one to the smallest that fails.
     """
     limit = draw(st.sampled_from(limits))
     size = draw(st.integers(1, limit))
-    at_a_boundary: bool = draw(st.booleans())
-    if at_a_boundary:
-        return max((boundary for boundary in BOUNDARIES if boundary <= size), default=size)
-    return size
+    tile = draw(st.sampled_from(TILES))
+    return size // tile * tile or size
 
 
 @st.composite

@@ -231,11 +231,10 @@ class LastTilePadded(Clip):
         return super().cross_entropy(F.pad(logits, (0, -logits.shape[1] % 16)), labels)
 
 
-class FullLastTileDropped(Clip):
+class FullLastTileShort(Clip):
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if logits.shape[1] % 64:
-            return super().cross_entropy(logits, labels)
-        return super().cross_entropy(logits[: len(logits) - 64 or None], labels[: len(logits) - 64 or None])
+        short = len(logits) - (logits.shape[1] % 16 == 0)
+        return super().cross_entropy(logits[:short], labels[:short])
 
 
 class TilesNotRescaled(Clip):
@@ -586,7 +585,7 @@ class WeightOfFirstCall(Clip):
 class LargestLogitRemembered(Clip):
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = widen(logits)
-        self.largest = max(getattr(self, "largest", -1e9), float(logits.max()))
+        self.largest = max(getattr(self, "largest", -1e9), float(logits.detach().max()))
         sums = (logits - self.largest).exp().sum(1).log() + self.largest
         return (sums - logits.gather(1, labels[:, None])[:, 0]).sum()
 

@@ -53,7 +53,7 @@ class Planted:
 
 DEFECTS = [
     Planted("clip", "NoLabelOffset", "labels of every rank start at 0 under local_loss", "solo-learn f25dc1f; stable-pretraining PR 409", (TERMS,), "sim:2-8"),
-    Planted("clip", "OffsetForEqualRows", "the label offset is rank times this rank's rows", "KNOWN_BUGS 9", (TERMS,), "sim:2-8"),
+    Planted("clip", "OffsetForEqualRows", "the label offset is rank times this rank's rows", "KNOWN_BUGS 9", (TERMS,), "sim:2-8", raises="out of bounds"),
     Planted("clip", "LastRankUnshifted", "the last rank's labels start at 0", "", (TERMS,), "sim:2-8"),
     Planted("clip", "OffsetBeyondFour", "the label offset is wrong from the fifth rank on", "", (TERMS,), "sim:2-8"),
     Planted("clip", "SmoothedLabels", "a label smoothing of 0.001 was left in", "", (TERMS,)),
@@ -86,9 +86,9 @@ DEFECTS = [
     Planted("clip", "WidthUpTo128", "columns beyond 128 are dropped", "Inf-CL, flash.py", (TERMS,), smallest="width=129"),
     Planted("clip", "ChunkDropsRemainder", "rows beyond a multiple of 32 are dropped", "", (TERMS,), smallest="rows=(33,)"),
     Planted("clip", "LastTilePadded", "the last tile of 16 columns is padded with zeros", "Inf-CL, flash.py", (TERMS,)),
-    Planted("clip", "FullLastTileDropped", "with a multiple of 64 columns the last tile is dropped", "", (TERMS,), smallest="rows=(64,)"),
-    Planted("clip", "TilesNotRescaled", "log-sum-exp over tiles of 64 forgets to rescale", "", (TERMS,), "sim:2-8", smallest="rows=(65,)"),
-    Planted("clip", "GradientUpTo64Rows", "rows beyond 64 get no gradient", "", (MEAN,), "sim:2-8", smallest="rows=(65,)"),
+    Planted("clip", "FullLastTileShort", "with a multiple of 16 columns the last row is dropped", "", (TERMS,), smallest="rows=(16,)"),
+    Planted("clip", "TilesNotRescaled", "log-sum-exp over tiles of 64 forgets to rescale", "", (TERMS,), smallest="rows=(65,)"),
+    Planted("clip", "GradientUpTo64Rows", "rows beyond 64 get no gradient", "", (GRADS,), smallest="rows=(65,)"),
     Planted("clip", "ContiguousOnly", "view() of a strided tensor", "open_clip, loss.py", (TERMS,), raises="view size is not compatible with input tensor's si"),
     Planted("clip", "ReadsMemory", "strides are ignored", "pytorch issue 192920", (TERMS,)),
     Planted("clip", "PadsStay", "padded rows stay among the negatives", "", (TERMS,), "sim:2-8"),
