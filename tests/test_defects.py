@@ -39,6 +39,7 @@ def test_counterexample_is_the_smallest(planted: Planted, monkeypatch: pytest.Mo
     assert planted.smallest in finding.counterexample
 
 
+@pytest.mark.filterwarnings("ignore")  # what torch deprecates they may use
 @pytest.mark.parametrize("planted", RIGHT, ids=lambda planted: planted.id)
 def test_right_variants_are_never_accused(planted: Planted) -> None:
     for check in _checks(planted, "1,sim:2-8"):
