@@ -174,7 +174,7 @@ LAWS = [
     Law("leaves no trace", leaves_no_trace, share=0.3, simulated=False),
     Law("used equals fresh", used_equals_fresh, draw=_sequences, share=0.5,
         applies=lambda contract: contract.is_loss),
-    Law("compiled equals eager", compiled_equals_eager, share=0.02, patience=4.0,
+    Law("compiled equals eager", compiled_equals_eager, share=0.12, patience=4.0,
         worlds="two", simulated=False,
         applies=lambda contract: contract.is_loss),
 ]  # fmt: skip
