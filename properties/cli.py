@@ -149,13 +149,15 @@ class _Run:
     def __init__(
         self, subjects: Subjects, planned: list[Check], asked: report.Asked, known: Known, json: Path
     ) -> None:
-        self.subjects = subjects
+        labels = {check.label for check in planned}
+        self.subjects = {label: subject for label, subject in subjects.items() if label in labels}
         self.planned = planned
         self.asked = asked
         self.known = known
         self.json = json
         self.findings: list[Finding] = []
         self.not_verified = _not_verified(planned)
+        self.not_verified += [f"{label}: not in these worlds" for label in subjects if label not in labels]
 
     def record(self) -> report.Certificate | report.Certificates:
         complete = len(self.findings) == len(self.planned)
