@@ -5,6 +5,7 @@ import fnmatch
 import json as json_text
 import math
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,15 @@ from . import report
 from .cases import DTYPES
 from .certify import SHIPPED, Check, Finding, checks, verify_all
 from .contracts import Contract, contracts
+from .html import read_codes, render
 from .known import Known
 from .laws import laws
 from .subjects import Subject, read_signature
 from .worlds import WorldError
 from .worlds.specs import SINGLE, parse
 
+WIDTH = 100
+"""Columns of what is printed into a file or a pipe."""
 HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
 Subjects = dict[str, tuple[str, Subject]]
@@ -61,6 +65,7 @@ def certify(
     seed: int = 0,
     known: Path | None = None,
     json: Path = Path("build/certificate.json"),
+    html: Path | None = None,
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
 
@@ -110,6 +115,8 @@ def certify(
         narrower, world and target. An entry that matches nothing is reported.
     json
         Where to write the certificate.
+    html
+        Where to write the certificate as a page that shows it, with what was drawn and every counterexample.
     """
     try:
         worlds = parse(world)
@@ -136,7 +143,9 @@ def certify(
     planned = [check for check in checks(subjects, worlds) if check.law.name in kept]
     if not planned:
         raise UsageError(f"--world {world}: nothing to verify for {', '.join(subjects)} in worlds this small")
-    run = _Run(subjects, planned, report.Asked(seed, max_examples, world), accept, json)
+    command = shlex.join([*app.name, *sys.argv[1:]])
+    asked_for = report.Asked(seed, max_examples, world, command)
+    run = _Run(subjects, planned, asked_for, accept, json, html)
     run.write()
     return run.go(seconds)
 
@@ -145,13 +154,20 @@ class _Run:
     """One run of the checks: shown as it goes, and written when it ends, however it ends."""
 
     def __init__(
-        self, subjects: Subjects, planned: list[Check], asked: report.Asked, known: Known, json: Path
+        self,
+        subjects: Subjects,
+        planned: list[Check],
+        asked: report.Asked,
+        known: Known,
+        json: Path,
+        html: Path | None,
     ) -> None:
         self.subjects = subjects
         self.planned = planned
         self.asked = asked
         self.known = known
         self.json = json
+        self.html = html
         self.findings: list[Finding] = []
         self.not_verified = _not_verified()
 
@@ -173,15 +189,21 @@ class _Run:
         )
 
     def write(self) -> None:
+        record = self.record()
         try:
-            report.write(self.record(), self.json)
+            report.write(record, self.json)
         except OSError as error:
             raise UsageError(f"--json: cannot write {self.json}: {error.strerror or error}") from error
+        try:
+            if self.html:
+                report.write_whole(self.html, render(record, read_codes(record)).encode())
+        except OSError as error:
+            raise UsageError(f"--html: cannot write {self.html}: {error.strerror or error}") from error
 
     def go(self, max_time: float) -> int:
         console = Console(emoji=False)
         if not console.is_terminal:
-            console.width = 120
+            console.width = WIDTH
         torch.set_num_threads(1)
         interrupted = False
         columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
@@ -221,10 +243,11 @@ class _Run:
         )  # fmt: skip
         cases = sum(finding.examples for finding in self.findings)
         colour = {"holds": "bold green", "falsified": "bold red", "incomplete": "bold yellow"}[record.verdict]
-        console.print(
-            f"\n[{colour}]{said}[/] over {cases} cases, seed {self.asked.seed}; certificate: {self.json}",
-            highlight=False,
-        )
+        console.print(f"\n[{colour}]{said}[/] over {cases} cases, seed {self.asked.seed}", highlight=False)
+        # not broken, so that they can be copied
+        for name, path in (("certificate", self.json), ("page", self.html)):
+            if path:
+                console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
         if interrupted:
             return INTERRUPTED
         return {"holds": HOLDS, "falsified": FALSIFIED, "incomplete": NOT_RUN}[record.verdict]

@@ -18,11 +18,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from .certify import Finding, Verdict
+from .drawn import Drawn, count
 from .known import Known
 from .subjects import Subject
 
 CERTIFICATE_VERSION = 2
 HERE = str(Path(__file__).parent)
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+"""Of control characters: what is shown in their place."""
 REASON_LINES = 12
 """Of a reason on the terminal; the certificate has all."""
 
@@ -67,6 +71,10 @@ class Certificate(msgspec.Struct, frozen=True):
     """SHA-256 of the source that the target was imported from."""
     not_verified: list[str]
     """What did not run, and why."""
+    drawn: Drawn
+    """What the cases were: of every field, each value, and in how many cases."""
+    command: str
+    """What was typed; empty where it was asked for in code."""
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -84,6 +92,7 @@ class Asked:
     seed: int
     max_examples: int
     worlds: str
+    command: str = ""
 
 
 def schema() -> dict[str, Any]:
@@ -133,7 +142,7 @@ def certificate(
             finding.examples,
             finding.verdict,
             finding.worst_error_over_bound,
-            finding.reason,
+            plain(finding.reason),
             None,
             finding.counterexample,
             known.reason(finding),
@@ -160,6 +169,8 @@ def certificate(
         asked.worlds,
         source_hash(subject),
         list(not_verified),
+        count(findings),
+        asked.command,
     )
 
 
@@ -173,7 +184,28 @@ def together(certificates: Sequence[Certificate]) -> Certificate | Certificates:
 
 
 def write(record: Certificate | Certificates, path: Path) -> None:
-    """Write a record as JSON: all of it, or nothing.
+    """Write a record as JSON.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    write_whole(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def decode(text: bytes) -> Certificate | Certificates:
+    """Return the record that JSON holds.
+
+    Raises:
+        msgspec.DecodeError: it holds none.
+    """
+    fields = msgspec.json.decode(text, type=dict[str, Any])
+    if "certificates" in fields:
+        return msgspec.convert(fields, Certificates)
+    return msgspec.convert(fields, Certificate)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file: all of it, or nothing.
 
     Raises:
         OSError: it cannot be written there.
@@ -181,27 +213,31 @@ def write(record: Certificate | Certificates, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        part.write_bytes(content)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
+def plain(text: str) -> str:
+    """Return text of a target's without what would steer a terminal or cannot be written."""
+    return text.encode(errors="backslashreplace").decode().translate(PICTURES)
+
+
 def table(findings: Sequence[Finding], known: Known) -> Table:
     """Lay out one line a check."""
-    laid = Table(box=None, pad_edge=False, header_style="bold")
-    columns: list[tuple[str, dict[str, Any]]] = [
-        ("loss", {}), ("property", {}), ("world", {}),
-        ("examples", {"justify": "right"}), ("error/bound", {"justify": "right"}), ("verdict", {}),
-    ]  # fmt: skip
-    for name, style in columns:
-        laid.add_column(name, no_wrap=True, **style)
+    laid = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for name in ("loss", "property", "world"):
+        laid.add_column(name, overflow="fold")
+    laid.add_column("examples", justify="right", no_wrap=True)
+    laid.add_column("error/bound", justify="right", no_wrap=True)
+    laid.add_column("verdict", no_wrap=True)
     for finding in findings:
         verdict = "known" if known.reason(finding) else finding.verdict
         colour = {"holds": "green", "falsified": "bold red"}.get(verdict, "yellow")
         ratio = f"{finding.worst_error_over_bound:.3f}" if finding.worst_error_over_bound else "exact"
         laid.add_row(
-            finding.loss, finding.law, finding.world, str(finding.examples),
+            escape(finding.loss), finding.law, finding.world, str(finding.examples),
             ratio if finding.verdict == "holds" else "", f"[{colour}]{verdict}[/]",
         )  # fmt: skip
     return laid
@@ -212,10 +248,10 @@ def show_falsified(console: Console, findings: Sequence[Finding], known: Known) 
     for finding in findings:
         if finding.verdict == "falsified" and not known.reason(finding):
             console.print(
-                f"\n[bold red]{finding.loss}: {finding.law}[/] does not hold in world {finding.world}"
+                f"\n[bold red]{escape(finding.loss)}: {finding.law}[/] does not hold in world {finding.world}"
             )
-            console.print(escape(shortened(finding.reason)), soft_wrap=True, highlight=False)
-            console.print(f"smallest case: {escape(finding.counterexample)}", soft_wrap=True, highlight=False)
+            console.print(escape(shortened(plain(finding.reason))), highlight=False)
+            console.print(f"smallest case: {escape(finding.counterexample)}", highlight=False)
 
 
 def shortened(reason: str) -> str:
