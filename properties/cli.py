@@ -228,19 +228,17 @@ class _Run:
         for line in self.not_verified:
             console.print(f"not verified: {line}", highlight=False)
         for entry in self.known.unmatched(self.findings):
-            console.print(
-                f"[yellow]known finding not met:[/] {entry.property}, {entry.reason}", highlight=False
-            )
+            unmet = escape(report.plain(f"{entry.property}, {entry.reason}"))
+            console.print(f"[yellow]known finding not met:[/] {unmet}", highlight=False)
         self.write()
         record = self.record()
-        counts = {
-            verdict: sum(finding.verdict == verdict for finding in self.findings)
-            for verdict in ("holds", "falsified")
-        }
-        bad = record.verdict == "falsified"
-        said = f"{counts['falsified']} of {len(self.findings)} checks falsified" if bad else (
-            f"{counts['holds']} checks hold"
-        )  # fmt: skip
+        hold = sum(finding.verdict == "holds" for finding in self.findings)
+        bad = [one for one in self.findings if one.verdict == "falsified" and not self.known.reason(one)]
+        said = {
+            "holds": f"{hold} checks hold",
+            "falsified": f"{len(bad)} of {len(self.findings)} checks falsified",
+            "incomplete": f"incomplete: {hold} of {len(self.planned)} checks hold",
+        }[record.verdict]
         cases = sum(finding.examples for finding in self.findings)
         colour = {"holds": "bold green", "falsified": "bold red", "incomplete": "bold yellow"}[record.verdict]
         console.print(f"\n[{colour}]{said}[/] over {cases} cases, seed {self.asked.seed}", highlight=False)

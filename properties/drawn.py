@@ -11,6 +11,7 @@ from .contracts import Contract
 
 Drawn = dict[str, dict[str, int]]
 """Field, value, number of cases."""
+SMALL = 0.001
 Facet = Callable[[Case], Iterable[str]]
 """What a case counts for; one case may count for several values, or for none."""
 
@@ -19,9 +20,9 @@ def count(findings: Sequence[Finding]) -> Drawn:
     """Count the cases that were checked, by every facet; a facet that no case has is left out."""
     counts: dict[str, Counter[str]] = {"world": Counter()}
     for finding in findings:
-        counts["world"][finding.world] += len(finding.cases)
         facets = _facets(finding.check.contract)
         for case in finding.cases:
+            counts["world"][finding.world] += 1
             for name, facet in facets.items():
                 counts.setdefault(name, Counter()).update(facet(case))
             for name, value in case.options:
@@ -53,11 +54,12 @@ def span(number: int) -> str:
 
 
 def decade(number: float | None) -> str:
-    """Return the powers of ten between which a number lies, with its sign."""
+    """Return the powers of ten between which a number lies, with its sign; all below `SMALL` are one."""
     if not number:
         return "none" if number is None else "0"
-    first = 10.0 ** math.floor(math.log10(abs(number)))
-    return f"{first:g} to {10 * first:g}" if number > 0 else f"-{10 * first:g} to -{first:g}"
+    exponent = math.floor(math.log10(max(abs(number), SMALL)))
+    first, last = (10.0**exponent, 10.0 ** (exponent + 1)) if abs(number) >= SMALL else (0.0, SMALL)
+    return f"{first:g} to {last:g}" if number > 0 else f"-{last:g} to {-first or 0:g}"
 
 
 def _flags(case: Case) -> list[str]:

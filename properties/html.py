@@ -1,6 +1,7 @@
 """A record as one self-contained page: no script, nothing from the network, light, dark and on paper."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .drawn import in_order
-from .report import Certificate, Certificates, Property, plain, shortened
+from .report import Certificate, Certificates, Property, as_text, plain, shortened
 
 DECADES = 5
 """Of error/bound that a distribution shows; what is smaller shares one bar."""
@@ -91,19 +92,11 @@ class View:
     shapes: Grid | None
 
     @property
-    def cases(self) -> int:
-        """How many cases were checked."""
-        return sum(one.examples for one in self.certificate.properties)
-
-    @property
-    def checks(self) -> int:
-        """How many checks there are."""
-        return len(self.certificate.properties)
-
-    @property
-    def falsified(self) -> int:
-        """How many of the checks are falsified, and not accepted."""
-        return len(self.having("falsified"))
+    def counts(self) -> Counter[str]:
+        """How many checks there are, in all and of each verdict, and how many cases."""
+        found = self.certificate.properties
+        counts = Counter(shown_verdict(one) for one in found)
+        return counts + Counter(checks=len(found), cases=sum(one.examples for one in found))
 
     def having(self, verdict: str) -> list[Property]:
         """Return the checks that have a verdict."""
@@ -139,14 +132,11 @@ def view(certificate: Certificate) -> View:
 def _grid(counts: Mapping[str, int]) -> Grid | None:
     if not counts:
         return None
-    cells = {(row, column): number for (row, _, column), number in _pairs(counts).items()}
+    pairs = {value: value.partition(" x ") for value in counts}
+    cells = {(row, column): counts[value] for value, (row, _, column) in pairs.items()}
     rows = sorted({row for row, _ in cells}, key=in_order)
     columns = sorted({column for _, column in cells}, key=in_order)
     return Grid(rows, columns, cells, max(cells.values()))
-
-
-def _pairs(counts: Mapping[str, int]) -> dict[tuple[str, str, str], int]:
-    return {value.partition(" x "): number for value, number in counts.items()}
 
 
 def read_codes(record: Certificate | Certificates) -> dict[str, str]:
@@ -175,11 +165,14 @@ def render(record: Certificate | Certificates, codes: Mapping[str, str]) -> str:
         finalize=_plain,
     )
     template = environment.get_template("report.html.jinja")
+    views = [view(certificate) for certificate in _certificates(record)]
     return template.render(
         verdict=record.verdict,
-        views=[view(certificate) for certificate in _certificates(record)],
+        views=views,
+        counts=sum((one.counts for one in views), Counter[str]()),
         codes=codes,
         shortened=shortened,
+        as_text=as_text,
         shown_verdict=shown_verdict,
         marks=MARKS,
         axis={

@@ -29,6 +29,8 @@ PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 """Of control characters: what is shown in their place."""
 REASON_LINES = 12
 """Of a reason on the terminal; the certificate has all."""
+LINE = 600
+"""Characters of a line of a reason on the terminal."""
 
 
 class Property(msgspec.Struct, frozen=True):
@@ -145,7 +147,7 @@ def certificate(
             plain(finding.reason),
             None,
             finding.counterexample,
-            known.reason(finding),
+            plain(known.reason(finding)),
             round(finding.seconds, 3),
             [float(f"{ratio:.3g}") for ratio in finding.ratios],
         )
@@ -224,6 +226,13 @@ def plain(text: str) -> str:
     return text.encode(errors="backslashreplace").decode().translate(PICTURES)
 
 
+def as_text(ratio: float) -> str:
+    """Return an error over its bound as people read it."""
+    if not ratio:
+        return "exact"
+    return f"{ratio:.3f}" if ratio >= 0.001 else f"{ratio:.0e}"
+
+
 def table(findings: Sequence[Finding], known: Known) -> Table:
     """Lay out one line a check."""
     laid = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
@@ -235,7 +244,7 @@ def table(findings: Sequence[Finding], known: Known) -> Table:
     for finding in findings:
         verdict = "known" if known.reason(finding) else finding.verdict
         colour = {"holds": "green", "falsified": "bold red"}.get(verdict, "yellow")
-        ratio = f"{finding.worst_error_over_bound:.3f}" if finding.worst_error_over_bound else "exact"
+        ratio = as_text(finding.worst_error_over_bound)
         laid.add_row(
             escape(finding.loss), finding.law, finding.world, str(finding.examples),
             ratio if finding.verdict == "holds" else "", f"[{colour}]{verdict}[/]",
@@ -264,7 +273,9 @@ def shortened(reason: str) -> str:
         elif not line.startswith("    "):
             ours = False
         if not ours and not re.fullmatch(r"[ ~^]+", line):
-            lines.append(line)
+            lines.append(
+                line if len(line) <= LINE else f"{line[:LINE]} ... {len(line) - LINE} characters ..."
+            )
     if len(lines) > REASON_LINES:
         half = REASON_LINES // 2
         lines[half:-half] = [f"... {len(lines) - 2 * half} lines ..."]
