@@ -28,7 +28,7 @@ SUBJECT = Subject("verified_losses:ClipLoss")
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=x onerror=alert(2)> & [bold red]red[/] \x1b[31m \x00 \ud800"
 )
-VOID = {"meta", "link", "img", "br", "hr", "input"}
+VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
 """Elements that are not closed."""
 
 
