@@ -160,7 +160,7 @@ def certificate(
         verdict = "incomplete"
     return Certificate(
         CERTIFICATE_VERSION,
-        subject.target,
+        plain(subject.target),
         contract,
         " and ".join(subject.conventions),
         verdict,
@@ -172,7 +172,7 @@ def certificate(
         source_hash(subject),
         list(not_verified),
         count(findings),
-        asked.command,
+        plain(asked.command),
     )
 
 
