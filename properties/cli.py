@@ -5,6 +5,7 @@ import fnmatch
 import json as json_text
 import math
 import re
+import shlex
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -24,6 +25,7 @@ from .cases import DTYPES
 from .certify import SHIPPED, Check, Finding, checks, verify_all
 from .contracts import Contract, contracts
 from .grouping import Defect, explain
+from .html import read_codes, render
 from .known import Known
 from .laws import laws
 from .replay import replay
@@ -32,6 +34,8 @@ from .worlds import WorldError
 from .worlds.horovod import horovod_missing
 from .worlds.specs import SINGLE, parse
 
+WIDTH = 100
+"""Columns of what is printed into a file or a pipe."""
 HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
 Subjects = dict[str, tuple[str, Subject]]
@@ -67,6 +71,7 @@ def certify(
     known: Path | None = None,
     json: Path = Path("build/certificate.json"),
     counterexamples: Path = COUNTEREXAMPLES,
+    html: Path | None = None,
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
 
@@ -119,6 +124,8 @@ def certify(
         Where to write the certificate.
     counterexamples
         Where to write the smallest failing case of every defect, as a program to run.
+    html
+        Where to write the certificate as a page that shows it, with what was drawn and every counterexample.
     """
     try:
         worlds = parse(world)
@@ -145,7 +152,9 @@ def certify(
     planned = [check for check in checks(subjects, worlds) if check.law.name in kept]
     if not planned:
         raise UsageError(f"--world {world}: nothing to verify for {', '.join(subjects)} in worlds this small")
-    run = _Run(subjects, planned, report.Asked(seed, max_examples, world), accept, json, counterexamples)
+    command = shlex.join([*app.name, *sys.argv[1:]])
+    asked_for = report.Asked(seed, max_examples, world, command)
+    run = _Run(subjects, planned, asked_for, accept, json, html, counterexamples)
     run.write()
     return run.go(seconds)
 
@@ -195,6 +204,7 @@ class _Run:
         asked: report.Asked,
         known: Known,
         json: Path,
+        html: Path | None,
         counterexamples: Path,
     ) -> None:
         labels = {check.label for check in planned}
@@ -205,6 +215,7 @@ class _Run:
         self.json = json
         self.counterexamples = counterexamples
         self.defects: list[Defect] = []
+        self.html = html
         self.findings: list[Finding] = []
         self.not_verified = _not_verified(planned)
         self.not_verified += [f"{label}: not in these worlds" for label in subjects if label not in labels]
@@ -228,15 +239,21 @@ class _Run:
         )
 
     def write(self) -> None:
+        record = self.record()
         try:
-            report.write(self.record(), self.json)
+            report.write(record, self.json)
         except OSError as error:
             raise UsageError(f"--json: cannot write {self.json}: {error.strerror or error}") from error
+        try:
+            if self.html:
+                report.write_whole(self.html, render(record, read_codes(record)).encode())
+        except OSError as error:
+            raise UsageError(f"--html: cannot write {self.html}: {error.strerror or error}") from error
 
     def go(self, max_time: float) -> int:
         console = Console(emoji=False)
         if not console.is_terminal:
-            console.width = 120
+            console.width = WIDTH
         torch.set_num_threads(1)
         interrupted = False
         columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
@@ -262,25 +279,24 @@ class _Run:
         for line in self.not_verified:
             console.print(f"not verified: {line}", highlight=False)
         for entry in self.known.unmatched(self.findings):
-            console.print(
-                f"[yellow]known finding not met:[/] {entry.property}, {entry.reason}", highlight=False
-            )
+            unmet = escape(report.plain(f"{entry.property}, {entry.reason}"))
+            console.print(f"[yellow]known finding not met:[/] {unmet}", highlight=False)
         self.write()
         record = self.record()
-        counts = {
-            verdict: sum(finding.verdict == verdict for finding in self.findings)
-            for verdict in ("holds", "falsified")
-        }
-        bad = record.verdict == "falsified"
-        said = f"{counts['falsified']} of {len(self.findings)} checks falsified" if bad else (
-            f"{counts['holds']} checks hold"
-        )  # fmt: skip
+        hold = sum(finding.verdict == "holds" for finding in self.findings)
+        bad = [one for one in self.findings if one.verdict == "falsified" and not self.known.reason(one)]
+        said = {
+            "holds": f"{hold} checks hold",
+            "falsified": f"{len(bad)} of {len(self.findings)} checks falsified",
+            "incomplete": f"incomplete: {hold} of {len(self.planned)} checks hold",
+        }[record.verdict]
         cases = sum(finding.examples for finding in self.findings)
         colour = {"holds": "bold green", "falsified": "bold red", "incomplete": "bold yellow"}[record.verdict]
-        console.print(
-            f"\n[{colour}]{said}[/] over {cases} cases, seed {self.asked.seed}; certificate: {self.json}",
-            highlight=False,
-        )
+        console.print(f"\n[{colour}]{said}[/] over {cases} cases, seed {self.asked.seed}", highlight=False)
+        # not broken, so that they can be copied
+        for name, path in (("certificate", self.json), ("page", self.html)):
+            if path:
+                console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
         if interrupted:
             return INTERRUPTED
         return {"holds": HOLDS, "falsified": FALSIFIED, "incomplete": NOT_RUN}[record.verdict]
