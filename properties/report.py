@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .certify import Finding, Verdict
+from .certifier import Finding, Verdict
 from .known import Known
 from .subjects import Subject
 
@@ -211,11 +211,21 @@ def show_falsified(console: Console, findings: Sequence[Finding], known: Known) 
     """Print every falsified check with its smallest counterexample."""
     for finding in findings:
         if finding.verdict == "falsified" and not known.reason(finding):
-            console.print(
-                f"\n[bold red]{finding.loss}: {finding.law}[/] does not hold in world {finding.world}"
-            )
-            console.print(escape(shortened(finding.reason)), soft_wrap=True, highlight=False)
-            console.print(f"smallest case: {escape(finding.counterexample)}", soft_wrap=True, highlight=False)
+            what, _, why = explained(finding).partition("\n")
+            console.print(f"\n[bold red]{escape(what)}[/]")
+            console.print(escape(why), soft_wrap=True, highlight=False)
+
+
+def explained(finding: Finding) -> str:
+    """Return what is wrong, why, and the smallest case: a line, and those below it."""
+    what = f"{finding.loss}: {finding.law}"
+    if finding.verdict != "falsified":
+        return f"{what} could not be verified in world {finding.world}\n{finding.reason}"
+    return (
+        f"{what} does not hold in world {finding.world}\n"
+        f"{shortened(finding.reason)}\n"
+        f"smallest case: {finding.counterexample}"
+    )
 
 
 def shortened(reason: str) -> str:
