@@ -3,13 +3,19 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: verify test lint bench nightly clean
+.PHONY: verify test horovod lint bench nightly peers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# Builds Horovod at the first call, for three minutes; tools/horovod_wheel.py says where the wheel is kept.
+horovod: .venv/installed
+	wheel=$$($(BIN)/python tools/horovod_wheel.py) && $(BIN)/python -m pip install --quiet "$$wheel"
+	HOROVOD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_horovod.py
+	$(BIN)/verified-losses certify --world hvd:2,hvd:3 --max-examples 10 --json build/horovod.json
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -26,6 +32,16 @@ nightly: .venv/installed
 	$(BIN)/verified-losses certify --max-examples 2000 --world 1,sim:2-64,proc:2-4 \
 		--seed $$(date +%Y%m%d) --json build/nightly.json
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_simulated_programs.py
+
+# Certifies released losses of other packages, and writes peers/FINDINGS.md; needs the network once.
+peers: .venv/installed build/peers/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m peers.certify
+
+build/peers/installed: peers/requirements.txt
+	rm -rf build/peers
+	# without dependencies: they would bring another torch
+	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --target build/peers -r $<
+	touch $@
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -13,13 +13,15 @@ from properties.contracts import contracts
 from properties.laws import observe
 from properties.subjects import Subject
 from properties.worlds import World
+from properties.worlds.horovod import HorovodWorld, horovod_missing
 from properties.worlds.processes import shared_world
 from properties.worlds.single import SingleWorld
 
 
 def measure(world: World, seconds: float) -> dict[str, float | str]:
     """Return the median rate of `observe` over batches of ten cases, per second, and its quartiles."""
-    options = (("local_loss", True), ("gather_with_grad", True))
+    use_horovod = world.name.startswith("horovod")
+    options = (("local_loss", True), ("gather_with_grad", True), ("use_horovod", use_horovod))
     case = Case(rows=(4,) * world.size, width=16, dtype="float32", pattern="unit", options=options)
     contract, subject = contracts()["clip"], Subject("verified_losses:ClipLoss")
     observe(contract, subject, world, [case])
@@ -42,6 +44,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     worlds: list[World] = [SingleWorld(), *(shared_world(size) for size in (2, 3, 4, 8))]
+    if missing := horovod_missing():
+        print(f"not measured: {missing}")
+    else:
+        worlds += [shared_world(size, HorovodWorld) for size in (2, 3)]
     results = [measure(world, arguments.seconds) for world in worlds]
     for result in results:
         print("{world:12} {median:7.0f} cases/s (middle half {low:.0f} to {high:.0f})".format(**result))

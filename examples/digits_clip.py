@@ -1,10 +1,11 @@
 """Train a small two-tower CLIP on scikit-learn's digits and their captions.
 
-In one process, or data-parallel over several with DistributedDataParallel. The batches are the same
-for any number of processes, and so, to rounding, is the result:
+In one process, or data-parallel over several with DistributedDataParallel or Horovod. The batches are the
+same for any number of processes, and so, to rounding, is the result:
 
     python examples/digits_clip.py
     torchrun --nproc-per-node 2 examples/digits_clip.py --loss siglip
+    horovodrun --gloo -np 2 python examples/digits_clip.py --horovod
 """
 
 import argparse
@@ -13,8 +14,7 @@ import os
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
-from _world import mean_over_ranks, start
+from _world import barrier, mean_over_ranks, start
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -69,7 +69,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--local-loss", action="store_true", help="clip: compare own rows with all rows")
     parser.add_argument("--gather-with-grad", action="store_true", help="clip: gradients cross ranks")
     parser.add_argument("--convention", choices=("exact", "open_clip"), default="exact", help="clip")
-    parser.add_argument("--dist-impl", choices=("bidir", "shift", "reduce", "gather"), default="bidir")
+    parser.add_argument("--dist-impl", choices=("bidir", "shift", "reduce", "gather"), help="siglip")
+    parser.add_argument("--horovod", action="store_true", help="run over Horovod, under horovodrun")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=255, help="pairs a step, over all processes")
     parser.add_argument("--lr", type=float, help="default 0.1, for siglip 0.02")
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device, local_rank) if args.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    rank, world_size = start("nccl" if device.type == "cuda" else "gloo")
+    rank, world_size = start("nccl" if device.type == "cuda" else "gloo", args.horovod)
     dtype = torch.float64 if args.dtype == "float64" else torch.float32
 
     data = load_digits()
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     model = TwoTowers(1 / 0.07, None) if args.loss == "clip" else TwoTowers(10.0, -10.0)
     model.to(device, dtype)
-    towers = DistributedDataParallel(model) if world_size > 1 else model
+    towers = DistributedDataParallel(model) if world_size > 1 and not args.horovod else model
     loss_function: nn.Module
     if args.loss == "clip":
         loss_function = ClipLoss(
@@ -107,13 +108,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.gather_with_grad,
             rank=rank,
             world_size=world_size,
+            use_horovod=args.horovod,
             convention=args.convention,
         )
     else:
-        loss_function = SigLipLoss(rank=rank, world_size=world_size, dist_impl=args.dist_impl)
+        loss_function = SigLipLoss(
+            rank=rank, world_size=world_size, dist_impl=args.dist_impl, use_horovod=args.horovod
+        )
     lr = args.lr or (0.1 if args.loss == "clip" else 0.02)
     # not Adam: where a gradient is nearly zero, its step follows the sign of a rounding error
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    if args.horovod:
+        import horovod.torch as hvd
+
+        # averages gradients over the ranks, as DistributedDataParallel does
+        optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 
     generator = torch.Generator().manual_seed(args.seed)
     for step in range(1, args.steps + 1):
@@ -138,8 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"held-out digits matched with the right caption: {accuracy:.1%} of {held_out}", flush=True)
         if args.save:
             torch.save({name: p.detach().cpu() for name, p in model.named_parameters()}, args.save)
-    if world_size > 1:
-        dist.barrier()
+    barrier()
 
 
 if __name__ == "__main__":

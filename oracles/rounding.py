@@ -165,3 +165,45 @@ def through_logits(
     error = e.sum() + (gamma(g.size, p.accumulated) + gamma(3, p.stored)) * g.sum()
     bounds["bias"] = Magnitude(np.asarray(error), np.asarray(g.sum()))
     return bounds
+
+
+def _normalization(width: int, p: Precision) -> float:
+    """Return the relative error of an element of x / |x|: half of the sum's, the root and the quotient."""
+    return gamma(width / 2 + 2, p.accumulated) + gamma(3, p.stored)
+
+
+def cosine_logits(temperature: float, x: Array, y: Array, p: Precision) -> Bounded:
+    """Bound x @ y.T / temperature, where the rows of x and y were normalised by the subject."""
+    plain = logits(1 / temperature, x, y, 0.0, p)
+    products = abs(x) @ abs(y).T / temperature
+    # a quotient may be a product with the reciprocal; an element that underflows meets one of at most 1
+    further = 2 * _normalization(x.shape[1], p) + 3 * p.accumulated
+    return Bounded(plain.value, plain.error + further * products + p.tiny * 2 * x.shape[1] / temperature)
+
+
+def through_cosine(
+    slope: Bounded, weight: float, temperature: float, x: Array, y: Array, p: Precision
+) -> tuple[Magnitude, Magnitude]:
+    """Bound the gradients of the [n, d] and [m, d] normalised rows; `weight * slope` is the logits'."""
+    parts = through_logits(slope, weight, 1 / temperature, x, y, p)
+    further = _normalization(x.shape[1], p) + 3 * p.accumulated
+    first, second = (
+        Magnitude(part.error + further * part.size, part.size) for part in (parts["x"], parts["y"])
+    )
+    return first, second
+
+
+def through_normalize(gradient: Magnitude, features: Array, p: Precision) -> Magnitude:
+    """Bound the gradient of [n, d] features through x / |x|: (g - x (x.g) / |x|^2) / |x|."""
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = abs(features) / norms
+    width = features.shape[1]
+
+    def projected(part: Array) -> Array:
+        moved: Array = (part + unit * (unit * part).sum(1, keepdims=True)) / norms
+        return moved
+
+    size = projected(gradient.size)
+    rounded = (gamma(2 * width + 8, p.accumulated) + gamma(14, p.stored)) * size
+    lost = p.tiny * (4 + 2 * width) * (1 + 1 / norms) ** 2
+    return Magnitude(projected(gradient.error) + rounded + lost, size)

@@ -4,12 +4,24 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cases import DTYPES
 from .certifier import Certifier, Check, Finding, verify_all
+from .grouping import Defect, explain
 from .known import Known
-from .plan import MAX_EXAMPLES, WORLDS, Unusable, ask, fitted, not_verified, plan
+from .plan import (
+    COUNTEREXAMPLES,
+    MAX_EXAMPLES,
+    WORLDS,
+    Subjects,
+    Unusable,
+    ask,
+    fitted,
+    not_verified,
+    plan,
+)
 from .report import Asked, Certificate, certificate, explained
 
 if TYPE_CHECKING:
@@ -20,15 +32,25 @@ class NotCertified(AssertionError):
     """A target is falsified, or something that was asked for could not run; the message lists what and why.
 
     Args:
-        findings: those that are not as they should be.
+        defects: what is wrong with it.
+        not_run: what could not run.
+        seed: of the cases.
         record: the certificate, where there is one.
     """
 
-    def __init__(self, findings: Sequence[Finding], record: Certificate | None = None) -> None:
-        seeds = {finding.seed for finding in findings}
-        said = [*map(explained, findings), f"seed {', '.join(map(str, seeds))}"]
-        super().__init__("\n\n".join(said))
-        self.findings = tuple(findings)
+    def __init__(
+        self,
+        defects: Sequence[Defect],
+        not_run: Sequence[Finding],
+        seed: int,
+        record: Certificate | None = None,
+    ) -> None:
+        missed = [
+            f"{one.loss}: {one.law} was not verified in world {one.world}: {one.reason}" for one in not_run
+        ]
+        super().__init__("\n\n".join([*map(explained, defects), *missed, f"seed {seed}"]))
+        self.defects = tuple(defects)
+        self.not_run = tuple(not_run)
         self.certificate = record
 
 
@@ -46,6 +68,7 @@ def certify(
     seed: int = 0,
     only: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | None = None,
+    counterexamples: str | Path = COUNTEREXAMPLES,
 ) -> Certificate:
     """Verify an implementation: every property, in every world, over drawn cases.
 
@@ -56,7 +79,8 @@ def certify(
     Args:
         target: "package.module:Name", "path/to/file.py:Name", or a class or function that other processes can
             import by its name. It runs in processes of its own.
-        contract: what it must do: clip, coca, distill, siglip, gather or exchange.
+        contract: what it must do: clip, coca, distill, siglip, gather, exchange, infonce, ntxent or
+            cross_entropy.
         convention: which gradients it is held to: "exact", or those of "open_clip".
         config: options to pin. It is given, and held to, no other value of them.
         equal_rows: give every rank equally many rows.
@@ -67,6 +91,7 @@ def certify(
         seed: the same seed draws the same cases.
         only: which properties, by name; * and ? stand for any text and any letter.
         skip: which properties not.
+        counterexamples: where to write the smallest failing case of every defect, as a program to run.
 
     Returns:
         The certificate.
@@ -78,23 +103,43 @@ def certify(
     """
     if max_time is not None and not max_time > 0:
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
-    planned = fitted(
-        _planned(target, contract, convention, config, equal_rows, world, dtypes, max_examples, only, skip)
-    )
-    subject = planned[0].subject
+    scope = world, max_examples, _listed(only), _listed(skip)
+    asked = _asked(target, contract, convention, config, equal_rows, dtypes)
+    plan(asked, *scope)  # what is wrong with an argument is said at once
+    subjects = fitted(asked)
+    ((_, subject),) = subjects.values()
+    planned = plan(subjects, *scope)
     try:
         findings = list(verify_all(planned, max_examples, seed, math.inf if max_time is None else max_time))
+        defects = explain(findings, Path(counterexamples))
     finally:
         subject.worlds().close()
-    asked = Asked(seed, max_examples, world)
-    record = certificate(subject, contract, findings, asked, Known(), not_verified(), complete=True)
+    record = certificate(
+        subject,
+        contract,
+        findings,
+        defects,
+        Asked(seed, max_examples, world),
+        Known(),
+        not_verified(planned),
+        complete=True,
+    )
     if record.verdict != "holds":
-        raise NotCertified([one for one in findings if one.verdict == "falsified" or one.not_run], record)
+        raise NotCertified(defects, [finding for finding in findings if finding.not_run], seed, record)
     return record
 
 
 def certification(
-    target: str | Callable[..., Any], contract: str, *, seed: int = 0, **options: Any
+    target: str | Callable[..., Any],
+    contract: str,
+    *,
+    world: str = WORLDS,
+    max_examples: int = MAX_EXAMPLES,
+    seed: int = 0,
+    only: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] | None = None,
+    counterexamples: str | Path = COUNTEREXAMPLES,
+    **options: Any,
 ) -> "pytest.MarkDecorator":
     """Parametrize a test function under pytest: one test for each property and world.
 
@@ -106,9 +151,14 @@ def certification(
 
     Args:
         target: as for `certify`. It is looked at when the first test runs.
-        contract: as for `certify`.
-        seed: as for `certify`.
-        options: the other options of `certify`, but for `max_time`.
+        contract: as for `certify`, and so are all the others.
+        world: where ranks run.
+        max_examples: cases drawn for each property.
+        seed: of the cases.
+        only: which properties.
+        skip: which properties not.
+        counterexamples: where to write programs.
+        options: convention, config, equal_rows and dtypes.
 
     Raises:
         TypeError: the target is neither text nor a class or function.
@@ -116,15 +166,16 @@ def certification(
     """
     import pytest
 
-    planned = _planned(target, contract, **options)
-    certifier = Certifier(options.get("max_examples", MAX_EXAMPLES), seed)
+    asked = _asked(target, contract, **options)
+    scope = world, max_examples, _listed(only), _listed(skip)
+    certifier, folder = Certifier(max_examples, seed), Path(counterexamples).absolute()
     found: list[Check] | Unusable | None = None
 
     def ready() -> list[Check]:
         nonlocal found
         if found is None:
             try:
-                found = fitted(planned)
+                found = plan(fitted(asked), *scope)
             except Unusable as error:
                 found = error
         if isinstance(found, Unusable):
@@ -134,18 +185,15 @@ def certification(
     def numbered(number: int) -> Callable[[], None]:
         def check() -> None:
             __tracebackhide__ = True
-            conclude(certifier.verify(ready()[number]))
+            conclude(certifier.verify(ready()[number]), folder)
 
         return check
 
-    return pytest.mark.parametrize(
-        "check",
-        [numbered(number) for number in range(len(planned))],
-        ids=[f"{check.law.name}-{check.world.name}" for check in planned],
-    )
+    names = [f"{check.law.name}-{check.world.name}" for check in plan(asked, *scope)]
+    return pytest.mark.parametrize("check", [numbered(number) for number in range(len(names))], ids=names)
 
 
-def conclude(finding: Finding) -> None:
+def conclude(finding: Finding, counterexamples: Path) -> None:
     """Give a finding to pytest.
 
     Raises:
@@ -155,28 +203,25 @@ def conclude(finding: Finding) -> None:
     import pytest
 
     __tracebackhide__ = True
-    if finding.verdict == "falsified" or finding.not_run:
-        raise NotCertified([finding])
+    if finding.verdict == "falsified":
+        raise NotCertified(explain([finding], counterexamples), [], finding.seed)
+    if finding.not_run:
+        raise NotCertified([], [finding], finding.seed)
     if finding.verdict == "skipped":
         pytest.skip(finding.reason)
 
 
-def _planned(
+def _asked(
     target: str | Callable[..., Any],
     contract: str,
     convention: str = "exact",
     config: Mapping[str, Any] | None = None,
     equal_rows: bool = False,
-    world: str = WORLDS,
-    dtypes: Sequence[str] = DTYPES,
-    max_examples: int = MAX_EXAMPLES,
-    only: str | Sequence[str] | None = None,
-    skip: str | Sequence[str] | None = None,
-) -> list[Check]:
-    name = _name(target)
-    asked = ask(name, contract, convention, tuple((config or {}).items()), equal_rows, _listed(dtypes))
-    label = name.rpartition(":")[2]
-    return plan({label: asked}, world, max_examples, _listed(only or ()), _listed(skip or ()))
+    dtypes: str | Sequence[str] = DTYPES,
+) -> Subjects:
+    name, pinned = _name(target), tuple((config or {}).items())
+    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes))
+    return {name.rpartition(":")[2]: asked}
 
 
 def _name(target: object) -> str:
@@ -193,5 +238,5 @@ def _name(target: object) -> str:
     return f"{module}:{name}"
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])

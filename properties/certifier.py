@@ -1,5 +1,6 @@
 """Contract x subject x world x law, each run over drawn cases, to a verdict."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -8,13 +9,13 @@ from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Flaky, UnsatisfiedAssumption
+from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 
 from .cases import Case
 from .contracts import Contract, contracts
+from .fingerprints import fingerprint
 from .laws import Law, laws
 from .subjects import Subject
-from .worlds import World
 from .worlds.processes import COLLECTIVE_SHARE
 from .worlds.simulated import Sends, SimulatedWorld
 from .worlds.specs import RUN_SECONDS, WorldSpec
@@ -108,6 +109,11 @@ class Finding:
         return max(self.ratios, default=0.0)
 
     @property
+    def fingerprint(self) -> str:
+        """The same for the same defect seen by the same law, whatever the seed."""
+        return fingerprint(self.check, self.error)
+
+    @property
     def counterexample(self) -> str:
         """The smallest case as text, or nothing."""
         return "" if self.smallest is None else describe(self.smallest)
@@ -134,8 +140,12 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
     known = contracts()
     for label, (name, subject) in subjects.items():
         for world in worlds:
+            over_horovod = known[name].over_horovod if world.kind == "horovod" else ()
+            if over_horovod is None:
+                continue
+            placed = dataclasses.replace(subject, options=subject.options + over_horovod)
             for law in laws():
-                check = Check(label, known[name], subject, law, world)
+                check = Check(label, known[name], placed, law, world)
                 if check.sizes and (law.simulated or world.kind != "simulated"):
                     yield check
 
@@ -147,6 +157,20 @@ def _simulated(draw: st.DrawFn, check: Check) -> Simulated:
     schedule = draw(st.none() | st.integers(0, 2**16))
     sends: list[Sends] = ["rendezvous", "buffered", "drawn"]
     return Simulated(size, case, schedule, draw(st.sampled_from(sends)))
+
+
+def falsify(check: Check, case: Any) -> float:
+    """Run the law on one case; return the worst error over its bound.
+
+    Raises:
+        Exception: what falsifies the check.
+    """
+    worlds = check.subject.worlds()
+    if isinstance(case, Simulated):
+        inner = SimulatedWorld(case.world_size, case.schedule, sends=case.sends, timeout=SIMULATED_SECONDS)
+        return check.law.check(check.contract, check.subject, worlds.isolated(inner), case.case)
+    world = worlds.open(check.world, check.law.patience)
+    return check.law.check(check.contract, check.subject, world, case)
 
 
 def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = math.inf) -> Finding:
@@ -162,42 +186,35 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
         until: when `time.monotonic()` is past it, no more than one case is drawn.
     """
     begun = time.monotonic()
-    worlds = check.subject.worlds()
     ratios: list[float] = []
     ran: list[Case] = []
     smallest: Any = None
     failure: Exception | None = None
+    failures: dict[Any, Exception] = {}
     shrink_until = math.inf
     hung = False
 
     def run(case: Any) -> None:
         nonlocal smallest, failure, shrink_until, hung
-        if time.monotonic() > (until if failure is None else shrink_until):
-            if failure is not None and case == smallest:
-                raise failure  # Hypothesis asks again for the smallest, and gets what came of it
-            if failure is not None or ratios:
-                return
+        if failures and time.monotonic() > shrink_until:
+            if case in failures:  # Hypothesis asks again for the smallest, and gets what came of it
+                smallest, failure = case, failures[case]
+                raise failure
+            return
+        if ratios and time.monotonic() > until and not failures:
+            return
         started = time.monotonic()
         try:
-            if isinstance(case, Simulated):
-                inner = SimulatedWorld(
-                    case.world_size, case.schedule, sends=case.sends, timeout=SIMULATED_SECONDS
-                )
-                world: World = worlds.isolated(inner)
-                ratio = check.law.check(check.contract, check.subject, world, case.case)
-            else:
-                ratio = check.law.check(
-                    check.contract, check.subject, worlds.open(check.world, check.law.patience), case
-                )
+            ratio = falsify(check, case)
         except UnsatisfiedAssumption:
             raise
         except Exception as error:
-            smallest, failure = case, error
+            smallest, failure, failures[case] = case, error, error
             # the least time after which something cuts off a call
             hung = time.monotonic() - started > SIMULATED_SECONDS * check.law.patience
             shrink_until = min(shrink_until, (started if hung else time.monotonic()) + SHRINK_SECONDS)
             raise
-        if failure is None:
+        if not failures:
             ratios.append(ratio)
             ran.append(_last(case))
 
@@ -220,6 +237,8 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
     reason = ""
     try:
         test()
+    except Unsatisfiable:
+        pass
     except Exception as error:
         verdict = "falsified"
         reason = f"{type(failure or error).__name__}: {failure or error}"

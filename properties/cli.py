@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,8 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from . import report
 from .cases import DTYPES
 from .certifier import SHIPPED, Check, Finding, verify_all
+from .grouping import Defect, explain
 from .known import Known
 from .plan import (
+    COUNTEREXAMPLES,
     MAX_EXAMPLES,
     WORLDS,
     Subjects,
@@ -29,6 +32,7 @@ from .plan import (
     read_config,
     some_dtypes,
 )
+from .replay import replay
 
 HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -62,6 +66,7 @@ def certify(
     seed: int = 0,
     known: Path | None = None,
     json: Path = Path("build/certificate.json"),
+    counterexamples: Path = COUNTEREXAMPLES,
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
 
@@ -97,7 +102,8 @@ def certify(
         Which properties not.
     world
         Where ranks run, separated by commas: 1 is one process, proc:2 (or 2) two real processes over gloo,
-        proc:2-4 pools of two to four, sim:2-8 simulated ranks whose number and schedule are drawn.
+        proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
+        and schedule are drawn.
     dtype
         Of the inputs, separated by commas: float64, float32, bfloat16, float16.
     max_examples
@@ -111,36 +117,82 @@ def certify(
         narrower, world and target. An entry that matches nothing is reported.
     json
         Where to write the certificate.
+    counterexamples
+        Where to write the smallest failing case of every defect, as a program to run.
     """
     seconds = _seconds(max_time)
     accept = _read_known(known)
     dtypes = dtype.split(",")
     if target is None and contract is None:
         subjects = _shipped(loss, config, dtypes)
-        planned = plan(subjects, world, max_examples, only, skip)
     else:
         name = _stranger(target, loss)
         asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
-        planned = fitted(plan({name.rpartition(":")[2]: asked}, world, max_examples, only, skip))
-        subjects = {check.label: (check.contract.name, check.subject) for check in planned}
-    run = _Run(subjects, planned, report.Asked(seed, max_examples, world), accept, json)
+        subjects = {name.rpartition(":")[2]: asked}
+        plan(subjects, world, max_examples, only, skip)  # what is wrong with an argument is said at once
+        subjects = fitted(subjects)
+    planned = plan(subjects, world, max_examples, only, skip)
+    run = _Run(subjects, planned, report.Asked(seed, max_examples, world), accept, json, counterexamples)
     run.write()
     return run.go(seconds)
+
+
+@app.command(name="replay")
+def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> int:
+    """Run saved counterexamples again, and say which are fixed.
+
+    Exit status: 0 all are fixed, 1 some are still there, 2 there is nothing to run, 3 some cannot run.
+
+    Parameters
+    ----------
+    paths
+        Files, or folders of them; build/counterexamples, if not given.
+    timeout
+        Seconds that each may take.
+    """
+    files: list[Path] = []
+    for path in paths or [COUNTEREXAMPLES]:
+        found = sorted(path.glob("*.py")) if path.is_dir() else [path] if path.is_file() else []
+        if not found:
+            raise UsageError(f"{path}: expected a counterexample, or a folder of them")
+        files += found
+    if not timeout > 0:
+        raise UsageError(f"--timeout: expected a number of seconds, got {timeout}")
+    console = Console(emoji=False)
+    states: Counter[str] = Counter()
+    for file in files:
+        (replayed,) = replay([file], timeout)
+        states[replayed.state] += 1
+        colour = {"fixed": "green", "still there": "bold red"}.get(replayed.state, "yellow")
+        console.print(f"[{colour}]{replayed.state}[/] {escape(str(file))}", highlight=False, soft_wrap=True)
+        if replayed.state == "cannot run":
+            console.print(escape(replayed.output), highlight=False, soft_wrap=True)
+    if states["still there"]:
+        return FALSIFIED
+    return NOT_RUN if states["cannot run"] else HOLDS
 
 
 class _Run:
     """One run of the checks: shown as it goes, and written when it ends, however it ends."""
 
     def __init__(
-        self, subjects: Subjects, planned: list[Check], asked: report.Asked, known: Known, json: Path
+        self,
+        subjects: Subjects,
+        planned: list[Check],
+        asked: report.Asked,
+        known: Known,
+        json: Path,
+        counterexamples: Path,
     ) -> None:
         self.subjects = subjects
         self.planned = planned
         self.asked = asked
         self.known = known
         self.json = json
+        self.counterexamples = counterexamples
+        self.defects: list[Defect] = []
         self.findings: list[Finding] = []
-        self.not_verified = not_verified()
+        self.not_verified = not_verified(planned)
 
     def record(self) -> report.Certificate | report.Certificates:
         complete = len(self.findings) == len(self.planned)
@@ -150,6 +202,7 @@ class _Run:
                     subject,
                     contract,
                     [finding for finding in self.findings if finding.loss == label],
+                    self.defects,
                     self.asked,
                     self.known,
                     self.not_verified,
@@ -188,8 +241,9 @@ class _Run:
         skipped = sum(finding.not_run for finding in self.findings)
         if skipped:
             self.not_verified.append(f"{skipped} checks could not run")
+        self.defects = explain(self.findings, self.counterexamples)
         console.print(report.table(self.findings, self.known))
-        report.show_falsified(console, self.findings, self.known)
+        report.show(console, self.defects, self.known)
         for line in self.not_verified:
             console.print(f"not verified: {line}", highlight=False)
         for entry in self.known.unmatched(self.findings):

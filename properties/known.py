@@ -19,6 +19,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Empty for every world."""
     target: str = ""
     """Empty for every target."""
+    fingerprint: str = ""
+    """Empty for whatever is wrong there."""
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,5 +60,6 @@ def _matches(entry: Entry, finding: Finding) -> bool:
         finding.verdict == "falsified"
         and entry.property == finding.law
         and entry.world in ("", finding.world)
+        and entry.fingerprint in ("", finding.fingerprint)
         and entry.target in ("", finding.check.subject.target)
     )

@@ -5,6 +5,7 @@ import fnmatch
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from .contracts import Contract, contracts
 from .laws import laws
 from .subjects import Subject, read_signature
 from .worlds import WorldError
+from .worlds.horovod import horovod_missing
 from .worlds.specs import SINGLE, parse
 
 CONVENTIONS = ("exact", "open_clip")
 WORLDS = "1,sim:2-8,proc:2"
 MAX_EXAMPLES = 25
+COUNTEREXAMPLES = Path("build/counterexamples")
 
 Subjects = dict[str, tuple[str, Subject]]
 """By name: the contract, and what is held to it."""
@@ -145,15 +148,13 @@ def _kept(only: Sequence[str] | None, skip: Sequence[str] | None) -> set[str]:
     return {name for name in wanted if not any(fnmatch.fnmatch(name, one) for one in skip or [])}
 
 
-def fitted(planned: Sequence[Check]) -> list[Check]:
-    """Return the checks, each target asked only for what it takes. The targets are imported and constructed.
+def fitted(subjects: Subjects) -> Subjects:
+    """Return the subjects, each asked only for what it takes. The targets are imported and constructed.
 
     Raises:
         Unusable: a target cannot be verified.
     """
-    asked = {check.label: check for check in planned}
-    subjects = {label: _fitted(check.subject, check.contract) for label, check in asked.items()}
-    return [replace(check, subject=subjects[check.label]) for check in planned]
+    return {label: (name, _fitted(subject, contracts()[name])) for label, (name, subject) in subjects.items()}
 
 
 def _fitted(asked: Subject, contract: Contract) -> Subject:
@@ -175,9 +176,11 @@ def _fitted(asked: Subject, contract: Contract) -> Subject:
     return replace(asked, options=options, bias=signature.bias, output_dict=signature.output_dict)
 
 
-def not_verified() -> list[str]:
-    """Return what no run here can verify, and why."""
-    lines = ["Horovod: use_horovod=True is not supported yet"]
+def not_verified(planned: Sequence[Check]) -> list[str]:
+    """Return what these checks leave unverified, and why."""
+    lines = []
+    if all(check.world.kind != "horovod" for check in planned):
+        lines.append(f"Horovod: {horovod_missing() or 'no world asked for has it, such as hvd:2'}")
     if not torch.cuda.is_available():
         lines.append("CUDA: no device here")
     return lines

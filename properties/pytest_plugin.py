@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--certify-as",
         metavar="CONTRACT",
         action="append",
-        help="What it must do: clip, coca, distill, siglip, gather or exchange. One for each --certify.",
+        help="What it must do: clip, coca, distill, siglip, ... One for each --certify.",
     )
     add("--certify-convention", metavar="NAME", help="Which gradients: exact (default) or open_clip.")
     add("--certify-config", metavar="NAME=VALUE,...", help="Options of the loss to pin.")
@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--certify-skip", metavar="PROPERTY", action="append", help="Which properties not.")
     add("--certify-max-examples", metavar="N", type=int, help="Cases for each property. Default: 25.")
+    add("--certify-counterexamples", metavar="DIR", help="Programs to run. Default: build/counterexamples.")
     add("--certify-seed", metavar="N", type=int, help="Default: that of --hypothesis-seed, else 0.")
 
 
@@ -57,17 +58,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if hasattr(config, "workerinput"):
         config.stash[SUBJECTS] = pickle.loads(config.workerinput["certify"])
         return
-    from .plan import Unusable, fitted
-    from .report import shortened
-
+    try:
+        from .plan import Unusable, fitted
+        from .report import shortened
+    except ImportError as error:
+        raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
     _seed(config)
     try:
         asked = _asked(config)
-        planned = fitted([check for label in asked for check in _plan(config, {label: asked[label]})])
+        for label in asked:  # what is wrong with an argument is said at once
+            _plan(config, {label: asked[label]})
+        config.stash[SUBJECTS] = fitted(asked)
     except Unusable as error:
         said = error.as_option("--certify-")
         raise pytest.UsageError(f"{said}\n{shortened(error.detail)}" if error.detail else said) from error
-    config.stash[SUBJECTS] = {check.label: (check.contract.name, check.subject) for check in planned}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -107,7 +111,8 @@ class Target(pytest.Collector):
         """Return an item for each check."""
         for check in self.checks:
             name = f"{check.law.name}[{check.world.name}]"
-            yield Property.from_parent(self, name=name, check=check, certifier=self.certifier)
+            nodeid = f"{self.nodeid}::{name}"  # as text: pytest then knows its part in brackets
+            yield Property.from_parent(self, name=name, nodeid=nodeid, check=check, certifier=self.certifier)
 
 
 class Property(pytest.Item):
@@ -121,8 +126,10 @@ class Property(pytest.Item):
     def runtest(self) -> None:
         """Verify it; what does not hold, or cannot run, fails."""
         from .api import conclude
+        from .plan import COUNTEREXAMPLES
 
-        conclude(self.certifier.verify(self.check))
+        folder = self.config.option.certify_counterexamples or COUNTEREXAMPLES
+        conclude(self.certifier.verify(self.check), self.config.invocation_params.dir / folder)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
         """Return what is wrong and the smallest case, without a traceback."""

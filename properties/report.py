@@ -1,5 +1,6 @@
 """What people see and keep: the table on the terminal, and the certificate."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -18,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .certifier import Finding, Verdict
+from .grouping import Defect
 from .known import Known
 from .subjects import Subject
 
@@ -38,8 +40,10 @@ class Property(msgspec.Struct, frozen=True):
     """Of the cases that hold."""
     reason: str
     """Why it was falsified or skipped."""
+    fingerprint: str
+    """Names the defect; empty where the law holds."""
     counterexample: str | None
-    """The file to run; None where it holds."""
+    """The file to run, which findings of one defect share; None where the law holds."""
     case: str
     """The smallest case found that falsifies it."""
     known: str
@@ -113,6 +117,8 @@ def source_hash(subject: Subject) -> str:
 def versions() -> dict[str, str]:
     """Return the versions that a verdict depends on."""
     packages = {name: metadata.version(name) for name in ("torch", "numpy", "hypothesis")}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        packages["horovod"] = metadata.version("horovod")
     return {**packages, "python": platform.python_version(), "platform": sys.platform}
 
 
@@ -120,12 +126,18 @@ def certificate(
     subject: Subject,
     contract: str,
     findings: Sequence[Finding],
+    defects: Sequence[Defect],
     asked: Asked,
     known: Known,
     not_verified: Sequence[str],
     complete: bool,
 ) -> Certificate:
     """Assemble the record of one target."""
+    named: dict[int, tuple[str, str | None]] = {
+        id(finding): (defect.leader.fingerprint, str(defect.file) if defect.file else None)
+        for defect in defects
+        for finding in (defect.leader, *defect.others)
+    }
     properties = [
         Property(
             finding.law,
@@ -134,7 +146,7 @@ def certificate(
             finding.verdict,
             finding.worst_error_over_bound,
             finding.reason,
-            None,
+            *named.get(id(finding), ("", None)),
             finding.counterexample,
             known.reason(finding),
             round(finding.seconds, 3),
@@ -207,25 +219,28 @@ def table(findings: Sequence[Finding], known: Known) -> Table:
     return laid
 
 
-def show_falsified(console: Console, findings: Sequence[Finding], known: Known) -> None:
-    """Print every falsified check with its smallest counterexample."""
-    for finding in findings:
-        if finding.verdict == "falsified" and not known.reason(finding):
-            what, _, why = explained(finding).partition("\n")
-            console.print(f"\n[bold red]{escape(what)}[/]")
+def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
+    """Print every defect with its smallest counterexample."""
+    for defect in defects:
+        if not known.reason(defect.leader):
+            what, _, why = explained(defect).partition("\n")
+            console.print(f"\n[bold red]{escape(what)}[/]", soft_wrap=True)
             console.print(escape(why), soft_wrap=True, highlight=False)
 
 
-def explained(finding: Finding) -> str:
-    """Return what is wrong, why, and the smallest case: a line, and those below it."""
-    what = f"{finding.loss}: {finding.law}"
-    if finding.verdict != "falsified":
-        return f"{what} could not be verified in world {finding.world}\n{finding.reason}"
-    return (
-        f"{what} does not hold in world {finding.world}\n"
-        f"{shortened(finding.reason)}\n"
-        f"smallest case: {finding.counterexample}"
-    )
+def explained(defect: Defect) -> str:
+    """Return what is wrong, in a line, and below it why, the smallest case and the file to run."""
+    leader = defect.leader
+    lines = [
+        f"{leader.loss}: {leader.law} does not hold in world {leader.world}",
+        shortened(leader.reason),
+        f"smallest case: {leader.counterexample}",
+    ]
+    if defect.others:
+        also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
+        lines.append(f"the same defect: {also}")
+    lines.append(f"run: python {defect.file}" if defect.file else f"no file was written: {defect.trouble}")
+    return "\n".join(lines)
 
 
 def shortened(reason: str) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,13 +29,18 @@ def test_what_holds_returns_its_certificate() -> None:
     ]
 
 
-def test_what_does_not_hold_raises_with_the_smallest_case() -> None:
+def test_what_does_not_hold_raises_with_the_smallest_case(tmp_path: Path) -> None:
     with pytest.raises(NotCertified) as raised:
-        certify(Doubled, "clip", world="1", max_examples=5, seed=3, only=["terms*", "inputs*"])
+        certify(
+            Doubled, "clip", world="1", max_examples=5, seed=3, only=["terms*", "inputs*"],
+            counterexamples=tmp_path,
+        )  # fmt: skip
     said = str(raised.value)
     assert "Doubled: terms equal the oracle does not hold in world single" in said
     assert "error 0.693 is" in said
     assert "smallest case: Case(rows=(2,)" in said
+    (file,) = tmp_path.iterdir()
+    assert f"run: python {file}" in said
     assert "seed 3" in said
     assert "inputs unchanged" not in said
     certificate = raised.value.certificate
@@ -43,7 +49,7 @@ def test_what_does_not_hold_raises_with_the_smallest_case() -> None:
 
 
 def test_what_was_not_verified_is_no_certificate() -> None:
-    with pytest.raises(NotCertified, match="could not be verified in world single\nout of time") as raised:
+    with pytest.raises(NotCertified, match="was not verified in world single: out of time") as raised:
         certify(ClipLoss, "clip", world="1", only="terms*", max_time=1e-9)
     assert raised.value.certificate is not None
     assert raised.value.certificate.verdict == "incomplete"
@@ -107,12 +113,12 @@ def _check() -> Check:
     return check
 
 
-def test_pytest_is_told_what_did_not_run() -> None:
-    conclude(Finding(_check(), 0, "holds", (0.1,)))
+def test_pytest_is_told_what_did_not_run(tmp_path: Path) -> None:
+    conclude(Finding(_check(), 0, "holds", (0.1,)), tmp_path)
     with pytest.raises(pytest.skip.Exception, match="no case"):
-        conclude(Finding(_check(), 0, "skipped", reason="no case"))
+        conclude(Finding(_check(), 0, "skipped", reason="no case"), tmp_path)
     with pytest.raises(NotCertified, match="out of time"):
-        conclude(Finding(_check(), 0, "skipped", reason="out of time", not_run=True))
+        conclude(Finding(_check(), 0, "skipped", reason="out of time", not_run=True), tmp_path)
 
 
 def test_a_target_that_hung_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:

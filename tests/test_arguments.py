@@ -4,6 +4,8 @@ The functions that ranks run are imported there by name, as `tests.test_argument
 """
 
 import re
+import sys
+import types
 from functools import partial
 
 import pytest
@@ -272,12 +274,72 @@ def test_wrong_weights(weights):
     names(error.value, ["caption_loss_weight", "clip_loss_weight"][wrong], type(weights[wrong]).__name__)
 
 
-@pytest.mark.parametrize("make", CLIP_MAKERS)
-def test_horovod_is_not_supported_yet(make):
-    with pytest.raises(
-        NotImplementedError, match=r"use_horovod=True is not supported yet.*torch\.distributed"
-    ):
+@pytest.mark.parametrize("make", MAKERS)
+def test_without_horovod(make, monkeypatch):
+    monkeypatch.setitem(sys.modules, "horovod", None)
+    monkeypatch.delitem(sys.modules, "horovod.torch", raising=False)
+    with pytest.raises(ImportError, match=r"use_horovod=True needs Horovod.*\[horovod\].*`make horovod`"):
         make(use_horovod=True)
+
+
+def pretend_horovod(monkeypatch, initialized=True):
+    """Put the only rank of one in the place of Horovod, installed or not."""
+    hvd = types.ModuleType("horovod.torch")
+    hvd.is_initialized = lambda: initialized
+    hvd.rank, hvd.size = lambda: 0, lambda: 1
+    hvd.allgather_async = lambda tensor, name: tensor
+    hvd.poll = lambda tensor: True
+    hvd.synchronize = lambda tensor: tensor
+    package = types.ModuleType("horovod")
+    package.torch = hvd
+    monkeypatch.setitem(sys.modules, "horovod", package)
+    monkeypatch.setitem(sys.modules, "horovod.torch", hvd)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("place", [{}, {"world_size": 2}])
+def test_before_horovods_init(make, place, monkeypatch):
+    pretend_horovod(monkeypatch, initialized=False)
+    with pytest.raises(RuntimeError, match=r"needs a running Horovod: call hvd\.init\(\) before the loss"):
+        make(use_horovod=True, **place)
+
+
+HOROVOD_CALLS = [
+    lambda **place: ClipLoss(use_horovod=True, **place)(X, X, SCALE),
+    lambda **place: ClipLoss(use_horovod=True, **place).get_logits(X, X, SCALE),
+    lambda **place: CoCaLoss(2.0, 1.0, use_horovod=True, **place)(X, X, LOGITS, IDS, SCALE),
+    lambda **place: DistillClipLoss(use_horovod=True, **place)(X, X, SCALE, X, X, SCALE),
+    lambda **place: SigLipLoss(use_horovod=True, **place)(X, X, SCALE),
+    lambda **place: gather_features(X, X, use_horovod=True, **place),
+]
+
+
+@pytest.mark.parametrize("call", HOROVOD_CALLS)
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 2), (1, 2), (2, 3)])
+def test_a_place_that_contradicts_horovods(call, rank, world_size, monkeypatch):
+    pretend_horovod(monkeypatch)
+    expected = f"expected those of Horovod, rank 0 of 1, got rank {rank} of {world_size}"
+    with pytest.raises(ValueError, match=expected):
+        call(rank=rank, world_size=world_size)
+
+
+@pytest.mark.parametrize("call", HOROVOD_CALLS)
+def test_horovod_has_no_process_groups(call, monkeypatch):
+    pretend_horovod(monkeypatch)
+    call()
+    with pytest.raises(ValueError, match="group: expected None with use_horovod=True"):
+        call(group=object())
+
+
+@pytest.mark.parametrize("dist_impl", ["bidir", "shift", "reduce"])
+def test_siglip_gathers_over_horovod(dist_impl, monkeypatch):
+    pretend_horovod(monkeypatch)
+    assert SigLipLoss(use_horovod=True).dist_impl == "gather"
+    with pytest.raises(
+        ValueError, match="dist_impl: expected 'gather' with use_horovod=True, as Horovod"
+    ) as e:
+        SigLipLoss(use_horovod=True, dist_impl=dist_impl)
+    names(e.value, "dist_impl", repr(dist_impl))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +360,7 @@ def test_several_ranks_need_torch_distributed(call):
 
 @pytest.mark.parametrize("call", EXCHANGES + BIDIR_EXCHANGES)
 def test_exchange_needs_torch_distributed(call):
-    with pytest.raises(RuntimeError, match=r"needs torch\.distributed.*init_process_group"):
+    with pytest.raises(RuntimeError, match=r"needs torch\.distributed, as Horovod.*init_process_group"):
         call(0, 0, *[X] * (2 if call in BIDIR_EXCHANGES else 1))
 
 

@@ -29,6 +29,8 @@ def test_what_holds_is_certified(tmp_path: Path) -> None:
     assert {found["world"] for found in record["properties"]} == {"single", "simulated:2-3"}
     assert all(found["examples"] > 0 for found in record["properties"])
     assert len(record["source"]) == 64
+    assert any(line.startswith("Horovod: ") for line in record["not_verified"])
+    assert "not verified: Horovod: " in printed
 
 
 def test_a_strangers_loss_is_falsified_with_a_case(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def torchrun(*command: str) -> str:
     return run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command)
 
 
-def rounding_bound(exact: dict[str, Tensor], rounded: dict[str, Tensor]) -> float:
+def rounding_bound(exact: dict[str, Tensor], rounded: dict[str, Tensor], longest_sum: int) -> float:
     """Return how far apart two float64 runs may end that differ in the order of their sums alone.
 
     To first order, what rounding does to the final parameters is proportional to the unit roundoff u:
@@ -55,18 +55,37 @@ def rounding_bound(exact: dict[str, Tensor], rounded: dict[str, Tensor]) -> floa
     Another order of summation has other roundings: errors that grow like the square root of the number
     of terms n in the probable case never exceed n times u in any order, so no order is sqrt(n) worse than
     the measured one (Higham & Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019). The
-    longest sums, in the gradients of the scale and the bias, have one term for every image and text.
-    Two runs are each off by as much.
+    longest sums, in the gradients of the scale and the bias, have one term for every image and text:
+    `longest_sum` of them. Two runs are each off by as much.
     """
     distance = largest_difference(exact, rounded)
     roundoff_ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-    longest_sum = BATCH_SIZE**2
     return 2 * math.sqrt(longest_sum) * roundoff_ratio * distance
 
 
 def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+def train_alone_and_together(
+    flags: list[str], launch: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[float, float]:
+    """Train the digits in one process and in two; return how far apart they end, and how far they may."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    digits_clip = str(EXAMPLES / "digits_clip.py")
+    train = runpy.run_path(digits_clip)["main"]
+    flags = [*flags, "--steps", str(STEPS), "--batch-size", str(BATCH_SIZE)]
+    train([*flags, "--dtype", "float64", "--save", str(tmp_path / "one")])
+    train([*flags, "--dtype", "float32", "--save", str(tmp_path / "rounded")])
+    printed = launch(digits_clip, *flags, "--dtype", "float64", "--save", str(tmp_path / "two"))
+    one, rounded, two = (torch.load(tmp_path / name) for name in ("one", "rounded", "two"))
+
+    assert "matched with the right caption" in printed
+    bound = rounding_bound(one, rounded, longest_sum=BATCH_SIZE**2)
+    error = largest_difference(one, two)
+    print(f"error {error:.3e}, bound {bound:.3e}, error/bound {error / bound:.3g}")
+    return error, bound
 
 
 @pytest.mark.parametrize(
@@ -81,19 +100,7 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 def test_two_ranks_train_to_the_parameters_of_one_process(
     flags: list[str], equal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
-    digits_clip = str(EXAMPLES / "digits_clip.py")
-    train = runpy.run_path(digits_clip)["main"]
-    flags = [*flags, "--steps", str(STEPS), "--batch-size", str(BATCH_SIZE)]
-    train([*flags, "--dtype", "float64", "--save", str(tmp_path / "one")])
-    train([*flags, "--dtype", "float32", "--save", str(tmp_path / "rounded")])
-    printed = torchrun(digits_clip, *flags, "--dtype", "float64", "--save", str(tmp_path / "two"))
-    one, rounded, two = (torch.load(tmp_path / name) for name in ("one", "rounded", "two"))
-
-    assert "matched with the right caption" in printed
-    bound = rounding_bound(one, rounded)
-    error = largest_difference(one, two)
-    print(f"error {error:.3e}, bound {bound:.3e}, error/bound {error / bound:.3g}")
+    error, bound = train_alone_and_together(flags, torchrun, tmp_path, monkeypatch)
     assert (error <= bound) == equal
 
 

@@ -10,7 +10,18 @@ import mpmath
 import numpy as np
 import pytest
 
-from oracles import clip, coca, complex_step, distill, exchange, gather, siglip
+from oracles import (
+    clip,
+    coca,
+    complex_step,
+    cross_entropy,
+    distill,
+    exchange,
+    gather,
+    infonce,
+    ntxent,
+    siglip,
+)
 
 UNIT_ROUNDOFF = np.finfo(float).eps / 2
 LOG2, LOG3 = np.log(2), np.log(3)
@@ -19,6 +30,8 @@ FLAGS = list(itertools.product([False, True], [False, True], ["exact", "open_cli
 ROWS = [(3,), (1, 1), (2, 1), (1, 2, 1)]
 WIDTH, TEACHER_WIDTH = 2, 3
 VOCABULARY, TOKENS = 3, 2
+TEMPERATURE, LENGTH = 0.5, 1.5
+"""Cosines over temperature are at most 2; the views' length must not matter."""
 
 
 def close(observed, expected, magnitude, operations, floor=0.0):
@@ -173,6 +186,48 @@ def test_clip_scale_gradient_by_hand():
     close(gradient, -1 / 4, 2 * (1 + LOG3), 24)
 
 
+def test_infonce_by_hand():
+    # two orthogonal pairs of any length at temperature 1 / log 3: the key has probability 3/4
+    queries, keys = np.diag([2.0, 5.0]), np.diag([0.5, 3.0])
+    close(infonce.normalize(queries), np.eye(2), np.eye(2), 4)
+    close(infonce.infonce_loss([queries], [keys], 1 / LOG3, 0), np.log(4 / 3), 4 * LOG3, 16)
+    # its gradient by the first query is -log 3 (1/4, -1/4) / 2, less what lies along it, over its length 2
+
+    def moved(query):
+        return infonce.infonce_loss([np.stack([query, queries[1]])], [keys], 1 / LOG3, 0)
+
+    close(complex_step.gradient(moved, queries[0]), [0, LOG3 / 16], LOG3, 24)
+    # locally each of two ranks has one query, among all keys
+    for rank in range(2):
+        views = [queries[:1], queries[1:]], [keys[:1], keys[1:]]
+        close(infonce.infonce_loss(*views, 1 / LOG3, rank, True, True), np.log(4 / 3), 4 * LOG3, 16)
+
+
+def test_ntxent_by_hand():
+    # the only other view is the partner
+    close(ntxent.ntxent_loss([np.ones((1, 3))], [np.full((1, 3), 2.0)], 0.1, 0), 0, 10, 12)
+    # two orthogonal pairs at temperature 1 / log 2: 2 for the partner, 1 for each of two others
+    first, second = np.diag([2.0, 5.0]), np.diag([0.5, 3.0])
+    close(ntxent.ntxent_loss([first], [second], 1 / LOG2, 0), LOG2, 6 * LOG2 + 2, 16)
+    for rank, local_loss in itertools.product([0, 1], [False, True]):
+        views = [first[:1], first[1:]], [second[:1], second[1:]]
+        close(ntxent.ntxent_loss(*views, 1 / LOG2, rank, local_loss, True), LOG2, 6 * LOG2 + 2, 16)
+
+
+def test_places_by_hand():
+    own, partner = ntxent.places([2, 1], 1, local_loss=True)
+    assert (own.tolist(), partner.tolist()) == ([2, 5], [5, 2])
+    own, partner = ntxent.places([2, 1], 1, local_loss=False)
+    assert (own.tolist(), partner.tolist()) == ([0, 1, 2, 3, 4, 5], [3, 4, 5, 0, 1, 2])
+
+
+def test_cross_entropy_by_hand():
+    # softmax (3/4, 1/4); the second row counts nothing, whatever it is
+    logits = np.array([[LOG3, 0.0], [700.0, -700.0], [LOG3, 0.0]])
+    loss = cross_entropy.cross_entropy_loss(logits, np.array([0, -100, 1]), -100)
+    close(loss, (np.log(4 / 3) + np.log(4)) / 2, 4 * LOG3, 12)
+
+
 def test_caption_by_hand():
     # all scores equal: log 4 a token. Rank 0 has 3 tokens, rank 1 has 1, rank 2 none: 4/3 a rank.
     logits = [np.zeros((2, 2, 4))] * 3
@@ -263,6 +318,15 @@ def split(flat, rows, width):
     return np.split(image, cuts), np.split(text, cuts), flat[-2], flat[-1]
 
 
+def mp_times(world_size, rank, source, local_loss, gather_with_grad, convention):
+    """Return how often what `rank` gathered from `source` carries gradient."""
+    if world_size == 1 or gather_with_grad:
+        return 1
+    if local_loss or source != rank:
+        return 0
+    return world_size if convention == "exact" else 1
+
+
 def mp_logits(live, still, rank, local_loss, gather_with_grad, convention):
     """Return image-to-text and text-to-image logits as lists of rows, and each row's label."""
     world_size = len(live[0])
@@ -271,16 +335,10 @@ def mp_logits(live, still, rank, local_loss, gather_with_grad, convention):
     everyone = [(source, i) for source in range(world_size) for i in range(len(live[0][source]))]
     local = local_loss and world_size > 1
 
-    def times(source):
-        if world_size == 1 or gather_with_grad:
-            return 1
-        if local or source != rank:
-            return 0
-        return world_size if convention == "exact" else 1
-
     def gathered(side, source, i, k):
         value, constant = live[side][source][i][k], still[side][source][i][k]
-        return times(source) * value + (1 - times(source)) * constant
+        times = mp_times(world_size, rank, source, local_loss, gather_with_grad, convention)
+        return times * value + (1 - times) * constant
 
     def dot(side, a, b):
         total = mpmath.mpf(0)
@@ -306,6 +364,63 @@ def mp_clip(live, still, rank, *flags):
 def mp_row_weight(live, local_loss):
     pairs = mpmath.mpf(sum(len(rows) for rows in live[0]))
     return len(live[0]) / pairs if local_loss else 1 / pairs
+
+
+def mp_views(live, still, rank, *flags):
+    """Return all rows of each side as `rank` gathers them, its anchors of each side, and their places."""
+    world_size = len(live[0])
+    everyone = [(source, i) for source in range(world_size) for i in range(len(live[0][source]))]
+    local = flags[0] and world_size > 1
+    gathered, anchors = [], []
+    for side in (0, 1):
+        rows = []
+        for source, i in everyone:
+            times = mp_times(world_size, rank, source, *flags)
+            pairs = zip(live[side][source][i], still[side][source][i], strict=True)
+            rows.append([times * value + (1 - times) * constant for value, constant in pairs])
+        gathered.append(rows)
+        anchors.append(list(live[side][rank]) if local else rows)
+    return gathered, anchors, [k for k, (source, _) in enumerate(everyone) if not local or source == rank]
+
+
+def mp_cosine(x, y):
+    def dot(a, b):
+        return sum(p * q for p, q in zip(a, b, strict=True))
+
+    return dot(x, y) / mpmath.sqrt(dot(x, x) * dot(y, y))
+
+
+def mp_infonce(live, still, rank, *flags):
+    (_, keys), (queries, _), places = mp_views(live, still, rank, *flags)
+    total = mpmath.mpf(0)
+    for query, place in zip(queries, places, strict=True):
+        likely = [mpmath.exp(mp_cosine(query, key) / TEMPERATURE) for key in keys]
+        total -= mpmath.log(likely[place] / sum(likely))
+    return total * mp_row_weight(live, flags[0])
+
+
+def mp_ntxent(live, still, rank, *flags):
+    gathered, anchors, places = mp_views(live, still, rank, *flags)
+    total = mpmath.mpf(0)
+    for side in (0, 1):
+        for anchor, place in zip(anchors[side], places, strict=True):
+            others = {
+                (other, k): mpmath.exp(mp_cosine(anchor, view) / TEMPERATURE)
+                for other in (0, 1)
+                for k, view in enumerate(gathered[other])
+                if (other, k) != (side, place)
+            }
+            total -= mpmath.log(others[1 - side, place] / sum(others.values()))
+    return total * mp_row_weight(live, flags[0]) / 2
+
+
+def mp_cross_entropy(logits, labels, ignore_index):
+    terms = [
+        -mpmath.log(mpmath.exp(row[label]) / sum(mpmath.exp(z) for z in row))
+        for row, label in zip(logits, labels, strict=True)
+        if label != ignore_index
+    ]
+    return sum(terms) / len(terms)
 
 
 def mp_distill(live, still, rank, *flags):
@@ -358,6 +473,37 @@ def both_clip(rows, rank, flags):
 
     def second(live, still):
         return mp_clip(split(live, rows, WIDTH), split(still, rows, WIDTH), rank, *flags)
+
+    return oracle, second
+
+
+def both_infonce(rows, rank, flags):
+    return _both_views(rows, rank, flags, infonce.infonce_loss, mp_infonce)
+
+
+def both_ntxent(rows, rank, flags):
+    return _both_views(rows, rank, flags, ntxent.ntxent_loss, mp_ntxent)
+
+
+def _both_views(rows, rank, flags, loss, mp_loss):
+    def oracle(flat):
+        first, second, _, _ = split(LENGTH * flat, rows, WIDTH)
+        return loss(first, second, TEMPERATURE, rank, *flags)
+
+    def second(live, still):
+        return mp_loss(split(LENGTH * live, rows, WIDTH), split(LENGTH * still, rows, WIDTH), rank, *flags)
+
+    return oracle, second
+
+
+def both_cross_entropy(rows, rank, flags):
+    labels = np.arange(rows[0] * TOKENS) % VOCABULARY
+
+    def oracle(flat):
+        return cross_entropy.cross_entropy_loss(flat.reshape(-1, VOCABULARY), labels, *flags)
+
+    def second(live, still):
+        return mp_cross_entropy(live.reshape(-1, VOCABULARY), labels, *flags)
 
     return oracle, second
 
@@ -418,7 +564,7 @@ def features(rows, width, seed, scale=2.0, bias=-0.5):
 
 
 def point(both, rows):
-    if both is both_caption:
+    if both in (both_caption, both_cross_entropy):
         return np.random.default_rng(1).standard_normal(sum(rows) * TOKENS * VOCABULARY)
     if both is both_distill:
         return np.concatenate([features(rows, WIDTH, 1), features(rows, TEACHER_WIDTH, 2, 3.0, 0.25)])
@@ -444,7 +590,13 @@ def operations(rows):
 
 
 CASES = [
-    *((both, rows, flags) for both in (both_clip, both_distill) for rows in ROWS for flags in FLAGS),
+    *(
+        (both, rows, flags)
+        for both in (both_clip, both_distill, both_infonce, both_ntxent)
+        for rows in ROWS
+        for flags in FLAGS
+    ),
+    *((both_cross_entropy, ROWS[0], (ignore_index,)) for ignore_index in (0, -100)),
     *((both_siglip, rows, ()) for rows in ROWS),
     *(
         (both_caption, rows, (pad_id, c))

@@ -62,18 +62,24 @@ def test_checks_run_beside_ordinary_tests(pytester: pytest.Pytester) -> None:
             "Doubled: terms equal the oracle does not hold in world single",
             "Falsified: rank 0, contrastive_loss: expected *, observed *, error * is * times its bound",
             "smallest case: Case(rows=(2,)*",
+            "run: python *Doubled-terms-equal-the-oracle-*.py",
             "seed 7",
             "FAILED certify::Doubled::terms equal the oracle[[]single]*",
         ],
         consecutive=False,
     )
     done.stdout.no_fnmatch_line("*Traceback*")
+    assert len(list((pytester.path / "build" / "counterexamples").iterdir())) == 1
     cases = ElementTree.parse(pytester.path / "report.xml").iter("testcase")
     named = {(case.get("classname"), case.get("name")): case.find("failure") for case in cases}
     failure = named["certify.Doubled", "terms equal the oracle[single]"]
     assert failure is not None
     assert "smallest case" in (failure.text or "")
     assert named["certify.Doubled", "inputs unchanged[single]"] is None
+    again = ["--certify", "losses:Doubled", "--certify-as", "clip", "--certify-only", "terms*", *QUICK]
+    rerun = _run(pytester, *again, "--lf", "--certify-seed", "1")
+    rerun.assert_outcomes(failed=1)
+    rerun.stdout.fnmatch_lines(["seed 1"])
 
 
 def test_a_target_alone_holds(pytester: pytest.Pytester) -> None:
@@ -117,3 +123,10 @@ def test_a_wrong_argument_is_named(pytester: pytest.Pytester, arguments: list[st
     assert f"ERROR: {named}" in said
     assert ("my own mistake" in said) == ("Broken" in named)
     assert "INTERNALERROR" not in said
+
+
+def test_a_missing_dependency_is_named(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import sys; sys.modules['numpy'] = None")
+    done = _run(pytester, "--certify", "losses:Right", "--certify-as", "clip")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: --certify: needs verified-losses[verify] installed" in done.stderr.str()

@@ -439,6 +439,20 @@ def test_ranks_share_neither_arguments_nor_random_state_nor_warning_filters() ->
     assert list(warnings.filters) == filters
 
 
+def test_one_element_of_any_stride_travels() -> None:
+    def program(rank: int, size: int) -> float:
+        # contiguous, as every single element is, though its stride is 2
+        sent, received = torch.full((1, 1, 2), float(rank))[..., 0], torch.zeros(1, 1)
+        send, receive = dist.isend(sent, 1 - rank), dist.irecv(received, 1 - rank)
+        assert send is not None
+        assert receive is not None
+        receive.wait()
+        send.wait()
+        return float(received)
+
+    assert SimulatedWorld(2).run(program) == [1.0, 0.0]
+
+
 def test_an_unwaited_receive_buffer_holds_nan() -> None:
     def program(rank: int, size: int) -> list[float]:
         buffer = ones()

@@ -32,12 +32,6 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def no_horovod(use_horovod: bool) -> None:
-    """Raise NotImplementedError where Horovod is asked for."""
-    if use_horovod:
-        raise NotImplementedError("use_horovod=True is not supported yet: run over torch.distributed")
-
-
 def floating(name: str, tensor: object, ndim: int) -> Tensor:
     """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty; else raise."""
     if not isinstance(tensor, Tensor):
@@ -100,7 +94,7 @@ def agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[F
     Raises:
         TypeError, ValueError: on every rank, if any rank's arguments are wrong or ranks disagree.
     """
-    if transport.world_size == 1:
+    if transport.alone:
         return [check()]
     return _agree(transport, call, check)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from . import checks
 from .checks import Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
-from .transport import Transport
+from .horovod import choose_transport
 
 
 class ClipLoss(nn.Module):
@@ -26,14 +26,16 @@ class ClipLoss(nn.Module):
         cache_labels: keep the ground truth between calls.
         rank: this rank, counted within `group`.
         world_size: the number of ranks in `group`.
-        use_horovod: not supported yet.
+        use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, in which
             `local_loss=False, gather_with_grad=False` makes feature gradients `world_size` times too small.
         group: the process group; None is the default one.
 
     Raises:
-        ValueError: `rank` is outside the world, or `convention` is unknown.
-        NotImplementedError: `use_horovod` is set.
+        ValueError: `rank` is outside the world, `convention` is unknown, or `group` is given with
+            `use_horovod`.
+        ImportError: `use_horovod` is set and Horovod is not installed.
+        RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
     Warns:
         UserWarning: `local_loss=True, gather_with_grad=False` over several ranks treats gathered rows as
@@ -63,9 +65,8 @@ class ClipLoss(nn.Module):
         group: Any = None,
     ) -> None:
         super().__init__()
-        checks.no_horovod(use_horovod)
         checks.one_of("convention", convention, ("exact", "open_clip"))
-        self.transport = Transport(rank, world_size, group)
+        self.transport = choose_transport(rank, world_size, group, use_horovod)
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels

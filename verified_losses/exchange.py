@@ -197,7 +197,10 @@ def _announced_shapes(
 ) -> list[tuple[list[int], torch.dtype]]:
     """Tell each receiver the shape and dtype that comes, and hear what comes here."""
     if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError("neighbour exchange needs torch.distributed: call init_process_group() first")
+        raise RuntimeError(
+            "neighbour exchange needs torch.distributed, as Horovod sends no messages from one rank to "
+            "another: call init_process_group() first"
+        )
     world_size = dist.get_world_size(group)
     for peer in [*sources, *(rank for _, rank in sends)]:
         if not isinstance(peer, int) or not 0 <= peer < world_size:

@@ -8,6 +8,7 @@ from torch.autograd.function import Function, FunctionCtx
 
 from . import checks
 from .checks import Convention, Facts
+from .horovod import choose_transport
 from .transport import Transport, eager
 
 Rows = tuple[int, ...]
@@ -40,7 +41,7 @@ def gather_features(
         gather_with_grad: whether gradients flow back to the ranks that the rows came from.
         rank: this rank.
         world_size: the number of ranks.
-        use_horovod: not supported yet.
+        use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
         convention: which gradient `gather_with_grad=False, local_loss=False` gives.
         group: the process group; None is the default one.
 
@@ -49,10 +50,11 @@ def gather_features(
 
     Raises:
         TypeError, ValueError: an argument is wrong on some rank; every rank raises.
+        ImportError: `use_horovod` is set and Horovod is not installed.
+        RuntimeError: neither torch.distributed nor, with `use_horovod`, Horovod is initialised.
     """
-    checks.no_horovod(use_horovod)
     checks.one_of("convention", convention, ("exact", "open_clip"))
-    transport = Transport(rank, world_size, group)
+    transport = choose_transport(rank, world_size, group, use_horovod)
 
     def check() -> Facts:
         image, text = checks.pairs(image_features, text_features)

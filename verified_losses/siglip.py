@@ -11,7 +11,7 @@ from .checks import Facts, Scalar
 from .clip import scaled_product, widen
 from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
-from .transport import Transport
+from .horovod import choose_transport
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
@@ -28,11 +28,16 @@ class SigLipLoss(nn.Module):
         rank: this rank, counted within `group`.
         world_size: the number of ranks in `group`.
         dist_impl: how texts travel: "bidir" (default) passes them to both neighbours, "shift" to one,
-            "reduce" sends one rank's at a time to all, "gather" all at once.
+            "reduce" sends one rank's at a time to all, "gather" (over Horovod default) all at once.
+        use_horovod: the ranks are those of Horovod, which runs already, instead of a process group;
+            texts are gathered.
         group: the process group; None is the default one.
 
     Raises:
-        ValueError: `rank` is outside the world, or `dist_impl` is unknown.
+        ValueError: `rank` is outside the world, `dist_impl` is unknown or not "gather" over Horovod, or
+            `group` is given with `use_horovod`.
+        ImportError: `use_horovod` is set and Horovod is not installed.
+        RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
     References:
         Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 3.2,
@@ -46,15 +51,22 @@ class SigLipLoss(nn.Module):
         world_size: int = 1,
         dist_impl: str | None = None,
         *,
+        use_horovod: bool = False,
         group: Any = None,
     ) -> None:
         super().__init__()
-        self.transport = Transport(rank, world_size, group)
+        self.dist_impl = dist_impl or ("gather" if use_horovod else "bidir")
+        checks.one_of("dist_impl", self.dist_impl, DIST_IMPLS)
+        if use_horovod and self.dist_impl != "gather":
+            raise ValueError(
+                "dist_impl: expected 'gather' with use_horovod=True, as Horovod sends no messages from one "
+                f"rank to another, got {self.dist_impl!r}"
+            )
+        self.transport = choose_transport(rank, world_size, group, use_horovod)
         self.cache_labels = cache_labels
         self.rank = rank
         self.world_size = world_size
-        self.dist_impl = dist_impl or "bidir"
-        checks.one_of("dist_impl", self.dist_impl, DIST_IMPLS)
+        self.use_horovod = use_horovod
 
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False

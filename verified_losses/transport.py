@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,12 +29,18 @@ class Transport:
     rank: int
     world_size: int
     group: "dist.ProcessGroup | None" = None
+    carrier: ClassVar[str] = "the process group"
 
     def __post_init__(self) -> None:
         if not isinstance(self.world_size, int) or self.world_size < 1:
             raise ValueError(f"world_size: expected an int of at least 1, got {self.world_size!r}")
         if not isinstance(self.rank, int) or not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank: expected an int in [0, {self.world_size}), got {self.rank!r}")
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to agree with."""
+        return self.world_size == 1
 
     def check_initialized(self) -> None:
         """Raise RuntimeError unless torch.distributed can carry this world's messages."""
@@ -44,12 +50,16 @@ class Transport:
                 "call torch.distributed.init_process_group() before the loss"
             )
 
+    def place(self) -> tuple[int, int]:
+        """Return this rank and the number of ranks, as the process group counts them."""
+        return dist.get_rank(self.group), dist.get_world_size(self.group)
+
     def check_place(self) -> None:
         """Raise ValueError unless `rank` and `world_size` are those of the process group."""
-        rank, world_size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        rank, world_size = self.place()
         if (rank, world_size) != (self.rank, self.world_size):
             raise ValueError(
-                f"rank, world_size: expected those of the process group, rank {rank} of {world_size}, "
+                f"rank, world_size: expected those of {self.carrier}, rank {rank} of {world_size}, "
                 f"got rank {self.rank} of {self.world_size}"
             )
 

@@ -15,7 +15,7 @@ from oracles import complex_step
 from oracles.complex_step import Array
 from oracles.rounding import FLOAT64, Magnitude, Precision, gamma
 
-from ..cases import BIASES, BOOLEANS, PAD_IDS, Case, Options, cases, cotangents
+from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents
 from ..subjects import Malformed, Subject
 
 Inputs = list[dict[str, Array]]
@@ -65,8 +65,12 @@ class Contract(ABC):
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""
     smallest_world = 1
+    over_horovod: Options | None = (("use_horovod", True),)
+    """What to construct the subject with in a Horovod world; None where it does not run over Horovod."""
     assumed: dict[str, Any] = {}
     """What a subject is held to where its constructor does not take the option."""
+    constructed: tuple[str, ...] = ("options", "pad_id")
+    """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
 
     @abstractmethod
@@ -85,8 +89,13 @@ class Contract(ABC):
             "output_dicts": BOOLEANS if subject.output_dict else st.just(False),
             "pad_ids": (pinned["pad_id"],) if "pad_id" in pinned else PAD_IDS,
         }
+        settings |= self.drawn
+        if subject.strides != STRIDES:
+            settings |= {
+                name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
+            }
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
-        return cases(world_size, options, **(settings | self.drawn))
+        return cases(world_size, options, **settings)
 
     @abstractmethod
     def inputs(self, case: Case) -> Inputs:
@@ -130,6 +139,22 @@ class Contract(ABC):
         # tensors alone are open_clip's default, which a subject without dicts has no name for
         asked = {"output_dict": True} if case.output_dict else {}
         return loss(**tensors, **asked)
+
+    def build_source(self) -> str:
+        """Return `build` as Python for a counterexample: of target, ARGUMENTS, rank and world_size."""
+        return 'target(**accepted(target, {**ARGUMENTS, "rank": rank, "world_size": world_size}))'
+
+    def call_source(self) -> str:
+        """Return `call` as Python for a counterexample: of the loss, what it is given, and output_dict."""
+        return 'loss(**given, **({"output_dict": True} if output_dict else {}))'
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """Return the oracle's terms on `rank` as Python for a counterexample.
+
+        Functions of `oracles` are at hand, and every input as the list of what the ranks are given. Without a
+        term, a counterexample quotes what the oracle gave.
+        """
+        return {}
 
     def read(self, output: Any, case: Case) -> tuple[str, dict[str, Any]]:
         """Return how the output is structured, and its terms by name."""
@@ -197,12 +222,18 @@ def contracts() -> dict[str, Contract]:
     """Return every contract by name."""
     from .clip import ClipContract
     from .coca import CoCaContract
+    from .cross_entropy import CrossEntropyContract
     from .distill import DistillContract
     from .exchange import ExchangeContract
     from .gather import GatherContract
+    from .infonce import InfoNceContract
+    from .ntxent import NTXentContract
     from .siglip import SigLipContract
 
-    kinds = ClipContract, CoCaContract, DistillContract, SigLipContract, GatherContract, ExchangeContract
+    kinds: list[type[Contract]] = [
+        ClipContract, CoCaContract, DistillContract, SigLipContract, GatherContract, ExchangeContract,
+        InfoNceContract, NTXentContract, CrossEntropyContract,
+    ]  # fmt: skip
     return {kind.name: kind() for kind in kinds}
 
 

@@ -1,5 +1,6 @@
 """The contract of CLIP's loss, and the configurations that all gathering losses share."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..subjects import Subject
 from . import Bounds, Contract, Inputs, Sum
 
 FEATURES = ("image_features", "text_features")
+STUDENT = (*FEATURES, "logit_scale", "logit_bias")
 
 
 ASSUMED = {"local_loss": False, "gather_with_grad": True}
@@ -45,6 +47,14 @@ def obeys_mean(case: Case) -> bool:
     if case.world_size == 1 or gather_with_grad:
         return True
     return convention == "exact" and not local_loss
+
+
+def call_of(function: str, columns: str, case: Case, *arguments: object) -> str:
+    """Return as Python what an oracle gives for `rank`; a bias that the case lacks is 0 on every rank."""
+    if case.bias is None:
+        columns = re.sub(r"\w*logit_bias", f"[0.0] * {case.world_size}", columns)
+    shown = (f'"{value}"' if isinstance(value, str) else repr(value) for value in arguments)
+    return f"{function}({', '.join([columns, 'rank', *shown])})"
 
 
 def split_inputs(case: Case, features: dict[str, Array], shared: dict[str, Array]) -> Inputs:
@@ -172,7 +182,7 @@ class ClipContract(Contract):
 
     name = "clip"
     terms: tuple[str, ...] = ("contrastive_loss",)
-    differentiable: tuple[str, ...] = (*FEATURES, "logit_scale", "logit_bias")
+    differentiable: tuple[str, ...] = STUDENT
     symmetric = True
     assumed: dict[str, Any] = ASSUMED
 
@@ -196,6 +206,10 @@ class ClipContract(Contract):
             {"contrastive_loss": clip_loss(image, text, scale, bias, rank, *flags(case))}
             for rank in range(case.world_size)
         ]
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        return {"contrastive_loss": call_of("clip_loss", ", ".join(STUDENT), case, *flags(case))}
 
     def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
         """See `Contract`."""

@@ -17,6 +17,7 @@ from .clip import (
     ASSUMED,
     FEATURES,
     ClipContract,
+    call_of,
     column,
     contrastive_bounds,
     gather_options,
@@ -78,6 +79,16 @@ class CoCaContract(ClipContract):
             }
             for rank, terms in enumerate(super().oracle(case, inputs))
         ]
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        clip_weight, caption_weight = self._weights(case)
+        convention = case.option("convention", "exact")
+        terms = super().oracle_source(case) | {
+            "caption_loss": call_of("caption_loss", "logits, labels", case, case.pad_id, convention)
+        }
+        weights = zip(terms.items(), (clip_weight, caption_weight), strict=True)
+        return {name: f"{weight} * {term}" if weight else "0j" for (name, term), weight in weights}
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """See `Contract`; a term of weight 0 reaches nothing."""

@@ -13,8 +13,9 @@ from oracles.rounding import Precision
 from ..cases import Case, feature_pair, scalars
 from . import Bounds, Inputs, Sum
 from .clip import (
-    FEATURES,
+    STUDENT,
     ClipContract,
+    call_of,
     contrastive_bounds,
     directions,
     flags,
@@ -22,7 +23,6 @@ from .clip import (
     student,
 )
 
-STUDENT = (*FEATURES, "logit_scale", "logit_bias")
 TEACHER = tuple(f"dist_{name}" for name in STUDENT)
 
 
@@ -51,6 +51,13 @@ class DistillContract(ClipContract):
             {**terms, "distill_loss": distill_loss(*columns, rank, local_loss, gather_with_grad, convention)}
             for rank, terms in enumerate(super().oracle(case, inputs))
         ]
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        columns = f"({', '.join(STUDENT)}), ({', '.join(TEACHER)})"
+        return super().oracle_source(case) | {
+            "distill_loss": call_of("distill_loss", columns, case, *flags(case))
+        }
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """See `Contract`; the teacher is a constant in the exact convention."""

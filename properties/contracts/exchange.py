@@ -26,6 +26,7 @@ class ExchangeContract(GatherContract):
     name = "exchange"
     terms: tuple[str, ...] = ("received", "received_from_left")
     smallest_world = 2
+    over_horovod = None
     assumed = {}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}
 
@@ -76,6 +77,22 @@ class ExchangeContract(GatherContract):
         if self._both(case):
             return lambda **t: target(left, right, t[FEATURES[0]], t[FEATURES[1]])
         return lambda **t: target(left, right, t[FEATURES[0]])
+
+    def build_source(self) -> str:
+        """See `Contract`."""
+        return "functools.partial(target, (rank - 1) % world_size, (rank + 1) % world_size)"
+
+    def call_source(self) -> str:
+        """See `Contract`."""
+        return "loss(*given.values())"
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        if self._both(case):
+            received = f"neighbour_exchange_bidir({', '.join(FEATURES)})[rank]"
+            return {name: f"{received}[{place}]" for place, name in enumerate(self.terms)}
+        left = [(rank - 1) % case.world_size for rank in range(case.world_size)]
+        return {"received": f"neighbour_exchange({FEATURES[0]}, {left})[rank]"}
 
     def structure(self, case: Case) -> str:
         """See `Contract`."""

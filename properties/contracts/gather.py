@@ -12,7 +12,7 @@ from oracles.rounding import Magnitude, Precision
 from ..cases import STRIDES, Case, Options, feature_pair
 from ..subjects import Subject
 from . import Bounds, Contract, Inputs, Sum, accepted
-from .clip import ASSUMED, FEATURES, column, flags, gather_options, split_inputs
+from .clip import ASSUMED, FEATURES, call_of, column, flags, gather_options, split_inputs
 
 
 class GatherContract(Contract):
@@ -80,6 +80,21 @@ class GatherContract(Contract):
     def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
         """See `Contract`."""
         return loss(**tensors)
+
+    def build_source(self) -> str:
+        """See `Contract`."""
+        flags = 'accepted(target, {**ARGUMENTS, "rank": rank, "world_size": world_size})'
+        return f"functools.partial(target, **{flags})"
+
+    def call_source(self) -> str:
+        """See `Contract`."""
+        return "loss(**given)"
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        return {
+            f"all_{name}": call_of("gather_features", name, case, *self._flags(case)) for name in FEATURES
+        }
 
     def structure(self, case: Case) -> str:
         """See `Contract`."""

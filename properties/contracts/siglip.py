@@ -13,7 +13,7 @@ from oracles.siglip import siglip_loss
 from ..cases import Case, Options
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum, accepted, entry
-from .clip import FEATURES, ClipContract, column, student
+from .clip import FEATURES, STUDENT, ClipContract, call_of, column, student
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
@@ -22,6 +22,7 @@ class SigLipContract(ClipContract):
     """A binary cross-entropy for every image and text of all ranks."""
 
     name = "siglip"
+    over_horovod = (("dist_impl", "gather"), ("use_horovod", True))
     assumed = {}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
@@ -32,6 +33,15 @@ class SigLipContract(ClipContract):
         """See `Contract`."""
         # upstream has no default for the bias
         return super().call(loss, accepted(entry(loss), {"logit_bias": None}) | tensors, case, rank)
+
+    def call_source(self) -> str:
+        """See `Contract`."""
+        bias = 'accepted(getattr(loss, "forward", loss), {"logit_bias": None})'
+        return super().call_source().replace("**given", f"**({bias} | given)")
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        return {"contrastive_loss": call_of("siglip_loss", ", ".join(STUDENT), case)}
 
     def obeys_mean(self, case: Case) -> bool:
         """See `Contract`."""

@@ -4,12 +4,14 @@ A law returns the worst error as a fraction of its bound; laws about bits or typ
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
+
+from oracles.complex_step import Array
 
 from ..cases import Case
 from ..contracts import Contract
@@ -19,8 +21,45 @@ from ..worlds import World
 Predicate = Callable[[Contract, Subject, World, Any], float]
 
 
+@dataclass(frozen=True)
+class Place:
+    """What is wrong, and where: from this a counterexample file is written."""
+
+    kind: str
+    """"term", "gradient", "second derivative", or what else of the output: "shape", "structure"."""
+    name: str = ""
+    """Of the term or of the input."""
+    rank: int | None = None
+    """None is the mean over ranks."""
+    note: str = ""
+    """In which circumstances."""
+    index: tuple[int, ...] = ()
+    """The worst element."""
+    along: Array | None = None
+    """The direction of a derivative that is not one element's."""
+    expected: Any = None
+    observed: Any = None
+    bound: float = 0.0
+
+    @property
+    def what(self) -> str:
+        """The thing that is wrong, wherever it is."""
+        if self.kind == "term":
+            return self.name
+        return f"{self.kind} of {self.name}" if self.name else self.kind
+
+    def __str__(self) -> str:
+        where = "mean over ranks of " if self.rank is None else f"rank {self.rank}, "
+        at = f" at {list(self.index)}" if self.index else ""
+        return f"{where}{self.what}{' ' * bool(self.note)}{self.note}{at}"
+
+
 class Falsified(AssertionError):
     """A law does not hold; the message says where, and what was expected."""
+
+    def __init__(self, message: str, place: Place | None = None) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 @dataclass(frozen=True)
@@ -56,15 +95,15 @@ def observe(
     return [list(outcomes) for outcomes in zip(*by_rank, strict=True)]
 
 
-def compare(what: str, observed: ArrayLike, expected: ArrayLike, bound: ArrayLike) -> float:
-    """Return the worst error over bound.
+def compare(place: Place, observed: ArrayLike, expected: ArrayLike, bound: ArrayLike) -> float:
+    """Return the worst error over bound of what is at `place`.
 
     Raises:
         Falsified: an error is over its bound, or a value is not a number.
     """
     seen, right, allowed = (np.asarray(value, dtype=np.float64) for value in (observed, expected, bound))
     if seen.shape != right.shape:
-        raise Falsified(f"{what}: expected shape {list(right.shape)}, observed {list(seen.shape)}")
+        raise misshapen(place, seen.shape, right.shape)
     if seen.size == 0:
         return 0.0
     error = abs(seen - right)
@@ -73,12 +112,26 @@ def compare(what: str, observed: ArrayLike, expected: ArrayLike, bound: ArrayLik
     ratio = np.where(np.isnan(ratio), np.inf, ratio)
     worst = np.unravel_index(np.argmax(ratio), ratio.shape)
     if ratio[worst] > 1:
-        place = f" at {[int(i) for i in worst]}" if seen.ndim else ""
+        found = replace(
+            place,
+            index=tuple(int(i) for i in worst) or place.index,
+            expected=float(right[worst]),
+            observed=float(seen[worst]),
+            bound=float(np.broadcast_to(allowed, error.shape)[worst]),
+        )
         raise Falsified(
-            f"{what}{place}: expected {right[worst]:.9g}, observed {seen[worst]:.9g}, "
-            f"error {error[worst]:.3g} is {ratio[worst]:.3g} times its bound"
+            f"{found}: expected {right[worst]:.9g}, observed {seen[worst]:.9g}, "
+            f"error {error[worst]:.3g} is {ratio[worst]:.3g} times its bound",
+            found,
         )
     return float(ratio[worst])
+
+
+def misshapen(place: Place, observed: tuple[int, ...], expected: tuple[int, ...]) -> Falsified:
+    """Return what to raise where something has another shape than it should."""
+    seen, right = list(observed), list(expected)
+    shape = Place("shape", place.what, place.rank, place.note, expected=right, observed=seen)
+    return Falsified(f"{place}: expected shape {right}, observed {seen}", shape)
 
 
 def laws() -> list[Law]:

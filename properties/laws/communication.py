@@ -11,11 +11,14 @@ from ..contracts import Contract
 from ..subjects import Subject
 from ..worlds import World
 from ..worlds.specs import SINGLE
-from . import Law, compare, observe
+from . import Law, Place, compare, observe
+from .gradients import unweighted
 
 
-def _together(case: Case) -> Case:
-    return dataclasses.replace(case, rows=(sum(case.rows),), cotangents="ones")
+def together(case: Case) -> Case:
+    """Return the whole batch on one rank, which talks to nobody, and has no Horovod."""
+    options = tuple(option for option in case.options if option[0] != "use_horovod")
+    return dataclasses.replace(unweighted(case), rows=(sum(case.rows),), options=options)
 
 
 def mean_over_ranks_equals_single_process(
@@ -23,8 +26,8 @@ def mean_over_ranks_equals_single_process(
 ) -> float:
     """The mean over ranks of losses and gradients equals one process that holds the whole batch."""
     assume(contract.obeys_mean(case))
-    case = dataclasses.replace(case, cotangents="ones")
-    whole = _together(case)
+    case = unweighted(case)
+    whole = together(case)
     (outcomes,) = observe(contract, subject, world, [case])
     ((single,),) = observe(contract, subject, subject.worlds().open(SINGLE), [whole])
     bounds = contract.bounds(case, contract.inputs(case), contract.weights(case))
@@ -35,7 +38,7 @@ def mean_over_ranks_equals_single_process(
     for name, expected in single.terms.items():
         mean = np.mean([outcome.terms[name] for outcome in outcomes], axis=0)
         bound = np.mean([rank[name] for rank in bounds.terms], axis=0) + whole_terms[name]
-        worst = max(worst, compare(f"mean over ranks of {name}", mean, expected, bound))
+        worst = max(worst, compare(Place("term", name), mean, expected, bound))
     world_size = case.world_size
     for name, gradient in single.gradients.items():
         grads = [outcome.gradients[name] for outcome in outcomes]
@@ -48,8 +51,7 @@ def mean_over_ranks_equals_single_process(
             # a shared encoder averages what reaches it from every rank: each row counts 1/W
             observed = np.concatenate(parts) / world_size
             bound = np.concatenate([rank[name] for rank in bounds.gradients]) / world_size
-        what = f"mean over ranks of the gradient of {name}"
-        worst = max(worst, compare(what, observed, right, bound + whole_grads[name]))
+        worst = max(worst, compare(Place("gradient", name), observed, right, bound + whole_grads[name]))
     return worst
 
 
@@ -63,8 +65,8 @@ def second_derivatives_travel(contract: Contract, subject: Subject, world: World
     worst = 0.0
     for rank, terms in enumerate(contract.oracle(case, inputs)):
         for name, expected in terms.items():
-            what = f"rank {rank}, second derivative through {name}"
-            worst = max(worst, compare(what, pairs[rank][name], np.real(expected), bounds.terms[rank][name]))
+            place, bound = Place("second derivative", name, rank), bounds.terms[rank][name]
+            worst = max(worst, compare(place, pairs[rank][name], np.real(expected), bound))
     return worst
 
 

@@ -14,7 +14,7 @@ from ..cases import Case, tensor
 from ..contracts import Contract, Inputs
 from ..subjects import Outcome, Subject
 from ..worlds import World
-from . import Falsified, Law, compare, observe
+from . import Law, Place, compare, misshapen, observe
 
 EVERY_PARTIAL = 64
 """Up to this many partial derivatives a case has each one checked; beyond, a choice of them."""
@@ -60,31 +60,41 @@ def _check(contract: Contract, case: Case, outcomes: list[Outcome], inputs: Inpu
         if observed is None:
             observed = np.zeros(along.shape)
         if observed.shape != along.shape:
-            raise Falsified(
-                f"rank {rank}, gradient of {name}: expected shape {list(along.shape)}, "
-                f"observed {list(observed.shape)}"
-            )
+            raise misshapen(Place("gradient", name, rank), observed.shape, along.shape)
         bound = float(np.sum(abs(along) * bounds[rank][name])) * contract.slack(case)
         if np.count_nonzero(along) > 1:
             # the two sums that are compared round too
             bound += 2 * gamma(along.size, FLOAT64) * float(np.sum(abs(along * observed)))
         axes = np.argwhere(along)
-        where = f" at {axes[0].tolist()}" if len(axes) == 1 and along.ndim else ""
-        what = f"rank {rank}, gradient of {name}{where}"
-        worst = max(worst, compare(what, float(np.sum(observed * along)), expected, bound))
+        place = (
+            Place("gradient", name, rank, index=tuple(axes[0].tolist()))
+            if len(axes) == 1
+            else Place("gradient", name, rank, "along a direction", along=along)
+        )
+        worst = max(worst, compare(place, float(np.sum(observed * along)), expected, bound))
     return worst
+
+
+def unweighted(case: Case) -> Case:
+    """Return the case with cotangents of 1."""
+    return dataclasses.replace(case, cotangents="ones")
+
+
+def weighted(case: Case) -> Case:
+    """Return the case with cotangents that differ between ranks, terms and elements."""
+    return dataclasses.replace(case, cotangents="drawn")
 
 
 def gradients_equal_oracle(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """The gradient of everything differentiable equals the oracle's, every cotangent being 1."""
-    case = dataclasses.replace(case, cotangents="ones")
+    case = unweighted(case)
     (outcomes,) = observe(contract, subject, world, [case])
     return _check(contract, case, outcomes, contract.inputs(case))
 
 
 def cotangents_pass_through(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """Gradients equal the oracle's for cotangents that differ between ranks, terms and elements."""
-    case = dataclasses.replace(case, cotangents="drawn")
+    case = weighted(case)
     (outcomes,) = observe(contract, subject, world, [case])
     return _check(contract, case, outcomes, contract.inputs(case))
 
@@ -124,9 +134,14 @@ def twice_differentiable(contract: Contract, subject: Subject, world: World, cas
         for name, (derived, near, far) in curvatures.items():
             # truncation grows with the square of the width: what doubling it adds is more than is there
             bound = abs(far - near) + 2 * bounds[rank][name] * contract.slack(case) / STEP + cancelled
-            what = f"rank {rank}, second derivative of {name}"
-            worst = max(worst, compare(what, derived, near, bound))
+            worst = max(worst, compare(Place("second derivative", name, rank), derived, near, bound))
     return worst
+
+
+def curve(case: Case, rank: int, arrays: dict[str, Array], names: list[str]) -> dict[str, Array]:
+    """Return the direction along which a rank's inputs move."""
+    generator = np.random.default_rng([case.seed, 6, rank])
+    return {name: generator.standard_normal(arrays[name].shape) for name in names}
 
 
 def _curvature(
@@ -139,8 +154,7 @@ def _curvature(
     if not names:
         return {}
     drawn = contract.weights(case)[rank]
-    generator = np.random.default_rng([case.seed, 6, rank])
-    along = {name: torch.tensor(generator.standard_normal(arrays[name].shape)) for name in names}
+    along = {name: torch.tensor(array) for name, array in curve(case, rank, arrays, names).items()}
 
     def gradients(offset: float) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
         given = {}

@@ -10,7 +10,7 @@ from ..cases import Case
 from ..contracts import Contract
 from ..subjects import Outcome, Step, Subject
 from ..worlds import World
-from . import Falsified, Law, observe
+from . import Falsified, Law, Place, misshapen, observe
 
 
 def inputs_unchanged(contract: Contract, subject: Subject, world: World, case: Case) -> float:
@@ -18,7 +18,8 @@ def inputs_unchanged(contract: Contract, subject: Subject, world: World, case: C
     (outcomes,) = observe(contract, subject, world, [case])
     for rank, outcome in enumerate(outcomes):
         if outcome.changed:
-            raise Falsified(f"rank {rank}: the call altered {', '.join(outcome.changed)}")
+            place = Place("altered inputs", rank=rank, expected=[], observed=list(outcome.changed))
+            raise Falsified(f"rank {rank}: the call altered {', '.join(outcome.changed)}", place)
     return 0.0
 
 
@@ -29,21 +30,26 @@ def outputs_well_formed(contract: Contract, subject: Subject, world: World, case
     shapes = contract.term_shapes(case)
     for rank, outcome in enumerate(outcomes):
         if outcome.structure != contract.structure(case):
-            raise Falsified(f"rank {rank}: expected {contract.structure(case)}, observed {outcome.structure}")
-        types = set(outcome.term_types.values())
-        if len(types) != 1 or not types <= {f"{dtype} cpu" for dtype in allowed}:
-            raise Falsified(f"rank {rank}: expected every term in {sorted(allowed)} on cpu, observed {types}")
+            right, seen = contract.structure(case), outcome.structure
+            place = Place("structure", rank=rank, expected=right, observed=seen)
+            raise Falsified(f"rank {rank}: expected {right}, observed {seen}", place)
+        types = sorted(set(outcome.term_types.values()))
+        fit = [[f"{dtype} cpu"] for dtype in sorted(allowed)]
+        if types not in fit:
+            place = Place("dtype and device", rank=rank, expected=fit, observed=types)
+            raise Falsified(
+                f"rank {rank}: expected every term in {sorted(allowed)} on cpu, observed {types}", place
+            )
         for name, shape in shapes[rank].items():
             if outcome.terms[name].shape != shape:
-                raise Falsified(
-                    f"rank {rank}, {name}: expected shape {list(shape)}, observed {outcome.terms[name].shape}"
-                )
+                raise misshapen(Place("term", name, rank), outcome.terms[name].shape, shape)
         for name, wanted in contract.gradient_expected(case).items():
             found = outcome.gradients[name] is not None
+            place = Place("presence of the gradient", name, rank, expected=wanted, observed=found)
             if found and not wanted:
-                raise Falsified(f"rank {rank}: {name} must not get a gradient, but does")
+                raise Falsified(f"rank {rank}: {name} must not get a gradient, but does", place)
             if wanted and not found:
-                raise Falsified(f"rank {rank}: {name} requires grad, but gets none")
+                raise Falsified(f"rank {rank}: {name} requires grad, but gets none", place)
     return 0.0
 
 
@@ -51,7 +57,7 @@ def deterministic(contract: Contract, subject: Subject, world: World, case: Case
     """The same call gives the same bits."""
     first, second = observe(contract, subject, world, [case, case])
     for rank in range(world.size):
-        _same_bits(f"rank {rank}, called twice", second[rank], first[rank])
+        _same_bits(rank, "called twice", second[rank], first[rank])
     return 0.0
 
 
@@ -65,8 +71,7 @@ def _sequences(
         other = draw(contract.cases(subject, world_size))
         # one object: what it was constructed with stays
         kept: dict[str, Any] = {
-            "options": last.options,
-            "pad_id": last.pad_id,
+            **{name: getattr(last, name) for name in contract.constructed},
             "dtype": draw(st.sampled_from(subject.dtypes)),
         }
         rows = draw(st.sampled_from(["reversed", "same", "other"]))
@@ -90,29 +95,34 @@ def used_equals_fresh(
     used = observe(contract, subject, world, [*steps, last], fresh=False)[-1]
     (fresh,) = observe(contract, subject, world, [last])
     for rank in range(world.size):
-        _same_bits(f"rank {rank}, after {len(steps)} other calls", used[rank], fresh[rank])
+        _same_bits(rank, f"after {len(steps)} other calls", used[rank], fresh[rank])
     return 0.0
 
 
-def _same_bits(what: str, observed: Outcome, expected: Outcome) -> None:
+def _same_bits(rank: int, note: str, observed: Outcome, expected: Outcome) -> None:
     for kind, seen, right in (
-        ("", observed.terms, expected.terms),
-        ("gradient of ", observed.gradients, expected.gradients),
+        ("term", observed.terms, expected.terms),
+        ("gradient", observed.gradients, expected.gradients),
     ):
         for name, value in right.items():
             other = seen[name]
             if (value is None) != (other is None) or (
                 value is not None and not np.array_equal(value, other, equal_nan=True)  # type: ignore[arg-type]
             ):
-                raise Falsified(f"{what}: {kind}{name} is {other}, not {value}")
+                place = Place(kind, name, rank, note, expected=value, observed=other)
+                raise Falsified(f"{place} is {other}, not {value}", place)
+
+
+def compilable(case: Case) -> Case:
+    """Return the case in float64, where no rounding hides a gradient that flows where it should not."""
+    return dataclasses.replace(case, cotangents="ones", dtype="float64", wide_scalars=False)
 
 
 def compiled_equals_eager(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """Under torch.compile (backend aot_eager) gradients flow just as in eager mode."""
     from .gradients import _check
 
-    # in float64 no rounding hides a gradient that flows where it should not
-    case = dataclasses.replace(case, cotangents="ones", dtype="float64", wide_scalars=False)
+    case = compilable(case)
     (outcomes,) = observe(contract, subject, world, [Step(case, "compiled")])
     return _check(contract, case, outcomes, contract.inputs(case))
 

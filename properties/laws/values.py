@@ -4,7 +4,7 @@ from ..cases import Case
 from ..contracts import Contract
 from ..subjects import Subject
 from ..worlds import World
-from . import Falsified, Law, compare, observe
+from . import Falsified, Law, Place, compare, observe
 
 
 def terms_equal_oracle(contract: Contract, subject: Subject, world: World, case: Case) -> float:
@@ -16,10 +16,12 @@ def terms_equal_oracle(contract: Contract, subject: Subject, world: World, case:
     for rank, terms in enumerate(contract.oracle(case, inputs)):
         for name, expected in terms.items():
             if name not in outcomes[rank].terms:
-                raise Falsified(f"rank {rank}: there is no {name} in {outcomes[rank].structure}")
+                right, seen = contract.structure(case), outcomes[rank].structure
+                place = Place("structure", rank=rank, expected=right, observed=seen)
+                raise Falsified(f"rank {rank}: there is no {name} in {seen}", place)
             bound = bounds[rank][name] * contract.slack(case)
             observed = outcomes[rank].terms[name]
-            worst = max(worst, compare(f"rank {rank}, {name}", observed, expected.real, bound))
+            worst = max(worst, compare(Place("term", name, rank), observed, expected.real, bound))
     return worst
 
 

@@ -1,4 +1,4 @@
-"""Where ranks run: one process, or a pool of real processes that talk over gloo."""
+"""Where ranks run: one process, simulated ranks, or real processes that talk over gloo or Horovod."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class WorldError(Exception):
 
 
 class World(Protocol):
-    """A place where `size` ranks run the same function, with torch.distributed ready if `size` > 1."""
+    """A place where `size` ranks run the same function, with what they talk over ready if `size` > 1."""
 
     @property
     def name(self) -> str: ...

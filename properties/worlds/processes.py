@@ -88,6 +88,8 @@ class ProcessWorld:
         ValueError: `size` is less than 1, or a time is not positive.
     """
 
+    kind = "processes"
+
     def __init__(
         self,
         size: int,
@@ -102,7 +104,7 @@ class ProcessWorld:
             raise ValueError(f"a world has at least one rank, not {size}")
         if min(timeout, start_timeout, grace) <= 0:
             raise ValueError(f"times must be positive, not {timeout=} {start_timeout=} {grace=}")
-        self.name = f"processes:{size}"
+        self.name = f"{self.kind}:{size}"
         self.size = size
         self.timeout = timeout
         self.start_timeout = start_timeout
@@ -260,15 +262,15 @@ class ProcessWorld:
             return ""
 
 
-def shared_world(size: int) -> ProcessWorld:
-    """Return this process's one world of `size` ranks with the default times; it closes at exit.
+def shared_world(size: int, kind: type[ProcessWorld] = ProcessWorld) -> ProcessWorld:
+    """Return this process's one world of a kind and `size` ranks, with the default times; it closes at exit.
 
     Raises:
         ValueError: `size` is less than 1.
     """
-    key = os.getpid(), size
+    key = os.getpid(), size, kind
     if key not in _shared_worlds:
-        _shared_worlds[key] = ProcessWorld(size)
+        _shared_worlds[key] = kind(size)
     return _shared_worlds[key]
 
 
@@ -277,7 +279,7 @@ class _Rank(NamedTuple):
     pipe: connection.Connection
 
 
-_shared_worlds: dict[tuple[int, int], ProcessWorld] = {}
+_shared_worlds: dict[tuple[int, int, type[ProcessWorld]], ProcessWorld] = {}
 _open_worlds: weakref.WeakSet[ProcessWorld] = weakref.WeakSet()
 
 

@@ -1,27 +1,30 @@
-"""Which worlds to verify in, as people name them: "1,sim:2-8,proc:2"."""
+"""Which worlds to verify in, as people name them: "1,sim:2-8,proc:2,hvd:2"."""
 
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from . import World
+from .horovod import HorovodWorld, horovod_missing
 from .isolated import IsolatedWorld
 from .processes import ProcessWorld, join_gloo, join_nothing
 from .single import SingleWorld
 
+Kind: TypeAlias = Literal["single", "processes", "horovod", "simulated"]
+
 RUN_SECONDS = 20.0
 """How long one call of a target may take on all its ranks; then it counts as hung."""
-LARGEST = {"processes": 16, "simulated": 256}
-_KINDS = {"proc": "processes", "sim": "simulated"}
+LARGEST = {"processes": 16, "horovod": 16, "simulated": 256}
+_KINDS: dict[str, Kind] = {"proc": "processes", "hvd": "horovod", "sim": "simulated"}
 
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """One process, a pool of real processes, or simulated worlds of every size in a range."""
+    """One process, a pool of real processes or of Horovod ranks, or simulated worlds of a range of sizes."""
 
-    kind: Literal["single", "processes", "simulated"]
+    kind: Kind
     sizes: tuple[int, ...]
 
     @property
@@ -49,7 +52,7 @@ class Worlds:
     def __init__(self, target: str, prepare: Callable[[], object]) -> None:
         self.target = target
         self.prepare = prepare
-        self._pools: dict[tuple[int, float], ProcessWorld] = {}
+        self._pools: dict[tuple[Kind, int, float], ProcessWorld] = {}
 
     def open(self, spec: WorldSpec, patience: float = 1.0) -> World:
         """Return the world of a kind that has one size; a simulated one is made for each case.
@@ -60,24 +63,27 @@ class Worlds:
         """
         if spec.kind == "single":
             return self.isolated(SingleWorld())
-        return self._pool(spec.sizes[0], patience)
+        return self._pool(spec.kind, spec.sizes[0], patience)
 
     def isolated(self, inner: World) -> World:
         """Return a world of one process, in a process of the target's."""
-        return IsolatedWorld(inner, self._pool(0))
+        return IsolatedWorld(inner, self._pool("single", 1))
 
     def close(self) -> None:
         """End the processes."""
         for pool in self._pools.values():
             pool.close()
 
-    def _pool(self, size: int, patience: float = 1.0) -> ProcessWorld:
-        """Return the pool of a size; of 0, the one process that joins no group."""
-        if (size, patience) not in self._pools:
-            join, limit = join_gloo if size else join_nothing, patience * RUN_SECONDS
-            pool = ProcessWorld(max(size, 1), limit, join=join, prepare=self.prepare)
-            self._pools[size, patience] = pool
-        return self._pools[size, patience]
+    def _pool(self, kind: Kind, size: int, patience: float = 1.0) -> ProcessWorld:
+        """Return the pool of a kind and size; the single process joins no group."""
+        key, limit = (kind, size, patience), patience * RUN_SECONDS
+        if key not in self._pools:
+            if kind == "horovod":
+                self._pools[key] = HorovodWorld(size, limit, prepare=self.prepare)
+            else:
+                join = join_nothing if kind == "single" else join_gloo
+                self._pools[key] = ProcessWorld(size, limit, join=join, prepare=self.prepare)
+        return self._pools[key]
 
 
 _current: dict[int, Worlds] = {}
@@ -98,26 +104,25 @@ def parse(text: str) -> list[WorldSpec]:
 
     Args:
         text: parts separated by commas: "1" or "single" is this process, "3" and "proc:3" are three processes
-            over gloo, "proc:2-4" pools of two, three and four, "sim:2-8" simulated worlds of two to eight
-            ranks.
+            over gloo, "proc:2-4" pools of two, three and four, "hvd:2-3" pools of two and three Horovod
+            ranks, "sim:2-8" simulated worlds of two to eight ranks.
 
     Raises:
-        ValueError: a part reads otherwise, or asks for too many ranks.
+        ValueError: a part reads otherwise, asks for too many ranks, or for Horovod where it is not installed.
     """
     specs: list[WorldSpec] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(?:(proc|sim):)?(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(?:(proc|sim|hvd):)?(\d+)(?:-(\d+))?", part.strip())
         if part.strip() == "single" or (match and match[0] == "1"):
             specs.append(SINGLE)
             continue
         if not match or (match[3] and not match[1]):
-            raise ValueError(f"expected parts like 1, 3, proc:2-4 or sim:2-8, got {part.strip()!r}")
+            raise ValueError(f"expected parts like 1, 3, proc:2-4, hvd:2 or sim:2-8, got {part.strip()!r}")
         kind = _KINDS[match[1] or "proc"]
         sizes = tuple(range(int(match[2]), int(match[3] or match[2]) + 1))
         if not sizes or sizes[0] < 2 or sizes[-1] > LARGEST[kind]:
             raise ValueError(f"expected from 2 to {LARGEST[kind]} ranks, got {part.strip()!r}")
-        if kind == "simulated":
-            specs.append(WorldSpec("simulated", sizes))
-        else:
-            specs += [WorldSpec("processes", (size,)) for size in sizes]
+        if kind == "horovod" and (missing := horovod_missing()):
+            raise ValueError(f"{part.strip()}: {missing}")
+        specs += [WorldSpec(kind, sizes)] if kind == "simulated" else [WorldSpec(kind, (n,)) for n in sizes]
     return list(dict.fromkeys(specs))

@@ -57,3 +57,9 @@ DEFECTS = [
     Defect("exchange_contiguous_only", "exchange", "strided tensors are refused", f"{OPEN_CLIP}, loss.py", 2, (VALUES,)),
     Defect("exchange_swapped", "exchange", "between two ranks the received tensors change places", f"{OPEN_CLIP}, loss.py", 2, (VALUES,), (("bidirectional", True),)),
 ]  # fmt: skip
+
+HOROVOD_DEFECTS = [
+    Defect("AveragesInBackward", "clip", "the gather's backward averages where a sum is due", f"{OPEN_CLIP}, loss.py; KNOWN_BUGS 43", 2, (GRADS, MEAN), LOCAL),
+    Defect("ChunksByWorldSize", "clip", "gathered rows are split into equal parts, whatever each rank holds", f"{OPEN_CLIP}, loss.py; KNOWN_BUGS 44", 2, (VALUES, MEAN), (("local_loss", False), ("gather_with_grad", False))),
+]  # fmt: skip
+"""Defects of what runs over Horovod, in `horovod.py`; caught in a Horovod world."""

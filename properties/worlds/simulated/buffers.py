@@ -92,7 +92,9 @@ def snapshots(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.detach().contiguous().reshape(-1)
+    # one element is contiguous whatever its stride, and is not viewed as bytes unless that is 1
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)
 
 
 def equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -1,0 +1,1 @@
+"""Released losses held to their contracts: `make peers` certifies them and writes FINDINGS.md."""

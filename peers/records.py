@@ -1,0 +1,152 @@
+"""What is certified: one record a question put to a released loss, and what each is known to get wrong."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+
+from properties.cases import DTYPES, STRIDES, Case
+from properties.contracts import Contract
+from properties.contracts.coca import CoCaContract
+from properties.contracts.siglip import SigLipContract
+from properties.subjects import Subject
+
+FULL = ("float64", "float32")
+"""Precisions without the roundings of a half, for questions about something else."""
+PLAIN = ("contiguous",)
+LOCAL = (("local_loss", True), ("gather_with_grad", True))
+GLOBAL = (("local_loss", False), ("gather_with_grad", True))
+OWN_ROWS = (("local_loss", False), ("gather_with_grad", False))
+VALUES = ("terms equal the oracle",)
+COMPILED = ("compiled equals eager",)
+DERIVED = ("terms equal the oracle", "gradients equal the oracle", "cotangents pass through")
+
+
+class EveryRankHasTokens(CoCaContract):
+    """No rank's captions are padding alone."""
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        return (
+            super()
+            .cases(subject, world_size)
+            .filter(lambda case: all((given["labels"] != case.pad_id).any() for given in self.inputs(case)))
+        )
+
+
+class ManyRows(SigLipContract):
+    """As many rows as image-text training has on one device."""
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        return (
+            super()
+            .cases(subject, world_size)
+            .map(lambda case: dataclasses.replace(case, rows=(512,), width=min(case.width, 8)))
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question put to one loss."""
+
+    key: str
+    package: str
+    """As PyPI names it; the version is that of requirements.txt."""
+    target: str
+    """In peers/adapters: FILE:NAME."""
+    contract: str
+    about: str
+    """What is asked, in a few words."""
+    worlds: str
+    subject: dict[str, Any] = field(default_factory=dict)
+    """What to pin: arguments of `Subject`."""
+    only: tuple[str, ...] = ()
+    """Properties to verify; all, if empty."""
+    examples: int = 20
+    narrower: Contract | None = None
+    """The contract with cases that another defect does not hide in."""
+    wrong: dict[str, str] = field(default_factory=dict)
+    """The key of the defect behind each property that does not hold."""
+
+    def bind(self) -> Subject:
+        """Return the subject; by default with equal rows, no bias, plain strides and full precision."""
+        file, name = self.target.split(":")
+        pinned = {"even": True, "bias": False, "strides": PLAIN, "dtypes": FULL} | self.subject
+        return Subject(f"peers/adapters/{file}.py:{name}", **pinned)
+
+
+UNEVEN = {"even": False}
+STRIDED = {"strides": STRIDES}
+HALVES = {"dtypes": DTYPES}
+
+RECORDS = [
+    # open_clip_torch
+    Record("clip", "open_clip_torch", "open_clip:ClipLoss", "clip", "all flags, exact gradients", "1,proc:2,sim:2-4", wrong={"gradients equal the oracle": "open_clip mean", "cotangents pass through": "open_clip mean", "mean over ranks equals single process": "open_clip mean", "used equals fresh": "open_clip cache"}),
+    Record("clip-upstream", "open_clip_torch", "open_clip:ClipLoss", "clip", "all flags, its own gradients", "1,proc:2,sim:2-4", {"conventions": ("open_clip",)}, wrong={"used equals fresh": "open_clip cache"}),
+    Record("clip-compiled", "open_clip_torch", "open_clip:ClipLoss", "clip", "compiled, gradients to no rank", "proc:2", {"conventions": ("open_clip",), "options": OWN_ROWS}, COMPILED, 300, wrong={"compiled equals eager": "open_clip compiled"}),
+    Record("clip-uneven", "open_clip_torch", "open_clip:ClipLoss", "clip", "unequal ranks", "proc:2", UNEVEN, VALUES, wrong={"terms equal the oracle": "open_clip uneven"}),
+    Record("clip-strided", "open_clip_torch", "open_clip:ClipLoss", "clip", "strided features", "1,proc:2", STRIDED | {"options": GLOBAL}, DERIVED),
+    Record("clip-halves", "open_clip_torch", "open_clip:ClipLoss", "clip", "half precision", "1,proc:2", HALVES | {"options": GLOBAL}, DERIVED),
+    Record("clip-bias", "open_clip_torch", "open_clip:ClipLoss", "clip", "a bias", "1,proc:2", HALVES | {"options": GLOBAL, "bias": True}, DERIVED),
+    Record("coca", "open_clip_torch", "open_clip:CoCaLoss", "coca", "padding", "1", {"conventions": ("open_clip",)}, wrong={"terms equal the oracle": "coca nan", "outputs well formed": "coca integer", "pairs permute": "coca nan", "image and text swap": "coca nan", "padding never matters": "coca nan"}),
+    Record("coca-ranks", "open_clip_torch", "open_clip:CoCaLoss", "coca", "padding on several ranks, each with tokens", "proc:2", {"options": GLOBAL}, ("mean over ranks equals single process",), narrower=EveryRankHasTokens(), wrong={"mean over ranks equals single process": "coca mean"}),
+    Record("distill", "open_clip_torch", "open_clip:DistillClipLoss", "distill", "its own gradients", "1,proc:2", {"conventions": ("open_clip",), "options": GLOBAL}, wrong={"used equals fresh": "open_clip cache"}),
+    Record("distill-exact", "open_clip_torch", "open_clip:DistillClipLoss", "distill", "exact gradients", "1", {"options": GLOBAL}, wrong={"outputs well formed": "distill teacher", "gradients equal the oracle": "distill teacher", "cotangents pass through": "distill teacher", "used equals fresh": "open_clip cache"}),
+    Record("distill-bias", "open_clip_torch", "open_clip:DistillClipLoss", "distill", "a bias", "1", {"bias": True}, VALUES, wrong={"terms equal the oracle": "distill bias"}),
+    Record("siglip", "open_clip_torch", "open_clip:SigLipLoss", "siglip", "all dist_impl", "1,proc:2,sim:2-4", {"bias": True}),
+    Record("siglip-uneven", "open_clip_torch", "open_clip:SigLipLoss", "siglip", "unequal ranks", "proc:2", UNEVEN, VALUES, wrong={"terms equal the oracle": "siglip uneven"}),
+    Record("siglip-strided", "open_clip_torch", "open_clip:SigLipLoss", "siglip", "strided features", "1,proc:2", STRIDED, DERIVED, wrong={"terms equal the oracle": "siglip strided", "gradients equal the oracle": "siglip strided", "cotangents pass through": "siglip strided"}),
+    Record("siglip-halves", "open_clip_torch", "open_clip:SigLipLoss", "siglip", "half precision", "1", HALVES, DERIVED),
+    Record("siglip-many", "open_clip_torch", "open_clip:SigLipLoss", "siglip", "half precision, 512 rows", "1", {"dtypes": ("float16",)}, VALUES, 40, ManyRows(), wrong={"terms equal the oracle": "siglip overflow"}),
+    Record("gather", "open_clip_torch", "open_clip:gather_features", "gather", "its own gradients", "proc:2,sim:2-4", {"conventions": ("open_clip",)}),
+    Record("exchange", "open_clip_torch", "open_clip:neighbour_exchange_with_grad", "exchange", "one direction", "proc:2,proc:3,sim:2-4"),
+    Record("exchange-strided", "open_clip_torch", "open_clip:neighbour_exchange_with_grad", "exchange", "strided gradients", "proc:2", STRIDED, ("cotangents pass through",), 5, wrong={"cotangents pass through": "exchange strided"}),
+    Record("exchange-two", "open_clip_torch", "open_clip:neighbour_exchange_bidir_with_grad", "exchange", "both directions, two ranks", "proc:2", {"options": (("bidirectional", True),)}, VALUES, 5, wrong={"terms equal the oracle": "exchange swapped"}),
+    Record("exchange-three", "open_clip_torch", "open_clip:neighbour_exchange_bidir_with_grad", "exchange", "both directions, three ranks", "proc:3", {"options": (("bidirectional", True),)}, VALUES, 5),
+    # laion-clap
+    Record("clap", "laion-clap", "laion_clap:ClipLoss", "clip", "all flags, exact gradients", "1,proc:2", wrong={"gradients equal the oracle": "clap mean", "cotangents pass through": "clap mean", "mean over ranks equals single process": "clap mean", "used equals fresh": "clap cache"}),
+    Record("clap-upstream", "laion-clap", "laion_clap:ClipLoss", "clip", "all flags, open_clip's gradients", "1,proc:2", {"conventions": ("open_clip",)}, wrong={"used equals fresh": "clap cache"}),
+    Record("clap-uneven", "laion-clap", "laion_clap:ClipLoss", "clip", "unequal ranks", "proc:2", UNEVEN, VALUES, wrong={"terms equal the oracle": "clap uneven"}),
+    # torchmultimodal
+    Record("tmm", "torchmultimodal-nightly", "torchmultimodal:ContrastiveLossWithTemperature", "clip", "gradients to all ranks", "1,proc:2,sim:2-4", {"options": LOCAL}),
+    Record("tmm-none", "torchmultimodal-nightly", "torchmultimodal:ContrastiveLossWithTemperature", "clip", "gradients to no rank", "proc:2", {"options": (("local_loss", True), ("gather_with_grad", False))}),
+    Record("tmm-uneven", "torchmultimodal-nightly", "torchmultimodal:ContrastiveLossWithTemperature", "clip", "unequal ranks", "proc:2", UNEVEN | {"options": LOCAL}, VALUES, wrong={"terms equal the oracle": "tmm uneven"}),
+    Record("tmm-strided", "torchmultimodal-nightly", "torchmultimodal:ContrastiveLossWithTemperature", "clip", "strided features", "1,proc:2", STRIDED | {"options": LOCAL}, DERIVED),
+    Record("tmm-none-strided", "torchmultimodal-nightly", "torchmultimodal:ContrastiveLossWithTemperature", "clip", "strided features, gradients to no rank", "proc:2", STRIDED | {"options": (("local_loss", True), ("gather_with_grad", False))}, DERIVED),
+    Record("tmm-halves", "torchmultimodal-nightly", "torchmultimodal:ContrastiveLossWithTemperature", "clip", "half precision", "1", HALVES, DERIVED),
+    Record("tmm-gather", "torchmultimodal-nightly", "torchmultimodal:gather", "gather", "all kinds of gradient", "proc:2,sim:2-4", {"conventions": ("open_clip",)}),
+    # lightly
+    Record("lightly", "lightly", "lightly:NTXentLoss", "ntxent", "two views", "1,proc:2,sim:2-4", {"options": LOCAL}, wrong={"twice differentiable": "lightly second"}),
+    Record("lightly-uneven", "lightly", "lightly:NTXentLoss", "ntxent", "unequal ranks", "proc:2", UNEVEN | {"options": LOCAL}, VALUES, wrong={"terms equal the oracle": "lightly uneven"}),
+    Record("lightly-strided", "lightly", "lightly:NTXentLoss", "ntxent", "strided features", "1,proc:2", STRIDED | {"options": LOCAL}, DERIVED),
+    Record("lightly-halves", "lightly", "lightly:NTXentLoss", "ntxent", "half precision", "1", HALVES, DERIVED),
+    Record("lightly-gather", "lightly", "lightly:gather", "gather", "gradients to all ranks", "proc:2,sim:2-4", {"options": GLOBAL}, wrong={"second derivatives travel": "lightly second"}),
+    # pytorch-metric-learning
+    Record("pml", "pytorch-metric-learning", "pytorch_metric_learning:NTXentLoss", "ntxent", "two views", "1", wrong={"terms equal the oracle": "pml underflow", "gradients equal the oracle": "pml underflow", "cotangents pass through": "pml underflow"}),
+    Record("pml-halves", "pytorch-metric-learning", "pytorch_metric_learning:NTXentLoss", "ntxent", "half precision", "1", {"dtypes": ("float16",)}, DERIVED, wrong={"terms equal the oracle": "pml underflow", "gradients equal the oracle": "pml underflow", "cotangents pass through": "pml underflow"}),
+    Record("pml-ranks", "pytorch-metric-learning", "pytorch_metric_learning:Distributed", "ntxent", "several ranks", "proc:2,sim:2", {"options": OWN_ROWS, "dtypes": ("float64",)}, wrong={"terms equal the oracle": "pml value", "mean over ranks equals single process": "pml value"}),
+    Record("pml-uneven", "pytorch-metric-learning", "pytorch_metric_learning:Distributed", "ntxent", "unequal ranks", "proc:2", UNEVEN | {"options": OWN_ROWS}, ("gradients equal the oracle",), wrong={"gradients equal the oracle": "pml uneven"}),
+    # sentence-transformers
+    Record("st", "sentence-transformers", "sentence_transformers:InfoNCE", "infonce", "queries to documents", "1,proc:2,sim:2-4", {"options": LOCAL}),
+    Record("st-uneven", "sentence-transformers", "sentence_transformers:InfoNCE", "infonce", "unequal ranks", "proc:2", UNEVEN | {"options": LOCAL}, VALUES, wrong={"terms equal the oracle": "st uneven"}),
+    Record("st-strided", "sentence-transformers", "sentence_transformers:InfoNCE", "infonce", "strided features", "1,proc:2", STRIDED | {"options": LOCAL}, DERIVED),
+    Record("st-halves", "sentence-transformers", "sentence_transformers:InfoNCE", "infonce", "half precision", "1", HALVES, DERIVED),
+    Record("st-clip", "sentence-transformers", "sentence_transformers:Symmetric", "clip", "both directions", "1,proc:2,sim:2-4", {"options": LOCAL}),
+    Record("st-gather", "sentence-transformers", "sentence_transformers:gather", "gather", "its own gradients", "proc:2", {"conventions": ("open_clip",), "options": (("local_loss", False),)}),
+    # info-nce-pytorch, infonce
+    Record("info-nce", "info-nce-pytorch", "info_nce:InfoNCE", "infonce", "queries to keys", "1", STRIDED | HALVES),
+    Record("infonce", "infonce", "infonce:TwoViews", "ntxent", "two views", "1", STRIDED | HALVES),
+    Record("infonce-labels", "infonce", "infonce:TwoViewsByLabel", "ntxent", "two views by label", "1", {}, VALUES, wrong={"terms equal the oracle": "infonce diagonal"}),
+    # inf-cl
+    Record("inf-cl", "inf-cl", "inf_cl:RingLoss", "clip", "two ranks", "proc:2", {"options": LOCAL, "dtypes": ("float32",)}, ("terms equal the oracle", "gradients equal the oracle"), wrong={"terms equal the oracle": "inf_cl overflow", "gradients equal the oracle": "inf_cl scale"}),
+    Record("inf-cl-second", "inf-cl", "inf_cl:RingLoss", "clip", "second derivatives", "proc:2", {"options": LOCAL, "dtypes": ("float32",)}, ("twice differentiable",), wrong={"twice differentiable": "inf_cl second"}),
+    # Liger-Kernel
+    # not in bfloat16, which the interpreter of Triton keeps as integers and multiplies as such
+    Record("liger", "liger-kernel", "liger_kernel:LigerCrossEntropyLoss", "cross_entropy", "class labels", "1", {"dtypes": ("float32", "float16")}, examples=10, wrong={"inputs unchanged": "liger overwrites", "twice differentiable": "liger second"}),
+    Record("liger-strided", "liger-kernel", "liger_kernel:LigerCrossEntropyLoss", "cross_entropy", "strided logits", "1", {"dtypes": ("float32",), "strides": STRIDES}, ("gradients equal the oracle", "cotangents pass through"), wrong={"gradients equal the oracle": "liger strided", "cotangents pass through": "liger strided"}),
+    Record("liger-float64", "liger-kernel", "liger_kernel:LigerCrossEntropyLoss", "cross_entropy", "double precision", "1", {"dtypes": ("float64",)}, VALUES, wrong={"terms equal the oracle": "liger float64"}),
+    # CoCa-pytorch, x-clip
+    Record("coca-pytorch", "CoCa-pytorch", "coca_pytorch:gather", "gather", "exact gradients", "proc:2", {"options": OWN_ROWS}, wrong={"gradients equal the oracle": "coca_pytorch gather", "cotangents pass through": "coca_pytorch gather"}),
+    Record("coca-pytorch-uneven", "CoCa-pytorch", "coca_pytorch:gather", "gather", "unequal ranks", "proc:2", UNEVEN | {"options": OWN_ROWS, "conventions": ("open_clip",)}),
+    Record("x-clip", "x-clip", "x_clip:gather", "gather", "several ranks", "proc:2", {"options": OWN_ROWS, "conventions": ("open_clip",)}, VALUES, wrong={"terms equal the oracle": "x_clip names"}),
+]  # fmt: skip

@@ -1,0 +1,87 @@
+"""The contract of cross-entropy over class labels, some of which are ignored."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracles import rounding
+from oracles.complex_step import Array
+from oracles.cross_entropy import cross_entropy_loss
+from oracles.rounding import Bounded, Magnitude, Precision
+
+from ..cases import Case, Options, captions
+from ..subjects import Subject
+from . import Bounds, Contract, Inputs, Sum
+
+
+class CrossEntropyContract(Contract):
+    """The mean over the labels that count; of several ranks, each has its own.
+
+    The subject is constructed with an `ignore_index` and called with [n, c] logits and [n] labels.
+    """
+
+    name = "cross_entropy"
+    terms: tuple[str, ...] = ("loss",)
+    differentiable: tuple[str, ...] = ("logits",)
+    drawn = {"captions": True}
+
+    def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
+        """See `Contract`."""
+        return st.just(subject.options)
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        """Draw a case in which every rank has a label that counts: else there is no mean."""
+        return (
+            super()
+            .cases(subject, world_size)
+            .filter(lambda case: all((given["labels"] != case.pad_id).any() for given in self.inputs(case)))
+        )
+
+    def obeys_mean(self, case: Case) -> bool:
+        """A mean of means is not the mean."""
+        return case.world_size == 1
+
+    def inputs(self, case: Case) -> Inputs:
+        """See `Contract`."""
+        logits, labels = (case.split(array) for array in captions(case))
+        return [
+            {"logits": z.reshape(-1, case.vocabulary), "labels": ids.reshape(-1)}
+            for z, ids in zip(logits, labels, strict=True)
+        ]
+
+    def constructor(self, case: Case) -> dict[str, Any]:
+        """See `Contract`."""
+        return {**dict(case.options), "ignore_index": case.pad_id}
+
+    def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
+        """Call the subject with the two tensors in order, whatever it names them."""
+        return loss(tensors["logits"], tensors["labels"])
+
+    def structure(self, case: Case) -> str:
+        """See `Contract`."""
+        return "Tensor"
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
+        """See `Contract`."""
+        return [
+            {"loss": cross_entropy_loss(given["logits"], given["labels"], case.pad_id)} for given in inputs
+        ]
+
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """See `Contract`."""
+        p = Precision.of(case.dtype)
+        sums = Sum(inputs)
+        terms = []
+        for rank, given in enumerate(inputs):
+            kept = given["labels"] != case.pad_id
+            weight = 1 / np.count_nonzero(kept)
+            z, exact = given["logits"], np.zeros(given["logits"].shape)
+            hot = np.eye(case.vocabulary)[np.where(kept, given["labels"], 0)]
+            value, slope = rounding.cross_entropy(Bounded(z, exact), Bounded(hot, exact), p)
+            counted = Bounded(value.value[kept], value.error[kept])
+            terms.append({"loss": np.asarray(rounding.total(counted, weight, p))})
+            gradient = weight * abs(float(weights[rank]["loss"])) * kept[:, None]
+            size = gradient * abs(slope.value)
+            sums.add(rank, "logits", Magnitude(gradient * slope.error + 5 * p.stored * size, size))
+        return Bounds(terms, sums.bounds(p))

@@ -1,0 +1,140 @@
+"""The contract of InfoNCE over cosines, from queries to keys."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oracles import rounding
+from oracles.clip import get_ground_truth, row_weight
+from oracles.complex_step import Array
+from oracles.gather import occurrences
+from oracles.infonce import infonce_loss, normalize
+from oracles.rounding import Bounded, Magnitude, Precision
+
+from ..cases import Case, feature_pair
+from ..subjects import Subject
+from . import Bounds, Inputs, Sum
+from .clip import ClipContract, column, flags, split_inputs
+
+VIEWS = ("first", "second")
+MOST_ROWS = 32
+"""Of a rank: some implementations compare every pair of pairs."""
+
+
+class InfoNceContract(ClipContract):
+    """The mean cross-entropy of each query's key among all keys.
+
+    The subject is constructed with a `temperature` and called with the queries and the keys.
+    """
+
+    name = "infonce"
+    terms: tuple[str, ...] = ("contrastive_loss",)
+    differentiable: tuple[str, ...] = VIEWS
+    symmetric = False
+    constructed = (*ClipContract.constructed, "scale")
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        """See `Contract`."""
+        return super().cases(subject, world_size).map(_fewer_rows)
+
+    def inputs(self, case: Case) -> Inputs:
+        """See `Contract`."""
+        views = [array.copy() for array in feature_pair(case, case.width, 1)]
+        for view in views:
+            # the cosine with a row of zeros is not defined
+            view[~view.any(axis=1), 0] = 1
+        return split_inputs(case, dict(zip(VIEWS, views, strict=True)), {})
+
+    def constructor(self, case: Case) -> dict[str, Any]:
+        """See `Contract`."""
+        return {**dict(case.options), "temperature": 1 / case.scale}
+
+    def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
+        """Call the subject with the two tensors in order, whatever it names them."""
+        return loss(*(tensors[name] for name in VIEWS))
+
+    def gradient_expected(self, case: Case) -> dict[str, bool]:
+        """See `Contract`; keys that are constants get none, and may get zeros."""
+        constant = is_local(case) and not flags(case)[1]
+        expected = super().gradient_expected(case)
+        return {name: want for name, want in expected.items() if not (want and constant and name == VIEWS[1])}
+
+    def structure(self, case: Case) -> str:
+        """See `Contract`."""
+        return "Tensor"
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
+        """See `Contract`."""
+        first, second = (column(inputs, name) for name in VIEWS)
+        return [
+            {"contrastive_loss": infonce_loss(first, second, 1 / case.scale, rank, *flags(case))}
+            for rank in range(case.world_size)
+        ]
+
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """See `Contract`."""
+        p = Precision.of(case.dtype)
+        sums = Sum(inputs)
+        local_loss, gather_with_grad, convention = flags(case)
+        rows = list(case.rows)
+        queries, keys = (np.concatenate(column(inputs, name)) for name in VIEWS)
+        terms = []
+        for rank in range(case.world_size):
+            own = owned(rows, rank, local_loss)
+            z = rounding.cosine_logits(1 / case.scale, normalize(queries[own]), normalize(keys), p)
+            labels = get_ground_truth(rows, rank, local_loss)
+            weight = row_weight(rows, local_loss and case.world_size > 1)
+            value, slope = rounding.cross_entropy(z, one_hot(labels, z), p)
+            terms.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
+            gradient = weight * abs(float(weights[rank]["contrastive_loss"]))
+            unit = normalize(queries[own]), normalize(keys)
+            x, y = rounding.through_cosine(slope, gradient, 1 / case.scale, *unit, p)
+            times = occurrences(rank, case.world_size, local_loss, gather_with_grad, convention)
+            own_times = [float(r == rank) for r in range(case.world_size)] if is_local(case) else times
+            add_rows(sums, VIEWS[0], spread(x, own, len(queries)), queries, rows, own_times, p)
+            add_rows(sums, VIEWS[1], y, keys, rows, times, p)
+        return Bounds(terms, sums.bounds(p))
+
+
+def _fewer_rows(case: Case) -> Case:
+    return dataclasses.replace(case, rows=tuple(min(count, MOST_ROWS) for count in case.rows))
+
+
+def is_local(case: Case) -> bool:
+    """Whether a rank's anchors are its own rows alone."""
+    return bool(case.option("local_loss")) and case.world_size > 1
+
+
+def owned(rows: list[int], rank: int, local_loss: bool) -> Array:
+    """Return which of all rows are the anchors of `rank`."""
+    if not local_loss or len(rows) == 1:
+        return np.arange(sum(rows))
+    return sum(rows[:rank]) + np.arange(rows[rank])
+
+
+def one_hot(labels: Array, z: Bounded) -> Bounded:
+    """Return the labels as exact probabilities."""
+    hot = np.zeros(z.value.shape)
+    hot[np.arange(len(labels)), labels] = 1
+    return Bounded(hot, np.zeros(hot.shape))
+
+
+def spread(part: Magnitude, places: Array, total: int) -> Magnitude:
+    """Return what some rows get as what all of `total` rows get."""
+    error, size = np.zeros((total, part.error.shape[1])), np.zeros((total, part.size.shape[1]))
+    error[places], size[places] = part.error, part.size
+    return Magnitude(error, size)
+
+
+def add_rows(
+    sums: Sum, name: str, part: Magnitude, features: Array, rows: list[int], times: list[float], p: Precision
+) -> None:
+    """Add what the normalised rows of all ranks get, so many times, to the gradients of their features."""
+    through = rounding.through_normalize(part, features, p)
+    starts = np.cumsum([0, *rows])
+    for rank, count in enumerate(times):
+        if count:
+            own = slice(starts[rank], starts[rank + 1])
+            sums.add(rank, name, Magnitude(through.error[own], through.size[own]), count)

@@ -1,0 +1,71 @@
+"""The contract of SimCLR's loss."""
+
+import numpy as np
+
+from oracles import rounding
+from oracles.clip import row_weight
+from oracles.complex_step import Array
+from oracles.gather import occurrences
+from oracles.infonce import normalize
+from oracles.ntxent import ntxent_loss, places
+from oracles.rounding import Bounded, Magnitude, Precision
+
+from ..cases import Case
+from . import Bounds, Inputs, Sum
+from .clip import ClipContract, column, flags
+from .infonce import VIEWS, InfoNceContract, add_rows, is_local, one_hot, spread
+
+
+class NTXentContract(InfoNceContract):
+    """The mean cross-entropy of each view's partner among all other views.
+
+    The subject is constructed with a `temperature` and called with the first and the second views.
+    """
+
+    name = "ntxent"
+    symmetric = True
+
+    def gradient_expected(self, case: Case) -> dict[str, bool]:
+        """Both views are anchors."""
+        return ClipContract.gradient_expected(self, case)
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
+        """See `Contract`."""
+        first, second = (column(inputs, name) for name in VIEWS)
+        return [
+            {"contrastive_loss": ntxent_loss(first, second, 1 / case.scale, rank, *flags(case))}
+            for rank in range(case.world_size)
+        ]
+
+    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+        """See `Contract`."""
+        p = Precision.of(case.dtype)
+        sums = Sum(inputs)
+        local = is_local(case)
+        rows = list(case.rows)
+        both = [np.concatenate(column(inputs, name)) for name in VIEWS]
+        unit = normalize(np.concatenate(both))
+        for_each = []
+        for rank in range(case.world_size):
+            own, partner = places(rows, rank, local)
+            z = rounding.cosine_logits(1 / case.scale, unit[own], unit, p)
+            others = np.arange(len(unit)) != own[:, None]
+            kept = Bounded(*(array[others].reshape(len(own), -1) for array in z))
+            weight = row_weight(rows, local) / 2
+            value, slope = rounding.cross_entropy(kept, one_hot(partner - (partner > own), kept), p)
+            for_each.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
+            full = Bounded(np.zeros(z.value.shape), np.zeros(z.value.shape))
+            for array, given in zip(full, slope, strict=True):
+                array[others] = given.ravel()
+            gradient = weight * abs(float(weights[rank]["contrastive_loss"]))
+            x, y = rounding.through_cosine(full, gradient, 1 / case.scale, unit[own], unit, p)
+            x = spread(x, own, len(unit))
+            times = occurrences(rank, case.world_size, *flags(case))
+            own_times = [float(r == rank) for r in range(case.world_size)] if local else times
+            for place, (name, features) in enumerate(zip(VIEWS, both, strict=True)):
+                half = slice(place * len(features), (place + 1) * len(features))
+                for part, count in (x, own_times), (y, times):
+                    add_rows(
+                        sums, name, Magnitude(part.error[half], part.size[half]), features, rows, count, p
+                    )
+        return Bounds(for_each, sums.bounds(p))

@@ -1,0 +1,73 @@
+"""Which findings are one: a name for what is wrong that does not change with seeds, sizes or ranks."""
+
+import hashlib
+import json
+import re
+import traceback
+from typing import TYPE_CHECKING
+
+from .laws import Falsified
+from .worlds import RankState, WorldError
+from .worlds.simulated import SimulationError
+
+if TYPE_CHECKING:
+    from .certifier import Check
+
+FRAME = re.compile(r'^ *File "(?P<file>.+)", line \d+,? in (?P<function>\S+)', re.MULTILINE)
+RAISED = re.compile(r"^(?:\w+\.)*(?P<name>[A-Za-z_]\w*)(?::|$)", re.MULTILINE)
+CAUSED = ("CommunicationError", "DistBackendError", "DistNetworkError", "DistStoreError")
+"""What a rank raises because another one failed."""
+
+
+def signature(target: str, error: Exception | None) -> tuple[str, ...]:
+    """Return the kind of failure: what is wrong, or which exception left which function of the target."""
+    if isinstance(error, Falsified) and error.place is not None:
+        return error.place.kind, error.place.name
+    if isinstance(error, SimulationError) and error.finding != "raised":
+        return (error.finding,)
+    if isinstance(error, WorldError):
+        states = [state for state in error.ranks if state.state != "returned"]
+        return min((_ended(target, state) for state in states), default=("nothing",))[1:]
+    if isinstance(error, Falsified):
+        return type(error).__name__, _without_numbers(str(error))
+    text = "".join(traceback.format_exception(error)) if error else ""
+    return type(error).__name__, _function(target, text)
+
+
+def fingerprint(check: "Check", error: Exception | None) -> str:
+    """Return twelve hexadecimal digits that are the same for the same defect seen by the same law."""
+    several = max(check.world.sizes) > 1
+    parts = [
+        check.contract.name,
+        check.subject.conventions,
+        check.law.name,
+        "several ranks" if several else "one rank",
+        signature(check.subject.target, error),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _ended(target: str, state: RankState) -> tuple[str, ...]:
+    """Return how a rank ended, after a word that puts causes before their consequences."""
+    if state.state == "raised":
+        names = RAISED.findall(state.detail)
+        name = names[-1] if names else "Exception"
+        caused = name in CAUSED or "Connection closed by peer" in state.detail
+        return "3" if caused else "0", name, _function(target, state.detail)
+    detail = _without_numbers(state.detail.partition("\n")[0]) if state.state in ("exited", "killed") else ""
+    return "1" if detail else "2", state.state, detail, _function(target, state.detail)
+
+
+def _function(target: str, text: str) -> str:
+    """Return the innermost function of the target's own file in a traceback, or in a stack dump."""
+    place = target.rpartition(":")[0]
+    own = place if place.endswith(".py") else place.replace(".", "/") + ".py"
+    frames = FRAME.findall(text)
+    if "most recent call first" in text:
+        frames.reverse()
+    mine = [function for file, function in frames if file.endswith(own.lstrip("./"))]
+    return mine[-1] if mine else ""
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"-?\d[\d.e+-]*", "#", text)

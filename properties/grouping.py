@@ -1,0 +1,128 @@
+"""Falsified checks that one defect explains."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis.errors import HypothesisDeprecationWarning, UnsatisfiedAssumption
+
+from .cases import Case
+from .certifier import Check, Finding, Simulated, falsify
+from .counterexample import write
+from .fingerprints import signature
+from .laws import Falsified, Law, laws
+
+CHEAP = 0.1
+"""A law that takes a smaller share of the examples is not run for grouping."""
+
+F = TypeVar("F", bound=Finding)
+Falsifies = Callable[[Check, Check, Any], bool]
+"""Whether a check's law fails on a case that was found for another check, in that one's world."""
+
+
+@dataclass(frozen=True)
+class Defect:
+    """Findings that one defect explains."""
+
+    leader: Finding
+    others: tuple[Finding, ...] = ()
+    file: Path | None = None
+    """The leader's counterexample; None where it could not be written."""
+    trouble: str = ""
+    """Why it could not."""
+
+
+def explain(findings: Sequence[Finding], folder: Path) -> list[Defect]:
+    """Group what is falsified, and write one counterexample a group."""
+    defects = []
+    for leader, *others in group([finding for finding in findings if finding.verdict == "falsified"]):
+        try:
+            defects.append(Defect(leader, tuple(others), write(leader, folder)))
+        except OSError as error:
+            defects.append(Defect(leader, tuple(others), trouble=f"{folder}: {error.strerror or error}"))
+    return defects
+
+
+def group(findings: Sequence[F], seconds: float = 20.0, falsifies: Falsifies | None = None) -> list[list[F]]:
+    """Put together the findings that one defect explains; each group's first leads, by law and by world.
+
+    Two findings of one subject are one where the same law finds the same wrong in two worlds, where the same
+    failure of the target meets two laws, or where both find wrong numbers and the smallest case of one
+    falsifies the law of the other too. In the last, cases are run again, for about `seconds` at most.
+    """
+    rerun = falsifies or falsified_by
+    order = {law.name: place for place, law in enumerate(laws())}
+    ranked = sorted(
+        findings, key=lambda f: (order.get(f.check.law.name, len(order)), max(f.check.world.sizes))
+    )
+    deadline = time.monotonic() + seconds
+    groups: list[list[F]] = []
+    for finding in ranked:
+        for members in groups:
+            if _explains(members[0], finding, rerun, deadline):
+                members.append(finding)
+                break
+        else:
+            groups.append([finding])
+    return groups
+
+
+def falsified_by(check: Check, found: Check, case: Any) -> bool:
+    """Run one check's law on a case of another, in the world where that one was found."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", HypothesisDeprecationWarning
+            )  # of `assume` where nothing is drawn
+            falsify(replace(check, world=found.world), case)
+    except UnsatisfiedAssumption:
+        return False
+    except Falsified:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _explains(leader: F, finding: F, rerun: Falsifies, deadline: float) -> bool:
+    one, other = leader.check, finding.check
+    if (one.label, one.contract.name, one.subject) != (other.label, other.contract.name, other.subject):
+        return False
+    same_failure = signature(one.subject.target, leader.error) == signature(one.subject.target, finding.error)
+    if not (_has_wrong_numbers(leader) and _has_wrong_numbers(finding)):
+        # what was raised says what is wrong, whichever law met it; a wrong form only beside its own law
+        raised = not isinstance(leader.error, Falsified) and not isinstance(finding.error, Falsified)
+        return same_failure and (raised or one.law.name == other.law.name)
+    if one.law.name == other.law.name and same_failure:
+        return True
+    pairs = [(one, other, finding.smallest), (other, one, leader.smallest)]
+    return any(
+        _applies(check.law, check, case) and time.monotonic() < deadline and rerun(check, found, case)
+        for check, found, case in pairs
+    )
+
+
+def _has_wrong_numbers(finding: Finding) -> bool:
+    error = finding.error
+    return (
+        isinstance(error, Falsified)
+        and error.place is not None
+        and error.place.kind in ("term", "gradient", "second derivative")
+    )
+
+
+def _applies(law: Law, check: Check, case: Any) -> bool:
+    """Whether a law says anything about a case that was drawn for another one."""
+    simulated = isinstance(case, Simulated)
+    inner = case.case if simulated else case
+    drawn_as_usual = law.draw is Law.__dataclass_fields__["draw"].default
+    return (
+        isinstance(inner, Case)
+        and drawn_as_usual
+        and law.share >= CHEAP
+        and (law.simulated or not simulated)
+        and law.fits(check.contract, inner.world_size)
+    )

@@ -1,0 +1,372 @@
+"""A falsified check becomes a file that shows the bug anywhere, and one defect becomes one finding."""
+
+import os
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import pytest
+from hypothesis.errors import UnsatisfiedAssumption
+
+from properties import counterexample
+from properties.cases import Case
+from properties.certifier import Check, Finding, Simulated, falsify, verify
+from properties.contracts import contracts
+from properties.fingerprints import fingerprint
+from properties.grouping import group
+from properties.laws import Falsified, Place, laws
+from properties.replay import replay
+from properties.subjects import Step, Subject
+from properties.worlds import RankState, WorldError
+from properties.worlds.simulated import SimulatedWorld, SimulationError
+from properties.worlds.specs import parse
+
+from .defects.index import DEFECTS
+
+LAWS = {law.name: law for law in laws()}
+ROOT = Path(__file__).parents[1]
+RIGHT = {
+    "clip": "verified_losses:ClipLoss",
+    "coca": "verified_losses:CoCaLoss",
+    "distill": "verified_losses:DistillClipLoss",
+    "siglip": "verified_losses:SigLipLoss",
+    "gather": "verified_losses:gather_features",
+    "exchange": "verified_losses:neighbour_exchange_with_grad",
+}
+
+
+EXAMPLES = 100
+
+
+def failing(check: Check, case: Any, error: Exception | None) -> Finding:
+    """Return a falsified check."""
+    reason = f"{type(error).__name__}: {error}"
+    return Finding(check, 0, "falsified", reason=reason, smallest=case, error=error)
+
+
+def failure(check: Check, case: Any) -> Exception | None:
+    """Return what a case makes a check raise."""
+    try:
+        falsify(check, case)
+    except UnsatisfiedAssumption:
+        raise
+    except Exception as error:
+        return error
+    return None
+
+
+def planted(target: str, law: str, world: str | None = None) -> Finding:
+    """Return the finding of a planted defect."""
+    (defect,) = [one for one in DEFECTS if one.target == target]
+    subject = Subject(
+        f"tests.defects.losses:{target}", even=target == "gather_own_slice", options=defect.options
+    )
+    default = "1" if defect.world_size == 1 else f"sim:{defect.world_size}"
+    (spec,) = parse(world or default)
+    return verify(Check(target, contracts()[defect.contract], subject, LAWS[law], spec), EXAMPLES)
+
+
+FLAGS = (("convention", "exact"), ("local_loss", True), ("gather_with_grad", True))
+
+
+def stranger(file: Path, law: str, world_size: int, error: Exception) -> Finding:
+    """Return a finding of a file's `Loss` as if it had been found with the plainest case."""
+    (spec,) = parse(str(world_size))
+    check = Check("Loss", contracts()["clip"], Subject(f"{file}:Loss"), LAWS[law], spec)
+    return failing(check, Case(rows=(1,) * world_size, options=FLAGS), error)
+
+
+def died(state: Literal["raised", "exited", "hung"], detail: str = "") -> WorldError:
+    return WorldError("single", [RankState(0, state, detail)])
+
+
+def holds(file: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Run a counterexample in this process, its ranks in a simulated world, and let it judge."""
+    monkeypatch.setenv("VERIFIED_LOSSES_TARGET", target)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    program = runpy.run_path(str(file))
+    loss = program["find_target"]()
+    size = program["WORLD_SIZE"]
+    if size == 1:
+        seen = [program["act"](loss, 0)]
+    else:
+        seen = SimulatedWorld(size, copies=False).run(lambda rank, _: program["act"](loss, rank))
+    verdict = program["judge"](loss, seen)
+    assert verdict in (True, False)
+    return bool(verdict)
+
+
+def run(file: Path, folder: Path, target: str = "", path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a counterexample as a user does, from another folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VERIFIED"))}
+    environment = {**kept, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
+    if target:
+        environment["VERIFIED_LOSSES_TARGET"] = target
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, str(file)], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+PARTS = [
+    ("OnlyImageToText", "terms equal the oracle"),
+    ("OnlyImageToText", "gradients equal the oracle"),
+    ("OnlyImageToText", "image and text swap"),
+    ("DropsLastNegative", "pairs permute"),
+    ("IgnoresCotangent", "cotangents pass through"),
+    ("NotTwiceDifferentiable", "twice differentiable"),
+    ("ScalesInPlace", "inputs unchanged"),
+    ("IntegerZero", "outputs well formed"),
+    ("TeacherLearns", "outputs well formed"),
+    ("TeacherLearns", "gradients equal the oracle"),
+    ("Noisy", "deterministic"),
+    ("NaNForPadding", "terms equal the oracle"),
+    ("PaddingLeaks", "padding never matters"),
+    ("ForgetsBias", "terms equal the oracle"),
+    ("GradientOnce", "mean over ranks equals single process"),
+    ("MeanOfRankMeans", "mean over ranks equals single process"),
+    ("LocalMean", "splits agree"),
+    ("gather_own_slice", "cotangents pass through"),
+    ("exchange_wrong_way", "terms equal the oracle"),
+    ("exchange_once_differentiable", "second derivatives travel"),
+]
+
+
+@pytest.mark.parametrize(("target", "law"), PARTS)
+def test_file_judges_as_the_law_does(
+    target: str, law: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finding = planted(target, law)
+    file = counterexample.write(finding, tmp_path)
+    assert not holds(file, finding.check.subject.target, monkeypatch)
+    shown = capsys.readouterr().out
+    assert "expected" in shown
+    assert "observed" in shown
+    assert holds(file, RIGHT[finding.check.contract.name], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("target", "law"),
+    [
+        ("OnlyImageToText", "terms equal the oracle"),
+        ("GradientOnce", "mean over ranks equals single process"),
+        ("exchange_wrong_way", "terms equal the oracle"),
+    ],
+)
+def test_file_runs_alone(target: str, law: str, tmp_path: Path) -> None:
+    finding = planted(target, law)
+    file = counterexample.write(finding, tmp_path / "kept")
+    wrong = run(file, tmp_path / "elsewhere")
+    assert wrong.returncode == 1, wrong.stdout + wrong.stderr
+    assert "expected" in wrong.stdout
+    assert "observed" in wrong.stdout
+    assert "Traceback" not in wrong.stderr
+    right = run(file, tmp_path / "elsewhere", RIGHT[finding.check.contract.name])
+    assert right.returncode == 0, right.stdout + right.stderr
+
+
+def test_used_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject("tests.defects.losses:LabelsCachedByCount")
+    (spec,) = parse("sim:3")
+    check = Check("LabelsCachedByCount", contracts()["clip"], subject, LAWS["used equals fresh"], spec)
+    case = ((Step(Case(rows=(1, 1, 1), options=FLAGS)),), Case(rows=(2, 1, 1), options=FLAGS))
+    found = Simulated(3, case, None, "rendezvous")
+    file = counterexample.write(failing(check, found, failure(check, found)), tmp_path)
+    assert not holds(file, subject.target, monkeypatch)
+    assert holds(file, RIGHT["clip"], monkeypatch)
+
+
+LOSS = """
+import os, sys, time
+import torch
+from torch.nn.functional import cross_entropy
+
+class Loss:
+    def __init__(self, rank=0, world_size=1):
+        self.rank = rank
+    def __call__(self, image_features, text_features, logit_scale, output_dict=False):
+        {body}
+        logits = logit_scale * image_features @ text_features.T
+        labels = torch.arange(len(logits))
+        return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+"""
+"""CLIP's loss of one process."""
+
+
+def test_compiled_alone_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "mine.py"
+    target.write_text(
+        LOSS.format(body="logit_scale = logit_scale * (2 if torch.compiler.is_compiling() else 1)")
+    )
+    right = tmp_path / "right.py"
+    right.write_text(LOSS.format(body=""))
+    found = stranger(target, "compiled equals eager", 1, AssertionError())
+    case = Case(rows=(2,), width=2, pattern="unit", output_dict=False)
+    found = failing(found.check, case, failure(found.check, case))
+    file = counterexample.write(found, tmp_path)
+    assert not holds(file, f"{target}:Loss", monkeypatch)
+    assert holds(file, f"{right}:Loss", monkeypatch)
+
+
+def test_what_takes_the_process_down_is_shown_and_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counterexample, "SECONDS", 5)
+    monkeypatch.chdir(tmp_path)
+    law = "terms equal the oracle"
+    bodies = {
+        "raises": "raise ValueError('no')",
+        "exits": "os._exit(0)",
+        "hangs": "os.fork() and time.sleep(1000) or time.sleep(1000)",
+        "fixed": "pass",
+    }
+    files = {}
+    for name, body in bodies.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "mine.py").write_text(LOSS.format(body=body))
+        found = stranger(folder / "mine.py", law, 1, died("exited", "status 0"))
+        files[name] = counterexample.write(found, folder / "build")
+    stray = tmp_path / "stray.py"
+    stray.write_text("raise SystemExit(1)")
+    gone = counterexample.write(stranger(tmp_path / "gone.py", law, 1, died("raised")), tmp_path / "build")
+    before = set(psutil.pids())
+    results = {one.file: one for one in replay([*files.values(), gone, stray, tmp_path / "none.py"], 90)}
+    assert "ValueError: no" in results[files["raises"]].output
+    assert "time.sleep" in results[files["hangs"]].output or "mine.py" in results[files["hangs"]].output
+    states = [one.state for one in results.values()]
+    assert states == [
+        "still there", "still there", "still there", "fixed", "cannot run", "cannot run", "cannot run",
+    ]  # fmt: skip
+    left = [pid for pid in set(psutil.pids()) - before if _runs(pid, str(tmp_path))]
+    assert not left
+
+
+def _runs(pid: int, word: str) -> bool:
+    try:
+        return any(word in part for part in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_replay_does_not_wait_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(
+        f"{counterexample.MARK}\nimport subprocess, sys\n"
+        "subprocess.run([sys.executable, '-c', 'import time; time.sleep(500)'], start_new_session=True)\n"
+    )
+    before = set(psutil.pids())
+    start = time.monotonic()
+    (result,) = replay([file], 3)
+    assert time.monotonic() - start < 30
+    assert result.state == "cannot run"
+    assert "no verdict in 3 s" in result.output
+    assert not [pid for pid in set(psutil.pids()) - before if _runs(pid, "sleep(500)")]
+
+
+SCHEDULED = """
+import torch, torch.distributed as dist
+
+class Loss:
+    def __init__(self, rank=0, world_size=1):
+        self.rank, self.world_size = rank, world_size
+    def __call__(self, image_features, text_features, logit_scale, output_dict=False):
+        given = torch.zeros(3)
+        peer = (self.rank + 1) % self.world_size
+        if self.rank == 0:
+            dist.send(given, peer)
+            dist.recv(given, peer)
+        else:
+            dist.send(given, 0)
+            dist.recv(given, 0)
+        return logit_scale.sum() + 0 * image_features.sum() + 0 * text_features.sum()
+"""
+"""Two ranks that send to one another first: they need a transport that buffers."""
+
+
+def test_what_only_a_simulated_world_shows_is_judged_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "mine.py"
+    target.write_text(SCHEDULED)
+    found = stranger(target, "deterministic", 2, AssertionError())
+    case = Simulated(2, found.smallest, None, "rendezvous")
+    error = failure(found.check, case)
+    assert isinstance(error, SimulationError)
+    file = counterexample.write(failing(found.check, case, error), tmp_path)
+    assert error.finding in file.read_text()
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    program = runpy.run_path(str(file))
+    program["find_target"]()
+    assert program["judge_with_properties"]() is False
+    assert error.finding in capfd.readouterr().err
+    monkeypatch.setitem(sys.modules, "properties.laws", None)
+    assert program["judge_with_properties"]() is None
+
+
+def test_fingerprint_forgets_seeds_sizes_and_ranks() -> None:
+    found = stranger(Path("mine.py"), "terms equal the oracle", 2, AssertionError())
+    check, other = found.check, stranger(Path("mine.py"), "deterministic", 2, AssertionError()).check
+
+    def wrong(rank: int, name: str = "contrastive_loss") -> Falsified:
+        return Falsified(f"rank {rank}", Place("term", name, rank, expected=rank, observed=2.0))
+
+    assert fingerprint(check, wrong(0)) == fingerprint(check, wrong(1))
+    assert fingerprint(check, wrong(0)) != fingerprint(check, wrong(0, "caption_loss"))
+    assert fingerprint(check, wrong(0)) != fingerprint(other, wrong(0))
+
+    def raised(line: int, name: str, function: str = "forward") -> WorldError:
+        detail = f'Traceback\n  File "/a/mine.py", line {line}, in {function}\n    x\n{name}: rows {line}\n'
+        return died("raised", detail)
+
+    assert fingerprint(check, raised(3, "ValueError")) == fingerprint(check, raised(7, "ValueError"))
+    assert fingerprint(check, raised(3, "ValueError")) != fingerprint(check, raised(3, "KeyError"))
+    assert fingerprint(check, raised(3, "ValueError")) != fingerprint(
+        check, raised(3, "ValueError", "gather")
+    )
+    peers = [
+        RankState(0, "raised", "RuntimeError: Connection closed by peer [::1]:3"),
+        *raised(3, "ValueError").ranks,
+    ]
+    assert fingerprint(check, WorldError("processes:2", peers)) == fingerprint(check, raised(4, "ValueError"))
+    assert len(fingerprint(check, None)) == 12
+
+
+def test_one_defect_is_one_finding() -> None:
+    swap, terms, gradients = (
+        planted("OnlyImageToText", law)
+        for law in ("image and text swap", "terms equal the oracle", "gradients equal the oracle")
+    )
+    altered = planted("ScalesInPlace", "inputs unchanged")
+    groups = group([swap, altered, gradients, terms])
+    assert groups == [[terms, gradients, swap], [altered]]
+
+
+def test_unrelated_wrong_numbers_stay_apart() -> None:
+    one = planted("IgnoresCotangent", "cotangents pass through")
+    law = LAWS["terms equal the oracle"]
+    other = failing(
+        Check(one.check.label, one.check.contract, one.check.subject, law, one.check.world),
+        Case(options=FLAGS),
+        Falsified("", Place("term", "contrastive_loss", 0)),
+    )
+    assert group([one, other]) == [[other], [one]]
+
+
+def test_a_crash_is_one_finding_whatever_law_met_it() -> None:
+    errors = died("raised", 'Traceback\n  File "mine.py", line 3, in forward\n    x\nValueError: no\n')
+    crashes = [stranger(Path("mine.py"), law, 1, errors) for law in list(LAWS)[:3]]
+    assert [len(one) for one in group(crashes)] == [3]
+
+
+def test_unwritable_folder_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = stranger(tmp_path / "mine.py", "deterministic", 1, died("raised"))
+    with pytest.raises(OSError, match="file"):
+        counterexample.write(found, tmp_path / "file")
+    file = counterexample.write(found, tmp_path / "folder")
+    assert [one.name for one in (tmp_path / "folder").iterdir()] == [file.name]
