@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: verify test horovod lint bench nightly peers clean
+.PHONY: verify test horovod lint bench defects nightly peers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify
@@ -26,6 +26,10 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/losses.py --json build/benchmarks/losses.json
 	$(BIN)/python benchmarks/worlds.py --json build/benchmarks/worlds.json
 	$(BIN)/python benchmarks/simulated_world.py --loss verified_losses
+
+# Every planted defect and every right variant, certified as a stranger's loss, with three seeds.
+defects: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.defects.report
 
 # Hours, not minutes: many more cases, larger worlds, another seed each night.
 nightly: .venv/installed

@@ -184,7 +184,8 @@ class _Run:
         json: Path,
         counterexamples: Path,
     ) -> None:
-        self.subjects = subjects
+        labels = {check.label for check in planned}
+        self.subjects = {label: subject for label, subject in subjects.items() if label in labels}
         self.planned = planned
         self.asked = asked
         self.known = known
@@ -193,6 +194,7 @@ class _Run:
         self.defects: list[Defect] = []
         self.findings: list[Finding] = []
         self.not_verified = not_verified(planned)
+        self.not_verified += [f"{label}: not in these worlds" for label in subjects if label not in labels]
 
     def record(self) -> report.Certificate | report.Certificates:
         complete = len(self.findings) == len(self.planned)

@@ -209,15 +209,8 @@ def run_steps(
 
 def _run_step(rank: int, contract: "Contract", loss: Any, step: Step) -> Outcome:
     case = step.case
-    arrays = contract.inputs(case)[rank]
     train = step.mode != "inference"
-    tensors = {}
-    for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.integer):
-            tensors[name] = torch.tensor(array)
-        else:
-            dtype = case.scalar_dtype if name in contract.scalars else case.dtype
-            tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen)
+    tensors = inputs(rank, contract, case, train)
     before = {name: value.detach().clone() for name, value in tensors.items()}
     with torch.inference_mode(not train):
         output = contract.call(loss, tensors, case, rank)
@@ -231,7 +224,7 @@ def _run_step(rank: int, contract: "Contract", loss: Any, step: Step) -> Outcome
         {name: f"{term.dtype} {term.device}".removeprefix("torch.") for name, term in terms.items()},
     )
     if train:
-        _backward(rank, contract, case, tensors, terms)
+        backward(rank, contract, case, terms)
         for name, value in tensors.items():
             if value.is_floating_point():
                 grad = value.grad
@@ -244,13 +237,20 @@ def _run_step(rank: int, contract: "Contract", loss: Any, step: Step) -> Outcome
     return outcome
 
 
-def _backward(
-    rank: int,
-    contract: "Contract",
-    case: Case,
-    tensors: dict[str, torch.Tensor],
-    terms: dict[str, torch.Tensor],
-) -> None:
+def inputs(rank: int, contract: "Contract", case: Case, train: bool = True) -> dict[str, torch.Tensor]:
+    """Return one rank's inputs as leaf tensors, which require grad unless frozen."""
+    tensors = {}
+    for name, array in contract.inputs(case)[rank].items():
+        if np.issubdtype(array.dtype, np.integer):
+            tensors[name] = torch.tensor(array)
+        else:
+            dtype = case.scalar_dtype if name in contract.scalars else case.dtype
+            tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen)
+    return tensors
+
+
+def backward(rank: int, contract: "Contract", case: Case, terms: dict[str, torch.Tensor]) -> None:
+    """Run backward from all terms together, each with its cotangent."""
     drawn = cotangents(case, contract.term_shapes(case))[rank]
     live = {name: term for name, term in terms.items() if term.requires_grad}
     if live:

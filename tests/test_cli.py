@@ -33,6 +33,15 @@ def test_what_holds_is_certified(tmp_path: Path) -> None:
     assert "not verified: Horovod: " in printed
 
 
+def test_a_loss_that_the_worlds_say_nothing_about_gets_no_certificate(tmp_path: Path) -> None:
+    asked = ["--loss", "siglip", "exchange", "--world", "1", "--max-examples", "1"]
+    status, printed, _ = _certify(tmp_path, *asked)
+    assert status == 0, printed
+    record = json.loads((tmp_path / "certificate.json").read_text())
+    assert record["target"] == "verified_losses:SigLipLoss"
+    assert "exchange: not in these worlds" in record["not_verified"]
+
+
 def test_a_strangers_loss_is_falsified_with_a_case(tmp_path: Path) -> None:
     target = f"{Path(__file__).parent / 'defects' / 'losses.py'}:OnlyImageToText"
     status, printed, _ = _certify(tmp_path, target, "--as", "clip", "--world", "1", "--max-examples", "20")

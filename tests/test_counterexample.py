@@ -14,7 +14,7 @@ from hypothesis.errors import UnsatisfiedAssumption
 
 from properties import counterexample
 from properties.cases import Case
-from properties.certifier import Check, Finding, Simulated, falsify, verify
+from properties.certifier import Check, Finding, Simulated, checks, falsify, verify
 from properties.contracts import contracts
 from properties.fingerprints import fingerprint
 from properties.grouping import group
@@ -61,13 +61,10 @@ def failure(check: Check, case: Any) -> Exception | None:
 
 def planted(target: str, law: str, world: str | None = None) -> Finding:
     """Return the finding of a planted defect."""
-    (defect,) = [one for one in DEFECTS if one.target == target]
-    subject = Subject(
-        f"tests.defects.losses:{target}", even=target == "gather_own_slice", options=defect.options
-    )
-    default = "1" if defect.world_size == 1 else f"sim:{defect.world_size}"
-    (spec,) = parse(world or default)
-    return verify(Check(target, contracts()[defect.contract], subject, LAWS[law], spec), EXAMPLES)
+    (defect,) = [one for one in DEFECTS if one.name == target]
+    planned = checks({target: (defect.contract, defect.subject)}, parse(world or defect.world))
+    (check,) = [one for one in planned if one.law.name == law]
+    return verify(check, EXAMPLES)
 
 
 FLAGS = (("convention", "exact"), ("local_loss", True), ("gather_with_grad", True))
@@ -170,7 +167,7 @@ def test_file_runs_alone(target: str, law: str, tmp_path: Path) -> None:
 
 
 def test_used_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = Subject("tests.defects.losses:LabelsCachedByCount")
+    subject = Subject("tests.defects.clip:LabelsCachedByCount")
     (spec,) = parse("sim:3")
     check = Check("LabelsCachedByCount", contracts()["clip"], subject, LAWS["used equals fresh"], spec)
     case = ((Step(Case(rows=(1, 1, 1), options=FLAGS)),), Case(rows=(2, 1, 1), options=FLAGS))

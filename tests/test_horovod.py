@@ -4,6 +4,7 @@ The functions that ranks run are imported there by name, as `tests.test_horovod`
 """
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import signal
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from properties.cases import Case
-from properties.certifier import Check, verify
+from properties.certifier import checks, verify
 from properties.contracts import contracts
 from properties.laws import laws
 from properties.subjects import Subject
@@ -36,7 +37,7 @@ from verified_losses import (
     neighbour_exchange,
 )
 
-from .defects.index import HOROVOD_DEFECTS, Defect
+from .defects.index import HOROVOD, Planted
 from .test_examples import largest_difference, rounding_bound, run, train_alone_and_together
 
 if missing := horovod_missing():
@@ -132,21 +133,14 @@ def test_siglip_holds_in_every_dtype(dtype: str, rows: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("defect", "law"),
-    [
-        pytest.param(defect, law, id=f"{defect.target}-{law}")
-        for defect in HOROVOD_DEFECTS
-        for law in defect.caught_by
-    ],
+    ("planted", "law"),
+    [pytest.param(one, law, id=f"{one.name}-{law}") for one in HOROVOD for law in one.caught_by],
 )
-def test_horovods_own_gather_is_caught(defect: Defect, law: str) -> None:
-    options = (*defect.options, ("use_horovod", True))
+def test_horovods_own_gather_is_caught(planted: Planted, law: str) -> None:
     # Horovod gathers no bfloat16
-    subject = Subject(
-        f"tests.defects.horovod:{defect.target}", dtypes=("float64", "float32"), options=options
-    )
-    (world,) = parse(f"hvd:{defect.world_size}")
-    check = Check(defect.target, contracts()[defect.contract], subject, LAWS[law], world)
+    subject = dataclasses.replace(planted.subject, dtypes=("float64", "float32"))
+    planned = checks({planted.id: (planted.contract, subject)}, parse(planted.world))
+    (check,) = [one for one in planned if one.law.name == law]
     finding = verify(check, max_examples=50)
     assert finding.verdict == "falsified", finding
     # by its numbers, not because it could not run

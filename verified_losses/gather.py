@@ -1,10 +1,11 @@
 """Every rank's rows on every rank, with or without their gradients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, FunctionCtx
+from torch.autograd.function import Function
 
 from . import checks
 from .checks import Convention, Facts
@@ -95,7 +96,7 @@ def gather_pair(
             times = transport.world_size if convention == "exact" else 1
             start = sum(rows[: transport.rank])
             everyone = [
-                torch.cat([all_rows[:start], carry(own, times), all_rows[start + len(own) :]])
+                _Carry.apply(own, all_rows, start, times)
                 for all_rows, own in zip(everyone, mine, strict=True)
             ]
     return everyone[0], everyone[1]
@@ -114,25 +115,37 @@ def broadcast_rows(transport: Transport, rows: Rows, tensor: Tensor, source: int
     return received
 
 
-def carry(tensor: Tensor, times: int) -> Tensor:
-    """Return `tensor`, whose gradient counts `times`."""
-    return tensor if times == 1 else _Carry.apply(tensor, times)
-
-
 class _Carry(Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, tensor: Tensor, times: int) -> Tensor:
-        ctx.times = times  # type: ignore[attr-defined]
-        return tensor.view_as(tensor)
+    """All ranks' rows, of which this rank's carry their gradient `times` times."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.times, None
+    def forward(ctx: Any, own: Tensor, all_rows: Tensor, start: int, times: int) -> Tensor:
+        ctx.start, ctx.end, ctx.times = start, start + len(own), times
+        return all_rows.view_as(all_rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad[ctx.start : ctx.end] * ctx.times, None, None, None
 
 
-def _pack(tensors: list[Tensor], length: int) -> Tensor:
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    return flat if len(flat) == length else torch.cat([flat, flat.new_zeros(length - len(flat))])
+def _beside(tensors: Sequence[Tensor]) -> Tensor:
+    """[n, ...] tensors as one matrix, [n, sum of widths]."""
+    return torch.cat([tensor.reshape(len(tensor), tensor.shape[1:].numel()) for tensor in tensors], dim=1)
+
+
+def _apart(matrix: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The columns of `matrix` as tensors with rows shaped like those of `tensors`."""
+    columns = matrix.split([tensor.shape[1:].numel() for tensor in tensors], dim=1)
+    # cloned: the outputs of a Function must not be views of one another
+    return tuple(
+        part.clone(memory_format=torch.contiguous_format).view(-1, *tensor.shape[1:])
+        for part, tensor in zip(columns, tensors, strict=True)
+    )
+
+
+def _pad(matrix: Tensor, length: int) -> Tensor:
+    missing = length - len(matrix)
+    return torch.cat([matrix, matrix.new_zeros(missing, matrix.shape[1])]) if missing else matrix
 
 
 class _GatherRows(Function):
@@ -141,17 +154,10 @@ class _GatherRows(Function):
     @staticmethod
     def forward(ctx: Any, transport: Transport, rows: Rows, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.transport, ctx.rows = transport, rows
-        widths = [tensor.shape[1:].numel() for tensor in tensors]
-        everyone = transport.all_gather(_pack(list(tensors), max(rows) * sum(widths)))
-        gathered = []
-        before = 0
-        for tensor, width in zip(tensors, widths, strict=True):
-            parts = [
-                packed[n * before : n * (before + width)] for n, packed in zip(rows, everyone, strict=True)
-            ]
-            gathered.append(torch.cat(parts).view(-1, *tensor.shape[1:]))
-            before += width
-        return tuple(gathered)
+        everyone = transport.all_gather(_pad(_beside(tensors), max(rows)))
+        if min(rows) == max(rows):
+            return _apart(everyone.flatten(0, 1), tensors)
+        return _apart(torch.cat([part[:n] for n, part in zip(rows, everyone, strict=True)]), tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -166,16 +172,12 @@ class _SumRows(Function):
     @staticmethod
     def forward(ctx: Any, transport: Transport, rows: Rows, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.transport, ctx.rows = transport, rows
-        widths = [tensor.shape[1:].numel() for tensor in tensors]
-        length = max(rows) * sum(widths)
-        parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-        mine = transport.sum_scatter(torch.stack([_pack(list(part), length) for part in parts]))
-        n = rows[transport.rank]
-        flat = mine[: n * sum(widths)].split([n * width for width in widths])
-        # cloned: the outputs of a Function must not be views of one another
-        return tuple(
-            part.view(n, *tensor.shape[1:]).clone() for part, tensor in zip(flat, tensors, strict=True)
-        )
+        matrix = _beside(tensors)
+        if min(rows) == max(rows):
+            parts = matrix.unflatten(0, (len(rows), rows[0]))
+        else:
+            parts = torch.stack([_pad(part, max(rows)) for part in matrix.split(rows)])
+        return _apart(transport.sum_scatter(parts)[: rows[transport.rank]], tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from oracles import complex_step
 from oracles.complex_step import Array
 from oracles.rounding import FLOAT64, Magnitude, Precision, gamma
 
-from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents
+from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents, independent
 from ..subjects import Malformed, Subject
 
 Inputs = list[dict[str, Array]]
@@ -95,7 +95,7 @@ class Contract(ABC):
                 name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
             }
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
-        return cases(world_size, options, **settings)
+        return independent(cases(world_size, options, **settings))
 
     @abstractmethod
     def inputs(self, case: Case) -> Inputs:

@@ -5,7 +5,7 @@ A law returns the worst error as a fraction of its bound; laws about bits or typ
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -15,9 +15,11 @@ from oracles.complex_step import Array
 
 from ..cases import Case
 from ..contracts import Contract
+from ..process_state import preserved
 from ..subjects import Outcome, Step, Subject, run_steps
 from ..worlds import World
 
+T = TypeVar("T")
 Predicate = Callable[[Contract, Subject, World, Any], float]
 
 
@@ -86,12 +88,22 @@ class Law:
         return sizes[self.worlds] and world_size >= contract.smallest_world and self.applies(contract)
 
 
+def run(world: World, function: Callable[..., T], *arguments: object) -> list[T]:
+    """As `World.run`; what the function changes in the processes it runs in is put back."""
+    return world.run(_preserving, function, *arguments)
+
+
+def _preserving(rank: int, world_size: int, function: Callable[..., T], *arguments: object) -> T:
+    with preserved():
+        return function(rank, world_size, *arguments)
+
+
 def observe(
     contract: Contract, subject: Subject, world: World, steps: Iterable[Step | Case], fresh: bool = True
 ) -> list[list[Outcome]]:
     """Run the subject on every rank; return the outcomes of each step, rank by rank."""
     steps = [step if isinstance(step, Step) else Step(step) for step in steps]
-    by_rank = world.run(run_steps, subject, contract, steps, fresh)
+    by_rank = run(world, run_steps, subject, contract, steps, fresh)
     return [list(outcomes) for outcomes in zip(*by_rank, strict=True)]
 
 
@@ -106,8 +118,8 @@ def compare(place: Place, observed: ArrayLike, expected: ArrayLike, bound: Array
         raise misshapen(place, seen.shape, right.shape)
     if seen.size == 0:
         return 0.0
-    error = abs(seen - right)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        error = abs(seen - right)
         ratio = np.where(error == 0, 0.0, error / np.broadcast_to(allowed, error.shape))
     ratio = np.where(np.isnan(ratio), np.inf, ratio)
     worst = np.unravel_index(np.argmax(ratio), ratio.shape)

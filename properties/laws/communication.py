@@ -1,17 +1,19 @@
 """What several ranks together compute."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import assume
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..cases import Case, tensor
 from ..contracts import Contract
-from ..subjects import Subject
+from ..subjects import Subject, backward, inputs
 from ..worlds import World
 from ..worlds.specs import SINGLE
-from . import Law, Place, compare, observe
+from . import Falsified, Law, Place, compare, observe, run
 from .gradients import unweighted
 
 
@@ -58,7 +60,7 @@ def mean_over_ranks_equals_single_process(
 def second_derivatives_travel(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """The derivative of <gradient, v> by the cotangents is what the function gives for v."""
     assume(case.option("gather_with_grad", True))
-    pairs = world.run(_second_derivatives, subject, contract, case)
+    pairs = run(world, _second_derivatives, subject, contract, case)
     inputs = contract.inputs(case)
     weights = contract.weights(case)
     bounds = contract.bounds(case, inputs, weights)
@@ -89,6 +91,45 @@ def _second_derivatives(
     return {name: value.double().numpy() for name, value in zip(weights, paired, strict=True)}
 
 
+def backward_is_silent(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+    """Without gather_with_grad backward sends nothing: a rank may run it alone, or not at all."""
+    assume(not case.option("gather_with_grad"))
+    sent = run(world, _sent_in_backward, subject, contract, case)
+    for key in getattr(world, "traffic", ()):  # of simulated ranks
+        if key.phase == "backward":
+            sent[key.rank].append(key.operation)
+    for rank, operations in enumerate(sent):
+        if operations:
+            raise Falsified(f"rank {rank}: backward sends, by {', '.join(sorted(set(operations)))}")
+    return 0.0
+
+
+class _Collectives(TorchDispatchMode):
+    """Notes the communication of real process groups."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def _sent_in_backward(
+    rank: int, world_size: int, subject: Subject, contract: Contract, case: Case
+) -> list[str]:
+    loss = contract.build(subject.resolve(), case, rank, world_size)
+    output = contract.call(loss, inputs(rank, contract, case), case, rank)
+    with _Collectives() as collectives:
+        backward(rank, contract, case, contract.read(output, case)[1])
+    seen: list[str] = collectives.seen
+    return seen
+
+
 def _linear(contract: Contract) -> bool:
     return not contract.is_loss
 
@@ -106,5 +147,12 @@ LAWS = [
         worlds="several",
         applies=_linear,
         share=0.5,
+    ),
+    Law(
+        "backward is silent",
+        backward_is_silent,
+        worlds="several",
+        applies=lambda contract: contract.name in ("clip", "coca", "distill", "gather"),
+        share=0.3,
     ),
 ]

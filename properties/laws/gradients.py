@@ -14,7 +14,7 @@ from ..cases import Case, tensor
 from ..contracts import Contract, Inputs
 from ..subjects import Outcome, Subject
 from ..worlds import World
-from . import Law, Place, compare, misshapen, observe
+from . import Law, Place, compare, misshapen, observe, run
 
 EVERY_PARTIAL = 64
 """Up to this many partial derivatives a case has each one checked; beyond, a choice of them."""
@@ -130,7 +130,7 @@ def twice_differentiable(contract: Contract, subject: Subject, world: World, cas
     elements = sum(array.size for given in inputs for array in given.values())
     cancelled = 32 * FLOAT64 * elements * (1 + largest) ** 4 * (1 + case.scale + abs(case.bias or 0)) ** 3
     worst = 0.0
-    for rank, curvatures in enumerate(world.run(_curvature, subject, contract, case)):
+    for rank, curvatures in enumerate(run(world, _curvature, subject, contract, case)):
         for name, (derived, near, far) in curvatures.items():
             # truncation grows with the square of the width: what doubling it adds is more than is there
             bound = abs(far - near) + 2 * bounds[rank][name] * contract.slack(case) / STEP + cancelled

@@ -1,7 +1,7 @@
 """A world of one process, run in a process of its own, so that what runs there cannot harm the caller's."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import World, WorldError
 from .processes import ProcessWorld
@@ -17,12 +17,16 @@ class IsolatedWorld:
     Args:
         inner: a world that needs no process but the caller's.
         host: a world of one process, which joins nothing.
+
+    Attributes:
+        traffic: the volume of the last run, where `inner` counts it.
     """
 
     def __init__(self, inner: World, host: ProcessWorld) -> None:
         self.inner = inner
         self.host = host
         self.name, self.size = inner.name, inner.size
+        self.traffic: dict[Any, Any] = {}
 
     def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
         """Call `function(rank, size, *arguments)` on every rank; see `World.run`.
@@ -30,7 +34,7 @@ class IsolatedWorld:
         Function, arguments and results travel pickled, as in `ProcessWorld`.
         """
         try:
-            (outcome,) = self.host.run(_run, self.inner, function, arguments)
+            ((outcome, self.traffic),) = self.host.run(_run, self.inner, function, arguments)
         except WorldError as error:
             raise WorldError(self.name, error.ranks) from error
         if isinstance(outcome, WorldError):
@@ -43,8 +47,10 @@ class IsolatedWorld:
 
 def _run(
     rank: int, size: int, inner: World, function: Callable[..., T], arguments: tuple[object, ...]
-) -> list[T] | WorldError:
+) -> tuple[list[T] | WorldError, dict[Any, Any]]:
+    outcome: list[T] | WorldError
     try:
-        return inner.run(function, *arguments)
+        outcome = inner.run(function, *arguments)
     except WorldError as error:
-        return error
+        outcome = error
+    return outcome, getattr(inner, "traffic", {})

@@ -92,9 +92,8 @@ def snapshots(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.detach().contiguous().reshape(-1)
-    # one element is contiguous whatever its stride, and is not viewed as bytes unless that is 1
-    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)
+    # cloned: a single element that was expanded counts as contiguous and keeps its stride of 0
+    return tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
 
 
 def equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -1,0 +1,258 @@
+"""What catches the planted defects: `python -m tests.defects.report`, or `make defects`."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import App, Parameter
+from hypothesis.errors import UnsatisfiedAssumption
+from rich.console import Console
+from rich.table import Table
+
+from properties.certifier import Check, checks, verify
+from properties.worlds.specs import parse
+
+from .index import DEFECTS, RIGHT, Planted
+
+WORLDS = "1,sim:2-8,proc:2"
+EXAMPLES = 25
+"""The defaults of the command."""
+SIZES = ("rows", "width")
+
+app = App(help=__doc__)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One certification, up to the first property that does not hold."""
+
+    seed: int
+    law: str = ""
+    """Which one does not hold; empty where all hold."""
+    world: str = ""
+    examples: int = 0
+    """Cases run until then, of all properties."""
+    seconds: float = 0.0
+    shrunk: str = ""
+    """The smallest case found."""
+    reason: str = ""
+    accident: bool = False
+    """It raised where it should have been wrong, or the other way round."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one defect or variant."""
+
+    label: str
+    trials: list[Trial]
+    catchers: list[str]
+    """Every property that does not hold."""
+
+
+class _Enough(BaseException):
+    """A property does not hold, and no smaller case is asked for."""
+
+
+class _Watch:
+    """Counts the cases that a law is checked on, until it does not hold."""
+
+    def __init__(self, check: Any, stop: bool) -> None:
+        self.check, self.stop = check, stop
+        self.examples = 0
+        self.caught_at: float | None = None
+
+    def __call__(self, *arguments: Any) -> float:
+        self.examples += self.caught_at is None
+        try:
+            ratio: float = self.check(*arguments)
+        except UnsatisfiedAssumption:
+            raise
+        except Exception as error:
+            self.caught_at = self.caught_at or time.monotonic()
+            if self.stop:
+                raise _Enough from error
+            raise
+        return ratio
+
+
+def _watched(check: Check, stop: bool) -> tuple[Check, _Watch]:
+    watch = _Watch(check.law.check, stop)
+    return dataclasses.replace(check, law=dataclasses.replace(check.law, check=watch)), watch
+
+
+def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Trial:
+    """Certify as the command does, up to the first property that does not hold."""
+    started = time.monotonic()
+    examples = 0
+    for check in checks({planted.id: (planted.contract, planted.subject)}, parse(worlds)):
+        watched, watch = _watched(check, stop=False)
+        finding = verify(watched, max_examples, seed)
+        examples += watch.examples
+        if finding.verdict == "falsified":
+            seconds = (watch.caught_at or time.monotonic()) - started
+            return Trial(
+                seed, finding.law, finding.world, examples, seconds,
+                finding.counterexample, finding.reason, not planted.explains(finding.reason),
+            )  # fmt: skip
+    return Trial(seed, examples=examples, seconds=time.monotonic() - started)
+
+
+def reason_if_falsified(check: Check, max_examples: int, seed: int) -> str:
+    """Return why a check does not hold, or nothing; no smaller case is looked for."""
+    try:
+        finding = verify(_watched(check, stop=True)[0], max_examples, seed)
+    except _Enough as enough:
+        return f"{type(enough.__cause__).__name__}: {enough.__cause__}"
+    return finding.reason
+
+
+def all_catchers(planted: Planted, seed: int, worlds: str, max_examples: int) -> list[str]:
+    """Return every property that does not hold."""
+    found: list[str] = []
+    for check in checks({planted.id: (planted.contract, planted.subject)}, parse(worlds)):
+        if check.law.name not in found and reason_if_falsified(check, max_examples, seed):
+            found.append(check.law.name)
+    return found
+
+
+def examine(planted: Planted, seeds: list[int], worlds: str, max_examples: int, every: bool) -> Result:
+    """Try with each seed; with `every`, find all properties that do not hold."""
+    # what it prints is its own affair
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    trials = [try_once(planted, seed, worlds, max_examples) for seed in seeds]
+    # in real processes a deadlock takes a minute: simulated ones tell at once
+    fast = ",".join(part for part in worlds.split(",") if not part.startswith("proc"))
+    catchers = all_catchers(planted, seeds[0], fast, max_examples) if every else []
+    return Result(planted.id, trials, list(dict.fromkeys([*catchers, *(t.law for t in trials if t.law)])))
+
+
+@app.default
+def report(
+    *,
+    seed: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    world: str = WORLDS,
+    max_examples: int = EXAMPLES,
+    jobs: int = 2,
+    every: bool = True,
+    out: Path = Path("build/defects.json"),
+) -> int:
+    """Certify every planted defect and every right variant, and print which property caught what.
+
+    Exit status: 0 every defect is caught with every seed and no variant is accused, else 1.
+
+    Parameters
+    ----------
+    seed
+        Seeds, 0 1 2 if none is given.
+    only
+        Parts of the ids to look at.
+    world
+        As for `verified-losses certify`.
+    max_examples
+        As for `verified-losses certify`.
+    jobs
+        How many processes.
+    every
+        Find every property that catches a defect, not the first alone.
+    out
+        Where to write the results.
+    """
+    seeds = seed or [0, 1, 2]
+    chosen = [p for p in [*DEFECTS, *RIGHT] if not only or any(part in p.id for part in only)]
+    results: dict[str, Result] = {}
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    # a process each: what one changes in its process, the next does not see
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.defects.right", "properties.laws.hygiene"])
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        pending = {
+            planted.id: pool.submit(
+                examine, planted, seeds, world, max_examples, every and planted.wrong != ""
+            )
+            for planted in chosen
+        }
+        for planted in chosen:
+            results[planted.id] = pending[planted.id].result()
+            _show(console, planted, results[planted.id])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps([dataclasses.asdict(result) for result in results.values()], indent=1) + "\n")
+    return _summarise(console, chosen, results)
+
+
+def _show(console: Console, planted: Planted, result: Result) -> None:
+    for trial in result.trials:
+        caught = bool(trial.law)
+        if not planted.wrong:
+            mark = (
+                f"ACCUSED by {trial.law}: {trial.reason[-400:]} {trial.shrunk}" if caught else "never accused"
+            )
+        elif trial.accident:
+            mark = f"ACCIDENT, {trial.law}: {trial.reason[-400:]}"
+        else:
+            mark = f"{trial.law}, {trial.world}" if caught else "NOT CAUGHT"
+        console.print(
+            f"{result.label:34} seed {trial.seed}  {trial.examples:4} cases {trial.seconds:6.2f} s  {mark}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, Result]) -> int:
+    defects = [planted for planted in chosen if planted.wrong]
+    right = [planted for planted in chosen if not planted.wrong]
+    trials = [trial for planted in defects for trial in results[planted.id].trials]
+    caught = [trial for trial in trials if trial.law and not trial.accident]
+    accused = [trial for planted in right for trial in results[planted.id].trials if trial.law]
+    firsts = Counter(trial.law for trial in caught)
+    everyone = Counter(law for planted in defects for law in results[planted.id].catchers)
+    soles = Counter(
+        results[planted.id].catchers[0] for planted in defects if len(results[planted.id].catchers) == 1
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("property", "first", "all", "sole"):
+        table.add_column(name, justify="left" if name == "property" else "right")
+    for law, count in everyone.most_common():
+        table.add_row(law, str(firsts[law]), str(count), str(soles[law]))
+    console.print(table)
+    if caught:
+        times, examples = [trial.seconds for trial in caught], [trial.examples for trial in caught]
+        console.print(
+            f"caught: {len(caught)} of {len(trials)}; seconds: median {statistics.median(times):.2f}, "
+            f"worst {max(times):.2f}; cases: median {statistics.median(examples):.0f}, worst {max(examples)}",
+            highlight=False,
+        )
+    missized = [
+        f"{planted.id}, seed {trial.seed}: expected {planted.smallest} in {trial.shrunk}"
+        for planted in defects
+        for trial in results[planted.id].trials
+        if trial.law and planted.smallest not in trial.shrunk
+    ]
+    for line in missized:
+        console.print(f"not the smallest size: {line}", highlight=False)
+    console.print(
+        f"accused: {len(accused)} of {sum(len(results[p.id].trials) for p in right)} certifications of "
+        f"{len(right)} right variants",
+        highlight=False,
+    )
+    return int(len(caught) < len(trials) or bool(accused) or bool(missized))
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,125 @@
+"""The strategies find what they are for: each region within 200 cases, at the gate's profile."""
+
+from functools import cache
+
+import pytest
+from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import strategies as st
+
+from properties.cases import Case, sizes
+from properties.certifier import SHIPPED
+from properties.contracts import contracts
+from properties.coverage import TILE, regions, table
+
+WITHIN = 200
+LARGEST_WORLD = 8
+
+DTYPES = [f"dtype {name}" for name in ("float64", "float32", "bfloat16", "float16")]
+SHAPES = [
+    f"world of {LARGEST_WORLD}", "one row on a rank", "rows that differ between ranks",
+    f"more than {TILE} rows in all", f"more than {TILE} rows on a rank", f"more than {2 * TILE} columns",
+    *(f"width of remainder {rest} by 8" for rest in range(8)),
+]  # fmt: skip
+LAYOUTS = ["transposed inputs", "sliced inputs", "drawn cotangents"]
+COTANGENTS = ["expanded cotangents", "transposed cotangents", "sliced cotangents"]
+SCALES = [
+    "scale above 50", "scale 0", "saturated logits", "duplicate rows", "no bias", "scalars of shape [1]",
+    "wide scalars", "frozen logit_scale",
+]  # fmt: skip
+FROZEN = ["frozen image_features", "frozen text_features"]
+FLAGS = [
+    f"convention={convention}, local_loss={local}, gather_with_grad={grad}"
+    for convention in ("exact", "open_clip")
+    for local in (False, True)
+    for grad in (False, True)
+]
+CAPTIONS = ["padding alone", "one rank of padding", "padding inside a caption", "pad id other than 0"]
+LOSS = [*DTYPES, *SHAPES, *LAYOUTS, *SCALES, *FROZEN, "a dict"]
+EXPECTED = {
+    "clip": [*LOSS, *FLAGS],
+    "coca": [*LOSS, *FLAGS, *CAPTIONS, "frozen logits"],
+    "distill": [*LOSS, *FLAGS, "frozen dist_image_features"],
+    "siglip": [*LOSS, *(f"dist_impl={name}" for name in ("bidir", "shift", "reduce", "gather", None))],
+    "gather": [*DTYPES, *SHAPES, *LAYOUTS, *COTANGENTS, *FROZEN, *FLAGS],
+    "exchange": [*DTYPES, *SHAPES, *LAYOUTS, *COTANGENTS, "expanded inputs"],
+    "exchange_bidir": [*DTYPES, *SHAPES, *LAYOUTS, *COTANGENTS, "expanded inputs"],
+}
+
+quickly = settings(max_examples=WITHIN, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+
+
+@cache
+def _drawn(label: str) -> dict[str, int]:
+    name, subject = SHIPPED[label]
+    contract = contracts()[name]
+    worlds = st.sampled_from(range(max(contract.smallest_world, 1), LARGEST_WORLD + 1))
+    drawn: list[Case] = []
+
+    @quickly
+    @given(worlds.flatmap(lambda world_size: contract.cases(subject, world_size)))
+    def collect(case: Case) -> None:
+        drawn.append(case)
+
+    collect()
+    assert len(drawn) <= WITHIN
+    return table(drawn)
+
+
+@pytest.mark.parametrize("label", EXPECTED)
+def test_every_region_is_found(label: str) -> None:
+    found = _drawn(label)
+    assert [region for region in EXPECTED[label] if not found.get(region)] == []
+
+
+def test_one_process_meets_large_batches_and_single_pairs() -> None:
+    name, subject = SHIPPED["clip"]
+    drawn: list[Case] = []
+
+    @quickly
+    @given(contracts()[name].cases(subject, 1))
+    def collect(case: Case) -> None:
+        drawn.append(case)
+
+    collect()
+    found = table(drawn)
+    assert found["one row in all"]
+    assert found[f"more than {TILE} rows in all"]
+    assert max(sum(case.rows) for case in drawn) > 128
+
+
+@pytest.mark.parametrize("threshold", [1, 5, 40, 50, 64, 128, 200])
+def test_sizes_shrink_to_the_smallest_that_fails(threshold: int) -> None:
+    found = find(sizes((9, 40, 257)), lambda size: size > threshold, settings=settings(max_examples=1000))
+    assert found == threshold + 1
+
+
+@pytest.mark.parametrize("multiple", [8, 16, 32, 64, 128])
+def test_sizes_find_full_tiles(multiple: int) -> None:
+    assert (
+        find(sizes((9, 40, 257)), lambda n: n % multiple == 0, settings=settings(max_examples=WITHIN))
+        == multiple
+    )
+
+
+def test_regions_of_the_simplest_case() -> None:
+    assert regions(Case()) == {
+        "world of 1", "dtype float64", "width of remainder 1 by 8", "one row in all", "one row on a rank",
+        "contiguous inputs", "contiguous cotangents", "no bias", "a dict",
+    }  # fmt: skip
+
+
+def test_padding_is_named_by_where_it_is() -> None:
+    captions = {"vocabulary": 5, "length": 6, "rows": (2, 2)}
+    assert "one rank of padding" in regions(Case(**captions, pad_rows=2))
+    assert "padding alone" in regions(Case(**captions, pads="all", pad_id=-100))
+    assert "pad id other than 0" in regions(Case(**captions, pads="all", pad_id=-100))
+    assert "padding inside a caption" in regions(Case(**captions, pads="inside"))
+    assert not any("pad" in name for name in regions(Case(**captions, pad_id=-100)))
+
+
+def test_the_rarest_regions_come_first() -> None:
+    cases = [Case(), Case(dtype="float32"), Case(dtype="float32")]
+    counts = table(cases)
+    assert counts["dtype float64"] == 1
+    assert counts["dtype float32"] == 2
+    assert list(counts.values()) == sorted(counts.values())
