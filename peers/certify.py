@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from properties.certify import Check, Finding, checks, verify
+from properties.certifier import Check, Finding, checks, verify
 from properties.counterexample import write
 from properties.report import versions
 from properties.worlds.specs import parse

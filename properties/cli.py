@@ -1,8 +1,5 @@
 """The command `verified-losses`."""
 
-import ast
-import fnmatch
-import json as json_text
 import math
 import re
 import shlex
@@ -10,36 +7,39 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from cyclopts import App, Parameter
-from hypothesis import find
-from hypothesis import settings as hypothesis_settings
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
 from .cases import DTYPES
-from .certify import SHIPPED, Check, Finding, checks, verify_all
-from .contracts import Contract, contracts
+from .certifier import SHIPPED, Check, Finding, verify_all
 from .grouping import Defect, explain
 from .html import read_codes, render
 from .known import Known
-from .laws import laws
+from .plan import (
+    COUNTEREXAMPLES,
+    MAX_EXAMPLES,
+    WORLDS,
+    Subjects,
+    Unusable,
+    ask,
+    fitted,
+    not_verified,
+    plan,
+    read_config,
+    some_dtypes,
+)
 from .replay import replay
-from .subjects import Subject, read_signature
-from .worlds import WorldError
-from .worlds.horovod import horovod_missing
-from .worlds.specs import SINGLE, parse
 
 WIDTH = 100
 """Columns of what is printed into a file or a pipe."""
 HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
-Subjects = dict[str, tuple[str, Subject]]
-COUNTEREXAMPLES = Path("build/counterexamples")
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 app = App(
@@ -63,9 +63,9 @@ def certify(
     loss: Several = None,
     only: Several = None,
     skip: Several = None,
-    world: str = "1,sim:2-8,proc:2",
+    world: str = WORLDS,
     dtype: str = ",".join(DTYPES),
-    max_examples: int = 25,
+    max_examples: int = MAX_EXAMPLES,
     max_time: str | None = None,
     seed: int = 0,
     known: Path | None = None,
@@ -127,31 +127,18 @@ def certify(
     html
         Where to write the certificate as a page that shows it, with what was drawn and every counterexample.
     """
-    try:
-        worlds = parse(world)
-    except ValueError as error:
-        raise UsageError(f"--world: {error}") from error
-    if max_examples < 1:
-        raise UsageError(f"--max-examples: expected at least 1, got {max_examples}")
     seconds = _seconds(max_time)
-    dtypes = tuple(dtype.split(","))
-    if not set(dtypes) <= set(DTYPES):
-        raise UsageError(f"--dtype: expected some of {', '.join(DTYPES)}, got {dtype}")
     accept = _read_known(known)
-    kept = _kept(only, skip)
+    dtypes = dtype.split(",")
     if target is None and contract is None:
-        subjects = _shipped(loss)
-        pinned = _config(config)
-        subjects = {
-            label: (kind, replace(subject, options=(*subject.options, *pinned), dtypes=dtypes))
-            for label, (kind, subject) in subjects.items()
-        }
+        subjects = _shipped(loss, config, dtypes)
     else:
-        asked = Subject(target or "", (convention,), equal_rows, dtypes, options=_config(config))
-        subjects = _stranger(asked, contract, loss)
-    planned = [check for check in checks(subjects, worlds) if check.law.name in kept]
-    if not planned:
-        raise UsageError(f"--world {world}: nothing to verify for {', '.join(subjects)} in worlds this small")
+        name = _stranger(target, loss)
+        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
+        subjects = {name.rpartition(":")[2]: asked}
+        plan(subjects, world, max_examples, only, skip)  # what is wrong with an argument is said at once
+        subjects = fitted(subjects)
+    planned = plan(subjects, world, max_examples, only, skip)
     command = shlex.join([*app.name, *sys.argv[1:]])
     asked_for = report.Asked(seed, max_examples, world, command)
     run = _Run(subjects, planned, asked_for, accept, json, html, counterexamples)
@@ -217,7 +204,7 @@ class _Run:
         self.defects: list[Defect] = []
         self.html = html
         self.findings: list[Finding] = []
-        self.not_verified = _not_verified(planned)
+        self.not_verified = not_verified(planned)
         self.not_verified += [f"{label}: not in these worlds" for label in subjects if label not in labels]
 
     def record(self) -> report.Certificate | report.Certificates:
@@ -311,26 +298,6 @@ def _seconds(text: str | None) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _config(text: str) -> tuple[tuple[str, Any], ...]:
-    """Read name=value pairs; a value is written as in JSON or Python, and text where it is neither."""
-    pairs = []
-    for part in filter(None, text.split(",")):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not name.isidentifier():
-            raise UsageError(f"--config: expected name=value,..., got {part!r}")
-        pairs.append((name, _value(value)))
-    return tuple(pairs)
-
-
-def _value(text: str) -> Any:
-    for read in (json_text.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError):
-            continue
-    return text
-
-
 def _read_known(path: Path | None) -> Known:
     try:
         return Known() if path is None else Known.read(path)
@@ -340,71 +307,39 @@ def _read_known(path: Path | None) -> Known:
         raise UsageError(f"--known: {error}") from error
 
 
-def _kept(only: list[str] | None, skip: list[str] | None) -> set[str]:
-    """Return the names of the laws to verify."""
-    names = [law.name for law in laws()]
-    for option, patterns in (("--only", only), ("--skip", skip)):
-        for pattern in patterns or []:
-            if not fnmatch.filter(names, pattern):
-                raise UsageError(f"{option}: expected some of {', '.join(names)}, got {pattern!r}")
-    wanted = [name for name in names if any(fnmatch.fnmatch(name, one) for one in only or ["*"])]
-    return {name for name in wanted if not any(fnmatch.fnmatch(name, one) for one in skip or [])}
-
-
-def _shipped(names: list[str] | None) -> Subjects:
+def _shipped(names: list[str] | None, config: str, dtypes: list[str]) -> Subjects:
     unknown = sorted(set(names or []) - set(SHIPPED))
     if unknown:
         raise UsageError(f"--loss: expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
-    return {name: subject for name, subject in SHIPPED.items() if not names or name in names}
+    pinned, kept = read_config(config), some_dtypes(dtypes)
+    return {
+        label: (contract, replace(subject, options=(*subject.options, *pinned), dtypes=kept))
+        for label, (contract, subject) in SHIPPED.items()
+        if not names or label in names
+    }
 
 
-def _stranger(asked: Subject, contract: str | None, loss: list[str] | None) -> Subjects:
+def _stranger(target: str | None, loss: list[str] | None) -> str:
     if loss:
         raise UsageError("--loss: names shipped losses; leave it out where a target is given")
-    if not asked.target:
+    if not target:
         raise UsageError("--as: expected a target before it, package.module:Name or file.py:Name")
-    if contract not in contracts():
-        raise UsageError(f"--as: expected one of {', '.join(contracts())}, got {contract}")
     sys.path.insert(0, "")  # as python itself does: a module beside the caller is found
-    return {asked.target.rpartition(":")[2]: (contract, _fitted(asked, contracts()[contract]))}
+    return target
 
 
-def _fitted(asked: Subject, contract: Contract) -> Subject:
-    """Return the subject, asked only for what it takes."""
-    quiet = hypothesis_settings(database=None, deadline=None)
-    size = contract.smallest_world
-    simplest = find(contract.cases(replace(asked, options=()), size), lambda case: True, settings=quiet)
-    world = asked.worlds().open(SINGLE)
-    try:
-        (signature,) = world.run(read_signature, asked, contract, simplest)
-    except WorldError as error:
-        (rank,) = error.ranks
-        happened = {"raised": "raised", "hung": "hung"}.get(rank.state, "ended its process")
-        print(rank.detail, file=sys.stderr)
-        raise UsageError(f"{asked.target}: {happened} as it was imported or constructed") from error
-    if signature.unusable:
-        raise UsageError(f"{asked.target}: {signature.unusable}")
-    assumed = {name: value for name, value in contract.assumed.items() if name not in signature.options}
-    options = tuple((assumed | dict(asked.options)).items())
-    return replace(asked, options=options, bias=signature.bias, output_dict=signature.output_dict)
-
-
-def _not_verified(planned: list[Check]) -> list[str]:
-    lines = []
-    if all(check.world.kind != "horovod" for check in planned):
-        lines.append(f"Horovod: {horovod_missing() or 'no world asked for has it, such as hvd:2'}")
-    if not torch.cuda.is_available():
-        lines.append("CUDA: no device here")
-    return lines
-
-
-def main() -> None:
-    """Run the command line and exit with its status."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line, or these arguments, and exit with the status."""
     console = Console(stderr=True, emoji=False)
     try:
-        status = app(exit_on_error=False, print_error=True, result_action="return_value")
-    except UsageError as error:
-        console.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        status = app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+    except (UsageError, Unusable) as error:
+        said = str(error)
+        if isinstance(error, Unusable):
+            said = error.as_option("--")
+            if error.detail:
+                print(error.detail, file=sys.stderr)
+        console.print(f"[bold red]error[/] {escape(said)}", highlight=False, soft_wrap=True)
         status = USAGE
     except KeyboardInterrupt:
         status = INTERRUPTED

@@ -19,7 +19,7 @@ from oracles import clip, coca, complex_step, distill, exchange, gather, siglip
 from oracles.complex_step import Array
 
 from .cases import Case, rounded
-from .certify import Check, Finding, Simulated
+from .certifier import Check, Finding, Simulated
 from .contracts import Contract
 from .laws import Falsified, Place
 from .laws.communication import together

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from .cases import Case
-from .certify import Finding
+from .certifier import Finding
 from .contracts import Contract
 from .coverage import regions
 

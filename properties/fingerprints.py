@@ -11,7 +11,7 @@ from .worlds import RankState, WorldError
 from .worlds.simulated import SimulationError
 
 if TYPE_CHECKING:
-    from .certify import Check
+    from .certifier import Check
 
 FRAME = re.compile(r'^ *File "(?P<file>.+)", line \d+,? in (?P<function>\S+)', re.MULTILINE)
 RAISED = re.compile(r"^(?:\w+\.)*(?P<name>[A-Za-z_]\w*)(?::|$)", re.MULTILINE)

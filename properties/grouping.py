@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from hypothesis.errors import HypothesisDeprecationWarning, UnsatisfiedAssumption
 
 from .cases import Case
-from .certify import Check, Finding, Simulated, falsify
+from .certifier import Check, Finding, Simulated, falsify
 from .counterexample import write
 from .fingerprints import signature
 from .laws import Falsified, Law, laws

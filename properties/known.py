@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from .certify import Finding
+from .certifier import Finding
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .certify import Finding, Verdict
+from .certifier import Finding, Verdict
 from .drawn import Drawn, count
 from .grouping import Defect
 from .known import Known
@@ -267,18 +267,26 @@ def table(findings: Sequence[Finding], known: Known) -> Table:
 def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
     """Print every defect with its smallest counterexample."""
     for defect in defects:
-        leader = defect.leader
-        if known.reason(leader):
-            continue
-        name = escape(leader.loss)
-        console.print(f"\n[bold red]{name}: {leader.law}[/] does not hold in world {leader.world}")
-        console.print(escape(shortened(plain(leader.reason))), highlight=False)
-        console.print(f"smallest case: {escape(leader.counterexample)}", highlight=False)
-        if defect.others:
-            also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
-            console.print(f"the same defect: {also}", highlight=False)
-        file = f"run: python {defect.file}" if defect.file else f"no file was written: {defect.trouble}"
-        console.print(escape(file), soft_wrap=True, highlight=False)
+        if not known.reason(defect.leader):
+            what, *why, file = explained(defect).splitlines()
+            console.print(f"\n[bold red]{escape(what)}[/]")
+            console.print(escape("\n".join(why)), highlight=False)
+            console.print(escape(file), soft_wrap=True, highlight=False)
+
+
+def explained(defect: Defect) -> str:
+    """Return what is wrong, in a line, and below it why, the smallest case and the file to run."""
+    leader = defect.leader
+    lines = [
+        f"{leader.loss}: {leader.law} does not hold in world {leader.world}",
+        shortened(plain(leader.reason)),
+        f"smallest case: {leader.counterexample}",
+    ]
+    if defect.others:
+        also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
+        lines.append(f"the same defect: {also}")
+    lines.append(f"run: python {defect.file}" if defect.file else f"no file was written: {defect.trouble}")
+    return "\n".join(lines)
 
 
 def shortened(reason: str) -> str:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from properties.cases import Case, sizes
-from properties.certify import SHIPPED
+from properties.certifier import SHIPPED
 from properties.contracts import contracts
 from properties.coverage import TILE, regions, table
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from properties.certify import SHIPPED, Check, checks, verify
+from properties.certifier import SHIPPED, Check, checks, verify
 from properties.contracts import contracts
 from properties.laws import laws
 from properties.subjects import Subject

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from properties.cli import main
+
 COMMAND = [sys.executable, "-m", "properties.cli", "certify"]
 LIMIT_SECONDS = 240
 
@@ -111,9 +113,18 @@ def test_a_terminal_gets_colours_unless_it_refuses_them(
         (["--known", "tests/no_such_file.toml"], "--known: cannot read tests/no_such_file.toml"),
     ],
 )
-def test_a_wrong_argument_is_named(tmp_path: Path, arguments: list[str], named: str) -> None:
-    status, _, said = _certify(tmp_path, *arguments)
-    assert status == 2
+def test_a_wrong_argument_is_named(
+    arguments: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as ended:
+        main(["certify", "--json", str(tmp_path / "certificate.json"), *arguments])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
     assert named in said
     assert "Traceback" not in said
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from properties.certify import Check, checks, verify
+from properties.certifier import Check, checks, verify
 from properties.contracts import contracts
 from properties.laws import laws
 from properties.subjects import Subject

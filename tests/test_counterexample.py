@@ -14,7 +14,7 @@ from hypothesis.errors import UnsatisfiedAssumption
 
 from properties import counterexample
 from properties.cases import Case
-from properties.certify import Check, Finding, Simulated, checks, falsify, verify
+from properties.certifier import Check, Finding, Simulated, checks, falsify, verify
 from properties.contracts import contracts
 from properties.fingerprints import fingerprint
 from properties.grouping import group

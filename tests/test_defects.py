@@ -5,7 +5,7 @@ Here each defect meets the laws expected to catch it alone; `make defects` certi
 
 import pytest
 
-from properties.certify import Check, checks, verify
+from properties.certifier import Check, checks, verify
 from properties.laws import laws
 from properties.worlds.specs import parse
 
@@ -33,7 +33,7 @@ def test_caught(planted: Planted) -> None:
 @pytest.mark.parametrize("planted", [d for d in DEFECTS if d.smallest], ids=lambda planted: planted.id)
 def test_counterexample_is_the_smallest(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     # however busy the machine is
-    monkeypatch.setattr("properties.certify.SHRINK_SECONDS", 60.0)
+    monkeypatch.setattr("properties.certifier.SHRINK_SECONDS", 60.0)
     (check,) = [one for one in _checks(planted, planted.world) if one.law.name == planted.caught_by[0]]
     finding = verify(check, BUDGET)
     assert planted.smallest in finding.counterexample

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from properties.cases import Case
-from properties.certify import checks, verify
+from properties.certifier import checks, verify
 from properties.contracts import contracts
 from properties.laws import laws
 from properties.subjects import Subject

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from properties import drawn, report
 from properties.cases import Case
-from properties.certify import Check, Finding, checks
+from properties.certifier import Check, Finding, checks
 from properties.contracts import contracts
 from properties.grouping import Defect
 from properties.html import Distribution, read_codes, render

@@ -20,7 +20,7 @@ from hypothesis.errors import UnsatisfiedAssumption
 from rich.console import Console
 from rich.table import Table
 
-from properties.certify import Check, checks, verify
+from properties.certifier import Check, checks, verify
 from properties.worlds.specs import parse
 
 from .index import DEFECTS, RIGHT, Planted

@@ -260,6 +260,34 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
     )
 
 
+class Certifier:
+    """Runs checks one by one; where a target hung, its other checks in that world are not run.
+
+    Args:
+        max_examples: how many cases to draw for each.
+        seed: the same seed draws the same cases.
+    """
+
+    def __init__(self, max_examples: int, seed: int = 0) -> None:
+        self.max_examples = max_examples
+        self.seed = seed
+        self._hung: set[tuple[str, str]] = set()
+
+    def verify(self, check: Check, until: float = math.inf) -> Finding:
+        """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
+        where = check.label, check.world.name
+        if where in self._hung:
+            return self.not_run(check, "not run: the target hung in this world before")
+        finding = verify(check, self.max_examples, self.seed, until)
+        if finding.hung:
+            self._hung.add(where)
+        return finding
+
+    def not_run(self, check: Check, reason: str) -> Finding:
+        """Return what is reported of a check that was asked for and could not run."""
+        return Finding(check, self.seed, "skipped", reason=reason, not_run=True)
+
+
 def verify_all(
     planned: Sequence[Check], max_examples: int, base_seed: int = 0, max_time: float = math.inf
 ) -> Iterator[Finding]:
@@ -273,20 +301,13 @@ def verify_all(
             for which no time is left are skipped.
     """
     deadline = time.monotonic() + max_time
-    hung: set[tuple[str, str]] = set()
+    certifier = Certifier(max_examples, base_seed)
     for done, check in enumerate(planned):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            finding = Finding(check, base_seed, "skipped", reason="out of time", not_run=True)
-        elif (check.label, check.world.name) in hung:
-            reason = "not run: the target hung in this world before"
-            finding = Finding(check, base_seed, "skipped", reason=reason, not_run=True)
+        now = time.monotonic()
+        if now >= deadline:
+            yield certifier.not_run(check, "out of time")
         else:
-            until = deadline - left + left / (len(planned) - done)
-            finding = verify(check, max_examples, base_seed, until)
-        if finding.hung:
-            hung.add((check.label, check.world.name))
-        yield finding
+            yield certifier.verify(check, now + (deadline - now) / (len(planned) - done))
 
 
 def _last(case: Any) -> Case:

@@ -1,0 +1,242 @@
+"""How people ask from code: `from properties import certify`."""
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cases import DTYPES
+from .certifier import Certifier, Check, Finding, verify_all
+from .grouping import Defect, explain
+from .known import Known
+from .plan import (
+    COUNTEREXAMPLES,
+    MAX_EXAMPLES,
+    WORLDS,
+    Subjects,
+    Unusable,
+    ask,
+    fitted,
+    not_verified,
+    plan,
+)
+from .report import Asked, Certificate, certificate, explained
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class NotCertified(AssertionError):
+    """A target is falsified, or something that was asked for could not run; the message lists what and why.
+
+    Args:
+        defects: what is wrong with it.
+        not_run: what could not run.
+        seed: of the cases.
+        record: the certificate, where there is one.
+    """
+
+    def __init__(
+        self,
+        defects: Sequence[Defect],
+        not_run: Sequence[Finding],
+        seed: int,
+        record: Certificate | None = None,
+    ) -> None:
+        missed = [
+            f"{one.loss}: {one.law} was not verified in world {one.world}: {one.reason}" for one in not_run
+        ]
+        super().__init__("\n\n".join([*map(explained, defects), *missed, f"seed {seed}"]))
+        self.defects = tuple(defects)
+        self.not_run = tuple(not_run)
+        self.certificate = record
+
+
+def certify(
+    target: str | Callable[..., Any],
+    contract: str,
+    *,
+    convention: str = "exact",
+    config: Mapping[str, Any] | None = None,
+    equal_rows: bool = False,
+    world: str = WORLDS,
+    dtypes: Sequence[str] = DTYPES,
+    max_examples: int = MAX_EXAMPLES,
+    max_time: float | None = None,
+    seed: int = 0,
+    only: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] | None = None,
+    counterexamples: str | Path = COUNTEREXAMPLES,
+) -> Certificate:
+    """Verify an implementation: every property, in every world, over drawn cases.
+
+    >>> from properties import certify
+    >>> certify("mypackage.losses:MyLoss", "clip", world="1", max_examples=5).verdict  # doctest: +SKIP
+    'holds'
+
+    Args:
+        target: "package.module:Name", "path/to/file.py:Name", or a class or function that other processes can
+            import by its name. It runs in processes of its own.
+        contract: what it must do: clip, coca, distill, siglip, gather, exchange, infonce, ntxent or
+            cross_entropy.
+        convention: which gradients it is held to: "exact", or those of "open_clip".
+        config: options to pin. It is given, and held to, no other value of them.
+        equal_rows: give every rank equally many rows.
+        world: where ranks run, as "1,sim:2-8,proc:2".
+        dtypes: of the inputs.
+        max_examples: cases drawn for each property; costly properties take a share of it.
+        max_time: seconds for everything; None for as many as it takes.
+        seed: the same seed draws the same cases.
+        only: which properties, by name; * and ? stand for any text and any letter.
+        skip: which properties not.
+        counterexamples: where to write the smallest failing case of every defect, as a program to run.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        NotCertified: a property does not hold, or could not be verified.
+        TypeError: the target is neither text nor a class or function.
+        ValueError: the target or an argument is unusable.
+    """
+    if max_time is not None and not max_time > 0:
+        raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
+    scope = world, max_examples, _listed(only), _listed(skip)
+    asked = _asked(target, contract, convention, config, equal_rows, dtypes)
+    plan(asked, *scope)  # what is wrong with an argument is said at once
+    subjects = fitted(asked)
+    ((_, subject),) = subjects.values()
+    planned = plan(subjects, *scope)
+    try:
+        findings = list(verify_all(planned, max_examples, seed, math.inf if max_time is None else max_time))
+        defects = explain(findings, Path(counterexamples))
+    finally:
+        subject.worlds().close()
+    record = certificate(
+        subject,
+        contract,
+        findings,
+        defects,
+        Asked(seed, max_examples, world),
+        Known(),
+        not_verified(planned),
+        complete=True,
+    )
+    if record.verdict != "holds":
+        raise NotCertified(defects, [finding for finding in findings if finding.not_run], seed, record)
+    return record
+
+
+def certification(
+    target: str | Callable[..., Any],
+    contract: str,
+    *,
+    world: str = WORLDS,
+    max_examples: int = MAX_EXAMPLES,
+    seed: int = 0,
+    only: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] | None = None,
+    counterexamples: str | Path = COUNTEREXAMPLES,
+    **options: Any,
+) -> "pytest.MarkDecorator":
+    """Parametrize a test function under pytest: one test for each property and world.
+
+    The function gets `check`, to be called:
+
+        @certification(MyLoss, "clip", world="1,sim:2-4")
+        def test_my_loss(check):
+            check()
+
+    Args:
+        target: as for `certify`. It is looked at when the first test runs.
+        contract: as for `certify`, and so are all the others.
+        world: where ranks run.
+        max_examples: cases drawn for each property.
+        seed: of the cases.
+        only: which properties.
+        skip: which properties not.
+        counterexamples: where to write programs.
+        options: convention, config, equal_rows and dtypes.
+
+    Raises:
+        TypeError: the target is neither text nor a class or function.
+        ValueError: an argument is unusable.
+    """
+    import pytest
+
+    asked = _asked(target, contract, **options)
+    scope = world, max_examples, _listed(only), _listed(skip)
+    certifier, folder = Certifier(max_examples, seed), Path(counterexamples).absolute()
+    found: list[Check] | Unusable | None = None
+
+    def ready() -> list[Check]:
+        nonlocal found
+        if found is None:
+            try:
+                found = plan(fitted(asked), *scope)
+            except Unusable as error:
+                found = error
+        if isinstance(found, Unusable):
+            pytest.fail(str(found), pytrace=False)
+        return found
+
+    def numbered(number: int) -> Callable[[], None]:
+        def check() -> None:
+            __tracebackhide__ = True
+            conclude(certifier.verify(ready()[number]), folder)
+
+        return check
+
+    names = [f"{check.law.name}-{check.world.name}" for check in plan(asked, *scope)]
+    return pytest.mark.parametrize("check", [numbered(number) for number in range(len(names))], ids=names)
+
+
+def conclude(finding: Finding, counterexamples: Path) -> None:
+    """Give a finding to pytest.
+
+    Raises:
+        NotCertified: the property does not hold, or could not be verified.
+        pytest.skip.Exception: no case was drawn that it says something about.
+    """
+    import pytest
+
+    __tracebackhide__ = True
+    if finding.verdict == "falsified":
+        raise NotCertified(explain([finding], counterexamples), [], finding.seed)
+    if finding.not_run:
+        raise NotCertified([], [finding], finding.seed)
+    if finding.verdict == "skipped":
+        pytest.skip(finding.reason)
+
+
+def _asked(
+    target: str | Callable[..., Any],
+    contract: str,
+    convention: str = "exact",
+    config: Mapping[str, Any] | None = None,
+    equal_rows: bool = False,
+    dtypes: str | Sequence[str] = DTYPES,
+) -> Subjects:
+    name, pinned = _name(target), tuple((config or {}).items())
+    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes))
+    return {name.rpartition(":")[2]: asked}
+
+
+def _name(target: object) -> str:
+    """Return a target as "module:Name"."""
+    if isinstance(target, str):
+        return target
+    if not inspect.isclass(target) and not inspect.isroutine(target):
+        expected = "expected module:Name, file.py:Name, a class or a function"
+        raise TypeError(f"target: {expected}, got {type(target).__name__} {target!r}")
+    module, name = target.__module__, target.__qualname__
+    if module == "__main__" or vars(sys.modules.get(module, object)).get(name) is not target:
+        problem = "other processes must be able to import it by its name from its module"
+        raise Unusable("target", f"{problem}, got {name} of {module}")
+    return f"{module}:{name}"
+
+
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])

@@ -1,0 +1,186 @@
+"""What people ask for, however they ask, made into the checks to run."""
+
+import ast
+import fnmatch
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import Verbosity, find, settings
+
+from .cases import DTYPES
+from .certifier import Check, checks
+from .contracts import Contract, contracts
+from .laws import laws
+from .subjects import Subject, read_signature
+from .worlds import WorldError
+from .worlds.horovod import horovod_missing
+from .worlds.specs import SINGLE, parse
+
+CONVENTIONS = ("exact", "open_clip")
+WORLDS = "1,sim:2-8,proc:2"
+MAX_EXAMPLES = 25
+COUNTEREXAMPLES = Path("build/counterexamples")
+
+Subjects = dict[str, tuple[str, Subject]]
+"""By name: the contract, and what is held to it."""
+
+
+class Unusable(ValueError):
+    """An argument, or a target, is unusable.
+
+    Args:
+        argument: its name, as `certify` has it; empty where it is the target.
+        problem: what is wrong with it.
+        detail: the target's own traceback.
+    """
+
+    def __init__(self, argument: str, problem: str, detail: str = "") -> None:
+        super().__init__(argument, problem, detail)
+        self.argument = argument
+        self.problem = problem
+        self.detail = detail
+
+    def __str__(self) -> str:
+        said = f"{self.argument}: {self.problem}" if self.argument else self.problem
+        return f"{said}\n{self.detail}" if self.detail else said
+
+    def as_option(self, prefix: str) -> str:
+        """Return it, without the detail, as said of an option."""
+        if not self.argument:
+            return self.problem
+        option = {"contract": "as", "dtypes": "dtype"}.get(self.argument, self.argument.replace("_", "-"))
+        return f"{prefix}{option}: {self.problem}"
+
+
+def ask(
+    target: str,
+    contract: str | None,
+    convention: str = "exact",
+    config: tuple[tuple[str, Any], ...] = (),
+    equal_rows: bool = False,
+    dtypes: Sequence[str] = DTYPES,
+) -> tuple[str, Subject]:
+    """Return the contract's name, and the target as a subject.
+
+    Raises:
+        Unusable: an argument is. The target itself is not looked at: see `fitted`.
+    """
+    if contract is None or contract not in contracts():
+        raise Unusable("contract", f"expected one of {', '.join(contracts())}, got {contract}")
+    if convention not in CONVENTIONS:
+        raise Unusable("convention", f"expected one of {', '.join(CONVENTIONS)}, got {convention}")
+    return contract, Subject(target, (convention,), equal_rows, some_dtypes(dtypes), options=config)
+
+
+def some_dtypes(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the dtypes of these names.
+
+    Raises:
+        Unusable: there is no such dtype, or there are none.
+    """
+    if not names or not set(names) <= set(DTYPES):
+        raise Unusable("dtypes", f"expected some of {', '.join(DTYPES)}, got {','.join(map(str, names))}")
+    return tuple(names)
+
+
+def read_config(text: str) -> tuple[tuple[str, Any], ...]:
+    """Read name=value pairs; a value is written as in JSON or Python, and text where it is neither.
+
+    Raises:
+        Unusable: they are not such pairs.
+    """
+    pairs = []
+    for part in filter(None, text.split(",")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name.isidentifier():
+            raise Unusable("config", f"expected name=value,..., got {part!r}")
+        pairs.append((name, _value(value)))
+    return tuple(pairs)
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def plan(
+    subjects: Subjects,
+    world: str = WORLDS,
+    max_examples: int = MAX_EXAMPLES,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] | None = None,
+) -> list[Check]:
+    """List the checks: the same arguments, the same list. No target is looked at.
+
+    Raises:
+        Unusable: an argument is.
+    """
+    try:
+        worlds = parse(world)
+    except ValueError as error:
+        raise Unusable("world", str(error)) from error
+    if max_examples < 1:
+        raise Unusable("max_examples", f"expected at least 1, got {max_examples}")
+    kept = _kept(only, skip)
+    planned = [check for check in checks(subjects, worlds) if check.law.name in kept]
+    if not planned:
+        applies = "no property that is asked for applies there"
+        raise Unusable("", f"nothing to verify for {', '.join(subjects)} in world {world}: {applies}")
+    return planned
+
+
+def _kept(only: Sequence[str] | None, skip: Sequence[str] | None) -> set[str]:
+    """Return the names of the laws to verify."""
+    names = [law.name for law in laws()]
+    for argument, patterns in (("only", only), ("skip", skip)):
+        for pattern in patterns or []:
+            if not fnmatch.filter(names, pattern):
+                raise Unusable(argument, f"expected some of {', '.join(names)}, got {pattern!r}")
+    wanted = [name for name in names if any(fnmatch.fnmatch(name, one) for one in only or ["*"])]
+    return {name for name in wanted if not any(fnmatch.fnmatch(name, one) for one in skip or [])}
+
+
+def fitted(subjects: Subjects) -> Subjects:
+    """Return the subjects, each asked only for what it takes. The targets are imported and constructed.
+
+    Raises:
+        Unusable: a target cannot be verified.
+    """
+    return {label: (name, _fitted(subject, contracts()[name])) for label, (name, subject) in subjects.items()}
+
+
+def _fitted(asked: Subject, contract: Contract) -> Subject:
+    quiet = settings(database=None, deadline=None, verbosity=Verbosity.quiet)
+    size = contract.smallest_world
+    simplest = find(contract.cases(replace(asked, options=()), size), lambda case: True, settings=quiet)
+    world = asked.worlds().open(SINGLE)
+    try:
+        (signature,) = world.run(read_signature, asked, contract, simplest)
+    except WorldError as error:
+        (rank,) = error.ranks
+        happened = {"raised": "raised", "hung": "hung"}.get(rank.state, "ended its process")
+        problem = f"{asked.target}: {happened} as it was imported or constructed"
+        raise Unusable("", problem, rank.detail) from error
+    if signature.unusable:
+        raise Unusable("", f"{asked.target}: {signature.unusable}")
+    assumed = {name: value for name, value in contract.assumed.items() if name not in signature.options}
+    options = tuple((assumed | dict(asked.options)).items())
+    return replace(asked, options=options, bias=signature.bias, output_dict=signature.output_dict)
+
+
+def not_verified(planned: Sequence[Check]) -> list[str]:
+    """Return what these checks leave unverified, and why."""
+    lines = []
+    if all(check.world.kind != "horovod" for check in planned):
+        lines.append(f"Horovod: {horovod_missing() or 'no world asked for has it, such as hvd:2'}")
+    if not torch.cuda.is_available():
+        lines.append("CUDA: no device here")
+    return lines

@@ -1,0 +1,218 @@
+"""`pytest --certify TARGET --certify-as CONTRACT`: one test item for each property and world.
+
+pytest loads this in every run of everybody who has the package: nothing is imported before it is asked for.
+"""
+
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .certifier import Certifier, Check
+    from .plan import Subjects
+
+SUBJECTS: "pytest.StashKey[Subjects]" = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options: those of `verified-losses certify`."""
+    add = parser.getgroup("certify", "Certify losses").addoption
+    add(
+        "--certify",
+        metavar="TARGET",
+        action="append",
+        help="Verify this loss, package.module:Name or path/to/file.py:Name. Several may be given.",
+    )
+    add(
+        "--certify-as",
+        metavar="CONTRACT",
+        action="append",
+        help="What it must do: clip, coca, distill, siglip, ... One for each --certify.",
+    )
+    add("--certify-convention", metavar="NAME", help="Which gradients: exact (default) or open_clip.")
+    add("--certify-config", metavar="NAME=VALUE,...", help="Options of the loss to pin.")
+    add("--certify-equal-rows", action="store_true", default=None, help="Give every rank equally many rows.")
+    add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
+    add("--certify-dtype", metavar="DTYPES", help="Of the inputs, separated by commas. Default: all.")
+    add(
+        "--certify-only", metavar="PROPERTY", action="append", help="Which properties; * and ? as in a shell."
+    )
+    add("--certify-skip", metavar="PROPERTY", action="append", help="Which properties not.")
+    add("--certify-max-examples", metavar="N", type=int, help="Cases for each property. Default: 25.")
+    add("--certify-counterexamples", metavar="DIR", help="Programs to run. Default: build/counterexamples.")
+    add("--certify-seed", metavar="N", type=int, help="Default: that of --hypothesis-seed, else 0.")
+
+
+@pytest.hookimpl(trylast=True)  # once Hypothesis's own plugin has ended its initialisation
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Look at the targets, in one process: workers of xdist are told what it saw."""
+    config = session.config
+    if not config.option.certify:
+        _refuse_without_target(config)
+        return
+    sys.path.append(str(config.invocation_params.dir))  # a module beside the caller is found
+    if hasattr(config, "workerinput"):
+        config.stash[SUBJECTS] = pickle.loads(config.workerinput["certify"])
+        return
+    try:
+        from .plan import Unusable, fitted
+        from .report import shortened
+    except ImportError as error:
+        raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
+    _seed(config)
+    try:
+        asked = _asked(config)
+        for label in asked:  # what is wrong with an argument is said at once
+            _plan(config, {label: asked[label]})
+        config.stash[SUBJECTS] = fitted(asked)
+    except Unusable as error:
+        said = error.as_option("--certify-")
+        raise pytest.UsageError(f"{said}\n{shortened(error.detail)}" if error.detail else said) from error
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist what the targets take."""
+    if SUBJECTS in node.config.stash:
+        node.workerinput["certify"] = pickle.dumps(node.config.stash[SUBJECTS])
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and the like choose
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Add the checks to what was collected."""
+    if SUBJECTS not in config.stash:
+        return
+    from .certifier import Certifier
+
+    subjects = config.stash[SUBJECTS]
+    certifier = Certifier(_max_examples(config), _seed(config))
+    for label in subjects:
+        name = f"certify::{label}"
+        checks = _plan(config, {label: subjects[label]})
+        target = Target.from_parent(session, name=name, nodeid=name, checks=checks, certifier=certifier)
+        items.extend(session.genitems(target))
+
+
+class Target(pytest.Collector):
+    """A loss to verify."""
+
+    def __init__(self, *, checks: "list[Check]", certifier: "Certifier", **node: Any) -> None:
+        super().__init__(**node)
+        self.checks = checks
+        self.certifier = certifier
+
+    def collect(self) -> Iterable[pytest.Item]:
+        """Return an item for each check."""
+        for check in self.checks:
+            name = f"{check.law.name}[{check.world.name}]"
+            nodeid = f"{self.nodeid}::{name}"  # as text: pytest then knows its part in brackets
+            yield Property.from_parent(self, name=name, nodeid=nodeid, check=check, certifier=self.certifier)
+
+
+class Property(pytest.Item):
+    """A property to verify in one kind of world."""
+
+    def __init__(self, *, check: "Check", certifier: "Certifier", **node: Any) -> None:
+        super().__init__(**node)
+        self.check = check
+        self.certifier = certifier
+
+    def runtest(self) -> None:
+        """Verify it; what does not hold, or cannot run, fails."""
+        from .api import conclude
+        from .plan import COUNTEREXAMPLES
+
+        folder = self.config.option.certify_counterexamples or COUNTEREXAMPLES
+        conclude(self.certifier.verify(self.check), self.config.invocation_params.dir / folder)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
+        """Return what is wrong and the smallest case, without a traceback."""
+        from .api import NotCertified
+
+        if isinstance(excinfo.value, NotCertified):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, *args, **kwargs)
+
+    def reportinfo(self) -> tuple[Any, None, str]:
+        """Return the place that reports name: no file, but this plugin's word."""
+        return self.config.rootpath / "certify", None, self.nodeid.removeprefix("certify::")
+
+
+def _refuse_without_target(config: pytest.Config) -> None:
+    given = [
+        name
+        for name, value in vars(config.option).items()
+        if name.startswith("certify_") and value is not None
+    ]
+    if given:
+        raise pytest.UsageError(f"--{given[0].replace('_', '-')}: expected a --certify TARGET beside it")
+
+
+def _asked(config: pytest.Config) -> "Subjects":
+    """Return the targets as they were asked for."""
+    from .cases import DTYPES
+    from .plan import ask, read_config
+
+    option = config.option
+    targets, contracts = option.certify, option.certify_as or []
+    if len(contracts) != len(targets):
+        raise pytest.UsageError(
+            f"--certify-as: expected one for each --certify, {len(targets)}, got {len(contracts)}"
+        )
+    pairs = list(zip(targets, contracts, strict=True))
+    pinned = read_config(option.certify_config or "")
+    dtypes = option.certify_dtype.split(",") if option.certify_dtype else DTYPES
+    subjects = {}
+    for label, (target, contract) in zip(_labels(pairs), pairs, strict=True):
+        module, colon, name = target.rpartition(":")
+        if module.endswith(".py"):
+            target = f"{config.invocation_params.dir / module}{colon}{name}"
+        convention, equal = option.certify_convention or "exact", bool(option.certify_equal_rows)
+        subjects[label] = ask(target, contract, convention, pinned, equal, dtypes)
+    return subjects
+
+
+def _labels(pairs: list[tuple[str, str]]) -> list[str]:
+    """Return a name for each target and contract: as short as tells them apart."""
+    choices = [
+        [target.rpartition(":")[2] for target, _ in pairs],
+        [target for target, _ in pairs],
+        [f"{target} as {contract}" for target, contract in pairs],
+    ]
+    for labels in choices:
+        if len(set(labels)) == len(labels):
+            return labels
+    (twice, _), *_ = Counter(choices[-1]).most_common()
+    raise pytest.UsageError(f"--certify: {twice} was given twice")
+
+
+def _plan(config: pytest.Config, subjects: "Subjects") -> "list[Check]":
+    from .plan import WORLDS, plan
+
+    option = config.option
+    world = option.certify_world or WORLDS
+    return plan(subjects, world, _max_examples(config), option.certify_only, option.certify_skip)
+
+
+def _max_examples(config: pytest.Config) -> int:
+    from .plan import MAX_EXAMPLES
+
+    asked: int | None = config.option.certify_max_examples
+    return MAX_EXAMPLES if asked is None else asked
+
+
+def _seed(config: pytest.Config) -> int:
+    seed = config.option.certify_seed
+    if seed is None:
+        seed = config.getoption("hypothesis_seed", None) or 0
+    try:
+        return int(seed)
+    except ValueError:
+        problem = f"expected an integer, or --certify-seed beside it, got {seed!r}"
+        raise pytest.UsageError(f"--hypothesis-seed: {problem}") from None

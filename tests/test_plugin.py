@@ -1,0 +1,132 @@
+"""pytest --certify, as a person uses it: in a process of its own, in a folder of its own."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+LIMIT_SECONDS = 240
+LOSSES = """
+    import torch
+    from torch.nn import functional as F
+
+
+    class Right:
+        def __call__(self, image_features, text_features, logit_scale):
+            logits = logit_scale * image_features @ text_features.T
+            labels = torch.arange(len(logits))
+            return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+    class Doubled(Right):
+        def __call__(self, image_features, text_features, logit_scale):
+            return 2 * super().__call__(image_features, text_features, logit_scale)
+
+
+    class Broken:
+        def __init__(self):
+            raise RuntimeError("my own mistake")
+"""
+QUICK = ["--certify-world", "1", "--certify-max-examples", "5", "--certify-dtype", "float64"]
+
+
+def _run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    pytester.makepyfile(losses=LOSSES)
+    return pytester.runpytest_subprocess(*arguments, timeout=LIMIT_SECONDS)
+
+
+def test_checks_run_beside_ordinary_tests(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        from hypothesis import settings
+
+        settings.register_profile("house", derandomize=True, database=None, max_examples=1)
+        """
+    )
+    pytester.makepyfile(
+        test_ordinary="""
+        from hypothesis import given, strategies as st
+
+        @given(st.integers())
+        def test_ordinary(number):
+            pass
+        """
+    )
+    done = _run(
+        pytester, "--certify", "losses:Doubled", "--certify-as", "clip", *QUICK, "-n", "2", "-rf",
+        "--certify-only", "terms*", "--certify-only", "inputs*", "--junitxml", "report.xml",
+        "--hypothesis-profile", "house", "--hypothesis-seed", "7",
+    )  # fmt: skip
+    done.assert_outcomes(passed=2, failed=1)
+    done.stdout.fnmatch_lines(
+        [
+            "Doubled: terms equal the oracle does not hold in world single",
+            "Falsified: rank 0, contrastive_loss: expected *, observed *, error * is * times its bound",
+            "smallest case: Case(rows=(2,)*",
+            "run: python *Doubled-terms-equal-the-oracle-*.py",
+            "seed 7",
+            "FAILED certify::Doubled::terms equal the oracle[[]single]*",
+        ],
+        consecutive=False,
+    )
+    done.stdout.no_fnmatch_line("*Traceback*")
+    assert len(list((pytester.path / "build" / "counterexamples").iterdir())) == 1
+    cases = ElementTree.parse(pytester.path / "report.xml").iter("testcase")
+    named = {(case.get("classname"), case.get("name")): case.find("failure") for case in cases}
+    failure = named["certify.Doubled", "terms equal the oracle[single]"]
+    assert failure is not None
+    assert "smallest case" in (failure.text or "")
+    assert named["certify.Doubled", "inputs unchanged[single]"] is None
+    again = ["--certify", "losses:Doubled", "--certify-as", "clip", "--certify-only", "terms*", *QUICK]
+    rerun = _run(pytester, *again, "--lf", "--certify-seed", "1")
+    rerun.assert_outcomes(failed=1)
+    rerun.stdout.fnmatch_lines(["seed 1"])
+
+
+def test_a_target_alone_holds(pytester: pytest.Pytester) -> None:
+    target = ["--certify", "losses.py:Right", "--certify-as", "clip", "--certify-seed", "1"]
+    done = _run(pytester, *target, *QUICK, "-x", "-k", "certify and terms")
+    done.assert_outcomes(passed=1)
+
+
+def test_items_are_named_and_chosen(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(other="from losses import Right")
+    targets = ["--certify", "losses:Right", "--certify-as", "clip", "--certify", "other:Right"]
+    done = _run(
+        pytester, *targets, "--certify-as", "clip", "--certify-world", "1,sim:2-3", "--collect-only", "-q",
+        "-k", "other and (terms or inputs)",
+    )  # fmt: skip
+    assert done.ret == 0
+    assert [line for line in done.outlines if line.startswith("certify")] == [
+        "certify::other:Right::terms equal the oracle[single]",
+        "certify::other:Right::inputs unchanged[single]",
+        "certify::other:Right::terms equal the oracle[simulated:2-3]",
+        "certify::other:Right::inputs unchanged[simulated:2-3]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--certify-seed", "3"], "--certify-seed: expected a --certify TARGET beside it"),
+        (["--certify", "losses:Right"], "--certify-as: expected one for each --certify, 1, got 0"),
+        (["--certify", "losses:Right", "--certify-as", "clap"], "--certify-as: expected one of clip, coca"),
+        (
+            ["--certify", "losses:Broken", "--certify-as", "clip", "-n", "2"],
+            "losses:Broken: raised as it was imported or constructed",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named(pytester: pytest.Pytester, arguments: list[str], named: str) -> None:
+    done = _run(pytester, *arguments)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    said = done.stderr.str()
+    assert f"ERROR: {named}" in said
+    assert ("my own mistake" in said) == ("Broken" in named)
+    assert "INTERNALERROR" not in said
+
+
+def test_a_missing_dependency_is_named(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import sys; sys.modules['numpy'] = None")
+    done = _run(pytester, "--certify", "losses:Right", "--certify-as", "clip")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: --certify: needs verified-losses[verify] installed" in done.stderr.str()
