@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +19,7 @@ from . import report
 from .cases import DTYPES
 from .certifier import SHIPPED, Check, Finding, verify_all
 from .grouping import Defect, explain
+from .html import read_codes, render
 from .known import Known
 from .plan import (
     COUNTEREXAMPLES,
@@ -34,6 +36,8 @@ from .plan import (
 )
 from .replay import replay
 
+WIDTH = 100
+"""Columns of what is printed into a file or a pipe."""
 HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True)]
@@ -67,6 +71,7 @@ def certify(
     known: Path | None = None,
     json: Path = Path("build/certificate.json"),
     counterexamples: Path = COUNTEREXAMPLES,
+    html: Path | None = None,
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
 
@@ -119,6 +124,8 @@ def certify(
         Where to write the certificate.
     counterexamples
         Where to write the smallest failing case of every defect, as a program to run.
+    html
+        Where to write the certificate as a page that shows it, with what was drawn and every counterexample.
     """
     seconds = _seconds(max_time)
     accept = _read_known(known)
@@ -132,7 +139,9 @@ def certify(
         plan(subjects, world, max_examples, only, skip)  # what is wrong with an argument is said at once
         subjects = fitted(subjects)
     planned = plan(subjects, world, max_examples, only, skip)
-    run = _Run(subjects, planned, report.Asked(seed, max_examples, world), accept, json, counterexamples)
+    command = shlex.join([*app.name, *sys.argv[1:]])
+    asked_for = report.Asked(seed, max_examples, world, command)
+    run = _Run(subjects, planned, asked_for, accept, json, html, counterexamples)
     run.write()
     return run.go(seconds)
 
@@ -182,6 +191,7 @@ class _Run:
         asked: report.Asked,
         known: Known,
         json: Path,
+        html: Path | None,
         counterexamples: Path,
     ) -> None:
         labels = {check.label for check in planned}
@@ -192,6 +202,7 @@ class _Run:
         self.json = json
         self.counterexamples = counterexamples
         self.defects: list[Defect] = []
+        self.html = html
         self.findings: list[Finding] = []
         self.not_verified = not_verified(planned)
         self.not_verified += [f"{label}: not in these worlds" for label in subjects if label not in labels]
@@ -215,15 +226,21 @@ class _Run:
         )
 
     def write(self) -> None:
+        record = self.record()
         try:
-            report.write(self.record(), self.json)
+            report.write(record, self.json)
         except OSError as error:
             raise UsageError(f"--json: cannot write {self.json}: {error.strerror or error}") from error
+        try:
+            if self.html:
+                report.write_whole(self.html, render(record, read_codes(record)).encode())
+        except OSError as error:
+            raise UsageError(f"--html: cannot write {self.html}: {error.strerror or error}") from error
 
     def go(self, max_time: float) -> int:
         console = Console(emoji=False)
         if not console.is_terminal:
-            console.width = 120
+            console.width = WIDTH
         torch.set_num_threads(1)
         interrupted = False
         columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
@@ -249,25 +266,24 @@ class _Run:
         for line in self.not_verified:
             console.print(f"not verified: {line}", highlight=False)
         for entry in self.known.unmatched(self.findings):
-            console.print(
-                f"[yellow]known finding not met:[/] {entry.property}, {entry.reason}", highlight=False
-            )
+            unmet = escape(report.plain(f"{entry.property}, {entry.reason}"))
+            console.print(f"[yellow]known finding not met:[/] {unmet}", highlight=False)
         self.write()
         record = self.record()
-        counts = {
-            verdict: sum(finding.verdict == verdict for finding in self.findings)
-            for verdict in ("holds", "falsified")
-        }
-        bad = record.verdict == "falsified"
-        said = f"{counts['falsified']} of {len(self.findings)} checks falsified" if bad else (
-            f"{counts['holds']} checks hold"
-        )  # fmt: skip
+        hold = sum(finding.verdict == "holds" for finding in self.findings)
+        bad = [one for one in self.findings if one.verdict == "falsified" and not self.known.reason(one)]
+        said = {
+            "holds": f"{hold} checks hold",
+            "falsified": f"{len(bad)} of {len(self.findings)} checks falsified",
+            "incomplete": f"incomplete: {hold} of {len(self.planned)} checks hold",
+        }[record.verdict]
         cases = sum(finding.examples for finding in self.findings)
         colour = {"holds": "bold green", "falsified": "bold red", "incomplete": "bold yellow"}[record.verdict]
-        console.print(
-            f"\n[{colour}]{said}[/] over {cases} cases, seed {self.asked.seed}; certificate: {self.json}",
-            highlight=False,
-        )
+        console.print(f"\n[{colour}]{said}[/] over {cases} cases, seed {self.asked.seed}", highlight=False)
+        # not broken, so that they can be copied
+        for name, path in (("certificate", self.json), ("page", self.html)):
+            if path:
+                console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
         if interrupted:
             return INTERRUPTED
         return {"holds": HOLDS, "falsified": FALSIFIED, "incomplete": NOT_RUN}[record.verdict]

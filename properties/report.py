@@ -19,14 +19,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from .certifier import Finding, Verdict
+from .drawn import Drawn, count
 from .grouping import Defect
 from .known import Known
 from .subjects import Subject
 
 CERTIFICATE_VERSION = 2
 HERE = str(Path(__file__).parent)
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+"""Of control characters: what is shown in their place."""
 REASON_LINES = 12
 """Of a reason on the terminal; the certificate has all."""
+LINE = 600
+"""Characters of a line of a reason on the terminal."""
 
 
 class Property(msgspec.Struct, frozen=True):
@@ -71,6 +77,10 @@ class Certificate(msgspec.Struct, frozen=True):
     """SHA-256 of the source that the target was imported from."""
     not_verified: list[str]
     """What did not run, and why."""
+    drawn: Drawn
+    """What the cases were: of every field, each value, and in how many cases."""
+    command: str
+    """What was typed; empty where it was asked for in code."""
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -88,6 +98,7 @@ class Asked:
     seed: int
     max_examples: int
     worlds: str
+    command: str = ""
 
 
 def schema() -> dict[str, Any]:
@@ -145,10 +156,10 @@ def certificate(
             finding.examples,
             finding.verdict,
             finding.worst_error_over_bound,
-            finding.reason,
+            plain(finding.reason),
             *named.get(id(finding), ("", None)),
             finding.counterexample,
-            known.reason(finding),
+            plain(known.reason(finding)),
             round(finding.seconds, 3),
             [float(f"{ratio:.3g}") for ratio in finding.ratios],
         )
@@ -161,7 +172,7 @@ def certificate(
         verdict = "incomplete"
     return Certificate(
         CERTIFICATE_VERSION,
-        subject.target,
+        plain(subject.target),
         contract,
         " and ".join(subject.conventions),
         verdict,
@@ -172,6 +183,8 @@ def certificate(
         asked.worlds,
         source_hash(subject),
         list(not_verified),
+        count(findings),
+        plain(asked.command),
     )
 
 
@@ -185,7 +198,28 @@ def together(certificates: Sequence[Certificate]) -> Certificate | Certificates:
 
 
 def write(record: Certificate | Certificates, path: Path) -> None:
-    """Write a record as JSON: all of it, or nothing.
+    """Write a record as JSON.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    write_whole(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def decode(text: bytes) -> Certificate | Certificates:
+    """Return the record that JSON holds.
+
+    Raises:
+        msgspec.DecodeError: it holds none.
+    """
+    fields = msgspec.json.decode(text, type=dict[str, Any])
+    if "certificates" in fields:
+        return msgspec.convert(fields, Certificates)
+    return msgspec.convert(fields, Certificate)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file: all of it, or nothing.
 
     Raises:
         OSError: it cannot be written there.
@@ -193,27 +227,38 @@ def write(record: Certificate | Certificates, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        part.write_bytes(content)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
+def plain(text: str) -> str:
+    """Return text of a target's without what would steer a terminal or cannot be written."""
+    return text.encode(errors="backslashreplace").decode().translate(PICTURES)
+
+
+def as_text(ratio: float) -> str:
+    """Return an error over its bound as people read it."""
+    if not ratio:
+        return "exact"
+    return f"{ratio:.3f}" if ratio >= 0.001 else f"{ratio:.0e}"
+
+
 def table(findings: Sequence[Finding], known: Known) -> Table:
     """Lay out one line a check."""
-    laid = Table(box=None, pad_edge=False, header_style="bold")
-    columns: list[tuple[str, dict[str, Any]]] = [
-        ("loss", {}), ("property", {}), ("world", {}),
-        ("examples", {"justify": "right"}), ("error/bound", {"justify": "right"}), ("verdict", {}),
-    ]  # fmt: skip
-    for name, style in columns:
-        laid.add_column(name, no_wrap=True, **style)
+    laid = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for name in ("loss", "property", "world"):
+        laid.add_column(name, overflow="fold")
+    laid.add_column("examples", justify="right", no_wrap=True)
+    laid.add_column("error/bound", justify="right", no_wrap=True)
+    laid.add_column("verdict", no_wrap=True)
     for finding in findings:
         verdict = "known" if known.reason(finding) else finding.verdict
         colour = {"holds": "green", "falsified": "bold red"}.get(verdict, "yellow")
-        ratio = f"{finding.worst_error_over_bound:.3f}" if finding.worst_error_over_bound else "exact"
+        ratio = as_text(finding.worst_error_over_bound)
         laid.add_row(
-            finding.loss, finding.law, finding.world, str(finding.examples),
+            escape(finding.loss), finding.law, finding.world, str(finding.examples),
             ratio if finding.verdict == "holds" else "", f"[{colour}]{verdict}[/]",
         )  # fmt: skip
     return laid
@@ -223,17 +268,18 @@ def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
     """Print every defect with its smallest counterexample."""
     for defect in defects:
         if not known.reason(defect.leader):
-            what, _, why = explained(defect).partition("\n")
-            console.print(f"\n[bold red]{escape(what)}[/]", soft_wrap=True)
-            console.print(escape(why), soft_wrap=True, highlight=False)
+            what, *why, file = explained(defect).split("\n")
+            console.print(f"\n[bold red]{escape(what)}[/]")
+            console.print(escape("\n".join(why)), highlight=False)
+            console.print(escape(file), soft_wrap=True, highlight=False)
 
 
 def explained(defect: Defect) -> str:
-    """Return what is wrong, in a line, and below it why, the smallest case and the file to run."""
+    """Return what is wrong, in a line; below it why, and the smallest case; in the last, the file to run."""
     leader = defect.leader
     lines = [
         f"{leader.loss}: {leader.law} does not hold in world {leader.world}",
-        shortened(leader.reason),
+        shortened(plain(leader.reason)),
         f"smallest case: {leader.counterexample}",
     ]
     if defect.others:
@@ -253,7 +299,9 @@ def shortened(reason: str) -> str:
         elif not line.startswith("    "):
             ours = False
         if not ours and not re.fullmatch(r"[ ~^]+", line):
-            lines.append(line)
+            lines.append(
+                line if len(line) <= LINE else f"{line[:LINE]} ... {len(line) - LINE} characters ..."
+            )
     if len(lines) > REASON_LINES:
         half = REASON_LINES // 2
         lines[half:-half] = [f"... {len(lines) - 2 * half} lines ..."]

@@ -1,6 +1,11 @@
 """The command line as a person uses it: verdicts, exit statuses, and what is said of wrong arguments."""
 
+import contextlib
 import json
+import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -29,6 +34,8 @@ def test_what_holds_is_certified(tmp_path: Path) -> None:
     assert {found["world"] for found in record["properties"]} == {"single", "simulated:2-3"}
     assert all(found["examples"] > 0 for found in record["properties"])
     assert len(record["source"]) == 64
+    assert "\x1b" not in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= 100
     assert any(line.startswith("Horovod: ") for line in record["not_verified"])
     assert "not verified: Horovod: " in printed
 
@@ -43,11 +50,43 @@ def test_a_loss_that_the_worlds_say_nothing_about_gets_no_certificate(tmp_path: 
 
 
 def test_a_strangers_loss_is_falsified_with_a_case(tmp_path: Path) -> None:
-    target = f"{Path(__file__).parent / 'defects' / 'losses.py'}:OnlyImageToText"
-    status, printed, _ = _certify(tmp_path, target, "--as", "clip", "--world", "1", "--max-examples", "20")
+    target = "tests.defects.clip:OnlyImageToText"
+    page = tmp_path / "page.html"
+    asked = [target, "--as", "clip", "--world", "1", "--max-examples", "20", "--html", str(page)]
+    status, printed, _ = _certify(tmp_path, *asked)
     assert status == 1
     assert "smallest case: Case(rows=(2,)" in printed
-    assert json.loads((tmp_path / "certificate.json").read_text())["verdict"] == "falsified"
+    record = json.loads((tmp_path / "certificate.json").read_text())
+    assert record["verdict"] == "falsified"
+    assert record["command"].startswith(
+        f"verified-losses certify --json {tmp_path / 'certificate.json'} {target}"
+    )
+    assert sum(record["drawn"]["dtype"].values()) == sum(one["examples"] for one in record["properties"])
+    assert "Counterexamples" in page.read_text()
+
+
+@pytest.mark.parametrize(("variable", "coloured"), [("NO_COLOR", False), ("UNUSED", True)])
+def test_a_terminal_gets_colours_unless_it_refuses_them(
+    tmp_path: Path, variable: str, coloured: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")
+    }
+    environment |= {"TERM": "xterm-256color", "COLUMNS": "100", variable: "1"}
+    files = ["--json", str(tmp_path / "certificate.json")]
+    few = ["--loss", "exchange", "--world", "sim:2", "--only", "deterministic", "--max-examples", "1"]
+    running = subprocess.Popen([*COMMAND, *files, *few], stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    printed = b""
+    # reading fails once nobody writes any more
+    with contextlib.suppress(OSError):
+        while select.select([ours], [], [], LIMIT_SECONDS)[0] and (part := os.read(ours, 4096)):
+            printed += part
+    os.close(ours)
+    assert running.wait(LIMIT_SECONDS) == 0, printed
+    assert b"holds" in printed
+    assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9]", printed)) == coloured
 
 
 @pytest.mark.parametrize(
@@ -90,16 +129,21 @@ def test_a_wrong_argument_is_named(
     assert "Traceback" not in said
 
 
-def test_a_folder_that_cannot_be_written_is_named() -> None:
-    command = [*COMMAND, "--loss", "clip", "--json", "/proc/no/such.json"]
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, option: str) -> None:
+    files = {"--json": str(tmp_path / "certificate.json"), option: "/proc/no/such"}
+    command = [*COMMAND, "--loss", "clip", *(part for pair in files.items() for part in pair)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     assert done.returncode == 2
-    assert "--json: cannot write /proc/no/such.json" in done.stderr
+    assert f"{option}: cannot write /proc/no/such" in done.stderr
+    assert done.stdout == "", "nothing runs before it is said"
 
 
 def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
     record = tmp_path / "certificate.json"
-    command = [*COMMAND, "--json", str(record), "--loss", "clip", "--world", "1", "--max-examples", "5000"]
+    page = tmp_path / "page.html"
+    files = ["--json", str(record), "--html", str(page)]
+    command = [*COMMAND, *files, "--loss", "clip", "--world", "1", "--max-examples", "5000"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + LIMIT_SECONDS
     while not record.exists() and time.monotonic() < deadline:
@@ -110,3 +154,4 @@ def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
     assert running.returncode == 130, printed
     assert json.loads(record.read_text())["verdict"] == "incomplete"
     assert "interrupted after" in printed
+    assert "interrupted after" in page.read_text()

@@ -1,0 +1,311 @@
+"""The certificate and its page: a schema that fits, a page that is whole and safe, a terminal that fits."""
+
+import io
+import json
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+from rich.console import Console
+
+from properties import drawn, report
+from properties.cases import Case
+from properties.certifier import Check, Finding, checks
+from properties.contracts import contracts
+from properties.html import Distribution, read_codes, render
+from properties.known import Entry, Known
+from properties.report import Asked, Certificate, Certificates
+from properties.subjects import Subject
+from properties.worlds.specs import parse
+
+SUBJECT = Subject("verified_losses:ClipLoss")
+HOSTILE = (
+    "</pre><script>alert(1)</script><img src=x onerror=alert(2)> & [bold red]red[/] \x1b[31m \x00 \ud800"
+)
+VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
+"""Elements that are not closed."""
+
+
+def _checks(label: str = "ClipLoss") -> list[Check]:
+    return list(checks({label: ("clip", SUBJECT)}, parse("1,2,3,sim:2-8")))
+
+
+def _holding(check: Check, case: Case | None = None) -> Finding:
+    case = case or Case(rows=(3, 5), width=17, options=(("local_loss", True), ("weight", 0.5)))
+    return Finding(check, 7, "holds", (0.0, 1e-9, 0.02, 1.0), (Case(), case, case, case), 0.5)
+
+
+def _falsified(check: Check, reason: str = "Falsified: expected 1, observed 2") -> Finding:
+    return replace(_holding(check), verdict="falsified", reason=reason, smallest=Case(rows=(2,)))
+
+
+def _certificate(findings: list[Finding], known: Known | None = None) -> Certificate:
+    asked = Asked(7, 25, "1,sim:2-8", "verified-losses certify x:Y --as clip")
+    complete = not any(one.not_run for one in findings)
+    return report.certificate(
+        SUBJECT, "clip", findings, [], asked, known or Known(), ["CUDA: none"], complete
+    )
+
+
+class _Page(HTMLParser):
+    """Reads a page, and insists that every element is closed where it ought to be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def _page(record: Certificate | Certificates, codes: dict[str, str] | None = None) -> _Page:
+    """Render, and check what must be true of every page."""
+    text = render(record, codes or {})
+    page = _Page(text)
+    assert page.seen["script"] == page.seen["img"] == page.seen["link"] == page.seen["iframe"] == 0
+    assert page.seen["h1"] == 1
+    assert not [name for _, name, _ in page.attributes if name.startswith("on") or name == "src"]
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "http" not in "".join(page.values("href"))
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link.removeprefix("#") for link in page.values("href")} <= set(ids)
+    scoped = [tag for tag, name, _ in page.attributes if name == "scope"]
+    assert len(scoped) == page.seen["th"]
+    return page
+
+
+def _validate(record: Certificate | Certificates, path: Path) -> None:
+    report.write(record, path)
+    schema = report.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(json.loads(path.read_text()), schema)
+
+
+def test_the_schema_fits_what_is_written(tmp_path: Path) -> None:
+    findings = [_holding(check) for check in _checks()]
+    findings[0] = _falsified(findings[0].check, HOSTILE)
+    findings[1] = Finding(findings[1].check, 7, "skipped", reason="out of time", not_run=True)
+    one = _certificate(findings)
+    for record in (one, _certificate([]), report.together([one, _certificate([])])):
+        _validate(record, tmp_path / "record.json")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda record: record.pop("seed"),
+        lambda record: record.update(verdict="perhaps"),
+        lambda record: record["properties"][0].update(examples="many"),
+        lambda record: record["drawn"]["dtype"].update(float64=None),
+    ],
+)
+def test_the_schema_refuses_what_is_no_certificate(tmp_path: Path, spoil) -> None:
+    path = tmp_path / "record.json"
+    report.write(_certificate([_holding(_checks()[0])]), path)
+    record = json.loads(path.read_text())
+    spoil(record)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(record, report.schema())
+
+
+def test_a_saved_record_gives_the_same_page(tmp_path: Path) -> None:
+    one = _certificate([_falsified(check) for check in _checks()])
+    for record in (one, report.together([one, _certificate([])])):
+        report.write(record, tmp_path / "record.json")
+        again = report.decode((tmp_path / "record.json").read_bytes())
+        assert again == record
+        assert render(again, {}) == render(record, {})
+
+
+def test_a_page_shows_every_check_and_what_was_drawn() -> None:
+    planned = _checks()
+    page = _page(_certificate([_holding(check) for check in planned]))
+    text = " ".join(" ".join(page.text).split())
+    assert f"✓ holds {len(planned)} checks over {4 * len(planned)} cases: {len(planned)} hold" in text
+    for check in planned:
+        assert check.law.name in text
+        assert check.world.name in text
+    assert page.seen["svg"] == len({check.law.name for check in planned})
+    for told in (
+        "8-15",
+        "16-31",
+        "local_loss=True",
+        "weight",
+        "unequal",
+        "seed 7",
+        "--as clip",
+        "CUDA: none",
+    ):
+        assert told in text
+
+
+def test_a_page_shows_counterexamples_with_their_code_once(tmp_path: Path) -> None:
+    file = tmp_path / "case <1>.py"
+    file.write_text("print('</pre><script>')  # \x1b[31m\n")
+    certificate = _certificate([_falsified(check) for check in _checks()[:3]])
+    named = [msgspec.structs.replace(one, counterexample=str(file)) for one in certificate.properties]
+    certificate = msgspec.structs.replace(certificate, properties=named)
+    page = _page(certificate, read_codes(certificate))
+    assert "".join(page.text).count("print('</pre><script>')  # ␛[31m") == 1
+    assert page.seen["article"] == 3
+    assert "Case(rows=(2,)" in "".join(page.text)
+    assert "3 checks over 12 cases: 3 falsified" in " ".join(" ".join(page.text).split())
+    file.unlink()
+    assert read_codes(certificate) == {}
+    _page(certificate)
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    check = _checks("[bold]<script>")[0]
+    known = Known([Entry(check.law.name, HOSTILE)])
+    for accepted in (Known(), known):
+        record = _certificate([_falsified(check, HOSTILE)], accepted)
+        page = _page(record)
+        shown = "".join(page.text)
+        assert (
+            "<script>alert(1)</script><img src=x onerror=alert(2)> & [bold red]red[/] ␛[31m ␀ \\ud800"
+            in shown
+        )
+        _validate(record, tmp_path / "record.json")
+    out = io.StringIO()
+    console = Console(file=out, width=100, emoji=False)
+    console.print(report.table([_falsified(check, HOSTILE)], Known()))
+    report.show(console, [Defect(_falsified(check, HOSTILE))], Known())
+    assert "[bold red]red[/]" in out.getvalue()
+    assert "[bold]<script>" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
+def test_nothing_found_and_known_findings_and_several_targets() -> None:
+    assert "Nothing ran." in "".join(_page(_certificate([])).text)
+    check = _checks()[0]
+    accepted = _certificate([_falsified(check)], Known([Entry(check.law.name, "as agreed")]))
+    assert accepted.verdict == "holds"
+    shown = "".join(_page(accepted).text)
+    assert "Known findings" in shown
+    assert "as agreed" in shown
+    assert "Counterexamples" not in shown
+    late = Finding(check, 7, "skipped", reason="out of time", not_run=True)
+    several = report.together([accepted, _certificate([_falsified(check)]), _certificate([late])])
+    page = _page(several)
+    assert page.seen["section"] == 3
+    shown = " ".join(" ".join(page.text).split())
+    assert "3 targets" in shown
+    assert "out of time" in shown
+    assert "✗ falsified 3 checks over 8 cases: 1 falsified, 1 known, 1 skipped" in shown
+    assert "◐ incomplete 1 check over 0 cases: 1 skipped" in shown
+
+
+def test_a_distribution_counts_every_ratio_where_it_lies() -> None:
+    ratios = [0.0, 0.0, 1e-300, 1e-7, 1e-5, 0.9999, 1.0]
+    shown = Distribution.of("any", ratios)
+    assert [bar.cases for bar in shown.bars] == [2, 2, 1, 2]
+    assert [bar.values for bar in shown.bars[:2]] == ["exactly 0", "under 1e-05"]
+    assert (shown.cases, shown.worst, shown.median) == (7, 1.0, 1e-7)
+
+
+def test_what_was_drawn_is_counted() -> None:
+    caption, clip = contracts()["coca"], contracts()["clip"]
+    case = Case(
+        rows=(3, 5), width=17, pads="tail", scale=0.07, bias=-10.0, frozen=("image_features", "logits")
+    )
+    check = _checks()[0]
+    of_caption = replace(_holding(check, case), check=replace(check, contract=caption))
+    counted = drawn.count([of_caption])
+    assert counted["rows x width"] == {"1 x 1": 1, "8-15 x 16-31": 3}
+    assert counted["padding"] == {"none": 1, "tail": 3}
+    assert counted["frozen"] == {"image_features": 3, "logits": 3, "nothing": 1}
+    assert counted["logit scale"] == {"0.01 to 0.1": 3, "1 to 10": 1}
+    assert counted["logit bias"] == {"-100 to -10": 3, "none": 1}
+    assert counted["world"] == {check.world.name: 4}
+    assert "padding" not in drawn.count([replace(of_caption, check=replace(check, contract=clip))])
+    gathered = drawn.count([replace(of_caption, check=replace(check, contract=contracts()["gather"]))])
+    assert "logit scale" not in gathered
+    assert drawn.count([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0"), (1e-200, "0 to 0.001"), (-1e-4, "-0.001 to 0"), (1.0, "1 to 10"), (None, "none")],
+)
+def test_decades(value: float | None, shown: str) -> None:
+    assert drawn.decade(value) == shown
+
+
+def test_spans_sort_by_size() -> None:
+    spans = [drawn.span(number) for number in (200, 1, 2, 16, 9, 4)]
+    assert sorted([*spans, "none", "-100", "0 to 1"], key=drawn.in_order) == [
+        "-100", "0 to 1", "1", "2-3", "4-7", "8-15", "16-31", "128-255", "none",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "label", ["x", "exchange_bidir", "ALossWithAVeryLongNameThatStillHasToFitSomewhere" * 2]
+)
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_terminal_summary_fits(label: str, width: int) -> None:
+    findings = [_holding(check) for check in _checks(label)]
+    findings += [_falsified(check, "word " * 60 + "w" * 900) for check in _checks(label)]
+    out = io.StringIO()
+    console = Console(file=out, width=width, emoji=False)
+    console.print(report.table(findings, Known()))
+    report.show_falsified(console, findings, Known())
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    joined = "".join(lines).replace(" ", "")
+    for column in ("loss", "property", "world", "examples", "error/bound", "verdict"):
+        assert column in lines[0]
+    assert "…" not in joined
+    if label == "exchange_bidir" and width == 100:
+        assert lines.index("") == 1 + len(findings), "a line was folded"
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH: no page is opened in a browser")
+def test_a_browser_shows_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render(_certificate([_falsified(check) for check in _checks()]), {}))
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]  # fmt: skip
+    shot, paper = tmp_path / "page.png", tmp_path / "page.pdf"
+    for option in (f"--screenshot={shot}", f"--print-to-pdf={paper}"):
+        subprocess.run([*command, option, page.as_uri()], check=True, capture_output=True, timeout=120)
+    assert shot.read_bytes().startswith(b"\x89PNG")
+    assert paper.read_bytes().startswith(b"%PDF")
