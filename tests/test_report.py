@@ -18,6 +18,7 @@ from properties import drawn, report
 from properties.cases import Case
 from properties.certifier import Check, Finding, checks
 from properties.contracts import contracts
+from properties.grouping import Defect
 from properties.html import Distribution, read_codes, render
 from properties.known import Entry, Known
 from properties.report import Asked, Certificate, Certificates
@@ -280,7 +281,7 @@ def test_the_terminal_summary_fits(label: str, width: int) -> None:
     out = io.StringIO()
     console = Console(file=out, width=width, emoji=False)
     console.print(report.table(findings, Known()))
-    report.show_falsified(console, findings, Known())
+    report.show(console, [Defect(one) for one in findings], Known())
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     joined = "".join(lines).replace(" ", "")
