@@ -249,6 +249,7 @@ def cases(
     freezable: tuple[str, ...] = (),
     strides: tuple[str, ...] = STRIDES,
     cotangent_strides: tuple[str, ...] = ("contiguous",),
+    scales: st.SearchStrategy[float] = SCALES,
     biases: st.SearchStrategy[float | None] = BIASES,
     output_dicts: st.SearchStrategy[bool] = BOOLEANS,
     captions: bool = False,
@@ -266,6 +267,7 @@ def cases(
         freezable: inputs that may not require grad.
         strides: memory layouts of the inputs.
         cotangent_strides: memory layouts of the cotangents.
+        scales: logit scales.
         biases: logit biases.
         output_dicts: whether to ask for a dict.
         captions: draw a vocabulary, a caption length and padding.
@@ -275,7 +277,7 @@ def cases(
     chosen: dict[str, Any] = {"options": draw(options), **draw(shapes(world_size, even))}
     chosen["dtype"] = draw(st.sampled_from(dtypes))
     chosen["pattern"] = draw(st.sampled_from(PATTERNS))
-    chosen["scale"] = draw(SCALES)
+    chosen["scale"] = draw(scales)
     chosen["bias"] = draw(biases)
     chosen["scalar_shape"] = draw(st.sampled_from([(), (1,)]))
     half = chosen["dtype"] in ("bfloat16", "float16")

@@ -268,14 +268,14 @@ def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
     """Print every defect with its smallest counterexample."""
     for defect in defects:
         if not known.reason(defect.leader):
-            what, *why, file = explained(defect).splitlines()
+            what, *why, file = explained(defect).split("\n")
             console.print(f"\n[bold red]{escape(what)}[/]")
             console.print(escape("\n".join(why)), highlight=False)
             console.print(escape(file), soft_wrap=True, highlight=False)
 
 
 def explained(defect: Defect) -> str:
-    """Return what is wrong, in a line, and below it why, the smallest case and the file to run."""
+    """Return what is wrong, in a line; below it why, and the smallest case; in the last, the file to run."""
     leader = defect.leader
     lines = [
         f"{leader.loss}: {leader.law} does not hold in world {leader.world}",

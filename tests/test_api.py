@@ -152,6 +152,6 @@ from properties import certify
 from properties.certifier import verify
 from properties import certify as again
 import properties.cli, properties
-assert certify is again is properties.certifier and certify.__name__ == "certify"
+assert certify is again is properties.certify and certify.__name__ == "certify"
 """
     subprocess.run([sys.executable, "-c", code], timeout=240, check=True)

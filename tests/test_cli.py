@@ -50,7 +50,7 @@ def test_a_loss_that_the_worlds_say_nothing_about_gets_no_certificate(tmp_path: 
 
 
 def test_a_strangers_loss_is_falsified_with_a_case(tmp_path: Path) -> None:
-    target = f"{Path(__file__).parent / 'defects' / 'losses.py'}:OnlyImageToText"
+    target = "tests.defects.clip:OnlyImageToText"
     page = tmp_path / "page.html"
     asked = [target, "--as", "clip", "--world", "1", "--max-examples", "20", "--html", str(page)]
     status, printed, _ = _certify(tmp_path, *asked)

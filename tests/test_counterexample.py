@@ -61,8 +61,8 @@ def failure(check: Check, case: Any) -> Exception | None:
 
 def planted(target: str, law: str, world: str | None = None) -> Finding:
     """Return the finding of a planted defect."""
-    (defect,) = [one for one in DEFECTS if one.name == target]
-    planned = checks({target: (defect.contract, defect.subject)}, parse(world or defect.world))
+    (defect,) = [one for one in DEFECTS if target in (one.name, one.id)]
+    planned = checks({defect.name: (defect.contract, defect.subject)}, parse(world or defect.world))
     (check,) = [one for one in planned if one.law.name == law]
     return verify(check, EXAMPLES)
 
@@ -116,20 +116,20 @@ PARTS = [
     ("DropsLastNegative", "pairs permute"),
     ("IgnoresCotangent", "cotangents pass through"),
     ("NotTwiceDifferentiable", "twice differentiable"),
-    ("ScalesInPlace", "inputs unchanged"),
+    ("ClampsScaleInPlace", "inputs unchanged"),
     ("IntegerZero", "outputs well formed"),
     ("TeacherLearns", "outputs well formed"),
     ("TeacherLearns", "gradients equal the oracle"),
     ("Noisy", "deterministic"),
     ("NaNForPadding", "terms equal the oracle"),
     ("PaddingLeaks", "padding never matters"),
-    ("ForgetsBias", "terms equal the oracle"),
+    ("siglip:BiasUnused", "terms equal the oracle"),
     ("GradientOnce", "mean over ranks equals single process"),
     ("MeanOfRankMeans", "mean over ranks equals single process"),
     ("LocalMean", "splits agree"),
-    ("gather_own_slice", "cotangents pass through"),
-    ("exchange_wrong_way", "terms equal the oracle"),
-    ("exchange_once_differentiable", "second derivatives travel"),
+    ("own_slice", "cotangents pass through"),
+    ("wrong_way", "terms equal the oracle"),
+    ("once_differentiable", "second derivatives travel"),
 ]
 
 
@@ -151,7 +151,7 @@ def test_file_judges_as_the_law_does(
     [
         ("OnlyImageToText", "terms equal the oracle"),
         ("GradientOnce", "mean over ranks equals single process"),
-        ("exchange_wrong_way", "terms equal the oracle"),
+        ("wrong_way", "terms equal the oracle"),
     ],
 )
 def test_file_runs_alone(target: str, law: str, tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_one_defect_is_one_finding() -> None:
         planted("OnlyImageToText", law)
         for law in ("image and text swap", "terms equal the oracle", "gradients equal the oracle")
     )
-    altered = planted("ScalesInPlace", "inputs unchanged")
+    altered = planted("ClampsScaleInPlace", "inputs unchanged")
     groups = group([swap, altered, gradients, terms])
     assert groups == [[terms, gradients, swap], [altered]]
 

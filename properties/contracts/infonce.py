@@ -13,7 +13,7 @@ from oracles.gather import occurrences
 from oracles.infonce import infonce_loss, normalize
 from oracles.rounding import Bounded, Magnitude, Precision
 
-from ..cases import Case, feature_pair
+from ..cases import SCALES, Case, feature_pair
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum
 from .clip import ClipContract, column, flags, split_inputs
@@ -34,6 +34,7 @@ class InfoNceContract(ClipContract):
     differentiable: tuple[str, ...] = VIEWS
     symmetric = False
     constructed = (*ClipContract.constructed, "scale")
+    drawn: dict[str, Any] = {"scales": SCALES.filter(bool)}  # a temperature is its inverse
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
         """See `Contract`."""

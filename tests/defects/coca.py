@@ -35,7 +35,7 @@ class WeightTimesUnweighted(CoCa):
         output = super().forward(*args, **{**kwargs, "output_dict": True})
         self.caption_loss_weight = weight
         output["caption_loss"] = weight * output["caption_loss"]
-        return self.output(list(output.values()), kwargs["output_dict"])
+        return self.output(list(output.values()), kwargs.get("output_dict", False))
 
     def caption(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.token_sum(logits, labels) * (self.world_size / torch.tensor(float(self.tokens(labels))))
@@ -221,7 +221,7 @@ class FrozenCaptionsSkipClip(CoCa):
         output = super().forward(*args, **{**kwargs, "output_dict": True})
         if self.caption_loss_weight and not kwargs["logits"].requires_grad:
             output["contrastive_loss"] = output["contrastive_loss"].detach()
-        return self.output(list(output.values()), kwargs["output_dict"])
+        return self.output(list(output.values()), kwargs.get("output_dict", False))
 
 
 class TokenCountSummedTwice(CoCa):
