@@ -303,6 +303,8 @@ def verify_all(
     deadline = time.monotonic() + max_time
     certifier = Certifier(max_examples, base_seed)
     for done, check in enumerate(planned):
+        if time.monotonic() < deadline:  # out of the time of all, not of this check's share
+            check.subject.worlds().start(check.world, check.law.patience)
         now = time.monotonic()
         if now >= deadline:
             yield certifier.not_run(check, "out of time")

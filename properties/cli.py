@@ -1,5 +1,6 @@
 """The command `verified-losses`."""
 
+import json as json_text
 import math
 import re
 import shlex
@@ -144,6 +145,13 @@ def certify(
     run = _Run(subjects, planned, asked_for, accept, json, html, counterexamples)
     run.write()
     return run.go(seconds)
+
+
+@app.command(name="schema")
+def print_schema() -> int:
+    """Print the JSON schema of certificates."""
+    print(json_text.dumps(report.schema(), indent=2))
+    return HOLDS
 
 
 @app.command(name="replay")

@@ -155,3 +155,67 @@ def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
     assert json.loads(record.read_text())["verdict"] == "incomplete"
     assert "interrupted after" in printed
     assert "interrupted after" in page.read_text()
+
+
+def _wrong(*arguments: str) -> list[str]:
+    return [
+        "tests.defects.clip:OnlyImageToText",
+        "--as",
+        "clip",
+        "--world",
+        "1",
+        "--max-examples",
+        "20",
+        *arguments,
+    ]
+
+
+def test_a_known_finding_is_accepted_and_one_that_is_gone_reported(tmp_path: Path) -> None:
+    known = tmp_path / "known.toml"
+    known.write_text(
+        '[[known]]\nproperty = "terms equal the oracle"\nreason = "one direction is all we train"\n'
+        '[[known]]\nproperty = "deterministic"\nreason = "repaired long ago"\n'
+    )
+    only = ["--only", "terms equal the oracle", "deterministic", "--counterexamples", str(tmp_path / "kept")]
+    status, printed, _ = _certify(tmp_path, *_wrong("--known", str(known), *only))
+    assert status == 0, printed
+    assert "known finding not met: deterministic, repaired long ago" in printed
+    record = json.loads((tmp_path / "certificate.json").read_text())
+    assert [one["known"] for one in record["properties"]] == ["one direction is all we train", ""]
+
+
+def test_what_time_does_not_allow_is_not_certified(tmp_path: Path) -> None:
+    status, printed, _ = _certify(tmp_path, "--loss", "clip", "--world", "1", "--max-time", "0.001s")
+    assert status == 3, printed
+    assert json.loads((tmp_path / "certificate.json").read_text())["verdict"] == "incomplete"
+
+
+def test_a_saved_counterexample_is_run_again(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    asked = _wrong("--only", "terms equal the oracle", "--counterexamples", str(kept))
+    status, printed, _ = _certify(tmp_path, *asked)
+    assert status == 1
+    (file,) = kept.glob("*.py")
+    assert f"run: python {file}" in printed
+    replay = [sys.executable, "-m", "properties.cli", "replay", str(kept)]
+    done = subprocess.run(replay, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (1, f"still there {file}\n")
+    right = {**os.environ, "VERIFIED_LOSSES_TARGET": "verified_losses:ClipLoss"}
+    done = subprocess.run(
+        replay, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False, env=right
+    )
+    assert (done.returncode, done.stdout) == (0, f"fixed {file}\n")
+
+
+def test_a_folder_without_counterexamples_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["replay", str(tmp_path)])
+    assert "expected a counterexample, or a folder of them" in capsys.readouterr().err
+
+
+def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["schema"])
+    assert "Certificate" in json.loads(capsys.readouterr().out)["$defs"]

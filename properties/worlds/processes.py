@@ -134,9 +134,22 @@ class ProcessWorld:
                 f"arguments must pickle ({type(error).__name__}: {error})"
             ) from error
         try:
-            if not self._ranks or self._owner != os.getpid():
-                self._start()
+            self.start()
             return self._call(call, self.timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self) -> None:
+        """Start the ranks, if there are none; otherwise the first run does.
+
+        Raises:
+            WorldError: the pool could not start.
+        """
+        if self._ranks and self._owner == os.getpid():
+            return
+        try:
+            self._start()
         except BaseException:
             self.close()
             raise

@@ -1,12 +1,13 @@
 """Which worlds to verify in, as people name them: "1,sim:2-8,proc:2,hvd:2"."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from . import World
+from . import World, WorldError
 from .horovod import HorovodWorld, horovod_missing
 from .isolated import IsolatedWorld
 from .processes import ProcessWorld, join_gloo, join_nothing
@@ -64,6 +65,13 @@ class Worlds:
         if spec.kind == "single":
             return self.isolated(SingleWorld())
         return self._pool(spec.kind, spec.sizes[0], patience)
+
+    def start(self, spec: WorldSpec, patience: float = 1.0) -> None:
+        """Start the processes in which a kind of world runs."""
+        real = spec.kind in ("processes", "horovod")
+        pool = self._pool(spec.kind, spec.sizes[0], patience) if real else self._pool("single", 1)
+        with contextlib.suppress(WorldError):  # the first run meets it, and says so
+            pool.start()
 
     def isolated(self, inner: World) -> World:
         """Return a world of one process, in a process of the target's."""
