@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: verify test horovod lint bench defects nightly peers clean
+.PHONY: verify test horovod lint bench defects soak nightly peers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify
@@ -30,6 +30,11 @@ bench: .venv/installed
 # Every planted defect and every right variant, certified as a stranger's loss, with three seeds.
 defects: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.defects.report
+
+# What is right, certified with one seed after another: nothing may be accused.
+MINUTES ?= 30
+soak: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.defects.soak --minutes $(MINUTES)
 
 # Hours, not minutes: many more cases, larger worlds, another seed each night.
 nightly: .venv/installed

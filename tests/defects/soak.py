@@ -1,0 +1,106 @@
+"""Looks for false alarms: `python -m tests.defects.soak --minutes 30`, or `make soak MINUTES=30`.
+
+Shipped losses and right variants are certified with one seed after another. None may be accused, and the same
+seed must give the same verdict and the same errors again.
+"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from cyclopts import App
+from rich.console import Console
+from rich.table import Table
+
+from properties.certifier import SHIPPED, Check, checks, verify
+from properties.counterexample import write
+from properties.worlds.specs import parse
+
+from .index import RIGHT
+
+AGAIN = 10
+"""One check in so many is run a second time."""
+QUANTILES = (50, 90, 99, 100)
+
+app = App(help=__doc__)
+
+
+def endless(worlds: str, seed: int) -> Iterator[tuple[Check, int]]:
+    """Yield every check of every right subject, in a drawn order, with one seed after another."""
+    subjects = SHIPPED | {right.id: (right.contract, right.subject) for right in RIGHT}
+    while True:
+        order = list(subjects)
+        random.Random(seed).shuffle(order)
+        for label in order:
+            for check in checks({label: subjects[label]}, parse(worlds)):
+                yield check, seed
+        seed += 1
+
+
+@app.default
+def soak(
+    *,
+    minutes: float = 30,
+    seed: int | None = None,
+    world: str = "1,sim:2-8,proc:2",
+    max_examples: int = 25,
+    out: Path = Path("build/soak.json"),
+) -> int:
+    """Certify what is right until the time is over.
+
+    Exit status: 0 nothing was accused and every verdict came out the same again, else 1.
+
+    Parameters
+    ----------
+    minutes
+        How long.
+    seed
+        The first; drawn from the clock, and printed, if not given.
+    world
+        As for `verified-losses certify`.
+    max_examples
+        As for `verified-losses certify`.
+    out
+        Where to write the errors over bounds of every property.
+    """
+    first = int(time.time()) % 2**20 if seed is None else seed
+    console = Console(emoji=False, soft_wrap=True, highlight=False)
+    console.print(f"seed {first}")
+    deadline = time.monotonic() + 60 * minutes
+    ratios: dict[str, list[float]] = {}
+    wrong = count = 0
+    for check, drawn in endless(world, first):
+        if time.monotonic() > deadline:
+            break
+        finding = verify(check, max_examples, drawn)
+        what = f"{check.label}, {check.law.name}, {check.world.name}, seed {drawn}"
+        count += 1
+        ratios.setdefault(check.law.name, []).extend(finding.ratios)
+        if finding.verdict == "falsified":
+            wrong += 1
+            console.print(f"ACCUSED {what}: {finding.reason}\n{finding.counterexample}", markup=False)
+            console.print(f"run: python {write(finding, out.parent / 'counterexamples')}", markup=False)
+        elif count % AGAIN == 0:
+            again = verify(check, max_examples, drawn)
+            if (again.verdict, again.ratios) != (finding.verdict, finding.ratios):
+                wrong += 1
+                console.print(f"NOT THE SAME AGAIN {what}: {again.verdict} {again.reason}", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("property", "cases", *(f"{quantile} %" for quantile in QUANTILES)):
+        table.add_column(name, justify="left" if name == "property" else "right")
+    for name, seen in ratios.items():
+        if seen:
+            table.add_row(name, str(len(seen)), *(f"{value:.2g}" for value in np.percentile(seen, QUANTILES)))
+    console.print("error/bound, quantiles:", table)
+    console.print(f"{wrong} of {count} checks wrong, seeds from {first}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"seed": first, "checks": count, "wrong": wrong, "ratios": ratios}) + "\n")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(app())
