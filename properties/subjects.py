@@ -202,7 +202,10 @@ def run_steps(
     for step in steps:
         if fresh or loss is None:
             loss = contract.build(target, step.case, rank, world_size)
-        call = torch.compile(loss, backend="aot_eager") if step.mode == "compiled" else loss
+        call = loss
+        if step.mode == "compiled":
+            torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
+            call = torch.compile(loss, backend="aot_eager")
         outcomes.append(_run_step(rank, contract, call, step))
     return outcomes
 
