@@ -5,6 +5,7 @@ import inspect
 import os
 import pprint
 import re
+import sys
 import tempfile
 import textwrap
 from collections.abc import Callable
@@ -290,6 +291,8 @@ def _title(check: Check, case: Case) -> str:
 
 def _quoted(reason: str) -> str:
     """Return a reason as it may stand in a docstring."""
+    for folder in (Path.cwd(), sys.prefix, sys.base_prefix):
+        reason = reason.replace(f"{folder}/", "")  # a file says the same wherever it was written
     short = reason if len(reason) <= REASON else f"{reason[:REASON]}\n[...]"
     wrapped = [textwrap.fill(line, WIDTH) if len(line) > WIDTH else line for line in short.splitlines()]
     return "\n".join(wrapped).strip().replace("\\", "\\\\").replace('"""', "'''")

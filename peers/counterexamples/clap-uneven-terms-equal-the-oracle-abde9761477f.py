@@ -4,39 +4,39 @@
 WorldError: world processes:2: not every rank returned
 rank 0 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 141, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
 _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/peers/adapters/laion_clap.py", line 18, in forward
+  File "peers/adapters/laion_clap.py", line 18, in forward
     term = super().forward(image_features, text_features, logit_scale)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/laion_clap/clap_module/loss.py", line 179, in forward
+  File "build/peers/laion_clap/clap_module/loss.py", line 179, in forward
     all_audio_features, all_text_features = gather_features(
                                             ^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/laion_clap/clap_module/loss.py", line 68, in gather_features
+  File "build/peers/laion_clap/clap_module/loss.py", line 68, in gather_features
     dist.all_gather(gathered_audio_features, audio_features)
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in
 wrapper
     return func(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 4287, in all_gather
     work.wait()
 RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error
@@ -50,11 +50,11 @@ terminate called after throwing an instance of 'gloo::EnforceNotMet'
 op.preamble.length <= op.nbytes. 110 vs 10. Received data size doesn't match expected size. Is there
 a distributed collective mismatch in your code?
 Thread 0x00007f7e496b9b80 (most recent call first):
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 4287 in all_gather
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
 wrapper
-  File "/work/main/build/peers/l
+  File "build/peers/l
 [...]
 
     python clap-uneven-terms-equal-the-oracle-abde9761477f.py

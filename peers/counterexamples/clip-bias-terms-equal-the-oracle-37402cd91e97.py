@@ -4,59 +4,59 @@
 WorldError: world processes:2: not every rank returned
 rank 0 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 141, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
 _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 141, in forward
+  File "build/peers/open_clip/loss.py", line 141, in forward
     logits_per_image, logits_per_text = self.get_logits(
                                         ^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 128, in get_logits
+  File "build/peers/open_clip/loss.py", line 128, in get_logits
     logits_per_text += logit_bias
 RuntimeError: a leaf Variable that requires grad is being used in an in-place operation.
 
 rank 1 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 141, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
 _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 141, in forward
+  File "build/peers/open_clip/loss.py", line 141, in forward
     logits_per_image, logits_per_text = self.get_logits(
                                         ^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 128, in get_logits
+  File "build/peers/open_clip/loss.py", line 128, in get_logits
     logits_per_text += logit_bias
 RuntimeError: a leaf Vari
 [...]

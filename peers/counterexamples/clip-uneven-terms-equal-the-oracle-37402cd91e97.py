@@ -9,50 +9,50 @@ terminate called after throwing an instance of 'gloo::EnforceNotMet'
 op.preamble.length <= op.nbytes. 160 vs 20. Received data size doesn't match expected size. Is there
 a distributed collective mismatch in your code?
 Thread 0x00007fa9733d5b80 (most recent call first):
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 4287 in all_gather
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
 wrapper
-  File "/work/main/build/peers/open_clip/loss.py", line 56 in gather_features
-  File "/work/main/build/peers/open_clip/loss.py", line 106 in get_logits
-  File "/work/main/build/peers/open_clip/loss.py", line 141 in forward
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
+  File "build/peers/open_clip/loss.py", line 56 in gather_features
+  File "build/peers/open_clip/loss.py", line 106 in get_logits
+  File "build/peers/open_clip/loss.py", line 141 in forward
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
 _call_impl
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
 _wrapped_call_impl
-  File "/work/main/properties/contracts/__init__.py", line 141 in call
-  File "/work/main/properties/subjects.py", line 219 in _run_step
-  File "/work/main/properties/subjects.py", line 209 in run_steps
-  File "/work/main/properties/laws/__init__.py", line 98 in _preserving
+  File "properties/contracts/__init__.py", line 141 in call
+  File "properties/subjects.py", line 219 in _run_step
+  File "properties/subjects.py", line 209 in run_steps
+  File "properties/laws/__init__.py", line 98 in _preserving
 rank 1 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 141, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
 _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 141, in forward
+  File "build/peers/open_clip/loss.py", line 141, in forward
     logits_per_image, logits_per_text = self.get_logits(
                                         ^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 106, in get_logits
+  File "build/peers/open_clip/loss.py", line 106, in get_logits
     all_image_features, all_text_features = gather_features(
                                             ^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 57, in gather_features
+  File "build/peers/open_clip/loss.py", line 57, in gather_features
     dist.all_gather(gather
 [...]
 

@@ -4,47 +4,47 @@
 WorldError: world processes:2: not every rank returned
 rank 0 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 230, in _run_step
+  File "properties/subjects.py", line 230, in _run_step
     backward(rank, contract, case, terms)
-  File "/work/main/properties/subjects.py", line 260, in backward
+  File "properties/subjects.py", line 260, in backward
     torch.autograd.backward(
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/__init__.py", line 395, in
+  File ".venv/lib/python3.11/site-packages/torch/autograd/__init__.py", line 395, in
 backward
     _engine_run_backward(
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/graph.py", line 979, in
+  File ".venv/lib/python3.11/site-packages/torch/autograd/graph.py", line 979, in
 _engine_run_backward
     return Variable._execution_engine.run_backward(  # Calls into the C++ engine to run the backward
 pass
 ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/function.py", line 325, in
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 325, in
 apply
     return user_fn(self, *args)
            ^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 305, in backward
+  File "build/peers/open_clip/loss.py", line 305, in backward
     return (None, None, None) + (NeighbourExchange.apply(ctx.to_rank, ctx.from_rank, ctx.group,
 grad_output),)
 ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
 apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 301, in forward
+  File "build/peers/open_clip/loss.py", line 301, in forward
     return neighbour_exchange(from_rank, to_rank, tensor, group=group)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 256, in neighbour_exchange
+  File "build/peers/open_clip/loss.py", line 256, in neighbour_exchange
     reqs = torch.distributed.batch_isend_irecv([send_op, recv_op])
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 3065, in batch_isend_irecv
     work = p2p_op.op(
            ^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 2652, in isend
     return group.send([tensor], group_dst, tag)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
@@ -52,10 +52,10 @@ RuntimeError: input tensor has to be contiguous
 
 rank 1 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
  
 [...]

@@ -9,48 +9,48 @@ terminate called after throwing an instance of 'gloo::EnforceNotMet'
 op.preamble.length <= op.nbytes. 160 vs 20. Received data size doesn't match expected size. Is there
 a distributed collective mismatch in your code?
 Thread 0x00007fa9733d5b80 (most recent call first):
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 4287 in all_gather
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
 wrapper
-  File "/work/main/build/peers/lightly/utils/dist.py", line 19 in forward
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
-  File "/work/main/build/peers/lightly/utils/dist.py", line 42 in gather
-  File "/work/main/build/peers/lightly/loss/ntx_ent_loss.py", line 156 in forward
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
+  File "build/peers/lightly/utils/dist.py", line 19 in forward
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
+  File "build/peers/lightly/utils/dist.py", line 42 in gather
+  File "build/peers/lightly/loss/ntx_ent_loss.py", line 156 in forward
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
 _call_impl
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
 _wrapped_call_impl
-  File "/work/main/properties/contracts/infonce.py", line 57 in call
-  File "/work/main/properties/subjects.py", line 219 in _run_step
-  File "/work/main/properties/subjects.py", line 209 in run_steps
-  File "/work/main/properties/laws/__init__.py", line 98 in _preserving
+  File "properties/contracts/infonce.py", line 57 in call
+  File "properties/subjects.py", line 219 in _run_step
+  File "properties/subjects.py", line 209 in run_steps
+  File "properties/laws/__init__.py", line 98 in _preserving
 rank 1 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/infonce.py", line 57, in call
+  File "properties/contracts/infonce.py", line 57, in call
     return loss(*(tensors[name] for name in VIEWS))
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
 _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/lightly/loss/ntx_ent_loss.py", line 156, in forward
+  File "build/peers/lightly/loss/ntx_ent_loss.py", line 156, in forward
     out0_large = torch.cat(dist.gather(out0), 0)
                            ^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/lightly/utils/dist.py", line 42, in gather
+  File "build/peers/lightly/utils/dist.py", line 42, in gather
     return GatherLayer.apply(input)  # type: ignore[no-any-return]
            ^^^^^^^^^^^^^^^^^^^^^^^^
 [...]

@@ -9,46 +9,46 @@ terminate called after throwing an instance of 'gloo::EnforceNotMet'
 op.preamble.length <= op.nbytes. 160 vs 20. Received data size doesn't match expected size. Is there
 a distributed collective mismatch in your code?
 Thread 0x00007f7e496b9b80 (most recent call first):
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 4287 in all_gather
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
 wrapper
-  File "/work/main/build/peers/pytorch_metric_learning/utils/distributed.py", line 22 in all_gather
-  File "/work/main/build/peers/pytorch_metric_learning/utils/distributed.py", line 34 in
+  File "build/peers/pytorch_metric_learning/utils/distributed.py", line 22 in all_gather
+  File "build/peers/pytorch_metric_learning/utils/distributed.py", line 34 in
 all_gather_embeddings_and_labels
-  File "/work/main/build/peers/pytorch_metric_learning/utils/distributed.py", line 43 in gather
-  File "/work/main/build/peers/pytorch_metric_learning/utils/distributed.py", line 52 in
+  File "build/peers/pytorch_metric_learning/utils/distributed.py", line 43 in gather
+  File "build/peers/pytorch_metric_learning/utils/distributed.py", line 52 in
 gather_emb_and_ref
-  File "/work/main/build/peers/pytorch_metric_learning/utils/distributed.py", line 130 in
+  File "build/peers/pytorch_metric_learning/utils/distributed.py", line 130 in
 forward_regular_loss
-  File "/work/main/build/peers/pytorch_metric_learning/utils/distributed.py", line 122 in forward
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
+  File "build/peers/pytorch_metric_learning/utils/distributed.py", line 122 in forward
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
 _call_impl
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
 _wrapped_call_impl
-  File "/work/main/peers/adapters/pytorch_metric_learning.py", line 34 in __call__
-  File "/work/main/properties/contracts/infonce.py", line 57 in call
-  File "/work/main/properties/subjects.py", line 219 in _run_step
-  File "/work/main/properties/subjects.py", line 209 in run_steps
-  File "/work/main/properties/laws/__init__.py", line 98 in _preserving
+  File "peers/adapters/pytorch_metric_learning.py", line 34 in __call__
+  File "properties/contracts/infonce.py", line 57 in call
+  File "properties/subjects.py", line 219 in _run_step
+  File "properties/subjects.py", line 209 in run_steps
+  File "properties/laws/__init__.py", line 98 in _preserving
 rank 1 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/infonce.py", line 57, in call
+  File "properties/contracts/infonce.py", line 57, in call
     return loss(*(tensors[name] for name in VIEWS))
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/peers/adapters/pytorch_metric_learning.py", line 34, in __call__
+  File "peers/adapters/pytorch_metric_learning.py", line 34, in __call__
     return self.loss(torch.cat((first, second)), torch.cat((labels, labels)))
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
    
 [...]

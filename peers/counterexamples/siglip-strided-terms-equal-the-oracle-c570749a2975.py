@@ -4,50 +4,50 @@
 WorldError: world processes:2: not every rank returned
 rank 0 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/siglip.py", line 35, in call
+  File "properties/contracts/siglip.py", line 35, in call
     return super().call(loss, accepted(entry(loss), {"logit_bias": None}) | tensors, case, rank)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 141, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
 _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 408, in forward
+  File "build/peers/open_clip/loss.py", line 408, in forward
     text_features_recv = neighbour_exchange_with_grad(
                          ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 309, in neighbour_exchange_with_grad
+  File "build/peers/open_clip/loss.py", line 309, in neighbour_exchange_with_grad
     return NeighbourExchange.apply(from_rank, to_rank, group, tensor)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
 apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 301, in forward
+  File "build/peers/open_clip/loss.py", line 301, in forward
     return neighbour_exchange(from_rank, to_rank, tensor, group=group)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 256, in neighbour_exchange
+  File "build/peers/open_clip/loss.py", line 256, in neighbour_exchange
     reqs = torch.distributed.batch_isend_irecv([send_op, recv_op])
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 3065, in batch_isend_irecv
     work = p2p_op.op(
            ^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 2652, in isend
     return group.send([tensor], group_dst, tag)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
@@ -55,7 +55,7 @@ RuntimeError: input tensor has to be contiguous
 
 rank 1 raised:
 Traceback (most recent call last):
-  File "/work/main/properties
+  File "properties
 [...]
 
     python siglip-strided-terms-equal-the-oracle-c570749a2975.py

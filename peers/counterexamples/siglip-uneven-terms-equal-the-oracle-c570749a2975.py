@@ -9,46 +9,46 @@ terminate called after throwing an instance of 'gloo::EnforceNotMet'
 op.preamble.length <= op.nbytes. 224 vs 192. Received data size doesn't match expected size. Is
 there a distributed collective mismatch in your code?
 Thread 0x00007fa9733d5b80 (most recent call first):
-  File "/work/main/build/peers/open_clip/loss.py", line 258 in neighbour_exchange
-  File "/work/main/build/peers/open_clip/loss.py", line 301 in forward
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
-  File "/work/main/build/peers/open_clip/loss.py", line 309 in neighbour_exchange_with_grad
-  File "/work/main/build/peers/open_clip/loss.py", line 408 in forward
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
+  File "build/peers/open_clip/loss.py", line 258 in neighbour_exchange
+  File "build/peers/open_clip/loss.py", line 301 in forward
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
+  File "build/peers/open_clip/loss.py", line 309 in neighbour_exchange_with_grad
+  File "build/peers/open_clip/loss.py", line 408 in forward
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
 _call_impl
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
 _wrapped_call_impl
-  File "/work/main/properties/contracts/__init__.py", line 141 in call
-  File "/work/main/properties/contracts/siglip.py", line 35 in call
-  File "/work/main/properties/subjects.py", line 219 in _run_step
-  File "/work/main/properties/subjects.py", line 209 in run_steps
-  File "/work/main/properties/laws/__init__.py", line 98 in _preserving
+  File "properties/contracts/__init__.py", line 141 in call
+  File "properties/contracts/siglip.py", line 35 in call
+  File "properties/subjects.py", line 219 in _run_step
+  File "properties/subjects.py", line 209 in run_steps
+  File "properties/laws/__init__.py", line 98 in _preserving
 rank 1 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/siglip.py", line 35, in call
+  File "properties/contracts/siglip.py", line 35, in call
     return super().call(loss, accepted(entry(loss), {"logit_bias": None}) | tensors, case, rank)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 141, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
 _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/open_clip/loss.py", line 408, in forward
+  File "build/peers/open_clip/loss.py", line 408, in forward
     text_features_recv = neighbour_exchange_with_grad(
                          ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File

@@ -4,52 +4,52 @@
 WorldError: world processes:2: not every rank returned
 rank 0 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/infonce.py", line 57, in call
+  File "properties/contracts/infonce.py", line 57, in call
     return loss(*(tensors[name] for name in VIEWS))
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/peers/adapters/sentence_transformers.py", line 24, in __call__
+  File "peers/adapters/sentence_transformers.py", line 24, in __call__
     return self.loss.compute_loss_from_embeddings([first, second], None)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/sentence_transformers/sentence_transformer/losses/multiple_negatives_
+  File "build/peers/sentence_transformers/sentence_transformer/losses/multiple_negatives_
 ranking.py", line 251, in compute_loss_from_embeddings
     docs = [all_gather_with_grad(doc) for doc in docs]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/sentence_transformers/sentence_transformer/losses/multiple_negatives_
+  File "build/peers/sentence_transformers/sentence_transformer/losses/multiple_negatives_
 ranking.py", line 251, in <listcomp>
     docs = [all_gather_with_grad(doc) for doc in docs]
             ^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/sentence_transformers/util/distributed.py", line 88, in
+  File "build/peers/sentence_transformers/util/distributed.py", line 88, in
 all_gather_with_grad
     return all_gather(tensor, with_grad=True)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/sentence_transformers/util/distributed.py", line 54, in all_gather
+  File "build/peers/sentence_transformers/util/distributed.py", line 54, in all_gather
     gathered_tensors = torch.distributed.nn.all_gather(tensor)
                        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168,
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168,
 in all_gather
     return _AllGather.apply(group, tensor)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
 apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408,
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408,
 in forward
     dist.all_gather(out_tensor_list, tensor, group=group)
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in
 wrapper
     return func(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 4287, in all_gather
     work.wait()
 RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error

@@ -4,7 +4,7 @@
 WorldError: world processes:2: not every rank returned
 rank 0 killed:
 SIGABRT
-/work/main/build/peers/torchmultimodal/utils/distributed.py:48: FutureWarning:
+build/peers/torchmultimodal/utils/distributed.py:48: FutureWarning:
 torch.distributed.nn.functional.all_gather is deprecated, use
 torch.distributed._functional_collectives.all_gather_single instead.
   return all_gather_with_backprop(tensor)
@@ -13,43 +13,43 @@ terminate called after throwing an instance of 'gloo::EnforceNotMet'
 op.preamble.length <= op.nbytes. 160 vs 20. Received data size doesn't match expected size. Is there
 a distributed collective mismatch in your code?
 Thread 0x00007fa9733d5b80 (most recent call first):
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
 4287 in all_gather
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
 wrapper
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408
 in forward
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168
 in all_gather
-  File "/work/main/build/peers/torchmultimodal/utils/distributed.py", line 48 in gather_tensor
-  File "/work/main/build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py",
+  File "build/peers/torchmultimodal/utils/distributed.py", line 48 in gather_tensor
+  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py",
 line 35 in _gather_embeddings_and_labels
-  File "/work/main/build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py",
+  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py",
 line 87 in contrastive_loss_with_temperature
-  File "/work/main/peers/adapters/torchmultimodal.py", line 22 in __call__
-  File "/work/main/properties/contracts/__init__.py", line 141 in call
-  File "/work/main/properties/subjects.py", line 219 in _run_step
-  File "/work/main/properties/subjects.py", line 209 in run_steps
-  File "/work/main/properties/laws/__init__.py", line 98 in _preserving
+  File "peers/adapters/torchmultimodal.py", line 22 in __call__
+  File "properties/contracts/__init__.py", line 141 in call
+  File "properties/subjects.py", line 219 in _run_step
+  File "properties/subjects.py", line 209 in run_steps
+  File "properties/laws/__init__.py", line 98 in _preserving
 rank 1 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 141, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/peers/adapters/torchmultimodal.py", line 22, in __call__
+  File "peers/adapters/torchmultimodal.py", line 22, in __call__
     term = contrastive.contrastive_loss_with_temperature(
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py"
+  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py"
 [...]
 
     python tmm-uneven-terms-equal-the-oracle-d6a8f12d0eb8.py

@@ -4,57 +4,57 @@
 WorldError: world processes:2: not every rank returned
 rank 0 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/gather.py", line 82, in call
+  File "properties/contracts/gather.py", line 82, in call
     return loss(**tensors)
            ^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/gather.py", line 78, in <lambda>
+  File "properties/contracts/gather.py", line 78, in <lambda>
     return lambda **tensors: target(**tensors, **options)
                              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/peers/adapters/x_clip.py", line 13, in gather
+  File "peers/adapters/x_clip.py", line 13, in gather
     return tuple(all_gather(features, 0, None)[0] for features in (image_features, text_features))
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/peers/adapters/x_clip.py", line 13, in <genexpr>
+  File "peers/adapters/x_clip.py", line 13, in <genexpr>
     return tuple(all_gather(features, 0, None)[0] for features in (image_features, text_features))
                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/.venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
 apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/x_clip/distributed.py", line 45, in forward
+  File "build/peers/x_clip/distributed.py", line 45, in forward
     x, batch_sizes = all_gather_variable_dim(x, dim = dim, sizes = sizes)
                      ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/build/peers/x_clip/distributed.py", line 17, in all_gather_variable_dim
+  File "build/peers/x_clip/distributed.py", line 17, in all_gather_variable_dim
     if not exists(sizes):
            ^^^^^^
 NameError: name 'exists' is not defined
 
 rank 1 raised:
 Traceback (most recent call last):
-  File "/work/main/properties/laws/__init__.py", line 98, in _preserving
+  File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 209, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 219, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/gather.py", line 82, in call
+  File "properties/contracts/gather.py", line 82, in call
     return loss(**tensors)
            ^^^^^^^^^^^^^^^
-  File "/work/main/properties/contracts/gather.py", line 78, in <lambda>
+  File "properties/contracts/gather.py", line 78, in <lambda>
     return lambda **tensors: target(**tensors, **options)
                              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/work/main/peers/adapters/x_clip.py", line 13, in gather
+  File "peers/adapters/x_clip.py", line 13, in gather
     retu
 [...]
 
