@@ -647,7 +647,23 @@ def test_a_delay_changes_nothing() -> None:
 def test_a_flipped_bit_shows() -> None:
     world = SimulatedWorld(3, faults=[Fault(0, 1, "flip", bit=31)])
     assert world.run(sums)[1] == 18.0
+    assert world.unobserved == []
     assert SimulatedWorld(3).run(sums)[1] == 54.0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_flipped_bit_that_nobody_looks_at_is_reported(schedule: int | None) -> None:
+    def program(rank: int, size: int) -> list[torch.Tensor]:
+        parts = [ones() for _ in range(size)]
+        dist.all_gather(parts, ones())
+        dist.all_reduce(parts[2])
+        return parts[1:]
+
+    unseen, seen = Fault(0, 0, "flip", bit=3), Fault(2, 1, "flip", bit=3)
+    world = SimulatedWorld(3, schedule, faults=[unseen, seen])
+    world.run(program)
+    assert set(world.fired) == {unseen, seen}
+    assert world.unobserved == [unseen]
 
 
 # Schedules
