@@ -77,7 +77,10 @@ _LANDED = _Landed()
 
 
 def _bytes(tensors: Tensors) -> int:
-    return sum([tensor.nbytes for tensor in tensors])
+    try:
+        return sum([tensor.nbytes for tensor in tensors])
+    except RuntimeError as error:
+        raise NotImplementedError("simulated world: tensors that are not dense") from error
 
 
 def _describe(name: str, tensor: torch.Tensor, **more: Any) -> Signature:
@@ -523,8 +526,12 @@ for _name in (
     "_start_coalescing",
     "_end_coalescing",
     "_get_backend",
+    "_get_sequence_number_for_group",
+    "_register_on_completion_hook",
+    "_wait_for_pending_works",
     "abort",
     "allgather_coalesced",
+    "get_group_store",
     "merge_remote_group",
     "monitored_barrier",
     "shutdown",
