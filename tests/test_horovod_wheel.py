@@ -1,6 +1,8 @@
 """What the build of Horovod changes in its source is just what it names, or it stops."""
 
 import runpy
+import zipfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,54 @@ def test_one_more_place_is_refused(source: Path) -> None:
     (source / "another" / "CMakeLists.txt").write_text(OLD)
     with pytest.raises(ValueError, match=r"another/CMakeLists\.txt"):
         TOOL["patch"](source)
+
+
+def test_another_archive_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def download(*arguments: str) -> None:
+        (tmp_path / "horovod-0.28.1.tar.gz").write_bytes(b"another")
+
+    monkeypatch.setitem(TOOL["unpack"].__globals__, "pip", download)
+    got = sha256(b"another").hexdigest()
+    with pytest.raises(ValueError, match=f"expected SHA-256 {TOOL['SDIST_SHA256']}, got {got}"):
+        TOOL["unpack"](tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "holds", "refusal"),
+    [
+        ("horovod-0.28.1+torch0.0-cp311-cp311-any.whl", "horovod/torch/mpi_lib_v2.so", "got"),
+        (None, "horovod/common/mpi_lib.so", "it has no extension for torch"),
+        (None, "horovod/torch/mpi_lib_v2.so", None),
+    ],
+    ids=["another wheel", "without torch", "right"],
+)
+def test_a_wheel_is_kept_only_if_it_is_right(
+    name: str | None,
+    holds: str,
+    refusal: str | None,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HOROVOD_WHEELS", str(tmp_path / "kept"))
+    kept: Path = TOOL["cached"]()
+
+    def pip(command: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        (folder,) = [text for text in arguments if text.startswith("--wheel-dir=")] or [None]
+        if folder:
+            built = Path(folder.removeprefix("--wheel-dir=")) / (name or kept.name)
+            with zipfile.ZipFile(built, "w") as wheel:
+                wheel.writestr(holds, "")
+
+    monkeypatch.setitem(TOOL["build"].__globals__, "pip", pip)
+    monkeypatch.setitem(TOOL["build"].__globals__, "unpack", lambda folder: source)
+    if refusal is None:
+        TOOL["build"](kept)
+        assert list(kept.parent.iterdir()) == [kept]
+    else:
+        with pytest.raises(ValueError, match=refusal):
+            TOOL["build"](kept)
+        assert not kept.parent.exists()
 
 
 def test_the_wheel_is_told_apart_by_torch_and_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
