@@ -1,13 +1,18 @@
-"""What the build of Horovod changes in its source is just what it names, or it stops."""
+"""What the build of Horovod changes in its source is just what it names, or it stops; and when CI runs it."""
 
+import os
 import runpy
+import shutil
+import subprocess
+import sys
 import zipfile
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "horovod_wheel.py"))
+ROOT = Path(__file__).parents[1]
+TOOL = runpy.run_path(str(ROOT / "tools" / "horovod_wheel.py"))
 PATCHED, OLD, NEW = TOOL["PATCHED"], TOOL["OLD"], TOOL["NEW"]
 
 
@@ -94,3 +99,39 @@ def test_the_wheel_is_told_apart_by_torch_and_python(monkeypatch: pytest.MonkeyP
     wheel = TOOL["cached"]()
     assert wheel.parent == tmp_path
     assert wheel.name.startswith("horovod-0.28.1+torch2.99.0.cpu-cp3")
+
+
+@pytest.mark.parametrize(
+    ("wheel", "asked", "verified"),
+    [(True, "", True), (False, "1", True), (False, "", False), (True, "1", True)],
+)
+def test_ci_verifies_horovod_or_says_aloud_that_it_did_not(
+    wheel: bool, asked: str, verified: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in (".ci/run", "tools/horovod_wheel.py"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(ROOT / name, tmp_path / name)
+    # what CI makes is only named
+    for name, does in (
+        ("bin/make", 'echo "make $* HOROVOD=$HOROVOD"'),
+        (".venv/bin/python", f'exec {sys.executable} "$@"'),
+    ):
+        program = tmp_path / name
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!/bin/sh\n{does}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("HOROVOD_WHEELS", str(tmp_path))
+    if wheel:
+        TOOL["cached"]().touch()
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "HOROVOD": asked,
+    }
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert "make test HOROVOD=" in said
+    assert (f"make horovod HOROVOD={asked}" in said) == verified
+    assert ("NOT VERIFIED: Horovod" in done.stdout) != verified
