@@ -20,7 +20,7 @@ Options = tuple[tuple[str, Any], ...]
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 STRIDES = ("contiguous", "transposed", "sliced")
-PATTERNS = ("basis", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
+PATTERNS = ("basis", "grid", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
 PAD_IDS = (0, 1, -100, 1000)
 PADS = ("none", "tail", "inside", "all")
 LARGEST_LOGIT = {"float16": 1e3}
@@ -94,6 +94,12 @@ def rounded(array: Array, dtype: str) -> Array:
     return torch.as_tensor(array, dtype=torch.float64).to(getattr(torch, dtype)).double().numpy()
 
 
+def few_bits(number: float) -> float:
+    """Round to seven significant bits, which every dtype holds."""
+    mantissa, exponent = math.frexp(number)
+    return math.ldexp(round(mantissa * 128), exponent - 7)
+
+
 def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
     """Fill the image and text features of all ranks, [sum of rows, width] each."""
     generator = np.random.default_rng([case.seed, seed])
@@ -102,7 +108,10 @@ def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
     if case.pattern == "basis":
         first = np.eye(width)[np.arange(shape[0]) % width]
         second = np.eye(width)[generator.integers(0, width, shape[0])]
-    for array in (first, second):
+    elif case.pattern == "grid":
+        # of few bits, so that products and sums are exact, and the least error shows
+        first, second = generator.integers(-3, 4, (2, *shape)) / 4
+    for array in () if case.pattern == "grid" else (first, second):
         array /= np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-30)
     if case.pattern == "duplicates":
         first, second = first[np.arange(shape[0]) // 2], second[np.arange(shape[0]) // 2]
@@ -279,6 +288,9 @@ def cases(
     chosen["pattern"] = draw(st.sampled_from(PATTERNS))
     chosen["scale"] = draw(scales)
     chosen["bias"] = draw(biases)
+    if chosen["pattern"] == "grid":
+        chosen["scale"] = few_bits(chosen["scale"])
+        chosen["bias"] = chosen["bias"] and few_bits(chosen["bias"])
     chosen["scalar_shape"] = draw(st.sampled_from([(), (1,)]))
     half = chosen["dtype"] in ("bfloat16", "float16")
     # of shape [1] it would make torch promote the features
