@@ -29,8 +29,8 @@ FLOAT64 = 2.0**-53
 FLOAT32 = 2.0**-24
 ELEMENTARY = 4
 """Roundings that an exponential or a logarithm counts: two units in the last place."""
-BASE_TWO = 2
-"""Roundings of an exponent that is multiplied with log2(e): of the constant, and of the product."""
+BASE_TWO = 1.25
+"""Roundings of an exponent that is multiplied with log2(e): of the product, and a quarter in the constant."""
 WEIGHING = 4
 """Roundings of a sum that is divided and multiplied by numbers of rows and ranks, one after another."""
 CAP = 100.0
@@ -126,7 +126,15 @@ def summed(sizes: Array, u: float) -> Array:
     lost = np.where(small, sizes, 0).sum(-1)
     additions = np.maximum(np.count_nonzero(~small, axis=-1) - 1, 0)
     result: Array = gamma(additions, u) * size[..., 0] + (1 + gamma(sizes.shape[-1], u)) * lost
-    return result
+    # the oracle loses them too, where they are below its own unit
+    return result + np.minimum(gamma(sizes.shape[-1], FLOAT64) * size[..., 0], lost)
+
+
+def added(small: Array, result: Array, u: float) -> Array:
+    """Bound the rounding of adding a small term to a float: no more than the term, nor than the result's."""
+    by_oracle = np.minimum(FLOAT64 * abs(result), abs(small))
+    rounded: Array = np.minimum(u * abs(result), abs(small)) + by_oracle
+    return rounded
 
 
 def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bounded:
@@ -196,9 +204,9 @@ def _softmax(z: Bounded, p: Precision) -> Softmax:
     sum_error = (ELEMENTARY + BASE_TWO) * w * log_sum - np.log1p(-sum_error)
 
     # the logarithm of the sum is subtracted, or added to the largest and the sum subtracted
-    whole = np.minimum(w * abs(top + log_sum), log_sum)
+    whole = added(log_sum, top + log_sum, w)
     place = np.maximum(shift, whole)
-    last = np.where(fits, np.minimum(w * abs(log), log_sum), w * abs(log))
+    last = np.where(fits, added(log_sum, log, w), w * abs(log))
     stored = p.narrowed * abs(log)
     log_rounded = sum_error + place + last + stored
     exponent = sum_error + place + (1 + BASE_TWO) * w * abs(log) + stored
@@ -268,9 +276,9 @@ def sigmoid_cross_entropy(z: Bounded, labels: Array, p: Precision) -> tuple[Boun
     slope = np.exp(-np.logaddexp(0, margin))
     moved = slope * np.expm1(np.minimum(z.error, CAP))
     exponential = np.expm1(BASE_TWO * w * abs(margin)) + ELEMENTARY * w
-    # of |margin| + tail, from which |margin| may be taken away again: log sigmoid(z) - z for a negative
-    added = np.minimum(w * (abs(margin) + tail), tail)
-    error = np.minimum(moved, z.error) + tail * (exponential + ELEMENTARY * w) + added
+    # |margin| + tail, from which |margin| may be taken away again: log sigmoid(z) - z for a negative
+    error = np.minimum(moved, z.error) + tail * (exponential + ELEMENTARY * w)
+    error += added(tail, abs(margin) + tail, w)
     error += p.narrowed * value + p.tiny
     # as 1 - sigmoid it errs by w, however small it is
     slope_error = np.minimum(moved, 1) + slope * (exponential + 3 * w + 2 * p.narrowed) + w + p.tiny
@@ -301,12 +309,12 @@ def through_logits(
     w = p.accumulated
     e, g = weighed(slope, weight, p)
     bounds = {}
-    added = {}
+    additions = {}
     for name, features, error, size in (("x", y, e, g), ("y", x, e.T, g.T)):
         products = abs(scale) * size @ abs(features)
         terms = (size != 0).astype(float) @ (features != 0).astype(float)
-        added[name] = np.maximum(terms - 1, 0) + inexact(features).any(0)
-        rounded = (gamma(added[name] + inexact(scale), w) + gamma(5, p.narrowed)) * products
+        additions[name] = np.maximum(terms - 1, 0) + inexact(features).any(0)
+        rounded = (gamma(additions[name] + inexact(scale), w) + gamma(5, p.narrowed)) * products
         lost = p.tiny * (2 + abs(features).sum(0))[None, :] * max(abs(scale), 1)
         bounds[name] = Magnitude(abs(scale) * error @ abs(features) + rounded + lost, products)
     products = (abs(x) * (g @ abs(y))).sum()
@@ -314,8 +322,8 @@ def through_logits(
     # features are multiplied with features first, or either with the gradient
     first = [
         (x.shape[1] + 1, g * (abs(x) @ abs(y).T)),
-        (added["x"].max() + 1, abs(x) * (g @ abs(y))),
-        (added["y"].max() + 1, abs(y) * (g.T @ abs(x))),
+        (additions["x"].max() + 1, abs(x) * (g @ abs(y))),
+        (additions["y"].max() + 1, abs(y) * (g.T @ abs(x))),
     ]
     error += max(gamma(count, w) * products + summed(sizes.reshape(-1), w) for count, sizes in first)
     error += gamma(6, p.narrowed) * products

@@ -20,7 +20,8 @@ Options = tuple[tuple[str, Any], ...]
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 STRIDES = ("contiguous", "transposed", "sliced")
-PATTERNS = ("basis", "grid", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
+# twice: in these alone an error of few units in the last place shows
+PATTERNS = ("basis", "grid", "grid", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
 PAD_IDS = (0, 1, -100, 1000)
 PADS = ("none", "tail", "inside", "all")
 LARGEST_LOGIT = {"float16": 1e3}
@@ -108,12 +109,12 @@ def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
     if case.pattern == "basis":
         first = np.eye(width)[np.arange(shape[0]) % width]
         second = np.eye(width)[generator.integers(0, width, shape[0])]
-    elif case.pattern == "grid":
-        # of few bits, so that products and sums are exact, and the least error shows
-        first, second = generator.integers(-3, 4, (2, *shape)) / 4
-    for array in () if case.pattern == "grid" else (first, second):
+    for array in (first, second):
         array /= np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-30)
-    if case.pattern == "duplicates":
+    if case.pattern == "grid":
+        # of few bits: products and sums are exact
+        first, second = generator.integers(-3, 4, (2, *shape)) / 4
+    elif case.pattern == "duplicates":
         first, second = first[np.arange(shape[0]) // 2], second[np.arange(shape[0]) // 2]
     elif case.pattern == "zeros":
         first[::2] = 0
@@ -291,6 +292,8 @@ def cases(
     if chosen["pattern"] == "grid":
         chosen["scale"] = few_bits(chosen["scale"])
         chosen["bias"] = chosen["bias"] and few_bits(chosen["bias"])
+        # a long sum rounds, whatever it adds
+        chosen["rows"] = tuple(min(rows, 2) for rows in chosen["rows"])
     chosen["scalar_shape"] = draw(st.sampled_from([(), (1,)]))
     half = chosen["dtype"] in ("bfloat16", "float16")
     # of shape [1] it would make torch promote the features
