@@ -280,8 +280,8 @@ def sigmoid_cross_entropy(z: Bounded, labels: Array, p: Precision) -> tuple[Boun
     error = np.minimum(moved, z.error) + tail * (exponential + ELEMENTARY * w)
     error += added(tail, abs(margin) + tail, w)
     error += p.narrowed * value + p.tiny
-    # as 1 - sigmoid it errs by w, however small it is
-    slope_error = np.minimum(moved, 1) + slope * (exponential + 3 * w + 2 * p.narrowed) + w + p.tiny
+    # as 1 - 1 / (1 + exp(-z)) it errs by two roundings of what is near 1, however small it is
+    slope_error = np.minimum(moved, 1) + slope * (exponential + 3 * w + 2 * p.narrowed) + 2 * w + p.tiny
     return Bounded(value, error), Bounded(-labels * slope, slope_error)
 
 

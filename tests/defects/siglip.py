@@ -110,6 +110,12 @@ class LogitsFourUlpsUp(SigLip):
         return four_ulps_up(super().product(image, text, scale, bias))
 
 
+class NoSlopeAtZero(SigLip):
+    def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
+        margin = widen(labels) * widen(logits)
+        return (margin.neg().relu() + margin.abs().neg().exp().log1p()).sum()
+
+
 class ClampedSigmoid(SigLip):
     def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
         return -(widen(labels) * widen(logits)).sigmoid().clamp(min=1e-7).log().sum()
