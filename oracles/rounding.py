@@ -96,7 +96,8 @@ def spacing(values: Array) -> Array:
 def inexact(factors: Array | float) -> Array:
     """Return which factors round what they are multiplied with: all but zero and powers of two."""
     mantissa = abs(np.frexp(factors)[0])
-    return np.asarray((mantissa != 0.5) & (mantissa != 0))
+    rounds: Array = np.asarray((mantissa != 0.5) & (mantissa != 0))
+    return rounds
 
 
 class Weight(NamedTuple):
