@@ -128,7 +128,8 @@ def summed(sizes: Array, u: float) -> Array:
     additions = np.maximum(np.count_nonzero(~small, axis=-1) - 1, 0)
     result: Array = gamma(additions, u) * size[..., 0] + (1 + gamma(sizes.shape[-1], u)) * lost
     # the oracle loses them too, where they are below its own unit
-    return result + np.minimum(gamma(sizes.shape[-1], FLOAT64) * size[..., 0], lost)
+    result += np.minimum(gamma(sizes.shape[-1], FLOAT64) * size[..., 0], lost)
+    return result
 
 
 def added(small: Array, result: Array, u: float) -> Array:
