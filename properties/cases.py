@@ -142,6 +142,8 @@ def captions(case: Case) -> tuple[Array, Array]:
     shape = (sum(case.rows), case.length)
     spread = {"large": 30.0, "saturated": 10.0, "zeros": 0.0}.get(case.pattern, 1.0)
     logits = spread * generator.standard_normal((*shape, case.vocabulary))
+    if case.pattern == "grid":
+        logits = generator.integers(-60, 61, logits.shape) / 4
     ids = [token for token in range(case.vocabulary) if token != case.pad_id]
     labels = generator.choice(ids, shape)
     is_pad = np.zeros(shape, dtype=bool)

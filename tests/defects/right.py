@@ -481,8 +481,10 @@ class BinaryCrossEntropy(SigLip):
 class Log1pExp(SigLip):
     def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
         margin = widen(labels) * widen(logits)
-        # not relu: at 0 its slope is 0, and that of the other term too
-        return (margin.neg().maximum(torch.zeros_like(margin)) + margin.abs().neg().exp().log1p()).sum()
+        # not relu and abs: at 0 both have slope 0
+        positive = margin >= 0
+        size = torch.where(positive, margin, -margin)
+        return (torch.where(positive, 0, -margin) + size.neg().exp().log1p()).sum()
 
 
 class ImageByImage(SigLip):
