@@ -10,12 +10,9 @@ from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# torch 2.13 renamed them; a torch without torch.distributed has neither
+# renamed after torch 2.11; a torch without torch.distributed has neither
 _all_gather_single: Any = getattr(dist, "all_gather_single", None) or getattr(
     dist, "all_gather_into_tensor", None
-)
-_reduce_scatter_single: Any = getattr(dist, "reduce_scatter_single", None) or getattr(
-    dist, "reduce_scatter_tensor", None
 )
 
 
@@ -38,6 +35,9 @@ class Transport:
     world_size: int
     group: "dist.ProcessGroup | None" = None
     carrier: ClassVar[str] = "the process group"
+    dist_impls: ClassVar[tuple[str, ...]] = ("bidir", "shift", "reduce", "gather")
+    """How texts can travel between these ranks, the default first."""
+    why_these: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.world_size, int) or self.world_size < 1:
@@ -96,7 +96,8 @@ class Transport:
         tensor = tensor.contiguous()
         if dist.get_backend(self.group) == "nccl":
             mine = torch.empty_like(tensor[0])
-            _reduce_scatter_single(mine, tensor, group=self.group)
+            # the form with one tensor has another name after torch 2.11
+            dist.reduce_scatter(mine, list(tensor.unbind()), group=self.group)
             return mine
         dist.all_reduce(tensor, group=self.group)
         return tensor[self.rank]
