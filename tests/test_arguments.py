@@ -335,11 +335,8 @@ def test_horovod_has_no_process_groups(call, monkeypatch):
 def test_siglip_gathers_over_horovod(dist_impl, monkeypatch):
     pretend_horovod(monkeypatch)
     assert SigLipLoss(use_horovod=True).dist_impl == "gather"
-    with pytest.raises(
-        ValueError, match="dist_impl: expected 'gather' with use_horovod=True, as Horovod"
-    ) as e:
+    with pytest.raises(ValueError, match=f"dist_impl: expected 'gather' over Horovod, .* got '{dist_impl}'"):
         SigLipLoss(use_horovod=True, dist_impl=dist_impl)
-    names(e.value, "dist_impl", repr(dist_impl))
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,11 @@ class Facts(NamedTuple):
     """What has to be the same on every rank, in words."""
 
 
-def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`."""
+def one_of(name: str, value: object, allowed: tuple[str, ...], why: str = "") -> None:
+    """Raise ValueError unless `value` is one of `allowed`; `why` only these follows them."""
     if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+        expected = ("one of " if len(allowed) > 1 else "") + ", ".join(map(repr, allowed))
+        raise ValueError(f"{name}: expected {expected}{why}, got {value!r}")
 
 
 def floating(name: str, tensor: object, ndim: int) -> Tensor:

@@ -30,6 +30,9 @@ class Transport:
     world_size: int
     group: "dist.ProcessGroup | None" = None
     carrier: ClassVar[str] = "the process group"
+    dist_impls: ClassVar[tuple[str, ...]] = ("bidir", "shift", "reduce", "gather")
+    """How texts can travel between these ranks, the default first."""
+    why_these: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.world_size, int) or self.world_size < 1:
