@@ -10,9 +10,12 @@ from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# renamed after torch 2.11; a torch without torch.distributed has neither
+# torch 2.13 renamed them; a torch without torch.distributed has neither
 _all_gather_single: Any = getattr(dist, "all_gather_single", None) or getattr(
     dist, "all_gather_into_tensor", None
+)
+_reduce_scatter_single: Any = getattr(dist, "reduce_scatter_single", None) or getattr(
+    dist, "reduce_scatter_tensor", None
 )
 
 
@@ -96,8 +99,7 @@ class Transport:
         tensor = tensor.contiguous()
         if dist.get_backend(self.group) == "nccl":
             mine = torch.empty_like(tensor[0])
-            # the form with one tensor has another name after torch 2.11
-            dist.reduce_scatter(mine, list(tensor.unbind()), group=self.group)
+            _reduce_scatter_single(mine, tensor, group=self.group)
             return mine
         dist.all_reduce(tensor, group=self.group)
         return tensor[self.rank]
