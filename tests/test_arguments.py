@@ -635,7 +635,8 @@ def exchange_wrong_tensor(rank, size, call, case):
 
 def exchange_wrong_tensor_to_right(rank, size, call, case):
     tensor = WRONG_TENSORS[case][0] if rank == 1 else torch.ones(2)
-    error = raised(lambda: call((rank - 1) % size, (rank + 1) % size, torch.ones(3), tensor))
+    good = torch.ones((), dtype=torch.float64)
+    error = raised(lambda: call((rank - 1) % size, (rank + 1) % size, good, tensor))
     return error, still_works(rank, size)
 
 
