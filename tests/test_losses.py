@@ -503,6 +503,8 @@ def disagree_in_group(rank, size, members):
     groups = [dist.new_group(ranks) for ranks in members]  # each rank takes part in making each
     group = next(g for g, ranks in zip(groups, members, strict=True) if rank in ranks)
     assert Transport(dist.get_rank(group), 2, group).all_gather_text("a") == ["a", "a"]
+    with pytest.raises(ValueError, match=r"^neighbour rank: expected an int in \[0, 2\), got 2$"):
+        neighbour_exchange(0, 2, X2, group)
     inputs = batch("clip", rank)
     with pytest.raises(ValueError, match="ranks disagree: rank 0 calls") as error:
         ClipLoss(
