@@ -149,6 +149,7 @@ def render(finding: Finding, path: Path) -> str:
         known = Place("")
     elif judge in ("law", "returns") or known is None:
         judge, known = "returns", Place("")
+    horovod = check.world.kind == "horovod"
     numbers = judge in ("term", "gradient", "mean", "pair")
     sources = contract.oracle_source(calls[1].case if judge == "mean" else case)
     derived = judge == "gradient" or (judge == "mean" and known.kind == "gradient")
@@ -179,6 +180,9 @@ def render(finding: Finding, path: Path) -> str:
             home=os.path.relpath(Path.cwd(), path.parent),
             arguments=_arguments(contract.constructor(case)),
             world_size=case.world_size,
+            horovod=horovod,
+            launcher="horovodrun" if horovod else "torchrun",
+            rank_variable="HOROVOD_RANK" if horovod else "RANK",
             terms=contract.terms,
             seconds=SECONDS,
             # a crash, or a silent exit, must not take the verdict with it
@@ -453,6 +457,8 @@ def _law(finding: Finding, raw: Any) -> dict[str, str]:
         module, world = "simulated", f'SimulatedWorld({size}, {case.schedule}, sends="{case.sends}")'
     elif check.world.kind == "processes":
         module, world = "processes", f"ProcessWorld({size}, timeout={SECONDS / 2:g})"
+    elif check.world.kind == "horovod":
+        module, world = "horovod", f"HorovodWorld({size}, timeout={SECONDS / 2:g})"
     else:
         module, world = "single", "SingleWorld()"
     return {

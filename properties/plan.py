@@ -180,8 +180,12 @@ def _fitted(asked: Subject, contract: Contract) -> Subject:
 def not_verified(planned: Sequence[Check]) -> list[str]:
     """Return what these checks leave unverified, and why."""
     lines = []
-    if all(check.world.kind != "horovod" for check in planned):
+    labels = dict.fromkeys(check.label for check in planned)
+    over_horovod = {check.label for check in planned if check.world.kind == "horovod"}
+    if not over_horovod:
         lines.append(f"Horovod: {horovod_missing() or 'no world asked for has it, such as hvd:2'}")
+    elif without := [label for label in labels if label not in over_horovod]:
+        lines.append(f"Horovod: {', '.join(without)} did not run over it")
     if not torch.cuda.is_available():
         lines.append("CUDA: no device here")
     return lines

@@ -16,13 +16,15 @@ from rich.console import Console
 
 from properties import drawn, report
 from properties.cases import Case
-from properties.certifier import Check, Finding, checks
+from properties.certifier import SHIPPED, Check, Finding, checks
 from properties.contracts import contracts
 from properties.grouping import Defect
 from properties.html import Distribution, read_codes, render
 from properties.known import Entry, Known
+from properties.plan import not_verified
 from properties.report import Asked, Certificate, Certificates
 from properties.subjects import Subject
+from properties.worlds import specs
 from properties.worlds.specs import parse
 
 SUBJECT = Subject("verified_losses:ClipLoss")
@@ -310,3 +312,17 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
         subprocess.run([*command, option, page.as_uri()], check=True, capture_output=True, timeout=120)
     assert shot.read_bytes().startswith(b"\x89PNG")
     assert paper.read_bytes().startswith(b"%PDF")
+
+
+def test_losses_that_did_not_run_over_horovod_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, "horovod_missing", lambda: None)
+    asked = {name: SHIPPED[name] for name in ("siglip", "exchange", "exchange_bidir")}
+
+    def said(world: str) -> list[str]:
+        lines = not_verified(list(checks(asked, parse(world))))
+        return [line for line in lines if line.startswith("Horovod")]
+
+    assert said("2,hvd:2") == ["Horovod: exchange, exchange_bidir did not run over it"]
+    assert len(said("2")) == 1
+    del asked["exchange"], asked["exchange_bidir"]
+    assert said("2,hvd:2") == []

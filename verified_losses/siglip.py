@@ -13,8 +13,6 @@ from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
 from .horovod import choose_transport
 
-DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
-
 
 class SigLipLoss(nn.Module):
     """A binary cross-entropy for every image and text: partners are positive, all others negative.
@@ -55,14 +53,9 @@ class SigLipLoss(nn.Module):
         group: Any = None,
     ) -> None:
         super().__init__()
-        self.dist_impl = dist_impl or ("gather" if use_horovod else "bidir")
-        checks.one_of("dist_impl", self.dist_impl, DIST_IMPLS)
-        if use_horovod and self.dist_impl != "gather":
-            raise ValueError(
-                "dist_impl: expected 'gather' with use_horovod=True, as Horovod sends no messages from one "
-                f"rank to another, got {self.dist_impl!r}"
-            )
         self.transport = choose_transport(rank, world_size, group, use_horovod)
+        self.dist_impl = dist_impl or self.transport.dist_impls[0]
+        checks.one_of("dist_impl", self.dist_impl, self.transport.dist_impls, self.transport.why_these)
         self.cache_labels = cache_labels
         self.rank = rank
         self.world_size = world_size
@@ -188,7 +181,7 @@ class SigLipLoss(nn.Module):
                     left, right, to_left, to_right, shape_from_right, shape_from_left, group
                 )
                 texts += [to_left, to_right]
-        if self.dist_impl == "bidir" and (world_size - 1) % 2:
+        if self.dist_impl == "bidir" and world_size % 2 == 0:
             shape = rows[(rank - hops - 1) % world_size], width
             texts.append(exchange_with_grad(left, right, to_right, shape, group))
         return texts

@@ -28,7 +28,8 @@ from .index import DEFECTS, RIGHT, Planted
 WORLDS = "1,sim:2-8,proc:2"
 EXAMPLES = 25
 """The defaults of the command."""
-SIZES = ("rows", "width")
+MANY = 20
+"""Seeds for a defect that is not caught with every one."""
 
 app = App(help=__doc__)
 
@@ -134,7 +135,8 @@ def examine(planted: Planted, seeds: list[int], worlds: str, max_examples: int, 
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
-    trials = [try_once(planted, seed, worlds, max_examples) for seed in seeds]
+    tried = seeds if planted.seeds == 1 else range(seeds[0], seeds[0] + MANY)
+    trials = [try_once(planted, seed, worlds, max_examples) for seed in tried]
     # in real processes a deadlock takes a minute: simulated ones tell at once
     fast = ",".join(part for part in worlds.split(",") if not part.startswith("proc"))
     catchers = all_catchers(planted, seeds[0], fast, max_examples) if every else []
@@ -154,7 +156,8 @@ def report(
 ) -> int:
     """Certify every planted defect and every right variant, and print which property caught what.
 
-    Exit status: 0 every defect is caught with every seed and no variant is accused, else 1.
+    Exit status: 0 every defect is caught with every seed, or with as many as it says, and no variant is
+    accused, else 1.
 
     Parameters
     ----------
@@ -238,6 +241,14 @@ def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, R
             f"worst {max(times):.2f}; cases: median {statistics.median(examples):.0f}, worst {max(examples)}",
             highlight=False,
         )
+    missed = [
+        planted
+        for planted in defects
+        if sum(bool(t.law) and not t.accident for t in results[planted.id].trials)
+        < planted.seeds * len(results[planted.id].trials)
+    ]
+    for planted in missed:
+        console.print(f"not caught: {planted.id}", highlight=False)
     missized = [
         f"{planted.id}, seed {trial.seed}: expected {planted.smallest} in {trial.shrunk}"
         for planted in defects
@@ -251,7 +262,7 @@ def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, R
         f"{len(right)} right variants",
         highlight=False,
     )
-    return int(len(caught) < len(trials) or bool(accused) or bool(missized))
+    return int(bool(missed) or bool(accused) or bool(missized))
 
 
 if __name__ == "__main__":

@@ -57,8 +57,11 @@ def overlaps(
     """Pairs that share memory: (None, output, output) or (0, input, output), by index."""
     if not outputs:
         return
-    spans = [(*_span(tensor), index, True) for index, tensor in enumerate(outputs)]
-    spans += [(*_span(tensor), index, False) for index, tensor in enumerate(inputs)]
+    spans = []
+    for fills, tensors in ((True, outputs), (False, inputs)):
+        for index, tensor in enumerate(tensors):
+            start, end = _span(tensor)
+            spans.append((start, end, index, fills))
     spans.sort()
     last = 0
     for start, end, _, _ in spans:
@@ -105,7 +108,7 @@ def _poison_value(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype == torch.bool:
         return torch.ones((), dtype=torch.bool, device=tensor.device)
     pattern = torch.full((tensor.element_size(),), POISON, dtype=torch.uint8, device=tensor.device)
-    return pattern.view(tensor.dtype)
+    return pattern.view(tensor.dtype).reshape(())  # expands to any shape, also to that of a scalar
 
 
 def poison(tensor: torch.Tensor) -> None:
