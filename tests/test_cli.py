@@ -129,6 +129,22 @@ def test_a_wrong_argument_is_named(
     assert "Traceback" not in said
 
 
+def test_a_targets_own_traceback_is_shown_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "beside.py").write_text("def broken():\n    raise RuntimeError('my own mistake')\n")
+    target = tmp_path / "mine.py"
+    target.write_text("import beside\n\nclass Loss:\n    def __init__(self):\n        beside.broken()\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit, match="2"):
+        main(["certify", f"{target}:Loss", "--as", "clip"])
+    said = capsys.readouterr().err
+    assert f"error {target}:Loss: raised as it was imported or constructed" in said
+    assert "RuntimeError: my own mistake" in said
+    files = re.findall(r'File "(.+?)"', said)
+    assert files == [str(target), str(tmp_path / "beside.py")]
+
+
 @pytest.mark.parametrize("option", ["--json", "--html"])
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, option: str) -> None:
     files = {"--json": str(tmp_path / "certificate.json"), option: "/proc/no/such"}

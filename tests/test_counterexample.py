@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import psutil
 import pytest
+import torch.distributed as dist
 from hypothesis.errors import UnsatisfiedAssumption
 
 from properties import counterexample
@@ -192,6 +193,36 @@ class Loss:
         return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
 """
 """CLIP's loss of one process."""
+
+
+@pytest.mark.parametrize(
+    ("law", "size", "body"),
+    [
+        ("leaves no trace", 1, "print(1)"),
+        ("backward is silent", 2, "image_features.register_hook(lambda grad: talk(grad.clone()))"),
+    ],
+)
+def test_what_is_said_in_words_is_judged_with_torch_and_numpy_alone(
+    law: str, size: int, body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number is compared: the file has to see by itself what the law saw."""
+    target, right = tmp_path / "mine.py", tmp_path / "right.py"
+    talk = "from torch.distributed import all_reduce as talk\n"
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    target.write_text(talk + LOSS.format(body=body))
+    right.write_text(LOSS.format(body="pass"))
+    file = counterexample.write(stranger(target, law, size, Falsified("rank 0: it does")), tmp_path / "kept")
+    assert "properties." not in file.read_text()
+    # one rank of a real group: what it sends in backward is seen there as in two
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for place, right_one in ((target, False), (right, True)):
+            monkeypatch.setenv("VERIFIED_LOSSES_TARGET", f"{place}:Loss")
+            program = runpy.run_path(str(file))
+            loss = program["find_target"]()
+            assert program["judge"](loss, [program["act"](loss, 0)]) is right_one
+    finally:
+        dist.destroy_process_group()
 
 
 def test_compiled_alone_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
