@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: verify test horovod lint bench defects soak nightly peers clean
+.PHONY: verify test horovod lint bench defects mutants mutants-quick soak nightly peers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify
@@ -31,6 +31,15 @@ bench: .venv/installed
 defects: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.defects.report
 
+# Changes one thing at a time in losses and oracles, and lists what no test notices: an hour or more.
+mutants: .venv/mutants
+	$(BIN)/python -m tests.mutants
+
+# The same for the functions that have changed since a commit alone: minutes.
+SINCE ?= HEAD~1
+mutants-quick: .venv/mutants
+	$(BIN)/python -m tests.mutants --since $(SINCE)
+
 # What is right, certified with one seed after another: nothing may be accused.
 MINUTES ?= 30
 soak: .venv/installed
@@ -54,6 +63,10 @@ build/peers/installed: peers/requirements.txt
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+.venv/mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[mutants]'
+	touch $@
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

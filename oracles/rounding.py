@@ -1,16 +1,25 @@
 """How far rounding may take a correct implementation from the oracle, worked out from the case itself.
 
-Forward error analysis after Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, 2002,
-section 3.1 (gamma_n = n u / (1 - n u)) and section 3.3 (running error): every bound is a sum of the
-magnitudes that are really there, valid for any order of summation. Errors of logits pass through
-exponentials by expm1, not by their first order, so that the bounds hold in half precision too.
+Forward error analysis after Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, 2002:
+section 2.2 (each operation errs by at most u, relative to what it gives), section 3.1 (gamma_n = n u /
+(1 - n u)), section 3.3 (running error: what is rounded counts, not what it was made from) and section 4.2
+(a sum in any order). Errors of logits pass through exponentials by expm1, not by their first order, so that
+the bounds hold in half precision too.
+
+No operation counts that rounds nothing in the case at hand: products with zero and with powers of two, and
+whatever has few enough bits to be exact. What is left is what some right implementation may do:
+
+- products and sums are taken in any order and association, with fused multiply-add or without;
+- exponentials and logarithms err by `ELEMENTARY`, and may be taken to base two;
+- a softmax may subtract its largest logit or its log-sum-exp, and be rescaled column by column;
+- means may be sums that are divided, or means of parts that are multiplied again.
 
 Half-precision tensors are modelled as the libraries compute them: what is stored is rounded to half
 precision, what is accumulated is rounded to float32.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +27,20 @@ from .complex_step import Array
 
 FLOAT64 = 2.0**-53
 FLOAT32 = 2.0**-24
+ELEMENTARY = 4
+"""Roundings that an exponential or a logarithm counts: two units in the last place."""
+BASE_TWO = 1.25
+"""Roundings of an exponent that is multiplied with log2(e): of the product, and a quarter in the constant."""
+WEIGHING = 4
+"""Roundings of a sum that is divided and multiplied by numbers of rows and ranks, one after another."""
 CAP = 100.0
 """Errors of logits beyond this say nothing any more; capped so that their exponentials stay finite."""
 
 
-def gamma(n: float, u: float) -> float:
-    """Return n u / (1 - n u), the relative error of n roundings in a row."""
-    return n * u / (1 - n * u) if n * u < 1 else float("inf")
+def gamma(n: Any, u: float) -> Any:
+    """Return n u / (1 - n u), the relative error of n roundings in a row; of an array elementwise."""
+    with np.errstate(divide="ignore"):
+        return np.where(np.multiply(n, u) < 1, np.multiply(n, u) / (1 - np.multiply(n, u)), np.inf)[()]
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,11 @@ class Precision:
             "float16": Precision(2.0**-11, FLOAT32, 2.0**-24),
         }[dtype]
 
+    @property
+    def narrowed(self) -> float:
+        """The unit roundoff of storing what was accumulated: 0 where that is no rounding of its own."""
+        return self.stored if self.stored > self.accumulated else 0.0
+
 
 class Bounded(NamedTuple):
     """A value and how far a computed one may be from it."""
@@ -60,40 +81,157 @@ class Magnitude(NamedTuple):
     size: Array
 
 
+def spacing(values: Array) -> Array:
+    """Return the largest power of two that each value is a multiple of; infinity for 0.
+
+    Multiples of q whose magnitudes add up to at most q / u are added without rounding, in any order: every
+    partial sum is a multiple of q of at most 1 / u units.
+    """
+    mantissa, exponent = np.frexp(values)
+    whole = abs(mantissa * 2.0**53).astype(np.int64)
+    lowest: Array = np.ldexp((whole & -whole).astype(float), exponent - 53)
+    return np.where(np.equal(values, 0), np.inf, lowest)
+
+
+def inexact(factors: Array | float) -> Array:
+    """Return which factors round what they are multiplied with: all but zero and powers of two."""
+    mantissa = abs(np.frexp(factors)[0])
+    rounds: Array = np.asarray((mantissa != 0.5) & (mantissa != 0))
+    return rounds
+
+
+class Weight(NamedTuple):
+    """What a sum is multiplied with, in how many steps that round."""
+
+    value: float
+    roundings: int
+
+    @staticmethod
+    def of(value: float, *factors: float) -> "Weight":
+        """Return a weight made of these numbers, which are multiplied with and divided by in any way."""
+        return Weight(value, WEIGHING if inexact(np.array(factors)).any() else 0)
+
+    def times(self, cotangent: Any) -> "Weight":
+        """Return the weight of the gradient."""
+        return Weight(self.value * float(cotangent), self.roundings + int(inexact(cotangent)))
+
+
+def summed(sizes: Array, u: float) -> Array:
+    """Bound the rounding of a sum along the last axis, in any order, of terms of these magnitudes.
+
+    An addition errs by u times what it gives, and by no more than the smaller of the two that it adds, as the
+    larger would do as its result. So of terms below u times the sum, none counts for more than it is.
+    """
+    size = sizes.sum(-1, keepdims=True)
+    small = sizes <= u * size
+    lost = np.where(small, sizes, 0).sum(-1)
+    additions = np.maximum(np.count_nonzero(~small, axis=-1) - 1, 0)
+    result: Array = gamma(additions, u) * size[..., 0] + (1 + gamma(sizes.shape[-1], u)) * lost
+    # the oracle loses them too, where they are below its own unit
+    result += np.minimum(gamma(sizes.shape[-1], FLOAT64) * size[..., 0], lost)
+    return result
+
+
+def added(small: Array, result: Array, u: float) -> Array:
+    """Bound the rounding of adding a small term to a float: no more than the term, nor than the result's."""
+    by_oracle = np.minimum(FLOAT64 * abs(result), abs(small))
+    rounded: Array = np.minimum(u * abs(result), abs(small)) + by_oracle
+    return rounded
+
+
 def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bounded:
     """Bound scale * x @ y.T + bias, [n, d] and [m, d] to [n, m]."""
-    value = scale * x @ y.T + bias
+    plain = scale * x @ y.T
     products = abs(scale) * abs(x) @ abs(y).T
-    # stored: the cast scale, scaled features, the product, and the sum with the bias
-    error = (gamma(x.shape[1] + 1, p.accumulated) + gamma(4, p.stored)) * products
-    error += 2 * p.stored * (abs(bias) + abs(value))
-    error += p.tiny * (2 + abs(y).sum(1)[None, :] + abs(scale) * x.shape[1])
-    return Bounded(value, error)
+    # of what are all products multiples? then none of them rounds, nor does a sum that is short enough
+    of_scale, of_x, of_y = spacing(np.asarray(scale)), spacing(x).min(1)[:, None], spacing(y).min(1)
+    unit = of_scale * of_x * of_y
+    least = np.minimum(unit, np.minimum(of_scale * of_x, of_x * of_y))
+    rounds = (products * p.stored > unit) | (least < p.tiny)
+    # a rounding for each product that is not zero, and all but one addition; the scale is multiplied with
+    # features or products, and cast where it is wider
+    terms = (x != 0).astype(float) @ (y != 0).astype(float).T
+    scaling = gamma(inexact(scale), p.accumulated) + gamma(2 * inexact(scale), p.narrowed)
+    relative = (1 + gamma(terms, p.accumulated)) * (1 + scaling) - 1
+    error = np.where(rounds, relative * products, 0)
+    error += np.where(rounds, p.narrowed * (abs(plain) + error), 0)
+    value = plain + bias
+    if bias:
+        rounds |= (products + abs(bias)) * p.stored > np.minimum(unit, spacing(np.asarray(bias)))
+        error += np.where(rounds, p.stored * (abs(value) + error) + p.narrowed * abs(bias), 0)
+    lost = p.tiny * (2 + abs(y).sum(1)[None, :] + abs(scale) * x.shape[1])
+    return Bounded(value, error + np.where(rounds, lost, 0))
 
 
-def log_softmax(z: Bounded, p: Precision) -> Bounded:
-    """Bound log softmax along the last axis of [n, c] logits."""
+class Softmax(NamedTuple):
+    """The softmax of [n, c] logits, and how far errors take it."""
+
+    log: Array
+    probability: Array
+    moved: Array
+    """How far the logits' errors may move each log-probability."""
+    curved: Array
+    """What of that is of second order, [n, 1]: the excess of log-sum-exp over its tangent."""
+    log_rounded: Array
+    """What rounding adds to each log-probability."""
+    rounded: Array
+    """What rounding adds to each probability, relative to it."""
+
+
+def _softmax(z: Bounded, p: Precision) -> Softmax:
     w = p.accumulated
     top = z.value.max(-1, keepdims=True)
     shifted = z.value - top
     log_sum = np.log(np.exp(shifted).sum(-1, keepdims=True))
-    value = shifted - log_sum
-    probability = np.exp(value)
-    # how far log-sum-exp moves with its logits (Jensen for the lower side), then its own rounding
-    moved = (probability * np.expm1(np.minimum(z.error, CAP))).sum(-1, keepdims=True)
-    moved = np.minimum(moved, z.error.max(-1, keepdims=True))
-    rounded = (probability * (w * abs(shifted) + 3 * w)).sum(-1, keepdims=True)
-    rounded += gamma(z.value.shape[-1], w) + 3 * w * log_sum + w * abs(top + log_sum)
-    error = z.error + moved + rounded + w * (abs(shifted) + abs(value)) + p.stored * abs(value)
-    return Bounded(value, error)
+    log = shifted - log_sum
+    probability = np.exp(log)
+
+    # what logits have in common cancels: each moves against their mean
+    mean_error = (probability * z.error).sum(-1, keepdims=True)
+    against_mean = np.minimum(z.error + mean_error - 2 * probability * z.error, CAP)
+    curved = (probability * (np.expm1(against_mean) - against_mean)).sum(-1, keepdims=True)
+    curved = np.minimum(curved, 2 * z.error.max(-1, keepdims=True))
+    moved = against_mean + curved
+
+    # a difference of two floats is one itself, if it has few enough bits
+    fits = (z.error == 0) & (abs(shifted) * w <= np.minimum(spacing(z.value), spacing(top)))
+    shift = np.where(fits, 0, w * abs(shifted))
+    exponent = shift + BASE_TWO * w * abs(shifted)
+    # rescaling column by column multiplies a term once for every larger one that comes later
+    larger = np.argsort(np.argsort(-shifted, axis=-1), axis=-1)
+    swaps = np.exp(np.minimum(2 * moved.max(-1, keepdims=True), CAP))
+    rescaled = np.minimum(swaps * (probability * larger).sum(-1, keepdims=True), z.value.shape[-1] - 1)
+    sum_error = (probability * (np.expm1(exponent) + ELEMENTARY * w * (shifted != 0))).sum(-1, keepdims=True)
+    sum_error += (ELEMENTARY + 1) * w * rescaled + summed(probability, w)[..., None]
+    sum_error = (ELEMENTARY + BASE_TWO) * w * log_sum - np.log1p(-sum_error)
+
+    # the logarithm of the sum is subtracted, or added to the largest and the sum subtracted
+    whole = added(log_sum, top + log_sum, w)
+    place = np.maximum(shift, whole)
+    last = np.where(fits, added(log_sum, log, w), w * abs(log))
+    stored = p.narrowed * abs(log)
+    log_rounded = sum_error + place + last + stored
+    exponent = sum_error + place + (1 + BASE_TWO) * w * abs(log) + stored
+    rounded = np.expm1(np.minimum(exponent, CAP)) + (ELEMENTARY + 1) * w + p.narrowed
+    return Softmax(log, probability, moved, curved, log_rounded, rounded)
 
 
-def softmax(log_probability: Bounded, p: Precision) -> Bounded:
-    """Bound the exponential of `log_softmax`."""
-    value = np.exp(log_probability.value)
-    error = value * np.expm1(np.minimum(log_probability.error + 3 * p.stored, CAP))
+def log_softmax(z: Bounded, p: Precision) -> Bounded:
+    """Bound log softmax along the last axis of [n, c] logits."""
+    parts = _softmax(z, p)
+    return Bounded(parts.log, parts.moved + parts.log_rounded)
+
+
+def softmax(z: Bounded, p: Precision) -> Bounded:
+    """Bound the softmax along the last axis of [n, c] logits."""
+    return _probability(_softmax(z, p), p)
+
+
+def _probability(parts: Softmax, p: Precision) -> Bounded:
+    relative = np.exp(np.minimum(parts.moved, CAP)) * (1 + parts.rounded) - 1
     # what is computed is a probability too, give or take its own rounding
-    return Bounded(value, np.minimum(error, 1 + 8 * p.stored) + p.tiny)
+    error = np.minimum(parts.probability * relative, 1 + parts.probability * parts.rounded)
+    return Bounded(parts.probability, error + p.tiny)
 
 
 def cross_entropy(z: Bounded, targets: Bounded, p: Precision) -> tuple[Bounded, Bounded]:
@@ -102,23 +240,26 @@ def cross_entropy(z: Bounded, targets: Bounded, p: Precision) -> tuple[Bounded, 
     Returns:
         The [n] values, and their [n, c] gradients with respect to the logits.
     """
-    logp = log_softmax(z, p)
-    probability = softmax(logp, p)
-    terms = np.max(np.count_nonzero(targets.value, axis=-1), initial=1)
-    products = targets.value * abs(logp.value)
-    error = targets.value * logp.error + targets.error * abs(logp.value)
-    error += (gamma(terms, p.accumulated) + 2 * p.stored) * products + p.tiny
-    slope_error = probability.error + targets.error + 2 * p.stored * (probability.value + targets.value)
-    return (
-        Bounded(products.sum(-1), error.sum(-1)),
-        Bounded(probability.value - targets.value, slope_error),
-    )
+    w = p.accumulated
+    parts = _softmax(z, p)
+    t = targets.value
+    slope = parts.probability - t
+    products = t * abs(parts.log)
+    # where the logits move by e, the value moves by (p - t) e and what is of second order
+    moved = (abs(slope) * z.error).sum(-1) + parts.curved[..., 0]
+    error = moved + (t * parts.log_rounded + targets.error * abs(parts.log)).sum(-1)
+    error += (inexact(t) * (w + p.narrowed) * products).sum(-1) + summed(products, w) + p.tiny
+    probability = _probability(parts, p)
+    slope_error = probability.error + targets.error + w * abs(slope) + p.narrowed * (t + abs(slope))
+    # of targets that are no labels, the backward of log softmax sums up
+    slope_error += probability.value * summed(t, w)[..., None] + inexact(t).any() * 2 * w * probability.value
+    return Bounded(products.sum(-1), error), Bounded(slope, slope_error)
 
 
 def cross_entropy_targets(z: Bounded, target_logits: Bounded, p: Precision) -> Bounded:
     """Bound the gradient of `cross_entropy` with respect to the logits of its targets."""
     logp = log_softmax(z, p)
-    target = softmax(log_softmax(target_logits, p), p)
+    target = softmax(target_logits, p)
     mean = (target.value * logp.value).sum(-1, keepdims=True)
     mean_error = (target.value * logp.error + target.error * abs(logp.value)).sum(-1, keepdims=True)
     mean_error += (gamma(z.value.shape[-1], p.accumulated) + 3 * p.stored) * abs(mean)
@@ -130,46 +271,73 @@ def cross_entropy_targets(z: Bounded, target_logits: Bounded, p: Precision) -> B
 
 def sigmoid_cross_entropy(z: Bounded, labels: Array, p: Precision) -> tuple[Bounded, Bounded]:
     """Bound -log sigmoid(labels * logits) for labels of 1 and -1, and its gradient by the logits."""
+    w = p.accumulated
     margin = labels * z.value
-    value = np.logaddexp(0, -margin)
+    tail = np.log1p(np.exp(-abs(margin)))
+    value = np.maximum(-margin, 0) + tail
     slope = np.exp(-np.logaddexp(0, margin))
     moved = slope * np.expm1(np.minimum(z.error, CAP))
-    error = np.minimum(moved, z.error) + (5 * p.accumulated + p.stored) * value + p.tiny
-    slope_error = np.minimum(moved, 1) + slope * (5 * p.accumulated + 2 * p.stored) + p.tiny
+    exponential = np.expm1(BASE_TWO * w * abs(margin)) + ELEMENTARY * w
+    # |margin| + tail, from which |margin| may be taken away again: log sigmoid(z) - z for a negative
+    error = np.minimum(moved, z.error) + tail * (exponential + ELEMENTARY * w)
+    error += added(tail, abs(margin) + tail, w)
+    error += p.narrowed * value + p.tiny
+    # as 1 - 1 / (1 + exp(-z)) it errs by two roundings of what is near 1, however small it is
+    slope_error = np.minimum(moved, 1) + slope * (exponential + 3 * w + 2 * p.narrowed) + 2 * w + p.tiny
     return Bounded(value, error), Bounded(-labels * slope, slope_error)
 
 
-def total(values: Bounded, weight: float, p: Precision, parts: int = 1) -> float:
+def total(values: Bounded, weight: Weight, p: Precision, parts: int = 1) -> float:
     """Bound `weight` times the sum of all values, summed in `parts` that are stored one by one."""
     size = abs(values.value).sum()
-    error = values.error.sum() + gamma(values.value.size, p.accumulated) * size
-    return float(abs(weight) * (error + gamma(parts + 4, p.stored) * size) + p.tiny)
+    error = values.error.sum() + summed(abs(values.value).reshape(-1), p.accumulated)
+    error += (gamma(weight.roundings, p.accumulated) + gamma(parts + 4, p.narrowed)) * size
+    return float(abs(weight.value) * error + p.tiny)
+
+
+def weighed(slope: Bounded, weight: Weight, p: Precision) -> Magnitude:
+    """Bound the gradient of logits, `weight` times `slope`."""
+    size = abs(weight.value) * abs(slope.value)
+    # the last step multiplies with the slope
+    roundings = weight.roundings + int(inexact(weight.value))
+    error = abs(weight.value) * slope.error + (gamma(roundings, p.accumulated) + 4 * p.narrowed) * size
+    return Magnitude(error + p.tiny, size)
 
 
 def through_logits(
-    slope: Bounded, weight: float, scale: float, x: Array, y: Array, p: Precision
+    slope: Bounded, weight: Weight, scale: float, x: Array, y: Array, p: Precision
 ) -> dict[str, Magnitude]:
     """Bound the gradients of x, y, scale and bias where `weight * slope` is the gradient of the logits."""
-    g = abs(weight) * abs(slope.value)
-    e = abs(weight) * slope.error + 4 * p.stored * g + p.tiny
+    w = p.accumulated
+    e, g = weighed(slope, weight, p)
     bounds = {}
+    additions = {}
     for name, features, error, size in (("x", y, e, g), ("y", x, e.T, g.T)):
         products = abs(scale) * size @ abs(features)
-        rounded = (gamma(len(features) + 1, p.accumulated) + gamma(5, p.stored)) * products
+        terms = (size != 0).astype(float) @ (features != 0).astype(float)
+        additions[name] = np.maximum(terms - 1, 0) + inexact(features).any(0)
+        rounded = (gamma(additions[name] + inexact(scale), w) + gamma(5, p.narrowed)) * products
         lost = p.tiny * (2 + abs(features).sum(0))[None, :] * max(abs(scale), 1)
         bounds[name] = Magnitude(abs(scale) * error @ abs(features) + rounded + lost, products)
     products = (abs(x) * (g @ abs(y))).sum()
     error = (abs(x) * (e @ abs(y))).sum() + p.tiny * (2 + abs(x).sum() + abs(y).sum())
-    error += (gamma(x.size + y.size, p.accumulated) + gamma(6, p.stored)) * products
+    # features are multiplied with features first, or either with the gradient
+    first = [
+        (x.shape[1] + 1, g * (abs(x) @ abs(y).T)),
+        (additions["x"].max() + 1, abs(x) * (g @ abs(y))),
+        (additions["y"].max() + 1, abs(y) * (g.T @ abs(x))),
+    ]
+    error += max(gamma(count, w) * products + summed(sizes.reshape(-1), w) for count, sizes in first)
+    error += gamma(6, p.narrowed) * products
     bounds["scale"] = Magnitude(np.asarray(error), np.asarray(products))
-    error = e.sum() + (gamma(g.size, p.accumulated) + gamma(3, p.stored)) * g.sum()
+    error = e.sum() + summed(g.reshape(-1), w) + gamma(3, p.narrowed) * g.sum()
     bounds["bias"] = Magnitude(np.asarray(error), np.asarray(g.sum()))
     return bounds
 
 
 def _normalization(width: int, p: Precision) -> float:
     """Return the relative error of an element of x / |x|: half of the sum's, the root and the quotient."""
-    return gamma(width / 2 + 2, p.accumulated) + gamma(3, p.stored)
+    return float(gamma(width / 2 + 2, p.accumulated) + gamma(3, p.stored))
 
 
 def cosine_logits(temperature: float, x: Array, y: Array, p: Precision) -> Bounded:
@@ -182,7 +350,7 @@ def cosine_logits(temperature: float, x: Array, y: Array, p: Precision) -> Bound
 
 
 def through_cosine(
-    slope: Bounded, weight: float, temperature: float, x: Array, y: Array, p: Precision
+    slope: Bounded, weight: Weight, temperature: float, x: Array, y: Array, p: Precision
 ) -> tuple[Magnitude, Magnitude]:
     """Bound the gradients of the [n, d] and [m, d] normalised rows; `weight * slope` is the logits'."""
     parts = through_logits(slope, weight, 1 / temperature, x, y, p)

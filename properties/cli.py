@@ -267,7 +267,7 @@ class _Run:
                 self.not_verified.append(f"interrupted after {done} checks")
         skipped = sum(finding.not_run for finding in self.findings)
         if skipped:
-            self.not_verified.append(f"{skipped} checks could not run")
+            self.not_verified.append(f"{_checks(skipped)} could not run")
         self.defects = explain(self.findings, self.counterexamples)
         console.print(report.table(self.findings, self.known))
         report.show(console, self.defects, self.known)
@@ -281,9 +281,9 @@ class _Run:
         hold = sum(finding.verdict == "holds" for finding in self.findings)
         bad = [one for one in self.findings if one.verdict == "falsified" and not self.known.reason(one)]
         said = {
-            "holds": f"{hold} checks hold",
-            "falsified": f"{len(bad)} of {len(self.findings)} checks falsified",
-            "incomplete": f"incomplete: {hold} of {len(self.planned)} checks hold",
+            "holds": f"{_checks(hold)} hold" + ("s" if hold == 1 else ""),
+            "falsified": f"{len(bad)} of {_checks(len(self.findings))} falsified",
+            "incomplete": f"incomplete: {hold} of {_checks(len(self.planned))} hold",
         }[record.verdict]
         cases = sum(finding.examples for finding in self.findings)
         colour = {"holds": "bold green", "falsified": "bold red", "incomplete": "bold yellow"}[record.verdict]
@@ -295,6 +295,10 @@ class _Run:
         if interrupted:
             return INTERRUPTED
         return {"holds": HOLDS, "falsified": FALSIFIED, "incomplete": NOT_RUN}[record.verdict]
+
+
+def _checks(number: int) -> str:
+    return f"{number} check" if number == 1 else f"{number} checks"
 
 
 def _seconds(text: str | None) -> float:
@@ -346,7 +350,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, Unusable):
             said = error.as_option("--")
             if error.detail:
-                print(error.detail, file=sys.stderr)
+                console.print(escape(report.own(report.plain(error.detail))), highlight=False, soft_wrap=True)
         console.print(f"[bold red]error[/] {escape(said)}", highlight=False, soft_wrap=True)
         status = USAGE
     except KeyboardInterrupt:

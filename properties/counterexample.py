@@ -19,11 +19,12 @@ import numpy as np
 from oracles import clip, coca, complex_step, distill, exchange, gather, siglip
 from oracles.complex_step import Array
 
+from . import process_state
 from .cases import Case, rounded
 from .certifier import Check, Finding, Simulated
 from .contracts import Contract
 from .laws import Falsified, Place
-from .laws.communication import together
+from .laws.communication import Collectives, together
 from .laws.gradients import STEP, curve, unweighted, weighted
 from .laws.hygiene import compilable
 from .laws.metamorphic import padding_filled, permuted, split_otherwise, swapped
@@ -88,6 +89,8 @@ PROGRAMS = {
     "inputs unchanged": Program("once"),
     "outputs well formed": Program("once"),
     "deterministic": Program("again"),
+    "leaves no trace": Program("trace"),
+    "backward is silent": Program("silent"),
     "used equals fresh": Program("used"),
     "compiled equals eager": Program("compiled", compilable),
     "splits agree": Program("pair", other=("split", "the same batch split otherwise", split_otherwise)),
@@ -142,7 +145,9 @@ def render(finding: Finding, path: Path) -> str:
         calls.append(Call(f"before_{place + 1}", "what each rank was given before", step.case, step.mode))
 
     known = error.place if isinstance(error, Falsified) else None
-    if judge in ("law", "returns") or known is None:
+    if judge == "words":
+        known = Place("")
+    elif judge in ("law", "returns") or known is None:
         judge, known = "returns", Place("")
     horovod = check.world.kind == "horovod"
     numbers = judge in ("term", "gradient", "mean", "pair")
@@ -192,6 +197,7 @@ def render(finding: Finding, path: Path) -> str:
             else "weight.to(term.dtype)",
             run="form" if judge == "form" else "none" if act in ("travel", "curve") else "run",
             act=act,
+            source=_source(act),
             compiled=program.act == "compiled",
             oracle_functions=inlined(sources, derived) if uses_oracle else "",
             oracle_names=names,
@@ -255,6 +261,14 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
+def _source(act: str) -> str:
+    """Return what of `properties` a program needs, as Python that needs torch and NumPy alone."""
+    if act == "silent":
+        imports = "from typing import Any\n\nfrom torch.utils._python_dispatch import TorchDispatchMode\n\n\n"
+        return imports + inspect.getsource(Collectives)
+    return inspect.getsource(process_state).partition('"""\n\n')[2] if act == "trace" else ""
+
+
 def _judge(program: Program | None, error: Exception | None) -> str:
     """Return the template that compares what the ranks saw, or "law" where only the law itself can."""
     if program is None:
@@ -263,6 +277,8 @@ def _judge(program: Program | None, error: Exception | None) -> str:
         return "law"
     if isinstance(error, WorldError):
         return "returns"
+    if isinstance(error, Falsified) and program.act in ("trace", "silent"):
+        return "words"
     if not isinstance(error, Falsified) or error.place is None:
         return "law"
     kind = error.place.kind
@@ -339,7 +355,7 @@ def _constants(
             constants.append(("COTANGENTS", None, ""))
         constants.append(("STEP", STEP, "of the finite differences"))
         constants.append(("ALONG", _directions(contract, case), "how the inputs move"))
-    if judge == "returns":
+    if judge in ("returns", "words"):
         return constants
     if place.rank is not None:
         constants.append(("RANK", place.rank, ""))

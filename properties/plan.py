@@ -70,7 +70,8 @@ def ask(
         Unusable: an argument is. The target itself is not looked at: see `fitted`.
     """
     if contract is None or contract not in contracts():
-        raise Unusable("contract", f"expected one of {', '.join(contracts())}, got {contract}")
+        given = "nothing" if contract is None else contract
+        raise Unusable("contract", f"expected one of {', '.join(contracts())}, got {given}")
     if convention not in CONVENTIONS:
         raise Unusable("convention", f"expected one of {', '.join(CONVENTIONS)}, got {convention}")
     return contract, Subject(target, (convention,), equal_rows, some_dtypes(dtypes), options=config)

@@ -1,12 +1,21 @@
 """What all code of a process shares, and a loss must leave alone."""
 
+import contextlib
+import gc
+import glob
+import io
 import os
 import random
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 def _set_environment(variables: dict[str, str]) -> None:
@@ -22,11 +31,17 @@ def _set_generator(state: bytes) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
+def _numpy_generator() -> tuple[Any, ...]:
+    name, keys, *rest = np.random.get_state()
+    return name, tuple(np.asarray(keys).tolist()), *rest
+
+
 _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "torch's random generator": (_generator, _set_generator),
     "Python's random generator": (random.getstate, random.setstate),
+    "NumPy's random generator": (_numpy_generator, np.random.set_state),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
@@ -42,6 +57,7 @@ _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
         lambda enabled: torch.set_autocast_enabled("cpu", enabled),
     ),
     "the environment": (lambda: dict(os.environ), _set_environment),
+    "the working folder": (os.getcwd, os.chdir),
 }
 """How to read each, and how to put it back."""
 
@@ -65,3 +81,80 @@ def preserved() -> Iterator[None]:
     finally:
         for name in changed(before):
             _SHARED[name][1](before[name])
+
+
+_TORCH = [
+    (owner, name)
+    for owner in (torch, torch.Tensor, torch.autograd, torch.nn.functional, dist)
+    for name in dir(owner)
+    if callable(getattr(owner, name, None))
+]
+
+
+def _replaced(before: list[Any]) -> list[str]:
+    """Return the names of torch's functions that are others than before."""
+    return [
+        f"{owner.__name__}.{name}"
+        for (owner, name), value in zip(_TORCH, before, strict=True)
+        if getattr(owner, name, None) != value
+    ]
+
+
+def _tensors() -> int:
+    return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+
+def _children() -> set[str]:
+    """Return the processes that this one started and that still run, where Linux lists them."""
+    found = set()
+    for file in glob.glob("/proc/self/task/*/children"):
+        with contextlib.suppress(OSError), open(file) as listed:
+            found.update(listed.read().split())
+    return {child for child in found if _lives(child)}
+
+
+def _lives(process: str) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{process}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[str]:
+    """Return what a call leaves behind, in words.
+
+    Args:
+        call: makes the call, and returns what it was given; it is called twice.
+        seed: of the random generators.
+    """
+    # from where no usual seed leads: who seeds with 0 changes it too
+    torch.manual_seed(seed + 12345)
+    random.seed(seed + 12345)
+    np.random.seed(seed + 12345)
+    before, functions = snapshot(), [getattr(owner, name) for owner, name in _TORCH]
+    threads, children = set(threading.enumerate()), _children()
+    printed = io.StringIO()
+    kept: dict[str, None] = {}
+    alive = []
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            storages = {name: StorageWeakRef(leaf.untyped_storage()) for name, leaf in call().items()}
+            if not all(storage.expired() for storage in storages.values()):
+                gc.collect()
+            kept |= dict.fromkeys(name for name, storage in storages.items() if not storage.expired())
+            alive.append(_tensors())
+    if alive[1] > alive[0]:
+        gc.collect()
+        alive[1] = _tensors()
+    found = [f"changed {name}" for name in changed(before)]
+    found += [f"replaced {name}" for name in _replaced(functions)]
+    if printed.getvalue():
+        found.append(f"printed {printed.getvalue()!r}")
+    found += [f"keeps {name} alive" for name in kept]
+    if alive[1] > alive[0] and not kept:
+        found.append(f"keeps {alive[1] - alive[0]} more tensors each time")
+    if set(threading.enumerate()) - threads:
+        found.append("leaves a thread running")
+    if _children() - children:
+        found.append("leaves a process running")
+    return found

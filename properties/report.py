@@ -26,6 +26,7 @@ from .subjects import Subject
 
 CERTIFICATE_VERSION = 2
 HERE = str(Path(__file__).parent)
+MODULE = "torch/nn/modules/module.py"
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 """Of control characters: what is shown in their place."""
@@ -291,18 +292,28 @@ def explained(defect: Defect) -> str:
 
 def shortened(reason: str) -> str:
     """Return a reason without the frames that lead from here to the target, and without a long middle."""
+    lines = [
+        line if len(line) <= LINE else f"{line[:LINE]} ... {len(line) - LINE} characters ..."
+        for line in own(reason).splitlines()
+    ]
+    if len(lines) > REASON_LINES:
+        half = REASON_LINES // 2
+        lines[half:-half] = [f"... {len(lines) - 2 * half} lines ..."]
+    return "\n".join(lines)
+
+
+def own(reason: str) -> str:
+    """Return a reason without the frames of a traceback that lead from here to the target."""
     lines: list[str] = []
     ours = False
     for line in reason.splitlines():
         if frame := re.match(r' +File "(.+?)", line \d+', line):
-            ours = frame[1].startswith(HERE) or frame[1].endswith("torch/nn/modules/module.py")
+            leads = ("torch/nn/modules/module.py", "<frozen importlib._bootstrap>")
+            ours = frame[1].startswith(HERE) or frame[1].endswith(
+                (*leads, "<frozen importlib._bootstrap_external>")
+            )
         elif not line.startswith("    "):
             ours = False
         if not ours and not re.fullmatch(r"[ ~^]+", line):
-            lines.append(
-                line if len(line) <= LINE else f"{line[:LINE]} ... {len(line) - LINE} characters ..."
-            )
-    if len(lines) > REASON_LINES:
-        half = REASON_LINES // 2
-        lines[half:-half] = [f"... {len(lines) - 2 * half} lines ..."]
+            lines.append(line)
     return "\n".join(lines)

@@ -58,6 +58,14 @@ def call_distill_teacher(image=X, text=X, scale=SCALE, bias=None):
     return DistillClipLoss()(X, X, SCALE, image, text, scale, dist_logit_bias=bias)
 
 
+def call_siglip_logits(image=X, text=X, scale=SCALE, bias=None):
+    return SigLipLoss().get_logits(image, text, scale, bias)
+
+
+def call_dist_loss(image=X, text=X):
+    return DistillClipLoss().dist_loss(teacher_logits=image, student_logits=text)
+
+
 def call_gather(image=X, text=X):
     return gather_features(image, text)
 
@@ -107,6 +115,38 @@ def test_wrong_features(call, kind, wrong, got):
     with pytest.raises(kind) as both:
         call(image=wrong, text=wrong)
     names(both.value, prefix(call) + "image_features", got)
+
+
+@pytest.mark.parametrize(("kind", "wrong", "got"), WRONG_FEATURES)
+@pytest.mark.parametrize(
+    ("call", "first", "second"),
+    [
+        (call_siglip_logits, "image_features", "text_features"),
+        (call_dist_loss, "teacher_logits", "student_logits"),
+    ],
+)
+def test_wrong_matrices(call, first, second, kind, wrong, got):
+    with pytest.raises(kind) as error:
+        call(image=wrong)
+    names(error.value, first, got)
+    with pytest.raises(kind) as error:
+        call(text=wrong)
+    names(error.value, second, got)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "name", "expected", "got"),
+    [
+        ({"text": X[:, :3]}, ValueError, "text_features", "the width of image_features, 4", "3"),
+        ({"text": X.double()}, TypeError, "text_features", "the dtype of image_features", "torch.float64"),
+        ({"scale": "10"}, TypeError, "logit_scale", "a number", "str"),
+        ({"bias": "10"}, TypeError, "logit_bias", "a number", "str"),
+    ],
+)
+def test_wrong_siglip_logits(arguments, kind, name, expected, got):
+    with pytest.raises(kind, match=expected) as error:
+        call_siglip_logits(**arguments)
+    names(error.value, name, got)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -327,7 +367,9 @@ def test_a_place_that_contradicts_horovods(call, rank, world_size, monkeypatch):
 def test_horovod_has_no_process_groups(call, monkeypatch):
     pretend_horovod(monkeypatch)
     call()
-    with pytest.raises(ValueError, match="group: expected None with use_horovod=True"):
+    with pytest.raises(
+        ValueError, match=r"^group: expected None with use_horovod=True, as Horovod has no process groups$"
+    ):
         call(group=object())
 
 
@@ -373,6 +415,8 @@ def raised(call):
 
 
 def make_loss(kind, rank, size, **options):
+    if kind == "gather":
+        return partial(gather_features, rank=rank, world_size=size, **options)
     if kind == "coca":
         return CoCaLoss(2.0, 1.0, rank=rank, world_size=size, **options)
     classes = {"clip": ClipLoss, "distill": DistillClipLoss, "siglip": SigLipLoss}
@@ -380,6 +424,8 @@ def make_loss(kind, rank, size, **options):
 
 
 def call_loss(kind, loss, image, text, scale=SCALE, bias=None, logits=LOGITS, ids=IDS):
+    if kind == "gather":
+        return loss(image, text)
     if kind == "coca":
         return loss(image, text, logits, ids, scale, logit_bias=bias)
     if kind == "distill":
@@ -446,7 +492,13 @@ def test_gather_features_raises_on_every_rank():
 
 DISAGREEMENTS = {
     # how (rank) calls the loss, and what of each is named
-    "width": (lambda rank: ("clip", {}, X[:, : 4 - rank]), ["[4]", "[3]"]),
+    "width": (
+        lambda rank: ("clip", {}, X[:, : 4 - rank]),
+        [
+            "widths [[4], [4]] torch.float32 requires_grad any;",
+            "widths [[3], [3]] torch.float32 requires_grad any",
+        ],
+    ),
     "dtype": (lambda rank: ("clip", {}, X if rank else X.double()), ["torch.float64", "torch.float32"]),
     "local_loss": (
         lambda rank: ("clip", {"local_loss": rank == 0, "gather_with_grad": True}, X),
@@ -476,12 +528,33 @@ DISAGREEMENTS = {
     ),
     "siglip width": (lambda rank: ("siglip", {}, X[:, : 4 - rank]), ["[4]", "[3]"]),
     "distill width": (lambda rank: ("distill", {}, X[:, : 4 - rank]), ["[4]", "[3]"]),
+    "gather width": (lambda rank: ("gather", {}, X[:, : 4 - rank]), ["[[4], [4]]", "[[3], [3]]"]),
+    "gather local_loss": (
+        lambda rank: ("gather", {"local_loss": rank == 0}, X),
+        ["gather_features(local_loss=True", "gather_features(local_loss=False"],
+    ),
+    "gather gather_with_grad": (
+        lambda rank: ("gather", {"gather_with_grad": rank == 0}, X),
+        ["gather_with_grad=True", "gather_with_grad=False"],
+    ),
+    "gather convention": (
+        lambda rank: ("gather", {"convention": ["exact", "open_clip"][rank % 2]}, X),
+        ["convention='exact'", "convention='open_clip'"],
+    ),
+    "gather requires_grad": (
+        lambda rank: ("gather", {"gather_with_grad": True}, X.clone().requires_grad_(rank == 0), X),
+        ["requires_grad [True, False]", "requires_grad [False, False]"],
+    ),
+    "gather requires_grad of texts": (
+        lambda rank: ("gather", {"gather_with_grad": True}, X, X.clone().requires_grad_(rank == 0)),
+        ["requires_grad [False, True]", "requires_grad [False, False]"],
+    ),
 }
 
 
 def disagree(rank, size, case):
-    kind, options, features = DISAGREEMENTS[case][0](rank)
-    error = raised(lambda: call_loss(kind, make_loss(kind, rank, size, **options), features, features))
+    kind, options, image, *text = DISAGREEMENTS[case][0](rank)
+    error = raised(lambda: call_loss(kind, make_loss(kind, rank, size, **options), image, *(text or [image])))
     return error, still_works(rank, size)
 
 
@@ -493,6 +566,16 @@ def test_ranks_that_disagree_all_raise(size, case):
         assert "ranks disagree: rank 0 calls" in message
         assert all(word in message for word in DISAGREEMENTS[case][1]), message
         assert works
+
+
+def differ_in_what_requires_grad(rank, size, kind):
+    features = X.clone().requires_grad_(rank == 0)
+    return raised(lambda: call_loss(kind, make_loss(kind, rank, size), features, X))
+
+
+@pytest.mark.parametrize("kind", ["clip", "coca", "distill", "gather"])
+def test_ranks_may_differ_in_what_requires_grad_where_no_gradient_is_gathered(kind):
+    assert shared_world(2).run(differ_in_what_requires_grad, kind) == [None, None]
 
 
 def disagree_about_weights(rank, size):

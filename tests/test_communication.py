@@ -52,3 +52,16 @@ def test_gather_without_gradient_sends_nothing_in_backward(size: int, convention
 def test_gather_with_gradient_sends_in_backward(size: int) -> None:
     sent = _sent(size, ClipLoss, gather_with_grad=True)
     assert {phase for _, phase in sent} == {"forward", "backward"}
+
+
+@pytest.mark.parametrize(
+    ("dist_impl", "expected"),
+    [("bidir", "send"), ("shift", "send"), ("reduce", "broadcast"), ("gather", "all_gather")],
+)
+def test_texts_travel_as_asked(dist_impl: str, expected: str) -> None:
+    sent = _sent(3, SigLipLoss, dist_impl=dist_impl)
+    # the ranks tell one another three numbers besides
+    texts = ROWS * WIDTH * ITEM
+    assert {name for (name, phase), sizes in sent.items() if phase == "forward" and max(sizes) >= texts} == {
+        expected
+    }

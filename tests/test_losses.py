@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 import verified_losses
 from properties.worlds.processes import shared_world
+from properties.worlds.simulated import SimulatedWorld
 from tests.test_oracles import close, gradient_magnitude, operations
 from verified_losses import (
     ClipLoss,
@@ -36,7 +37,10 @@ from verified_losses import (
     neighbour_exchange_bidir_with_grad,
     neighbour_exchange_with_grad,
 )
+from verified_losses.gather import broadcast_rows, gather_rows
+from verified_losses.transport import Transport, eager
 
+X2 = torch.eye(2)
 ROOT = Path(__file__).parents[1]
 KINDS = ["clip", "coca", "distill", "siglip"]
 DIST_IMPLS = ["bidir", "shift", "reduce", "gather"]
@@ -164,6 +168,7 @@ def test_every_public_name_is_one_of_open_clip(open_clip_loss):
     assert all(hasattr(open_clip_loss, name) for name in verified_losses.__all__)
 
 
+@pytest.mark.processes
 def test_importable_with_torch_alone():
     program = """
 import sys
@@ -224,6 +229,12 @@ def test_cached_labels_follow_rank_and_local_loss():
         loss.rank, loss.local_loss = rank, local_loss
         start = 4 * rank if local_loss else 0
         assert loss.get_ground_truth("cpu", 4).tolist() == list(range(start, start + 4))
+
+
+def test_labels_are_made_once_if_cached():
+    for cached in (True, False):
+        loss = ClipLoss(cache_labels=cached)
+        assert (loss.get_ground_truth("cpu", 4) is loss.get_ground_truth("cpu", 4)) == cached
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
@@ -305,6 +316,39 @@ def test_the_teacher_gets_no_gradient():
     DistillClipLoss().dist_loss(teacher, 2 * student).backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
+
+
+def test_the_distillation_loss_is_a_mean_over_rows():
+    # of a uniform teacher and student: log of the number of columns
+    loss = DistillClipLoss().dist_loss(torch.ones(2, 4).double(), torch.zeros(2, 4).double())
+    close(loss.item(), np.log(4), 2, 8)
+
+
+def test_siglip_labels():
+    loss = SigLipLoss()
+    labels = loss.get_ground_truth(torch.device("cpu"), torch.float16, 3)
+    assert labels.dtype == torch.float16
+    assert labels.tolist() == (2 * np.eye(3) - 1).tolist()
+    assert loss.get_ground_truth(torch.device("cpu"), torch.float64, 2, negative_only=True).eq(-1).all()
+    assert loss.get_ground_truth(torch.device("meta"), torch.float32, 2).device.type == "meta"
+
+
+def test_siglip_logits_may_be_rectangular():
+    inputs = batch("siglip", rows=4)
+    logits = SigLipLoss().get_logits(**inputs | {"text_features": inputs["text_features"][:2]})
+    assert torch.equal(logits, ClipLoss().get_logits(**inputs)[0][:, :2])
+
+
+def test_eager_functions_stay_out_of_the_compiler():
+    def double(x):
+        assert not torch.compiler.is_compiling()
+        return 2 * x
+
+    kept = eager(double)
+    assert torch.equal(kept(X2), 2 * X2)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(lambda x: kept(x), fullgraph=True, backend="eager")(X2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -398,20 +442,21 @@ COMPILED = [
 ]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("kind", "options", "backend"), COMPILED)
 def test_compiled_gradients_equal_eager_ones(kind, options, backend):
     for results, expected in shared_world(2).run(compiled_and_eager, kind, options, backend):
         close_gradients(results, expected, (2, 2))
 
 
-def run_in_group(rank, size, members):
+def run_in_group(rank, size, members, destroy=True):
     """Return what each loss and exchange gives among `members`, of which the other ranks make groups too."""
     groups = [dist.new_group(list(ranks)) for ranks in members]
     group = next(g for g, ranks in zip(groups, members, strict=True) if rank in ranks)
     results = everything(dist.get_rank(group), dist.get_world_size(group), group)
     dist.barrier()
     for made, ranks in zip(groups, members, strict=True):
-        if rank in ranks:
+        if destroy and rank in ranks:
             dist.destroy_process_group(made)
     return results
 
@@ -433,14 +478,44 @@ def everything(rank, size, group=None):
     return [*results, [tensor.detach().numpy() for tensor in received], [mine.grad.numpy()]]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("members", [((1, 2), (0, 3)), ((2, 3), (0, 1))])
 def test_a_group_is_a_world_of_its_own(members):
     results = shared_world(4).run(run_in_group, members)
     expected = shared_world(2).run(everything)
+    check_groups(members, results, expected)
+
+
+def check_groups(members, results, expected):
     for ranks in members:
         for local_rank, rank in enumerate(ranks):
             for result, value in zip(results[rank], expected[local_rank], strict=True):
                 assert same(result, value)
+
+
+@pytest.mark.parametrize("members", [((1, 3), (0, 2)), ((2, 3), (0, 1))])
+def test_a_group_of_simulated_ranks_is_a_world_of_its_own(members):
+    results = SimulatedWorld(4).run(run_in_group, members, False)
+    check_groups(members, results, SimulatedWorld(2).run(everything))
+
+
+def disagree_in_group(rank, size, members):
+    groups = [dist.new_group(ranks) for ranks in members]  # each rank takes part in making each
+    group = next(g for g, ranks in zip(groups, members, strict=True) if rank in ranks)
+    assert Transport(dist.get_rank(group), 2, group).all_gather_text("a") == ["a", "a"]
+    inputs = batch("clip", rank)
+    with pytest.raises(ValueError, match="ranks disagree: rank 0 calls") as error:
+        ClipLoss(
+            rank=dist.get_rank(group), world_size=2, gather_with_grad=dist.get_rank(group) == 0, group=group
+        )(**inputs)
+    return str(error.value)
+
+
+def test_ranks_that_disagree_in_a_group_all_raise():
+    members = [[1, 3], [0, 2]]
+    for message in SimulatedWorld(4).run(disagree_in_group, members):
+        assert "gather_with_grad=True" in message.partition("rank 1 calls")[0]
+        assert "gather_with_grad=False" in message.partition("rank 1 calls")[2]
 
 
 def gathered_dtypes(rank, size, caption_loss_weight, clip_loss_weight):
@@ -463,6 +538,7 @@ def gathered_dtypes(rank, size, caption_loss_weight, clip_loss_weight):
     return carried, [term.item() for term in terms], [str(term.dtype) for term in terms]
 
 
+@pytest.mark.processes
 def test_a_contrastive_term_of_weight_zero_gathers_nothing():
     for carried, (contrastive, caption), dtypes in shared_world(2).run(gathered_dtypes, 2.0, 0.0):
         # the ranks only tell each other how many rows and tokens they have
@@ -540,6 +616,80 @@ def test_gradients_come_back_through_ranks_that_need_none(size, bidir):
     assert gradients == [[2.0 + size * bidir] * 2] + [None] * (size - 1)
 
 
+def gather_and_derive(rank, size, **options):
+    inputs = [batch("clip", rank, rank + 1)[name] for name in ("image_features", "text_features")]
+    everyone = gather_features(*inputs, rank=rank, world_size=size, **options)
+    if any(each.requires_grad for each in everyone):
+        sum((each**2).sum() for each in everyone).backward()
+    return [tensor.grad if tensor.grad is None else tensor.grad.numpy() for tensor in inputs]
+
+
+def gather_by_default(rank, size):
+    return gather_and_derive(rank, size), gather_and_derive(
+        rank, size, local_loss=False, gather_with_grad=False
+    )
+
+
+def test_gather_features_by_default():
+    for default, explicit in shared_world(2).run(gather_by_default):
+        assert all(gradient is not None for gradient in default)
+        assert same(default, explicit)
+
+
+def derive_thrice(rank, size, how):
+    """Return three derivatives, one after the other, of the sum over ranks of y^4."""
+    transport, rows = Transport(rank, size), tuple(range(1, size + 1))
+    left, right = (rank - 1) % size, (rank + 1) % size
+    x = (torch.arange(2.0 * rows[rank], dtype=torch.float64).reshape(-1, 2) - rank).requires_grad_()
+    outputs = {
+        "gather": lambda: gather_rows(transport, rows, [x]),
+        "broadcast": lambda: [broadcast_rows(transport, rows, x, 1)],
+        "exchange": lambda: [neighbour_exchange_with_grad(left, right, x)],
+        "exchange_bidir": lambda: neighbour_exchange_bidir_with_grad(left, right, x, x),
+    }[how]()
+    total = sum((y**4).sum() for y in outputs)
+    derivatives = []
+    for _ in range(3):
+        (derivative,) = torch.autograd.grad(total, x, create_graph=True)
+        derivatives.append(derivative.detach().numpy())
+        total = (2 * derivative).sum()
+    return x.detach().numpy(), derivatives
+
+
+@pytest.mark.parametrize("how", ["gather", "broadcast", "exchange", "exchange_bidir"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_any_derivative_travels(size, how):
+    for rank, (x, derivatives) in enumerate(shared_world(size).run(derive_thrice, how)):
+        # how many outputs each row is in
+        times = {"gather": size, "broadcast": size * (rank == 1), "exchange": 1, "exchange_bidir": 2}[how]
+        # of small integers, so without rounding; each is derived along 2
+        for derivative, expected in zip(derivatives, [4 * x**3, 2 * 12 * x**2, 4 * 24 * x], strict=True):
+            assert np.array_equal(derivative, times * expected)
+
+
+def derive_by_a_cotangent(rank, size, bidir):
+    """Return the derivative of <gradient, rank + 2> by cotangents that only rank 1 has as variables."""
+    left, right = (rank - 1) % size, (rank + 1) % size
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    y = (
+        neighbour_exchange_bidir_with_grad(left, right, x, x)
+        if bidir
+        else [neighbour_exchange_with_grad(left, right, x)]
+    )
+    cotangents = [torch.full((2,), 3.0, dtype=torch.float64, requires_grad=rank == 1) for _ in y]
+    (gradient,) = torch.autograd.grad(y, x, cotangents, create_graph=True)
+    ((rank + 2.0) * gradient).sum().backward()
+    return [None if cotangent.grad is None else cotangent.grad.tolist() for cotangent in cotangents]
+
+
+@pytest.mark.parametrize("bidir", [False, True])
+def test_a_rank_whose_cotangents_are_constants_serves_the_others(bidir):
+    # y from the right was sent by rank 2, y from the left by rank 0
+    expected = [[4.0, 4.0], [2.0, 2.0]] if bidir else [[2.0, 2.0]]
+    nothing = [None] * len(expected)
+    assert shared_world(3).run(derive_by_a_cotangent, bidir) == [nothing, expected, nothing]
+
+
 def without_gradients(rank, size, kind, options):
     loss, inputs = make(kind, rank, size, **options), batch(kind, rank)
     expected = tree_leaves(loss(**inputs))
@@ -587,6 +737,7 @@ def train_step(rank, size, kind, options, rows, distributed):
     return [parameter.grad.numpy() for parameter in towers.parameters()]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("rows", [(3, 3), (1, 4)])
 @pytest.mark.parametrize(
     ("kind", "options"),

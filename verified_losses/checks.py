@@ -95,12 +95,9 @@ def agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[F
     Raises:
         TypeError, ValueError: on every rank, if any rank's arguments are wrong or ranks disagree.
     """
-    if transport.alone:
-        return [check()]
-    return _agree(transport, call, check)
+    return [check()] if transport.alone else _agree_eagerly(transport, call, check)
 
 
-@eager
 def _agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[Facts]:
     transport.check_initialized()
     error: Exception | None = None
@@ -127,3 +124,6 @@ def _agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[
         raise kind(f"rank {culprit} raised {texts[culprit]}")
     other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
     raise ValueError(f"ranks disagree: rank 0 calls {texts[0]}; rank {other} calls {texts[other]}")
+
+
+_agree_eagerly = eager(_agree)

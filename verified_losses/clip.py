@@ -86,7 +86,7 @@ class ClipLoss(nn.Module):
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Return the column of each row's partner, [num_logits] int64 on `device`."""
         start = 0
-        if self.world_size > 1 and self.local_loss:
+        if self.local_loss:
             start = sum(self._agreed[: self.rank]) if self._agreed else num_logits * self.rank
         key = (torch.device(device), num_logits, start)
         labels = self.labels.get(key)

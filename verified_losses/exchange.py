@@ -191,8 +191,7 @@ def _announced(sends: list[tuple[Tensor, int]], sources: list[int], group: Any) 
     return [tensor for tensor, _ in receives]
 
 
-@eager
-def _announced_shapes(
+def _announce(
     sends: list[tuple[Tensor, int]], sources: list[int], group: Any
 ) -> list[tuple[list[int], torch.dtype]]:
     """Tell each receiver the shape and dtype that comes, and hear what comes here."""
@@ -238,6 +237,9 @@ def _announced_shapes(
         _transfer([(tensor.detach(), rank) for tensor, rank in good], ignored, group)
         raise wrong
     return announced
+
+
+_announced_shapes = eager(_announce)
 
 
 def _transfer(sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]], group: Any) -> None:

@@ -181,7 +181,7 @@ class SigLipLoss(nn.Module):
                     left, right, to_left, to_right, shape_from_right, shape_from_left, group
                 )
                 texts += [to_left, to_right]
-        if self.dist_impl == "bidir" and (world_size - 1) % 2:
+        if self.dist_impl == "bidir" and world_size % 2 == 0:
             shape = rows[(rank - hops - 1) % world_size], width
             texts.append(exchange_with_grad(left, right, to_right, shape, group))
         return texts

@@ -90,7 +90,8 @@ class Transport:
         """Sum [world_size, ...] over the ranks and keep this rank's part, [...]."""
         if dist.get_backend(self.group) == "nccl":
             mine = torch.empty_like(tensor[0], memory_format=torch.contiguous_format)
-            dist.reduce_scatter_tensor(mine, tensor.contiguous(), group=self.group)
+            # the form with one tensor has another name after torch 2.11
+            dist.reduce_scatter(mine, list(tensor.contiguous().unbind()), group=self.group)
             return mine
         return self.sum(tensor)[self.rank]
 

@@ -36,6 +36,7 @@ class Sum:
     def __init__(self, inputs: Inputs) -> None:
         self._error = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
         self._size = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
+        self._parts = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
 
     def add(self, rank: int, name: str, part: Magnitude, times: float = 1.0) -> None:
         """Add `times` a part to the gradient of one rank's input."""
@@ -43,13 +44,17 @@ class Sum:
             shape = self._error[rank][name].shape
             self._error[rank][name] += times * np.reshape(part.error, shape)
             self._size[rank][name] += times * np.reshape(part.size, shape)
+            # what is counted several times is added so often, or multiplied
+            self._parts[rank][name] += max(1.0, times) * (np.reshape(part.size, shape) > 0)
 
     def bounds(self, p: Precision) -> list[dict[str, Array]]:
         """Return the bound of every gradient, the rounding of the sum over terms and ranks included."""
-        rounding = gamma(4 * len(self._error) + 4, p.stored)
         return [
-            {name: error[name] + rounding * size[name] + p.tiny for name in error}
-            for error, size in zip(self._error, self._size, strict=True)
+            {
+                name: error[name] + gamma(np.maximum(parts[name] - 1, 0), p.stored) * size[name] + p.tiny
+                for name in error
+            }
+            for error, size, parts in zip(self._error, self._size, self._parts, strict=True)
         ]
 
 

@@ -11,7 +11,7 @@ from oracles import rounding
 from oracles.clip import clip_loss, get_ground_truth, row_weight
 from oracles.complex_step import Array
 from oracles.gather import occurrences
-from oracles.rounding import Bounded, Precision
+from oracles.rounding import Bounded, Precision, Weight
 
 from ..cases import Case, Options, feature_pair, scalars
 from ..subjects import Subject
@@ -107,7 +107,7 @@ class Direction:
         """Bound the logits."""
         return rounding.logits(self.scale, self.anchors, self.gallery, self.bias, p)
 
-    def add_gradients(self, sums: Sum, slope: Bounded, weight: float, p: Precision) -> None:
+    def add_gradients(self, sums: Sum, slope: Bounded, weight: Weight, p: Precision) -> None:
         """Add what the gradients get where `weight * slope` is the gradient of the logits."""
         parts = rounding.through_logits(slope, weight, self.scale, self.anchors, self.gallery, p)
         sums.add(self.rank, self.scalar_names[0], parts["scale"])
@@ -157,23 +157,35 @@ def directions(case: Case, inputs: Inputs, prefix: str = "") -> list[list[Direct
     return everyone
 
 
+def row_weighing(case: Case, factor: float = 1.0) -> Weight:
+    """Return what a row of both directions counts."""
+    rows = list(case.rows)
+    value = factor * row_weight(rows, case.option("local_loss")) / 2
+    return Weight.of(value, factor, *rows, sum(rows), len(rows))
+
+
+def joined(parts: list[Bounded]) -> Bounded:
+    """Return the values of several parts as one."""
+    return Bounded(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
 def contrastive_bounds(
     case: Case, inputs: Inputs, term: str, factor: float, weights: list[dict[str, Array]], sums: Sum
 ) -> list[dict[str, Array]]:
     """Bound the contrastive term of every rank, and add its gradients to `sums`."""
     p = Precision.of(case.dtype)
-    weight = factor * row_weight(list(case.rows), case.option("local_loss")) / 2
+    weight = row_weighing(case, factor)
     terms = []
     for rank, pair in enumerate(directions(case, inputs)):
-        error = 0.0
+        values = []
         for direction in pair:
             z = direction.logits(p)
             hot = np.zeros(z.value.shape)
             hot[np.arange(len(direction.labels)), direction.labels] = 1
             value, slope = rounding.cross_entropy(z, Bounded(hot, np.zeros(hot.shape)), p)
-            error += rounding.total(value, weight, p)
-            direction.add_gradients(sums, slope, weight * abs(float(weights[rank][term])), p)
-        terms.append({term: np.asarray(error)})
+            values.append(value)
+            direction.add_gradients(sums, slope, weight.times(weights[rank][term]), p)
+        terms.append({term: np.asarray(rounding.total(joined(values), weight, p))})
     return terms
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracles import rounding
 from oracles.coca import caption_loss
 from oracles.complex_step import Array
-from oracles.rounding import Bounded, Magnitude, Precision
+from oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject
@@ -105,23 +105,23 @@ class CoCaContract(ClipContract):
         clip_weight, caption_weight = self._weights(case)
         sums = Sum(inputs)
         terms = contrastive_bounds(case, inputs, "contrastive_loss", clip_weight, weights, sums)
-        tokens = [np.count_nonzero(given["labels"] != case.pad_id) for given in inputs]
+        tokens = [int(np.count_nonzero(given["labels"] != case.pad_id)) for given in inputs]
         for rank, given in enumerate(inputs):
             exact = case.option("convention", "exact") == "exact"
             divisor = sum(tokens) / len(tokens) if exact else tokens[rank]
-            weight = caption_weight / max(divisor, 1 / len(tokens))
+            value = caption_weight / max(divisor, 1 / len(tokens))
+            weight = Weight.of(value, caption_weight, *tokens, sum(tokens), len(tokens))
             is_token = given["labels"] != case.pad_id
             z = given["logits"].reshape(-1, case.vocabulary)
             hot = np.eye(case.vocabulary)[np.where(is_token, given["labels"], 0).reshape(-1)]
-            value, slope = rounding.cross_entropy(
+            values, slope = rounding.cross_entropy(
                 Bounded(z, np.zeros(z.shape)), Bounded(hot, np.zeros(z.shape)), p
             )
             kept = is_token.reshape(-1)
-            error = rounding.total(Bounded(value.value[kept], value.error[kept]), weight, p)
+            error = rounding.total(Bounded(values.value[kept], values.error[kept]), weight, p)
             terms[rank]["caption_loss"] = np.asarray(error if caption_weight else 0.0)
-            gradient = abs(weight * float(weights[rank]["caption_loss"])) * kept[:, None]
-            size = gradient * abs(slope.value)
-            sums.add(rank, "logits", Magnitude(gradient * slope.error + 5 * p.stored * size, size))
+            gradient = rounding.weighed(slope, weight.times(weights[rank]["caption_loss"]), p)
+            sums.add(rank, "logits", Magnitude(*(part * kept[:, None] for part in gradient)))
         return Bounds(terms, sums.bounds(p))
 
     def _weights(self, case: Case) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracles import rounding
 from oracles.complex_step import Array
 from oracles.cross_entropy import cross_entropy_loss
-from oracles.rounding import Bounded, Magnitude, Precision
+from oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject
@@ -75,13 +75,13 @@ class CrossEntropyContract(Contract):
         terms = []
         for rank, given in enumerate(inputs):
             kept = given["labels"] != case.pad_id
-            weight = 1 / np.count_nonzero(kept)
+            tokens = int(np.count_nonzero(kept))
+            weight = Weight.of(1 / tokens, tokens)
             z, exact = given["logits"], np.zeros(given["logits"].shape)
             hot = np.eye(case.vocabulary)[np.where(kept, given["labels"], 0)]
             value, slope = rounding.cross_entropy(Bounded(z, exact), Bounded(hot, exact), p)
             counted = Bounded(value.value[kept], value.error[kept])
             terms.append({"loss": np.asarray(rounding.total(counted, weight, p))})
-            gradient = weight * abs(float(weights[rank]["loss"])) * kept[:, None]
-            size = gradient * abs(slope.value)
-            sums.add(rank, "logits", Magnitude(gradient * slope.error + 5 * p.stored * size, size))
+            gradient = rounding.weighed(slope, weight.times(weights[rank]["loss"]), p)
+            sums.add(rank, "logits", Magnitude(*(part * kept[:, None] for part in gradient)))
         return Bounds(terms, sums.bounds(p))

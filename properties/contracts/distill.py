@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 
 from oracles import rounding
-from oracles.clip import row_weight
 from oracles.complex_step import Array
 from oracles.distill import distill_loss
 from oracles.rounding import Precision
@@ -19,6 +18,8 @@ from .clip import (
     contrastive_bounds,
     directions,
     flags,
+    joined,
+    row_weighing,
     split_inputs,
     student,
 )
@@ -70,18 +71,18 @@ class DistillContract(ClipContract):
         p = Precision.of(case.dtype)
         sums = Sum(inputs)
         terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, weights, sums)
-        weight = row_weight(list(case.rows), case.option("local_loss")) / 2
+        weight = row_weighing(case)
         teachers = directions(case, inputs, "dist_")
         for rank, students in enumerate(directions(case, inputs)):
-            error = 0.0
-            gradient = weight * abs(float(weights[rank]["distill_loss"]))
+            values = []
+            gradient = weight.times(weights[rank]["distill_loss"])
             for pupil, teacher in zip(students, teachers[rank], strict=True):
                 z, t = pupil.logits(p), teacher.logits(p)
-                targets = rounding.softmax(rounding.log_softmax(t, p), p)
+                targets = rounding.softmax(t, p)
                 value, slope = rounding.cross_entropy(z, targets, p)
-                error += rounding.total(value, weight, p, parts=4)
+                values.append(value)
                 pupil.add_gradients(sums, slope, gradient, p)
                 if case.option("convention", "exact") == "open_clip":
                     teacher.add_gradients(sums, rounding.cross_entropy_targets(z, t, p), gradient, p)
-            terms[rank]["distill_loss"] = np.asarray(error)
+            terms[rank]["distill_loss"] = np.asarray(rounding.total(joined(values), weight, p, parts=4))
         return Bounds(terms, sums.bounds(p))

@@ -11,7 +11,7 @@ from oracles.clip import get_ground_truth, row_weight
 from oracles.complex_step import Array
 from oracles.gather import occurrences
 from oracles.infonce import infonce_loss, normalize
-from oracles.rounding import Bounded, Magnitude, Precision
+from oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import SCALES, Case, feature_pair
 from ..subjects import Subject
@@ -86,10 +86,10 @@ class InfoNceContract(ClipContract):
             own = owned(rows, rank, local_loss)
             z = rounding.cosine_logits(1 / case.scale, normalize(queries[own]), normalize(keys), p)
             labels = get_ground_truth(rows, rank, local_loss)
-            weight = row_weight(rows, local_loss and case.world_size > 1)
+            weight = Weight.of(row_weight(rows, is_local(case)), *rows, sum(rows), len(rows))
             value, slope = rounding.cross_entropy(z, one_hot(labels, z), p)
             terms.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
-            gradient = weight * abs(float(weights[rank]["contrastive_loss"]))
+            gradient = weight.times(weights[rank]["contrastive_loss"])
             unit = normalize(queries[own]), normalize(keys)
             x, y = rounding.through_cosine(slope, gradient, 1 / case.scale, *unit, p)
             times = occurrences(rank, case.world_size, local_loss, gather_with_grad, convention)

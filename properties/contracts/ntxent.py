@@ -8,7 +8,7 @@ from oracles.complex_step import Array
 from oracles.gather import occurrences
 from oracles.infonce import normalize
 from oracles.ntxent import ntxent_loss, places
-from oracles.rounding import Bounded, Magnitude, Precision
+from oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case
 from . import Bounds, Inputs, Sum
@@ -51,13 +51,13 @@ class NTXentContract(InfoNceContract):
             z = rounding.cosine_logits(1 / case.scale, unit[own], unit, p)
             others = np.arange(len(unit)) != own[:, None]
             kept = Bounded(*(array[others].reshape(len(own), -1) for array in z))
-            weight = row_weight(rows, local) / 2
+            weight = Weight.of(row_weight(rows, local) / 2, *rows, sum(rows), len(rows))
             value, slope = rounding.cross_entropy(kept, one_hot(partner - (partner > own), kept), p)
             for_each.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
             full = Bounded(np.zeros(z.value.shape), np.zeros(z.value.shape))
             for array, given in zip(full, slope, strict=True):
                 array[others] = given.ravel()
-            gradient = weight * abs(float(weights[rank]["contrastive_loss"]))
+            gradient = weight.times(weights[rank]["contrastive_loss"])
             x, y = rounding.through_cosine(full, gradient, 1 / case.scale, unit[own], unit, p)
             x = spread(x, own, len(unit))
             times = occurrences(rank, case.world_size, *flags(case))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from oracles import rounding
 from oracles.complex_step import Array
-from oracles.rounding import Bounded, Magnitude, Precision
+from oracles.rounding import Magnitude, Precision, Weight
 from oracles.siglip import siglip_loss
 
 from ..cases import Case, Options
@@ -59,7 +59,8 @@ class SigLipContract(ClipContract):
         texts = np.concatenate(column(inputs, "text_features"))
         scales, biases = column(inputs, "logit_scale"), column(inputs, "logit_bias")
         starts = np.cumsum([0, *case.rows])
-        weight = case.world_size / sum(case.rows)
+        total, world_size = sum(case.rows), case.world_size
+        weight = Weight.of(world_size / total, *case.rows, total, world_size)
         terms = []
         for rank, given in enumerate(inputs):
             image = given[FEATURES[0]]
@@ -67,9 +68,9 @@ class SigLipContract(ClipContract):
             labels = -np.ones(z.value.shape)
             labels[np.arange(len(image)), starts[rank] + np.arange(len(image))] = 1
             value, slope = rounding.sigmoid_cross_entropy(z, labels, p)
-            error = rounding.total(Bounded(value.value, value.error), weight, p, parts=case.world_size)
+            error = rounding.total(value, weight, p, parts=case.world_size)
             terms.append({"contrastive_loss": np.asarray(error)})
-            gradient = weight * abs(float(weights[rank]["contrastive_loss"]))
+            gradient = weight.times(weights[rank]["contrastive_loss"])
             parts = rounding.through_logits(slope, gradient, float(scales[rank]), image, texts, p)
             sums.add(rank, "image_features", parts["x"])
             sums.add(rank, "logit_scale", parts["scale"])

@@ -104,7 +104,7 @@ def backward_is_silent(contract: Contract, subject: Subject, world: World, case:
     return 0.0
 
 
-class _Collectives(TorchDispatchMode):
+class Collectives(TorchDispatchMode):
     """Notes the communication of real process groups."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ def _sent_in_backward(
 ) -> list[str]:
     loss = contract.build(subject.resolve(), case, rank, world_size)
     output = contract.call(loss, inputs(rank, contract, case), case, rank)
-    with _Collectives() as collectives:
+    with Collectives() as collectives:
         backward(rank, contract, case, contract.read(output, case)[1])
     seen: list[str] = collectives.seen
     return seen

@@ -1,21 +1,15 @@
 """How a loss behaves as a piece of software."""
 
-import contextlib
 import dataclasses
-import gc
-import io
-import random
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..cases import Case
 from ..contracts import Contract
-from ..process_state import changed, snapshot
+from ..process_state import traces
 from ..subjects import Outcome, Step, Subject, backward, inputs
 from ..worlds import World
 from . import Falsified, Law, Place, misshapen, observe, run
@@ -136,35 +130,25 @@ def compiled_equals_eager(contract: Contract, subject: Subject, world: World, ca
 
 
 def leaves_no_trace(contract: Contract, subject: Subject, world: World, case: Case) -> float:
-    """A call leaves the process as it was, prints nothing, and keeps none of its inputs alive."""
-    for rank, traces in enumerate(run(world, _traces, subject, contract, case)):
-        if traces:
-            raise Falsified(f"rank {rank}: the call {', '.join(traces)}")
+    """A call leaves the process as it was, prints nothing, and keeps nothing alive."""
+    for rank, found in enumerate(run(world, _traces, subject, contract, case)):
+        if found:
+            raise Falsified(f"rank {rank}: the call {', '.join(found)}")
     return 0.0
 
 
 def _traces(rank: int, world_size: int, subject: Subject, contract: Contract, case: Case) -> list[str]:
     """Return what a call and its backward leave behind, in words."""
     target = subject.resolve()
-    printed = io.StringIO()
-    # from where no usual seed leads: who seeds with 0 changes it too
-    torch.manual_seed(case.seed + 12345)
-    random.seed(case.seed + 12345)
-    before = snapshot()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+
+    def call() -> dict[str, torch.Tensor]:
         loss = contract.build(target, case, rank, world_size)
         given = inputs(rank, contract, case)
-        storages = {name: StorageWeakRef(leaf.untyped_storage()) for name, leaf in given.items()}
         terms = contract.read(contract.call(loss, given, case, rank), case)[1]
         backward(rank, contract, case, terms)
-    del given, terms
-    traces = [f"changed {name}" for name in changed(before)]
-    if printed.getvalue():
-        traces.append(f"printed {printed.getvalue()!r}")
-    if not all(storage.expired() for storage in storages.values()):
-        gc.collect()
-    return traces + [f"keeps {name} alive" for name, storage in storages.items() if not storage.expired()]
+        return given
+
+    return traces(call, case.seed)
 
 
 LAWS = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-from .plain import Clip, Scalar, all_gather, all_sum, altered, gather_rows, widen
+from .plain import Clip, Scalar, all_gather, all_sum, altered, four_ulps_up, gather_rows, widen
 
 # Labels
 
@@ -149,6 +149,11 @@ class RoundedLogits(Clip):
     def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
         logits = super().product(anchors, gallery, scale, bias)
         return logits.bfloat16().to(logits.dtype)
+
+
+class LogitsFourUlpsUp(Clip):
+    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        return four_ulps_up(super().product(anchors, gallery, scale, bias))
 
 
 class TF32Products(Clip):

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from .plain import CoCa, Scalar, all_sum, altered, widen
+from .plain import CoCa, Scalar, all_sum, altered, four_ulps_up, widen
 
 # Terms of weight 0
 
@@ -136,6 +136,14 @@ class AllPadRankSkips(CoCa):
 class CaptionTimesTokens(CoCa):
     def caption(self, logits: Tensor, labels: Tensor) -> Tensor:
         return super().caption(logits, labels) * self.tokens(labels)
+
+
+class LogitsFourUlpsUp(CoCa):
+    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        return four_ulps_up(super().product(anchors, gallery, scale, bias))
+
+    def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().token_sum(four_ulps_up(logits), labels)
 
 
 # Captions

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plain import Distill, Scalar, altered, widen
+from .plain import Distill, Scalar, altered, four_ulps_up, widen
 
 
 class TeacherLearns(Distill):
@@ -16,6 +16,11 @@ class TeacherLearns(Distill):
 class TeacherScaleLearns(Distill):
     def teach(self, image: Tensor, text: Tensor, scale: Scalar, bias: Any, rows: list[int]) -> Any:
         return self.get_logits(image.detach(), text.detach(), scale, bias, rows)
+
+
+class LogitsFourUlpsUp(Distill):
+    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        return four_ulps_up(super().product(anchors, gallery, scale, bias))
 
 
 class TeacherOfOtherRow(Distill):

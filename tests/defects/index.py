@@ -30,6 +30,8 @@ class Planted:
     """What the error says, where it may raise, and not just be wrong."""
     smallest: str = ""
     """What the smallest case shows, where the defect depends on a size."""
+    seeds: float = 1.0
+    """Of how many seeds, as a share, the default budget must catch it with."""
     even: bool = False
     """It is held to equally many rows on every rank alone."""
     module: str = ""
@@ -74,6 +76,7 @@ DEFECTS = [
     Planted("clip", "FrozenScaleForgotten", "a frozen scale is replaced by 1/0.07", "", (TERMS,)),
     Planted("clip", "ClampedLogits", "logits are clamped at 50", "", (TERMS,)),
     Planted("clip", "RoundedLogits", "float32 logits pass through bfloat16", "", (TERMS,)),
+    Planted("clip", "LogitsFourUlpsUp", "logits are four units in the last place too high", "", (TERMS,), seeds=0.5),
     Planted("clip", "TF32Products", "products have ten bits", "", (TERMS,)),
     Planted("clip", "Float32Inside", "float64 features are multiplied in float32", "", (TERMS,)),
     Planted("clip", "HalfLoss", "the sum over rows passes through float16", "", (TERMS,)),
@@ -169,6 +172,7 @@ DEFECTS = [
     Planted("coca", "CountsPads", "padding counts in the mean", "", (TERMS,), "sim:2-8"),
     Planted("coca", "TailPadsOnly", "nothing behind the first padding counts", "", (TERMS,), "sim:2-8"),
     Planted("coca", "PadsAltered", "labels are altered in place", "", (INPUTS,)),
+    Planted("coca", "LogitsFourUlpsUp", "logits are four units in the last place too high", "", (TERMS,), seeds=0.5),
     Planted("coca", "MeanOfRankMeans", "the caption loss is a mean of rank means", "transformers issue 34191", (TERMS, MEAN), "sim:2-8"),
     Planted("coca", "MeanOfCaptionMeans", "a mean of the captions' means", "", (TERMS,), "sim:2-8"),
     Planted("coca", "TokensOfRankZero", "all ranks are taken to hold rank 0's tokens", "", (TERMS,), "sim:2-8"),
@@ -190,6 +194,7 @@ DEFECTS = [
     Planted("coca", "TokenCountSummedTwice", "from three ranks on, tokens are summed twice", "", (TERMS,), "sim:2-8"),
     Planted("distill", "TeacherLearns", "the teacher gets gradients", "sentence-transformers PR 3880", (GRADS,)),
     Planted("distill", "TeacherScaleLearns", "the teacher's scale gets a gradient", "sentence-transformers PR 3880", (GRADS,)),
+    Planted("distill", "LogitsFourUlpsUp", "logits are four units in the last place too high", "", (TERMS,), seeds=0.5),
     Planted("distill", "TeacherOfOtherRow", "teacher and student rows are mispaired from rank 1 on", "Chinese-CLIP", (TERMS,), "sim:2-8"),
     Planted("distill", "TeacherOwnFirst", "the teacher's columns start with own rows", "Chinese-CLIP", (TERMS,), "sim:2-8"),
     Planted("distill", "TeacherTransposed", "the teacher's texts teach images", "", (TERMS,)),
@@ -226,6 +231,8 @@ DEFECTS = [
     Planted("siglip", "SoftplusThreshold", "torch's softplus drops exp(-x) beyond 20", "torch.nn.Softplus, threshold", (TERMS,)),
     Planted("siglip", "LogOfSigmoid", "log of a sigmoid that underflows", "", (TERMS,), "sim:2-8"),
     Planted("siglip", "BFloat16Logits", "float32 logits pass through bfloat16", "open_clip, loss.py", (TERMS,)),
+    Planted("siglip", "LogitsFourUlpsUp", "logits are four units in the last place too high", "", (TERMS,), seeds=0.5),
+    Planted("siglip", "NoSlopeAtZero", "a logit of exactly 0 gets no gradient: relu and abs both have slope 0 there", "", (GRADS,)),
     Planted("siglip", "ClampedSigmoid", "log of a sigmoid clamped at 1e-7", "", (TERMS,)),
     Planted("siglip", "PathsDifferInDtype", "one dist_impl returns another dtype", "open_clip, loss.py", (FORMED,)),
     Planted("siglip", "ChunkRemainderDropped", "images beyond a multiple of the chunk are dropped", "", (TERMS,), smallest="rows=(33,)"),
@@ -313,6 +320,8 @@ RIGHT = [
     Planted("clip", "ShiftedByAnything", module="right"),
     Planted("clip", "RowChunks", module="right"),
     Planted("clip", "OnlineSoftmax", module="right"),
+    Planted("clip", "ColumnByColumn", module="right"),
+    Planted("clip", "ExponentialsOfTwo", module="right"),
     Planted("clip", "ManualBackward", module="right"),
     Planted("clip", "KahanSum", module="right"),
     Planted("clip", "RowByRow", module="right"),

@@ -1,5 +1,6 @@
 """Right, and written otherwise: none of these may ever be accused."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -69,15 +70,34 @@ class RowChunks(Clip):
 
 
 class OnlineSoftmax(Clip):
+    tile = 16
+
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = widen(logits)
         top = logits.new_full((len(logits),), -torch.inf)
         total = torch.zeros_like(top)
-        for tile in logits.split(16, 1):
+        for tile in logits.split(self.tile, 1):
             new_top = torch.maximum(top, tile.detach().amax(1))
             total = total * (top - new_top).exp() + (tile - new_top[:, None]).exp().sum(1)
             top = new_top
         return (total.log() + top - logits.gather(1, labels[:, None])[:, 0]).sum()
+
+
+class ColumnByColumn(OnlineSoftmax):
+    """Every column may rescale all that came before."""
+
+    tile = 1
+
+
+class ExponentialsOfTwo(Clip):
+    """As a GPU has them: the exponent is multiplied with log2(e), forward and backward."""
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = widen(logits)
+        shifted = (logits - logits.detach().amax(1, keepdim=True)) * math.log2(math.e)
+        log_sum = shifted.exp2().sum(1).log2() * math.log(2)
+        top = logits.detach().amax(1)
+        return (log_sum + top - logits.gather(1, labels[:, None])[:, 0]).sum()
 
 
 class ManualBackward(Clip):
@@ -461,7 +481,10 @@ class BinaryCrossEntropy(SigLip):
 class Log1pExp(SigLip):
     def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
         margin = widen(labels) * widen(logits)
-        return (margin.neg().relu() + margin.abs().neg().exp().log1p()).sum()
+        # not relu and abs: at 0 both have slope 0
+        positive = margin >= 0
+        size = torch.where(positive, margin, -margin)
+        return (torch.where(positive, 0, -margin) + size.neg().exp().log1p()).sum()
 
 
 class ImageByImage(SigLip):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
-from .plain import Exchange, Scalar, SigLip, all_gather, altered, exchange, transfer, widen
+from .plain import Exchange, Scalar, SigLip, all_gather, altered, exchange, four_ulps_up, transfer, widen
 
 # Pairs
 
@@ -103,6 +103,17 @@ class BFloat16Logits(SigLip):
     def product(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
         logits = super().product(image, text, scale, bias)
         return logits.bfloat16().to(logits.dtype)
+
+
+class LogitsFourUlpsUp(SigLip):
+    def product(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        return four_ulps_up(super().product(image, text, scale, bias))
+
+
+class NoSlopeAtZero(SigLip):
+    def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
+        margin = widen(labels) * widen(logits)
+        return (margin.neg().relu() + margin.abs().neg().exp().log1p()).sum()
 
 
 class ClampedSigmoid(SigLip):

@@ -105,7 +105,7 @@ def _poison_value(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype == torch.bool:
         return torch.ones((), dtype=torch.bool, device=tensor.device)
     pattern = torch.full((tensor.element_size(),), POISON, dtype=torch.uint8, device=tensor.device)
-    return pattern.view(tensor.dtype)
+    return pattern.view(tensor.dtype).reshape(())  # expands to any shape, also to that of a scalar
 
 
 def poison(tensor: torch.Tensor) -> None:

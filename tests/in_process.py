@@ -1,0 +1,24 @@
+"""A pytest plugin, `-p tests.in_process`: ranks run in the test's own process, several of them simulated.
+
+What a tool sees of one process, mutmut say, it then sees of all that the tests call, and nothing waits for
+processes to start.
+"""
+
+import pytest
+
+from properties.worlds import World, processes, specs
+from properties.worlds.simulated import SimulatedWorld
+from properties.worlds.single import SingleWorld
+
+SECONDS = 20.0
+
+
+def _world(size: int, *_: object) -> World:
+    return SingleWorld() if size == 1 else SimulatedWorld(size, timeout=SECONDS)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put worlds of this process in the place of others, before test modules import those."""
+    processes.shared_world = _world  # type: ignore[assignment]
+    specs.Worlds.isolated = lambda self, inner: inner  # type: ignore[method-assign]
+    specs.Worlds.start = lambda self, spec, patience=1.0: None  # type: ignore[method-assign]

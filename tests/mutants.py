@@ -1,0 +1,278 @@
+"""Mutation testing: `python -m tests.mutants`, or `make mutants`; of changed functions, `make mutants-quick`.
+
+mutmut changes one thing at a time in `verified_losses`, which the properties and the losses' tests must
+notice, and in `oracles`, which the oracles' own tests must. What nobody notices survives. A survivor that is
+no defect, as it computes the same, is recorded in `tests/defects/equivalent.toml` with the reason why.
+"""
+
+import ast
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+ROOT = Path(__file__).parents[1]
+EQUIVALENT = Path(__file__).parent / "defects" / "equivalent.toml"
+COPIED = ("verified_losses", "oracles", "properties", "tests", "pyproject.toml")
+EXAMPLES = "8"
+"""Cases of each property: few, as there are thousands of mutants."""
+KILLED = 1
+"""The exit status of pytest where a test fails."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A package to mutate, and the tests that must notice."""
+
+    package: str
+    tests: tuple[str, ...]
+    """The middles of their files' names."""
+    chosen: str = ""
+    """Of these tests, as pytest's -k takes it."""
+    arguments: tuple[str, ...] = ()
+
+
+TARGETS = (
+    Target(
+        "verified_losses",
+        ("arguments", "losses", "transport", "flags", "communication", "certify"),
+        # torch.compile does not see through what mutmut puts around functions
+        "not processes and not compiled and not one_graph and not open_clip",
+        ("-p", "tests.in_process"),
+    ),
+    Target("oracles", ("oracles", "rounding")),
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change, and what became of it."""
+
+    name: str
+    """As mutmut names it."""
+    function: str
+    status: str
+    diff: str
+    reason: str = ""
+    """Why it is equivalent."""
+
+
+def prepare(target: Target, folder: Path, resume: bool) -> None:
+    """Lay out what mutmut works on, and, to resume, leave it what it has killed before."""
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in folder.glob("mutants/**/*.meta"):
+        found = json.loads(record.read_text())
+        codes = found["exit_code_by_key"]
+        found["exit_code_by_key"] = {name: code if code == KILLED else None for name, code in codes.items()}
+        record.write_text(json.dumps(found))
+    for name in COPIED:
+        source, copy = ROOT / name, folder / name
+        if source.is_dir():
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, copy)
+    settings = {
+        "source_paths": [target.package],
+        "also_copy": [name for name in COPIED if name not in (target.package, "tests", "pyproject.toml")],
+        "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in target.tests],
+        "pytest_add_cli_args": [*target.arguments, "-k", target.chosen],
+        # mutants start from a process that has imported everything, and run nothing
+        "process_isolation": "forkserver",
+    }
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
+    with (folder / "pyproject.toml").open("a") as project:
+        project.write("\n[tool.mutmut]\n" + "".join(lines))
+
+
+def mutate(folder: Path, patterns: list[str], jobs: int) -> int:
+    """Run mutmut; return its exit status."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "VERIFY_EXAMPLES": EXAMPLES,
+        "HYPOTHESIS_PROFILE": "gate",
+    }
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(jobs), *patterns]
+    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+
+
+def read(folder: Path, package: str) -> Iterator[Mutant]:
+    """Yield what became of every mutant."""
+    with contextlib.chdir(folder):
+        from mutmut.mutation.data import SourceFileMutationData
+        from mutmut.mutation.diff_apply import get_diff_for_mutant
+        from mutmut.stats import status_by_exit_code
+        from mutmut.utils.format_utils import orig_function_and_class_names_from_key
+
+        for path in sorted(Path(package).glob("*.py")):
+            data = SourceFileMutationData(path=path)
+            data.load()
+            for name, code in data.exit_code_by_key.items():
+                status = status_by_exit_code[code]
+                function, owner = orig_function_and_class_names_from_key(name)
+                qualified = ".".join(filter(None, [package, path.stem, owner, function]))
+                diff = "" if status in ("killed", "not checked") else get_diff_for_mutant(name, path=path)
+                yield Mutant(name, qualified, status, "\n".join(diff.splitlines()[2:]))
+
+
+def changed_functions(since: str) -> list[str]:
+    """Return patterns of the mutants of every function that differs from its form at a commit."""
+    patterns = []
+    for target in TARGETS:
+        for path in sorted((ROOT / target.package).glob("*.py")):
+            relative = path.relative_to(ROOT)
+            shown = subprocess.run(
+                ["git", "show", f"{since}:{relative}"], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            before = _functions(shown.stdout if shown.returncode == 0 else "")
+            for name, text in _functions(path.read_text()).items():
+                if before.get(name) != text:
+                    owner, _, function = name.rpartition(".")
+                    key = f"xǁ{owner}ǁ{function}" if owner else f"x_{function}"
+                    patterns.append(f"{target.package}.{path.stem}.{key}__mutmut_*")
+    return patterns
+
+
+def _functions(source: str) -> dict[str, str]:
+    """Return every function and method by its qualified name, as text that layout does not change."""
+    found = {}
+    for node in ast.parse(source).body:
+        owner = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for inner in node.body if isinstance(node, ast.ClassDef) else [node]:
+            if isinstance(inner, ast.FunctionDef):
+                found[owner + inner.name] = ast.dump(inner)
+    return found
+
+
+def changes(diff: str) -> str:
+    """Return the lines of a diff that differ, without their indentation: what a mutant is known by."""
+    lines = [line for line in diff.splitlines() if line.startswith(("+", "-"))]
+    return "\n".join(line[0] + " " + line[1:].strip() for line in lines)
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """Mutants that compute the same, and why."""
+
+    function: str
+    """As `fnmatch` matches names."""
+    change: re.Pattern[str]
+    """All of what `changes` returns."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.function}\n{self.change.pattern}"
+
+
+def equivalents() -> list[Equivalent]:
+    """Return what is known to be equivalent."""
+    entries = tomllib.loads(EQUIVALENT.read_text())
+    literal = [
+        Equivalent(one["function"], re.compile(re.escape(change.strip())), one["reason"])
+        for one in entries.get("mutant", [])
+        for change in one["changes"]
+    ]
+    kinds = [
+        Equivalent(one["function"], re.compile(one["change"]), one["reason"])
+        for one in entries.get("kind", [])
+    ]
+    return literal + kinds
+
+
+def judged(mutants: list[Mutant], known: list[Equivalent]) -> tuple[list[Mutant], list[Equivalent]]:
+    """Mark the survivors that are known to be equivalent; return all, and unmatched entries."""
+    matched = set()
+    result = []
+    for mutant in mutants:
+        if mutant.status not in ("killed", "not checked"):
+            change = changes(mutant.diff)
+            for one in known:
+                if fnmatch(mutant.function, one.function) and one.change.fullmatch(change):
+                    matched.add(one)
+                    mutant = replace(mutant, status="equivalent", reason=one.reason)
+                    break
+        result.append(mutant)
+    return result, [one for one in known if one not in matched]
+
+
+app = App(help=__doc__)
+
+
+@app.default
+def mutants(
+    *,
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    since: str = "",
+    resume: bool = False,
+    jobs: int = 2,
+    out: Path = Path("build/mutants"),
+) -> int:
+    """Mutate the losses and the oracles, and print what survives.
+
+    Exit status: 0 every mutant is killed or equivalent, 1 some are not, 2 a test fails without a mutant.
+
+    Parameters
+    ----------
+    only
+        Patterns of mutants' names, such as "verified_losses.clip.*".
+    since
+        A commit: mutate the functions alone that have changed since.
+    resume
+        Try those alone that are new, or were not killed the last time.
+    jobs
+        How many mutants to try at a time.
+    out
+        Where to work, and to write `mutants.json`, the score and the survivors.
+    """
+    started = time.monotonic()
+    console = Console(emoji=False, soft_wrap=True, highlight=False)
+    patterns = [*(only or []), *(changed_functions(since) if since else [])]
+    complete = not only and not since
+    if not complete and not patterns:
+        console.print(f"no function of the losses or oracles has changed since {since}")
+        return 0
+    found: list[Mutant] = []
+    for target in TARGETS:
+        chosen = [pattern for pattern in patterns if pattern.startswith(target.package)]
+        if chosen or complete:
+            folder = out.absolute() / target.package
+            prepare(target, folder, resume)
+            if mutate(folder, chosen, jobs):
+                return 2
+            found += read(folder, target.package)
+    found, unmatched = judged(found, equivalents())
+    for entry in unmatched if complete else []:
+        console.print(f"equivalent.toml: no survivor is {entry}", markup=False)
+    tried = [mutant for mutant in found if mutant.status != "not checked"]
+    left = [mutant for mutant in tried if mutant.status not in ("killed", "equivalent")]
+    for mutant in left:
+        console.print(f"\n{mutant.status.upper()} {mutant.function}\n{changes(mutant.diff)}", markup=False)
+    counts = Counter(mutant.status for mutant in tried)
+    judgeable = len(tried) - counts["equivalent"]
+    score = counts["killed"] / judgeable if judgeable else 1.0
+    minutes = (time.monotonic() - started) / 60
+    summary = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    console.print(f"\n{len(tried)} mutants: {summary}; score {score:.1%} in {minutes:.0f} minutes")
+    report = {"score": score, "minutes": minutes, "counts": counts, "left": [asdict(one) for one in left]}
+    (out / "mutants.json").write_text(json.dumps(report, indent=1) + "\n")
+    return int(bool(left))
+
+
+if __name__ == "__main__":
+    sys.exit(app())

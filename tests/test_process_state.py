@@ -1,0 +1,96 @@
+"""What a call leaves behind is said, and what leaves nothing is not accused."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from properties.process_state import preserved, traces
+
+KEPT: list[Any] = []
+CACHE: dict[int, torch.Tensor] = {}
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    KEPT.clear()
+    with preserved():
+        yield
+    for one in KEPT:
+        if isinstance(one, subprocess.Popen):
+            one.kill()
+            one.wait()
+
+
+def _left(misbehave: Callable[[], object]) -> list[str]:
+    def call() -> dict[str, torch.Tensor]:
+        given = torch.ones(3, requires_grad=True)
+        misbehave()
+        (given * 2).sum().backward()
+        return {"given": given}
+
+    return traces(call)
+
+
+def _patch() -> None:
+    right = torch.nn.functional.softmax
+    KEPT.append(right)
+    torch.nn.functional.softmax = lambda *given, **named: right(*given, **named)  # type: ignore[assignment]
+
+
+def _start_thread() -> None:
+    threading.Thread(target=threading.Event().wait, args=(60,), daemon=True).start()
+
+
+def _start_process() -> None:
+    KEPT.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "said"),
+    [
+        (lambda: KEPT.append(torch.zeros(3)), "keeps 1 more tensors each time"),
+        (_start_thread, "leaves a thread running"),
+        (_start_process, "leaves a process running"),
+        (lambda: np.random.seed(0), "changed NumPy's random generator"),
+        (lambda: os.chdir("/"), "changed the working folder"),
+        (lambda: print("x"), "printed 'x\\nx\\n'"),
+    ],
+)
+def test_what_is_left_behind_is_said(misbehave: Callable[[], object], said: str) -> None:
+    assert _left(misbehave) == [said]
+
+
+def test_a_patch_of_torch_is_said() -> None:
+    right = torch.nn.functional.softmax
+    try:
+        assert _left(_patch) == ["replaced torch.nn.functional.softmax"]
+    finally:
+        torch.nn.functional.softmax = right
+
+
+def test_an_input_that_is_kept_is_said() -> None:
+    def call() -> dict[str, torch.Tensor]:
+        given = {"given": torch.ones(3)}
+        KEPT[:] = given.values()
+        return given
+
+    assert traces(call) == ["keeps given alive"]
+
+
+def test_a_cache_that_does_not_grow_is_no_trace() -> None:
+    assert _left(lambda: CACHE.setdefault(3, torch.arange(3))) == []
+
+
+def test_shared_state_is_put_back() -> None:
+    before = np.random.get_state()[1].tolist(), os.getcwd()  # type: ignore[union-attr]
+    with preserved():
+        np.random.seed(1)
+        os.chdir("/")
+    assert (np.random.get_state()[1].tolist(), os.getcwd()) == before  # type: ignore[union-attr]

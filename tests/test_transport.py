@@ -1,0 +1,216 @@
+"""How ranks talk: over Horovod, pretended on simulated ranks, and over NCCL, as far as a CPU shows it."""
+
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from properties.certifier import SHIPPED, Check, checks, verify
+from properties.worlds.simulated import SimulatedWorld
+from properties.worlds.specs import Worlds, parse
+from verified_losses import horovod as over_horovod
+from verified_losses import neighbour_exchange
+from verified_losses.horovod import HorovodTransport, choose_transport
+from verified_losses.transport import Transport
+
+from . import pretend_horovod
+
+
+def put(monkeypatch: pytest.MonkeyPatch, hvd: types.ModuleType) -> types.ModuleType:
+    """Let `import horovod.torch` give `hvd`, in this process, where targets then run too."""
+    package: Any = types.ModuleType("horovod")
+    package.torch = hvd
+    monkeypatch.setitem(sys.modules, "horovod", package)
+    monkeypatch.setitem(sys.modules, "horovod.torch", hvd)
+    monkeypatch.setattr(Worlds, "isolated", lambda self, inner: inner)
+    return hvd
+
+
+@pytest.fixture
+def hvd(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    return put(monkeypatch, pretend_horovod.module())
+
+
+def _over_horovod() -> list[Check]:
+    options: dict[str, Any] = dict.fromkeys(("clip", "coca", "distill", "gather"), (("use_horovod", True),))
+    options["siglip"] = (("dist_impl", "gather"), ("use_horovod", True))
+    subjects = {
+        name: (SHIPPED[name][0], replace(SHIPPED[name][1], options=chosen))
+        for name, chosen in options.items()
+    }
+    laws = ("terms equal the oracle", "gradients equal the oracle", "used equals fresh", "backward is silent")
+    return [check for check in checks(subjects, parse("sim:2-4")) if check.law.name in laws]
+
+
+@pytest.mark.usefixtures("hvd")
+@pytest.mark.parametrize("check", _over_horovod(), ids=lambda check: f"{check.label}-{check.law.name}")
+def test_losses_hold_over_horovod(check: Check) -> None:
+    finding = verify(check, 6)
+    assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def talk(rank: int, size: int, make: Callable[[int, int], Transport], dtype: torch.dtype) -> list[Any]:
+    """Return what every operation gives this rank."""
+    transport = make(rank, size)
+    transport.check_initialized()
+    transport.check_place()
+    mine = (torch.arange(6.0).reshape(2, 3) + 10 * rank).to(dtype).T.requires_grad_()
+    parts = (
+        (torch.arange(6.0 * size).reshape(size, 3, 2) * (rank + 1)).to(dtype).transpose(1, 2).requires_grad_()
+    )
+    with torch.no_grad():
+        gathered, part = transport.all_gather(mine), transport.sum_scatter(parts)
+    assert gathered.dtype == part.dtype == dtype
+    assert gathered.is_contiguous()
+    assert part.is_contiguous()
+    return [
+        transport.all_gather_numbers([rank, 2**40 + rank]),
+        transport.all_gather_text("Größe " * (rank + 1)),
+        gathered.double().tolist(),
+        part.double().tolist(),
+        transport.alone,
+        transport.place(),
+    ]
+
+
+def over_nccl(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pretend that groups are NCCL's; return the names of devices asked for, where the CPU then stands in."""
+    devices: list[str] = []
+    tensor, empty = torch.tensor, torch.empty
+    monkeypatch.setattr(dist, "get_backend", lambda group=None: "nccl")
+
+    def made(make: Callable[..., torch.Tensor], *arguments: Any, **options: Any) -> torch.Tensor:
+        if isinstance(options.get("device"), str):
+            devices.append(options.pop("device"))
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(torch, "tensor", lambda *arguments, **options: made(tensor, *arguments, **options))
+    monkeypatch.setattr(torch, "empty", lambda *arguments, **options: made(empty, *arguments, **options))
+    return devices
+
+
+@pytest.mark.parametrize("over", ["gloo", "nccl", "horovod"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_operation(over: str, dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch, pretend_horovod.module())
+    pretend_horovod.NAMES.clear()
+    devices = over_nccl(monkeypatch) if over == "nccl" else []
+    make = {"horovod": HorovodTransport}.get(over, Transport)
+    world = SimulatedWorld(size)
+    for rank, (numbers, texts, gathered, part, alone, place) in enumerate(world.run(talk, make, dtype)):
+        assert numbers == [[r, 2**40 + r] for r in range(size)]
+        assert texts == ["Größe " * (r + 1) for r in range(size)]
+        mine = torch.arange(6.0).reshape(2, 3).T
+        assert gathered == [(mine + 10 * r).tolist() for r in range(size)]
+        total = torch.arange(6.0 * size).reshape(size, 3, 2).transpose(1, 2) * sum(range(1, size + 1))
+        assert part == total[rank].tolist()
+        assert not alone
+        assert place == (rank, size)
+    if over == "horovod":
+        # distinct, as one may still be under way on another rank
+        parts = ("numbers", "text", "all_gather", "sum_scatter")
+        assert {f"verified_losses.{part}" for part in parts} == pretend_horovod.NAMES
+    if over == "nccl":
+        assert "cuda" in devices
+        assert set(devices) <= {"cuda", "cpu"}  # torch itself makes some
+    scattered = {key.operation for key in world.traffic if "reduce_scatter" in key.operation}
+    assert bool(scattered) == (over == "nccl")  # gloo has none
+
+
+def pass_on(rank: int, size: int) -> float:
+    return neighbour_exchange((rank - 1) % size, (rank + 1) % size, torch.ones(2) * rank).sum().item()
+
+
+def test_exchanges_announce_themselves_on_the_gpu_over_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = over_nccl(monkeypatch)
+    assert SimulatedWorld(3).run(pass_on) == [4.0, 0.0, 2.0]
+    # what is sent and what is received, each with the shape and dtype ahead of it
+    assert devices == ["cuda"] * 6
+
+
+def use_in_inference_mode(rank: int, size: int) -> list[Any]:
+    transport = HorovodTransport(rank, size)
+    with torch.inference_mode():
+        mine = torch.full((size, 2), float(rank))
+        return [transport.all_gather(mine).tolist(), transport.sum_scatter(mine).tolist()]
+
+
+@pytest.mark.usefixtures("hvd")
+def test_horovod_in_inference_mode() -> None:
+    for gathered, part in SimulatedWorld(2).run(use_in_inference_mode):
+        assert gathered == [[[0.0, 0.0]] * 2, [[1.0, 1.0]] * 2]
+        assert part == [1.0, 1.0]
+
+
+def test_the_transport_is_what_was_asked_for(hvd: Any) -> None:
+    hvd.is_initialized = lambda: True
+    assert type(choose_transport(1, 2, None, use_horovod=False)) is Transport
+    assert type(choose_transport(1, 2, None, use_horovod=True)) is HorovodTransport
+    group: Any = object()
+    assert choose_transport(1, 3, group, use_horovod=False) == Transport(1, 3, group)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize("initialized", [True, False])
+def test_a_rank_of_horovod_is_alone_if_horovod_agrees(
+    hvd: Any, ours: int, theirs: int, initialized: bool
+) -> None:
+    transport = HorovodTransport(0, ours)
+    hvd.size = lambda: theirs
+    hvd.is_initialized = lambda: initialized
+    assert transport.alone is (initialized and ours == theirs == 1)
+
+
+class Clock:
+    """Time that passes as one sleeps."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 5.0, 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+
+
+@pytest.mark.parametrize(("setting", "limit"), [("3", 3.0), ("0", 1800.0), (None, 1800.0)])
+def test_a_wait_for_horovod_has_a_limit(
+    hvd: Any, setting: str | None, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(over_horovod, "time", clock)
+    if setting is None:
+        monkeypatch.delenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", raising=False)
+    else:
+        monkeypatch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", setting)
+    hvd.poll = lambda handle: False
+    with pytest.raises(
+        TimeoutError, match=rf"^some: not every rank of Horovod took part within {limit:g} s$"
+    ):
+        over_horovod._wait(0, "some")
+    assert limit <= clock.slept <= limit + 2 * over_horovod.POLL_SECONDS
+    # what is done is not waited for, however late
+    hvd.poll = lambda handle: clock.now > 4 * limit
+    hvd.synchronize = lambda handle: handle
+    clock.now = 5 * limit
+    assert over_horovod._wait(7, "some") == 7
+
+
+def test_horovod_never_runs_in_inference_mode() -> None:
+    def enabled() -> bool:
+        return torch.is_inference_mode_enabled()
+
+    with torch.inference_mode():
+        assert enabled()
+        assert not over_horovod._normal_mode(enabled)()
