@@ -1,19 +1,23 @@
 """Speed and memory of the simulated world: cases per second by world size, and the cost of one call.
 
-    python benchmarks/simulated_world.py [--loss NAME] [--sizes 2,4,8,64,256] [--seconds 3]
+    python benchmarks/simulated_world.py [--loss NAME] [--sizes 2,4,8,64,256] [--seconds 3] [--workers 2]
 
 A case is ClipLoss forward and backward on 4 rows by 16 a rank. `--loss` names a module, or a file, with
 a `ClipLoss` that takes open_clip's arguments; without it, a plain one over torch.distributed.nn stands in.
+A world uses one processor; `--workers` runs as many at once, each in its own process, as `pytest -n` does,
+and adds up their cases per second.
 """
 
 import argparse
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import resource
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -102,6 +106,15 @@ def load(name: str) -> Callable[..., Any]:
     return loss
 
 
+def rate(name: str | None, size: int, gradient: bool, seconds: float) -> tuple[float, float]:
+    """Wall and processor seconds of one case in this process."""
+    warnings.simplefilter("ignore", FutureWarning)
+    torch.set_num_threads(1)
+    loss = load(name) if name else PlainClipLoss
+    world = SimulatedWorld(size, timeout=600)
+    return measure(lambda: world.run(case, loss, gradient, 0), seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,25 +122,28 @@ def main() -> None:
     parser.add_argument("--loss")
     parser.add_argument("--sizes", default="2,4,8,64,256")
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    warnings.simplefilter("ignore", FutureWarning)
     torch.set_num_threads(1)
-    loss = load(options.loss) if options.loss else PlainClipLoss
     print(f"torch {torch.__version__}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     print(f"{'ranks':>5} {'gradient':>8} {'ms/case':>9} {'cpu ms':>9} {'cases/s':>8} {'arithmetic ms':>13}")
+    pool = ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn"))
+    everyone = range(options.workers)
+    list(pool.map(rate, *zip(*[(options.loss, 2, False, 3.0) for _ in everyone], strict=True)))  # imports
     for size in map(int, options.sizes.split(",")):
         arithmetic, _ = measure(lambda size=size: alone(0, 1, size, 0), options.seconds / 10)
-        world = SimulatedWorld(size, timeout=600)
         for gradient in (False, True):
-            wall, processor = measure(
-                lambda world=world, gradient=gradient: world.run(case, loss, gradient, 0), options.seconds
-            )
+            tasks = [(options.loss, size, gradient, options.seconds) for _ in everyone]
+            walls, processors = zip(*pool.map(rate, *zip(*tasks, strict=True)), strict=True)
             print(
-                f"{size:5} {gradient!s:>8} {wall * 1e3:9.2f} {processor * 1e3:9.2f} {1 / wall:8.1f} "
+                f"{size:5} {gradient!s:>8} {sum(walls) / len(walls) * 1e3:9.2f} "
+                f"{sum(processors) / len(processors) * 1e3:9.2f} {sum(1 / wall for wall in walls):8.1f} "
                 f"{arithmetic * size * 1e3:13.2f}",
                 flush=True,
             )
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    pool.shutdown()
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(f"peak memory of a worker {peak / 2**20:.2f} GiB")
     print(f"{'ranks':>5} {'empty run us/rank':>17} {'barrier us':>10} {'all_gather us':>13}")
     calls = 50
     for size in (2, 4, 8, 32):

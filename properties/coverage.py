@@ -36,6 +36,7 @@ def regions(case: Case) -> frozenset[str]:
         "wide scalars": case.wide_scalars,
         "a dict": case.output_dict,
         "saturated logits": _largest_logit(case) > SATURATED,
+        "features of few bits": case.pattern == "grid",
         "duplicate rows": case.pattern == "duplicates" and sum(case.rows) > 1,
     }
     named = {name for name, inside in given.items() if inside}

@@ -76,6 +76,8 @@ def prepare(target: Target, folder: Path, resume: bool) -> None:
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    # which tests reach what may have changed
+    (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     for record in folder.glob("mutants/**/*.meta"):
         found = json.loads(record.read_text())
         codes = found["exit_code_by_key"]

@@ -399,8 +399,12 @@ def test_several_ranks_need_torch_distributed(call):
 
 @pytest.mark.parametrize("call", EXCHANGES + BIDIR_EXCHANGES)
 def test_exchange_needs_torch_distributed(call):
-    with pytest.raises(RuntimeError, match=r"needs torch\.distributed, as Horovod.*init_process_group"):
+    with pytest.raises(RuntimeError) as error:
         call(0, 0, *[X] * (2 if call in BIDIR_EXCHANGES else 1))
+    assert str(error.value) == (
+        "neighbour exchange needs torch.distributed, as Horovod sends no messages from one rank to another: "
+        "call init_process_group() first"
+    )
 
 
 # In real processes. A rank function returns what its rank raised, so that the world stays.
@@ -631,7 +635,8 @@ def exchange_wrong_tensor(rank, size, call, case):
 
 def exchange_wrong_tensor_to_right(rank, size, call, case):
     tensor = WRONG_TENSORS[case][0] if rank == 1 else torch.ones(2)
-    error = raised(lambda: call((rank - 1) % size, (rank + 1) % size, torch.ones(3), tensor))
+    good = torch.ones((), dtype=torch.float64)
+    error = raised(lambda: call((rank - 1) % size, (rank + 1) % size, good, tensor))
     return error, still_works(rank, size)
 
 
@@ -649,6 +654,16 @@ def test_a_wrong_tensor_raises_where_it_is_sent_and_where_it_is_awaited(size, ca
     assert "rank 1 could not send its tensor" in results[receiver][0][1]
     assert all(works for _, works in results)
     assert all(results[rank][0] is None for rank in range(size) if rank not in (sender, receiver))
+
+
+def exchange_eight_dimensions(rank, size):
+    return neighbour_exchange(1 - rank, 1 - rank, torch.full([1] * 7 + [rank + 1], rank)).tolist()
+
+
+def test_exchanged_tensors_may_have_eight_dimensions():
+    zero, one = shared_world(2).run(exchange_eight_dimensions)
+    assert zero == [[[[[[[[1, 1]]]]]]]]
+    assert one == [[[[[[[[0]]]]]]]]
 
 
 RANK_DTYPES = [torch.float32, torch.int64, torch.float64]

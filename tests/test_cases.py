@@ -24,7 +24,7 @@ LAYOUTS = ["transposed inputs", "sliced inputs", "drawn cotangents"]
 COTANGENTS = ["expanded cotangents", "transposed cotangents", "sliced cotangents"]
 SCALES = [
     "scale above 50", "scale 0", "saturated logits", "duplicate rows", "no bias", "scalars of shape [1]",
-    "wide scalars", "frozen logit_scale",
+    "features of few bits", "wide scalars", "frozen logit_scale",
 ]  # fmt: skip
 FROZEN = ["frozen image_features", "frozen text_features"]
 FLAGS = [

@@ -56,7 +56,7 @@ def test_gather_with_gradient_sends_in_backward(size: int) -> None:
 
 @pytest.mark.parametrize(
     ("dist_impl", "expected"),
-    [("bidir", "send"), ("shift", "send"), ("reduce", "broadcast"), ("gather", "all_gather")],
+    [("bidir", "send"), ("shift", "send"), ("reduce", "broadcast"), ("gather", "all_gather_single")],
 )
 def test_texts_travel_as_asked(dist_impl: str, expected: str) -> None:
     sent = _sent(3, SigLipLoss, dist_impl=dist_impl)

@@ -26,6 +26,9 @@ from properties.worlds.simulated import (
 
 Program = Callable[[int, int, bool], object]
 
+# renamed in torch 2.13
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def ones(*shape: int) -> torch.Tensor:
     return torch.ones(shape or (2,))
@@ -413,6 +416,20 @@ def test_what_is_not_implemented_says_so() -> None:
         SimulatedWorld(2).run(lambda rank, size: dist.barrier(async_op=True).get_future())
     with pytest.raises(SimulationError, match="NotImplementedError: simulated world: monitored_barrier"):
         SimulatedWorld(2, backend="gloo").run(lambda rank, size: dist.group.WORLD.monitored_barrier())
+    with pytest.raises(SimulationError, match="simulated world: tensors that are not dense"):
+        SimulatedWorld(2).run(lambda rank, size: dist.all_reduce(torch.eye(2).to_sparse()))
+
+
+def test_gloo_gathers_no_stack() -> None:
+    def program(rank: int, size: int) -> torch.Tensor:
+        whole = torch.empty(size, 3)
+        all_gather_single(whole, torch.full((3,), float(rank)))
+        return whole
+
+    for whole in SimulatedWorld(2).run(program):
+        assert torch.equal(whole, torch.tensor([[0.0] * 3, [1.0] * 3]))
+    with pytest.raises(SimulationError, match=r"all_gather_single: \(2, 3\) is not 2 times \(3,\)"):
+        SimulatedWorld(2, backend="gloo").run(program)
 
 
 def test_ranks_share_neither_arguments_nor_random_state_nor_warning_filters() -> None:
@@ -647,7 +664,23 @@ def test_a_delay_changes_nothing() -> None:
 def test_a_flipped_bit_shows() -> None:
     world = SimulatedWorld(3, faults=[Fault(0, 1, "flip", bit=31)])
     assert world.run(sums)[1] == 18.0
+    assert world.unobserved == []
     assert SimulatedWorld(3).run(sums)[1] == 54.0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_flipped_bit_that_nobody_looks_at_is_reported(schedule: int | None) -> None:
+    def program(rank: int, size: int) -> list[torch.Tensor]:
+        parts = [ones() for _ in range(size)]
+        dist.all_gather(parts, ones())
+        dist.all_reduce(parts[2])
+        return parts[1:]
+
+    unseen, seen = Fault(0, 0, "flip", bit=3), Fault(2, 1, "flip", bit=3)
+    world = SimulatedWorld(3, schedule, faults=[unseen, seen])
+    world.run(program)
+    assert set(world.fired) == {unseen, seen}
+    assert world.unobserved == [unseen]
 
 
 # Schedules

@@ -14,7 +14,7 @@ from properties.certifier import SHIPPED, Check, checks, verify
 from properties.worlds.simulated import SimulatedWorld
 from properties.worlds.specs import Worlds, parse
 from verified_losses import horovod as over_horovod
-from verified_losses import neighbour_exchange
+from verified_losses import neighbour_exchange, neighbour_exchange_bidir
 from verified_losses.horovod import HorovodTransport, choose_transport
 from verified_losses.transport import Transport
 
@@ -135,6 +135,55 @@ def test_exchanges_announce_themselves_on_the_gpu_over_nccl(monkeypatch: pytest.
     assert SimulatedWorld(3).run(pass_on) == [4.0, 0.0, 2.0]
     # what is sent and what is received, each with the shape and dtype ahead of it
     assert devices == ["cuda"] * 6
+
+
+def pass_on_what_is_wrong(rank: int, size: int) -> str:
+    wrong: Any = torch.ones(2) if rank != 1 else "wrong"
+    try:
+        neighbour_exchange_bidir((rank - 1) % size, (rank + 1) % size, torch.ones(2), wrong)
+    except (TypeError, ValueError) as error:
+        return type(error).__name__
+    return ""
+
+
+def test_what_is_ignored_after_an_error_arrives_on_the_gpu_over_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = over_nccl(monkeypatch)
+    assert SimulatedWorld(3).run(pass_on_what_is_wrong) == ["", "TypeError", "ValueError"]
+    # four announcements on each of three ranks; then rank 1 ignores what came from both sides, and rank 2
+    # what came from the right
+    assert devices == ["cuda"] * (3 * 4 + 2 + 1)
+
+
+def talk_in_a_group(rank: int, size: int) -> list[Any]:
+    group = dist.new_group(list(range(size)))
+    parts = torch.ones(size, 1, 2)
+    received = neighbour_exchange((rank - 1) % size, (rank + 1) % size, torch.ones(2) * rank, group)
+    return [Transport(rank, size, group).sum_scatter(parts).tolist(), received.sum().item()]
+
+
+def test_the_backend_is_that_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = over_nccl(monkeypatch)
+    monkeypatch.setattr(dist, "get_backend", lambda group=None: "gloo" if group is None else "nccl")
+    world = SimulatedWorld(3)
+    assert world.run(talk_in_a_group) == [[[[3.0, 3.0]], 4.0], [[[3.0, 3.0]], 0.0], [[[3.0, 3.0]], 2.0]]
+    assert any("reduce_scatter" in key.operation for key in world.traffic)
+    assert devices.count("cuda") == 6
+
+
+def sum_other_strides(rank: int, size: int, source: int) -> list[Any]:
+    transport = Transport(rank, size)
+    mine = torch.arange(6.0).reshape(2, 3)
+    if rank == 0:
+        mine = mine.T.contiguous().T
+    return [transport.sum(mine).tolist(), transport.broadcast(mine, source).tolist(), mine.tolist()]
+
+
+@pytest.mark.parametrize("source", [0, 1])
+def test_strides_may_differ_between_ranks(source: int) -> None:
+    right = torch.arange(6.0).reshape(2, 3)
+    for total, received, mine in SimulatedWorld(2).run(sum_other_strides, source):
+        assert total == (2 * right).tolist()
+        assert received == mine == right.tolist()
 
 
 def use_in_inference_mode(rank: int, size: int) -> list[Any]:

@@ -206,7 +206,7 @@ def scaled_product(
 
 def _flat(value: Scalar) -> Scalar:
     """Return `value`, [1] as []: a tensor of no dimensions leaves the features' dtype as it is."""
-    return value.reshape(()) if isinstance(value, Tensor) else value
+    return value.reshape(()) if isinstance(value, Tensor) and value.ndim else value
 
 
 def widen(tensor: Tensor) -> Tensor:

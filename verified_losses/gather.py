@@ -89,23 +89,24 @@ def gather_pair(
         everyone = mine
     elif gather_with_grad:
         everyone = gather_rows(transport, rows, mine)
-    else:
-        # detached, not only under no_grad: compiled collectives carry gradient in torch 2.13
+    elif local_loss:
         everyone = gather_rows(transport, rows, [tensor.detach() for tensor in mine])
-        if not local_loss:
-            times = transport.world_size if convention == "exact" else 1
-            start = sum(rows[: transport.rank])
-            everyone = [
-                _Carry.apply(own, all_rows, start, times)
-                for all_rows, own in zip(everyone, mine, strict=True)
-            ]
+    else:
+        times = transport.world_size if convention == "exact" else 1
+        everyone = gather_rows(transport, rows, mine, times)
     return everyone[0], everyone[1]
 
 
 @eager
-def gather_rows(transport: Transport, rows: Rows, tensors: list[Tensor]) -> list[Tensor]:
-    """Concatenate every rank's rows of each tensor; the backward sums every rank's gradient."""
-    return list(_GatherRows.apply(transport, rows, *tensors))
+def gather_rows(
+    transport: Transport, rows: Rows, tensors: list[Tensor], own_times: int | None = None
+) -> list[Tensor]:
+    """Concatenate every rank's rows of each tensor.
+
+    The backward sums every rank's gradient; with `own_times` it takes this rank's alone, that many times,
+    and sends nothing.
+    """
+    return list(_GatherRows.apply(transport, rows, own_times, *tensors))
 
 
 @eager
@@ -115,36 +116,30 @@ def broadcast_rows(transport: Transport, rows: Rows, tensor: Tensor, source: int
     return received
 
 
-class _Carry(Function):
-    """All ranks' rows, of which this rank's carry their gradient `times` times."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, all_rows: Tensor, start: int, times: int) -> Tensor:
-        ctx.start, ctx.end, ctx.times = start, start + len(own), times
-        return all_rows.view_as(all_rows)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad[ctx.start : ctx.end] * ctx.times, None, None, None
-
-
 def _beside(tensors: Sequence[Tensor]) -> Tensor:
     """[n, ...] tensors as one matrix, [n, sum of widths]."""
-    return torch.cat([tensor.reshape(len(tensor), tensor.shape[1:].numel()) for tensor in tensors], dim=1)
+    return torch.cat(
+        [
+            tensor if tensor.ndim == 2 else tensor.reshape(tensor.shape[0], tensor.shape[1:].numel())
+            for tensor in tensors
+        ],
+        dim=1,
+    )
 
 
 def _apart(matrix: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The columns of `matrix` as tensors with rows shaped like those of `tensors`."""
     columns = matrix.split([tensor.shape[1:].numel() for tensor in tensors], dim=1)
     # cloned: the outputs of a Function must not be views of one another
+    parts = [part.clone(memory_format=torch.contiguous_format) for part in columns]
     return tuple(
-        part.clone(memory_format=torch.contiguous_format).view(-1, *tensor.shape[1:])
-        for part, tensor in zip(columns, tensors, strict=True)
+        part if tensor.ndim == 2 else part.view(-1, *tensor.shape[1:])
+        for part, tensor in zip(parts, tensors, strict=True)
     )
 
 
 def _pad(matrix: Tensor, length: int) -> Tensor:
-    missing = length - len(matrix)
+    missing = length - matrix.shape[0]
     return torch.cat([matrix, matrix.new_zeros(missing, matrix.shape[1])]) if missing else matrix
 
 
@@ -152,18 +147,26 @@ class _GatherRows(Function):
     """[rows[rank], ...] of each tensor to [sum(rows), ...]; one message whatever the number of tensors."""
 
     @staticmethod
-    def forward(ctx: Any, transport: Transport, rows: Rows, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.transport, ctx.rows = transport, rows
+    def forward(
+        ctx: Any, transport: Transport, rows: Rows, own_times: int | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.transport, ctx.rows, ctx.own_times = transport, rows, own_times
         everyone = transport.all_gather(_pad(_beside(tensors), max(rows)))
         if min(rows) == max(rows):
-            return _apart(everyone.flatten(0, 1), tensors)
+            return _apart(everyone.view(-1, everyone.shape[2]), tensors)
         return _apart(torch.cat([part[:n] for n, part in zip(rows, everyone, strict=True)]), tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        wanted = [k for k in range(len(grads)) if ctx.needs_input_grad[2 + k]]
-        summed = iter(_SumRows.apply(ctx.transport, ctx.rows, *(grads[k] for k in wanted)))
-        return None, None, *(next(summed) if k in wanted else None for k in range(len(grads)))
+        wanted = [grad for k, grad in enumerate(grads) if ctx.needs_input_grad[3 + k]]
+        if ctx.own_times is None:
+            summed = iter(_SumRows.apply(ctx.transport, ctx.rows, *wanted))
+        else:
+            rank = ctx.transport.rank
+            start = sum(ctx.rows[:rank])
+            end = start + ctx.rows[rank]
+            summed = iter([grad[start:end] * ctx.own_times for grad in wanted])
+        return None, None, None, *(next(summed) if need else None for need in ctx.needs_input_grad[3:])
 
 
 class _SumRows(Function):
@@ -174,14 +177,14 @@ class _SumRows(Function):
         ctx.transport, ctx.rows = transport, rows
         matrix = _beside(tensors)
         if min(rows) == max(rows):
-            parts = matrix.unflatten(0, (len(rows), rows[0]))
+            parts = matrix.view(len(rows), rows[0], matrix.shape[1])
         else:
             parts = torch.stack([_pad(part, max(rows)) for part in matrix.split(rows)])
         return _apart(transport.sum_scatter(parts)[: rows[transport.rank]], tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return None, None, *_GatherRows.apply(ctx.transport, ctx.rows, *grads)
+        return None, None, *_GatherRows.apply(ctx.transport, ctx.rows, None, *grads)
 
 
 class _BroadcastRows(Function):

@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
+
+# torch 2.13 renamed them; a torch without torch.distributed has neither
+_all_gather_single: Any = getattr(dist, "all_gather_single", None) or getattr(
+    dist, "all_gather_into_tensor", None
+)
+_reduce_scatter_single: Any = getattr(dist, "reduce_scatter_single", None) or getattr(
+    dist, "reduce_scatter_tensor", None
+)
 
 
 def eager(function: F) -> F:
@@ -70,9 +78,9 @@ class Transport:
         """Return every rank's `numbers`, which are equally many on every rank."""
         device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
         mine = torch.tensor(numbers, dtype=torch.int64, device=device)
-        everyone = mine.new_empty(dist.get_world_size(self.group), len(numbers))
-        dist.all_gather(list(everyone.unbind()), mine, group=self.group)
-        return everyone.tolist()
+        everyone = mine.new_empty(dist.get_world_size(self.group) * len(numbers))
+        _all_gather_single(everyone, mine, group=self.group)
+        return everyone.view(-1, len(numbers)).tolist()
 
     def all_gather_text(self, text: str) -> list[str]:
         """Return every rank's `text`."""
@@ -81,19 +89,20 @@ class Transport:
         return texts
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Stack every rank's tensor, [...] on each, to [world_size, ...]."""
-        everyone = tensor.new_empty(self.world_size, *tensor.shape)
-        dist.all_gather(list(everyone.unbind()), tensor.contiguous(), group=self.group)
-        return everyone
+        """Stack every rank's tensor, [n, ...] on each, to [world_size, n, ...]."""
+        everyone = tensor.new_empty(self.world_size * tensor.shape[0], *tensor.shape[1:])
+        _all_gather_single(everyone, tensor.contiguous(), group=self.group)
+        return everyone.view(self.world_size, *tensor.shape)
 
     def sum_scatter(self, tensor: Tensor) -> Tensor:
-        """Sum [world_size, ...] over the ranks and keep this rank's part, [...]."""
+        """Sum [world_size, ...] over the ranks, perhaps in place, and keep this rank's part, [...]."""
+        tensor = tensor.contiguous()
         if dist.get_backend(self.group) == "nccl":
-            mine = torch.empty_like(tensor[0], memory_format=torch.contiguous_format)
-            # the form with one tensor has another name after torch 2.11
-            dist.reduce_scatter(mine, list(tensor.contiguous().unbind()), group=self.group)
+            mine = torch.empty_like(tensor[0])
+            _reduce_scatter_single(mine, tensor, group=self.group)
             return mine
-        return self.sum(tensor)[self.rank]
+        dist.all_reduce(tensor, group=self.group)
+        return tensor[self.rank]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum equally shaped tensors over the ranks."""

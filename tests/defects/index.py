@@ -31,7 +31,7 @@ class Planted:
     smallest: str = ""
     """What the smallest case shows, where the defect depends on a size."""
     seeds: float = 1.0
-    """Of how many seeds, as a share, the default budget must catch it with."""
+    """With how many of twenty seeds, as a share, the default budget must catch it; 1 is all that are tried."""
     even: bool = False
     """It is held to equally many rows on every rank alone."""
     module: str = ""
@@ -172,7 +172,7 @@ DEFECTS = [
     Planted("coca", "CountsPads", "padding counts in the mean", "", (TERMS,), "sim:2-8"),
     Planted("coca", "TailPadsOnly", "nothing behind the first padding counts", "", (TERMS,), "sim:2-8"),
     Planted("coca", "PadsAltered", "labels are altered in place", "", (INPUTS,)),
-    Planted("coca", "LogitsFourUlpsUp", "logits are four units in the last place too high", "", (TERMS,), seeds=0.5),
+    Planted("coca", "LogitsFourUlpsUp", "logits are four units in the last place too high", "", (GRADS,), "sim:2-8", seeds=0.5),
     Planted("coca", "MeanOfRankMeans", "the caption loss is a mean of rank means", "transformers issue 34191", (TERMS, MEAN), "sim:2-8"),
     Planted("coca", "MeanOfCaptionMeans", "a mean of the captions' means", "", (TERMS,), "sim:2-8"),
     Planted("coca", "TokensOfRankZero", "all ranks are taken to hold rank 0's tokens", "", (TERMS,), "sim:2-8"),

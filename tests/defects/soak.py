@@ -65,7 +65,7 @@ def soak(
     max_examples
         As for `verified-losses certify`.
     out
-        Where to write the errors over bounds of every property.
+        Where to write the errors over bounds of every property and dtype.
     """
     first = int(time.time()) % 2**20 if seed is None else seed
     console = Console(emoji=False, soft_wrap=True, highlight=False)
@@ -79,7 +79,8 @@ def soak(
         finding = verify(check, max_examples, drawn)
         what = f"{check.label}, {check.law.name}, {check.world.name}, seed {drawn}"
         count += 1
-        ratios.setdefault(check.law.name, []).extend(finding.ratios)
+        for case, ratio in zip(finding.cases, finding.ratios, strict=True):
+            ratios.setdefault(f"{check.law.name}, {case.dtype}", []).append(ratio)
         if finding.verdict == "falsified":
             wrong += 1
             console.print(f"ACCUSED {what}: {finding.reason}\n{finding.counterexample}", markup=False)
@@ -92,8 +93,8 @@ def soak(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("property", "cases", *(f"{quantile} %" for quantile in QUANTILES)):
         table.add_column(name, justify="left" if name == "property" else "right")
-    for name, seen in ratios.items():
-        if seen:
+    for name, seen in sorted(ratios.items()):
+        if any(seen):  # else the law compares bits or types
             table.add_row(name, str(len(seen)), *(f"{value:.2g}" for value in np.percentile(seen, QUANTILES)))
     console.print("error/bound, quantiles:", table)
     console.print(f"{wrong} of {count} checks wrong, seeds from {first}")

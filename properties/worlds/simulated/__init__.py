@@ -2,13 +2,18 @@
 
 import copy
 import random
+import struct
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar
+from contextlib import suppress
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
+from torch.utils._pytree import tree_flatten
 
 from .. import RankState
+from . import buffers
 from .errors import Abandon, CommunicationError, Finding, InjectedFault, SimulationError, Vanish
 from .explore import Exploration, Explorer
 from .group import entered, installed
@@ -65,8 +70,27 @@ def _chooser(schedule: Schedule) -> Chooser:
         return _Drawn(random.Random(schedule).randrange, on_caller=False)
     if isinstance(schedule, Sequence):
         left = iter(schedule)
-        return _Drawn(lambda count: next(left, 0), on_caller=False)
+        return _Drawn(lambda count: min(next(left, 0), count - 1), on_caller=False)
     return _Drawn(schedule, on_caller=True)
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether two results are the same, bit for bit."""
+    leaves, structure = tree_flatten(one)
+    others, other_structure = tree_flatten(other)
+    return structure == other_structure and all(map(_same_leaf, leaves, others))
+
+
+def _same_leaf(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and buffers.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    if isinstance(one, float):
+        return struct.pack("d", one) == struct.pack("d", other)
+    return bool(one == other)
 
 
 class SimulatedWorld:
@@ -75,7 +99,12 @@ class SimulatedWorld:
     Unchanged code that uses torch.distributed with the default group, or with groups from `new_group`, runs
     in it; what it does not implement raises a NotImplementedError that names the operation. Each rank has its
     own copy of the arguments, its own state of torch's CPU generator (forked from the caller's) and its own
-    warning filters; module globals are shared. Intra-operator parallelism is off during a run.
+    warning filters. Module globals are shared: what keeps a cache in one shares it between ranks, where
+    processes would not. Intra-operator parallelism is off during a run.
+
+    A buffer in flight is watched at every operator. What reads memory without one, a NumPy view or `tolist`,
+    cannot be named: it finds NaN where a message is still to come. What writes without one is named at the
+    wait.
 
     Args:
         size: Ranks, at least 1.
@@ -85,7 +114,8 @@ class SimulatedWorld:
             `SimulationError.schedule`, with 0 once it is used up.
         sends: "rendezvous", a send completes when it is received; "buffered", at once; "drawn", the schedule
             decides for each.
-        faults: What is done to the ranks. `fired` tells after a run which ones happened.
+        faults: What is done to the ranks. `fired` tells after a run which ones happened. A run with flipped
+            bits that no rank complained of is repeated without each, to see whether the results are the same.
         timeout: Seconds that one run may take.
         backend: What `dist.get_backend` answers. "gloo" and "nccl" steer code that asks; the rules on what is
             accepted stay gloo's.
@@ -94,6 +124,7 @@ class SimulatedWorld:
     Attributes:
         traffic: The volume of the last run, by rank, operation and phase.
         fired: The faults that happened in the last run.
+        unobserved: The flipped bits of the last run without which its results would be the same, bit for bit.
         schedule_taken: The choices of the last run.
     """
 
@@ -120,6 +151,7 @@ class SimulatedWorld:
         self.copies = copies
         self.traffic: dict[Key, Volume] = {}
         self.fired: list[Fault] = []
+        self.unobserved: list[Fault] = []
         self.schedule_taken: tuple[int, ...] = ()
 
     def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
@@ -128,7 +160,23 @@ class SimulatedWorld:
         Raises:
             SimulationError: a rank did not return, or the communication was wrong. The world stays usable.
         """
-        return self._run(_chooser(self.schedule), self.sends, function, arguments)
+        self.unobserved = []
+        results = self._run(_chooser(self.schedule), self.sends, function, arguments)
+        for flip in [fault for fault in self.fired if fault.kind == "flip"]:
+            others = [fault for fault in self.faults if fault != flip]
+            world = SimulatedWorld(
+                self.size,
+                self.schedule_taken,
+                sends=self.sends,
+                faults=others,
+                timeout=self.timeout,
+                backend=self.backend,
+                copies=self.copies,
+            )
+            with suppress(SimulationError):
+                if _alike(results, world._run(_chooser(world.schedule), world.sends, function, arguments)):
+                    self.unobserved.append(flip)
+        return results
 
     def explore(
         self,

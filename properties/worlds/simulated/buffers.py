@@ -57,8 +57,11 @@ def overlaps(
     """Pairs that share memory: (None, output, output) or (0, input, output), by index."""
     if not outputs:
         return
-    spans = [(*_span(tensor), index, True) for index, tensor in enumerate(outputs)]
-    spans += [(*_span(tensor), index, False) for index, tensor in enumerate(inputs)]
+    spans = []
+    for fills, tensors in ((True, outputs), (False, inputs)):
+        for index, tensor in enumerate(tensors):
+            start, end = _span(tensor)
+            spans.append((start, end, index, fills))
     spans.sort()
     last = 0
     for start, end, _, _ in spans:

@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch._C import _distributed_c10d as bindings
 from torch.distributed import distributed_c10d as c10d
 
+from . import buffers
 from .network import Members, Network, Operation, Signature, Slot
 
 Tensors = Sequence[torch.Tensor]
@@ -76,7 +77,10 @@ _LANDED = _Landed()
 
 
 def _bytes(tensors: Tensors) -> int:
-    return sum([tensor.nbytes for tensor in tensors])
+    try:
+        return sum([tensor.nbytes for tensor in tensors])
+    except RuntimeError as error:
+        raise NotImplementedError("simulated world: tensors that are not dense") from error
 
 
 def _describe(name: str, tensor: torch.Tensor, **more: Any) -> Signature:
@@ -209,20 +213,40 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
         return self._gather_all("all_gather", outputs, inputs, opts)
 
     def all_gather_single(self, output: torch.Tensor, input: torch.Tensor, opts: Any = None) -> dist.Work:
-        parts = self._parts("all_gather_single", output, input)
-        return self._gather_all("all_gather_single", [parts], [input], opts)
+        name = "all_gather_single"
+        if buffers.overlap(output, input):
+            # Right where the input is this rank's own part, so each part is looked at.
+            return self._gather_all(name, [self._parts(name, output, input)], [input], opts)
+        self._joined(name, output, input)
+        if output.dtype != input.dtype:
+            raise ValueError(f"{name}: an output of {output.dtype} for an input of {input.dtype}")
+
+        def fill(slot: Slot, place: int) -> Tensors:
+            if slot.shared is None:
+                slot.shared = [torch.stack([slot.arrivals[j].payload[0] for j in range(self.width)])]
+            return [slot.shared[0].view(output.shape)]
+
+        peers, part_bytes = self.width - 1, input.nbytes
+        volume = (peers, peers * part_bytes, peers * part_bytes)
+        return self._start(_describe(name, input), [input], [output], opts, volume, fill)
 
     def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> dist.Work:
         pairs = zip(outputs, inputs, strict=True)
         parts = [self._parts("all_gather_single", output, tensor) for output, tensor in pairs]
         return self._gather_all("all_gather_single", parts, inputs, opts)
 
-    def _parts(self, name: str, whole: torch.Tensor, part: torch.Tensor) -> list[torch.Tensor]:
-        """Views of `whole`, one a rank, shaped like `part`: it is their concatenation or their stack."""
-        stacked = tuple(whole.shape) == (self.width, *part.shape)
-        joined = part.dim() > 0 and tuple(whole.shape) == (self.width * part.shape[0], *part.shape[1:])
-        if not (stacked or joined or (part.dim() == 0 and tuple(whole.shape) == (self.width,))):
+    def _joined(self, name: str, whole: torch.Tensor, part: torch.Tensor) -> bool:
+        """Whether `whole` is the concatenation of one `part` a rank; else it must be their stack."""
+        if part.dim() > 0 and tuple(whole.shape) == (self.width * part.shape[0], *part.shape[1:]):
+            return True
+        # gloo refuses a stack (torch 2.13)
+        if self.backend == "gloo" or tuple(whole.shape) != (self.width, *part.shape):
             raise ValueError(f"{name}: {tuple(whole.shape)} is not {self.width} times {tuple(part.shape)}")
+        return False
+
+    def _parts(self, name: str, whole: torch.Tensor, part: torch.Tensor) -> list[torch.Tensor]:
+        """Views of `whole`, one a rank, shaped like `part`."""
+        joined = self._joined(name, whole, part)
         whole = whole.detach()
         if joined:
             rows = part.shape[0]
@@ -502,8 +526,12 @@ for _name in (
     "_start_coalescing",
     "_end_coalescing",
     "_get_backend",
+    "_get_sequence_number_for_group",
+    "_register_on_completion_hook",
+    "_wait_for_pending_works",
     "abort",
     "allgather_coalesced",
+    "get_group_store",
     "merge_remote_group",
     "monitored_barrier",
     "shutdown",
