@@ -15,7 +15,7 @@ test: .venv/installed
 horovod: .venv/installed
 	wheel=$$($(BIN)/python tools/horovod_wheel.py) && $(BIN)/python -m pip install --quiet "$$wheel"
 	HOROVOD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_horovod.py
-	$(BIN)/verified-losses certify --world hvd:2,hvd:3 --max-examples 10 --json build/horovod.json
+	$(BIN)/verified-losses certify --world hvd:2,hvd:3 --max-examples 5 --json build/horovod.json
 
 lint: .venv/installed
 	$(BIN)/ruff check .
