@@ -16,7 +16,7 @@ from .gather import gather_features
 
 def normalize(features: Array) -> Array:
     """Return x / |x| for each row of [n, d] features, none of which is zero."""
-    unit: Array = features / np.sqrt(np.sum(features * features, axis=-1, keepdims=True))
+    unit: Array = features / np.sqrt(np.sum(features * features, axis=1, keepdims=True))
     return unit
 
 
@@ -33,8 +33,7 @@ def infonce_loss(
     rows = [len(features) for features in queries]
     flags = (local_loss, gather_with_grad, convention)
     all_keys = normalize(gather_features(keys, rank, *flags))
-    local = local_loss and len(rows) > 1
-    anchors = queries[rank] if local else gather_features(queries, rank, *flags)
+    anchors = queries[rank] if local_loss else gather_features(queries, rank, *flags)
     logits = normalize(anchors) @ all_keys.T / temperature
     labels = get_ground_truth(rows, rank, local_loss)
     return complex(np.sum(cross_entropy(logits, labels)) * row_weight(rows, local_loss))

@@ -34,12 +34,11 @@ def ntxent_loss(
     rows = [len(features) for features in first]
     flags = (local_loss, gather_with_grad, convention)
     views = normalize(np.concatenate([gather_features(view, rank, *flags) for view in (first, second)]))
-    local = local_loss and len(rows) > 1
-    own, partner = places(rows, rank, local)
-    anchors = normalize(np.concatenate([first[rank], second[rank]])) if local else views
+    own, partner = places(rows, rank, local_loss)
+    anchors = normalize(np.concatenate([first[rank], second[rank]])) if local_loss else views
     logits = anchors @ views.T / temperature
     # a view is not looked for by itself: its column is left out, and those behind it move up
     others = np.arange(len(views)) != own[:, None]
-    kept = logits[others].reshape(len(own), -1)
+    kept = logits[others].reshape(len(own), len(views) - 1)
     labels = partner - (partner > own)
     return complex(np.sum(cross_entropy(kept, labels)) * row_weight(rows, local_loss) / 2)

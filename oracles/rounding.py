@@ -75,7 +75,7 @@ class Bounded(NamedTuple):
 
 
 class Magnitude(NamedTuple):
-    """The error of a gradient, and the sum of the magnitudes that it was summed from."""
+    """The error of a gradient, and the magnitudes that it was summed from, as far as they may be computed."""
 
     error: Array
     size: Array
@@ -180,17 +180,17 @@ class Softmax(NamedTuple):
 
 def _softmax(z: Bounded, p: Precision) -> Softmax:
     w = p.accumulated
-    top = z.value.max(-1, keepdims=True)
+    top = z.value.max(1, keepdims=True)
     shifted = z.value - top
-    log_sum = np.log(np.exp(shifted).sum(-1, keepdims=True))
+    log_sum = np.log(np.exp(shifted).sum(1, keepdims=True))
     log = shifted - log_sum
     probability = np.exp(log)
 
     # what logits have in common cancels: each moves against their mean
-    mean_error = (probability * z.error).sum(-1, keepdims=True)
+    mean_error = (probability * z.error).sum(1, keepdims=True)
     against_mean = np.minimum(z.error + mean_error - 2 * probability * z.error, CAP)
-    curved = (probability * (np.expm1(against_mean) - against_mean)).sum(-1, keepdims=True)
-    curved = np.minimum(curved, 2 * z.error.max(-1, keepdims=True))
+    curved = (probability * (np.expm1(against_mean) - against_mean)).sum(1, keepdims=True)
+    curved = np.minimum(curved, 2 * z.error.max(1, keepdims=True))
     moved = against_mean + curved
 
     # a difference of two floats is one itself, if it has few enough bits
@@ -198,10 +198,10 @@ def _softmax(z: Bounded, p: Precision) -> Softmax:
     shift = np.where(fits, 0, w * abs(shifted))
     exponent = shift + BASE_TWO * w * abs(shifted)
     # rescaling column by column multiplies a term once for every larger one that comes later
-    larger = np.argsort(np.argsort(-shifted, axis=-1), axis=-1)
-    swaps = np.exp(np.minimum(2 * moved.max(-1, keepdims=True), CAP))
-    rescaled = np.minimum(swaps * (probability * larger).sum(-1, keepdims=True), z.value.shape[-1] - 1)
-    sum_error = (probability * (np.expm1(exponent) + ELEMENTARY * w * (shifted != 0))).sum(-1, keepdims=True)
+    larger = (-shifted).argsort(1).argsort(1)
+    swaps = np.exp(np.minimum(2 * moved.max(1, keepdims=True), CAP))
+    rescaled = np.minimum(swaps * (probability * larger).sum(1, keepdims=True), z.value.shape[1] - 1)
+    sum_error = (probability * (np.expm1(exponent) + ELEMENTARY * w * (shifted != 0))).sum(1, keepdims=True)
     sum_error += (ELEMENTARY + 1) * w * rescaled + summed(probability, w)[..., None]
     sum_error = (ELEMENTARY + BASE_TWO) * w * log_sum - np.log1p(-sum_error)
 
@@ -246,23 +246,23 @@ def cross_entropy(z: Bounded, targets: Bounded, p: Precision) -> tuple[Bounded, 
     slope = parts.probability - t
     products = t * abs(parts.log)
     # where the logits move by e, the value moves by (p - t) e and what is of second order
-    moved = (abs(slope) * z.error).sum(-1) + parts.curved[..., 0]
-    error = moved + (t * parts.log_rounded + targets.error * abs(parts.log)).sum(-1)
-    error += (inexact(t) * (w + p.narrowed) * products).sum(-1) + summed(products, w) + p.tiny
+    moved = (abs(slope) * z.error).sum(1) + parts.curved[..., 0]
+    error = moved + (t * parts.log_rounded + targets.error * abs(parts.log)).sum(1)
+    error += (inexact(t) * (w + p.narrowed) * products).sum(1) + summed(products, w) + p.tiny
     probability = _probability(parts, p)
     slope_error = probability.error + targets.error + w * abs(slope) + p.narrowed * (t + abs(slope))
     # of targets that are no labels, the backward of log softmax sums up
     slope_error += probability.value * summed(t, w)[..., None] + inexact(t).any() * 2 * w * probability.value
-    return Bounded(products.sum(-1), error), Bounded(slope, slope_error)
+    return Bounded(products.sum(1), error), Bounded(slope, slope_error)
 
 
 def cross_entropy_targets(z: Bounded, target_logits: Bounded, p: Precision) -> Bounded:
     """Bound the gradient of `cross_entropy` with respect to the logits of its targets."""
     logp = log_softmax(z, p)
     target = softmax(target_logits, p)
-    mean = (target.value * logp.value).sum(-1, keepdims=True)
-    mean_error = (target.value * logp.error + target.error * abs(logp.value)).sum(-1, keepdims=True)
-    mean_error += (gamma(z.value.shape[-1], p.accumulated) + 3 * p.stored) * abs(mean)
+    mean = (target.value * logp.value).sum(1, keepdims=True)
+    mean_error = (target.value * logp.error + target.error * abs(logp.value)).sum(1, keepdims=True)
+    mean_error += (gamma(z.value.shape[1], p.accumulated) + 3 * p.stored) * abs(mean)
     spread = logp.value - mean
     error = target.error * abs(spread) + target.value * (logp.error + mean_error)
     error += 4 * p.stored * target.value * (abs(logp.value) + abs(mean)) + p.tiny
@@ -290,14 +290,14 @@ def sigmoid_cross_entropy(z: Bounded, labels: Array, p: Precision) -> tuple[Boun
 def total(values: Bounded, weight: Weight, p: Precision, parts: int = 1) -> float:
     """Bound `weight` times the sum of all values, summed in `parts` that are stored one by one."""
     size = abs(values.value).sum()
-    error = values.error.sum() + summed(abs(values.value).reshape(-1), p.accumulated)
+    error = values.error.sum() + summed(abs(values.value).ravel(), p.accumulated)
     error += (gamma(weight.roundings, p.accumulated) + gamma(parts + 4, p.narrowed)) * size
     return float(abs(weight.value) * error + p.tiny)
 
 
 def weighed(slope: Bounded, weight: Weight, p: Precision) -> Magnitude:
     """Bound the gradient of logits, `weight` times `slope`."""
-    size = abs(weight.value) * abs(slope.value)
+    size = abs(weight.value) * (abs(slope.value) + slope.error)
     # the last step multiplies with the slope
     roundings = weight.roundings + int(inexact(weight.value))
     error = abs(weight.value) * slope.error + (gamma(roundings, p.accumulated) + 4 * p.narrowed) * size
@@ -327,10 +327,10 @@ def through_logits(
         (additions["x"].max() + 1, abs(x) * (g @ abs(y))),
         (additions["y"].max() + 1, abs(y) * (g.T @ abs(x))),
     ]
-    error += max(gamma(count, w) * products + summed(sizes.reshape(-1), w) for count, sizes in first)
+    error += max(gamma(count, w) * products + summed(sizes.ravel(), w) for count, sizes in first)
     error += gamma(6, p.narrowed) * products
     bounds["scale"] = Magnitude(np.asarray(error), np.asarray(products))
-    error = e.sum() + summed(g.reshape(-1), w) + gamma(3, p.narrowed) * g.sum()
+    error = e.sum() + summed(g.ravel(), w) + gamma(3, p.narrowed) * g.sum()
     bounds["bias"] = Magnitude(np.asarray(error), np.asarray(g.sum()))
     return bounds
 

@@ -308,6 +308,11 @@ def test_log1p_is_exact_for_small_values(x):
     close(slope, 1 / (1 + x), 1 / (1 + x), 6)
 
 
+def test_log1p_of_any_complex_number_by_hand():
+    # |1 + i| is sqrt(2), its angle pi / 4
+    close(siglip.log1p(np.array(1j)), LOG2 / 2 + 0.25j * np.pi, 1, 6)
+
+
 # The second formulation, in mpmath.
 
 
@@ -626,6 +631,15 @@ def test_values_and_gradients_equal_the_second_formulation(both, rows, flags):
 
                 gradient.append(float(mpmath.diff(along, still[k])))
             close(complex_step.gradient(oracle, flat), gradient, gradient_magnitude(rows), operations(rows))
+
+
+@pytest.mark.parametrize("both", [both_clip, both_distill, both_infonce, both_ntxent])
+def test_flags_left_out_are_those_of_a_single_process(both):
+    # local_loss weighs this rank's rows, gather_with_grad and open_clip carry other gradients
+    rows, flags = (2, 1), (False, False, "exact")
+    flat = point(both, rows)
+    found = [complex_step.gradient(both(rows, 0, some)[0], flat).tolist() for some in ((), *FLAGS)]
+    assert [gradient == found[0] for gradient in found[1:]] == [some == flags for some in FLAGS]
 
 
 def test_large_siglip_logits_equal_the_second_formulation():
