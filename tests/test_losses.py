@@ -333,6 +333,37 @@ def test_siglip_labels():
     assert loss.get_ground_truth(torch.device("meta"), torch.float32, 2).device.type == "meta"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_is_made_on_the_device_of_the_features(kind):
+    inputs = {
+        name: value.detach().to("meta") if value.ndim else value.item() for name, value in batch(kind).items()
+    }
+    if kind == "coca":  # of which the labels are read
+        with pytest.raises(RuntimeError, match="meta"):
+            make(kind)(**inputs)
+    else:
+        assert all(term.device.type == "meta" for term in tree_leaves(make(kind)(**inputs)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_dtype_does_not_matter(kind):
+    inputs = batch(kind, dtype=torch.float32)
+    expected = make(kind)(**inputs)
+    torch.set_default_dtype(torch.float64)
+    try:
+        terms = make(kind)(**inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for term, value in zip(tree_leaves(terms), tree_leaves(expected), strict=True):
+        assert term.dtype == torch.float32
+        assert torch.equal(term, value)
+
+
+def test_siglip_caches_nothing_unless_told():
+    assert not SigLipLoss().cache_labels
+    assert SigLipLoss(cache_labels=True).cache_labels
+
+
 def test_siglip_logits_may_be_rectangular():
     inputs = batch("siglip", rows=4)
     logits = SigLipLoss().get_logits(**inputs | {"text_features": inputs["text_features"][:2]})
@@ -493,10 +524,11 @@ def check_groups(members, results, expected):
                 assert same(result, value)
 
 
-@pytest.mark.parametrize("members", [((1, 3), (0, 2)), ((2, 3), (0, 1))])
+@pytest.mark.parametrize("members", [((1, 3), (0, 2)), ((1, 3, 5), (0, 2, 4))])
 def test_a_group_of_simulated_ranks_is_a_world_of_its_own(members):
-    results = SimulatedWorld(4).run(run_in_group, members, False)
-    check_groups(members, results, SimulatedWorld(2).run(everything))
+    size = len(members[0])
+    results = SimulatedWorld(2 * size).run(run_in_group, members, False)
+    check_groups(members, results, SimulatedWorld(size).run(everything))
 
 
 def disagree_in_group(rank, size, members):
@@ -505,6 +537,9 @@ def disagree_in_group(rank, size, members):
     assert Transport(dist.get_rank(group), 2, group).all_gather_text("a") == ["a", "a"]
     with pytest.raises(ValueError, match=r"^neighbour rank: expected an int in \[0, 2\), got 2$"):
         neighbour_exchange(0, 2, X2, group)
+    other = 1 - dist.get_rank(group)
+    with pytest.raises(TypeError if other == 0 else ValueError, match=r"^(tensor|rank 1 could not)"):
+        neighbour_exchange_bidir(other, other, X2, X2 if other else "wrong", group)
     inputs = batch("clip", rank)
     with pytest.raises(ValueError, match="ranks disagree: rank 0 calls") as error:
         ClipLoss(
