@@ -26,7 +26,12 @@ from .subjects import Subject
 
 CERTIFICATE_VERSION = 2
 HERE = str(Path(__file__).parent)
-MODULE = "torch/nn/modules/module.py"
+LEADING = (
+    "torch/nn/modules/module.py",
+    "<frozen importlib._bootstrap>",
+    "<frozen importlib._bootstrap_external>",
+)
+"""Files whose frames lead from here to a target, besides our own."""
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 """Of control characters: what is shown in their place."""
@@ -308,10 +313,7 @@ def own(reason: str) -> str:
     ours = False
     for line in reason.splitlines():
         if frame := re.match(r' +File "(.+?)", line \d+', line):
-            leads = ("torch/nn/modules/module.py", "<frozen importlib._bootstrap>")
-            ours = frame[1].startswith(HERE) or frame[1].endswith(
-                (*leads, "<frozen importlib._bootstrap_external>")
-            )
+            ours = frame[1].startswith(HERE) or frame[1].endswith(LEADING)
         elif not line.startswith("    "):
             ours = False
         if not ours and not re.fullmatch(r"[ ~^]+", line):

@@ -134,7 +134,14 @@ def read(folder: Path, package: str) -> Iterator[Mutant]:
 
 
 def changed_functions(since: str) -> list[str]:
-    """Return patterns of the mutants of every function that differs from its form at a commit."""
+    """Return patterns of the mutants of every function that differs from its form at a commit.
+
+    Raises:
+        ValueError: there is no such commit.
+    """
+    commit = ["git", "rev-parse", "--quiet", "--verify", f"{since}^{{commit}}"]
+    if subprocess.run(commit, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
+        raise ValueError(f"since: expected a commit, got {since!r}")
     patterns = []
     for target in TARGETS:
         for path in sorted((ROOT / target.package).glob("*.py")):
@@ -227,7 +234,8 @@ def mutants(
 ) -> int:
     """Mutate the losses and the oracles, and print what survives.
 
-    Exit status: 0 every mutant is killed or equivalent, 1 some are not, 2 a test fails without a mutant.
+    Exit status: 0 every mutant is killed or equivalent, 1 some are not, 2 an argument is wrong or a test fails
+    without any mutant.
 
     Parameters
     ----------
@@ -244,7 +252,11 @@ def mutants(
     """
     started = time.monotonic()
     console = Console(emoji=False, soft_wrap=True, highlight=False)
-    patterns = [*(only or []), *(changed_functions(since) if since else [])]
+    try:
+        patterns = [*(only or []), *(changed_functions(since) if since else [])]
+    except ValueError as error:
+        console.print(str(error), markup=False)
+        return 2
     complete = not only and not since
     if not complete and not patterns:
         console.print(f"no function of the losses or oracles has changed since {since}")
