@@ -234,8 +234,8 @@ def mutants(
 ) -> int:
     """Mutate the losses and the oracles, and print what survives.
 
-    Exit status: 0 every mutant is killed or equivalent, 1 some are not, 2 an argument is wrong or a test fails
-    without any mutant.
+    Exit status: 0 every mutant is killed or equivalent, 1 some are not, 2 an argument is wrong, or a test
+    fails without a mutant.
 
     Parameters
     ----------
