@@ -140,11 +140,13 @@ def leaves_no_trace(contract: Contract, subject: Subject, world: World, case: Ca
 def _traces(rank: int, world_size: int, subject: Subject, contract: Contract, case: Case) -> list[str]:
     """Return what a call and its backward leave behind, in words."""
     target = subject.resolve()
+    losses: list[Any] = []  # the one that is called, which outlives its calls
 
     def call() -> dict[str, torch.Tensor]:
-        loss = contract.build(target, case, rank, world_size)
+        if not losses:
+            losses.append(contract.build(target, case, rank, world_size))
         given = inputs(rank, contract, case)
-        terms = contract.read(contract.call(loss, given, case, rank), case)[1]
+        terms = contract.read(contract.call(losses[0], given, case, rank), case)[1]
         backward(rank, contract, case, terms)
         return given
 

@@ -302,7 +302,7 @@ class CountsFromRankZero(Clip):
 
 class EvenChunks(Clip):
     def insert(self, everyone: Tensor, own: Tensor, rows: list[int]) -> Tensor:
-        parts = list(everyone.chunk(self.world_size))
+        parts = list(everyone.tensor_split(self.world_size))
         parts[self.rank] = own + (self.world_size - 1) * (own - own.detach())
         return torch.cat(parts)
 
