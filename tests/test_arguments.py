@@ -226,6 +226,7 @@ def test_a_scale_of_one_element_is_a_scale_whatever_its_dtype(call, dtype):
         (ValueError, {"ids": IDS.to("meta")}, "labels", "meta"),
         (ValueError, {"ids": 3 * IDS}, "labels", "3"),
         (ValueError, {"ids": -IDS}, "labels", "-1"),
+        (ValueError, {"ids": torch.tensor([[-1, 2]] * 4)}, "labels", "-1"),
         (ValueError, {"ids": -100 * IDS}, "labels", "-100"),
         (ValueError, {"ids": 0 * IDS - 100, "pad_id": 1}, "labels", "-100"),
         (TypeError, {"pad_id": "0"}, "pad_id", "str"),
@@ -243,6 +244,16 @@ def test_one_wrong_label_among_pads_is_found():
     ids[3, 1] = 7
     with pytest.raises(ValueError, match=r"labels: expected token ids in \[0, 3\) or pad_id=0, got 7"):
         call_coca(ids=ids)
+
+
+def test_captions_of_another_shape_are_told_the_shape():
+    with pytest.raises(ValueError, match=r"the first two dimensions of logits, \[4, 2\], got \[3, 2\]"):
+        call_coca(ids=IDS[:3])
+
+
+def test_a_vocabulary_may_be_of_one_token():
+    ids = torch.tensor([[0, 5]] * 4)
+    assert call_coca(logits=torch.zeros(4, 2, 1), ids=ids, pad_id=5)[1] == 0
 
 
 @pytest.mark.parametrize("pad_id", [-100, 3, 1000])
@@ -318,12 +329,15 @@ def test_wrong_weights(weights):
 def test_without_horovod(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "horovod", None)
     monkeypatch.delitem(sys.modules, "horovod.torch", raising=False)
-    with pytest.raises(ImportError, match=r"use_horovod=True needs Horovod.*\[horovod\].*`make horovod`"):
+    with pytest.raises(
+        ImportError, match=r"^use_horovod=True needs Horovod, .*\[horovod\]: `make horovod` builds it for"
+    ):
         make(use_horovod=True)
 
 
 def pretend_horovod(monkeypatch, initialized=True):
     """Put the only rank of one in the place of Horovod, installed or not."""
+    monkeypatch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "1")
     hvd = types.ModuleType("horovod.torch")
     hvd.is_initialized = lambda: initialized
     hvd.rank, hvd.size = lambda: 0, lambda: 1
