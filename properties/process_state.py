@@ -135,17 +135,21 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
     printed = io.StringIO()
     kept: dict[str, None] = {}
     alive = []
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(2):
-            storages = {name: StorageWeakRef(leaf.untyped_storage()) for name, leaf in call().items()}
-            if not all(storage.expired() for storage in storages.values()):
+    gc.freeze()  # what was there before is neither collected nor counted
+    try:
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            for _ in range(2):
+                storages = {name: StorageWeakRef(leaf.untyped_storage()) for name, leaf in call().items()}
                 gc.collect()
-            kept |= dict.fromkeys(name for name, storage in storages.items() if not storage.expired())
-            alive.append(_tensors())
-    if alive[1] > alive[0]:
-        gc.collect()
-        alive[1] = _tensors()
+                kept |= dict.fromkeys(name for name, storage in storages.items() if not storage.expired())
+                alive.append(_tensors())
+    finally:
+        gc.unfreeze()
     found = [f"changed {name}" for name in changed(before)]
     found += [f"replaced {name}" for name in _replaced(functions)]
     if printed.getvalue():
