@@ -7,6 +7,7 @@ import io
 import os
 import random
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,6 +120,10 @@ def _lives(process: str) -> bool:
     return False
 
 
+LINGERING_SECONDS = 1.0
+"""How long more tensors than before may live on after a call."""
+
+
 def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[str]:
     """Return what a call leaves behind, in words.
 
@@ -148,6 +153,12 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
                 gc.collect()
                 kept |= dict.fromkeys(name for name, storage in storages.items() if not storage.expired())
                 alive.append(_tensors())
+        # threads of process groups let go of what they sent a little later
+        deadline = time.monotonic() + LINGERING_SECONDS
+        while alive[1] > alive[0] and time.monotonic() < deadline:
+            time.sleep(0.01)
+            gc.collect()
+            alive[1] = _tensors()
     finally:
         gc.unfreeze()
     found = [f"changed {name}" for name in changed(before)]
