@@ -4,9 +4,11 @@ As strict as Horovod is: ranks agree on names; dtypes that it does not know, vie
 and inference mode are refused; an operation is done at the second look.
 """
 
+import sys
 import types
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -75,3 +77,11 @@ def module(initialized: bool = True) -> types.ModuleType:
     hvd.allgather_async, hvd.reducescatter_async, hvd.Sum = allgather_async, reducescatter_async, "Sum"
     hvd.poll, hvd.synchronize = poll, synchronize
     return hvd
+
+
+def install(monkeypatch: pytest.MonkeyPatch, hvd: types.ModuleType) -> None:
+    """Let `import horovod.torch` give `hvd`, Horovod installed or not."""
+    package: Any = types.ModuleType("horovod")
+    package.torch = hvd
+    monkeypatch.setitem(sys.modules, "horovod", package)
+    monkeypatch.setitem(sys.modules, "horovod.torch", hvd)

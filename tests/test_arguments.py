@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from properties.worlds.processes import shared_world
+from tests.pretend_horovod import install
 from verified_losses import (
     ClipLoss,
     CoCaLoss,
@@ -344,10 +345,7 @@ def pretend_horovod(monkeypatch, initialized=True):
     hvd.allgather_async = lambda tensor, name: tensor
     hvd.poll = lambda tensor: True
     hvd.synchronize = lambda tensor: tensor
-    package = types.ModuleType("horovod")
-    package.torch = hvd
-    monkeypatch.setitem(sys.modules, "horovod", package)
-    monkeypatch.setitem(sys.modules, "horovod.torch", hvd)
+    install(monkeypatch, hvd)
 
 
 @pytest.mark.parametrize("make", MAKERS)

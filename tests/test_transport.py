@@ -1,6 +1,5 @@
 """How ranks talk: over Horovod, pretended on simulated ranks, and over NCCL, as far as a CPU shows it."""
 
-import sys
 import types
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,10 +22,7 @@ from . import pretend_horovod
 
 def put(monkeypatch: pytest.MonkeyPatch, hvd: types.ModuleType) -> types.ModuleType:
     """Let `import horovod.torch` give `hvd`, in this process, where targets then run too."""
-    package: Any = types.ModuleType("horovod")
-    package.torch = hvd
-    monkeypatch.setitem(sys.modules, "horovod", package)
-    monkeypatch.setitem(sys.modules, "horovod.torch", hvd)
+    pretend_horovod.install(monkeypatch, hvd)
     monkeypatch.setattr(Worlds, "isolated", lambda self, inner: inner)
     return hvd
 
