@@ -480,14 +480,14 @@ def test_compiled_gradients_equal_eager_ones(kind, options, backend):
         close_gradients(results, expected, (2, 2))
 
 
-def run_in_group(rank, size, members, destroy=True):
+def run_in_group(rank, size, members):
     """Return what each loss and exchange gives among `members`, of which the other ranks make groups too."""
     groups = [dist.new_group(list(ranks)) for ranks in members]
     group = next(g for g, ranks in zip(groups, members, strict=True) if rank in ranks)
     results = everything(dist.get_rank(group), dist.get_world_size(group), group)
     dist.barrier()
     for made, ranks in zip(groups, members, strict=True):
-        if destroy and rank in ranks:
+        if rank in ranks:
             dist.destroy_process_group(made)
     return results
 
@@ -527,7 +527,7 @@ def check_groups(members, results, expected):
 @pytest.mark.parametrize("members", [((1, 3), (0, 2)), ((1, 3, 5), (0, 2, 4))])
 def test_a_group_of_simulated_ranks_is_a_world_of_its_own(members):
     size = len(members[0])
-    results = SimulatedWorld(2 * size).run(run_in_group, members, False)
+    results = SimulatedWorld(2 * size).run(run_in_group, members)
     check_groups(members, results, SimulatedWorld(size).run(everything))
 
 

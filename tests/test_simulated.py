@@ -418,6 +418,24 @@ def test_what_is_not_implemented_says_so() -> None:
         SimulatedWorld(2, backend="gloo").run(lambda rank, size: dist.group.WORLD.monitored_barrier())
     with pytest.raises(SimulationError, match="simulated world: tensors that are not dense"):
         SimulatedWorld(2).run(lambda rank, size: dist.all_reduce(torch.eye(2).to_sparse()))
+    with pytest.raises(SimulationError, match="simulated world: destroy_process_group of the whole world"):
+        SimulatedWorld(2).run(lambda rank, size: dist.destroy_process_group())
+
+
+def test_a_group_can_be_destroyed_and_is_gone_then() -> None:
+    def program(rank: int, size: int, again: bool) -> float:
+        group = dist.new_group([0, 1])
+        ones = torch.ones(1)
+        dist.all_reduce(ones, group=group)
+        dist.destroy_process_group(group)
+        if again:
+            dist.all_reduce(ones, group=group)
+        dist.all_reduce(ones)
+        return ones.item()
+
+    assert SimulatedWorld(2).run(program, False) == [4, 4]
+    with pytest.raises(SimulationError, match="communication after destroy_process_group"):
+        SimulatedWorld(2).run(program, True)
 
 
 def test_gloo_gathers_no_stack() -> None:

@@ -507,6 +507,15 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
     def recv_anysource(self, tensors: Tensors, tag: int) -> dist.Work:
         return self._peer("recv", tensors, None, tag)
 
+    def shutdown(self) -> None:
+        """End this rank's part in a group, as `destroy_process_group` asks; the world ends with its run."""
+        if self.members is self.network.world:
+            raise NotImplementedError("simulated world: destroy_process_group of the whole world")
+        self._start = self._ended  # type: ignore[method-assign]
+
+    def _ended(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"{self!r}: communication after destroy_process_group")
+
     # The names of earlier versions of torch
     _allgather_base = all_gather_single
     allgather_into_tensor_coalesced = all_gather_single_coalesced
@@ -534,7 +543,6 @@ for _name in (
     "get_group_store",
     "merge_remote_group",
     "monitored_barrier",
-    "shutdown",
     "split_group",
 ):
     setattr(SimulatedGroup, _name, _unimplemented(_name))
