@@ -58,10 +58,6 @@ class Case:
     """The first rows of the global batch are padding alone."""
     teacher_width: int = 1
     seed: int = 0
-    permutation: int = 0
-    """A seed that permutes the pairs; 0 leaves them."""
-    swapped: bool = False
-    """Image and text features change places."""
     pad_content: int = 0
     """A seed that fills the logits at padding; 0 leaves them."""
 
@@ -128,11 +124,6 @@ def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
     limit = LARGEST_LOGIT.get(case.dtype, 1e4)
     largest = np.sqrt(abs(case.scale) * np.max(abs(first @ second.T), initial=0) / limit)
     first, second = first / max(largest, 1), second / max(largest, 1)
-    if case.permutation:
-        order = np.random.default_rng(case.permutation).permutation(shape[0])
-        first, second = first[order], second[order]
-    if case.swapped:
-        first, second = second, first
     return rounded(first, case.dtype), rounded(second, case.dtype)
 
 

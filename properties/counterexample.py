@@ -27,7 +27,7 @@ from .laws import Falsified, Place
 from .laws.communication import Collectives, together
 from .laws.gradients import STEP, curve, unweighted, weighted
 from .laws.hygiene import compilable
-from .laws.metamorphic import padding_filled, permuted, split_otherwise, swapped
+from .laws.metamorphic import padding_filled
 from .subjects import Step
 from .worlds import WorldError
 from .worlds.simulated import SimulationError
@@ -93,9 +93,6 @@ PROGRAMS = {
     "backward is silent": Program("silent"),
     "used equals fresh": Program("used"),
     "compiled equals eager": Program("compiled", compilable),
-    "splits agree": Program("pair", other=("split", "the same batch split otherwise", split_otherwise)),
-    "pairs permute": Program("pair", other=("permuted", "the same pairs in another order", permuted)),
-    "image and text swap": Program("pair", other=("swapped", "images for texts, texts for images", swapped)),
     "padding never matters": Program("pair", other=("filled", "other logits at padding", padding_filled)),
 }
 """By the law's name; a law without one is judged by `properties` itself, after one call."""

@@ -64,8 +64,6 @@ class Contract(ABC):
     name: str
     terms: tuple[str, ...]
     differentiable: tuple[str, ...]
-    symmetric = False
-    """Image and text may change places, and pairs may be permuted together."""
     is_loss = True
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""

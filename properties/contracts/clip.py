@@ -195,7 +195,6 @@ class ClipContract(Contract):
     name = "clip"
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = STUDENT
-    symmetric = True
     assumed: dict[str, Any] = ASSUMED
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

@@ -32,7 +32,6 @@ class InfoNceContract(ClipContract):
     name = "infonce"
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = VIEWS
-    symmetric = False
     constructed = (*ClipContract.constructed, "scale")
     drawn: dict[str, Any] = {"scales": SCALES.filter(bool)}  # a temperature is its inverse
 

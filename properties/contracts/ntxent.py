@@ -23,7 +23,6 @@ class NTXentContract(InfoNceContract):
     """
 
     name = "ntxent"
-    symmetric = True
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """Both views are anchors."""
