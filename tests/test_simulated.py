@@ -214,6 +214,18 @@ def forwards_before_it_waits(rank: int, size: int, wrong: bool) -> None:
         work.wait()
 
 
+def lists_before_it_waits(rank: int, size: int, wrong: bool) -> None:
+    buffer = ones()
+    if rank == 0:
+        dist.send(buffer, 1)
+    else:
+        work = dist.irecv(buffer, 0)
+        if wrong:
+            buffer.tolist()
+        work.wait()
+        buffer.tolist()
+
+
 def reads_an_all_reduce(rank: int, size: int, wrong: bool) -> None:
     buffer = ones()
     work = dist.all_reduce(buffer, async_op=True)
@@ -270,6 +282,7 @@ DEFECTS: list[tuple[Program, str, str]] = [
     (writes_through_numpy, "written_in_flight", "rank 0 wrote"),
     (writes_where_it_receives, "written_in_flight", "writes"),
     (reads_before_it_waits, "read_in_flight", "rank 1 reads"),
+    (lists_before_it_waits, "read_in_flight", "rank 1 reads"),
     (forwards_before_it_waits, "read_in_flight", "rank 1: send"),
     (reads_an_all_reduce, "read_in_flight", "reads"),
     (one_buffer_for_all, "aliasing", "outputs 0 and 1"),
@@ -495,7 +508,8 @@ def test_an_unwaited_receive_buffer_holds_nan() -> None:
             dist.send(buffer, 1)
             return []
         work = dist.irecv(buffer, 0)
-        early = buffer.tolist()  # Reads memory directly: no operator runs that could be seen.
+        view = buffer.numpy()  # Taking a view reads nothing, and no operator shows when NumPy does.
+        early = view.tolist()
         work.wait()
         return early
 

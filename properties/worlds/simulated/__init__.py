@@ -102,7 +102,7 @@ class SimulatedWorld:
     warning filters. Module globals are shared: what keeps a cache in one shares it between ranks, where
     processes would not. Intra-operator parallelism is off during a run.
 
-    A buffer in flight is watched at every operator. What reads memory without one, a NumPy view or `tolist`,
+    A buffer in flight is watched at every operator. What reads memory without one, through a NumPy view,
     cannot be named: it finds NaN where a message is still to come. What writes without one is named at the
     wait.
 

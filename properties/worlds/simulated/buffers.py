@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import overrides
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _get_current_dispatch_mode_stack,
@@ -139,6 +141,19 @@ def _is_metadata_only(function: Any) -> bool:
     )
 
 
+class _Lists(TorchFunctionMode):
+    """Sees `tolist`, which reads memory without an operator."""
+
+    def __init__(self, touched: Callable[[torch.Tensor, bool], None]) -> None:
+        super().__init__()
+        self.touched = touched
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.tolist:
+            self.touched(args[0], False)
+        return function(*args, **(kwargs or {}))
+
+
 class Watch(TorchDispatchMode):
     """Sees every operator that one rank runs while it has buffers in flight.
 
@@ -148,6 +163,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, touched: Callable[[torch.Tensor, bool], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.touched = touched
+        self.lists = _Lists(touched)
         self.inside = 0
 
     @classmethod
@@ -174,12 +190,15 @@ class Watch(TorchDispatchMode):
         # While a mode handles an operator it is off the stack, and comes back by itself.
         if not self.inside and self not in _get_current_dispatch_mode_stack():
             _push_mode(self)
+            overrides._push_mode(self.lists)
 
     def stop(self) -> None:
         """Leave the stack if on its top; a watch that stays sees nothing in flight and says nothing."""
         stack = _get_current_dispatch_mode_stack()
         if not self.inside and stack and stack[-1] is self:
             _pop_mode()
+            if overrides._get_current_function_mode() is self.lists:
+                overrides._pop_mode()
 
 
 def _arguments(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterable[tuple[Any, Any]]:
