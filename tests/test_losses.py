@@ -359,9 +359,32 @@ def test_the_default_dtype_does_not_matter(kind):
         assert torch.equal(term, value)
 
 
-def test_siglip_caches_nothing_unless_told():
-    assert not SigLipLoss().cache_labels
-    assert SigLipLoss(cache_labels=True).cache_labels
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_shows_what_it_was_made_with(kind):
+    for given in ({}, {"cache_labels": True}):
+        loss = make(kind, **given)
+        parameters = inspect.signature(type(loss)).parameters
+        defaults = {name: parameters[name].default for name in ("cache_labels", "use_horovod")}
+        for name, value in (defaults | given).items():
+            assert getattr(loss, name) is value
+
+
+@pytest.mark.parametrize("convention", ["exact", "open_clip"])
+@pytest.mark.parametrize("training", [True, False])
+def test_distill_keeps_nothing_of_a_teacher_that_does_not_learn(convention, training):
+    inputs = batch("distill")
+    kept = []
+    with (
+        torch.set_grad_enabled(training),
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+        ),
+    ):
+        make("distill", convention=convention)(**inputs)
+    teacher = {inputs[name].data_ptr() for name in ("dist_image_features", "dist_text_features")}
+    assert bool(kept) == training
+    learns = training and convention == "open_clip"
+    assert bool(teacher & {tensor.data_ptr() for tensor in kept}) == learns
 
 
 def test_siglip_logits_may_be_rectangular():
