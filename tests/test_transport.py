@@ -151,19 +151,28 @@ def test_what_is_ignored_after_an_error_arrives_on_the_gpu_over_nccl(monkeypatch
 
 
 def talk_in_a_group(rank: int, size: int) -> list[Any]:
-    group = dist.new_group(list(range(size)))
-    parts = torch.ones(size, 1, 2)
-    received = neighbour_exchange((rank - 1) % size, (rank + 1) % size, torch.ones(2) * rank, group)
-    return [Transport(rank, size, group).sum_scatter(parts).tolist(), received.sum().item()]
+    group = dist.new_group([1, 2, 3])
+    if rank == 0:
+        return []
+    transport = Transport(rank - 1, 3, group)
+    received = neighbour_exchange((rank - 2) % 3, rank % 3, torch.ones(2) * rank, group)
+    return [
+        transport.sum_scatter(torch.ones(3, 1, 2)).tolist(),
+        transport.all_gather_numbers([rank]),
+        received.sum().item(),
+    ]
 
 
 def test_the_backend_is_that_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = over_nccl(monkeypatch)
     monkeypatch.setattr(dist, "get_backend", lambda group=None: "gloo" if group is None else "nccl")
-    world = SimulatedWorld(3)
-    assert world.run(talk_in_a_group) == [[[[3.0, 3.0]], 4.0], [[[3.0, 3.0]], 0.0], [[[3.0, 3.0]], 2.0]]
+    world = SimulatedWorld(4)
+    numbers = [[1], [2], [3]]
+    shared = [[[3.0, 3.0]], numbers]
+    assert world.run(talk_in_a_group) == [[], [*shared, 6.0], [*shared, 2.0], [*shared, 4.0]]
     assert any("reduce_scatter" in key.operation for key in world.traffic)
-    assert devices.count("cuda") == 6
+    # on each of three ranks: its number, and what is sent and what is received
+    assert devices.count("cuda") == 9
 
 
 def sum_other_strides(rank: int, size: int, source: int) -> list[Any]:
