@@ -234,25 +234,46 @@ def _probability(parts: Softmax, p: Precision) -> Bounded:
     return Bounded(parts.probability, error + p.tiny)
 
 
-def cross_entropy(z: Bounded, targets: Bounded, p: Precision) -> tuple[Bounded, Bounded]:
+def softmax_excess(z: Bounded, p: Precision) -> Array:
+    """Bound how far from 1 the softmax of each row of [n, c] logits sums up, [n]."""
+    parts = _softmax(z, p)
+    # whatever the logits' errors, the softmax sums up to 1: rounding alone takes it away
+    largest = np.minimum(parts.probability * np.exp(np.minimum(parts.moved, CAP)), 1)
+    excess: Array = (largest * parts.rounded + p.tiny).sum(1)
+    return excess
+
+
+def cross_entropy(
+    z: Bounded, targets: Bounded, p: Precision, excess: Array | float = 0.0
+) -> tuple[Bounded, Bounded]:
     """Bound the cross-entropy of [n, c] logits under [n, c] target probabilities.
+
+    Args:
+        z: the logits.
+        targets: the probabilities.
+        p: the arithmetic.
+        excess: how far from 1 the targets that are computed may sum up, [n].
 
     Returns:
         The [n] values, and their [n, c] gradients with respect to the logits.
     """
     w = p.accumulated
     parts = _softmax(z, p)
+    off = np.reshape(excess, (-1, 1))
     t = targets.value
+    largest = t + targets.error
     slope = parts.probability - t
     products = t * abs(parts.log)
-    # where the logits move by e, the value moves by (p - t) e and what is of second order
-    moved = (abs(slope) * z.error).sum(1) + parts.curved[..., 0]
-    error = moved + (t * parts.log_rounded + targets.error * abs(parts.log)).sum(1)
+    # where logits move by e, targets t of sum s move the value by (p s - t) e and what is of second order
+    steepest = abs(slope) + targets.error + parts.probability * off
+    error = (steepest * z.error).sum(1) + ((1 + off) * parts.curved)[..., 0]
+    error += (largest * parts.log_rounded + targets.error * abs(parts.log)).sum(1)
     error += (inexact(t) * (w + p.narrowed) * products).sum(1) + summed(products, w) + p.tiny
     probability = _probability(parts, p)
-    slope_error = probability.error + targets.error + w * abs(slope) + p.narrowed * (t + abs(slope))
+    slope_error = (1 + off) * probability.error + targets.error + w * abs(slope)
+    slope_error += p.narrowed * (t + abs(slope))
     # of targets that are no labels, the backward of log softmax sums up
-    slope_error += probability.value * summed(t, w)[..., None] + inexact(t).any() * 2 * w * probability.value
+    slope_error += probability.value * (off + summed(t, w)[..., None] + 2 * w * inexact(t).any())
     return Bounded(products.sum(1), error), Bounded(slope, slope_error)
 
 

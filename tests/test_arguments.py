@@ -405,8 +405,41 @@ def test_siglip_gathers_over_horovod(dist_impl, monkeypatch):
     ],
 )
 def test_several_ranks_need_torch_distributed(call):
-    with pytest.raises(RuntimeError, match=r"world_size=2 needs torch\.distributed.*init_process_group"):
+    words = (
+        "world_size=2 needs torch.distributed: call torch.distributed.init_process_group() before the loss"
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(words)}$"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: ClipLoss(convention="mine"),
+            "convention: expected one of 'exact', 'open_clip', got 'mine'",
+        ),
+        (
+            lambda: SigLipLoss(dist_impl="mine"),
+            "dist_impl: expected one of 'bidir', 'shift', 'reduce', 'gather', got 'mine'",
+        ),
+        (
+            lambda: call_clip(image=X.to_sparse()),
+            "image_features: expected a dense tensor, got layout torch.sparse_coo",
+        ),
+    ],
+)
+def test_what_is_said_of_a_wrong_argument(call, words):
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(words)}$"):
+        call()
+
+
+def test_a_scalar_may_stay_on_the_cpu_if_it_has_no_dimensions():
+    far = X.to("meta")
+    call_clip_logits(far, far, SCALE, SCALE)
+    for call in (call_clip_logits, call_siglip):
+        with pytest.raises(ValueError, match=r"^logit_bias: expected device meta, got cpu$"):
+            call(far, far, SCALE, SCALE.reshape(1))
 
 
 @pytest.mark.parametrize("call", EXCHANGES + BIDIR_EXCHANGES)

@@ -264,32 +264,36 @@ def scalar_softmax(z, e, p):
     for j in c:
         relative = math.exp(min(moved[j], CAP)) * (1 + rounded[j]) - 1
         errors.append(min(q[j] * relative, 1 + q[j] * rounded[j]) + p.tiny)
+    excess = sum(min(q[j] * math.exp(min(moved[j], CAP)), 1) * rounded[j] + p.tiny for j in c)
     return {
         "log": log,
         "log_error": [m + r for m, r in zip(moved, log_rounded, strict=True)],
         "log_rounded": log_rounded,
         "curved": curved,
+        "excess": excess,
         "probability": q,
         "probability_error": errors,
     }
 
 
-def scalar_cross_entropy(z, e, t, t_error, p):
+def scalar_cross_entropy(z, e, t, t_error, p, excess=0.0):
     """Return a row's value and error, and its slopes and theirs."""
     w, c = p.accumulated, range(len(z))
     s = scalar_softmax(z, e, p)
     slope = [s["probability"][j] - t[j] for j in c]
     products = [t[j] * -s["log"][j] for j in c]
-    error = s["curved"] + scalar_summed(products, w) + p.tiny
+    error = s["curved"] * (1 + excess) + scalar_summed(products, w) + p.tiny
     for j in c:
-        error += abs(slope[j]) * e[j] + t[j] * s["log_rounded"][j] + t_error[j] * -s["log"][j]
+        error += (abs(slope[j]) + s["probability"][j] * excess) * e[j]
+        error += t[j] * s["log_rounded"][j] + t_error[j] * (e[j] + s["log_rounded"][j] - s["log"][j])
         error += (w + p.narrowed) * products[j] if scalar_inexact(t[j]) else 0
     labels = not any(map(scalar_inexact, t))
     slope_errors = []
     for j in c:
-        one = s["probability_error"][j] + t_error[j] + w * abs(slope[j])
-        one += p.narrowed * (t[j] + abs(slope[j])) + s["probability"][j] * scalar_summed(t, w)
-        slope_errors.append(one if labels else one + 2 * w * s["probability"][j])
+        one = s["probability_error"][j] * (1 + excess) + t_error[j] + w * abs(slope[j])
+        one += p.narrowed * (t[j] + abs(slope[j]))
+        one += s["probability"][j] * (excess + scalar_summed(t, w) + (0 if labels else 2 * w))
+        slope_errors.append(one)
     return sum(products), error, slope, slope_errors
 
 
@@ -465,11 +469,14 @@ def test_bounds_equal_the_second_formulation(p, seed):
     same(np.stack(rounding.log_softmax(z, p)), [[s[k] for s in softmaxes] for k in ("log", "log_error")])
     expected = [[s[k] for s in softmaxes] for k in ("probability", "probability_error")]
     same(np.stack(rounding.softmax(z, p)), expected)
+    excess = rounding.softmax_excess(z, p)
+    same(excess, [s["excess"] for s in softmaxes])
 
-    value, slope = rounding.cross_entropy(z, t, p)
-    expected = [scalar_cross_entropy(*row, p) for row in rows]
-    for observed, wanted in zip((*value, *slope), zip(*expected, strict=True), strict=True):
-        same(observed, wanted)
+    for given, each in (((), [()] * n), ((excess,), [(one,) for one in excess])):
+        value, slope = rounding.cross_entropy(z, t, p, *given)
+        expected = [scalar_cross_entropy(*row, p, *one) for row, one in zip(rows, each, strict=True)]
+        for observed, wanted in zip((*value, *slope), zip(*expected, strict=True), strict=True):
+            same(observed, wanted)
     logits = Bounded(drawn(rng, n, m), t.error)
     rows = list(zip(*(part.tolist() for part in (*z, *logits)), strict=True))
     expected = [scalar_targets(*row, p) for row in rows]
@@ -690,11 +697,13 @@ def test_softmax_and_cross_entropy_err_within_their_bounds(bits, seed):
         teacher = bounded(m.numbers(1, c, bits[0]), m.either(0.0, 2.0**-7))
         labels = m.either(True, False)
         t = bounded([label]) if labels else rounding.softmax(teacher, p)
-        wanted = label
+        wanted, excess = label, 0.0
         if not labels:
             _, wanted = computed_softmax(
                 m, [m.near(*pair) for pair in zip(*np.concatenate(teacher), strict=True)]
             )
+            excess = rounding.softmax_excess(teacher, p)
+            holds(math.fsum(wanted), 1.0, excess)
         moved = [m.near(*pair) for pair in zip(z[0], error[0], strict=True)]
         bound = Bounded(z, error)
         log, probability = computed_softmax(m, moved)
@@ -706,7 +715,7 @@ def test_softmax_and_cross_entropy_err_within_their_bounds(bits, seed):
             close(of.value[0], expected, 1 + abs(expected), 16)
             holds(found, expected, of.error[0])
 
-        value, slope = rounding.cross_entropy(bound, t, p)
+        value, slope = rounding.cross_entropy(bound, t, p, excess)
         log, probability = computed_softmax(m, moved)
         kept = [m.either(v, m.store(v)) for v in log]
         terms = [m.store(m.rounded(-a * v)) for a, v in zip(wanted, kept, strict=True)]

@@ -178,12 +178,10 @@ class ClipLoss(nn.Module):
         return tuple(facts.rows for facts in self._agree_facts(check))
 
     def _agree_facts(self, check: Callable[[], Facts]) -> list[Facts]:
-        call = ""
-        if self.world_size > 1:
-            call = (
-                f"{type(self).__name__}(local_loss={self.local_loss}, "
-                f"gather_with_grad={self.gather_with_grad}, convention={self.convention!r})"
-            )
+        call = (
+            f"{type(self).__name__}(local_loss={self.local_loss}, "
+            f"gather_with_grad={self.gather_with_grad}, convention={self.convention!r})"
+        )
         return checks.agree(self.transport, call, check)
 
     def _weight(self, logits: Tensor) -> float:

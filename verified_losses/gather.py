@@ -101,7 +101,7 @@ def gather_pair(
 def gather_rows(
     transport: Transport, rows: Rows, tensors: list[Tensor], own_times: int | None = None
 ) -> list[Tensor]:
-    """Concatenate every rank's rows of each tensor.
+    """Concatenate every rank's rows of each matrix.
 
     The backward sums every rank's gradient; with `own_times` it takes this rank's alone, that many times,
     and sends nothing.
@@ -116,26 +116,11 @@ def broadcast_rows(transport: Transport, rows: Rows, tensor: Tensor, source: int
     return received
 
 
-def _beside(tensors: Sequence[Tensor]) -> Tensor:
-    """[n, ...] tensors as one matrix, [n, sum of widths]."""
-    return torch.cat(
-        [
-            tensor if tensor.ndim == 2 else tensor.reshape(tensor.shape[0], tensor.shape[1:].numel())
-            for tensor in tensors
-        ],
-        dim=1,
-    )
-
-
 def _apart(matrix: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The columns of `matrix` as tensors with rows shaped like those of `tensors`."""
-    columns = matrix.split([tensor.shape[1:].numel() for tensor in tensors], dim=1)
+    """The columns of `matrix` that stand where those of `tensors` do, one beside the other."""
+    columns = matrix.split([tensor.shape[1] for tensor in tensors], dim=1)
     # cloned: the outputs of a Function must not be views of one another
-    parts = [part.clone(memory_format=torch.contiguous_format) for part in columns]
-    return tuple(
-        part if tensor.ndim == 2 else part.view(-1, *tensor.shape[1:])
-        for part, tensor in zip(parts, tensors, strict=True)
-    )
+    return tuple(part.clone() for part in columns)
 
 
 def _pad(matrix: Tensor, length: int) -> Tensor:
@@ -144,14 +129,14 @@ def _pad(matrix: Tensor, length: int) -> Tensor:
 
 
 class _GatherRows(Function):
-    """[rows[rank], ...] of each tensor to [sum(rows), ...]; one message whatever the number of tensors."""
+    """[rows[rank], d] of each matrix to [sum(rows), d]; one message whatever the number of matrices."""
 
     @staticmethod
     def forward(
         ctx: Any, transport: Transport, rows: Rows, own_times: int | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.transport, ctx.rows, ctx.own_times = transport, rows, own_times
-        everyone = transport.all_gather(_pad(_beside(tensors), max(rows)))
+        everyone = transport.all_gather(_pad(torch.cat(tensors, dim=1), max(rows)))
         if min(rows) == max(rows):
             return _apart(everyone.view(-1, everyone.shape[2]), tensors)
         return _apart(torch.cat([part[:n] for n, part in zip(rows, everyone, strict=True)]), tensors)
@@ -170,12 +155,12 @@ class _GatherRows(Function):
 
 
 class _SumRows(Function):
-    """[sum(rows), ...] of each tensor, summed over the ranks, to this rank's [rows[rank], ...]."""
+    """[sum(rows), d] of each matrix, summed over the ranks, to this rank's [rows[rank], d]."""
 
     @staticmethod
     def forward(ctx: Any, transport: Transport, rows: Rows, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.transport, ctx.rows = transport, rows
-        matrix = _beside(tensors)
+        matrix = torch.cat(tensors, dim=1)
         if min(rows) == max(rows):
             parts = matrix.view(len(rows), rows[0], matrix.shape[1])
         else:

@@ -79,7 +79,7 @@ class DistillContract(ClipContract):
             for pupil, teacher in zip(students, teachers[rank], strict=True):
                 z, t = pupil.logits(p), teacher.logits(p)
                 targets = rounding.softmax(t, p)
-                value, slope = rounding.cross_entropy(z, targets, p)
+                value, slope = rounding.cross_entropy(z, targets, p, rounding.softmax_excess(t, p))
                 values.append(value)
                 pupil.add_gradients(sums, slope, gradient, p)
                 if case.option("convention", "exact") == "open_clip":
