@@ -38,9 +38,8 @@ def get_logits(
     """Return logits per image and per text on `rank`: its rows, or all, against all."""
     all_image = gather_features(image_features, rank, local_loss, gather_with_grad, convention)
     all_text = gather_features(text_features, rank, local_loss, gather_with_grad, convention)
-    local = local_loss and len(image_features) > 1
-    image = image_features[rank] if local else all_image
-    text = text_features[rank] if local else all_text
+    image = image_features[rank] if local_loss else all_image
+    text = text_features[rank] if local_loss else all_text
     return (
         logit_scale * image @ all_text.T + logit_bias,
         logit_scale * text @ all_image.T + logit_bias,
@@ -49,7 +48,7 @@ def get_logits(
 
 def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
     """Return the column of each row's partner; `rows` are how many each rank holds."""
-    if not local_loss or len(rows) == 1:
+    if not local_loss:
         return np.arange(sum(rows))
     return sum(rows[:rank]) + np.arange(rows[rank])
 

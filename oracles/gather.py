@@ -18,9 +18,9 @@ def occurrences(
 def gather_features(
     features: list[Array],
     rank: int,
-    local_loss: bool = False,
-    gather_with_grad: bool = False,
-    convention: str = "exact",
+    local_loss: bool,
+    gather_with_grad: bool,
+    convention: str,
 ) -> Array:
     """Return the rows of all ranks, in rank order, as `rank` sees them.
 

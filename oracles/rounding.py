@@ -259,7 +259,7 @@ def cross_entropy(
     """
     w = p.accumulated
     parts = _softmax(z, p)
-    off = np.reshape(excess, (-1, 1))
+    off = np.asarray(excess)[..., None]
     t = targets.value
     largest = t + targets.error
     slope = parts.probability - t
