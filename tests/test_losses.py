@@ -210,8 +210,9 @@ def test_impossible_flags_warn(kind):
     with pytest.warns(UserWarning, match=f"^{re.escape(words)}$") as seen:
         build(local_loss=True, world_size=2)
     (warning,) = seen
-    # the line that calls ClipLoss.__init__, which a subclass may do for its user
-    assert warning.filename == (__file__ if kind != "coca" else inspect.getfile(CoCaLoss))
+    # the line that calls ClipLoss.__init__, which a subclass may do for its user, or mutmut for anybody
+    caller = "coca.py" if kind == "coca" else Path(__file__).name
+    assert Path(warning.filename).name in (caller, "trampoline.py")
     # filterwarnings = error: these do not warn
     build(local_loss=True, world_size=2, gather_with_grad=True)
     build(local_loss=True, world_size=2, convention="open_clip")
