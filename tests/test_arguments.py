@@ -428,6 +428,7 @@ def test_several_ranks_need_torch_distributed(call):
             "image_features: expected a dense tensor, got layout torch.sparse_coo",
         ),
     ],
+    ids=["one of two", "one of many", "layout"],
 )
 def test_what_is_said_of_a_wrong_argument(call, words):
     with pytest.raises((TypeError, ValueError), match=f"^{re.escape(words)}$"):
