@@ -17,8 +17,9 @@ def installed(package: str) -> Path:
     if not folder.is_dir():
         raise ImportError(f"{package} is not installed in build/{SITE.name}: make peers installs it")
     if str(SITE) not in sys.path:
-        # last: what the environment has is preferred
-        sys.path.append(str(SITE))
+        # last, as what the environment has is preferred; but the folder of an adapter named like a peer
+        adapters = str(Path(__file__).parent / "adapters")
+        sys.path.insert(sys.path.index(adapters) if adapters in sys.path else len(sys.path), str(SITE))
     return folder
 
 

@@ -101,6 +101,7 @@ def certify(
         TypeError: the target is neither text nor a class or function.
         ValueError: the target or an argument is unusable.
     """
+    __tracebackhide__ = True
     if max_time is not None and not max_time > 0:
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     scope = world, max_examples, _listed(only), _listed(skip)

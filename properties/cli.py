@@ -2,11 +2,13 @@
 
 import json as json_text
 import math
+import os
 import re
 import shlex
 import sys
 from collections import Counter
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +31,7 @@ from .plan import (
     Subjects,
     Unusable,
     ask,
+    check_config,
     fitted,
     not_verified,
     plan,
@@ -41,10 +44,11 @@ WIDTH = 100
 """Columns of what is printed into a file or a pipe."""
 HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
-Several = Annotated[list[str] | None, Parameter(consume_multiple=True)]
+Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
 
 app = App(
     name="verified-losses",
+    version=lambda: metadata.version("verified-losses"),
     help="Verify contrastive losses against their oracles, over drawn cases and real process worlds.",
 )
 
@@ -92,7 +96,8 @@ def certify(
         an object, with open_clip's constructor and call arguments by keyword. Arguments that it does not
         take are left out. It runs in processes of its own; a call of more than 20 s counts as hung.
     contract
-        What the target must do: clip, coca, distill, siglip, gather or exchange.
+        What the target must do: clip, coca, distill, siglip, gather or exchange; or, called with two tensors
+        in order, infonce, ntxent or cross_entropy.
     convention
         Which gradients the target is held to: exact, or those of open_clip.
     config
@@ -129,6 +134,7 @@ def certify(
         Where to write the certificate as a page that shows it, with what was drawn and every counterexample.
     """
     seconds = _seconds(max_time)
+    _check_folder(counterexamples)
     accept = _read_known(known)
     dtypes = dtype.split(",")
     if target is None and contract is None:
@@ -265,6 +271,11 @@ class _Run:
                 interrupted = True
                 done = f"{len(self.findings)} of {len(self.planned)}"
                 self.not_verified.append(f"interrupted after {done} checks")
+        self.not_verified += [
+            f"{finding.loss}: {finding.law} in world {finding.world}: {finding.reason}"
+            for finding in self.findings
+            if finding.verdict == "skipped" and not finding.not_run
+        ]
         skipped = sum(finding.not_run for finding in self.findings)
         if skipped:
             self.not_verified.append(f"{_checks(skipped)} could not run")
@@ -274,7 +285,7 @@ class _Run:
         for line in self.not_verified:
             console.print(f"not verified: {line}", highlight=False)
         for entry in self.known.unmatched(self.findings):
-            unmet = escape(report.plain(f"{entry.property}, {entry.reason}"))
+            unmet = escape(report.plain(f"{entry.property} ({entry.reason})"))
             console.print(f"[yellow]known finding not met:[/] {unmet}", highlight=False)
         self.write()
         record = self.record()
@@ -287,7 +298,10 @@ class _Run:
         }[record.verdict]
         cases = sum(finding.examples for finding in self.findings)
         colour = {"holds": "bold green", "falsified": "bold red", "incomplete": "bold yellow"}[record.verdict]
-        console.print(f"\n[{colour}]{said}[/] over {cases} cases, seed {self.asked.seed}", highlight=False)
+        accepted = sum(finding.verdict == "falsified" for finding in self.findings) - len(bad)
+        said += f", {accepted} known to fail" if accepted else ""
+        over = "1 case" if cases == 1 else f"{cases} cases"
+        console.print(f"\n[{colour}]{said}[/] over {over}, seed {self.asked.seed}", highlight=False)
         # not broken, so that they can be copied
         for name, path in (("certificate", self.json), ("page", self.html)):
             if path:
@@ -306,8 +320,16 @@ def _seconds(text: str | None) -> float:
         return math.inf
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", text.strip())
     if not match or float(match[1]) <= 0:
-        raise UsageError(f"--max-time: expected a time like 60s, 5m or 1h, got {text!r}")
+        raise UsageError(f"--max-time: expected seconds, or a time like 60s, 5m or 1h, got {text!r}")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UsageError if a folder is none, and cannot be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        problem = "not writable" if there.is_dir() else "not a folder"
+        raise UsageError(f"--counterexamples: cannot write into {folder}: {there} is {problem}")
 
 
 def _read_known(path: Path | None) -> Known:
@@ -324,6 +346,9 @@ def _shipped(names: list[str] | None, config: str, dtypes: list[str]) -> Subject
     if unknown:
         raise UsageError(f"--loss: expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
     pinned, kept = read_config(config), some_dtypes(dtypes)
+    for label, (contract, _) in SHIPPED.items():
+        if not names or label in names:
+            check_config(contract, pinned)
     return {
         label: (contract, replace(subject, options=(*subject.options, *pinned), dtypes=kept))
         for label, (contract, subject) in SHIPPED.items()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import traceback
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ CAUSED = ("CommunicationError", "DistBackendError", "DistNetworkError", "DistSto
 def signature(target: str, error: Exception | None) -> tuple[str, ...]:
     """Return the kind of failure: what is wrong, or which exception left which function of the target."""
     if isinstance(error, Falsified) and error.place is not None:
-        return error.place.kind, error.place.name
+        kind = error.place.kind, error.place.name
+        return (*kind, "not finite") if not_finite(error) else kind
     if isinstance(error, SimulationError) and error.finding != "raised":
         return (error.finding,)
     if isinstance(error, WorldError):
@@ -32,6 +34,12 @@ def signature(target: str, error: Exception | None) -> tuple[str, ...]:
         return type(error).__name__, _without_numbers(str(error))
     text = "".join(traceback.format_exception(error)) if error else ""
     return type(error).__name__, _function(target, text)
+
+
+def not_finite(error: Exception | None) -> bool:
+    """Whether what was seen is an infinity, or not a number: another defect than a wrong number."""
+    observed = error.place.observed if isinstance(error, Falsified) and error.place is not None else None
+    return isinstance(observed, float) and not math.isfinite(observed)
 
 
 def fingerprint(check: "Check", error: Exception | None) -> str:

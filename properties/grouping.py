@@ -12,7 +12,7 @@ from hypothesis.errors import HypothesisDeprecationWarning, UnsatisfiedAssumptio
 from .cases import Case
 from .certifier import Check, Finding, Simulated, falsify
 from .counterexample import write
-from .fingerprints import signature
+from .fingerprints import not_finite, signature
 from .laws import Falsified, Law, laws
 
 CHEAP = 0.1
@@ -50,8 +50,9 @@ def group(findings: Sequence[F], seconds: float = 20.0, falsifies: Falsifies | N
     """Put together the findings that one defect explains; each group's first leads, by law and by world.
 
     Two findings of one subject are one where the same law finds the same wrong in two worlds, where the same
-    failure of the target meets two laws, or where both find wrong numbers and the smallest case of one
-    falsifies the law of the other too. In the last, cases are run again, for about `seconds` at most.
+    failure of the target meets two laws, or where both find wrong numbers, or both numbers that are not
+    finite, and the smallest case of one falsifies the law of the other too. In the last, cases are run
+    again, for about `seconds` at most.
     """
     rerun = falsifies or falsified_by
     order = {law.name: place for place, law in enumerate(laws())}
@@ -98,6 +99,8 @@ def _explains(leader: F, finding: F, rerun: Falsifies, deadline: float) -> bool:
         return same_failure and (raised or one.law.name == other.law.name)
     if one.law.name == other.law.name and same_failure:
         return True
+    if not_finite(leader.error) != not_finite(finding.error):
+        return False
     pairs = [(one, other, finding.smallest), (other, one, leader.smallest)]
     return any(
         _applies(check.law, check, case) and time.monotonic() < deadline and rerun(check, found, case)

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from .certifier import Finding
+from .laws import laws
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,9 +43,16 @@ class Known:
             ValueError: it is not TOML, or an entry is not one; the message names what is wrong.
         """
         try:
-            return cls(msgspec.convert(tomllib.loads(path.read_text()), _File).known)
+            entries = msgspec.convert(tomllib.loads(path.read_text()), _File).known
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
             raise ValueError(f"{path}: {error}") from error
+        names = [law.name for law in laws()]
+        for entry in entries:
+            if entry.property not in names:
+                raise ValueError(
+                    f"{path}: property: expected one of {', '.join(names)}, got {entry.property!r}"
+                )
+        return cls(entries)
 
     def reason(self, finding: Finding) -> str:
         """Return why a finding is accepted; nothing, if it is not."""

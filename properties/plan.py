@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,12 @@ CONVENTIONS = ("exact", "open_clip")
 WORLDS = "1,sim:2-8,proc:2"
 MAX_EXAMPLES = 25
 COUNTEREXAMPLES = Path("build/counterexamples")
+NOT_PINNED = {
+    "convention": "the argument convention chooses it",
+    "rank": "every rank of a world is given its own",
+    "world_size": "the argument world chooses it",
+    "group": "ranks talk in the default group",
+}
 
 Subjects = dict[str, tuple[str, Subject]]
 """By name: the contract, and what is held to it."""
@@ -74,7 +81,33 @@ def ask(
         raise Unusable("contract", f"expected one of {', '.join(contracts())}, got {given}")
     if convention not in CONVENTIONS:
         raise Unusable("convention", f"expected one of {', '.join(CONVENTIONS)}, got {convention}")
+    check_config(contract, config)
     return contract, Subject(target, (convention,), equal_rows, some_dtypes(dtypes), options=config)
+
+
+def check_config(contract: str, config: tuple[tuple[str, Any], ...]) -> None:
+    """Check the values of options that a contract knows.
+
+    Raises:
+        Unusable: an option cannot be pinned, or not to that value.
+    """
+    for name, value in config:
+        if name in NOT_PINNED:
+            raise Unusable("config", f"{name} cannot be pinned: {NOT_PINNED[name]}")
+        allowed = contracts()[contract].values.get(name)
+        if isinstance(allowed, tuple):
+            if not any(type(value) is type(one) and value == one for one in allowed):
+                expected = f"one of {', '.join(json.dumps(one) for one in allowed)}"
+                raise Unusable("config", f"{name}: expected {expected}, got {_shown(value)}")
+        elif allowed is not None:
+            numbers = (int,) if allowed is int else (int, float)
+            if isinstance(value, bool) or not isinstance(value, numbers) or not math.isfinite(value):
+                kind = "an int" if allowed is int else "a number"
+                raise Unusable("config", f"{name}: expected {kind}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value else repr(value)
 
 
 def some_dtypes(names: Sequence[str]) -> tuple[str, ...]:

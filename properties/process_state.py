@@ -120,8 +120,29 @@ def _lives(process: str) -> bool:
     return False
 
 
-LINGERING_SECONDS = 1.0
-"""How long more tensors than before may live on after a call."""
+LINGERING_SECONDS = 0.5
+"""How long tensors may live on after a call, as threads of process groups let go of them a little later."""
+
+
+def _lingers(alive: Callable[[], object]) -> bool:
+    """Whether something is still alive after a while."""
+    deadline = time.monotonic() + LINGERING_SECONDS
+    gc.collect()
+    while alive():
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.01)
+        gc.collect()
+    return False
+
+
+def _kept(given: dict[str, torch.Tensor]) -> list[str]:
+    """Return the names of tensors that live on when `given`, whose only holder the caller is, is gone."""
+    storages = {name: StorageWeakRef(leaf.untyped_storage()) for name, leaf in given.items()}
+    given.clear()
+    if _lingers(lambda: not all(storage.expired() for storage in storages.values())):
+        return [name for name, storage in storages.items() if not storage.expired()]
+    return []
 
 
 def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[str]:
@@ -139,7 +160,7 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
     threads, children = set(threading.enumerate()), _children()
     printed = io.StringIO()
     kept: dict[str, None] = {}
-    alive = []
+    more = 0
     gc.freeze()  # what was there before is neither collected nor counted
     try:
         with (
@@ -148,17 +169,11 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            for _ in range(2):
-                storages = {name: StorageWeakRef(leaf.untyped_storage()) for name, leaf in call().items()}
-                gc.collect()
-                kept |= dict.fromkeys(name for name, storage in storages.items() if not storage.expired())
-                alive.append(_tensors())
-        # threads of process groups let go of what they sent a little later
-        deadline = time.monotonic() + LINGERING_SECONDS
-        while alive[1] > alive[0] and time.monotonic() < deadline:
-            time.sleep(0.01)
-            gc.collect()
-            alive[1] = _tensors()
+            kept |= dict.fromkeys(_kept(call()))
+            once = _tensors()
+            kept |= dict.fromkeys(_kept(call()))
+            if _lingers(lambda: _tensors() > once):
+                more = _tensors() - once
     finally:
         gc.unfreeze()
     found = [f"changed {name}" for name in changed(before)]
@@ -166,8 +181,8 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
     if printed.getvalue():
         found.append(f"printed {printed.getvalue()!r}")
     found += [f"keeps {name} alive" for name in kept]
-    if alive[1] > alive[0] and not kept:
-        found.append(f"keeps {alive[1] - alive[0]} more tensors each time")
+    if more and not kept:
+        found.append(f"keeps {more} more tensors each time")
     if set(threading.enumerate()) - threads:
         found.append("leaves a thread running")
     if _children() - children:

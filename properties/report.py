@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .certifier import Finding, Verdict
+from .cases import Case
+from .certifier import Finding, Simulated, Verdict
 from .drawn import Drawn, count
 from .grouping import Defect
 from .known import Known
+from .laws import Falsified
 from .subjects import Subject
 
 CERTIFICATE_VERSION = 2
@@ -291,8 +293,25 @@ def explained(defect: Defect) -> str:
     if defect.others:
         also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
         lines.append(f"the same defect: {also}")
+    lines += [f"hint: {hint}" for hint in hints(leader)]
     lines.append(f"run: python {defect.file}" if defect.file else f"no file was written: {defect.trouble}")
     return "\n".join(lines)
+
+
+def hints(finding: Finding) -> list[str]:
+    """Return what else a finding may mean than a defect."""
+    smallest = finding.smallest
+    case = smallest.case if isinstance(smallest, Simulated) else smallest
+    if not isinstance(case, Case) or case.world_size == 1:
+        return []
+    found = []
+    place = finding.error.place if isinstance(finding.error, Falsified) else None
+    exact = case.option("convention", "exact") == "exact"
+    if place and place.kind == "gradient" and exact and case.option("gather_with_grad", True) is False:
+        found.append("if it is to have upstream's gradients without gather_with_grad: --convention open_clip")
+    if len(set(case.rows)) > 1:
+        found.append("if its ranks always hold equally many rows: --equal-rows")
+    return found
 
 
 def shortened(reason: str) -> str:

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from properties.cli import main
+from properties.known import Known
 
 COMMAND = [sys.executable, "-m", "properties.cli", "certify"]
 LIMIT_SECONDS = 240
@@ -89,6 +91,20 @@ def test_a_terminal_gets_colours_unless_it_refuses_them(
     assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9]", printed)) == coloured
 
 
+def test_its_version_is_that_of_the_package() -> None:
+    shown = subprocess.run(
+        [*COMMAND[:-1], "--version"], capture_output=True, text=True, timeout=LIMIT_SECONDS
+    )
+    assert shown.stdout.strip() == metadata.version("verified-losses")
+
+
+def test_a_known_property_must_be_one(tmp_path: Path) -> None:
+    file = tmp_path / "known.toml"
+    file.write_text('[[known]]\nproperty = "terms equals"\nreason = "x"\n')
+    with pytest.raises(ValueError, match=r"property: expected one of terms equal.*, got 'terms equals'$"):
+        Known.read(file)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -109,7 +125,19 @@ def test_a_terminal_gets_colours_unless_it_refuses_them(
         (["--config", "local_loss"], "--config: expected name=value"),
         (["--dtype", "float8"], "--dtype: expected some of float64"),
         (["--only", "beauty"], "--only: expected some of terms equal the oracle"),
-        (["--max-time", "soon"], "--max-time: expected a time like 60s"),
+        (["--max-time", "soon"], "--max-time: expected seconds, or a time like 60s"),
+        (["--world", "sim:9-2"], "--world: expected the smaller number of ranks first, got 'sim:9-2'"),
+        (["--config", "local_loss=maybe"], "--config: local_loss: expected one of false, true, got maybe"),
+        (["--config", "local_loss=1"], "--config: local_loss: expected one of false, true, got 1"),
+        (["--config", "local_loss="], "--config: local_loss: expected one of false, true, got ''"),
+        (["--config", "rank=3"], "--config: rank cannot be pinned"),
+        (["--loss", "siglip", "--config", "dist_impl=blah"], 'dist_impl: expected one of "bidir", "shift"'),
+        (["torch.nn:ReLU", "--as", "coca", "--config", "pad_id=zero"], "pad_id: expected an int, got zero"),
+        (
+            ["torch.nn:ReLU", "--as", "coca", "--config", "clip_loss_weight=true"],
+            "expected a number, got True",
+        ),
+        (["--counterexamples", "pyproject.toml/x"], "pyproject.toml is not a folder"),
         (["--known", "tests/no_such_file.toml"], "--known: cannot read tests/no_such_file.toml"),
     ],
 )
@@ -195,7 +223,7 @@ def test_a_known_finding_is_accepted_and_one_that_is_gone_reported(tmp_path: Pat
     only = ["--only", "terms equal the oracle", "deterministic", "--counterexamples", str(tmp_path / "kept")]
     status, printed, _ = _certify(tmp_path, *_wrong("--known", str(known), *only))
     assert status == 0, printed
-    assert "known finding not met: deterministic, repaired long ago" in printed
+    assert "known finding not met: deterministic (repaired long ago)" in printed
     record = json.loads((tmp_path / "certificate.json").read_text())
     assert [one["known"] for one in record["properties"]] == ["one direction is all we train", ""]
 

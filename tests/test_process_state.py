@@ -84,6 +84,18 @@ def test_an_input_that_is_kept_is_said() -> None:
     assert traces(call) == ["keeps given alive"]
 
 
+def test_what_a_thread_lets_go_of_a_little_later_is_not_accused() -> None:
+    def call() -> dict[str, torch.Tensor]:
+        given = {"given": torch.ones(3)}
+        held = [given["given"], torch.zeros(2)]
+        timer = threading.Timer(0.1, held.clear)
+        # as a process group's, the thread was there before
+        threading.Thread.start(timer)
+        return given
+
+    assert [one for one in traces(call) if one != "leaves a thread running"] == []
+
+
 def test_a_cache_that_does_not_grow_is_no_trace() -> None:
     assert _left(lambda: CACHE.setdefault(3, torch.arange(3))) == []
 

@@ -22,6 +22,7 @@ STUDENT = (*FEATURES, "logit_scale", "logit_bias")
 
 
 ASSUMED = {"local_loss": False, "gather_with_grad": True}
+FLAGS = (False, True)
 
 
 @st.composite
@@ -196,6 +197,9 @@ class ClipContract(Contract):
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = STUDENT
     assumed: dict[str, Any] = ASSUMED
+    values: dict[str, tuple[Any, ...] | type] = dict.fromkeys(
+        ("local_loss", "gather_with_grad", "cache_labels", "use_horovod"), FLAGS
+    )
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""

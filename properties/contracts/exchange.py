@@ -12,7 +12,7 @@ from oracles.rounding import Magnitude, Precision
 from ..cases import STRIDES, Case, Options
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum
-from .clip import FEATURES, column
+from .clip import FEATURES, FLAGS, column
 from .gather import GatherContract
 
 
@@ -28,6 +28,7 @@ class ExchangeContract(GatherContract):
     smallest_world = 2
     over_horovod = None
     assumed = {}
+    values = {"bidirectional": FLAGS}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

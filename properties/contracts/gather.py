@@ -12,7 +12,7 @@ from oracles.rounding import Magnitude, Precision
 from ..cases import STRIDES, Case, Options, feature_pair
 from ..subjects import Subject
 from . import Bounds, Contract, Inputs, Sum, accepted
-from .clip import ASSUMED, FEATURES, call_of, column, flags, gather_options, split_inputs
+from .clip import ASSUMED, FEATURES, ClipContract, call_of, column, flags, gather_options, split_inputs
 
 
 class GatherContract(Contract):
@@ -23,6 +23,7 @@ class GatherContract(Contract):
     differentiable: tuple[str, ...] = FEATURES
     is_loss = False
     assumed: dict[str, Any] = ASSUMED
+    values = ClipContract.values
     drawn = {"cotangent_strides": (*STRIDES, "expanded")}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

@@ -13,7 +13,7 @@ from oracles.siglip import siglip_loss
 from ..cases import Case, Options
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum, accepted, entry
-from .clip import FEATURES, STUDENT, ClipContract, call_of, column, student
+from .clip import FEATURES, FLAGS, STUDENT, ClipContract, call_of, column, student
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
@@ -24,6 +24,7 @@ class SigLipContract(ClipContract):
     name = "siglip"
     over_horovod = (("dist_impl", "gather"), ("use_horovod", True))
     assumed = {}
+    values = {"dist_impl": (*DIST_IMPLS, None), "cache_labels": FLAGS, "use_horovod": FLAGS}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""

@@ -127,8 +127,10 @@ def parse(text: str) -> list[WorldSpec]:
         if not match or (match[3] and not match[1]):
             raise ValueError(f"expected parts like 1, 3, proc:2-4, hvd:2 or sim:2-8, got {part.strip()!r}")
         kind = _KINDS[match[1] or "proc"]
+        if match[3] and int(match[3]) < int(match[2]):
+            raise ValueError(f"expected the smaller number of ranks first, got {part.strip()!r}")
         sizes = tuple(range(int(match[2]), int(match[3] or match[2]) + 1))
-        if not sizes or sizes[0] < 2 or sizes[-1] > LARGEST[kind]:
+        if sizes[0] < 2 or sizes[-1] > LARGEST[kind]:
             raise ValueError(f"expected from 2 to {LARGEST[kind]} ranks, got {part.strip()!r}")
         if kind == "horovod" and (missing := horovod_missing()):
             raise ValueError(f"{part.strip()}: {missing}")
