@@ -7,21 +7,20 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 211, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 221, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 146, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
   File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
-_call_impl
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 141, in forward
@@ -36,21 +35,20 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 211, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 221, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 146, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
   File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
-_call_impl
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 141, in forward
@@ -58,8 +56,7 @@ _call_impl
                                         ^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 128, in get_logits
     logits_per_text += logit_bias
-RuntimeError: a leaf Vari
-[...]
+RuntimeError: a leaf Variable that requires grad is being used in an in-place operation.
 
     python clip-bias-terms-equal-the-oracle-37402cd91e97.py
 
@@ -100,14 +97,14 @@ def inputs():
         {
             "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
             "text_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
-            "logit_scale": tensor([1.0], dtype=torch.float64),
-            "logit_bias": tensor([4.52], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64),
+            "logit_bias": tensor(-10.0, dtype=torch.float64).requires_grad_(),
         },
         {
             "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
             "text_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
-            "logit_scale": tensor([1.0], dtype=torch.float64),
-            "logit_bias": tensor([4.52], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64),
+            "logit_bias": tensor(-10.0, dtype=torch.float64).requires_grad_(),
         },
     ]
 
@@ -165,6 +162,7 @@ def find_target():
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
     file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", file)
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,8 +1,8 @@
 # verified-losses counterexample c3665b5be51e
 """clip-compiled: "compiled equals eager" does not hold in 2 ranks (clip, convention open_clip).
 
-Falsified: rank 0, gradient of image_features at [8, 4]: expected -0.0129235185, observed
--0.025847037, error 0.0129 is 4.38e+13 times its bound
+Falsified: rank 0, gradient of image_features at [0, 0]: expected 0.365529289, observed 0.731058579,
+error 0.366 is 2.81e+14 times its bound
 
     python clip-compiled-compiled-equals-eager-c3665b5be51e.py
 
@@ -31,134 +31,29 @@ import torch.distributed as dist
 from torch import tensor
 
 TARGET = os.environ.get("VERIFIED_LOSSES_TARGET", "peers/adapters/open_clip.py:ClipLoss")
-ARGUMENTS = {"convention": "open_clip", "local_loss": False, "gather_with_grad": False, "cache_labels": True}
+ARGUMENTS = {"convention": "open_clip", "local_loss": False, "gather_with_grad": False, "cache_labels": False}
 WORLD_SIZE = 2
 TERMS = ("contrastive_loss",)
 SECONDS = 60  # how long it may run
 RANK = 0
-WHERE = "rank 0, gradient of image_features at [8, 4]"
+WHERE = "rank 0, gradient of image_features at [0, 0]"
 NAME = "image_features"
-INDEX = (8, 4)
-BOUND = 2.948e-16  # how far rounding may take a right implementation, derived for these inputs
+INDEX = (0, 0)
+BOUND = 1.299e-15  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor(
-                [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.5068200447543594, 0.09461713251133336, 0.7497085748057217, 0.16801500204432762,
-                  -0.30753848336024847, 0.22205660015819886],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.5847787973579592, -0.6083540513309663, 0.2343346495981783,
-                  -0.12478060932774965, -0.011350786783885344, -0.46618380233836976],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.2253233953039494, 0.7092553439687301, -0.3193895311147011, 0.014161130820105406,
-                  -0.3963623239477264, 0.4322880087667057],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.05195238041048272, 0.6379253917641007, 0.22401726383816448, 0.0380637281423809,
-                  -0.09467468629557596, -0.7278435728846567],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.7781547307620749, -0.13387267526627836, 0.09534666422829377,
-                  0.4835499845075109, -0.05657103211738267, 0.3611668122047619],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.3746765827340724, -0.39487844901208513, 0.3209221285815399, 0.3020187218104726,
-                  -0.6975781968500123, -0.1512177476312729],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.24542200276878082, -0.17208250004728845, -0.883868816588996,
-                  -0.13845867978419046, 0.3139075159729892, 0.10593787898617683],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.3816195983359408, 0.28601641498147096, -0.6667437345238767, 0.5292222646236401,
-                  0.1106015935233473, 0.18895758025794782]]
-            , dtype=torch.float64).requires_grad_(),
-            "text_features": tensor(
-                [[0.03537897892438374, -0.3388984735206974, 0.7032641728447925, 0.2886773473852099,
-                  0.23897515607566533, -0.49887064412910603],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.18015016197106404, 0.28937153670054844, 0.5455936251885334, 0.7223930929491293,
-                  -0.00439255358117336, -0.2535084885668014],
-                 [-0.6197886200697962, -0.4425120721080799, -0.15295969242928661,
-                  0.3798253293902368, -0.49009299048016725, 0.11040853589435157],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.2595226937338423, 0.2172991947388312, -0.7707302351572604, -0.48011736629161694,
-                  0.24554148835420592, 0.024507715100001194],
-                 [-0.5667615246976498, -0.41609726161049165, -0.4329245968901838,
-                  0.3691141191006992, -0.1745855937264508, 0.3892240665141541],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.3751630357386905, -0.5337864675004732, 0.09929907010277916, 0.5251281723554004,
-                  0.40374690878069097, -0.35453241692986676],
-                 [0.3465460464032944, -0.4985501537249065, -0.018714105442220075,
-                  0.4779895925856774, 0.137308303412064, 0.6194156467142995],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.12058967010429535, 0.29209466584361143, -0.5630249323292343,
-                  -0.5213087114536987, -0.41607540712111274, 0.3718336270121246],
-                 [0.49909048275635076, 0.07162533714335767, 0.18964450882471565, -0.622370279687699,
-                  0.17034325034259726, -0.5417119838049921],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.6051778746079138, 0.009318943778427971, 0.39038410195151885,
-                  -0.1572389628793593, 0.2873668565935198, -0.6115303333438104],
-                 [0.060304193535854665, -0.289357359134815, 0.496291585162203, 0.6388257688382651,
-                  -0.48140960012278194, 0.16271699183406282]]
-            , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor([1.0], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0, 0.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[0.0, 1.0]], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
         {
-            "image_features": tensor(
-                [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.15712186628036226, 0.4041474495049631, 0.6128739267710739, 0.04666202482861856,
-                  -0.26865733267611036, 0.601671838395038],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.45827302153749844, 0.34071979540027525, 0.5462130756832376, 0.5024473071235784,
-                  -0.06869508010584474, -0.34405642595286595],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.10170491126891264, -0.6214029901253888, 0.2663833652581343, -0.6830236450523197,
-                  0.16879676123214551, 0.19375420330341506],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.2763709009420775, -0.029130584189974617, -0.3985420710085391,
-                  -0.04672670326474093, -0.86196194813411, -0.13701447727995114],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.49969404036138443, 0.4386466667629578, -0.4316565619872214,
-                  -0.044688526795654014, 0.13370004328621804, 0.5930386279632478],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.3722178979885115, 0.2650561577655816, 0.6533536396547847, -0.14576454825729934,
-                  -0.4220430347061828, -0.40615325251036516],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.40076229984717293, -0.357230230567953, 0.6353623935088828, 0.49822149434048885,
-                  0.17730578061007887, -0.16860834215309778],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.07009390120024842, -0.876386959758001, 0.4450103786632157, -0.15469137258724622,
-                  -0.04531629744101602, -0.05491372411328949]]
-            , dtype=torch.float64).requires_grad_(),
-            "text_features": tensor(
-                [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.5765608913335492, -0.3895100554268132, 0.17781140115796795,
-                  -0.32221028566688636, -0.5472029925245768, 0.28459089533383874],
-                 [-0.16638036593065153, 0.05215566539450068, 0.8441974598020611,
-                  -0.4500872325885921, -0.017197747039943558, 0.23249458019764585],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.3098010172184272, -0.3186818461508074, 0.06466520534922295,
-                  -0.7017675744987776, -0.38397267791419964, -0.39795838460696475],
-                 [-0.8143406201188501, -0.48846896832312486, 0.02261006981738036,
-                  0.03973184195803591, -0.1677128698458647, 0.2608255742355948],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.05311340240187787, -0.6253559569760784, -0.566199892383957,
-                  0.24858196345982347, 0.46096309035555266, -0.10605004571683328],
-                 [-0.5183154446936897, -0.5142150488927574, 0.425720454155612, -0.18528103650091593,
-                  -0.023781600598894885, -0.5007988130815032],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.5980204685268481, -0.12237764348518645, 0.5243554234729287,
-                  0.30951181301074654, -0.46649538975377713, -0.19756292774136422],
-                 [-0.07356282345941452, -0.7519404356959044, 0.4005010899518254,
-                  -0.08274093779541328, 0.5031583127962238, 0.09358749165527024],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.33296956482251716, -0.7365753732593099, 0.3770602529996805, 0.01941035647096927,
-                  0.2110355715472215, 0.39937548700569525],
-                 [0.03737082115985604, -0.7030485458995058, -0.2421505303736115,
-                  -0.1338273894907139, 0.1283536088676475, 0.6413305430017807],
-                 [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
-            , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor([1.0], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[0.0, 1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0, 0.0]], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
     ]
 
@@ -236,9 +131,9 @@ def occurrences(
 def gather_features(
     features: list[Array],
     rank: int,
-    local_loss: bool = False,
-    gather_with_grad: bool = False,
-    convention: str = "exact",
+    local_loss: bool,
+    gather_with_grad: bool,
+    convention: str,
 ) -> Array:
     """Return the rows of all ranks, in rank order, as `rank` sees them."""
     times = occurrences(rank, len(features), local_loss, gather_with_grad, convention)
@@ -258,9 +153,8 @@ def get_logits(
     """Return logits per image and per text on `rank`: its rows, or all, against all."""
     all_image = gather_features(image_features, rank, local_loss, gather_with_grad, convention)
     all_text = gather_features(text_features, rank, local_loss, gather_with_grad, convention)
-    local = local_loss and len(image_features) > 1
-    image = image_features[rank] if local else all_image
-    text = text_features[rank] if local else all_text
+    image = image_features[rank] if local_loss else all_image
+    text = text_features[rank] if local_loss else all_text
     return (
         logit_scale * image @ all_text.T + logit_bias,
         logit_scale * text @ all_image.T + logit_bias,
@@ -269,7 +163,7 @@ def get_logits(
 
 def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
     """Return the column of each row's partner; `rows` are how many each rank holds."""
-    if not local_loss or len(rows) == 1:
+    if not local_loss:
         return np.arange(sum(rows))
     return sum(rows[:rank]) + np.arange(rows[rank])
 
@@ -373,6 +267,7 @@ def find_target():
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
     file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", file)
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

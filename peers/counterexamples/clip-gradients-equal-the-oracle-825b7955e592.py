@@ -1,8 +1,8 @@
 # verified-losses counterexample 825b7955e592
 """clip: "gradients equal the oracle" does not hold in 2 ranks (clip, convention exact).
 
-Falsified: rank 0, gradient of image_features at [0, 0]: expected 0.380797078, observed 0.190398539,
-error 0.19 is 1.91e+13 times its bound
+Falsified: rank 0, gradient of image_features at [0, 0]: expected 0.271230064, observed 0.135615032,
+error 0.136 is 5.22e+13 times its bound
 
     python clip-gradients-equal-the-oracle-825b7955e592.py
 
@@ -39,20 +39,20 @@ RANK = 0
 WHERE = "rank 0, gradient of image_features at [0, 0]"
 NAME = "image_features"
 INDEX = (0, 0)
-BOUND = 9.979e-15  # how far rounding may take a right implementation, derived for these inputs
+BOUND = 2.599e-15  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[-1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[0.75]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[-0.75]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
         {
-            "image_features": tensor([[-1.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[-1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[-0.75]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[-0.5]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
     ]
@@ -131,9 +131,9 @@ def occurrences(
 def gather_features(
     features: list[Array],
     rank: int,
-    local_loss: bool = False,
-    gather_with_grad: bool = False,
-    convention: str = "exact",
+    local_loss: bool,
+    gather_with_grad: bool,
+    convention: str,
 ) -> Array:
     """Return the rows of all ranks, in rank order, as `rank` sees them."""
     times = occurrences(rank, len(features), local_loss, gather_with_grad, convention)
@@ -153,9 +153,8 @@ def get_logits(
     """Return logits per image and per text on `rank`: its rows, or all, against all."""
     all_image = gather_features(image_features, rank, local_loss, gather_with_grad, convention)
     all_text = gather_features(text_features, rank, local_loss, gather_with_grad, convention)
-    local = local_loss and len(image_features) > 1
-    image = image_features[rank] if local else all_image
-    text = text_features[rank] if local else all_text
+    image = image_features[rank] if local_loss else all_image
+    text = text_features[rank] if local_loss else all_text
     return (
         logit_scale * image @ all_text.T + logit_bias,
         logit_scale * text @ all_image.T + logit_bias,
@@ -164,7 +163,7 @@ def get_logits(
 
 def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
     """Return the column of each row's partner; `rows` are how many each rank holds."""
-    if not local_loss or len(rows) == 1:
+    if not local_loss:
         return np.arange(sum(rows))
     return sum(rows[:rank]) + np.arange(rows[rank])
 
@@ -268,6 +267,7 @@ def find_target():
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
     file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", file)
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

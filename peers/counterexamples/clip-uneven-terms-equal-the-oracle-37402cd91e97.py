@@ -8,42 +8,39 @@ terminate called after throwing an instance of 'gloo::EnforceNotMet'
   what():  [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456]
 op.preamble.length <= op.nbytes. 160 vs 20. Received data size doesn't match expected size. Is there
 a distributed collective mismatch in your code?
-Thread 0x00007fa9733d5b80 (most recent call first):
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
-4287 in all_gather
-  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in
-wrapper
+Thread 0x00007f588f02fb80 (most recent call first):
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287 in
+all_gather
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in wrapper
   File "build/peers/open_clip/loss.py", line 56 in gather_features
   File "build/peers/open_clip/loss.py", line 106 in get_logits
   File "build/peers/open_clip/loss.py", line 141 in forward
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
-_call_impl
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in _call_impl
   File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
 _wrapped_call_impl
-  File "properties/contracts/__init__.py", line 141 in call
-  File "properties/subjects.py", line 219 in _run_step
-  File "properties/subjects.py", line 209 in run_steps
+  File "properties/contracts/__init__.py", line 146 in call
+  File "properties/subjects.py", line 221 in _run_step
+  File "properties/subjects.py", line 211 in run_steps
   File "properties/laws/__init__.py", line 98 in _preserving
 rank 1 raised:
 Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 211, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 221, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 146, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
   File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
-_call_impl
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 141, in forward
@@ -52,8 +49,12 @@ _call_impl
   File "build/peers/open_clip/loss.py", line 106, in get_logits
     all_image_features, all_text_features = gather_features(
                                             ^^^^^^^^^^^^^^^^
-  File "build/peers/open_clip/loss.py", line 57, in gather_features
-    dist.all_gather(gather
+  File "build/peers/open_clip/loss.py", line 56, in gather_features
+    dist.all_gather(gathered_image_features, image_features)
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in wrapper
+    return func(*args, **kwargs)
+           ^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/pyt
 [...]
 
     python clip-uneven-terms-equal-the-oracle-37402cd91e97.py
@@ -94,7 +95,7 @@ def inputs():
         {
             "image_features": tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_(),
             "text_features": tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(14.25, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
         {
             "image_features": tensor(
@@ -107,7 +108,7 @@ def inputs():
                  [1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 1.0],
                  [0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0]]
             , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(14.25, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
     ]
 
@@ -165,6 +166,7 @@ def find_target():
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
     file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", file)
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

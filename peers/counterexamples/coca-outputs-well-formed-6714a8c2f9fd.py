@@ -104,6 +104,7 @@ def find_target():
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
     file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", file)
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,8 +1,8 @@
 # verified-losses counterexample 3dfe2500e2ef
 """coca-ranks: "mean over ranks equals single process" does not hold in 2 ranks (coca, convention exact).
 
-Falsified: mean over ranks of caption_loss: expected 0.586438889, observed 0.614811769, error 0.0284
-is 8.62e+12 times its bound
+Falsified: mean over ranks of caption_loss: expected 0.629749001, observed 0.483948673, error 0.146
+is 5.6e+13 times its bound
 
     python coca-ranks-mean-over-ranks-equals-single-process-3dfe2500e2ef.py
 
@@ -36,33 +36,34 @@ TERMS = ("contrastive_loss", "caption_loss")
 SECONDS = 60  # how long it may run
 WHERE = "mean over ranks of caption_loss"
 NAME = "caption_loss"
-BOUND = 3.291e-15  # how far rounding may take a right implementation, derived for these inputs
+BOUND = 2.603e-15  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
             "logits": tensor(
-                [[[-0.2802535553958334, 0.51640104767057]],
-                 [[0.6173147913528491, 0.6291496895425023]],
-                 [[-0.4249558694190025, -1.3614865034073644]]]
+                [[[-0.2802535553958334, 0.51640104767057], [0.6173147913528491, 0.6291496895425023],
+                  [-0.4249558694190025, -1.3614865034073644],
+                  [-1.3922354860852997, 1.3854603351339416]]]
             , dtype=torch.float64).requires_grad_(),
-            "labels": tensor([[1], [1], [0]]),
+            "labels": tensor([[1, 1, 1, 0]]),
         },
         {
-            "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
             "logits": tensor(
-                [[[-1.3922354860852997, 1.3854603351339416]],
-                 [[-1.0291542168222179, 0.5215796227545516]],
-                 [[-0.5824877649187601, -0.5960085143286955]]]
+                [[[-1.0291542168222179, 0.5215796227545516],
+                  [-0.5824877649187601, -0.5960085143286955],
+                  [-1.542561910624472, -1.1242275194171698],
+                  [-0.18144594704524236, -0.7361560237844393]]]
             , dtype=torch.float64).requires_grad_(),
-            "labels": tensor([[0], [0], [1]]),
+            "labels": tensor([[1, 0, 0, 0]]),
         },
     ]
 
@@ -71,18 +72,19 @@ def whole():
     """Return the whole batch on one rank."""
     return [
         {
-            "image_features": tensor([[1.0], [1.0], [1.0], [1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[1.0], [1.0], [1.0], [1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0], [1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
             "logits": tensor(
-                [[[-0.2802535553958334, 0.51640104767057]],
-                 [[0.6173147913528491, 0.6291496895425023]],
-                 [[-0.4249558694190025, -1.3614865034073644]],
-                 [[-1.3922354860852997, 1.3854603351339416]],
-                 [[-1.0291542168222179, 0.5215796227545516]],
-                 [[-0.5824877649187601, -0.5960085143286955]]]
+                [[[-0.2802535553958334, 0.51640104767057], [0.6173147913528491, 0.6291496895425023],
+                  [-0.4249558694190025, -1.3614865034073644],
+                  [-1.3922354860852997, 1.3854603351339416]],
+                 [[-1.0291542168222179, 0.5215796227545516],
+                  [-0.5824877649187601, -0.5960085143286955],
+                  [-1.542561910624472, -1.1242275194171698],
+                  [-0.18144594704524236, -0.7361560237844393]]]
             , dtype=torch.float64).requires_grad_(),
-            "labels": tensor([[1], [1], [0], [0], [0], [1]]),
+            "labels": tensor([[1, 1, 1, 0], [1, 0, 0, 0]]),
         },
     ]
 
@@ -156,9 +158,9 @@ def occurrences(
 def gather_features(
     features: list[Array],
     rank: int,
-    local_loss: bool = False,
-    gather_with_grad: bool = False,
-    convention: str = "exact",
+    local_loss: bool,
+    gather_with_grad: bool,
+    convention: str,
 ) -> Array:
     """Return the rows of all ranks, in rank order, as `rank` sees them."""
     times = occurrences(rank, len(features), local_loss, gather_with_grad, convention)
@@ -178,9 +180,8 @@ def get_logits(
     """Return logits per image and per text on `rank`: its rows, or all, against all."""
     all_image = gather_features(image_features, rank, local_loss, gather_with_grad, convention)
     all_text = gather_features(text_features, rank, local_loss, gather_with_grad, convention)
-    local = local_loss and len(image_features) > 1
-    image = image_features[rank] if local else all_image
-    text = text_features[rank] if local else all_text
+    image = image_features[rank] if local_loss else all_image
+    text = text_features[rank] if local_loss else all_text
     return (
         logit_scale * image @ all_text.T + logit_bias,
         logit_scale * text @ all_image.T + logit_bias,
@@ -189,7 +190,7 @@ def get_logits(
 
 def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
     """Return the column of each row's partner; `rows` are how many each rank holds."""
-    if not local_loss or len(rows) == 1:
+    if not local_loss:
         return np.arange(sum(rows))
     return sum(rows[:rank]) + np.arange(rows[rank])
 
@@ -289,6 +290,7 @@ def find_target():
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
     file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", file)
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

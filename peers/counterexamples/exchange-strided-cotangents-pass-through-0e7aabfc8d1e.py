@@ -7,31 +7,28 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 211, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 230, in _run_step
+  File "properties/subjects.py", line 232, in _run_step
     backward(rank, contract, case, terms)
-  File "properties/subjects.py", line 260, in backward
+  File "properties/subjects.py", line 262, in backward
     torch.autograd.backward(
-  File ".venv/lib/python3.11/site-packages/torch/autograd/__init__.py", line 395, in
-backward
+  File ".venv/lib/python3.11/site-packages/torch/autograd/__init__.py", line 395, in backward
     _engine_run_backward(
   File ".venv/lib/python3.11/site-packages/torch/autograd/graph.py", line 979, in
 _engine_run_backward
     return Variable._execution_engine.run_backward(  # Calls into the C++ engine to run the backward
 pass
 ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 325, in
-apply
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 325, in apply
     return user_fn(self, *args)
            ^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 305, in backward
     return (None, None, None) + (NeighbourExchange.apply(ctx.to_rank, ctx.from_rank, ctx.group,
 grad_output),)
 ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
-apply
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 301, in forward
@@ -40,12 +37,12 @@ apply
   File "build/peers/open_clip/loss.py", line 256, in neighbour_exchange
     reqs = torch.distributed.batch_isend_irecv([send_op, recv_op])
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
-3065, in batch_isend_irecv
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3065, in
+batch_isend_irecv
     work = p2p_op.op(
            ^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
-2652, in isend
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2652, in
+isend
     return group.send([tensor], group_dst, tag)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 RuntimeError: input tensor has to be contiguous
@@ -55,9 +52,12 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 211, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
- 
+                    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/subjects.py", line 232, in _run_step
+    backward(rank, contract, case, terms)
+  File "pr
 [...]
 
     python exchange-strided-cotangents-pass-through-0e7aabfc8d1e.py
@@ -91,10 +91,10 @@ ARGUMENTS = {"bidirectional": False}
 WORLD_SIZE = 2
 TERMS = ("received", "received_from_left")
 SECONDS = 60  # how long it may run
-COTANGENTS = [{"received": [[0.0, 1.5, 0.0], [-1.0, 1.5, -0.5], [0.5, 0.0, -2.0], [1.0, -1.5, -1.5],
-               [0.5, 1.0, 1.5]]},
- {"received": [[1.5, 0.5, 1.5], [2.0, 0.5, -2.0], [0.5, -0.5, -0.5], [2.0, -2.0, -1.0],
-               [-0.5, -2.0, 0.0]]}]  # what each rank's terms are multiplied with
+COTANGENTS = [{"received": [[0.5, 0.5, -2.0], [1.5, -1.0, -1.0], [2.0, 1.5, 0.0], [1.5, 1.0, 1.0],
+               [2.0, 2.0, -0.5]]},
+ {"received": [[0.5, 2.0, 2.0], [0.0, 1.5, 1.0], [1.5, -1.0, -0.5], [0.5, -2.0, 0.5],
+               [0.5, 1.0, 1.0]]}]  # what each rank's terms are multiplied with
 
 
 def transposed(value):
@@ -173,6 +173,7 @@ def find_target():
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
     file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", file)
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

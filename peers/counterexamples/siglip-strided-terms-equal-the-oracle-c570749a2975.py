@@ -7,24 +7,23 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 211, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 221, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/siglip.py", line 35, in call
+  File "properties/contracts/siglip.py", line 36, in call
     return super().call(loss, accepted(entry(loss), {"logit_bias": None}) | tensors, case, rank)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 146, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
   File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
-_call_impl
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 408, in forward
@@ -33,8 +32,7 @@ _call_impl
   File "build/peers/open_clip/loss.py", line 309, in neighbour_exchange_with_grad
     return NeighbourExchange.apply(from_rank, to_rank, group, tensor)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in
-apply
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 301, in forward
@@ -43,19 +41,22 @@ apply
   File "build/peers/open_clip/loss.py", line 256, in neighbour_exchange
     reqs = torch.distributed.batch_isend_irecv([send_op, recv_op])
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
-3065, in batch_isend_irecv
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3065, in
+batch_isend_irecv
     work = p2p_op.op(
            ^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line
-2652, in isend
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2652, in
+isend
     return group.send([tensor], group_dst, tag)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 RuntimeError: input tensor has to be contiguous
 
 rank 1 raised:
 Traceback (most recent call last):
-  File "properties
+  File "properties/laws/__init__.py", line 98, in _preserving
+    return function(rank, world_size, *arguments)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/su
 [...]
 
     python siglip-strided-terms-equal-the-oracle-c570749a2975.py
@@ -176,6 +177,7 @@ def find_target():
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
     file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", file)
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

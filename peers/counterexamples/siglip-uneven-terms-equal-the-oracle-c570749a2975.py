@@ -8,50 +8,51 @@ terminate called after throwing an instance of 'gloo::EnforceNotMet'
   what():  [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456]
 op.preamble.length <= op.nbytes. 224 vs 192. Received data size doesn't match expected size. Is
 there a distributed collective mismatch in your code?
-Thread 0x00007fa9733d5b80 (most recent call first):
+Thread 0x00007f588f02fb80 (most recent call first):
   File "build/peers/open_clip/loss.py", line 258 in neighbour_exchange
   File "build/peers/open_clip/loss.py", line 301 in forward
   File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
   File "build/peers/open_clip/loss.py", line 309 in neighbour_exchange_with_grad
   File "build/peers/open_clip/loss.py", line 408 in forward
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in
-_call_impl
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in _call_impl
   File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
 _wrapped_call_impl
-  File "properties/contracts/__init__.py", line 141 in call
-  File "properties/contracts/siglip.py", line 35 in call
-  File "properties/subjects.py", line 219 in _run_step
-  File "properties/subjects.py", line 209 in run_steps
+  File "properties/contracts/__init__.py", line 146 in call
+  File "properties/contracts/siglip.py", line 36 in call
+  File "properties/subjects.py", line 221 in _run_step
+  File "properties/subjects.py", line 211 in run_steps
   File "properties/laws/__init__.py", line 98 in _preserving
 rank 1 raised:
 Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 209, in run_steps
+  File "properties/subjects.py", line 211, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 219, in _run_step
+  File "properties/subjects.py", line 221, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/siglip.py", line 35, in call
+  File "properties/contracts/siglip.py", line 36, in call
     return super().call(loss, accepted(entry(loss), {"logit_bias": None}) | tensors, case, rank)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 141, in call
+  File "properties/contracts/__init__.py", line 146, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
   File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
 _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in
-_call_impl
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 408, in forward
     text_features_recv = neighbour_exchange_with_grad(
                          ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File
+  File "build/peers/open_clip/loss.py", line 309, in neighbour_exchange_with_grad
+    return NeighbourExchange.apply(from_rank, to_rank, group, tensor)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  Fi
 [...]
 
     python siglip-uneven-terms-equal-the-oracle-c570749a2975.py
@@ -99,7 +100,7 @@ def inputs():
                 [[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0],
                  [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
             , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor([0.0821], dtype=torch.float64).requires_grad_(),
         },
         {
             "image_features": tensor(
@@ -112,7 +113,7 @@ def inputs():
                  [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0],
                  [0.0, 1.0, 0.0, 0.0]]
             , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor([0.0821], dtype=torch.float64).requires_grad_(),
         },
     ]
 
@@ -170,6 +171,7 @@ def find_target():
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
     file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", file)
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
