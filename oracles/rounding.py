@@ -264,9 +264,10 @@ def cross_entropy(
     largest = t + targets.error
     slope = parts.probability - t
     products = t * abs(parts.log)
-    # where logits move by e, targets t of sum s move the value by (p s - t) e and what is of second order
-    steepest = abs(slope) + targets.error + parts.probability * off
-    error = (steepest * z.error).sum(1) + ((1 + off) * parts.curved)[..., 0]
+    # logits that err by e move log-sum-exp by p e and what is of second order; those of the targets may be
+    # computed apart, and move the value by t e, which need not cancel
+    moved = (parts.probability * z.error).sum(1, keepdims=True) + parts.curved
+    error = ((1 + off) * moved)[..., 0] + (largest * z.error).sum(1)
     error += (largest * parts.log_rounded + targets.error * abs(parts.log)).sum(1)
     error += (inexact(t) * (w + p.narrowed) * products).sum(1) + summed(products, w) + p.tiny
     probability = _probability(parts, p)

@@ -284,7 +284,7 @@ def scalar_cross_entropy(z, e, t, t_error, p, excess=0.0):
     products = [t[j] * -s["log"][j] for j in c]
     error = s["curved"] * (1 + excess) + scalar_summed(products, w) + p.tiny
     for j in c:
-        error += (abs(slope[j]) + s["probability"][j] * excess) * e[j]
+        error += s["probability"][j] * e[j] * (1 + excess) + t[j] * e[j]
         error += t[j] * s["log_rounded"][j] + t_error[j] * (e[j] + s["log_rounded"][j] - s["log"][j])
         error += (w + p.narrowed) * products[j] if scalar_inexact(t[j]) else 0
     labels = not any(map(scalar_inexact, t))
@@ -1010,12 +1010,13 @@ def test_cross_entropy_holds_where_logits_err(size: float, soft: bool) -> None:
     assert 0.3 < used <= 1
 
 
-def test_cross_entropy_is_blind_to_what_all_but_a_lost_logit_have_in_common() -> None:
+def test_a_slope_is_blind_to_what_all_but_a_lost_logit_have_in_common() -> None:
     z = np.array([[50.0, 0.0]])
     error = np.array([[1e-3, 0.0]])
     hot = Bounded(np.array([[1.0, 0.0]]), np.zeros((1, 2)))
     value, slope = rounding.cross_entropy(Bounded(z, error), hot, SINGLE)
-    assert value.error[0] < 1e-9
+    # the logit of the label may be computed apart from that under the sum
+    assert 2e-3 <= value.error[0] < 2.1e-3
     assert slope.error[0, 0] < 1e-5
 
 

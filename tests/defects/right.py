@@ -38,6 +38,30 @@ class LogSumExp(Clip):
         return (logits.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]).sum()
 
 
+class PositivesApart(Clip):
+    """The partners' logits are computed a second time, in another order than the product's."""
+
+    def clip(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        if widen(image) is not image:
+            # gradients rounded to a half before they cancel would lose what is left of them
+            return super().clip(image, text, scale, bias)
+        rows = self.count(image)
+        all_image, all_text = self.gather(image, rows), self.gather(text, rows)
+        pairs = (image, all_text), (text, all_image)
+        if not self.local:
+            pairs = (all_image, all_text), (all_text, all_image)
+        total = image.new_zeros(())
+        for anchors, gallery in pairs:
+            start = self.offset(rows)
+            partners = gallery[start : start + len(anchors)]
+            positives = flat(scale) * (anchors * partners).sum(1)
+            if bias is not None:
+                positives = positives + flat(bias)
+            logits = self.product(anchors, gallery, scale, bias)
+            total = total + (widen(logits).logsumexp(1) - widen(positives)).sum()
+        return total * self.weight(rows) / 2
+
+
 class LogSoftmaxDiagonal(Clip):
     def contrastive(self, per_image: Tensor, per_text: Tensor, rows: list[int]) -> Tensor:
         offset = self.offset(rows)
