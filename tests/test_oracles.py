@@ -122,8 +122,8 @@ def test_clip_parts_by_hand():
     # no exponential overflows: softmax of (1000, 0) is (1, exp(-1000) = 0)
     assert clip.log_softmax(np.array([[1000.0, 0.0]])).tolist() == [[0.0, -1000.0]]
     # each row by its own largest, whatever the others' and however many axes there are
-    rows = [[[0.0, -900.0], [5000.0, 6000.0]], [[-3000.0, 0.0], [1e5, 0.0]]]
-    expected = [[[0.0, -900.0], [-1000.0, 0.0]], [[-3000.0, 0.0], [0.0, -1e5]]]
+    rows = [[[0.0, -900.0], [6000.0, 5000.0]], [[-3000.0, 0.0], [1e5, 0.0]]]
+    expected = [[[0.0, -900.0], [0.0, -1000.0]], [[-3000.0, 0.0], [0.0, -1e5]]]
     assert clip.log_softmax(np.array(rows)).tolist() == expected
     assert clip.get_ground_truth([2, 3], 1, local_loss=True).tolist() == [2, 3, 4]
     assert clip.get_ground_truth([2, 3], 1, local_loss=False).tolist() == [0, 1, 2, 3, 4]

@@ -88,23 +88,23 @@ ARGUMENTS = {"convention": "exact", "local_loss": False, "gather_with_grad": Tru
 WORLD_SIZE = 2
 TERMS = ("contrastive_loss",)
 SECONDS = 60  # how long it may run
-COTANGENTS = [{"contrastive_loss": 0.5}, {"contrastive_loss": 0.5}]  # what each rank's terms are multiplied with
+COTANGENTS = [{"contrastive_loss": 1.0}, {"contrastive_loss": -0.5}]  # what each rank's terms are multiplied with
 
 
 def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
-            "text_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
-            "logit_scale": tensor(1.0, dtype=torch.float64),
-            "logit_bias": tensor(-10.0, dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0, 0.0]], dtype=torch.float64),
+            "text_features": tensor([[1.0, 0.0]], dtype=torch.float64),
+            "logit_scale": tensor([1.0], dtype=torch.float64),
+            "logit_bias": tensor([-1.0], dtype=torch.float64).requires_grad_(),
         },
         {
-            "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
-            "text_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
-            "logit_scale": tensor(1.0, dtype=torch.float64),
-            "logit_bias": tensor(-10.0, dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[0.0, 1.0]], dtype=torch.float64),
+            "text_features": tensor([[1.0, 0.0]], dtype=torch.float64),
+            "logit_scale": tensor([1.0], dtype=torch.float64),
+            "logit_bias": tensor([-1.0], dtype=torch.float64).requires_grad_(),
         },
     ]
 

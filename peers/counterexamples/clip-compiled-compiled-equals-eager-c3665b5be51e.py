@@ -1,8 +1,8 @@
 # verified-losses counterexample c3665b5be51e
 """clip-compiled: "compiled equals eager" does not hold in 2 ranks (clip, convention open_clip).
 
-Falsified: rank 0, gradient of image_features at [0, 0]: expected 0.365529289, observed 0.731058579,
-error 0.366 is 2.81e+14 times its bound
+Falsified: rank 0, gradient of image_features at [0, 0]: expected 50, observed 100, error 50 is
+6.43e+14 times its bound
 
     python clip-compiled-compiled-equals-eager-c3665b5be51e.py
 
@@ -39,7 +39,7 @@ RANK = 0
 WHERE = "rank 0, gradient of image_features at [0, 0]"
 NAME = "image_features"
 INDEX = (0, 0)
-BOUND = 1.299e-15  # how far rounding may take a right implementation, derived for these inputs
+BOUND = 7.772e-14  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():
@@ -48,12 +48,12 @@ def inputs():
         {
             "image_features": tensor([[1.0, 0.0]], dtype=torch.float64).requires_grad_(),
             "text_features": tensor([[0.0, 1.0]], dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(100.0, dtype=torch.float64).requires_grad_(),
         },
         {
             "image_features": tensor([[0.0, 1.0]], dtype=torch.float64).requires_grad_(),
             "text_features": tensor([[1.0, 0.0]], dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(100.0, dtype=torch.float64).requires_grad_(),
         },
     ]
 

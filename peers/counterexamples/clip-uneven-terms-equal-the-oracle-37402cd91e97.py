@@ -8,7 +8,7 @@ terminate called after throwing an instance of 'gloo::EnforceNotMet'
   what():  [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456]
 op.preamble.length <= op.nbytes. 160 vs 20. Received data size doesn't match expected size. Is there
 a distributed collective mismatch in your code?
-Thread 0x00007f588f02fb80 (most recent call first):
+Thread 0x00007f2231647b80 (most recent call first):
   File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287 in
 all_gather
   File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in wrapper
@@ -95,7 +95,7 @@ def inputs():
         {
             "image_features": tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_(),
             "text_features": tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(14.25, dtype=torch.float64).requires_grad_(),
         },
         {
             "image_features": tensor(
@@ -108,7 +108,7 @@ def inputs():
                  [1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 1.0],
                  [0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0]]
             , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(14.25, dtype=torch.float64).requires_grad_(),
         },
     ]
 

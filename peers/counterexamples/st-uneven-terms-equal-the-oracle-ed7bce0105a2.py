@@ -1,0 +1,249 @@
+# verified-losses counterexample ed7bce0105a2
+"""st-uneven: "terms equal the oracle" does not hold in 2 ranks (infonce, convention exact).
+
+WorldError: world processes:2: not every rank returned
+rank 0 raised:
+Traceback (most recent call last):
+  File "properties/laws/__init__.py", line 98, in _preserving
+    return function(rank, world_size, *arguments)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/subjects.py", line 211, in run_steps
+    outcomes.append(_run_step(rank, contract, call, step))
+                    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/subjects.py", line 221, in _run_step
+    output = contract.call(loss, tensors, case, rank)
+             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/contracts/infonce.py", line 56, in call
+    return loss(*(tensors[name] for name in VIEWS))
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "peers/adapters/sentence_transformers.py", line 24, in __call__
+    return self.loss.compute_loss_from_embeddings([first, second], None)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File
+"build/peers/sentence_transformers/sentence_transformer/losses/multiple_negatives_ranking.py", line
+250, in compute_loss_from_embeddings
+    queries = all_gather_with_grad(queries)
+              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/sentence_transformers/util/distributed.py", line 88, in all_gather_with_grad
+    return all_gather(tensor, with_grad=True)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/sentence_transformers/util/distributed.py", line 54, in all_gather
+    gathered_tensors = torch.distributed.nn.all_gather(tensor)
+                       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168, in
+all_gather
+    return _AllGather.apply(group, tensor)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
+    return super().apply(*args, **kwargs)  # type: ignore[misc]
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408, in forward
+    dist.all_gather(out_tensor_list, tensor, group=group)
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in wrapper
+    return func(*args, **kwargs)
+           ^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287, in
+all_gather
+    work.wait()
+RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error
+[127.0.0.1]:2450: Connection reset by peer. This is typically caused by a remote worker hanging or
+bugs in the application. Check the logs of the remote worker before reporting an error. GLHF! 🏖️
+
+rank 1 killed:
+SIGABRT
+build/peers/sentence_transformers/util/distributed.py:54: FutureWarning:
+torch.distributed.nn.functional.all_gather is deprecated, use
+torch.distributed._functional_collectives.all_gather_single instead.
+  gathered_tensors = torch.d
+[...]
+
+    python st-uneven-terms-equal-the-oracle-ed7bce0105a2.py
+
+runs it again in 2 ranks over gloo, with torch and NumPy alone. Exit status: 1 while the bug is there, 0 once it is
+gone, 2 where it cannot run. VERIFIED_LOSSES_TARGET in the environment names another implementation to run.
+"""
+
+import contextlib
+import faulthandler
+import importlib
+import importlib.util
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import tensor
+
+TARGET = os.environ.get("VERIFIED_LOSSES_TARGET", "peers/adapters/sentence_transformers.py:InfoNCE")
+ARGUMENTS = {"convention": "exact", "local_loss": True, "gather_with_grad": True, "cache_labels": True, "temperature": 148.3679525222552}
+WORLD_SIZE = 2
+TERMS = ("contrastive_loss",)
+SECONDS = 60  # how long it may run
+COTANGENTS = [{"contrastive_loss": -0.5}, {"contrastive_loss": 0.0}]  # what each rank's terms are multiplied with
+
+
+def inputs():
+    """Return what each rank is given."""
+    return [
+        {
+            "first": tensor(
+                [[1.0, 0.0, 0.0, 0.0, 0.0],
+                 [0.35651013, -0.35245213, 0.85467976, -0.043206103, 0.1278037],
+                 [1.0, 0.0, 0.0, 0.0, 0.0],
+                 [-0.17045751, 0.4459378, -0.71008915, -0.361506, -0.37036544],
+                 [1.0, 0.0, 0.0, 0.0, 0.0],
+                 [-0.549522, -0.13932988, -0.6256146, -0.49382296, 0.20822595],
+                 [1.0, 0.0, 0.0, 0.0, 0.0],
+                 [0.072486006, -0.57636267, 0.3824088, -0.3627589, -0.6202591],
+                 [1.0, 0.0, 0.0, 0.0, 0.0],
+                 [-0.1348504, -0.72570264, -0.21914843, -0.26644835, -0.5797847],
+                 [1.0, 0.0, 0.0, 0.0, 0.0]]
+            , dtype=torch.float32).requires_grad_(),
+            "second": tensor(
+                [[-0.21161182, -0.711385, -0.45534274, 0.36421072, -0.33040175],
+                 [1.0, 0.0, 0.0, 0.0, 0.0],
+                 [-0.6732455, -0.29110906, -0.03832635, -0.0016974413, 0.6786194],
+                 [-0.2203208, -0.22061704, -0.50772345, 0.4996899, -0.62873983],
+                 [1.0, 0.0, 0.0, 0.0, 0.0],
+                 [0.15127102, -0.62236977, 0.027173044, -0.0883101, 0.7623883],
+                 [0.51703167, 0.13313094, -0.5870154, 0.43422166, -0.4264023],
+                 [1.0, 0.0, 0.0, 0.0, 0.0],
+                 [0.5332436, 0.28613737, -0.30406997, -0.6891627, -0.25762945],
+                 [0.017633699, -0.21765071, 0.56856936, -0.7800214, 0.14357121],
+                 [1.0, 0.0, 0.0, 0.0, 0.0]]
+            , dtype=torch.float32).requires_grad_(),
+        },
+        {
+            "first": tensor(
+                [[-0.2701192, 0.054500226, -0.43351614, 0.7737657, -0.3706964]]
+            , dtype=torch.float32).requires_grad_(),
+            "second": tensor(
+                [[0.04679683, -0.29374287, -0.7931249, -0.453613, -0.2769717]]
+            , dtype=torch.float32).requires_grad_(),
+        },
+    ]
+
+
+def build(target, rank, world_size=WORLD_SIZE):
+    """Construct what is tested."""
+    return target(**accepted(target, {**ARGUMENTS, "rank": rank, "world_size": world_size}))
+
+
+def run(loss, given, output_dict=True, cotangents=None):
+    """Call the loss and derive it; return its terms and the gradients of what it was given."""
+    output = loss(**given, **({"output_dict": True} if output_dict else {}))
+    several = output if isinstance(output, tuple | list) else [output]
+    terms = output if isinstance(output, dict) else dict(zip(TERMS, several, strict=False))
+    live = {name: term for name, term in terms.items() if name in TERMS and term.requires_grad}
+    weights = [tensor(cotangents[name]) if cotangents else torch.ones(term.shape) for name, term in live.items()]
+    weights = [weight.to(term.dtype) for weight, term in zip(weights, live.values(), strict=True)]
+    if live:
+        torch.autograd.backward(list(live.values()), weights)
+    seen = {name: term.detach().double().numpy() for name, term in terms.items() if name in TERMS}
+    for name, value in given.items():
+        seen[f"gradient of {name}"] = None if value.grad is None else value.grad.double().numpy()
+    return seen
+
+
+def act(target, rank):
+    """Return what a rank sees."""
+    return run(build(target, rank), inputs()[rank], output_dict=False, cotangents=COTANGENTS[rank])
+
+
+def judge(target, ranks):
+    """Every rank returned, which is all that was asked."""
+    print("every rank returned")
+    return True
+
+
+# How it is run.
+
+
+def accepted(target, arguments):
+    """Return those of `arguments` that `target` takes."""
+    if getattr(target, "__init__", None) is torch.nn.Module.__init__:
+        return {}  # its signature takes all, and it refuses each
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def find_target():
+    """Import TARGET, seen from the current folder or from the one that this file was written from."""
+    place, _, name = TARGET.rpartition(":")
+    folders = [Path.cwd(), Path(__file__).resolve().parent / "../.."]
+    sys.path[:0] = [str(folder.resolve()) for folder in folders]
+    if not place.endswith(".py"):
+        return getattr(importlib.import_module(place), name)
+    file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
+    spec = importlib.util.spec_from_file_location("target", file)
+    sys.modules["target"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def launch():
+    """Run this file under torchrun, once a rank; return the verdict that rank 0 writes down."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD_SIZE}"]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    if sys.platform == "linux":
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with tempfile.TemporaryDirectory() as folder:
+        verdict = Path(folder, "verdict")
+        environment["VERDICT"] = str(verdict)
+        ranks = subprocess.Popen([*command, __file__], env=environment, start_new_session=True)
+        try:
+            ranks.wait(SECONDS + 30)
+        except subprocess.TimeoutExpired:
+            print(f"no verdict in {SECONDS + 30} s")
+        finally:
+            ranks.terminate()  # torchrun then kills every rank and what it started
+            ranks.wait(60)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ranks.pid, signal.SIGKILL)
+            ranks.wait(60)
+        return int(verdict.read_text()) if verdict.exists() else 2
+
+
+def verdict(rank):
+    """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
+    faulthandler.dump_traceback_later(SECONDS, exit=True)  # whoever hangs says where
+    try:
+        target = find_target()
+    except BaseException:
+        traceback.print_exc()
+        return 2
+    dist.init_process_group("gloo", timeout=timedelta(seconds=0.8 * SECONDS))
+    everyone = [None] * WORLD_SIZE
+    dist.all_gather_object(everyone, act(target, rank))
+    dist.destroy_process_group()
+    if rank > 0:
+        return 0
+    return 0 if judge(target, everyone) else 1
+
+
+def main():
+    """Return the exit status."""
+    if "RANK" not in os.environ:
+        return launch()
+    rank, note = int(os.environ["RANK"]), Path(os.environ.get("VERDICT", os.devnull))
+    if rank > 0:
+        return verdict(rank)
+    note.write_text("1")  # should this process not come back
+    code = verdict(rank)
+    note.write_text(str(code))
+    return 0 if "VERDICT" in os.environ else code  # else torchrun reports a crash besides
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+# verified-losses counterexample d6a8f12d0eb8
+"""tmm-uneven: "terms equal the oracle" does not hold in 2 ranks (clip, convention exact).
+
+WorldError: world processes:2: not every rank returned
+rank 0 killed:
+SIGABRT
+build/peers/torchmultimodal/utils/distributed.py:48: FutureWarning:
+torch.distributed.nn.functional.all_gather is deprecated, use
+torch.distributed._functional_collectives.all_gather_single instead.
+  return all_gather_with_backprop(tensor)
+terminate called after throwing an instance of 'gloo::EnforceNotMet'
+  what():  [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456]
+op.preamble.length <= op.nbytes. 160 vs 20. Received data size doesn't match expected size. Is there
+a distributed collective mismatch in your code?
+Thread 0x00007fe77cab1b80 (most recent call first):
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287 in
+all_gather
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in wrapper
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408 in forward
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168 in
+all_gather
+  File "build/peers/torchmultimodal/utils/distributed.py", line 48 in gather_tensor
+  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py", line 35 in
+_gather_embeddings_and_labels
+  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py", line 87 in
+contrastive_loss_with_temperature
+  File "peers/adapters/torchmultimodal.py", line 22 in __call__
+  File "properties/contracts/__init__.py", line 146 in call
+  File "properties/subjects.py", line 221 in _run_step
+  File "properties/subjects.py", line 211 in run_steps
+  File "properties/laws/__init__.py", line 98 in _preserving
+rank 1 raised:
+Traceback (most recent call last):
+  File "properties/laws/__init__.py", line 98, in _preserving
+    return function(rank, world_size, *arguments)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/subjects.py", line 211, in run_steps
+    outcomes.append(_run_step(rank, contract, call, step))
+                    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/subjects.py", line 221, in _run_step
+    output = contract.call(loss, tensors, case, rank)
+             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/contracts/__init__.py", line 146, in call
+    return loss(**tensors, **asked)
+           ^^^^^^^^^^^^^^^^^^^^^^^^
+  File "peers/adapters/torchmultimodal.py", line 22, in __call__
+    term = contrastive.contrastive_loss_with_temperature(
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py", line 87,
+in contrastive_loss_with_temperature
+    ) = _gather_embeddings_and_labels(embeddings_a, embeddings_b, backprop_type)
+        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "bu
+[...]
+
+    python tmm-uneven-terms-equal-the-oracle-d6a8f12d0eb8.py
+
+runs it again in 2 ranks over gloo, with torch and NumPy alone. Exit status: 1 while the bug is there, 0 once it is
+gone, 2 where it cannot run. VERIFIED_LOSSES_TARGET in the environment names another implementation to run.
+"""
+
+import contextlib
+import faulthandler
+import importlib
+import importlib.util
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import tensor
+
+TARGET = os.environ.get("VERIFIED_LOSSES_TARGET", "peers/adapters/torchmultimodal.py:ContrastiveLossWithTemperature")
+ARGUMENTS = {"convention": "exact", "local_loss": True, "gather_with_grad": True, "cache_labels": True}
+WORLD_SIZE = 2
+TERMS = ("contrastive_loss",)
+SECONDS = 60  # how long it may run
+
+
+def inputs():
+    """Return what each rank is given."""
+    return [
+        {
+            "image_features": tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+        },
+        {
+            "image_features": tensor(
+                [[0.0, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0],
+                 [0.0, 0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0],
+                 [0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0]]
+            , dtype=torch.float64).requires_grad_(),
+            "text_features": tensor(
+                [[0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0],
+                 [1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 1.0],
+                 [0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0]]
+            , dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+        },
+    ]
+
+
+def build(target, rank, world_size=WORLD_SIZE):
+    """Construct what is tested."""
+    return target(**accepted(target, {**ARGUMENTS, "rank": rank, "world_size": world_size}))
+
+
+def run(loss, given, output_dict=True, cotangents=None):
+    """Call the loss and derive it; return its terms and the gradients of what it was given."""
+    output = loss(**given, **({"output_dict": True} if output_dict else {}))
+    several = output if isinstance(output, tuple | list) else [output]
+    terms = output if isinstance(output, dict) else dict(zip(TERMS, several, strict=False))
+    live = {name: term for name, term in terms.items() if name in TERMS and term.requires_grad}
+    weights = [tensor(cotangents[name]) if cotangents else torch.ones(term.shape) for name, term in live.items()]
+    weights = [weight.to(term.dtype) for weight, term in zip(weights, live.values(), strict=True)]
+    if live:
+        torch.autograd.backward(list(live.values()), weights)
+    seen = {name: term.detach().double().numpy() for name, term in terms.items() if name in TERMS}
+    for name, value in given.items():
+        seen[f"gradient of {name}"] = None if value.grad is None else value.grad.double().numpy()
+    return seen
+
+
+def act(target, rank):
+    """Return what a rank sees."""
+    return run(build(target, rank), inputs()[rank], output_dict=False)
+
+
+def judge(target, ranks):
+    """Every rank returned, which is all that was asked."""
+    print("every rank returned")
+    return True
+
+
+# How it is run.
+
+
+def accepted(target, arguments):
+    """Return those of `arguments` that `target` takes."""
+    if getattr(target, "__init__", None) is torch.nn.Module.__init__:
+        return {}  # its signature takes all, and it refuses each
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def find_target():
+    """Import TARGET, seen from the current folder or from the one that this file was written from."""
+    place, _, name = TARGET.rpartition(":")
+    folders = [Path.cwd(), Path(__file__).resolve().parent / "../.."]
+    sys.path[:0] = [str(folder.resolve()) for folder in folders]
+    if not place.endswith(".py"):
+        return getattr(importlib.import_module(place), name)
+    file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
+    spec = importlib.util.spec_from_file_location("target", file)
+    sys.modules["target"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def launch():
+    """Run this file under torchrun, once a rank; return the verdict that rank 0 writes down."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD_SIZE}"]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    if sys.platform == "linux":
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with tempfile.TemporaryDirectory() as folder:
+        verdict = Path(folder, "verdict")
+        environment["VERDICT"] = str(verdict)
+        ranks = subprocess.Popen([*command, __file__], env=environment, start_new_session=True)
+        try:
+            ranks.wait(SECONDS + 30)
+        except subprocess.TimeoutExpired:
+            print(f"no verdict in {SECONDS + 30} s")
+        finally:
+            ranks.terminate()  # torchrun then kills every rank and what it started
+            ranks.wait(60)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ranks.pid, signal.SIGKILL)
+            ranks.wait(60)
+        return int(verdict.read_text()) if verdict.exists() else 2
+
+
+def verdict(rank):
+    """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
+    faulthandler.dump_traceback_later(SECONDS, exit=True)  # whoever hangs says where
+    try:
+        target = find_target()
+    except BaseException:
+        traceback.print_exc()
+        return 2
+    dist.init_process_group("gloo", timeout=timedelta(seconds=0.8 * SECONDS))
+    everyone = [None] * WORLD_SIZE
+    dist.all_gather_object(everyone, act(target, rank))
+    dist.destroy_process_group()
+    if rank > 0:
+        return 0
+    return 0 if judge(target, everyone) else 1
+
+
+def main():
+    """Return the exit status."""
+    if "RANK" not in os.environ:
+        return launch()
+    rank, note = int(os.environ["RANK"]), Path(os.environ.get("VERDICT", os.devnull))
+    if rank > 0:
+        return verdict(rank)
+    note.write_text("1")  # should this process not come back
+    code = verdict(rank)
+    note.write_text(str(code))
+    return 0 if "VERDICT" in os.environ else code  # else torchrun reports a crash besides
+
+
+if __name__ == "__main__":
+    sys.exit(main())
