@@ -234,13 +234,12 @@ def _probability(parts: Softmax, p: Precision) -> Bounded:
     return Bounded(parts.probability, error + p.tiny)
 
 
-def softmax_excess(z: Bounded, p: Precision) -> Array:
-    """Bound how far from 1 the softmax of each row of [n, c] logits sums up, [n]."""
+def soft_targets(z: Bounded, p: Precision) -> tuple[Bounded, Array]:
+    """Bound the softmax of [n, c] logits, and how far from 1 each of its rows sums up, [n]."""
     parts = _softmax(z, p)
     # whatever the logits' errors, the softmax sums up to 1: rounding alone takes it away
     largest = np.minimum(parts.probability * np.exp(np.minimum(parts.moved, CAP)), 1)
-    excess: Array = (largest * parts.rounded + p.tiny).sum(1)
-    return excess
+    return _probability(parts, p), (largest * parts.rounded + p.tiny).sum(1)
 
 
 def cross_entropy(

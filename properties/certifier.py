@@ -216,7 +216,7 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
             raise
         if not failures:
             ratios.append(ratio)
-            ran.append(_last(case))
+            ran.append(compared(case))
 
     configured = settings(
         max_examples=max(1, round(max_examples * check.law.share)),
@@ -313,7 +313,7 @@ def verify_all(
             yield certifier.verify(check, now + (deadline - now) / (len(planned) - done))
 
 
-def _last(case: Any) -> Case:
+def compared(case: Any) -> Case:
     """Return the one case of a drawn example that is compared."""
     if isinstance(case, Simulated):
         case = case.case

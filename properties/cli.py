@@ -278,7 +278,7 @@ class _Run:
         ]
         skipped = sum(finding.not_run for finding in self.findings)
         if skipped:
-            self.not_verified.append(f"{_checks(skipped)} could not run")
+            self.not_verified.append(f"{_counted(skipped, 'check')} could not run")
         self.defects = explain(self.findings, self.counterexamples)
         console.print(report.table(self.findings, self.known))
         report.show(console, self.defects, self.known)
@@ -292,15 +292,15 @@ class _Run:
         hold = sum(finding.verdict == "holds" for finding in self.findings)
         bad = [one for one in self.findings if one.verdict == "falsified" and not self.known.reason(one)]
         said = {
-            "holds": f"{_checks(hold)} hold" + ("s" if hold == 1 else ""),
-            "falsified": f"{len(bad)} of {_checks(len(self.findings))} falsified",
-            "incomplete": f"incomplete: {hold} of {_checks(len(self.planned))} hold",
+            "holds": f"{_counted(hold, 'check')} hold" + ("s" if hold == 1 else ""),
+            "falsified": f"{len(bad)} of {_counted(len(self.findings), 'check')} falsified",
+            "incomplete": f"incomplete: {hold} of {_counted(len(self.planned), 'check')} hold",
         }[record.verdict]
         cases = sum(finding.examples for finding in self.findings)
         colour = {"holds": "bold green", "falsified": "bold red", "incomplete": "bold yellow"}[record.verdict]
         accepted = sum(finding.verdict == "falsified" for finding in self.findings) - len(bad)
         said += f", {accepted} known to fail" if accepted else ""
-        over = "1 case" if cases == 1 else f"{cases} cases"
+        over = _counted(cases, "case")
         console.print(f"\n[{colour}]{said}[/] over {over}, seed {self.asked.seed}", highlight=False)
         # not broken, so that they can be copied
         for name, path in (("certificate", self.json), ("page", self.html)):
@@ -311,8 +311,8 @@ class _Run:
         return {"holds": HOLDS, "falsified": FALSIFIED, "incomplete": NOT_RUN}[record.verdict]
 
 
-def _checks(number: int) -> str:
-    return f"{number} check" if number == 1 else f"{number} checks"
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _seconds(text: str | None) -> float:
@@ -346,14 +346,12 @@ def _shipped(names: list[str] | None, config: str, dtypes: list[str]) -> Subject
     if unknown:
         raise UsageError(f"--loss: expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
     pinned, kept = read_config(config), some_dtypes(dtypes)
-    for label, (contract, _) in SHIPPED.items():
+    chosen = {}
+    for label, (contract, subject) in SHIPPED.items():
         if not names or label in names:
             check_config(contract, pinned)
-    return {
-        label: (contract, replace(subject, options=(*subject.options, *pinned), dtypes=kept))
-        for label, (contract, subject) in SHIPPED.items()
-        if not names or label in names
-    }
+            chosen[label] = contract, replace(subject, options=(*subject.options, *pinned), dtypes=kept)
+    return chosen
 
 
 def _stranger(target: str | None, loss: list[str] | None) -> str:

@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .cases import Case
-from .certifier import Finding, Simulated, Verdict
+from .certifier import Finding, Verdict, compared
 from .drawn import Drawn, count
 from .grouping import Defect
 from .known import Known
@@ -300,9 +299,7 @@ def explained(defect: Defect) -> str:
 
 def hints(finding: Finding) -> list[str]:
     """Return what else a finding may mean than a defect."""
-    smallest = finding.smallest
-    case = smallest.case if isinstance(smallest, Simulated) else smallest
-    if not isinstance(case, Case) or case.world_size == 1:
+    if finding.smallest is None or (case := compared(finding.smallest)).world_size == 1:
         return []
     found = []
     place = finding.error.place if isinstance(finding.error, Falsified) else None

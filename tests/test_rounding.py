@@ -469,7 +469,8 @@ def test_bounds_equal_the_second_formulation(p, seed):
     same(np.stack(rounding.log_softmax(z, p)), [[s[k] for s in softmaxes] for k in ("log", "log_error")])
     expected = [[s[k] for s in softmaxes] for k in ("probability", "probability_error")]
     same(np.stack(rounding.softmax(z, p)), expected)
-    excess = rounding.softmax_excess(z, p)
+    targets, excess = rounding.soft_targets(z, p)
+    same(np.stack(targets), expected)
     same(excess, [s["excess"] for s in softmaxes])
 
     for given, each in (((), [()] * n), ((excess,), [(one,) for one in excess])):
@@ -702,7 +703,7 @@ def test_softmax_and_cross_entropy_err_within_their_bounds(bits, seed):
             _, wanted = computed_softmax(
                 m, [m.near(*pair) for pair in zip(*np.concatenate(teacher), strict=True)]
             )
-            excess = rounding.softmax_excess(teacher, p)
+            _, excess = rounding.soft_targets(teacher, p)
             holds(math.fsum(wanted), 1.0, excess)
         moved = [m.near(*pair) for pair in zip(z[0], error[0], strict=True)]
         bound = Bounded(z, error)

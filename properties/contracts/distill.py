@@ -78,8 +78,8 @@ class DistillContract(ClipContract):
             gradient = weight.times(weights[rank]["distill_loss"])
             for pupil, teacher in zip(students, teachers[rank], strict=True):
                 z, t = pupil.logits(p), teacher.logits(p)
-                targets = rounding.softmax(t, p)
-                value, slope = rounding.cross_entropy(z, targets, p, rounding.softmax_excess(t, p))
+                targets, excess = rounding.soft_targets(t, p)
+                value, slope = rounding.cross_entropy(z, targets, p, excess)
                 values.append(value)
                 pupil.add_gradients(sums, slope, gradient, p)
                 if case.option("convention", "exact") == "open_clip":

@@ -50,9 +50,8 @@ class PositivesApart(Clip):
         pairs = (image, all_text), (text, all_image)
         if not self.local:
             pairs = (all_image, all_text), (all_text, all_image)
-        total = image.new_zeros(())
+        total, start = image.new_zeros(()), self.offset(rows)
         for anchors, gallery in pairs:
-            start = self.offset(rows)
             partners = gallery[start : start + len(anchors)]
             positives = flat(scale) * (anchors * partners).sum(1)
             if bias is not None:

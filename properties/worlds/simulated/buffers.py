@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import overrides
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _get_current_dispatch_mode_stack,
@@ -141,7 +140,7 @@ def _is_metadata_only(function: Any) -> bool:
     )
 
 
-class _Lists(TorchFunctionMode):
+class _Lists(overrides.TorchFunctionMode):
     """Sees `tolist`, which reads memory without an operator."""
 
     def __init__(self, touched: Callable[[torch.Tensor, bool], None]) -> None:
@@ -190,7 +189,8 @@ class Watch(TorchDispatchMode):
         # While a mode handles an operator it is off the stack, and comes back by itself.
         if not self.inside and self not in _get_current_dispatch_mode_stack():
             _push_mode(self)
-            overrides._push_mode(self.lists)
+            if self.lists not in overrides._get_current_function_mode_stack():
+                overrides._push_mode(self.lists)
 
     def stop(self) -> None:
         """Leave the stack if on its top; a watch that stays sees nothing in flight and says nothing."""
