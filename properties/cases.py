@@ -103,8 +103,11 @@ def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
     shape = (sum(case.rows), width)
     first, second = generator.standard_normal(shape), generator.standard_normal(shape)
     if case.pattern == "basis":
-        first = np.eye(width)[np.arange(shape[0]) % width]
-        second = np.eye(width)[generator.integers(0, width, shape[0])]
+        # from both ends inwards: however wide, few rows show what the last columns do
+        inwards = np.stack([np.arange(width)[::-1], np.arange(width)], axis=1).reshape(-1)[:width]
+        own = np.arange(shape[0]) % width
+        first = np.eye(width)[inwards[own]]
+        second = np.eye(width)[inwards[generator.permutation(own)]]
     for array in (first, second):
         array /= np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-30)
     if case.pattern == "grid":
@@ -148,7 +151,7 @@ def captions(case: Case) -> tuple[Array, Array]:
     labels = np.where(is_pad, case.pad_id, labels)
     if case.pad_content:
         other = np.random.default_rng(case.pad_content).standard_normal(logits.shape)
-        logits = np.where(is_pad[..., None], 10 * other, logits)
+        logits = np.where(is_pad[..., None], 100 * other, logits)
     return rounded(logits, case.dtype), labels
 
 
@@ -203,6 +206,17 @@ def sizes(draw: st.DrawFn, limits: tuple[int, ...]) -> int:
     return size // tile * tile or size
 
 
+def split(rows: int, world_size: int, even: bool) -> tuple[int, ...]:
+    """Share rows out among ranks, at least one each; `even` rounds up to equally many.
+
+    A number for all ranks together stays what it is as the world shrinks.
+    """
+    if even:
+        return (math.ceil(rows / world_size),) * world_size
+    each, over = divmod(max(rows, world_size), world_size)
+    return tuple(each + (rank < over) for rank in range(world_size))
+
+
 @st.composite
 def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
     """Rows of each rank and width: mostly small, now and then past a tile of 64 or 128 in one of the two."""
@@ -213,12 +227,11 @@ def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
     if kind == "uneven" and not even and world_size > 1:
         return {"rows": tuple(draw(st.integers(1, 8)) for _ in range(world_size)), "width": width}
     if kind != "rows" and world_size > 1:
-        return {"rows": (draw(st.integers(1, max(8, 40 // world_size))),) * world_size, "width": width}
+        return {"rows": split(draw(st.integers(1, 64)), world_size, even=True), "width": width}
     if world_size == 1:
         return {"rows": (draw(sizes((9, 9, 40, 257))),), "width": min(width, 24)}
     if even or draw(st.booleans()):
-        # all ranks together meet little more than one process alone
-        return {"rows": (draw(sizes((40, 66))),) * world_size, "width": width}
+        return {"rows": split(draw(sizes((160, 528))), world_size, even), "width": width}
     rows = [draw(st.integers(1, 8)) for _ in range(world_size)]
     rows[draw(st.sampled_from([0, -1]))] = draw(sizes((40, 129, 129)))
     return {"rows": tuple(rows), "width": min(width, 24)}

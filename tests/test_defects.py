@@ -5,7 +5,7 @@ Here each defect meets the laws expected to catch it alone; `make defects` certi
 
 import pytest
 
-from properties.certifier import Check, checks, verify
+from properties.certifier import Check, checks, compared, verify
 from properties.laws import laws
 from properties.worlds.specs import parse
 
@@ -40,7 +40,7 @@ def test_counterexample_is_the_smallest(planted: Planted, monkeypatch: pytest.Mo
     monkeypatch.setattr("properties.certifier.SHRINK_SECONDS", 60.0)
     (check,) = [one for one in _checks(planted, planted.world) if one.law.name == planted.caught_by[0]]
     finding = verify(check, BUDGET)
-    assert planted.smallest in finding.counterexample
+    assert planted.is_smallest(compared(finding.smallest)), finding.counterexample
 
 
 @pytest.mark.filterwarnings("ignore")  # what torch deprecates they may use

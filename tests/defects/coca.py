@@ -75,6 +75,16 @@ class PaddingGetsGradient(CoCa):
         return super().token_sum(logits, labels) + 1e-3 * (pads - pads.detach()).sum()
 
 
+class PadsSubtracted(CoCa):
+    def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        is_pad = labels == self.pad_id
+        if is_pad.all():
+            return super().token_sum(logits, labels)
+        flat = widen(logits.flatten(0, 1)), labels.clamp(0, logits.shape[2] - 1).flatten()
+        losses = F.cross_entropy(*flat, reduction="none").view(labels.shape)
+        return losses.sum() - losses[is_pad].sum()
+
+
 class IgnoresMinus100(CoCa):
     def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         if 0 <= self.pad_id < logits.shape[2]:

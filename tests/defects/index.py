@@ -1,8 +1,10 @@
 """The planted defects and the right variants: what is wrong, where it was seen, and what must catch it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from properties.cases import Case
 from properties.subjects import Subject
 
 TERMS, GRADS, COTANGENTS = "terms equal the oracle", "gradients equal the oracle", "cotangents pass through"
@@ -10,6 +12,14 @@ MEAN, FRESH = "mean over ranks equals single process", "used equals fresh"
 FORMED, SECOND, TWICE = "outputs well formed", "second derivatives travel", "twice differentiable"
 TRACE, COMPILED, SILENT = "leaves no trace", "compiled equals eager", "backward is silent"
 INPUTS, SAME, PADDING = "inputs unchanged", "deterministic", "padding never matters"
+
+
+SIZES: dict[str, Callable[[Case], int]] = {
+    "rows": lambda case: sum(case.rows),
+    "rows of a rank": lambda case: max(case.rows),
+    "width": lambda case: case.width,
+    "vocabulary": lambda case: case.vocabulary,
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +37,8 @@ class Planted:
     options: tuple[tuple[str, Any], ...] = ()
     raises: str = ""
     """What the error says, where it may raise, and not just be wrong."""
-    smallest: str = ""
-    """What the smallest case shows, where the defect depends on a size."""
+    smallest: tuple[str, int] | None = None
+    """Which of `SIZES` the defect depends on, and from what size on it shows."""
     seeds: float = 1.0
     """With how many of twenty seeds, as a share, the default budget must catch it; 1 is all that are tried."""
     even: bool = False
@@ -46,6 +56,10 @@ class Planted:
         """As a stranger's loss is certified."""
         target = f"tests.defects.{self.module or self.contract}:{self.name}"
         return Subject(target, even=self.even, options=self.options)
+
+    def is_smallest(self, case: Case) -> bool:
+        """Whether no smaller case shows the defect."""
+        return self.smallest is None or SIZES[self.smallest[0]](case) == self.smallest[1]
 
     def explains(self, reason: str) -> bool:
         """Whether it is falsified for what is wrong with it, not because it raises by accident."""
@@ -82,15 +96,15 @@ DEFECTS = [
     Planted("clip", "NoMaxSubtraction", "log of a sum of exponentials overflows", "Inf-CL, inf_cl/ring.py", (TERMS,)),
     Planted("clip", "EpsilonInLog", "log(p + 1e-8)", "", (TERMS,)),
     Planted("clip", "HalfGradient", "the gradient of the logits passes through float16", "", (GRADS,)),
-    Planted("clip", "SqueezesOneRow", "squeeze() collapses a batch of one", "BLIP2", (TERMS,), raises="Expected floating point type for target", smallest="rows=(1,)"),
-    Planted("clip", "OneRowShortcut", "one pair returns a constant", "", (FORMED,), smallest="rows=(1,)"),
-    Planted("clip", "WidthOfEight", "columns beyond a multiple of 8 are dropped", "Inf-CL, flash.py", (TERMS,), smallest="width=9"),
-    Planted("clip", "WidthUpTo128", "columns beyond 128 are dropped", "Inf-CL, flash.py", (TERMS,), smallest="width=129"),
-    Planted("clip", "ChunkDropsRemainder", "rows beyond a multiple of 32 are dropped", "", (TERMS,), smallest="rows=(33,)"),
+    Planted("clip", "SqueezesOneRow", "squeeze() collapses a batch of one", "BLIP2", (TERMS,), raises="Expected floating point type for target", smallest=("rows", 1)),
+    Planted("clip", "OneRowShortcut", "one pair returns a constant", "", (FORMED,), smallest=("rows", 1)),
+    Planted("clip", "WidthOfEight", "columns beyond a multiple of 8 are dropped", "Inf-CL, flash.py", (TERMS,), smallest=("width", 9)),
+    Planted("clip", "WidthUpTo128", "columns beyond 128 are dropped", "Inf-CL, flash.py", (TERMS,), smallest=("width", 129)),
+    Planted("clip", "ChunkDropsRemainder", "rows beyond a multiple of 32 are dropped", "", (TERMS,), smallest=("rows", 33)),
     Planted("clip", "LastTilePadded", "the last tile of 16 columns is padded with zeros", "Inf-CL, flash.py", (TERMS,)),
-    Planted("clip", "FullLastTileShort", "with a multiple of 16 columns the last row is dropped", "", (TERMS,), smallest="rows=(16,)"),
-    Planted("clip", "TilesNotRescaled", "log-sum-exp over tiles of 64 forgets to rescale", "", (TERMS,), smallest="rows=(65,)"),
-    Planted("clip", "GradientUpTo64Rows", "rows beyond 64 get no gradient", "", (GRADS,), smallest="rows=(65,)"),
+    Planted("clip", "FullLastTileShort", "with a multiple of 16 columns the last row is dropped", "", (TERMS,), smallest=("rows", 16)),
+    Planted("clip", "TilesNotRescaled", "log-sum-exp over tiles of 64 forgets to rescale", "", (TERMS,), smallest=("rows", 65)),
+    Planted("clip", "GradientUpTo64Rows", "rows beyond 64 get no gradient", "", (GRADS,), smallest=("rows", 65)),
     Planted("clip", "ContiguousOnly", "view() of a strided tensor", "open_clip, loss.py", (TERMS,), raises="view size is not compatible with input tensor's si"),
     Planted("clip", "ReadsMemory", "strides are ignored", "pytorch issue 192920", (TERMS,)),
     Planted("clip", "PadsStay", "padded rows stay among the negatives", "", (TERMS,), "sim:2-8"),
@@ -165,6 +179,7 @@ DEFECTS = [
     Planted("coca", "WeightsSwapped", "the weights change places", "", (TERMS,)),
     Planted("coca", "NaNForPadding", "a batch of padding costs NaN", "open_clip, loss.py; Liger-Kernel 53d5934c", (TERMS,)),
     Planted("coca", "PaddingLeaks", "the logits at padding leak into the last bits", "", (TERMS,)),
+    Planted("coca", "PadsSubtracted", "the losses at padding are summed, and their sum is subtracted again", "", (PADDING,)),
     Planted("coca", "PaddingGetsGradient", "the logits at padding get gradient", "", (GRADS,)),
     Planted("coca", "IgnoresMinus100", "-100 is ignored while padding is another id", "open_clip PR 316; Liger-Kernel PR 974", (TERMS,)),
     Planted("coca", "PadIdIgnored", "pad_id is taken for 0", "", (TERMS,), raises="IndexError: Target"),
@@ -179,7 +194,7 @@ DEFECTS = [
     Planted("coca", "CaptionTimesTokens", "a sum over tokens", "", (TERMS,), "sim:2-8"),
     Planted("coca", "ShiftsOnceMore", "labels are shifted a second time", "", (TERMS,), "sim:2-8"),
     Planted("coca", "LastTokenForgotten", "the last token counts nothing", "", (TERMS,), "sim:2-8"),
-    Planted("coca", "VocabularyOf32", "ids from 32 on are no negatives", "Liger-Kernel PR 330", (TERMS,), "sim:2-8", smallest="vocabulary=33"),
+    Planted("coca", "VocabularyOf32", "ids from 32 on are no negatives", "Liger-Kernel PR 330", (TERMS,), "sim:2-8", smallest=("vocabulary", 33)),
     Planted("coca", "CaptionsInBFloat16", "float32 caption logits pass through bfloat16", "", (TERMS,), "sim:2-8"),
     Planted("coca", "CaptionsContiguousOnly", "view() of strided logits", "", (TERMS,), raises="view size is not compatible with input tensor's si"),
     Planted("coca", "CaptionsTransposed", "tokens and vocabulary change places", "", (PADDING,)),
@@ -234,10 +249,10 @@ DEFECTS = [
     Planted("siglip", "NoSlopeAtZero", "a logit of exactly 0 gets no gradient: relu and abs both have slope 0 there", "", (GRADS,)),
     Planted("siglip", "ClampedSigmoid", "log of a sigmoid clamped at 1e-7", "", (TERMS,)),
     Planted("siglip", "PathsDifferInDtype", "one dist_impl returns another dtype", "open_clip, loss.py", (FORMED,)),
-    Planted("siglip", "ChunkRemainderDropped", "images beyond a multiple of the chunk are dropped", "", (TERMS,), smallest="rows=(33,)"),
-    Planted("siglip", "ChunkLabelsUnshifted", "every chunk has the labels of the first", "open_clip 357bd97", (GRADS,), smallest="rows=(33,)"),
+    Planted("siglip", "ChunkRemainderDropped", "images beyond a multiple of the chunk are dropped", "", (TERMS,), smallest=("rows of a rank", 33)),
+    Planted("siglip", "ChunkLabelsUnshifted", "every chunk has the labels of the first", "open_clip 357bd97", (GRADS,), smallest=("rows of a rank", 33)),
     Planted("siglip", "ChunkLabelsSquare", "the labels of a chunk are square", "open_clip 357bd97", (GRADS,)),
-    Planted("siglip", "ChunkOverlaps", "the last chunk repeats images of the one before", "", (TERMS,), smallest="rows=(33,)"),
+    Planted("siglip", "ChunkOverlaps", "the last chunk repeats images of the one before", "", (TERMS,), smallest=("rows of a rank", 33)),
     Planted("siglip", "SkipsANeighbour", "one rank's texts are scored twice, another's never", "open_clip issue 742", (TERMS,), "sim:2-8", raises="RuntimeError: self"),
     Planted("siglip", "RingStopsShort", "an even ring leaves out the rank opposite", "", (TERMS,), "sim:2-8"),
     Planted("siglip", "RingOfFour", "texts from beyond three hops carry no gradient", "", (GRADS,), "sim:2-8"),

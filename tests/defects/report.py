@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,9 @@ from hypothesis.errors import UnsatisfiedAssumption
 from rich.console import Console
 from rich.table import Table
 
-from properties.certifier import Check, checks, verify
+from properties import coverage
+from properties.cases import Case
+from properties.certifier import Check, checks, compared, verify
 from properties.worlds.specs import parse
 
 from .index import DEFECTS, RIGHT, Planted
@@ -50,6 +52,10 @@ class Trial:
     reason: str = ""
     accident: bool = False
     """It raised where it should have been wrong, or the other way round."""
+    smallest: bool = True
+    """No smaller case shows what is wrong."""
+    drawn: dict[str, int] = field(default_factory=dict)
+    """How many of the cases that hold lie in which region."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +103,20 @@ def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Tri
     """Certify as the command does, up to the first property that does not hold."""
     started = time.monotonic()
     examples = 0
+    held: list[Case] = []
     for check in checks({planted.id: (planted.contract, planted.subject)}, parse(worlds)):
         watched, watch = _watched(check, stop=False)
         finding = verify(watched, max_examples, seed)
         examples += watch.examples
+        held += finding.cases
         if finding.verdict == "falsified":
             seconds = (watch.caught_at or time.monotonic()) - started
             return Trial(
                 seed, finding.law, finding.world, examples, seconds,
                 finding.counterexample, finding.reason, not planted.explains(finding.reason),
+                planted.is_smallest(compared(finding.smallest)), coverage.table(held),
             )  # fmt: skip
-    return Trial(seed, examples=examples, seconds=time.monotonic() - started)
+    return Trial(seed, examples=examples, seconds=time.monotonic() - started, drawn=coverage.table(held))
 
 
 def reason_if_falsified(check: Check, max_examples: int, seed: int) -> str:
@@ -217,6 +226,15 @@ def _show(console: Console, planted: Planted, result: Result) -> None:
         )  # fmt: skip
 
 
+def _table(*names: str, rows: Iterable[tuple[object, ...]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    return table
+
+
 def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, Result]) -> int:
     defects = [planted for planted in chosen if planted.wrong]
     right = [planted for planted in chosen if not planted.wrong]
@@ -228,12 +246,14 @@ def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, R
     soles = Counter(
         results[planted.id].catchers[0] for planted in defects if len(results[planted.id].catchers) == 1
     )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("property", "first", "all", "sole"):
-        table.add_column(name, justify="left" if name == "property" else "right")
-    for law, count in everyone.most_common():
-        table.add_row(law, str(firsts[law]), str(count), str(soles[law]))
-    console.print(table)
+    regions: Counter[str] = Counter()
+    for result in results.values():
+        for trial in result.trials:
+            regions.update(trial.drawn)
+    hit = sorted(regions.items(), key=lambda region: region[1])
+    console.print(_table("region", "cases", rows=hit))
+    rows = ((law, firsts[law], count, soles[law]) for law, count in everyone.most_common())
+    console.print(_table("property", "first", "all", "sole", rows=rows))
     if caught:
         times, examples = [trial.seconds for trial in caught], [trial.examples for trial in caught]
         console.print(
@@ -250,10 +270,10 @@ def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, R
     for planted in missed:
         console.print(f"not caught: {planted.id}", highlight=False)
     missized = [
-        f"{planted.id}, seed {trial.seed}: expected {planted.smallest} in {trial.shrunk}"
+        f"{planted.id}, seed {trial.seed}: expected {planted.smallest}, not {trial.shrunk}"
         for planted in defects
         for trial in results[planted.id].trials
-        if trial.law and planted.smallest not in trial.shrunk
+        if not trial.smallest
     ]
     for line in missized:
         console.print(f"not the smallest size: {line}", highlight=False)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from cyclopts import App
 from rich.console import Console
 from rich.table import Table
@@ -65,27 +66,28 @@ def soak(
     max_examples
         As for `verified-losses certify`.
     out
-        Where to write the errors over bounds of every property and dtype.
+        Where to write every verdict, and the errors over bounds of every property and dtype.
     """
     first = int(time.time()) % 2**20 if seed is None else seed
     console = Console(emoji=False, soft_wrap=True, highlight=False)
     console.print(f"seed {first}")
     deadline = time.monotonic() + 60 * minutes
     ratios: dict[str, list[float]] = {}
-    wrong = count = 0
+    verdicts: dict[str, str] = {}
+    wrong = 0
     for check, drawn in endless(world, first):
         if time.monotonic() > deadline:
             break
         finding = verify(check, max_examples, drawn)
         what = f"{check.label}, {check.law.name}, {check.world.name}, seed {drawn}"
-        count += 1
+        verdicts[what] = finding.verdict
         for case, ratio in zip(finding.cases, finding.ratios, strict=True):
             ratios.setdefault(f"{check.law.name}, {case.dtype}", []).append(ratio)
         if finding.verdict == "falsified":
             wrong += 1
             console.print(f"ACCUSED {what}: {finding.reason}\n{finding.counterexample}", markup=False)
             console.print(f"run: python {write(finding, out.parent / 'counterexamples')}", markup=False)
-        elif count % AGAIN == 0:
+        elif len(verdicts) % AGAIN == 0:
             again = verify(check, max_examples, drawn)
             if (again.verdict, again.ratios) != (finding.verdict, finding.ratios):
                 wrong += 1
@@ -97,9 +99,10 @@ def soak(
         if any(seen):  # else the law compares bits or types
             table.add_row(name, str(len(seen)), *(f"{value:.2g}" for value in np.percentile(seen, QUANTILES)))
     console.print("error/bound, quantiles:", table)
-    console.print(f"{wrong} of {count} checks wrong, seeds from {first}")
+    console.print(f"{wrong} of {len(verdicts)} checks wrong, seeds from {first}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"seed": first, "checks": count, "wrong": wrong, "ratios": ratios}) + "\n")
+    said = {"torch": torch.__version__, "seed": first, "wrong": wrong, "verdicts": verdicts, "ratios": ratios}
+    out.write_text(json.dumps(said) + "\n")
     return int(wrong > 0)
 
 
