@@ -189,21 +189,22 @@ def tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> torch
     return made.requires_grad_(requires_grad)
 
 
-TILES = (1, 16, 64)
-"""Of what sizes are made multiples now and then: those in common use for tiles and chunks; 1 is none."""
+TILES = ((1, 0), (16, 0), (64, 0), (64, 1))
+"""Multiples of what sizes are now and then, those in common use for tiles and chunks, and how many more."""
 
 
 @st.composite
 def sizes(draw: st.DrawFn, limits: tuple[int, ...]) -> int:
-    """A number of rows or columns up to one of `limits`, often a number of full tiles.
+    """A number of rows or columns up to about one of `limits`, often a number of full tiles, or one more.
 
     One integer, rounded down to full tiles: where all larger sizes fail too it need not be rounded, and
     shrinks one by one to the smallest that fails.
     """
     limit = draw(st.sampled_from(limits))
     size = draw(st.integers(1, limit))
-    tile = draw(st.sampled_from(TILES))
-    return size // tile * tile or size
+    tile, more = draw(st.sampled_from(TILES))
+    full = size // tile * tile
+    return full + more if full else size
 
 
 def split(rows: int, world_size: int, even: bool) -> tuple[int, ...]:
@@ -227,13 +228,16 @@ def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
     if kind == "uneven" and not even and world_size > 1:
         return {"rows": tuple(draw(st.integers(1, 8)) for _ in range(world_size)), "width": width}
     if kind != "rows" and world_size > 1:
-        return {"rows": split(draw(st.integers(1, 64)), world_size, even=True), "width": width}
+        # in worlds of up to 8 no more than a tile of 64 together, which "rows" is for
+        total = draw(st.integers(1, 60))
+        return {"rows": split(total, world_size, even or draw(st.booleans())), "width": width}
     if world_size == 1:
         return {"rows": (draw(sizes((9, 9, 40, 257))),), "width": min(width, 24)}
-    if even or draw(st.booleans()):
+    if even or not draw(st.booleans()):
         return {"rows": split(draw(sizes((160, 528))), world_size, even), "width": width}
+    longest = draw(sizes((40, 129, 129)))
     rows = [draw(st.integers(1, 8)) for _ in range(world_size)]
-    rows[draw(st.sampled_from([0, -1]))] = draw(sizes((40, 129, 129)))
+    rows[draw(st.sampled_from([0, -1]))] = longest
     return {"rows": tuple(rows), "width": min(width, 24)}
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
-from properties.cases import Case, sizes
+from properties.cases import Case, feature_pair, shapes, sizes, split
 from properties.certifier import SHIPPED
 from properties.contracts import contracts
 from properties.coverage import TILE, regions, table
@@ -99,6 +99,45 @@ def test_sizes_find_full_tiles(multiple: int) -> None:
         find(sizes((9, 40, 257)), lambda n: n % multiple == 0, settings=settings(max_examples=WITHIN))
         == multiple
     )
+
+
+@pytest.mark.parametrize("rest", [1, 2, 3, 5])
+def test_sizes_past_full_tiles_shrink_to_the_first(rest: int) -> None:
+    found = find(
+        sizes((9, 40, 257)),
+        lambda n: n > 64 and n % 64 <= rest and n % 64,
+        settings=settings(max_examples=1000),
+    )
+    assert found == 65
+
+
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("threshold", [32, 64])
+def test_rows_of_all_ranks_shrink_to_the_fewest_that_fail(threshold: int, even: bool) -> None:
+    worlds = st.integers(2, LARGEST_WORLD).flatmap(lambda world_size: shapes(world_size, even))
+    found = find(worlds, lambda shape: sum(shape["rows"]) > threshold, settings=settings(max_examples=1000))
+    assert len(found["rows"]) == 2
+    assert sum(found["rows"]) == threshold + 1 + even
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 65])
+def test_rows_are_shared_out(rows: int) -> None:
+    assert split(rows, 1, even=False) == (rows,)
+    shared = split(rows, 3, even=False)
+    assert sum(shared) == max(rows, 3)
+    assert max(shared) - min(shared) <= 1
+    assert sum(split(rows, 3, even=True)) - rows in range(3)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 129])
+def test_one_hot_features_use_the_columns_of_both_ends_first(width: int) -> None:
+    case = Case(rows=(width + 1,), width=width)
+    for features in feature_pair(case, width, 1):
+        assert (features.sum(1) == 1).all()
+        assert features.any(0).all()
+    image, text = feature_pair(Case(rows=(2,), width=width), width, 1)
+    used = {0, width - 1}
+    assert {*image.argmax(1)} == {*text.argmax(1)} == used
 
 
 def test_regions_of_the_simplest_case() -> None:
