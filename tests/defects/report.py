@@ -188,6 +188,7 @@ def report(
     seeds = seed or [0, 1, 2]
     chosen = [p for p in [*DEFECTS, *RIGHT] if not only or any(part in p.id for part in only)]
     results: dict[str, Result] = {}
+    out.parent.mkdir(parents=True, exist_ok=True)
     console = Console()
     if not console.is_terminal:
         console.width = 140
@@ -204,8 +205,9 @@ def report(
         for planted in chosen:
             results[planted.id] = pending[planted.id].result()
             _show(console, planted, results[planted.id])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps([dataclasses.asdict(result) for result in results.values()], indent=1) + "\n")
+            # whoever interrupts it keeps what there is
+            ended = [dataclasses.asdict(result) for result in results.values()]
+            out.write_text(json.dumps(ended, indent=1) + "\n")
     return _summarise(console, chosen, results)
 
 
