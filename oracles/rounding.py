@@ -212,7 +212,7 @@ def _softmax(z: Bounded, p: Precision) -> Softmax:
     stored = p.narrowed * abs(log)
     log_rounded = sum_error + place + last + stored
     exponent = sum_error + place + (1 + BASE_TWO) * w * abs(log) + stored
-    rounded = np.expm1(np.minimum(exponent, CAP)) + (ELEMENTARY + 1) * w
+    rounded = np.expm1(np.minimum(exponent, CAP)) + (ELEMENTARY + 1) * w + p.narrowed
     return Softmax(log, probability, moved, curved, log_rounded, rounded)
 
 
@@ -224,12 +224,7 @@ def log_softmax(z: Bounded, p: Precision) -> Bounded:
 
 def softmax(z: Bounded, p: Precision) -> Bounded:
     """Bound the softmax along the last axis of [n, c] logits."""
-    return _probability(_stored_softmax(z, p), p)
-
-
-def _stored_softmax(z: Bounded, p: Precision) -> Softmax:
-    parts = _softmax(z, p)
-    return parts._replace(rounded=parts.rounded + p.narrowed)
+    return _probability(_softmax(z, p), p)
 
 
 def _probability(parts: Softmax, p: Precision) -> Bounded:
@@ -241,7 +236,7 @@ def _probability(parts: Softmax, p: Precision) -> Bounded:
 
 def soft_targets(z: Bounded, p: Precision) -> tuple[Bounded, Array]:
     """Bound the softmax of [n, c] logits, and how far from 1 each of its rows sums up, [n]."""
-    parts = _stored_softmax(z, p)
+    parts = _softmax(z, p)
     # whatever the logits' errors, the softmax sums up to 1: rounding alone takes it away
     largest = np.minimum(parts.probability * np.exp(np.minimum(parts.moved, CAP)), 1)
     return _probability(parts, p), (largest * parts.rounded + p.tiny).sum(1)
@@ -276,8 +271,7 @@ def cross_entropy(
     error += (inexact(t) * (w + p.narrowed) * products).sum(1) + summed(products, w) + p.tiny
     probability = _probability(parts, p)
     slope_error = (1 + off) * probability.error + targets.error + w * abs(slope)
-    # half the precision takes a label's 1 from a probability that is not rounded yet
-    slope_error += p.narrowed * (inexact(t) * (t + probability.value) + abs(slope))
+    slope_error += p.narrowed * (t + abs(slope))
     # of targets that are no labels, the backward of log softmax sums up
     slope_error += probability.value * (off + summed(t, w)[..., None] + 2 * w * inexact(t).any())
     return Bounded(products.sum(1), error), Bounded(slope, slope_error)

@@ -228,8 +228,8 @@ def scalar_logit(scale, x, y, bias, p):
     return value, error
 
 
-def scalar_softmax(z, e, p, stored=True):
-    """Return what a row's softmax is made of, by name; its probabilities are stored, or not yet."""
+def scalar_softmax(z, e, p):
+    """Return what a row's softmax is made of, by name."""
     w, c = p.accumulated, range(len(z))
     top = max(z)
     shifted = [a - top for a in z]
@@ -255,11 +255,11 @@ def scalar_softmax(z, e, p, stored=True):
     log_rounded, rounded = [], []
     for j in c:
         place = max(shift[j], scalar_added(log_sum, top + log_sum, w))
-        kept = p.narrowed * -log[j]
+        stored = p.narrowed * -log[j]
         last = scalar_added(log_sum, log[j], w) if fits[j] else w * -log[j]
-        log_rounded.append(of_sum + place + last + kept)
-        exponent = min(of_sum + place + (1 + BASE_TWO) * w * -log[j] + kept, CAP)
-        rounded.append(math.expm1(exponent) + (ELEMENTARY + 1) * w + stored * p.narrowed)
+        log_rounded.append(of_sum + place + last + stored)
+        exponent = min(of_sum + place + (1 + BASE_TWO) * w * -log[j] + stored, CAP)
+        rounded.append(math.expm1(exponent) + (ELEMENTARY + 1) * w + p.narrowed)
     errors = []
     for j in c:
         relative = math.exp(min(moved[j], CAP)) * (1 + rounded[j]) - 1
@@ -279,7 +279,7 @@ def scalar_softmax(z, e, p, stored=True):
 def scalar_cross_entropy(z, e, t, t_error, p, excess=0.0):
     """Return a row's value and error, and its slopes and theirs."""
     w, c = p.accumulated, range(len(z))
-    s = scalar_softmax(z, e, p, stored=False)
+    s = scalar_softmax(z, e, p)
     slope = [s["probability"][j] - t[j] for j in c]
     products = [t[j] * -s["log"][j] for j in c]
     error = s["curved"] * (1 + excess) + scalar_summed(products, w) + p.tiny
@@ -291,7 +291,7 @@ def scalar_cross_entropy(z, e, t, t_error, p, excess=0.0):
     slope_errors = []
     for j in c:
         one = s["probability_error"][j] * (1 + excess) + t_error[j] + w * abs(slope[j])
-        one += p.narrowed * ((t[j] + s["probability"][j]) * scalar_inexact(t[j]) + abs(slope[j]))
+        one += p.narrowed * (t[j] + abs(slope[j]))
         one += s["probability"][j] * (excess + scalar_summed(t, w) + (0 if labels else 2 * w))
         slope_errors.append(one)
     return sum(products), error, slope, slope_errors
@@ -629,7 +629,7 @@ def log_sum_exp(m, shifted):
 
 
 def computed_softmax(m, z):
-    """Return the log-softmax and the softmax of a row, as they are before they are stored."""
+    """Return the log-softmax and the softmax of a row."""
     top = max(z)
     shifted = [m.rounded(a - top) for a in z]
     log_sum = log_sum_exp(m, shifted)
@@ -645,7 +645,7 @@ def computed_softmax(m, z):
         probability = [m.rounded(a / total) for a in terms]
     else:
         probability = [m.exp(m.store(v) if form == "stored logarithm" else v) for v in log]
-    return log, probability
+    return log, [m.store(q) for q in probability]
 
 
 def exact_softmax(z):
@@ -700,8 +700,9 @@ def test_softmax_and_cross_entropy_err_within_their_bounds(bits, seed):
         t = bounded([label]) if labels else rounding.softmax(teacher, p)
         wanted, excess = label, 0.0
         if not labels:
-            teachers = [m.near(*pair) for pair in zip(*np.concatenate(teacher), strict=True)]
-            wanted = [m.store(q) for q in computed_softmax(m, teachers)[1]]
+            _, wanted = computed_softmax(
+                m, [m.near(*pair) for pair in zip(*np.concatenate(teacher), strict=True)]
+            )
             _, excess = rounding.soft_targets(teacher, p)
             holds(math.fsum(wanted), 1.0, excess)
         moved = [m.near(*pair) for pair in zip(z[0], error[0], strict=True)]
@@ -710,7 +711,7 @@ def test_softmax_and_cross_entropy_err_within_their_bounds(bits, seed):
         exact_log, exact_probability = exact_softmax(z[0])
         for found, expected, of in (
             ([m.store(v) for v in log], exact_log, rounding.log_softmax(bound, p)),
-            ([m.store(q) for q in probability], exact_probability, rounding.softmax(bound, p)),
+            (probability, exact_probability, rounding.softmax(bound, p)),
         ):
             close(of.value[0], expected, 1 + abs(expected), 16)
             holds(found, expected, of.error[0])
@@ -720,8 +721,6 @@ def test_softmax_and_cross_entropy_err_within_their_bounds(bits, seed):
         kept = [m.either(v, m.store(v)) for v in log]
         terms = [m.store(m.rounded(-a * v)) for a, v in zip(wanted, kept, strict=True)]
         holds(m.sum(terms), -np.dot(t.value[0], exact_log), value.error.item())
-        if not labels and m.either(True, False):
-            probability = [m.store(q) for q in probability]
         found = [m.store(m.rounded(q - a)) for q, a in zip(probability, wanted, strict=True)]
         holds(found, exact_probability - t.value[0], slope.error[0])
         if not labels:
@@ -741,7 +740,7 @@ def test_the_gradient_of_targets_errs_within_its_bound(bits, seed):
         bound = rounding.cross_entropy_targets(bounded(z, error), bounded(t, error), m.precision)
         log, _ = computed_softmax(m, [m.near(a, error) for a in z[0]])
         log = [m.store(v) for v in log]
-        q = [m.store(v) for v in computed_softmax(m, [m.near(a, error) for a in t[0]])[1]]
+        _, q = computed_softmax(m, [m.near(a, error) for a in t[0]])
         mean = m.store(m.sum(m.store(a * b) for a, b in zip(q, log, strict=True)))
         if m.either(True, False):
             found = [m.store(a * m.store(mean - v)) for a, v in zip(q, log, strict=True)]

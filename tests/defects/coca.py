@@ -197,14 +197,6 @@ class CaptionsTransposed(CoCa):
         return F.cross_entropy(widen(moved), labels, ignore_index=self.pad_id, reduction="sum")
 
 
-class WidenedTwice(CoCa):
-    def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        kept = labels != self.pad_id
-        # two casts: in half precision p and 1 are rounded one by one before they cancel
-        picked = widen(logits)[kept].gather(1, labels[kept][:, None])
-        return widen(logits)[kept].logsumexp(1).sum() - picked.sum()
-
-
 class CaptionNoMaxSubtraction(CoCa):
     def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         kept = labels != self.pad_id

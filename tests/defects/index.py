@@ -195,7 +195,6 @@ DEFECTS = [
     Planted("coca", "ShiftsOnceMore", "labels are shifted a second time", "", (TERMS,), "sim:2-8"),
     Planted("coca", "LastTokenForgotten", "the last token counts nothing", "", (TERMS,), "sim:2-8"),
     Planted("coca", "VocabularyOf32", "ids from 32 on are no negatives", "Liger-Kernel PR 330", (TERMS,), "sim:2-8", smallest=("vocabulary", 33)),
-    Planted("coca", "WidenedTwice", "half-precision logits are cast twice, so that the true token's p and 1 are rounded before they cancel", "Liger-Kernel PR 1329", (MEAN,), "sim:2-8"),
     Planted("coca", "CaptionsInBFloat16", "float32 caption logits pass through bfloat16", "", (TERMS,), "sim:2-8"),
     Planted("coca", "CaptionsContiguousOnly", "view() of strided logits", "", (TERMS,), raises="view size is not compatible with input tensor's si"),
     Planted("coca", "CaptionsTransposed", "tokens and vocabulary change places", "", (PADDING,)),
