@@ -271,6 +271,7 @@ def cross_entropy(
     error += (inexact(t) * (w + p.narrowed) * products).sum(1) + summed(products, w) + p.tiny
     probability = _probability(parts, p)
     slope_error = (1 + off) * probability.error + targets.error + w * abs(slope)
+    # torch's own cross-entropy in bfloat16 takes a label's 1 from a probability that is rounded already
     slope_error += p.narrowed * (t + abs(slope))
     # of targets that are no labels, the backward of log softmax sums up
     slope_error += probability.value * (off + summed(t, w)[..., None] + 2 * w * inexact(t).any())
