@@ -95,16 +95,16 @@ def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0, 0.0]], dtype=torch.float64),
-            "text_features": tensor([[1.0, 0.0]], dtype=torch.float64),
-            "logit_scale": tensor([1.0], dtype=torch.float64),
-            "logit_bias": tensor([-1.0], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[0.0, 1.0]], dtype=torch.float64),
+            "text_features": tensor([[0.0, 1.0]], dtype=torch.float64),
+            "logit_scale": tensor(1.0, dtype=torch.float64),
+            "logit_bias": tensor(-10.0, dtype=torch.float64).requires_grad_(),
         },
         {
-            "image_features": tensor([[0.0, 1.0]], dtype=torch.float64),
+            "image_features": tensor([[1.0, 0.0]], dtype=torch.float64),
             "text_features": tensor([[1.0, 0.0]], dtype=torch.float64),
-            "logit_scale": tensor([1.0], dtype=torch.float64),
-            "logit_bias": tensor([-1.0], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64),
+            "logit_bias": tensor(-10.0, dtype=torch.float64).requires_grad_(),
         },
     ]
 

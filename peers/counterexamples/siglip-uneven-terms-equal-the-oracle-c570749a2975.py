@@ -2,27 +2,7 @@
 """siglip-uneven: "terms equal the oracle" does not hold in 2 ranks (siglip, convention exact).
 
 WorldError: world processes:2: not every rank returned
-rank 0 killed:
-SIGABRT
-terminate called after throwing an instance of 'gloo::EnforceNotMet'
-  what():  [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456]
-op.preamble.length <= op.nbytes. 224 vs 192. Received data size doesn't match expected size. Is
-there a distributed collective mismatch in your code?
-Thread 0x00007f2231647b80 (most recent call first):
-  File "build/peers/open_clip/loss.py", line 258 in neighbour_exchange
-  File "build/peers/open_clip/loss.py", line 301 in forward
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
-  File "build/peers/open_clip/loss.py", line 309 in neighbour_exchange_with_grad
-  File "build/peers/open_clip/loss.py", line 408 in forward
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789 in _call_impl
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778 in
-_wrapped_call_impl
-  File "properties/contracts/__init__.py", line 146 in call
-  File "properties/contracts/siglip.py", line 36 in call
-  File "properties/subjects.py", line 221 in _run_step
-  File "properties/subjects.py", line 211 in run_steps
-  File "properties/laws/__init__.py", line 98 in _preserving
-rank 1 raised:
+rank 0 raised:
 Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
@@ -52,7 +32,28 @@ grad_output),)
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 301, in forward
-    re
+    return neighbour_exchange(from_rank, to_rank, tensor, group=group)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/open_clip/loss.py", line 256, in neighbour_exchange
+    reqs = torch.distributed.batch_isend_irecv([send_op, recv_op])
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3065, in
+batch_isend_irecv
+    work = p2p_op.op(
+           ^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2652, in
+isend
+    return group.send([tensor], group_dst, tag)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error
+[127.0.0.1]:40648: Connection reset by peer. This is typically caused by a remote worker hanging or
+bugs in the application. Check the logs of the remote worker before reporting an error. GLHF! 🏖️
+
+rank 1 killed:
+SIGABRT
+terminate called after throwing an instance of 'gloo::EnforceNotMet'
+  what():  [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456]
+op.preamble.length <= op.nbytes. 200 vs 192. Received data
 [...]
 
     python siglip-uneven-terms-equal-the-oracle-c570749a2975.py
@@ -85,7 +86,6 @@ ARGUMENTS = {"dist_impl": "bidir"}
 WORLD_SIZE = 2
 TERMS = ("contrastive_loss",)
 SECONDS = 60  # how long it may run
-COTANGENTS = [{"contrastive_loss": 0.5}, {"contrastive_loss": 0.5}]  # what each rank's terms are multiplied with
 
 
 def inputs():
@@ -93,46 +93,29 @@ def inputs():
     return [
         {
             "image_features": tensor(
-                [[-1.6372663875501465, -16.619690881932762, 13.007108665508115,
-                  -21.258418518997672],
-                 [4.293673419014126, -19.979563595410863, 21.962210086513537, -0.20672499516863757],
-                 [12.603590587917774, 6.790750018639264, -12.689594000787062, -23.108643892961144],
-                 [8.928085656997649, -18.08528265155294, 22.104281009132478, 2.1476962038557548],
-                 [8.450805954970427, -17.267553116991774, 15.60884370393039, 16.934564839096893],
-                 [5.423532379838047, -8.093961885861678, 28.373702012322592, 0.07817692106737532]]
+                [[1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
+                 [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
+                 [1.0]]
             , dtype=torch.float64).requires_grad_(),
             "text_features": tensor(
-                [[12.555232683674994, 6.689505013570235, 9.5401397809183, -10.32484323816773],
-                 [-17.01927078623811, -5.409579206961924, -3.0743707980388013, 8.463398779714533],
-                 [-3.9416025692558945, -5.320780276045242, -17.225677006047388, 7.709028351446997],
-                 [-10.664662885761434, 11.749532921306319, -2.2517920156670006,
-                  -11.964233129723771],
-                 [16.696978162380386, 4.612005936329093, -8.079820099449341, 5.887005066142892],
-                 [-12.520512337114432, 0.26406209325737623, 15.554996871380727, 1.0995973619491732]]
+                [[1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
+                 [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
+                 [1.0]]
             , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor([0.0821], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
         {
             "image_features": tensor(
-                [[-11.394002525141685, 22.892170490385464, 14.560786558091968, -5.840268102225982],
-                 [-19.440545612032405, 3.9066339457006736, -22.37982778371105, -2.438586863784401],
-                 [4.830112877017422, 12.515955504900571, 1.7136323182285467, 26.778430343702787],
-                 [-13.33114095622558, 0.38782252391312183, -19.48631900903426, -18.50442233557537],
-                 [-1.382266815644855, 19.310620412894014, -19.608111588141263, 11.862176767629478],
-                 [-26.51181267006287, -13.019484798110057, -3.2210659532117534, -4.15229318140414],
-                 [5.410749705370057, -9.350310573176007, 27.390199674584952, -5.750864421750628]]
+                [[1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
+                 [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
+                 [1.0]]
             , dtype=torch.float64).requires_grad_(),
             "text_features": tensor(
-                [[-12.054490402302132, -7.6004760489136665, 10.28449097430084, -9.547317443670762],
-                 [7.9823372470817375, -12.54776327047934, 5.766297498275435, -12.06589168454796],
-                 [4.539873849929536, -12.196997981326623, 14.59791037530586, -4.186143612536213],
-                 [10.417488247519852, 4.899955624244985, -15.737908200425172, 4.447990441559629],
-                 [2.459349870934555, 8.156378445801455, 10.270356299254065, -14.897814280879327],
-                 [-5.3844642189122585, -12.574049417846968, -2.7650631289320056,
-                  -14.326732083968652],
-                 [-6.249622815885156, -4.29200409624329, -8.459786827630069, 16.460647688595223]]
+                [[1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
+                 [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
+                 [1.0]]
             , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor([0.0821], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
     ]
 
@@ -160,7 +143,7 @@ def run(loss, given, output_dict=True, cotangents=None):
 
 def act(target, rank):
     """Return what a rank sees."""
-    return run(build(target, rank), inputs()[rank], output_dict=False, cotangents=COTANGENTS[rank])
+    return run(build(target, rank), inputs()[rank])
 
 
 def judge(target, ranks):

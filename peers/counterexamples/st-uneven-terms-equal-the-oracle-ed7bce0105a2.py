@@ -21,9 +21,14 @@ Traceback (most recent call last):
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File
 "build/peers/sentence_transformers/sentence_transformer/losses/multiple_negatives_ranking.py", line
-250, in compute_loss_from_embeddings
-    queries = all_gather_with_grad(queries)
-              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+251, in compute_loss_from_embeddings
+    docs = [all_gather_with_grad(doc) for doc in docs]
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File
+"build/peers/sentence_transformers/sentence_transformer/losses/multiple_negatives_ranking.py", line
+251, in <listcomp>
+    docs = [all_gather_with_grad(doc) for doc in docs]
+            ^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/sentence_transformers/util/distributed.py", line 88, in all_gather_with_grad
     return all_gather(tensor, with_grad=True)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
@@ -46,15 +51,10 @@ all_gather
 all_gather
     work.wait()
 RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error
-[127.0.0.1]:2450: Connection reset by peer. This is typically caused by a remote worker hanging or
+[127.0.0.1]:32415: Connection reset by peer. This is typically caused by a remote worker hanging or
 bugs in the application. Check the logs of the remote worker before reporting an error. GLHF! 🏖️
 
-rank 1 killed:
-SIGABRT
-build/peers/sentence_transformers/util/distributed.py:54: FutureWarning:
-torch.distributed.nn.functional.all_gather is deprecated, use
-torch.distributed._functional_collectives.all_gather_single instead.
-  gathered_tensors = torch.d
+rank 1 killed
 [...]
 
     python st-uneven-terms-equal-the-oracle-ed7bce0105a2.py
@@ -83,51 +83,23 @@ import torch.distributed as dist
 from torch import tensor
 
 TARGET = os.environ.get("VERIFIED_LOSSES_TARGET", "peers/adapters/sentence_transformers.py:InfoNCE")
-ARGUMENTS = {"convention": "exact", "local_loss": True, "gather_with_grad": True, "cache_labels": True, "temperature": 148.3679525222552}
+ARGUMENTS = {"convention": "exact", "local_loss": True, "gather_with_grad": True, "cache_labels": False, "temperature": 0.6024096385542169}
 WORLD_SIZE = 2
 TERMS = ("contrastive_loss",)
 SECONDS = 60  # how long it may run
-COTANGENTS = [{"contrastive_loss": -0.5}, {"contrastive_loss": 0.0}]  # what each rank's terms are multiplied with
+COTANGENTS = [{"contrastive_loss": -1.0}, {"contrastive_loss": 0.0}]  # what each rank's terms are multiplied with
 
 
 def inputs():
     """Return what each rank is given."""
     return [
         {
-            "first": tensor(
-                [[1.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.35651013, -0.35245213, 0.85467976, -0.043206103, 0.1278037],
-                 [1.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.17045751, 0.4459378, -0.71008915, -0.361506, -0.37036544],
-                 [1.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.549522, -0.13932988, -0.6256146, -0.49382296, 0.20822595],
-                 [1.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.072486006, -0.57636267, 0.3824088, -0.3627589, -0.6202591],
-                 [1.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.1348504, -0.72570264, -0.21914843, -0.26644835, -0.5797847],
-                 [1.0, 0.0, 0.0, 0.0, 0.0]]
-            , dtype=torch.float32).requires_grad_(),
-            "second": tensor(
-                [[-0.21161182, -0.711385, -0.45534274, 0.36421072, -0.33040175],
-                 [1.0, 0.0, 0.0, 0.0, 0.0],
-                 [-0.6732455, -0.29110906, -0.03832635, -0.0016974413, 0.6786194],
-                 [-0.2203208, -0.22061704, -0.50772345, 0.4996899, -0.62873983],
-                 [1.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.15127102, -0.62236977, 0.027173044, -0.0883101, 0.7623883],
-                 [0.51703167, 0.13313094, -0.5870154, 0.43422166, -0.4264023],
-                 [1.0, 0.0, 0.0, 0.0, 0.0],
-                 [0.5332436, 0.28613737, -0.30406997, -0.6891627, -0.25762945],
-                 [0.017633699, -0.21765071, 0.56856936, -0.7800214, 0.14357121],
-                 [1.0, 0.0, 0.0, 0.0, 0.0]]
-            , dtype=torch.float32).requires_grad_(),
+            "first": tensor([[1.0], [-1.0], [1.0], [-1.0], [1.0]], dtype=torch.float32).requires_grad_(),
+            "second": tensor([[-1.0], [1.0], [-1.0], [1.0], [1.0]], dtype=torch.float32),
         },
         {
-            "first": tensor(
-                [[-0.2701192, 0.054500226, -0.43351614, 0.7737657, -0.3706964]]
-            , dtype=torch.float32).requires_grad_(),
-            "second": tensor(
-                [[0.04679683, -0.29374287, -0.7931249, -0.453613, -0.2769717]]
-            , dtype=torch.float32).requires_grad_(),
+            "first": tensor([[1.0], [1.0]], dtype=torch.float32).requires_grad_(),
+            "second": tensor([[-1.0], [-1.0]], dtype=torch.float32),
         },
     ]
 
@@ -155,7 +127,7 @@ def run(loss, given, output_dict=True, cotangents=None):
 
 def act(target, rank):
     """Return what a rank sees."""
-    return run(build(target, rank), inputs()[rank], output_dict=False, cotangents=COTANGENTS[rank])
+    return run(build(target, rank), inputs()[rank], cotangents=COTANGENTS[rank])
 
 
 def judge(target, ranks):

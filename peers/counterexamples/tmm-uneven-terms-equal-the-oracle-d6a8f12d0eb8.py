@@ -2,35 +2,7 @@
 """tmm-uneven: "terms equal the oracle" does not hold in 2 ranks (clip, convention exact).
 
 WorldError: world processes:2: not every rank returned
-rank 0 killed:
-SIGABRT
-build/peers/torchmultimodal/utils/distributed.py:48: FutureWarning:
-torch.distributed.nn.functional.all_gather is deprecated, use
-torch.distributed._functional_collectives.all_gather_single instead.
-  return all_gather_with_backprop(tensor)
-terminate called after throwing an instance of 'gloo::EnforceNotMet'
-  what():  [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456]
-op.preamble.length <= op.nbytes. 160 vs 20. Received data size doesn't match expected size. Is there
-a distributed collective mismatch in your code?
-Thread 0x00007fe77cab1b80 (most recent call first):
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287 in
-all_gather
-  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83 in wrapper
-  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408 in forward
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625 in apply
-  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168 in
-all_gather
-  File "build/peers/torchmultimodal/utils/distributed.py", line 48 in gather_tensor
-  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py", line 35 in
-_gather_embeddings_and_labels
-  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py", line 87 in
-contrastive_loss_with_temperature
-  File "peers/adapters/torchmultimodal.py", line 22 in __call__
-  File "properties/contracts/__init__.py", line 146 in call
-  File "properties/subjects.py", line 221 in _run_step
-  File "properties/subjects.py", line 211 in run_steps
-  File "properties/laws/__init__.py", line 98 in _preserving
-rank 1 raised:
+rank 0 raised:
 Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
@@ -51,7 +23,37 @@ Traceback (most recent call last):
 in contrastive_loss_with_temperature
     ) = _gather_embeddings_and_labels(embeddings_a, embeddings_b, backprop_type)
         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "bu
+  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py", line 36,
+in _gather_embeddings_and_labels
+    embeddings_b_all_gpus = gather_tensor(embeddings_b, backprop_type)
+                            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/torchmultimodal/utils/distributed.py", line 48, in gather_tensor
+    return all_gather_with_backprop(tensor)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168, in
+all_gather
+    return _AllGather.apply(group, tensor)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
+    return super().apply(*args, **kwargs)  # type: ignore[misc]
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408, in forward
+    dist.all_gather(out_tensor_list, tensor, group=group)
+  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in wrapper
+    return func(*args, **kwargs)
+           ^^^^^^^^^^^^^^^^^^^^^
+  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287, in
+all_gather
+    work.wait()
+RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error
+[127.0.0.1]:12170: Connection reset by peer. This is typically caused by a remote worker hanging or
+bugs in the application. Check the logs of the remote worker before reporting an error. GLHF! 🏖️
+
+rank 1 killed:
+SIGABRT
+build/peers/torchmultimodal/utils/distributed.py:48: FutureWarning:
+torch.distributed.nn.functional.all_gather is deprecated, use
+torch.distributed._functional_collectives.all_gather_sin
 [...]
 
     python tmm-uneven-terms-equal-the-oracle-d6a8f12d0eb8.py
@@ -80,7 +82,7 @@ import torch.distributed as dist
 from torch import tensor
 
 TARGET = os.environ.get("VERIFIED_LOSSES_TARGET", "peers/adapters/torchmultimodal.py:ContrastiveLossWithTemperature")
-ARGUMENTS = {"convention": "exact", "local_loss": True, "gather_with_grad": True, "cache_labels": True}
+ARGUMENTS = {"convention": "exact", "local_loss": True, "gather_with_grad": True, "cache_labels": False}
 WORLD_SIZE = 2
 TERMS = ("contrastive_loss",)
 SECONDS = 60  # how long it may run
@@ -90,21 +92,13 @@ def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
         {
-            "image_features": tensor(
-                [[0.0, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0],
-                 [0.0, 0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0],
-                 [0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0]]
-            , dtype=torch.float64).requires_grad_(),
-            "text_features": tensor(
-                [[0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0],
-                 [1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 1.0],
-                 [0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0]]
-            , dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0], [1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
     ]
@@ -133,7 +127,7 @@ def run(loss, given, output_dict=True, cotangents=None):
 
 def act(target, rank):
     """Return what a rank sees."""
-    return run(build(target, rank), inputs()[rank], output_dict=False)
+    return run(build(target, rank), inputs()[rank])
 
 
 def judge(target, ranks):

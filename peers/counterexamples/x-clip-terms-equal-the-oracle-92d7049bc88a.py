@@ -95,12 +95,12 @@ def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0, 0.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[1.0, 0.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
         },
         {
-            "image_features": tensor([[0.0, 1.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[0.0, 1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
         },
     ]
 
