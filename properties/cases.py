@@ -190,7 +190,7 @@ def tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> torch
 
 
 TILES = ((1, 0), (16, 0), (64, 0), (64, 1))
-"""Multiples of what sizes are now and then, those in common use for tiles and chunks, and how many more."""
+"""A size is a multiple of the first, as tiles and chunks in common use are, and the second more than that."""
 
 
 @st.composite
@@ -207,7 +207,7 @@ def sizes(draw: st.DrawFn, limits: tuple[int, ...]) -> int:
     return full + more if full else size
 
 
-def split(rows: int, world_size: int, even: bool) -> tuple[int, ...]:
+def share_out(rows: int, world_size: int, even: bool) -> tuple[int, ...]:
     """Share rows out among ranks, at least one each; `even` rounds up to equally many.
 
     A number for all ranks together stays what it is as the world shrinks.
@@ -230,11 +230,11 @@ def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
     if kind != "rows" and world_size > 1:
         # in worlds of up to 8 no more than a tile of 64 together, which "rows" is for
         total = draw(st.integers(1, 60))
-        return {"rows": split(total, world_size, even or draw(st.booleans())), "width": width}
+        return {"rows": share_out(total, world_size, even or draw(st.booleans())), "width": width}
     if world_size == 1:
         return {"rows": (draw(sizes((9, 9, 40, 257))),), "width": min(width, 24)}
     if even or not draw(st.booleans()):
-        return {"rows": split(draw(sizes((160, 528))), world_size, even), "width": width}
+        return {"rows": share_out(draw(sizes((160, 528))), world_size, even), "width": width}
     longest = draw(sizes((40, 129, 129)))
     rows = [draw(st.integers(1, 8)) for _ in range(world_size)]
     rows[draw(st.sampled_from([0, -1]))] = longest

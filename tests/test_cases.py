@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
-from properties.cases import Case, feature_pair, shapes, sizes, split
+from properties.cases import Case, feature_pair, shapes, share_out, sizes
 from properties.certifier import SHIPPED
 from properties.contracts import contracts
 from properties.coverage import TILE, regions, table
@@ -122,11 +122,11 @@ def test_rows_of_all_ranks_shrink_to_the_fewest_that_fail(threshold: int, even: 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 65])
 def test_rows_are_shared_out(rows: int) -> None:
-    assert split(rows, 1, even=False) == (rows,)
-    shared = split(rows, 3, even=False)
+    assert share_out(rows, 1, even=False) == (rows,)
+    shared = share_out(rows, 3, even=False)
     assert sum(shared) == max(rows, 3)
     assert max(shared) - min(shared) <= 1
-    assert sum(split(rows, 3, even=True)) - rows in range(3)
+    assert sum(share_out(rows, 3, even=True)) - rows in range(3)
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 129])

@@ -25,7 +25,7 @@ def padding_never_matters(contract: Contract, subject: Subject, world: World, ca
     for rank, (before, after) in enumerate(zip(plain, filled, strict=True)):
         for name, term in before.terms.items():
             if not np.isfinite(term).all():
-                continue  # whatever padding holds
+                continue  # whatever lies at padding: other laws tell
             compare(Place("term", name, rank, "after filling the padding"), after.terms[name], term, 0.0)
         labels = contract.inputs(other)[rank]["labels"]
         gradient = after.gradients["logits"]

@@ -228,13 +228,14 @@ def _show(console: Console, planted: Planted, result: Result) -> None:
         )  # fmt: skip
 
 
-def _table(*names: str, rows: Iterable[tuple[object, ...]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+def table(*names: str, rows: Iterable[tuple[object, ...]]) -> Table:
+    """Lay out names, and what belongs to each at the right."""
+    laid = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number else "left")
+        laid.add_column(name, justify="right" if number else "left")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    return table
+        laid.add_row(*(str(cell) for cell in row))
+    return laid
 
 
 def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, Result]) -> int:
@@ -252,10 +253,9 @@ def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, R
     for result in results.values():
         for trial in result.trials:
             regions.update(trial.drawn)
-    hit = sorted(regions.items(), key=lambda region: region[1])
-    console.print(_table("region", "cases", rows=hit))
+    console.print(table("region", "cases", rows=reversed(regions.most_common())))
     rows = ((law, firsts[law], count, soles[law]) for law, count in everyone.most_common())
-    console.print(_table("property", "first", "all", "sole", rows=rows))
+    console.print(table("property", "first", "all", "sole", rows=rows))
     if caught:
         times, examples = [trial.seconds for trial in caught], [trial.examples for trial in caught]
         console.print(

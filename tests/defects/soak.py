@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from cyclopts import App
 from rich.console import Console
-from rich.table import Table
 
 from properties.certifier import SHIPPED, Check, checks, verify
 from properties.counterexample import write
 from properties.worlds.specs import parse
 
 from .index import RIGHT
+from .report import table
 
 AGAIN = 10
 """One check in so many is run a second time."""
@@ -92,13 +92,13 @@ def soak(
             if (again.verdict, again.ratios) != (finding.verdict, finding.ratios):
                 wrong += 1
                 console.print(f"NOT THE SAME AGAIN {what}: {again.verdict} {again.reason}", markup=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("property", "cases", *(f"{quantile} %" for quantile in QUANTILES)):
-        table.add_column(name, justify="left" if name == "property" else "right")
-    for name, seen in sorted(ratios.items()):
-        if any(seen):  # else the law compares bits or types
-            table.add_row(name, str(len(seen)), *(f"{value:.2g}" for value in np.percentile(seen, QUANTILES)))
-    console.print("error/bound, quantiles:", table)
+    rows = (
+        (name, len(seen), *(f"{value:.2g}" for value in np.percentile(seen, QUANTILES)))
+        for name, seen in sorted(ratios.items())
+        if any(seen)  # else the law compares bits or types
+    )
+    heads = [f"{quantile} %" for quantile in QUANTILES]
+    console.print("error/bound, quantiles:", table("property", "cases", *heads, rows=rows))
     console.print(f"{wrong} of {len(verdicts)} checks wrong, seeds from {first}")
     out.parent.mkdir(parents=True, exist_ok=True)
     said = {"torch": torch.__version__, "seed": first, "wrong": wrong, "verdicts": verdicts, "ratios": ratios}
