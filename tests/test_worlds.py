@@ -475,6 +475,28 @@ def test_forks_have_pools_of_their_own_and_exit_leaves_nothing(tmp_path):
     assert not list(tmp_path.glob("world-*"))
 
 
+def test_a_multiprocessing_child_leaves_nothing(tmp_path):
+    script = """
+        import multiprocessing
+        from properties.worlds.processes import shared_world
+        from tests.test_worlds import process_id
+        shared_world(2)
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        child = context.Process(target=lambda: theirs.send(shared_world(2).run(process_id)))
+        child.start()
+        print(*ours.recv())
+        child.join()
+    """
+    with run_script(tmp_path, script) as dispatcher:
+        out, err = dispatcher.communicate(timeout=300)
+    assert (dispatcher.returncode, err) == (0, "")
+    pids = list(map(int, out.split()))
+    assert len(pids) == 2
+    assert not any(map(psutil.pid_exists, pids))
+    assert not list(tmp_path.glob("world-*"))
+
+
 def test_shared_worlds_are_one_per_size():
     assert shared_world(2) is shared_world(2)
     assert shared_world(3) is not shared_world(2)

@@ -1,6 +1,5 @@
 """A world of real processes: a persistent pool of gloo ranks under a dispatcher that owns the clock."""
 
-import atexit
 import contextlib
 import faulthandler
 import multiprocessing
@@ -15,10 +14,9 @@ import threading
 import time
 import traceback
 import types
-import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from multiprocessing import connection, forkserver, process
+from multiprocessing import connection, forkserver, process, util
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -99,7 +97,7 @@ class ProcessWorld:
         join: Join = join_gloo,
         prepare: Callable[[], object] | None = None,
     ) -> None:
-        self._ranks: list[_Rank] = []
+        self._end: util.Finalize[None] | None = None
         if size < 1:
             raise ValueError(f"a world has at least one rank, not {size}")
         if min(timeout, start_timeout, grace) <= 0:
@@ -112,6 +110,7 @@ class ProcessWorld:
         self.join = join
         self.prepare = prepare
         self._owner = os.getpid()
+        self._ranks: list[_Rank] = []
         self._folder = Path()
 
     def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
@@ -146,7 +145,7 @@ class ProcessWorld:
         Raises:
             WorldError: the pool could not start.
         """
-        if self._ranks and self._owner == os.getpid():
+        if self._end and self._end.still_active() and self._owner == os.getpid():
             return
         try:
             self._start()
@@ -156,26 +155,14 @@ class ProcessWorld:
 
     def close(self) -> None:
         """Kill the ranks, if there are any. Closing twice is harmless; a later run starts a new pool."""
-        ranks, self._ranks = self._ranks, []
-        if not ranks or self._owner != os.getpid():  # in a fork, the ranks are the parent's
-            return
-        for rank in ranks:
-            if rank.process.is_alive():
-                rank.process.kill()
-            with contextlib.suppress(OSError):  # what the rank has started, in its session
-                os.killpg(rank.process.pid or 0, signal.SIGKILL)
-        for rank in ranks:
-            rank.process.join(REAP_SECONDS)
-            rank.pipe.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __del__(self) -> None:
-        self.close()
+        if self._end:
+            self._end()
 
     def _start(self) -> None:
         self._ranks, self._owner = [], os.getpid()
         self._folder = Path(tempfile.mkdtemp(prefix=f"world-{self.size}-"))
-        _open_worlds.add(self)
+        # at exit too, before multiprocessing would wait for the ranks without a limit; not in a fork
+        self._end = util.Finalize(self, _end, (self._ranks, self._folder), exitpriority=0)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         environment = {**os.environ, **RANK_ENVIRONMENT}
@@ -293,14 +280,18 @@ class _Rank(NamedTuple):
 
 
 _shared_worlds: dict[tuple[int, int, type[ProcessWorld]], ProcessWorld] = {}
-_open_worlds: weakref.WeakSet[ProcessWorld] = weakref.WeakSet()
 
 
-@atexit.register
-def _close_worlds() -> None:
-    # Runs before multiprocessing's own exit handler, which would wait for the ranks without a limit.
-    for world in list(_open_worlds):
-        world.close()
+def _end(ranks: list[_Rank], folder: Path) -> None:
+    for rank in ranks:
+        if rank.process.is_alive():
+            rank.process.kill()
+        with contextlib.suppress(OSError):  # what the rank has started, in its session
+            os.killpg(rank.process.pid or 0, signal.SIGKILL)
+    for rank in ranks:
+        rank.process.join(REAP_SECONDS)
+        rank.pipe.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _forget_children() -> None:
