@@ -384,7 +384,3 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         status = USAGE
     sys.exit(status if isinstance(status, int) else HOLDS)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,7 @@ import pytest
 from properties.cli import main
 from properties.known import Known
 
-COMMAND = [sys.executable, "-m", "properties.cli", "certify"]
+COMMAND = [sys.executable, "-m", "properties", "certify"]
 LIMIT_SECONDS = 240
 
 
@@ -201,6 +201,21 @@ def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
     assert "interrupted after" in page.read_text()
 
 
+def test_an_interrupt_is_answered_while_torch_is_imported() -> None:
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:]]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "torch." in line:
+            break
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=LIMIT_SECONDS)
+    assert running.returncode == 130, said
+    assert [line for line in said.splitlines() if "import time:" not in line] == [
+        "interrupted before a check ran"
+    ]
+
+
 def _wrong(*arguments: str) -> list[str]:
     return [
         "tests.defects.clip:OnlyImageToText",
@@ -241,7 +256,7 @@ def test_a_saved_counterexample_is_run_again(tmp_path: Path) -> None:
     assert status == 1
     (file,) = kept.glob("*.py")
     assert f"run: python {file}" in printed
-    replay = [sys.executable, "-m", "properties.cli", "replay", str(kept)]
+    replay = [sys.executable, "-m", "properties", "replay", str(kept)]
     done = subprocess.run(replay, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     assert (done.returncode, done.stdout) == (1, f"still there {file}\n")
     right = {**os.environ, "VERIFIED_LOSSES_TARGET": "verified_losses:ClipLoss"}

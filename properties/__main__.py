@@ -1,0 +1,17 @@
+"""Where the command begins: Ctrl-C is answered from the first import on."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, and exit with the status."""
+    try:
+        from . import cli  # takes seconds, for torch
+    except KeyboardInterrupt:
+        print("interrupted before a check ran", file=sys.stderr)
+        sys.exit(130)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
