@@ -23,7 +23,7 @@ STRIDES = ("contiguous", "transposed", "sliced")
 # twice: in these alone an error of few units in the last place shows
 PATTERNS = ("basis", "grid", "grid", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
 PAD_IDS = (0, 1, -100, 1000)
-PADS = ("none", "tail", "inside", "all")
+PADS = ("none", "tail", "inside", "all but one", "all")
 LARGEST_LOGIT = {"float16": 1e3}
 """Else 1e4. Beyond, float16 overflows in products of logits and features, as in the gradient of a scale."""
 
@@ -145,8 +145,9 @@ def captions(case: Case) -> tuple[Array, Array]:
         is_pad = np.arange(case.length) >= generator.integers(0, case.length + 1, (shape[0], 1))
     elif case.pads == "inside":
         is_pad = generator.random(shape) < 0.5
-    elif case.pads == "all":
+    elif case.pads in ("all but one", "all"):
         is_pad[:] = True
+        is_pad[-1, 0] = case.pads == "all"
     is_pad[: case.pad_rows] = True
     labels = np.where(is_pad, case.pad_id, labels)
     if case.pad_content:

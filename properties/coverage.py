@@ -64,6 +64,7 @@ def _padding(case: Case) -> set[str]:
     is_pad = captions(case)[1] == case.pad_id
     given = {
         "padding alone": is_pad.all(),
+        "padding but for one token": np.count_nonzero(~is_pad) == 1,
         "one rank of padding": any(part.all() for part in case.split(is_pad)) and not is_pad.all(),
         "padding inside a caption": (is_pad[:, :-1] & ~is_pad[:, 1:]).any(),
         "pad id other than 0": case.pad_id != 0,

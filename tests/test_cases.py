@@ -33,7 +33,10 @@ FLAGS = [
     for local in (False, True)
     for grad in (False, True)
 ]
-CAPTIONS = ["padding alone", "one rank of padding", "padding inside a caption", "pad id other than 0"]
+CAPTIONS = [
+    "padding alone", "padding but for one token", "one rank of padding", "padding inside a caption",
+    "pad id other than 0",
+]  # fmt: skip
 LOSS = [*DTYPES, *SHAPES, *LAYOUTS, *SCALES, *FROZEN, "a dict"]
 EXPECTED = {
     "clip": [*LOSS, *FLAGS],
@@ -153,6 +156,7 @@ def test_padding_is_named_by_where_it_is() -> None:
     assert "padding alone" in regions(Case(**captions, pads="all", pad_id=-100))
     assert "pad id other than 0" in regions(Case(**captions, pads="all", pad_id=-100))
     assert "padding inside a caption" in regions(Case(**captions, pads="inside"))
+    assert "padding but for one token" in regions(Case(**captions, pads="all but one"))
     assert not any("pad" in name for name in regions(Case(**captions, pad_id=-100)))
 
 

@@ -310,6 +310,13 @@ def test_a_batch_of_pads_costs_nothing(pad_id, convention):
     assert torch.equal(inputs["logits"].grad, torch.zeros(2, 2, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("convention", ["exact", "open_clip"])
+def test_a_single_token_counts_one(convention):
+    inputs = batch("coca") | {"labels": torch.tensor([[0, 0], [1, 0]])}
+    _, caption = CoCaLoss(1.0, 0.0, convention=convention)(**inputs)
+    assert caption == F.cross_entropy(inputs["logits"][1, :1], torch.tensor([1]))
+
+
 def test_the_teacher_gets_no_gradient():
     inputs = batch("distill")
     step(DistillClipLoss(), inputs)

@@ -102,6 +102,11 @@ class CountsPads(CoCa):
         return super().tokens(torch.full_like(labels, self.pad_id + 1))
 
 
+class OneTokenCountsTwo(CoCa):
+    def tokens(self, labels: Tensor) -> int:
+        return max(super().tokens(labels), 2)
+
+
 class TailPadsOnly(CoCa):
     def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         # everything behind the first padding is taken for padding

@@ -184,6 +184,7 @@ DEFECTS = [
     Planted("coca", "IgnoresMinus100", "-100 is ignored while padding is another id", "open_clip PR 316; Liger-Kernel PR 974", (TERMS,)),
     Planted("coca", "PadIdIgnored", "pad_id is taken for 0", "", (TERMS,), raises="IndexError: Target"),
     Planted("coca", "CountsPads", "padding counts in the mean", "", (TERMS,), "sim:2-8"),
+    Planted("coca", "OneTokenCountsTwo", "a single token is divided by two", "", (TERMS,)),
     Planted("coca", "TailPadsOnly", "nothing behind the first padding counts", "", (TERMS,), "sim:2-8"),
     Planted("coca", "PadsAltered", "labels are altered in place", "", (INPUTS,)),
     Planted("coca", "LogitsFourUlpsUp", "logits are four units in the last place too high", "", (GRADS,), "sim:2-8", seeds=0.5),
