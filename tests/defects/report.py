@@ -202,12 +202,15 @@ def report(
             )
             for planted in chosen
         }
-        for planted in chosen:
-            results[planted.id] = pending[planted.id].result()
-            _show(console, planted, results[planted.id])
-            # whoever interrupts it keeps what there is
-            ended = [dataclasses.asdict(result) for result in results.values()]
-            out.write_text(json.dumps(ended, indent=1) + "\n")
+        try:
+            for planted in chosen:
+                results[planted.id] = pending[planted.id].result()
+                _show(console, planted, results[planted.id])
+                # whoever interrupts it keeps what there is, and waits for what runs alone
+                ended = [dataclasses.asdict(result) for result in results.values()]
+                out.write_text(json.dumps(ended, indent=1) + "\n")
+        finally:
+            pool.shutdown(cancel_futures=True)
     return _summarise(console, chosen, results)
 
 
