@@ -7,10 +7,11 @@ def main() -> None:
     """Run the command line, and exit with the status."""
     try:
         from . import cli  # takes seconds, for torch
+
+        cli.main()
     except KeyboardInterrupt:
         print("interrupted before a check ran", file=sys.stderr)
         sys.exit(130)
-    cli.main()
 
 
 if __name__ == "__main__":

@@ -376,9 +376,6 @@ def main(arguments: list[str] | None = None) -> None:
                 console.print(escape(report.own(report.plain(error.detail))), highlight=False, soft_wrap=True)
         console.print(f"[bold red]error[/] {escape(said)}", highlight=False, soft_wrap=True)
         status = USAGE
-    except KeyboardInterrupt:
-        console.print("interrupted before a check ran", highlight=False)
-        status = INTERRUPTED
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "cyclopts":
             raise

@@ -95,7 +95,7 @@ def test_decorated(check: Any) -> None:
     check()
 
 
-@pytest.mark.xfail(raises=NotCertified, strict=True)
+@pytest.mark.xfail(raises=NotCertified, strict=True, reason="Doubled is wrong, and has to fail")
 @certification(Doubled, "clip", world="1", max_examples=5, only="terms*")
 def test_decorated_fails(check: Any) -> None:
     check()

@@ -195,22 +195,22 @@ def report(
     # a process each: what one changes in its process, the next does not see
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.defects.right", "properties.laws.hygiene"])
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    pool = ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
+    try:
         pending = {
             planted.id: pool.submit(
                 examine, planted, seeds, world, max_examples, every and planted.wrong != ""
             )
             for planted in chosen
         }
-        try:
-            for planted in chosen:
-                results[planted.id] = pending[planted.id].result()
-                _show(console, planted, results[planted.id])
-                # whoever interrupts it keeps what there is, and waits for what runs alone
-                ended = [dataclasses.asdict(result) for result in results.values()]
-                out.write_text(json.dumps(ended, indent=1) + "\n")
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for planted in chosen:
+            results[planted.id] = pending[planted.id].result()
+            _show(console, planted, results[planted.id])
+            # whoever interrupts it keeps what there is, and waits for what runs alone
+            ended = [dataclasses.asdict(result) for result in results.values()]
+            out.write_text(json.dumps(ended, indent=1) + "\n")
+    finally:
+        pool.shutdown(cancel_futures=True)
     return _summarise(console, chosen, results)
 
 
