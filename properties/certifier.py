@@ -6,10 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from unittest import mock
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from .cases import Case
 from .contracts import Contract, contracts
@@ -232,12 +235,15 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
         if check.world.kind == "simulated"
         else check.law.draw(check.contract, check.subject, check.world.sizes[0])
     )
+    # Hypothesis draws constants, now and then, that it finds in the modules which happen to be imported
+    as_ever = mock.patch.multiple(providers, create=True, _get_local_constants=Constants, CONSTANTS_CACHE={})
     # every law and world draws cases of its own: what one misses another may meet
     test = seed(f"{base_seed} {check.law.name} {check.world.name}")(configured(given(strategy)(run)))
     verdict: Verdict = "holds"
     reason = ""
     try:
-        test()
+        with as_ever:
+            test()
     except Unsatisfiable:
         pass
     except Exception as error:

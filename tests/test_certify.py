@@ -1,5 +1,6 @@
 """The shipped losses hold; so do the parts of open_clip that are right."""
 
+import importlib
 import importlib.util
 import os
 from pathlib import Path
@@ -31,6 +32,17 @@ def _verify(check: Check) -> None:
 )
 def test_shipped_losses_hold(check: Check) -> None:
     _verify(check)
+
+
+def test_a_seed_draws_the_same_cases_whatever_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = next(checks({"clip": SHIPPED["clip"]}, parse("1")))
+    before = verify(check, 25).cases
+    (tmp_path / "full_of_constants.py").write_text(f"NUMBERS = {[*range(101, 900), *map(float, range(100))]}")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("full_of_constants")
+    assert verify(check, 25).cases == before
 
 
 OPEN_CLIP = importlib.util.find_spec("open_clip")
