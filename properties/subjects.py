@@ -172,7 +172,8 @@ class Step:
     """One call of the subject: a case, and under which mode of torch."""
 
     case: Case
-    mode: Literal["train", "inference", "compiled"] = "train"
+    mode: Literal["train", "inference", "compiled", "derived again"] = "train"
+    """"derived again": the gradients are those of a second backward through one graph."""
 
 
 @dataclass
@@ -229,6 +230,10 @@ def _run_step(rank: int, contract: "Contract", loss: Any, step: Step) -> Outcome
         {name: f"{term.dtype} {term.device}".removeprefix("torch.") for name, term in terms.items()},
     )
     if train:
+        if step.mode == "derived again":
+            backward(rank, contract, case, terms, keep=True)
+            for value in tensors.values():
+                value.grad = None
         backward(rank, contract, case, terms)
         for name, value in tensors.items():
             if value.is_floating_point():
@@ -254,8 +259,10 @@ def inputs(rank: int, contract: "Contract", case: Case, train: bool = True) -> d
     return tensors
 
 
-def backward(rank: int, contract: "Contract", case: Case, terms: dict[str, torch.Tensor]) -> None:
-    """Run backward from all terms together, each with its cotangent."""
+def backward(
+    rank: int, contract: "Contract", case: Case, terms: dict[str, torch.Tensor], keep: bool = False
+) -> None:
+    """Run backward from all terms together, each with its cotangent; `keep` the graph for another time."""
     drawn = cotangents(case, contract.term_shapes(case))[rank]
     live = {name: term for name, term in terms.items() if term.requires_grad}
     if live:
@@ -265,4 +272,5 @@ def backward(rank: int, contract: "Contract", case: Case, terms: dict[str, torch
                 tensor(drawn[name], str(term.dtype).removeprefix("torch."), case.cotangent_strides, False)
                 for name, term in live.items()
             ],
+            retain_graph=keep,
         )

@@ -120,6 +120,7 @@ PARTS = [
     ("TeacherLearns", "outputs well formed"),
     ("TeacherLearns", "gradients equal the oracle"),
     ("Noisy", "deterministic"),
+    ("SlopeScaledInPlace", "deterministic"),
     ("NaNForPadding", "terms equal the oracle"),
     ("PaddingLeaks", "padding never matters"),
     ("siglip:BiasUnused", "terms equal the oracle"),

@@ -508,6 +508,26 @@ class _Once(Function):
         return grad
 
 
+class SlopeScaledInPlace(Clip):
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return _FusedCrossEntropy.apply(widen(logits), labels)
+
+
+class _FusedCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        ctx.slope = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
+        ctx.save_for_backward(logits, labels)
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        logits, labels = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (logits.softmax(1) - F.one_hot(labels, logits.shape[1])) * grad, None
+        return ctx.slope.mul_(grad), None
+
+
 # Outputs
 
 
@@ -571,6 +591,14 @@ class LabelsCachedUnderInference(Clip):
         if key not in self.cached:
             self.cached[key] = super().get_labels(n, rows)
         return self.cached[key]
+
+
+class LabelsKeyedWithoutOffset(Clip):
+    def get_labels(self, n: int, rows: list[int]) -> Tensor:
+        if not self.cache_labels:
+            return super().get_labels(n, rows)
+        with torch.inference_mode(False):
+            return self.cached.setdefault(n, super().get_labels(n, rows))
 
 
 class LabelsNeverRefreshed(Clip):

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -192,17 +192,19 @@ def report(
     console = Console()
     if not console.is_terminal:
         console.width = 140
-    # a process each: what one changes in its process, the next does not see
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.defects.right", "properties.laws.hygiene"])
-    pool = ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
+
+    def alone(planted: Planted) -> Result:
+        # a process each: what one changes in its process, the next does not see. Not by max_tasks_per_child,
+        # with which a pool that is shut down may wait for ever (CPython issue 115634)
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            found = every and planted.wrong != ""
+            return process.submit(examine, planted, seeds, world, max_examples, found).result()
+
+    pool = ThreadPoolExecutor(jobs)
     try:
-        pending = {
-            planted.id: pool.submit(
-                examine, planted, seeds, world, max_examples, every and planted.wrong != ""
-            )
-            for planted in chosen
-        }
+        pending = {planted.id: pool.submit(alone, planted) for planted in chosen}
         for planted in chosen:
             results[planted.id] = pending[planted.id].result()
             _show(console, planted, results[planted.id])
