@@ -16,7 +16,18 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from oracles import clip, coca, complex_step, distill, exchange, gather, siglip
+from oracles import (
+    clip,
+    coca,
+    complex_step,
+    cross_entropy,
+    distill,
+    exchange,
+    gather,
+    infonce,
+    ntxent,
+    siglip,
+)
 from oracles.complex_step import Array
 
 from . import process_state
@@ -40,7 +51,7 @@ REASON = 3000
 """Characters of a reason that a file quotes."""
 WIDTH = 100
 
-ORACLES = (complex_step, gather, exchange, clip, coca, distill, siglip)
+ORACLES = (complex_step, gather, exchange, clip, coca, distill, siglip, infonce, ntxent, cross_entropy)
 FORM = ("structure", "dtype and device", "altered inputs", "shape", "presence of the gradient")
 """What is wrong with an output other than its numbers."""
 LAYOUTS = {
@@ -189,6 +200,7 @@ def render(finding: Finding, path: Path) -> str:
             calls=shown,
             build_source=contract.build_source(),
             call_source=contract.call_source(),
+            output_dict=case.output_dict,
             weight_source=f"{layout}(weight.to(term.dtype))"
             if layout in LAYOUTS
             else "weight.to(term.dtype)",

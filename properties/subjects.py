@@ -142,6 +142,13 @@ def read_signature(
             return Signature(f"{name}(...) must return something that can be called, got {loss!r}")
         call = entry(loss)
         tensors = dict.fromkeys(contract.inputs(case)[0])
+        if contract.in_order:
+            try:
+                inspect.signature(call).bind(*tensors)
+            except TypeError as error:
+                wrong = f"{len(tensors)} tensors in order; {name}: {error}"
+                return Signature(f"the contract {contract.name} calls with {wrong}")
+            return Signature("", tuple(accepted(target, options)), bias=False, output_dict=False)
         given = {**tensors, "output_dict": False, "logit_bias": None}
         needed = [one for one in tensors if one not in accepted(call, given) and "logit_bias" not in one]
         missing = _missing(call, given)

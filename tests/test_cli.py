@@ -67,6 +67,12 @@ def test_a_strangers_loss_is_falsified_with_a_case(tmp_path: Path) -> None:
     assert "Counterexamples" in page.read_text()
 
 
+def test_a_loss_that_is_called_in_order_names_its_arguments_as_it_likes(tmp_path: Path) -> None:
+    asked = ["torch.nn:CrossEntropyLoss", "--as", "cross_entropy", "--world", "1", "--max-examples", "8"]
+    status, printed, said = _certify(tmp_path, *asked)
+    assert status == 0, printed + said
+
+
 @pytest.mark.parametrize(("variable", "coloured"), [("NO_COLOR", False), ("UNUSED", True)])
 def test_a_terminal_gets_colours_unless_it_refuses_them(
     tmp_path: Path, variable: str, coloured: bool
@@ -121,6 +127,7 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
         (["tests/no_such_file.py:Loss", "--as", "clip"], "there is no file tests/no_such_file.py"),
         (["torch.nn:Linear", "--as", "clip"], "Linear needs in_features, out_features"),
         (["torch.nn:ReLU", "--as", "clip"], "ReLU takes no image_features"),
+        (["torch.nn:ReLU", "--as", "infonce"], "infonce calls with 2 tensors in order; ReLU: too many"),
         (["torch.nn:ReLU", "--as", "clip", "--config", "slope=3"], "takes no slope"),
         (["--config", "local_loss"], "--config: expected name=value"),
         (["--dtype", "float8"], "--dtype: expected some of float64"),

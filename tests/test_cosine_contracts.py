@@ -18,6 +18,7 @@ RIGHT = [
 LOCAL = (("local_loss", True), ("gather_with_grad", True))
 WRONG = [
     ("NoTemperature", "infonce", "1", (VALUES, GRADS), ()),
+    ("FirstOrderOnly", "infonce", "1", ("twice differentiable",), ()),
     ("OwnKeysOnly", "infonce", "sim:2", (VALUES, GRADS, "mean over ranks equals single process"), LOCAL),
     ("CountsItself", "ntxent", "1", (VALUES, GRADS), ()),
     ("OneViewOnly", "ntxent", "1", (VALUES, GRADS), ()),

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,9 @@ RIGHT = {
     "siglip": "verified_losses:SigLipLoss",
     "gather": "verified_losses:gather_features",
     "exchange": "verified_losses:neighbour_exchange_with_grad",
+    "infonce": "tests.defects.cosine:InfoNCE",
+    "ntxent": "tests.defects.cosine:NTXent",
+    "cross_entropy": "torch.nn:CrossEntropyLoss",
 }
 
 
@@ -58,6 +62,16 @@ def failure(check: Check, case: Any) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def called_in_order(name: str, contract: str, law: str, world: str) -> Finding:
+    """Return the finding of a defect that is called with two tensors, whatever it names them."""
+    options = () if contract == "cross_entropy" else (("local_loss", True), ("gather_with_grad", True))
+    planned = checks(
+        {name: (contract, Subject(f"tests.defects.cosine:{name}", options=options))}, parse(world)
+    )
+    (check,) = [one for one in planned if one.law.name == law]
+    return verify(check, EXAMPLES)
 
 
 def planted(target: str, law: str, world: str | None = None) -> Finding:
@@ -132,11 +146,31 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("target", "law"), PARTS)
+IN_ORDER = [
+    ("NoTemperature", "infonce", "terms equal the oracle", "1"),
+    ("FirstOrderOnly", "infonce", "twice differentiable", "1"),
+    ("OwnKeysOnly", "infonce", "gradients equal the oracle", "sim:2"),
+    ("OwnKeysOnly", "infonce", "mean over ranks equals single process", "sim:2"),
+    ("CountsItself", "ntxent", "terms equal the oracle", "1"),
+    ("OneViewOnly", "ntxent", "gradients equal the oracle", "1"),
+    ("CountsIgnored", "cross_entropy", "terms equal the oracle", "1"),
+    ("CountsIgnored", "cross_entropy", "cotangents pass through", "1"),
+    ("OverwritesLogits", "cross_entropy", "inputs unchanged", "1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("find", "arguments"),
+    [(planted, part) for part in PARTS] + [(called_in_order, part) for part in IN_ORDER],
+)
 def test_file_judges_as_the_law_does(
-    target: str, law: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    find: Callable[..., Finding],
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    finding = planted(target, law)
+    finding = find(*arguments)
     file = counterexample.write(finding, tmp_path)
     assert not holds(file, finding.check.subject.target, monkeypatch)
     shown = capsys.readouterr().out

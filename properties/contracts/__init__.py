@@ -65,6 +65,8 @@ class Contract(ABC):
     terms: tuple[str, ...]
     differentiable: tuple[str, ...]
     is_loss = True
+    in_order = False
+    """Whether the subject is called with its inputs in order, whatever it names them, and nothing else."""
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""
     smallest_world = 1
@@ -118,6 +120,10 @@ class Contract(ABC):
         """Return the shape of every rank's terms."""
         return [dict.fromkeys(self.terms, ()) for _ in case.rows]
 
+    def defined(self, case: Case) -> bool:
+        """Whether the oracle has a value for every rank."""
+        return True
+
     def obeys_mean(self, case: Case) -> bool:
         """Whether the mean over ranks of this configuration equals the single process."""
         return True
@@ -141,6 +147,8 @@ class Contract(ABC):
 
     def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
         """Call the subject."""
+        if self.in_order:
+            return loss(*tensors.values())
         # tensors alone are open_clip's default, which a subject without dicts has no name for
         asked = {"output_dict": True} if case.output_dict else {}
         return loss(**tensors, **asked)
@@ -151,6 +159,8 @@ class Contract(ABC):
 
     def call_source(self) -> str:
         """Return `call` as Python for a counterexample: of the loss, what it is given, and output_dict."""
+        if self.in_order:
+            return "loss(*given.values())"
         return 'loss(**given, **({"output_dict": True} if output_dict else {}))'
 
     def oracle_source(self, case: Case) -> dict[str, str]:

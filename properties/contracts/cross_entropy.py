@@ -22,6 +22,7 @@ class CrossEntropyContract(Contract):
     """
 
     name = "cross_entropy"
+    in_order = True
     terms: tuple[str, ...] = ("loss",)
     differentiable: tuple[str, ...] = ("logits",)
     drawn = {"captions": True}
@@ -31,12 +32,12 @@ class CrossEntropyContract(Contract):
         return st.just(subject.options)
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """Draw a case in which every rank has a label that counts: else there is no mean."""
-        return (
-            super()
-            .cases(subject, world_size)
-            .filter(lambda case: all((given["labels"] != case.pad_id).any() for given in self.inputs(case)))
-        )
+        """See `Contract`."""
+        return super().cases(subject, world_size).filter(self.defined)
+
+    def defined(self, case: Case) -> bool:
+        """Every rank needs a label that counts: else there is no mean."""
+        return all((given["labels"] != case.pad_id).any() for given in self.inputs(case))
 
     def obeys_mean(self, case: Case) -> bool:
         """A mean of means is not the mean."""
@@ -54,10 +55,6 @@ class CrossEntropyContract(Contract):
         """See `Contract`."""
         return {**dict(case.options), "ignore_index": case.pad_id}
 
-    def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
-        """Call the subject with the two tensors in order, whatever it names them."""
-        return loss(tensors["logits"], tensors["labels"])
-
     def structure(self, case: Case) -> str:
         """See `Contract`."""
         return "Tensor"
@@ -67,6 +64,10 @@ class CrossEntropyContract(Contract):
         return [
             {"loss": cross_entropy_loss(given["logits"], given["labels"], case.pad_id)} for given in inputs
         ]
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        return {"loss": f"cross_entropy_loss(logits[rank], labels[rank], {case.pad_id})"}
 
     def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
         """See `Contract`."""

@@ -16,7 +16,7 @@ from oracles.rounding import Bounded, Magnitude, Precision, Weight
 from ..cases import SCALES, Case, feature_pair
 from ..subjects import Subject
 from . import Bounds, Inputs, Sum
-from .clip import ClipContract, column, flags, split_inputs
+from .clip import ClipContract, call_of, column, flags, split_inputs
 
 VIEWS = ("first", "second")
 MOST_ROWS = 32
@@ -30,6 +30,7 @@ class InfoNceContract(ClipContract):
     """
 
     name = "infonce"
+    in_order = True
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = VIEWS
     constructed = (*ClipContract.constructed, "scale")
@@ -51,10 +52,6 @@ class InfoNceContract(ClipContract):
         """See `Contract`."""
         return {**dict(case.options), "temperature": 1 / case.scale}
 
-    def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
-        """Call the subject with the two tensors in order, whatever it names them."""
-        return loss(*(tensors[name] for name in VIEWS))
-
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """See `Contract`; keys that are constants get none, and may get zeros."""
         constant = is_local(case) and not flags(case)[1]
@@ -72,6 +69,11 @@ class InfoNceContract(ClipContract):
             {"contrastive_loss": infonce_loss(first, second, 1 / case.scale, rank, *flags(case))}
             for rank in range(case.world_size)
         ]
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """See `Contract`."""
+        columns = f"{', '.join(VIEWS)}, {1 / case.scale!r}"
+        return {"contrastive_loss": call_of(f"{self.name}_loss", columns, case, *flags(case))}
 
     def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
         """See `Contract`."""

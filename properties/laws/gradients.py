@@ -50,7 +50,8 @@ def _directions(case: Case, inputs: Inputs, differentiable: tuple[str, ...]) -> 
     return chosen
 
 
-def _check(contract: Contract, case: Case, outcomes: list[Outcome], inputs: Inputs) -> float:
+def compare_gradients(contract: Contract, case: Case, outcomes: list[Outcome], inputs: Inputs) -> float:
+    """Return the worst error over bound of every rank's gradients, along some directions."""
     weights = contract.weights(case)
     bounds = contract.bounds(case, inputs, weights).gradients
     worst = 0.0
@@ -89,20 +90,20 @@ def gradients_equal_oracle(contract: Contract, subject: Subject, world: World, c
     """The gradient of everything differentiable equals the oracle's, every cotangent being 1."""
     case = unweighted(case)
     (outcomes,) = observe(contract, subject, world, [case])
-    return _check(contract, case, outcomes, contract.inputs(case))
+    return compare_gradients(contract, case, outcomes, contract.inputs(case))
 
 
 def cotangents_pass_through(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """Gradients equal the oracle's for cotangents that differ between ranks, terms and elements."""
     case = weighted(case)
     (outcomes,) = observe(contract, subject, world, [case])
-    return _check(contract, case, outcomes, contract.inputs(case))
+    return compare_gradients(contract, case, outcomes, contract.inputs(case))
 
 
 @st.composite
 def _smooth_float64(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Case:
     case = draw(contract.cases(subject, world_size))
-    return dataclasses.replace(
+    smooth = dataclasses.replace(
         case,
         rows=tuple(min(n, 5) for n in case.rows),
         width=min(case.width, 9),
@@ -112,6 +113,8 @@ def _smooth_float64(draw: st.DrawFn, contract: Contract, subject: Subject, world
         scale=min(case.scale, 10.0),
         frozen=(),
     )
+    assume(contract.defined(smooth))
+    return smooth
 
 
 STEP = 1e-4

@@ -1,8 +1,8 @@
 """What the returned terms are."""
 
 from ..cases import Case
-from ..contracts import Contract
-from ..subjects import Subject
+from ..contracts import Contract, Inputs
+from ..subjects import Outcome, Subject
 from ..worlds import World
 from . import Falsified, Law, Place, compare, observe
 
@@ -10,7 +10,11 @@ from . import Falsified, Law, Place, compare, observe
 def terms_equal_oracle(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """Every output term of every rank equals the oracle within the case's bound."""
     (outcomes,) = observe(contract, subject, world, [case])
-    inputs = contract.inputs(case)
+    return compare_terms(contract, case, outcomes, contract.inputs(case))
+
+
+def compare_terms(contract: Contract, case: Case, outcomes: list[Outcome], inputs: Inputs) -> float:
+    """Return the worst error over bound of every rank's terms."""
     bounds = contract.bounds(case, inputs, contract.weights(case)).terms
     worst = 0.0
     for rank, terms in enumerate(contract.oracle(case, inputs)):

@@ -696,6 +696,13 @@ class CompiledDetaches(Clip):
         return super().product(anchors, gallery, scale, bias)
 
 
+class CompiledNarrow(Clip):
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return F.cross_entropy(logits, labels, reduction="sum")
+        return super().cross_entropy(logits, labels)
+
+
 # Traces
 
 

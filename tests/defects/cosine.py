@@ -33,12 +33,12 @@ class InfoNCE:
         before = int(sum(counts[: self.rank]))
         return slice(before, before + own), self.world_size / total
 
-    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
-        everyone, keys = self.gathered(first, second)
-        rows, weight = self.start(len(keys), len(first))
-        local = rows.stop - rows.start < len(keys)
-        queries = first if local else everyone
-        return self.loss(F.normalize(queries), F.normalize(keys), rows, weight)
+    def __call__(self, queries: Tensor, keys: Tensor) -> Tensor:
+        everyone, all_keys = self.gathered(queries, keys)
+        rows, weight = self.start(len(all_keys), len(queries))
+        local = rows.stop - rows.start < len(all_keys)
+        anchors = queries if local else everyone
+        return self.loss(F.normalize(anchors), F.normalize(all_keys), rows, weight)
 
     def loss(self, queries: Tensor, keys: Tensor, rows: slice, weight: float) -> Tensor:
         logits = queries @ keys.T / self.temperature
@@ -59,16 +59,24 @@ class OwnKeysOnly(InfoNCE):
         return slice(0, own), 1 / own
 
 
+class FirstOrderOnly(InfoNCE):
+    def loss(self, queries: Tensor, keys: Tensor, rows: slice, weight: float) -> Tensor:
+        value = super().loss(queries, keys, rows, weight)
+        slopes = torch.autograd.grad(value, (queries, keys), retain_graph=True)
+        linear = sum((x * slope).sum() for x, slope in zip((queries, keys), slopes, strict=True))
+        return value.detach() + linear - linear.detach()
+
+
 class NTXent(InfoNCE):
     """Right: each view's partner among all other views."""
 
-    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
-        everyone = self.gathered(first, second)
+    def __call__(self, out0: Tensor, out1: Tensor) -> Tensor:
+        everyone = self.gathered(out0, out1)
         total = len(everyone[0])
-        rows, weight = self.start(total, len(first))
+        rows, weight = self.start(total, len(out0))
         local = rows.stop - rows.start < total
         views = F.normalize(torch.cat(everyone))
-        anchors = F.normalize(torch.cat((first, second))) if local else views
+        anchors = F.normalize(torch.cat((out0, out1))) if local else views
         here = torch.arange(rows.start, rows.stop)
         return self.pairs(anchors @ views.T / self.temperature, here, total, weight)
 
@@ -103,13 +111,13 @@ class CrossEntropy(torch.nn.CrossEntropyLoss):
 
 
 class CountsIgnored(CrossEntropy):
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return super().forward(logits, labels) * (labels != self.ignore_index).sum() / len(labels)
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input, target) * (target != self.ignore_index).sum() / len(target)
 
 
 class OverwritesLogits(CrossEntropy):
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = super().forward(logits, labels)
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        loss = super().forward(input, target)
         with torch.no_grad():
-            logits.copy_(logits.softmax(1))
+            input.copy_(input.softmax(1))
         return loss

@@ -158,6 +158,7 @@ DEFECTS = [
     Planted("clip", "SlopeScaledInPlace", "backward scales what it kept in place: the second through one graph is wrong", "", (SAME,)),
     Planted("clip", "GathersUndetached", "compiled, a collective carries gradient", "open_clip, loss.py, torch 2.13", (COMPILED,), "proc:2", even=True),
     Planted("clip", "CompiledDetaches", "compiled, the rows compared with are constants", "", (COMPILED,), "proc:2", even=True),
+    Planted("clip", "CompiledNarrow", "compiled, half-precision logits are not widened", "", (COMPILED,), "proc:2", even=True),
     Planted("clip", "KeepsGraph", "every call's graph is kept", "sentence-transformers PR 3114", (TRACE,)),
     Planted("clip", "KeepsFeatures", "the last features are kept", "", (TRACE,)),
     Planted("clip", "SetsDefaultDtype", "the default dtype is set", "", (TRACE,)),
