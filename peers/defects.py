@@ -35,6 +35,7 @@ DEFECTS: dict[str, str] = {
     "liger overwrites": "The forward pass overwrites the caller's logits with their gradient (to save memory), so whatever else reads the logits afterwards reads gradients.",
     "liger strided": "Where the last dimension of the logits is strided, as in a transposed tensor or a slice, the gradient that comes back is the logits themselves: the copy made for the kernel does not require grad, so the kernel writes none.",
     "liger second": "Its hand-written backward may be differentiated, and gives second derivatives of zero, silently.",
+    "liger again": "Backward multiplies the gradient that the forward pass kept with the incoming one in place, so a second backward through the same graph (retain_graph=True) gives gradients scaled twice.",
     "liger float64": "float64 logits are computed with in float32, silently: the float64 loss has float32's accuracy.",
     "coca_pytorch gather": "The backward of its gather keeps this rank's gradient of its own rows alone, so after DDP's mean the gradients of a loss over all rows are 1/W of a single process's.",
     "x_clip names": "Its distributed gather calls functions that its module never defines, so every run on several ranks raises NameError.",

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import peers.load
-from peers.certify import Seen, amiss, markdown, observed, pins, planned
+from peers.certify import Seen, amiss, markdown, observed, pins, planned, silent
 from peers.defects import DEFECTS
 from peers.records import RECORDS, Record
 from properties.contracts import contracts
+from properties.counterexample import MARK
 from properties.laws import laws
 
 ADAPTERS = Path(peers.load.__file__).parent / "adapters"
@@ -60,6 +61,22 @@ def test_a_finding_without_a_sentence_is_amiss(monkeypatch: pytest.MonkeyPatch) 
     assert "no sentence says why 'deterministic' is falsified in single: 1 is not 2 Case(1)" in line
     (line,) = amiss({"loss": [HOLDS]}, [RECORD])
     assert line == "loss: 'deterministic' is no longer falsified: It differs."
+
+
+def test_a_counterexample_that_shows_nothing_is_amiss(tmp_path: Path) -> None:
+    files = []
+    for name, code in (("shows", "raise SystemExit(1)"), ("fixed", ""), ("broken", "raise SystemExit(2)")):
+        files.append(tmp_path / f"{name}.py")
+        files[-1].write_text(f"{MARK} 0\n{code}\n")
+    assert [line.split(": ")[:2] for line in silent(files, 2)] == [
+        ["fixed.py", "fixed"],
+        ["broken.py", "cannot run"],
+    ]
+
+
+def test_every_counterexample_kept_is_a_program() -> None:
+    for file in (ADAPTERS.parent / "counterexamples").glob("*.py"):
+        ast.parse(file.read_text())
 
 
 def test_findings_are_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
