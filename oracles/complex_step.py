@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 STEP = 1e-100
+LOST = float(np.finfo(np.float64).tiny) / STEP
+"""Imaginary parts of smaller derivatives are subnormal, and have lost digits."""
 
 
 def directional_derivative(function: Callable[[Array], complex], point: Array, direction: Array) -> float:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from properties.certifier import SHIPPED, Check, checks, verify
+from properties.cases import Case
+from properties.certifier import SHIPPED, Check, Simulated, checks, falsify, verify
 from properties.contracts import contracts
 from properties.laws import laws
 from properties.subjects import Subject
@@ -43,6 +44,15 @@ def test_a_seed_draws_the_same_cases_whatever_is_imported(
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("full_of_constants")
     assert verify(check, 25).cases == before
+
+
+def test_a_derivative_that_nearly_underflows_accuses_nobody() -> None:
+    flags = ("local_loss", True), ("gather_with_grad", True)
+    options = (*flags, ("clip_loss_weight", 1.0), ("caption_loss_weight", 1.0))
+    case = Case((1, 1, 1), 94, pattern="grid", scale=100.0, options=options, cotangents="drawn")
+    planned = checks({"coca": SHIPPED["coca"]}, parse("sim:3"))
+    (check,) = [one for one in planned if one.law.name == "cotangents pass through"]
+    assert falsify(check, Simulated(3, case, None, "rendezvous")) < 1
 
 
 OPEN_CLIP = importlib.util.find_spec("open_clip")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from oracles.complex_step import Array
+from oracles.complex_step import LOST, Array
 from oracles.rounding import FLOAT64, gamma
 
 from ..cases import Case, tensor
@@ -66,6 +66,8 @@ def compare_gradients(contract: Contract, case: Case, outcomes: list[Outcome], i
         if np.count_nonzero(along) > 1:
             # the two sums that are compared round too
             bound += 2 * gamma(along.size, FLOAT64) * float(np.sum(abs(along * observed)))
+        if bound:
+            bound += LOST
         axes = np.argwhere(along)
         place = (
             Place("gradient", name, rank, index=tuple(axes[0].tolist()))
@@ -110,7 +112,8 @@ def _smooth_float64(draw: st.DrawFn, contract: Contract, subject: Subject, world
         dtype="float64",
         wide_scalars=False,
         pattern="unit" if case.pattern == "large" else case.pattern,
-        scale=min(case.scale, 10.0),
+        # who takes its root or its logarithm must find it positive where it is moved to, too
+        scale=min(case.scale or 1.0, 10.0),
         frozen=(),
     )
     assume(contract.defined(smooth))
