@@ -237,9 +237,14 @@ def _probability(parts: Softmax, p: Precision) -> Bounded:
 def soft_targets(z: Bounded, p: Precision) -> tuple[Bounded, Array]:
     """Bound the softmax of [n, c] logits, and how far from 1 each of its rows sums up, [n]."""
     parts = _softmax(z, p)
+    return _probability(parts, p), _excess(parts, p)
+
+
+def _excess(parts: Softmax, p: Precision) -> Array:
     # whatever the logits' errors, the softmax sums up to 1: rounding alone takes it away
     largest = np.minimum(parts.probability * np.exp(np.minimum(parts.moved, CAP)), 1)
-    return _probability(parts, p), (largest * parts.rounded + p.tiny).sum(1)
+    excess: Array = (largest * parts.rounded + p.tiny).sum(1)
+    return excess
 
 
 def cross_entropy(
@@ -269,10 +274,18 @@ def cross_entropy(
     error = ((1 + off) * moved)[..., 0] + (largest * z.error).sum(1)
     error += (largest * parts.log_rounded + targets.error * abs(parts.log)).sum(1)
     error += (inexact(t) * (w + p.narrowed) * products).sum(1) + summed(products, w) + p.tiny
+    # of computed targets, the divergence and the entropy, for which logarithms are taken anew, give it too
+    own = t * abs(np.log(np.where(t > 0, t, 1)))
+    entropy = ((ELEMENTARY + 3) * (w + p.narrowed) * (own + t)).sum(1) + 2 * summed(own, w)
+    error += np.where(np.asarray(excess) > 0, entropy, 0)
     probability = _probability(parts, p)
     slope_error = (1 + off) * probability.error + targets.error + w * abs(slope)
     # torch's own cross-entropy in bfloat16 takes a label's 1 from a probability that is rounded already
     slope_error += p.narrowed * (t + abs(slope))
+    # a label's logit may be taken from all others first: a difference rounds, log-sum-exp is then the value,
+    # and the label's 1 what the probabilities sum up to
+    further = np.expm1(np.minimum(2 * w * products.sum(1, keepdims=True), CAP)) * (off == 0)
+    slope_error += t * _excess(parts, p)[..., None] + (parts.probability + t) * further
     # of targets that are no labels, the backward of log softmax sums up
     slope_error += probability.value * (off + summed(t, w)[..., None] + 2 * w * inexact(t).any())
     return Bounded(products.sum(1), error), Bounded(slope, slope_error)

@@ -287,11 +287,17 @@ def scalar_cross_entropy(z, e, t, t_error, p, excess=0.0):
         error += s["probability"][j] * e[j] * (1 + excess) + t[j] * e[j]
         error += t[j] * s["log_rounded"][j] + t_error[j] * (e[j] + s["log_rounded"][j] - s["log"][j])
         error += (w + p.narrowed) * products[j] if scalar_inexact(t[j]) else 0
+    if excess:
+        own = [t[j] * abs(math.log(t[j])) if t[j] else 0.0 for j in c]
+        error += 2 * scalar_summed(own, w)
+        error += sum((ELEMENTARY + 3) * (w + p.narrowed) * (own[j] + t[j]) for j in c)
     labels = not any(map(scalar_inexact, t))
     slope_errors = []
     for j in c:
         one = s["probability_error"][j] * (1 + excess) + t_error[j] + w * abs(slope[j])
         one += p.narrowed * (t[j] + abs(slope[j]))
+        one += t[j] * s["excess"]
+        one += (s["probability"][j] + t[j]) * math.expm1(min(2 * w * sum(products), CAP)) * (not excess)
         one += s["probability"][j] * (excess + scalar_summed(t, w) + (0 if labels else 2 * w))
         slope_errors.append(one)
     return sum(products), error, slope, slope_errors
@@ -700,7 +706,7 @@ def test_softmax_and_cross_entropy_err_within_their_bounds(bits, seed):
         t = bounded([label]) if labels else rounding.softmax(teacher, p)
         wanted, excess = label, 0.0
         if not labels:
-            _, wanted = computed_softmax(
+            own_log, wanted = computed_softmax(
                 m, [m.near(*pair) for pair in zip(*np.concatenate(teacher), strict=True)]
             )
             _, excess = rounding.soft_targets(teacher, p)
@@ -723,7 +729,20 @@ def test_softmax_and_cross_entropy_err_within_their_bounds(bits, seed):
         holds(m.sum(terms), -np.dot(t.value[0], exact_log), value.error.item())
         found = [m.store(m.rounded(q - a)) for q, a in zip(probability, wanted, strict=True)]
         holds(found, exact_probability - t.value[0], slope.error[0])
-        if not labels:
+        if labels:
+            own = np.dot(moved, label)
+            _, probability = computed_softmax(m, [m.rounded(a - own) for a in moved])
+            whole = m.sum(probability)
+            found = [m.store(m.rounded(q - a * whole)) for q, a in zip(probability, wanted, strict=True)]
+            holds(found, exact_probability - t.value[0], slope.error[0])
+        else:
+            divergence = [
+                m.store(m.rounded(a * m.rounded(b - v)))
+                for a, b, v in zip(wanted, own_log, kept, strict=True)
+            ]
+            entropy = [m.store(m.rounded(-a * m.log(a))) if a else 0.0 for a in wanted]
+            given = m.rounded(m.sum(divergence) + m.sum(entropy))
+            holds(given, -np.dot(t.value[0], exact_log), value.error.item())
             whole = m.sum(wanted)
             found = [m.rounded(q * whole) for q in probability]
             found = [m.store(m.rounded(q - a)) for q, a in zip(found, wanted, strict=True)]
