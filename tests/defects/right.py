@@ -61,6 +61,14 @@ class PositivesApart(Clip):
         return total * self.weight(rows) / 2
 
 
+class LogitTakenFirst(Clip):
+    """log(1 + sum exp(margin)): each row's label is taken from its logits before anything else."""
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        wide = widen(logits)
+        return (wide - wide.gather(1, labels[:, None])).logsumexp(1).sum()
+
+
 class LogSoftmaxDiagonal(Clip):
     def contrastive(self, per_image: Tensor, per_text: Tensor, rows: list[int]) -> Tensor:
         offset = self.offset(rows)
@@ -479,6 +487,15 @@ class ExpectedLogit(Distill):
         student = widen(student)
         shifted = student - student.detach().amax(1, keepdim=True)
         return (shifted.logsumexp(1) - (widen(teacher).softmax(1) * shifted).sum(1)).sum()
+
+
+class DivergencePlusEntropy(Distill):
+    """The cross-entropy is the divergence from the teacher and the teacher's entropy."""
+
+    def distill(self, teacher: Tensor, student: Tensor) -> Tensor:
+        log_teacher, log_student = widen(teacher).log_softmax(-1), widen(student).log_softmax(-1)
+        divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+        return divergence + torch.special.entr(log_teacher.exp()).sum()
 
 
 class TeacherByExpLog(Distill):
