@@ -37,7 +37,6 @@ from .contracts import Contract
 from .laws import Falsified, Place
 from .laws.communication import Collectives, together
 from .laws.gradients import STEP, curve, unweighted, weighted
-from .laws.hygiene import compilable
 from .laws.metamorphic import padding_filled
 from .subjects import Step
 from .worlds import WorldError
@@ -103,7 +102,7 @@ PROGRAMS = {
     "leaves no trace": Program("trace"),
     "backward is silent": Program("silent"),
     "used equals fresh": Program("used"),
-    "compiled equals eager": Program("compiled", compilable),
+    "compiled equals eager": Program("compiled"),
     "padding never matters": Program("pair", other=("filled", "other logits at padding", padding_filled)),
 }
 """By the law's name; a law without one is judged by `properties` itself, after one call."""
