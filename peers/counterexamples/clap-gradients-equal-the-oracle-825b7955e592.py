@@ -2,7 +2,7 @@
 """clap: "gradients equal the oracle" does not hold in 2 ranks (clip, convention exact).
 
 Falsified: rank 0, gradient of image_features at [0, 0]: expected 0.271230064, observed 0.135615032,
-error 0.136 is 5.22e+13 times its bound
+error 0.136 is 2.46e+13 times its bound
 
     python clap-gradients-equal-the-oracle-825b7955e592.py
 
@@ -39,7 +39,7 @@ RANK = 0
 WHERE = "rank 0, gradient of image_features at [0, 0]"
 NAME = "image_features"
 INDEX = (0, 0)
-BOUND = 2.599e-15  # how far rounding may take a right implementation, derived for these inputs
+BOUND = 5.503e-15  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():

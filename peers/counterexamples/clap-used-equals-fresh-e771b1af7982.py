@@ -10,20 +10,19 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 211, in run_steps
+  File "properties/subjects.py", line 219, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 221, in _run_step
+  File "properties/subjects.py", line 229, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 146, in call
+  File "properties/contracts/__init__.py", line 154, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
-_wrapped_call_impl
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "peers/adapters/laion_clap.py", line 18, in forward
@@ -32,7 +31,7 @@ _wrapped_call_impl
   File "build/peers/laion_clap/clap_module/loss.py", line 209, in forward
     F.cross_entropy(logits_per_audio, labels) +
     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/functional.py", line 3555, in cross_entropy
+  File "lib/python3.11/site-packages/torch/nn/functional.py", line 3555, in cross_entropy
     return torch._C._nn.cross_entropy_loss(
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 RuntimeError: Inference tensors cannot be saved for backward. Please do not use Tensors created in
@@ -74,8 +73,8 @@ def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0], [1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0], [1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
     ]
@@ -85,8 +84,30 @@ def before_1():
     """Return what each rank was given before."""
     return [
         {
-            "image_features": tensor([[1.0]], dtype=torch.float64),
-            "text_features": tensor([[1.0]], dtype=torch.float64),
+            "image_features": tensor([[1.0], [1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0], [1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+        },
+    ]
+
+
+def before_2():
+    """Return what each rank was given before."""
+    return [
+        {
+            "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+        },
+    ]
+
+
+def before_3():
+    """Return what each rank was given before."""
+    return [
+        {
+            "image_features": tensor([[1.0], [1.0], [1.0], [1.0]], dtype=torch.float64),
+            "text_features": tensor([[1.0], [1.0], [1.0], [1.0]], dtype=torch.float64),
             "logit_scale": tensor(1.0, dtype=torch.float64),
         },
     ]
@@ -116,8 +137,10 @@ def run(loss, given, output_dict=True, cotangents=None):
 def act(target, rank):
     """Return what a rank sees of the last call, on a fresh object and on one that was called before."""
     loss = build(target, rank)
+    run(loss, before_1()[rank], output_dict=False)
+    run(loss, before_2()[rank], output_dict=False)
     with torch.inference_mode():
-        run(loss, before_1()[rank], output_dict=False)
+        run(loss, before_3()[rank], output_dict=False)
     used = run(loss, inputs()[rank], output_dict=False)
     return {"expected": run(build(target, rank), inputs()[rank], output_dict=False), "observed": used}
 

@@ -7,20 +7,19 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 211, in run_steps
+  File "properties/subjects.py", line 219, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 221, in _run_step
+  File "properties/subjects.py", line 229, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 146, in call
+  File "properties/contracts/__init__.py", line 154, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
-_wrapped_call_impl
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 141, in forward
@@ -35,20 +34,19 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 211, in run_steps
+  File "properties/subjects.py", line 219, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 221, in _run_step
+  File "properties/subjects.py", line 229, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 146, in call
+  File "properties/contracts/__init__.py", line 154, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
-_wrapped_call_impl
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 141, in forward
@@ -97,14 +95,14 @@ def inputs():
         {
             "image_features": tensor([[0.0, 1.0]], dtype=torch.float64),
             "text_features": tensor([[0.0, 1.0]], dtype=torch.float64),
-            "logit_scale": tensor(1.0, dtype=torch.float64),
-            "logit_bias": tensor(-10.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor([1.91], dtype=torch.float64),
+            "logit_bias": tensor([-1.9], dtype=torch.float64).requires_grad_(),
         },
         {
             "image_features": tensor([[1.0, 0.0]], dtype=torch.float64),
             "text_features": tensor([[1.0, 0.0]], dtype=torch.float64),
-            "logit_scale": tensor(1.0, dtype=torch.float64),
-            "logit_bias": tensor(-10.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor([1.91], dtype=torch.float64),
+            "logit_bias": tensor([-1.9], dtype=torch.float64).requires_grad_(),
         },
     ]
 

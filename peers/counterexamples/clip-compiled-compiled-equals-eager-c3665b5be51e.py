@@ -2,7 +2,7 @@
 """clip-compiled: "compiled equals eager" does not hold in 2 ranks (clip, convention open_clip).
 
 Falsified: rank 0, gradient of image_features at [0, 0]: expected -25, observed -50, error 25 is
-1.13e+15 times its bound
+1.07e+13 times its bound
 
     python clip-compiled-compiled-equals-eager-c3665b5be51e.py
 
@@ -39,7 +39,7 @@ RANK = 0
 WHERE = "rank 0, gradient of image_features at [0, 0]"
 NAME = "image_features"
 INDEX = (0, 0)
-BOUND = 2.22e-14  # how far rounding may take a right implementation, derived for these inputs
+BOUND = 2.334e-12  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():

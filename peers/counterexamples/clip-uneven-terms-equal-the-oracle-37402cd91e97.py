@@ -7,20 +7,19 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 211, in run_steps
+  File "properties/subjects.py", line 219, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 221, in _run_step
+  File "properties/subjects.py", line 229, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 146, in call
+  File "properties/contracts/__init__.py", line 154, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
-_wrapped_call_impl
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in _wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 141, in forward
@@ -29,32 +28,31 @@ _wrapped_call_impl
   File "build/peers/open_clip/loss.py", line 106, in get_logits
     all_image_features, all_text_features = gather_features(
                                             ^^^^^^^^^^^^^^^^
-  File "build/peers/open_clip/loss.py", line 52, in gather_features
-    all_text_features = torch.cat(torch.distributed.nn.all_gather(text_features), dim=0)
-                                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168, in
-all_gather
+  File "build/peers/open_clip/loss.py", line 51, in gather_features
+    all_image_features = torch.cat(torch.distributed.nn.all_gather(image_features), dim=0)
+                                   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168, in all_gather
     return _AllGather.apply(group, tensor)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
+  File "lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408, in forward
+  File "lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408, in forward
     dist.all_gather(out_tensor_list, tensor, group=group)
-  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in wrapper
+  File "lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in wrapper
     return func(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287, in
+  File "lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287, in
 all_gather
     work.wait()
 RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error
-[127.0.0.1]:24490: Connection reset by peer. This is typically caused by a remote worker hanging or
+[127.0.0.1]:11485: Connection reset by peer. This is typically caused by a remote worker hanging or
 bugs in the application. Check the logs of the remote worker before reporting an error. GLHF! 🏖️
 
 rank 1 killed:
 SIGABRT
 build/peers/open_clip/loss.py:51: FutureWarning: torch.distributed.nn.functional.all_gather is
-deprecated, use torch.distributed._functional_
+deprecated, use torch.distributed._functional_collectives.all_gather_single instead.
 [...]
 
     python clip-uneven-terms-equal-the-oracle-37402cd91e97.py
@@ -94,13 +92,13 @@ def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
-            "text_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[0.0], [-1.0], [0.0]], dtype=torch.float64),
+            "text_features": tensor([[1.0], [0.0], [-1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor([1.66], dtype=torch.float64),
         },
         {
-            "image_features": tensor([[1.0], [1.0]], dtype=torch.float64),
-            "text_features": tensor([[1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[-1.0], [0.0]], dtype=torch.float64),
+            "text_features": tensor([[1.0], [0.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor([1.66], dtype=torch.float64),
         },
     ]

@@ -7,28 +7,22 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 211, in run_steps
+  File "properties/subjects.py", line 219, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 232, in _run_step
-    backward(rank, contract, case, terms)
-  File "properties/subjects.py", line 262, in backward
-    torch.autograd.backward(
-  File ".venv/lib/python3.11/site-packages/torch/autograd/__init__.py", line 395, in backward
-    _engine_run_backward(
-  File ".venv/lib/python3.11/site-packages/torch/autograd/graph.py", line 979, in
-_engine_run_backward
-    return Variable._execution_engine.run_backward(  # Calls into the C++ engine to run the backward
-pass
-^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 325, in apply
-    return user_fn(self, *args)
-           ^^^^^^^^^^^^^^^^^^^^
-  File "build/peers/open_clip/loss.py", line 305, in backward
-    return (None, None, None) + (NeighbourExchange.apply(ctx.to_rank, ctx.from_rank, ctx.group,
-grad_output),)
-^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
+  File "properties/subjects.py", line 229, in _run_step
+    output = contract.call(loss, tensors, case, rank)
+             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/contracts/gather.py", line 83, in call
+    return loss(**tensors)
+           ^^^^^^^^^^^^^^^
+  File "properties/contracts/exchange.py", line 80, in <lambda>
+    return lambda **t: target(left, right, t[FEATURES[0]])
+                       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/open_clip/loss.py", line 309, in neighbour_exchange_with_grad
+    return NeighbourExchange.apply(from_rank, to_rank, group, tensor)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 301, in forward
@@ -37,12 +31,11 @@ grad_output),)
   File "build/peers/open_clip/loss.py", line 256, in neighbour_exchange
     reqs = torch.distributed.batch_isend_irecv([send_op, recv_op])
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3065, in
+  File "lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3065, in
 batch_isend_irecv
     work = p2p_op.op(
            ^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2652, in
-isend
+  File "lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2652, in isend
     return group.send([tensor], group_dst, tag)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 RuntimeError: input tensor has to be contiguous
@@ -52,12 +45,19 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 211, in run_steps
+  File "properties/subjects.py", line 219, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 232, in _run_step
-    backward(rank, contract, case, terms)
-  File "pr
+  File "properties/subjects.py", line 229, in _run_step
+    output = contract.call(loss, tensors, case, rank)
+             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/contracts/gather.py", line 83, in call
+    return loss(**tensors)
+           ^^^^^^^^^^^^^^^
+  File "properties/contracts/exchange.py", line 80, in <lambda>
+    return lambda **t: target(left, right, t[FEATURES[0]])
+                       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/open_clip/loss.py", li
 [...]
 
     python exchange-strided-cotangents-pass-through-0e7aabfc8d1e.py
@@ -95,6 +95,11 @@ COTANGENTS = [{"received": [[0.5, 0.5, -2.0], [1.5, -1.0, -1.0], [2.0, 1.5, 0.0]
  {"received": [[1.5, 1.0, 1.0], [2.0, 2.0, -0.5], [0.5, 2.0, 2.0]]}]  # what each rank's terms are multiplied with
 
 
+def expanded(value):
+    """Return the same values, every column one memory."""
+    return value[:, :1].expand(value.shape)
+
+
 def transposed(value):
     """Return the same values, the first dimension's next to one another."""
     return value.transpose(0, -1).contiguous().transpose(0, -1)
@@ -104,14 +109,14 @@ def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor(
-                [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-            , dtype=torch.float64).requires_grad_(),
+            "image_features": expanded(tensor(
+                [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+            , dtype=torch.float64)).requires_grad_(),
         },
         {
-            "image_features": tensor(
-                [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-            , dtype=torch.float64).requires_grad_(),
+            "image_features": expanded(tensor(
+                [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+            , dtype=torch.float64)).requires_grad_(),
         },
     ]
 

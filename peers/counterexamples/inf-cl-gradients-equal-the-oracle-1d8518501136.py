@@ -2,7 +2,7 @@
 """inf-cl: "gradients equal the oracle" does not hold in 2 ranks (clip, convention exact).
 
 Falsified: rank 0, gradient of logit_scale: expected 0.475896382, observed 0.406845063, error 0.0691
-is 1.12e+05 times its bound
+is 5.69e+04 times its bound
 
     python inf-cl-gradients-equal-the-oracle-1d8518501136.py
 
@@ -39,7 +39,7 @@ RANK = 0
 WHERE = "rank 0, gradient of logit_scale"
 NAME = "logit_scale"
 INDEX = ()
-BOUND = 6.142e-07  # how far rounding may take a right implementation, derived for these inputs
+BOUND = 1.214e-06  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():

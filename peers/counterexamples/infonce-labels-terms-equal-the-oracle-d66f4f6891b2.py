@@ -52,7 +52,7 @@ def build(target, rank, world_size=WORLD_SIZE):
 
 def run(loss, given, output_dict=True, cotangents=None):
     """Call the loss and derive it; return its terms and the gradients of what it was given."""
-    output = loss(**given, **({"output_dict": True} if output_dict else {}))
+    output = loss(*given.values())
     several = output if isinstance(output, tuple | list) else [output]
     terms = output if isinstance(output, dict) else dict(zip(TERMS, several, strict=False))
     live = {name: term for name, term in terms.items() if name in TERMS and term.requires_grad}
@@ -91,6 +91,12 @@ def judge(target, ranks):
 Array = np.ndarray
 
 
+def normalize(features: Array) -> Array:
+    """Return x / |x| for each row of [n, d] features, none of which is zero."""
+    unit: Array = features / np.sqrt(np.sum(features * features, axis=1, keepdims=True))
+    return unit
+
+
 def carry(value: Array, times: float) -> Array:
     """Return `value`, whose derivative counts `times`."""
     return np.real(value) + 1j * times * np.imag(value)
@@ -118,32 +124,12 @@ def gather_features(
     return np.concatenate([carry(rows, count) for rows, count in zip(features, times, strict=True)])
 
 
-def get_logits(
-    image_features: list[Array],
-    text_features: list[Array],
-    logit_scale: Array,
-    logit_bias: Array,
-    rank: int,
-    local_loss: bool,
-    gather_with_grad: bool,
-    convention: str,
-) -> tuple[Array, Array]:
-    """Return logits per image and per text on `rank`: its rows, or all, against all."""
-    all_image = gather_features(image_features, rank, local_loss, gather_with_grad, convention)
-    all_text = gather_features(text_features, rank, local_loss, gather_with_grad, convention)
-    image = image_features[rank] if local_loss else all_image
-    text = text_features[rank] if local_loss else all_text
-    return (
-        logit_scale * image @ all_text.T + logit_bias,
-        logit_scale * text @ all_image.T + logit_bias,
-    )
-
-
-def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
-    """Return the column of each row's partner; `rows` are how many each rank holds."""
-    if not local_loss:
-        return np.arange(sum(rows))
-    return sum(rows[:rank]) + np.arange(rows[rank])
+def places(rows: list[int], rank: int, local_loss: bool) -> tuple[Array, Array]:
+    """Return where the anchors of `rank` stand in the concatenation of both views, and their partners."""
+    total = sum(rows)
+    start, count = (sum(rows[:rank]), rows[rank]) if local_loss else (0, total)
+    first = np.arange(start, start + count)
+    return np.concatenate([first, total + first]), np.concatenate([total + first, first])
 
 
 def log_softmax(logits: Array) -> Array:
@@ -165,25 +151,27 @@ def row_weight(rows: list[int], local_loss: bool) -> float:
     return (len(rows) if local_loss else 1) / sum(rows)
 
 
-def clip_loss(
-    image_features: list[Array],
-    text_features: list[Array],
-    logit_scale: list[Array],
-    logit_bias: list[Array],
+def ntxent_loss(
+    first: list[Array],
+    second: list[Array],
+    temperature: float,
     rank: int,
     local_loss: bool = False,
     gather_with_grad: bool = False,
     convention: str = "exact",
 ) -> complex:
-    """Return the loss of `rank`, given every rank's [n_r, d] features and its own scale and bias."""
-    rows = [len(features) for features in image_features]
-    per_image, per_text = get_logits(
-        image_features, text_features, logit_scale[rank], logit_bias[rank],
-        rank, local_loss, gather_with_grad, convention,
-    )  # fmt: skip
-    labels = get_ground_truth(rows, rank, local_loss)
-    total = np.sum(cross_entropy(per_image, labels)) + np.sum(cross_entropy(per_text, labels))
-    return complex(total * row_weight(rows, local_loss) / 2)
+    """Return the loss of `rank`, given both views of every rank, [n_r, d]; flags as for CLIP."""
+    rows = [len(features) for features in first]
+    flags = (local_loss, gather_with_grad, convention)
+    views = normalize(np.concatenate([gather_features(view, rank, *flags) for view in (first, second)]))
+    own, partner = places(rows, rank, local_loss)
+    anchors = normalize(np.concatenate([first[rank], second[rank]])) if local_loss else views
+    logits = anchors @ views.T / temperature
+    # a view is not looked for by itself: its column is left out, and those behind it move up
+    others = np.arange(len(views)) != own[:, None]
+    kept = logits[others].reshape(len(own), len(views) - 1)
+    labels = partner - (partner > own)
+    return complex(np.sum(cross_entropy(kept, labels)) * row_weight(rows, local_loss) / 2)
 
 
 def values(ranks):
@@ -196,12 +184,12 @@ def values(ranks):
 
 def oracle(given):
     """Return every rank's terms; what is given may be complex."""
-     = (
-        [one[name] for one in given] for name in []
+    first, second = (
+        [one[name] for one in given] for name in ["first", "second"]
     )
     return [
         {
-            "contrastive_loss": clip_loss(image_features, text_features, logit_scale, [0.0] * 1, rank, False, False, "exact"),
+            "contrastive_loss": ntxent_loss(first, second, 1.0, rank, False, False, "exact"),
         }
         for rank in range(len(given))
     ]

@@ -50,7 +50,7 @@ def build(target, rank, world_size=WORLD_SIZE):
 def run(loss, given, output_dict=True, cotangents=None):
     """Call the loss and derive it; return what its output and its gradients look like."""
     before = {name: value.detach().clone() for name, value in given.items()}
-    output = loss(**given, **({"output_dict": True} if output_dict else {}))
+    output = loss(*given.values())
     several = output if isinstance(output, tuple | list) else [output]
     terms = output if isinstance(output, dict) else dict(zip(TERMS, several, strict=False))
     structure = f"tuple of {len(several)}" if isinstance(output, tuple | list) else type(output).__name__

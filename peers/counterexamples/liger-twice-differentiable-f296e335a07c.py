@@ -56,15 +56,18 @@ def build(target, rank, world_size=WORLD_SIZE):
 def gradients(loss, rank, offset):
     """Return what a rank is given, moved along ALONG, and the gradients there."""
     given = inputs()[rank]
-    output_dict = True
+    output_dict = False
     with torch.no_grad():
         for name, along in ALONG[rank].items():
             given[name] += offset * tensor(along, dtype=torch.float64)
-    output = loss(**given, **({"output_dict": True} if output_dict else {}))
-    live = [(term, COTANGENTS[rank][name] if COTANGENTS else 1.0) for name, term in output.items() if term.requires_grad]
+    output = loss(*given.values())
+    several = output if isinstance(output, tuple | list) else [output]
+    terms = output if isinstance(output, dict) else dict(zip(TERMS, several, strict=False))
+    live = {name: term for name, term in terms.items() if name in TERMS and term.requires_grad}
+    weights = [torch.full_like(live[name], COTANGENTS[rank][name] if COTANGENTS else 1.0) for name in live]
     leaves = [given[name] for name in ALONG[rank]]
-    terms, weights = [term for term, _ in live], [torch.full_like(term, weight) for term, weight in live]
-    return leaves, torch.autograd.grad(terms, leaves, weights, create_graph=True, materialize_grads=True)
+    derived = torch.autograd.grad(list(live.values()), leaves, weights, create_graph=True, materialize_grads=True)
+    return leaves, derived
 
 
 def act(target, rank):

@@ -7,53 +7,51 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 211, in run_steps
+  File "properties/subjects.py", line 219, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 232, in _run_step
-    backward(rank, contract, case, terms)
-  File "properties/subjects.py", line 262, in backward
-    torch.autograd.backward(
-  File ".venv/lib/python3.11/site-packages/torch/autograd/__init__.py", line 395, in backward
-    _engine_run_backward(
-  File ".venv/lib/python3.11/site-packages/torch/autograd/graph.py", line 979, in
-_engine_run_backward
-    return Variable._execution_engine.run_backward(  # Calls into the C++ engine to run the backward
-pass
-^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 325, in apply
-    return user_fn(self, *args)
-           ^^^^^^^^^^^^^^^^^^^^
-  File "build/peers/open_clip/loss.py", line 305, in backward
-    return (None, None, None) + (NeighbourExchange.apply(ctx.to_rank, ctx.from_rank, ctx.group,
-grad_output),)
-^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
+  File "properties/subjects.py", line 229, in _run_step
+    output = contract.call(loss, tensors, case, rank)
+             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/contracts/siglip.py", line 36, in call
+    return super().call(loss, accepted(entry(loss), {"logit_bias": None}) | tensors, case, rank)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/contracts/__init__.py", line 154, in call
+    return loss(**tensors, **asked)
+           ^^^^^^^^^^^^^^^^^^^^^^^^
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in _wrapped_call_impl
+    return self._call_impl(*args, **kwargs)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
+    return forward_call(*args, **kwargs)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/open_clip/loss.py", line 408, in forward
+    text_features_recv = neighbour_exchange_with_grad(
+                         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/open_clip/loss.py", line 309, in neighbour_exchange_with_grad
+    return NeighbourExchange.apply(from_rank, to_rank, group, tensor)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/open_clip/loss.py", line 301, in forward
     return neighbour_exchange(from_rank, to_rank, tensor, group=group)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "build/peers/open_clip/loss.py", line 256, in neighbour_exchange
-    reqs = torch.distributed.batch_isend_irecv([send_op, recv_op])
-           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3065, in
-batch_isend_irecv
-    work = p2p_op.op(
-           ^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2652, in
-isend
-    return group.send([tensor], group_dst, tag)
-           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "build/peers/open_clip/loss.py", line 258, in neighbour_exchange
+    req.wait()
 RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error
-[127.0.0.1]:40648: Connection reset by peer. This is typically caused by a remote worker hanging or
+[127.0.0.1]:14258: Connection reset by peer. This is typically caused by a remote worker hanging or
 bugs in the application. Check the logs of the remote worker before reporting an error. GLHF! 🏖️
 
 rank 1 killed:
 SIGABRT
 terminate called after throwing an instance of 'gloo::EnforceNotMet'
   what():  [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456]
-op.preamble.length <= op.nbytes. 200 vs 192. Received data
+op.preamble.length <= op.nbytes. 200 vs 192. Received data size doesn't match expected size. Is
+there a distributed collective mismatch in your code?
+Thread 0x00007f8feba78b80 (most recent call first):
+  File "build/peers/open_clip/loss.py", line 258 in neighbour_exchange
+  File "build/peers/
 [...]
 
     python siglip-uneven-terms-equal-the-oracle-c570749a2975.py
@@ -86,6 +84,7 @@ ARGUMENTS = {"dist_impl": "bidir"}
 WORLD_SIZE = 2
 TERMS = ("contrastive_loss",)
 SECONDS = 60  # how long it may run
+COTANGENTS = [{"contrastive_loss": 0.0}, {"contrastive_loss": -1.5}]  # what each rank's terms are multiplied with
 
 
 def inputs():
@@ -102,7 +101,7 @@ def inputs():
                  [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
                  [1.0]]
             , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(10.0, dtype=torch.float64).requires_grad_(),
         },
         {
             "image_features": tensor(
@@ -115,7 +114,7 @@ def inputs():
                  [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0], [1.0],
                  [1.0]]
             , dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor(10.0, dtype=torch.float64).requires_grad_(),
         },
     ]
 
@@ -143,7 +142,7 @@ def run(loss, given, output_dict=True, cotangents=None):
 
 def act(target, rank):
     """Return what a rank sees."""
-    return run(build(target, rank), inputs()[rank])
+    return run(build(target, rank), inputs()[rank], cotangents=COTANGENTS[rank])
 
 
 def judge(target, ranks):

@@ -7,15 +7,15 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 211, in run_steps
+  File "properties/subjects.py", line 219, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 221, in _run_step
+  File "properties/subjects.py", line 229, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/infonce.py", line 56, in call
-    return loss(*(tensors[name] for name in VIEWS))
-           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "properties/contracts/__init__.py", line 151, in call
+    return loss(*tensors.values())
+           ^^^^^^^^^^^^^^^^^^^^^^^
   File "peers/adapters/sentence_transformers.py", line 24, in __call__
     return self.loss.compute_loss_from_embeddings([first, second], None)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
@@ -35,26 +35,27 @@ Traceback (most recent call last):
   File "build/peers/sentence_transformers/util/distributed.py", line 54, in all_gather
     gathered_tensors = torch.distributed.nn.all_gather(tensor)
                        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168, in
-all_gather
+  File "lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168, in all_gather
     return _AllGather.apply(group, tensor)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
+  File "lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408, in forward
+  File "lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408, in forward
     dist.all_gather(out_tensor_list, tensor, group=group)
-  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in wrapper
+  File "lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in wrapper
     return func(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287, in
+  File "lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287, in
 all_gather
     work.wait()
 RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error
-[127.0.0.1]:32415: Connection reset by peer. This is typically caused by a remote worker hanging or
+[127.0.0.1]:43653: Connection reset by peer. This is typically caused by a remote worker hanging or
 bugs in the application. Check the logs of the remote worker before reporting an error. GLHF! 🏖️
 
-rank 1 killed
+rank 1 killed:
+SIGABRT
+build/peers/sentence_transformers/util/distributed.p
 [...]
 
     python st-uneven-terms-equal-the-oracle-ed7bce0105a2.py
@@ -111,7 +112,7 @@ def build(target, rank, world_size=WORLD_SIZE):
 
 def run(loss, given, output_dict=True, cotangents=None):
     """Call the loss and derive it; return its terms and the gradients of what it was given."""
-    output = loss(**given, **({"output_dict": True} if output_dict else {}))
+    output = loss(*given.values())
     several = output if isinstance(output, tuple | list) else [output]
     terms = output if isinstance(output, dict) else dict(zip(TERMS, several, strict=False))
     live = {name: term for name, term in terms.items() if name in TERMS and term.requires_grad}

@@ -2,7 +2,7 @@
 """tmm-none: "compiled equals eager" does not hold in 2 ranks (clip, convention exact).
 
 Falsified: rank 0, gradient of image_features at [0, 0]: expected -0.182764645, observed
--0.365529289, error 0.183 is 3.45e+14 times its bound
+-0.365529289, error 0.183 is 7.95e+13 times its bound
 
     python tmm-none-compiled-equals-eager-ab8885d4f42b.py
 
@@ -39,7 +39,7 @@ RANK = 0
 WHERE = "rank 0, gradient of image_features at [0, 0]"
 NAME = "image_features"
 INDEX = (0, 0)
-BOUND = 5.29e-16  # how far rounding may take a right implementation, derived for these inputs
+BOUND = 2.298e-15  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():
@@ -52,7 +52,7 @@ def inputs():
         },
         {
             "image_features": tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64).requires_grad_(),
-            "text_features": tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
     ]

@@ -7,13 +7,13 @@ Traceback (most recent call last):
   File "properties/laws/__init__.py", line 98, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 211, in run_steps
+  File "properties/subjects.py", line 219, in run_steps
     outcomes.append(_run_step(rank, contract, call, step))
                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/subjects.py", line 221, in _run_step
+  File "properties/subjects.py", line 229, in _run_step
     output = contract.call(loss, tensors, case, rank)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "properties/contracts/__init__.py", line 146, in call
+  File "properties/contracts/__init__.py", line 154, in call
     return loss(**tensors, **asked)
            ^^^^^^^^^^^^^^^^^^^^^^^^
   File "peers/adapters/torchmultimodal.py", line 22, in __call__
@@ -23,37 +23,37 @@ Traceback (most recent call last):
 in contrastive_loss_with_temperature
     ) = _gather_embeddings_and_labels(embeddings_a, embeddings_b, backprop_type)
         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py", line 36,
+  File "build/peers/torchmultimodal/modules/losses/contrastive_loss_with_temperature.py", line 35,
 in _gather_embeddings_and_labels
-    embeddings_b_all_gpus = gather_tensor(embeddings_b, backprop_type)
+    embeddings_a_all_gpus = gather_tensor(embeddings_a, backprop_type)
                             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "build/peers/torchmultimodal/utils/distributed.py", line 48, in gather_tensor
     return all_gather_with_backprop(tensor)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168, in
-all_gather
+  File "lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 168, in all_gather
     return _AllGather.apply(group, tensor)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
+  File "lib/python3.11/site-packages/torch/autograd/function.py", line 625, in apply
     return super().apply(*args, **kwargs)  # type: ignore[misc]
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408, in forward
+  File "lib/python3.11/site-packages/torch/distributed/nn/functional.py", line 408, in forward
     dist.all_gather(out_tensor_list, tensor, group=group)
-  File ".venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in wrapper
+  File "lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 83, in wrapper
     return func(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^
-  File ".venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287, in
+  File "lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 4287, in
 all_gather
     work.wait()
 RuntimeError: [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error
-[127.0.0.1]:12170: Connection reset by peer. This is typically caused by a remote worker hanging or
+[127.0.0.1]:1957: Connection reset by peer. This is typically caused by a remote worker hanging or
 bugs in the application. Check the logs of the remote worker before reporting an error. GLHF! 🏖️
 
 rank 1 killed:
 SIGABRT
 build/peers/torchmultimodal/utils/distributed.py:48: FutureWarning:
 torch.distributed.nn.functional.all_gather is deprecated, use
-torch.distributed._functional_collectives.all_gather_sin
+torch.distributed._functional_collectives.all_gather_single instead.
+  return all_gathe
 [...]
 
     python tmm-uneven-terms-equal-the-oracle-d6a8f12d0eb8.py
@@ -86,20 +86,21 @@ ARGUMENTS = {"convention": "exact", "local_loss": True, "gather_with_grad": True
 WORLD_SIZE = 2
 TERMS = ("contrastive_loss",)
 SECONDS = 60  # how long it may run
+COTANGENTS = [{"contrastive_loss": -1.0}, {"contrastive_loss": 0.0}]  # what each rank's terms are multiplied with
 
 
 def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64),
             "text_features": tensor([[1.0], [1.0], [1.0]], dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor([1.0], dtype=torch.float64),
         },
         {
-            "image_features": tensor([[1.0], [1.0]], dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[1.0], [1.0]], dtype=torch.float64),
             "text_features": tensor([[1.0], [1.0]], dtype=torch.float64).requires_grad_(),
-            "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
+            "logit_scale": tensor([1.0], dtype=torch.float64),
         },
     ]
 
@@ -127,7 +128,7 @@ def run(loss, given, output_dict=True, cotangents=None):
 
 def act(target, rank):
     """Return what a rank sees."""
-    return run(build(target, rank), inputs()[rank])
+    return run(build(target, rank), inputs()[rank], cotangents=COTANGENTS[rank])
 
 
 def judge(target, ranks):
