@@ -12,7 +12,7 @@ from ..contracts import Contract
 from ..process_state import traces
 from ..subjects import Outcome, Step, Subject, backward, inputs
 from ..worlds import World
-from . import Falsified, Law, Place, misshapen, observe, run
+from . import Falsified, Law, Place, compare, misshapen, observe, run
 from .gradients import compare_gradients
 from .values import compare_terms
 
@@ -116,12 +116,13 @@ def _same_bits(rank: int, note: str, observed: Outcome, expected: Outcome) -> No
         ("gradient", observed.gradients, expected.gradients),
     ):
         for name, value in right.items():
-            other = seen[name]
-            if (value is None) != (other is None) or (
-                value is not None and not np.array_equal(value, other, equal_nan=True)  # type: ignore[arg-type]
-            ):
-                place = Place(kind, name, rank, note, expected=value, observed=other)
-                raise Falsified(f"{place} is {other}, not {value}", place)
+            other, place = seen[name], Place(kind, name, rank, note)
+            if value is None or other is None:
+                if value is not other:
+                    some, none = ("a gradient", "none") if other is None else ("none", "a gradient")
+                    raise Falsified(f"{place}: expected {some}, observed {none}", place)
+            elif not np.array_equal(value, other, equal_nan=True):
+                compare(place, other, value, 0.0)
 
 
 @st.composite
