@@ -37,6 +37,7 @@ from .contracts import Contract
 from .laws import Falsified, Place
 from .laws.communication import Collectives, together
 from .laws.gradients import STEP, curve, unweighted, weighted
+from .laws.hygiene import compilable
 from .laws.metamorphic import padding_filled
 from .subjects import Step
 from .worlds import WorldError
@@ -102,7 +103,8 @@ PROGRAMS = {
     "leaves no trace": Program("trace"),
     "backward is silent": Program("silent"),
     "used equals fresh": Program("used"),
-    "compiled equals eager": Program("compiled"),
+    "compiled equals eager": Program("compiled", compilable),
+    "compiled keeps dtypes": Program("compiled"),
     "padding never matters": Program("pair", other=("filled", "other logits at padding", padding_filled)),
 }
 """By the law's name; a law without one is judged by `properties` itself, after one call."""

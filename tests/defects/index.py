@@ -11,6 +11,7 @@ TERMS, GRADS, COTANGENTS = "terms equal the oracle", "gradients equal the oracle
 MEAN, FRESH = "mean over ranks equals single process", "used equals fresh"
 FORMED, SECOND, TWICE = "outputs well formed", "second derivatives travel", "twice differentiable"
 TRACE, COMPILED, SILENT = "leaves no trace", "compiled equals eager", "backward is silent"
+NARROWED = "compiled keeps dtypes"
 INPUTS, SAME, PADDING = "inputs unchanged", "deterministic", "padding never matters"
 
 
@@ -158,7 +159,7 @@ DEFECTS = [
     Planted("clip", "SlopeScaledInPlace", "backward scales what it kept in place: the second through one graph is wrong", "", (SAME,)),
     Planted("clip", "GathersUndetached", "compiled, a collective carries gradient", "open_clip, loss.py, torch 2.13", (COMPILED,), "proc:2", even=True),
     Planted("clip", "CompiledDetaches", "compiled, the rows compared with are constants", "", (COMPILED,), "proc:2", even=True),
-    Planted("clip", "CompiledNarrow", "compiled, half-precision logits are not widened", "", (COMPILED,), "proc:2", even=True),
+    Planted("clip", "CompiledNarrow", "compiled, half-precision logits are not widened", "", (NARROWED,), "proc:2", even=True),
     Planted("clip", "KeepsGraph", "every call's graph is kept", "sentence-transformers PR 3114", (TRACE,)),
     Planted("clip", "KeepsFeatures", "the last features are kept", "", (TRACE,)),
     Planted("clip", "SetsDefaultDtype", "the default dtype is set", "", (TRACE,)),
