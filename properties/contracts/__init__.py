@@ -181,7 +181,7 @@ class Contract(ABC):
 
     def structure(self, case: Case) -> str:
         """Return how the output must be structured."""
-        if case.output_dict:
+        if case.output_dict and not self.in_order:
             return f"dict {sorted(self.terms)}"
         return "Tensor" if len(self.terms) == 1 else f"tuple of {len(self.terms)}"
 

@@ -55,10 +55,6 @@ class CrossEntropyContract(Contract):
         """See `Contract`."""
         return {**dict(case.options), "ignore_index": case.pad_id}
 
-    def structure(self, case: Case) -> str:
-        """See `Contract`."""
-        return "Tensor"
-
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
         """See `Contract`."""
         return [

@@ -58,10 +58,6 @@ class InfoNceContract(ClipContract):
         expected = super().gradient_expected(case)
         return {name: want for name, want in expected.items() if not (want and constant and name == VIEWS[1])}
 
-    def structure(self, case: Case) -> str:
-        """See `Contract`."""
-        return "Tensor"
-
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
         """See `Contract`."""
         first, second = (column(inputs, name) for name in VIEWS)
