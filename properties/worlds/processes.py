@@ -27,7 +27,8 @@ from . import RankState, WorldError
 
 T = TypeVar("T")
 
-PRELOAD = ["numpy", "torch", "torch.distributed", __name__]
+PRELOAD = ["numpy", "torch", "torch.distributed", "torch._dynamo", __name__]
+"""What most targets import, or some law: once for all ranks, as it takes seconds."""
 RANK_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "MKL_NUM_THREADS": "1",
