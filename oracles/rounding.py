@@ -39,8 +39,9 @@ CAP = 100.0
 
 def gamma(n: Any, u: float) -> Any:
     """Return n u / (1 - n u), the relative error of n roundings in a row; of an array elementwise."""
+    relative = np.multiply(n, u)
     with np.errstate(divide="ignore"):
-        return np.where(np.multiply(n, u) < 1, np.multiply(n, u) / (1 - np.multiply(n, u)), np.inf)[()]
+        return np.where(relative < 1, relative / (1 - relative), np.inf)[()]
 
 
 @dataclass(frozen=True)

@@ -165,12 +165,14 @@ def scalars(case: Case) -> dict[str, Array]:
 def cotangents(case: Case, shapes: list[dict[str, tuple[int, ...]]]) -> list[dict[str, Array]]:
     """Return what each rank's outputs are multiplied with before backward, given their shapes."""
     generator = np.random.default_rng([case.seed, 4])
+    # halves are exact in every dtype; with all the digits of the case's, a narrower one shows
+    halves = generator.random() < 0.5
     drawn: list[dict[str, Array]] = []
     for rank_shapes in shapes:
         values = {}
         for name, shape in rank_shapes.items():
-            # halves, which every dtype holds exactly
-            value = generator.integers(-4, 5, shape) / 2
+            digits = rounded(generator.standard_normal(shape), case.dtype)
+            value = generator.integers(-4, 5, shape) / 2 if halves else digits
             if case.cotangent_strides == "expanded" and len(shape) == 2:
                 value = np.broadcast_to(value[:, :1], shape)
             values[name] = np.asarray(value if case.cotangents == "drawn" else np.ones(shape))

@@ -34,10 +34,10 @@ from . import process_state
 from .cases import Case, rounded
 from .certifier import Check, Finding, Simulated
 from .contracts import Contract
-from .laws import Falsified, Place
+from .laws import INFERENCE, Falsified, Place
 from .laws.communication import Collectives, together
+from .laws.compiled import compilable
 from .laws.gradients import STEP, curve, unweighted, weighted
-from .laws.hygiene import compilable
 from .laws.metamorphic import padding_filled
 from .subjects import Step
 from .worlds import WorldError
@@ -88,8 +88,11 @@ class Program:
     """The second call's name, what it is given in words, and its case."""
 
 
+ONCE = ("once", "compiled", "modes")
+"""One call: as it is, compiled, or under whichever mode of torch it is wrong."""
+
 PROGRAMS = {
-    "terms equal the oracle": Program("once"),
+    "terms equal the oracle": Program("modes"),
     "gradients equal the oracle": Program("once", unweighted),
     "cotangents pass through": Program("once", weighted),
     "twice differentiable": Program("curve"),
@@ -97,7 +100,7 @@ PROGRAMS = {
         "mean", unweighted, ("whole", "the whole batch on one rank", together)
     ),
     "second derivatives travel": Program("travel"),
-    "inputs unchanged": Program("once"),
+    "inputs unchanged": Program("modes"),
     "outputs well formed": Program("once"),
     "deterministic": Program("again"),
     "leaves no trace": Program("trace"),
@@ -173,7 +176,7 @@ def render(finding: Finding, path: Path) -> str:
     layout = case.cotangent_strides
     if layout in LAYOUTS and layout not in layouts:
         layouts.append(layout)
-    act = "once" if program.act == "compiled" else program.act
+    act = "once" if program.act in ONCE else program.act
     names = [
         name for name in contract.inputs(case)[0] if re.search(rf"\b{name}\b", " ".join(sources.values()))
     ]
@@ -209,6 +212,7 @@ def render(finding: Finding, path: Path) -> str:
             act=act,
             source=_source(act),
             compiled=program.act == "compiled",
+            modes=_modes(program, judge, known),
             oracle_functions=inlined(sources, derived) if uses_oracle else "",
             oracle_names=names,
             oracle_terms=sources,
@@ -293,7 +297,7 @@ def _judge(program: Program | None, error: Exception | None) -> str:
         return "law"
     kind = error.place.kind
     if kind in FORM:
-        return "form" if program.act in ("once", "compiled") else "law"
+        return "form" if program.act in ONCE else "law"
     by_act = {
         "mean": "mean",
         "pair": "pair",
@@ -309,6 +313,13 @@ def _plain(finding: Finding) -> bool:
     """Whether real processes meet what was drawn: a simulated world with a schedule of its own may differ."""
     case = finding.smallest
     return not isinstance(case, Simulated) or (case.schedule is None and case.sends == "rendezvous")
+
+
+def _modes(program: Program, judge: str, known: Place) -> list[str]:
+    """Return under which modes of torch the target is called, one after another."""
+    if program.act == "modes" and judge == "returns":
+        return ["train", "inference"]
+    return ["inference" if known.note == INFERENCE else "train"]
 
 
 def _title(check: Check, case: Case) -> str:

@@ -195,7 +195,7 @@ class Outcome:
     gradients: dict[str, Array | None] = field(default_factory=dict)
     gradient_types: dict[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
-    """Inputs whose content the call altered."""
+    """Inputs whose content the call altered, and cotangents whose content its backward did."""
 
 
 class Malformed(AssertionError):
@@ -236,20 +236,22 @@ def _run_step(rank: int, contract: "Contract", loss: Any, step: Step) -> Outcome
         {name: term.detach().double().numpy() for name, term in terms.items()},
         {name: f"{term.dtype} {term.device}".removeprefix("torch.") for name, term in terms.items()},
     )
+    altered: list[str] = []
     if train:
         if step.mode == "derived again":
             backward(rank, contract, case, terms, keep=True)
             for value in tensors.values():
                 value.grad = None
-        backward(rank, contract, case, terms)
+        altered = backward(rank, contract, case, terms)
         for name, value in tensors.items():
             if value.is_floating_point():
                 grad = value.grad
                 outcome.gradients[name] = None if grad is None else grad.double().numpy()
                 if grad is not None:
                     outcome.gradient_types[name] = f"{grad.dtype} {list(grad.shape)}".removeprefix("torch.")
-    outcome.changed = tuple(
-        name for name, value in tensors.items() if not torch.equal(value.detach(), before[name])
+    outcome.changed = (
+        *(name for name, value in tensors.items() if not torch.equal(value.detach(), before[name])),
+        *(f"the cotangent of {name}" for name in altered),
     )
     return outcome
 
@@ -268,16 +270,18 @@ def inputs(rank: int, contract: "Contract", case: Case, train: bool = True) -> d
 
 def backward(
     rank: int, contract: "Contract", case: Case, terms: dict[str, torch.Tensor], keep: bool = False
-) -> None:
-    """Run backward from all terms together, each with its cotangent; `keep` the graph for another time."""
+) -> list[str]:
+    """Run backward from all terms together, each with its cotangent; return whose it altered.
+
+    With `keep` the graph stays for another time.
+    """
     drawn = cotangents(case, contract.term_shapes(case))[rank]
     live = {name: term for name, term in terms.items() if term.requires_grad}
+    given = {
+        name: tensor(drawn[name], str(term.dtype).removeprefix("torch."), case.cotangent_strides, False)
+        for name, term in live.items()
+    }
+    before = {name: value.clone() for name, value in given.items()}
     if live:
-        torch.autograd.backward(
-            list(live.values()),
-            [
-                tensor(drawn[name], str(term.dtype).removeprefix("torch."), case.cotangent_strides, False)
-                for name, term in live.items()
-            ],
-            retain_graph=keep,
-        )
+        torch.autograd.backward(list(live.values()), list(given.values()), retain_graph=keep)
+    return [name for name, value in given.items() if not torch.equal(value, before[name])]

@@ -70,6 +70,8 @@ class Contract(ABC):
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""
     smallest_world = 1
+    is_mean = True
+    """Whether the mean over ranks equals the single process, in some configurations."""
     over_horovod: Options | None = (("use_horovod", True),)
     """What to construct the subject with in a Horovod world; None where it does not run over Horovod."""
     assumed: dict[str, Any] = {}
@@ -126,7 +128,7 @@ class Contract(ABC):
 
     def obeys_mean(self, case: Case) -> bool:
         """Whether the mean over ranks of this configuration equals the single process."""
-        return True
+        return self.is_mean
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """Return for each input whether it must get a gradient, or must not; others may."""

@@ -23,6 +23,7 @@ class CrossEntropyContract(Contract):
 
     name = "cross_entropy"
     in_order = True
+    is_mean = False  # a mean of means is not the mean
     terms: tuple[str, ...] = ("loss",)
     differentiable: tuple[str, ...] = ("logits",)
     drawn = {"captions": True}
@@ -38,10 +39,6 @@ class CrossEntropyContract(Contract):
     def defined(self, case: Case) -> bool:
         """Every rank needs a label that counts: else there is no mean."""
         return all((given["labels"] != case.pad_id).any() for given in self.inputs(case))
-
-    def obeys_mean(self, case: Case) -> bool:
-        """A mean of means is not the mean."""
-        return case.world_size == 1
 
     def inputs(self, case: Case) -> Inputs:
         """See `Contract`."""

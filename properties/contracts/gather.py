@@ -22,6 +22,7 @@ class GatherContract(Contract):
     terms: tuple[str, ...] = ("all_image_features", "all_text_features")
     differentiable: tuple[str, ...] = FEATURES
     is_loss = False
+    is_mean = False
     assumed: dict[str, Any] = ASSUMED
     values = ClipContract.values
     drawn = {"cotangent_strides": (*STRIDES, "expanded")}
@@ -29,10 +30,6 @@ class GatherContract(Contract):
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""
         return gather_options(subject).map(lambda flags: tuple(f for f in flags if f[0] != "cache_labels"))
-
-    def obeys_mean(self, case: Case) -> bool:
-        """The mean over ranks is a law of losses."""
-        return False
 
     def inputs(self, case: Case) -> Inputs:
         """See `Contract`."""

@@ -19,6 +19,9 @@ from ..process_state import preserved
 from ..subjects import Outcome, Step, Subject, run_steps
 from ..worlds import World
 
+INFERENCE = "under inference mode"
+"""Where a place is of a call without gradient."""
+
 T = TypeVar("T")
 Predicate = Callable[[Contract, Subject, World, Any], float]
 
@@ -148,6 +151,7 @@ def misshapen(place: Place, observed: tuple[int, ...], expected: tuple[int, ...]
 
 def laws() -> list[Law]:
     """Return every law, the most telling first."""
-    from . import communication, gradients, hygiene, metamorphic, values
+    from . import communication, compiled, gradients, hygiene, metamorphic, values
 
-    return [*values.LAWS, *gradients.LAWS, *communication.LAWS, *hygiene.LAWS, *metamorphic.LAWS]
+    modules = (values, gradients, compiled, communication, hygiene, metamorphic)
+    return [law for module in modules for law in module.LAWS]

@@ -139,7 +139,7 @@ LAWS = [
         "mean over ranks equals single process",
         mean_over_ranks_equals_single_process,
         worlds="several",
-        applies=lambda contract: contract.is_loss,
+        applies=lambda contract: contract.is_mean,
     ),
     Law(
         "second derivatives travel",

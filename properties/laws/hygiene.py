@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import assume
 from hypothesis import strategies as st
 
 from ..cases import Case
@@ -13,18 +12,18 @@ from ..contracts import Contract
 from ..process_state import traces
 from ..subjects import Outcome, Step, Subject, backward, inputs
 from ..worlds import World
-from . import Falsified, Law, Place, compare, misshapen, observe, run
-from .gradients import compare_gradients
-from .values import compare_terms
+from . import INFERENCE, Falsified, Law, Place, compare, misshapen, observe, run
 
 
 def inputs_unchanged(contract: Contract, subject: Subject, world: World, case: Case) -> float:
-    """A call alters none of its inputs."""
-    (outcomes,) = observe(contract, subject, world, [case])
-    for rank, outcome in enumerate(outcomes):
-        if outcome.changed:
-            place = Place("altered inputs", rank=rank, expected=[], observed=list(outcome.changed))
-            raise Falsified(f"rank {rank}: the call altered {', '.join(outcome.changed)}", place)
+    """A call alters none of its inputs, under inference mode neither, and its backward no cotangent."""
+    by_mode = observe(contract, subject, world, [case, Step(case, "inference")])
+    for note, outcomes in zip(("", INFERENCE), by_mode, strict=True):
+        for rank, outcome in enumerate(outcomes):
+            if outcome.changed:
+                seen = list(outcome.changed)
+                place = Place("altered inputs", rank=rank, note=note, expected=[], observed=seen)
+                raise Falsified(f"rank {rank}: the call altered {', '.join(seen)} {note}".rstrip(), place)
     return 0.0
 
 
@@ -126,40 +125,6 @@ def _same_bits(rank: int, note: str, observed: Outcome, expected: Outcome) -> No
                 compare(place, other, value, 0.0)
 
 
-def compilable(case: Case) -> Case:
-    """Return the case in float64, where no rounding hides a gradient that flows where it should not."""
-    return dataclasses.replace(case, cotangents="ones", dtype="float64", wide_scalars=False)
-
-
-def compiled_equals_eager(contract: Contract, subject: Subject, world: World, case: Case) -> float:
-    """Under torch.compile (backend aot_eager) terms and gradients are those of eager mode."""
-    case = compilable(case)
-    (outcomes,) = observe(contract, subject, world, [Step(case, "compiled")])
-    inputs = contract.inputs(case)
-    return max(
-        compare_terms(contract, case, outcomes, inputs), compare_gradients(contract, case, outcomes, inputs)
-    )
-
-
-@st.composite
-def _half(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Case:
-    halves = [dtype for dtype in ("bfloat16", "float16") if dtype in subject.dtypes]
-    assume(halves)
-    case = draw(contract.cases(subject, world_size))
-    return dataclasses.replace(case, cotangents="ones", dtype=halves[0], wide_scalars=False)
-
-
-def compiled_keeps_dtypes(contract: Contract, subject: Subject, world: World, case: Case) -> float:
-    """Under torch.compile (backend aot_eager) half-precision inputs give the dtypes of eager mode."""
-    eager, compiled = observe(contract, subject, world, [case, Step(case, "compiled")])
-    for rank, (one, other) in enumerate(zip(eager, compiled, strict=True)):
-        right, seen = (sorted(set(outcome.term_types.values())) for outcome in (one, other))
-        if seen != right:
-            place = Place("dtype and device", rank=rank, expected=[right], observed=seen)
-            raise Falsified(f"rank {rank}: expected terms in {right}, as eager, observed {seen}", place)
-    return 0.0
-
-
 def leaves_no_trace(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """A call leaves the process as it was, prints nothing, and keeps nothing alive."""
     for rank, found in enumerate(run(world, _traces, subject, contract, case)):
@@ -190,11 +155,5 @@ LAWS = [
     Law("deterministic", deterministic, share=0.3),
     Law("leaves no trace", leaves_no_trace, share=0.3, simulated=False),
     Law("used equals fresh", used_equals_fresh, draw=_sequences, share=0.8,
-        applies=lambda contract: contract.is_loss),
-    Law("compiled equals eager", compiled_equals_eager, share=0.12, patience=4.0,
-        worlds="two", simulated=False,
-        applies=lambda contract: contract.is_loss),
-    Law("compiled keeps dtypes", compiled_keeps_dtypes, draw=_half, share=0.04, patience=4.0,
-        worlds="two", simulated=False,
         applies=lambda contract: contract.is_loss),
 ]  # fmt: skip

@@ -2,30 +2,33 @@
 
 from ..cases import Case
 from ..contracts import Contract, Inputs
-from ..subjects import Outcome, Subject
+from ..subjects import Outcome, Step, Subject
 from ..worlds import World
-from . import Falsified, Law, Place, compare, observe
+from . import INFERENCE, Falsified, Law, Place, compare, observe
 
 
 def terms_equal_oracle(contract: Contract, subject: Subject, world: World, case: Case) -> float:
-    """Every output term of every rank equals the oracle within the case's bound."""
-    (outcomes,) = observe(contract, subject, world, [case])
-    return compare_terms(contract, case, outcomes, contract.inputs(case))
+    """Every output term of every rank equals the oracle within the case's bound, under inference mode too."""
+    train, inference = observe(contract, subject, world, [case, Step(case, "inference")])
+    return compare_terms(contract, case, {"": train, INFERENCE: inference}, contract.inputs(case))
 
 
-def compare_terms(contract: Contract, case: Case, outcomes: list[Outcome], inputs: Inputs) -> float:
-    """Return the worst error over bound of every rank's terms."""
+def compare_terms(
+    contract: Contract, case: Case, observed: dict[str, list[Outcome]], inputs: Inputs
+) -> float:
+    """Return the worst error over bound of every rank's terms, observed in each of some circumstances."""
     bounds = contract.bounds(case, inputs, contract.weights(case)).terms
+    expected = contract.oracle(case, inputs)
     worst = 0.0
-    for rank, terms in enumerate(contract.oracle(case, inputs)):
-        for name, expected in terms.items():
-            if name not in outcomes[rank].terms:
-                right, seen = contract.structure(case), outcomes[rank].structure
-                place = Place("structure", rank=rank, expected=right, observed=seen)
-                raise Falsified(f"rank {rank}: there is no {name} in {seen}", place)
-            bound = bounds[rank][name] * contract.slack(case)
-            observed = outcomes[rank].terms[name]
-            worst = max(worst, compare(Place("term", name, rank), observed, expected.real, bound))
+    for note, outcomes in observed.items():
+        for rank, terms in enumerate(expected):
+            for name, value in terms.items():
+                if name not in outcomes[rank].terms:
+                    right, seen = contract.structure(case), outcomes[rank].structure
+                    place = Place("structure", rank=rank, note=note, expected=right, observed=seen)
+                    raise Falsified(f"rank {rank}: there is no {name} in {seen} {note}".rstrip(), place)
+                place, bound = Place("term", name, rank, note), bounds[rank][name] * contract.slack(case)
+                worst = max(worst, compare(place, outcomes[rank].terms[name], value.real, bound))
     return worst
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-from .plain import Clip, Scalar, all_gather, all_sum, altered, four_ulps_up, gather_rows, widen
+from .plain import Clip, Scalar, all_gather, all_sum, altered, flat, four_ulps_up, gather_rows, widen
 
 # Labels
 
@@ -526,6 +526,53 @@ class _FusedCrossEntropy(Function):
         if torch.is_grad_enabled():
             return (logits.softmax(1) - F.one_hot(labels, logits.shape[1])) * grad, None
         return ctx.slope.mul_(grad), None
+
+
+class CotangentNarrowed(Clip):
+    def output(self, terms: list[Tensor], output_dict: bool) -> Any:
+        narrowed = [altered(term, lambda grad: grad.bfloat16().to(grad.dtype)) for term in terms]
+        return super().output(narrowed, output_dict)
+
+
+class CotangentScaledInPlace(Clip):
+    def output(self, terms: list[Tensor], output_dict: bool) -> Any:
+        return super().output([_ScaledInPlace.apply(2 * term) for term in terms], output_dict)
+
+
+class _ScaledInPlace(Function):
+    @staticmethod
+    def forward(ctx: Any, doubled: Tensor) -> Tensor:
+        return doubled * 0.5
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * 0.5 if torch.is_grad_enabled() else grad.mul_(0.5)
+
+
+# Without gradient
+
+
+class InferenceInHalf(Clip):
+    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().product(anchors, gallery, scale, bias)
+        halves = anchors.bfloat16(), gallery.bfloat16()
+        return super().product(*halves, scale, bias).to(anchors.dtype)
+
+
+class InferenceOfOwnRows(Clip):
+    def gather(self, features: Tensor, rows: list[int]) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().gather(features, rows)
+        return all_gather(features, rows) if self.local_loss else features
+
+
+class InferenceInPlace(Clip):
+    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().product(anchors, gallery, scale, bias)
+        anchors.mul_(flat(scale))
+        return super().product(anchors, gallery, 1.0, bias)
 
 
 # Outputs

@@ -129,6 +129,32 @@ class _ReducesInPlace(_MisreadsCotangent):
 cotangent_in_place = _with(ReducesCotangentInPlace)
 
 
+class SumsCotangentInPlace(Clip):
+    def gather_grad(self, features: Tensor, rows: list[int]) -> Tensor:
+        return _SumsInPlace.apply(features, rows)
+
+
+class _SumsInPlace(_MisreadsCotangent):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            return SumRows.apply(grad, ctx.rows), None
+        total = grad.contiguous()  # which is no copy of what is contiguous
+        dist.all_reduce(total)
+        return total.split(ctx.rows)[dist.get_rank()].clone(), None
+
+
+cotangent_summed_in_place = _with(SumsCotangentInPlace)
+
+
+class SumsInSingle(Clip):
+    def gather_grad(self, features: Tensor, rows: list[int]) -> Tensor:
+        return gather_rows(altered(features, lambda grad: grad.float().to(grad.dtype)), rows)
+
+
+sums_in_single = _with(SumsInSingle)
+
+
 class ContiguousOnly(Clip):
     def gather_grad(self, features: Tensor, rows: list[int]) -> Tensor:
         if not features.is_contiguous():

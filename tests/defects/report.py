@@ -193,7 +193,7 @@ def report(
     if not console.is_terminal:
         console.width = 140
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.defects.right", "properties.laws.hygiene"])
+    context.set_forkserver_preload(["tests.defects.right", "properties.laws.compiled"])
 
     def alone(planted: Planted) -> Result:
         # a process each: what one changes in its process, the next does not see. Not by max_tasks_per_child,
