@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from torch.nn.functional import pad
 
 from oracles.complex_step import Array
 
@@ -19,7 +20,7 @@ Options = tuple[tuple[str, Any], ...]
 """Keyword arguments of a constructor, as pairs."""
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-STRIDES = ("contiguous", "transposed", "sliced")
+STRIDES = ("contiguous", "transposed", "sliced", "narrowed", "shortened")
 # twice: in these alone an error of few units in the last place shows
 PATTERNS = ("basis", "grid", "grid", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
 PAD_IDS = (0, 1, -100, 1000)
@@ -187,6 +188,10 @@ def tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> torch
         made = made.transpose(0, -1).contiguous().transpose(0, -1)
     elif strides == "sliced" and made.ndim > 0:
         made = torch.stack([made, torch.full_like(made, 7)], dim=-1)[..., 0]
+    elif strides == "narrowed" and made.ndim > 1:
+        made = pad(made, (0, 1), value=7)[..., :-1]
+    elif strides == "shortened" and made.ndim > 1:
+        made = pad(made.transpose(0, -1), (0, 1), value=7)[..., :-1].transpose(0, -1)
     elif strides == "expanded" and made.ndim == 2:
         made = made[:, :1].expand(made.shape)
     return made.requires_grad_(requires_grad)

@@ -61,6 +61,12 @@ LAYOUTS = {
     "sliced": '''def sliced(value):
     """Return the same values, every other element of a larger tensor."""
     return torch.stack([value, torch.full_like(value, 7)], dim=-1)[..., 0]''',
+    "narrowed": '''def narrowed(value):
+    """Return the same values, the first columns of a wider tensor."""
+    return torch.nn.functional.pad(value, (0, 1), value=7)[..., :-1]''',
+    "shortened": '''def shortened(value):
+    """Return the same values, the first dimension's next to one another, the first of a longer one."""
+    return torch.nn.functional.pad(value.transpose(0, -1), (0, 1), value=7)[..., :-1].transpose(0, -1)''',
     "expanded": '''def expanded(value):
     """Return the same values, every column one memory."""
     return value[:, :1].expand(value.shape)''',
@@ -443,7 +449,8 @@ def _tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> str:
     if np.issubdtype(array.dtype, np.integer):
         return f"tensor({_lines(array.tolist())})"
     text = f"tensor({_lines(_nested(array, dtype))}, dtype=torch.{dtype})"
-    if {"transposed": array.ndim > 1, "sliced": array.ndim > 0, "expanded": array.ndim == 2}.get(strides):
+    laid_out = {"sliced": array.ndim > 0, "expanded": array.ndim == 2}.get(strides, array.ndim > 1)
+    if strides != "contiguous" and laid_out:
         text = f"{strides}({text})"
     return f"{text}.requires_grad_()" if requires_grad else text
 

@@ -20,8 +20,9 @@ SHAPES = [
     f"more than {TILE} rows in all", f"more than {TILE} rows on a rank", f"more than {2 * TILE} columns",
     *(f"width of remainder {rest} by 8" for rest in range(8)),
 ]  # fmt: skip
-LAYOUTS = ["transposed inputs", "sliced inputs", "drawn cotangents"]
-COTANGENTS = ["expanded cotangents", "transposed cotangents", "sliced cotangents"]
+STRIDED = ("transposed", "sliced", "narrowed", "shortened")
+LAYOUTS = [*(f"{strides} inputs" for strides in STRIDED), "drawn cotangents"]
+COTANGENTS = [f"{strides} cotangents" for strides in (*STRIDED, "expanded")]
 SCALES = [
     "scale above 50", "scale 0", "saturated logits", "duplicate rows", "no bias", "scalars of shape [1]",
     "features of few bits", "wide scalars", "frozen logit_scale",

@@ -130,6 +130,8 @@ PARTS = [
     ("IgnoresCotangent", "cotangents pass through"),
     ("NotTwiceDifferentiable", "twice differentiable"),
     ("ClampsScaleInPlace", "inputs unchanged"),
+    ("RowsWithoutGaps", "terms equal the oracle"),
+    ("ColumnsWithoutGaps", "terms equal the oracle"),
     ("InferenceInHalf", "terms equal the oracle"),
     ("InferenceInPlace", "inputs unchanged"),
     ("CotangentScaledInPlace", "inputs unchanged"),

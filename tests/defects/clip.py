@@ -549,6 +549,23 @@ class _ScaledInPlace(Function):
         return grad * 0.5 if torch.is_grad_enabled() else grad.mul_(0.5)
 
 
+# Layouts
+
+
+class RowsWithoutGaps(Clip):
+    def gather(self, features: Tensor, rows: list[int]) -> Tensor:
+        if features.stride(1) == 1:
+            features = features.as_strided(features.shape, (features.shape[1], 1))
+        return super().gather(features, rows)
+
+
+class ColumnsWithoutGaps(Clip):
+    def gather(self, features: Tensor, rows: list[int]) -> Tensor:
+        if features.stride(0) == 1:
+            features = features.as_strided(features.shape, (1, features.shape[0]))
+        return super().gather(features, rows)
+
+
 # Without gradient
 
 

@@ -156,6 +156,8 @@ DEFECTS = [
     Planted("clip", "AltersFeatures", "features are altered in place", "jina openclip 25a73f2", (TERMS,)),
     Planted("clip", "ClampsScaleInPlace", "the scale is clamped in place", "", (INPUTS,)),
     Planted("clip", "Noisy", "the last bit is random", "", (SAME,), raises="not every time for the same case: Falsified"),
+    Planted("clip", "RowsWithoutGaps", "rows of contiguous elements are taken to follow one another: not in the columns of a wider tensor", "", (TERMS,)),
+    Planted("clip", "ColumnsWithoutGaps", "the same of columns: not in the rows of a longer column-major tensor", "", (TERMS,)),
     Planted("clip", "InferenceInHalf", "without gradient logits are taken in bfloat16", "", (TERMS,)),
     Planted("clip", "InferenceOfOwnRows", "without gradient each rank sees its own rows alone", "", (TERMS,), "sim:2-8"),
     Planted("clip", "InferenceInPlace", "without gradient the scale is multiplied into the features themselves", "", (INPUTS,)),

@@ -125,7 +125,7 @@ def reason_if_falsified(check: Check, max_examples: int, seed: int) -> str:
         finding = verify(_watched(check, stop=True)[0], max_examples, seed)
     except _Enough as enough:
         return f"{type(enough.__cause__).__name__}: {enough.__cause__}"
-    return finding.reason
+    return finding.reason if finding.verdict == "falsified" else ""
 
 
 def all_catchers(planted: Planted, seed: int, worlds: str, max_examples: int) -> list[str]:
