@@ -39,7 +39,7 @@ from .laws.communication import Collectives, together
 from .laws.compiled import compilable
 from .laws.gradients import STEP, curve, unweighted, weighted
 from .laws.metamorphic import padding_filled
-from .subjects import Step
+from .subjects import Step, refilled
 from .worlds import WorldError
 from .worlds.simulated import SimulationError
 
@@ -286,6 +286,8 @@ def _source(act: str) -> str:
     if act == "silent":
         imports = "from typing import Any\n\nfrom torch.utils._python_dispatch import TorchDispatchMode\n\n\n"
         return imports + inspect.getsource(Collectives)
+    if act == "used":
+        return inspect.getsource(refilled)
     return inspect.getsource(process_state).partition('"""\n\n')[2] if act == "trace" else ""
 
 

@@ -149,7 +149,7 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
     """Return what a call leaves behind, in words.
 
     Args:
-        call: makes the call, and returns what it was given; it is called twice.
+        call: makes the call, and returns what it was given; it is called twice, and once under no_grad.
         seed: of the random generators.
     """
     # from where no usual seed leads: who seeds with 0 changes it too
@@ -161,6 +161,7 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
     printed = io.StringIO()
     kept: dict[str, None] = {}
     more = 0
+    turned_on = False
     gc.freeze()  # what was there before is neither collected nor counted
     try:
         with (
@@ -174,9 +175,14 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
             kept |= dict.fromkeys(_kept(call()))
             if _lingers(lambda: _tensors() > once):
                 more = _tensors() - once
+            with torch.no_grad():
+                call()
+                turned_on = torch.is_grad_enabled()
     finally:
         gc.unfreeze()
     found = [f"changed {name}" for name in changed(before)]
+    if turned_on:
+        found.append("turned gradients on under no_grad")
     found += [f"replaced {name}" for name in _replaced(functions)]
     if printed.getvalue():
         found.append(f"printed {printed.getvalue()!r}")

@@ -132,6 +132,8 @@ PARTS = [
     ("ClampsScaleInPlace", "inputs unchanged"),
     ("RowsWithoutGaps", "terms equal the oracle"),
     ("ColumnsWithoutGaps", "terms equal the oracle"),
+    ("TeacherCachedByAddress", "used equals fresh"),
+    ("TurnsGradientsOn", "leaves no trace"),
     ("InferenceInHalf", "terms equal the oracle"),
     ("InferenceInPlace", "inputs unchanged"),
     ("CotangentScaledInPlace", "inputs unchanged"),

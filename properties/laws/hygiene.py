@@ -82,8 +82,13 @@ def _sequences(
             **{name: getattr(last, name) for name in contract.constructed},
             "dtype": draw(st.sampled_from(subject.dtypes)),
         }
-        rows = draw(st.sampled_from(["reversed", "first", "same", "first", "other"]))
-        if rows == "same":
+        rows = draw(st.sampled_from(["reversed", "first", "same", "first", "refilled", "other"]))
+        if rows == "refilled":
+            # all of one shape, in the same memory: other values alone
+            others = {name: getattr(other, name) for name in ("seed", "pattern", "scale", "bias")}
+            others["bias"] = None if last.bias is None else others["bias"] or 0.0
+            kept = {**{f.name: getattr(last, f.name) for f in dataclasses.fields(last)}, **others}
+        elif rows == "same":
             kept |= {"rows": last.rows, "dtype": last.dtype}
         elif rows == "reversed":
             # as many rows in all and on some rank, but before them others than now
@@ -101,7 +106,10 @@ def _sequences(
 def used_equals_fresh(
     contract: Contract, subject: Subject, world: World, sequence: tuple[tuple[Step, ...], Case]
 ) -> float:
-    """After other calls, under inference mode too, an object gives the bits that a fresh one gives."""
+    """After other calls, under inference mode too, an object gives the bits that a fresh one gives.
+
+    What is given it lies in the memory of the call before, where it is of one shape.
+    """
     steps, last = sequence
     used = observe(contract, subject, world, [*steps, last], fresh=False)[-1]
     (fresh,) = observe(contract, subject, world, [last])

@@ -240,6 +240,8 @@ DEFECTS = [
     Planted("distill", "GradientAsIfHard", "negatives get no gradient", "", (GRADS,)),
     Planted("distill", "DistillTimesWorld", "the term is multiplied by the world size", "", (TERMS,), "sim:2-8"),
     Planted("distill", "LeavesGradientsOff", "gradients stay switched off", "", (TRACE,)),
+    Planted("distill", "TeacherCachedByAddress", "the teacher's logits are kept by the address of its features, which are written over", "", (FRESH,)),
+    Planted("distill", "TurnsGradientsOn", "gradients are turned on after the teacher, whatever they were", "", (TRACE,)),
     Planted("distill", "TeacherCached", "the teacher's logits of an earlier batch of this size are used", "", (FRESH,)),
     Planted("distill", "FrozenStudentNoTeacher", "a frozen student is not taught", "", (TERMS,)),
     Planted("siglip", "BiasUnused", "the bias is accepted, and not used", "open_clip issue 1076", (TERMS,)),
