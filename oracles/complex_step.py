@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-STEP = 1e-100
+STEP = 2.0**-332
+"""A power of two: what it is multiplied with, and divided by again, stays as it is."""
 LOST = float(np.finfo(np.float64).tiny) / STEP
 """Imaginary parts of smaller derivatives are subnormal, and have lost digits."""
 
