@@ -32,7 +32,9 @@ def _left(misbehave: Callable[[], object]) -> list[str]:
     def call() -> dict[str, torch.Tensor]:
         given = torch.ones(3, requires_grad=True)
         misbehave()
-        (given * 2).sum().backward()
+        doubled = (given * 2).sum()
+        if doubled.requires_grad:
+            doubled.backward()
         return {"given": given}
 
     return traces(call)
@@ -60,7 +62,8 @@ def _start_process() -> None:
         (_start_process, "leaves a process running"),
         (lambda: np.random.seed(0), "changed NumPy's random generator"),
         (lambda: os.chdir("/"), "changed the working folder"),
-        (lambda: print("x"), "printed 'x\\nx\\n'"),
+        (lambda: print("x"), "printed 'x\\nx\\nx\\n'"),
+        (lambda: torch.set_grad_enabled(True), "turned gradients on under no_grad"),
     ],
 )
 def test_what_is_left_behind_is_said(misbehave: Callable[[], object], said: str) -> None:

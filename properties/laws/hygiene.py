@@ -85,9 +85,10 @@ def _sequences(
         rows = draw(st.sampled_from(["reversed", "first", "same", "first", "refilled", "other"]))
         if rows == "refilled":
             # all of one shape, in the same memory: other values alone
-            others = {name: getattr(other, name) for name in ("seed", "pattern", "scale", "bias")}
-            others["bias"] = None if last.bias is None else others["bias"] or 0.0
-            kept = {**{f.name: getattr(last, f.name) for f in dataclasses.fields(last)}, **others}
+            kept = {f.name: getattr(last, f.name) for f in dataclasses.fields(last)}
+            moved = {name: getattr(other, name) for name in ("seed", "pattern", "scale", "bias")}
+            moved["bias"] = None if last.bias is None else other.bias or 0.0
+            kept |= {name: value for name, value in moved.items() if name not in contract.constructed}
         elif rows == "same":
             kept |= {"rows": last.rows, "dtype": last.dtype}
         elif rows == "reversed":
