@@ -5,6 +5,7 @@ import pytest
 from properties.certifier import Check, checks, verify
 from properties.contracts import contracts
 from properties.laws import laws
+from properties.plan import ask, fitted, plan
 from properties.subjects import Subject
 from properties.worlds.specs import parse
 
@@ -40,6 +41,21 @@ def test_right_losses_hold(check: Check) -> None:
     finding = verify(check, 40, base_seed=1)
     assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
     assert finding.examples > 0, "nothing was checked"
+
+
+@pytest.mark.parametrize(
+    ("name", "pinned", "ignored"),
+    [("EveryLabelCounts", (), set()), ("CrossEntropy", (("ignore_index", 3),), {3})],
+    ids=["it takes none", "it is pinned"],
+)
+def test_labels_are_ignored_as_the_loss_is_constructed(
+    name: str, pinned: tuple[tuple[str, object], ...], ignored: set[int]
+) -> None:
+    asked = ask(f"tests.defects.cosine:{name}", "cross_entropy", config=pinned)
+    (check,) = plan(fitted({name: asked}), "1", only=[VALUES])
+    finding = verify(check, 40)
+    assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
+    assert {case.pad_id for case in finding.cases if case.pads != "none" or case.pad_rows} == ignored
 
 
 @pytest.mark.parametrize(

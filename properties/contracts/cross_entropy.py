@@ -1,5 +1,6 @@
 """The contract of cross-entropy over class labels, some of which are ignored."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from . import Bounds, Contract, Inputs, Sum
 class CrossEntropyContract(Contract):
     """The mean over the labels that count; of several ranks, each has its own.
 
-    The subject is constructed with an `ignore_index` and called with [n, c] logits and [n] labels.
+    The subject is constructed with an `ignore_index` and called with [n, c] logits and [n] labels. One that
+    takes no `ignore_index` is given labels that all count.
     """
 
     name = "cross_entropy"
@@ -27,6 +29,8 @@ class CrossEntropyContract(Contract):
     terms: tuple[str, ...] = ("loss",)
     differentiable: tuple[str, ...] = ("logits",)
     drawn = {"captions": True}
+    assumed: dict[str, Any] = {"ignore_index": None}
+    values: dict[str, tuple[Any, ...] | type] = {"ignore_index": int}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """See `Contract`."""
@@ -34,7 +38,10 @@ class CrossEntropyContract(Contract):
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
         """See `Contract`."""
-        return super().cases(subject, world_size).filter(self.defined)
+        drawn, pinned = super().cases(subject, world_size), dict(subject.options)
+        if "ignore_index" in pinned:
+            drawn = drawn.map(lambda case: _ignoring(case, pinned["ignore_index"]))
+        return drawn.filter(self.defined)
 
     def defined(self, case: Case) -> bool:
         """Every rank needs a label that counts: else there is no mean."""
@@ -79,3 +86,10 @@ class CrossEntropyContract(Contract):
             gradient = rounding.weighed(slope, weight.times(weights[rank]["loss"]), p)
             sums.add(rank, "logits", Magnitude(*(part * kept[:, None] for part in gradient)))
         return Bounds(terms, sums.bounds(p))
+
+
+def _ignoring(case: Case, index: int | None) -> Case:
+    """Return the case with this label at what does not count; None where all of them do."""
+    if index is None:
+        return replace(case, pads="none", pad_rows=0)
+    return replace(case, pad_id=index)

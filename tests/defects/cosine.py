@@ -110,6 +110,13 @@ class CrossEntropy(torch.nn.CrossEntropyLoss):
     """Right."""
 
 
+class EveryLabelCounts(torch.nn.Module):
+    """Right, for labels that all count."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return -input.log_softmax(1).gather(1, target[:, None]).mean()
+
+
 class CountsIgnored(CrossEntropy):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return super().forward(input, target) * (target != self.ignore_index).sum() / len(target)
