@@ -579,7 +579,7 @@ class InferenceInHalf(Clip):
 
 class InferenceOfOwnRows(Clip):
     def gather(self, features: Tensor, rows: list[int]) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.world_size == 1:
             return super().gather(features, rows)
         return all_gather(features, rows) if self.local_loss else features
 
