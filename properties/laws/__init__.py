@@ -110,6 +110,13 @@ def observe(
     return [list(outcomes) for outcomes in zip(*by_rank, strict=True)]
 
 
+def by_mode(contract: Contract, subject: Subject, world: World, case: Case) -> dict[str, list[Outcome]]:
+    """Run the subject with gradient, and apart from that under inference mode: outcomes by note."""
+    (train,) = observe(contract, subject, world, [case])
+    (inference,) = observe(contract, subject, world, [Step(case, "inference")])
+    return {"": train, INFERENCE: inference}
+
+
 def compare(place: Place, observed: ArrayLike, expected: ArrayLike, bound: ArrayLike) -> float:
     """Return the worst error over bound of what is at `place`.
 

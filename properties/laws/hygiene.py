@@ -12,13 +12,12 @@ from ..contracts import Contract
 from ..process_state import traces
 from ..subjects import Outcome, Step, Subject, backward, inputs
 from ..worlds import World
-from . import INFERENCE, Falsified, Law, Place, compare, misshapen, observe, run
+from . import Falsified, Law, Place, by_mode, compare, misshapen, observe, run
 
 
 def inputs_unchanged(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """A call alters none of its inputs, under inference mode neither, and its backward no cotangent."""
-    by_mode = observe(contract, subject, world, [case, Step(case, "inference")])
-    for note, outcomes in zip(("", INFERENCE), by_mode, strict=True):
+    for note, outcomes in by_mode(contract, subject, world, case).items():
         for rank, outcome in enumerate(outcomes):
             if outcome.changed:
                 seen = list(outcome.changed)

@@ -2,15 +2,14 @@
 
 from ..cases import Case
 from ..contracts import Contract, Inputs
-from ..subjects import Outcome, Step, Subject
+from ..subjects import Outcome, Subject
 from ..worlds import World
-from . import INFERENCE, Falsified, Law, Place, compare, observe
+from . import Falsified, Law, Place, by_mode, compare
 
 
 def terms_equal_oracle(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """Every output term of every rank equals the oracle within the case's bound, under inference mode too."""
-    train, inference = observe(contract, subject, world, [case, Step(case, "inference")])
-    return compare_terms(contract, case, {"": train, INFERENCE: inference}, contract.inputs(case))
+    return compare_terms(contract, case, by_mode(contract, subject, world, case), contract.inputs(case))
 
 
 def compare_terms(
