@@ -150,8 +150,10 @@ def _traces(rank: int, world_size: int, subject: Subject, contract: Contract, ca
         if not losses:
             losses.append(contract.build(target, case, rank, world_size))
         given = inputs(rank, contract, case)
+        derived = torch.is_grad_enabled()  # under no_grad a view of a leaf says that it requires grad
         terms = contract.read(contract.call(losses[0], given, case, rank), case)[1]
-        backward(rank, contract, case, terms)
+        if derived:
+            backward(rank, contract, case, terms)
         return given
 
     return traces(call, case.seed)

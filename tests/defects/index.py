@@ -408,6 +408,7 @@ RIGHT = [
     Planted("gather", "gather_round_the_ring", module="right"),
     Planted("gather", "gather_reduce_scatter", module="right"),
     Planted("gather", "gather_own_first_undone", module="right"),
+    Planted("gather", "gather_views", module="right"),
     Planted("exchange", "exchange_by_gather", module="right"),
     Planted("exchange", "exchange_copies", module="right"),
     Planted("exchange", "exchange_singly", module="right"),

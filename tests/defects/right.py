@@ -612,6 +612,11 @@ gather_reduce_scatter = _gather(ReduceScatterInBackward)
 gather_own_first_undone = _gather(OwnFirstUndone)
 
 
+def gather_views(image_features: Tensor, text_features: Tensor, **flags: Any) -> Any:
+    pair = plain.gather_features(image_features, text_features, **flags)
+    return tuple(features.unflatten(0, (1, -1)).flatten(0, 1) for features in pair)
+
+
 # Exchanges
 
 
