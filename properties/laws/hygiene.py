@@ -81,7 +81,7 @@ def _sequences(
             **{name: getattr(last, name) for name in contract.constructed},
             "dtype": draw(st.sampled_from(subject.dtypes)),
         }
-        rows = draw(st.sampled_from(["reversed", "first", "same", "first", "refilled", "other"]))
+        rows = draw(st.sampled_from(["reversed", "first", "same", "refilled", "first", "refilled", "other"]))
         if rows == "refilled":
             # all of one shape, in the same memory: other values alone
             kept = {f.name: getattr(last, f.name) for f in dataclasses.fields(last)}
