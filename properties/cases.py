@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from torch.nn.functional import pad
 
 from oracles.complex_step import Array
 
@@ -172,8 +171,8 @@ def cotangents(case: Case, shapes: list[dict[str, tuple[int, ...]]]) -> list[dic
     for rank_shapes in shapes:
         values = {}
         for name, shape in rank_shapes.items():
-            digits = rounded(generator.standard_normal(shape), case.dtype)
-            value = generator.integers(-4, 5, shape) / 2 if halves else digits
+            digits = generator.standard_normal(shape)
+            value = generator.integers(-4, 5, shape) / 2 if halves else rounded(digits, case.dtype)
             if case.cotangent_strides == "expanded" and len(shape) == 2:
                 value = np.broadcast_to(value[:, :1], shape)
             values[name] = np.asarray(value if case.cotangents == "drawn" else np.ones(shape))
@@ -181,19 +180,45 @@ def cotangents(case: Case, shapes: list[dict[str, tuple[int, ...]]]) -> list[dic
     return drawn
 
 
+def transposed(value: torch.Tensor) -> torch.Tensor:
+    """Return the same values, the first dimension's next to one another."""
+    return value.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def sliced(value: torch.Tensor) -> torch.Tensor:
+    """Return the same values, every other element of a larger tensor."""
+    return torch.stack([value, torch.full_like(value, 7)], dim=-1)[..., 0]
+
+
+def narrowed(value: torch.Tensor) -> torch.Tensor:
+    """Return the same values, the first columns of a wider tensor."""
+    return torch.nn.functional.pad(value, (0, 1), value=7)[..., :-1]
+
+
+def shortened(value: torch.Tensor) -> torch.Tensor:
+    """Return the same values, the first dimension's next to one another, the first of a longer one."""
+    return torch.nn.functional.pad(value.transpose(0, -1), (0, 1), value=7)[..., :-1].transpose(0, -1)
+
+
+def expanded(value: torch.Tensor) -> torch.Tensor:
+    """Return the same values, every column one memory."""
+    return value[:, :1].expand(value.shape)
+
+
+LAYOUTS = {layout.__name__: layout for layout in (transposed, sliced, narrowed, shortened, expanded)}
+"""How a tensor that is not contiguous is laid out; a counterexample quotes it."""
+
+
+def has_layout(strides: str, ndim: int) -> bool:
+    """Whether a tensor of so many dimensions is laid out otherwise than contiguously."""
+    return strides in LAYOUTS and {"sliced": ndim > 0, "expanded": ndim == 2}.get(strides, ndim > 1)
+
+
 def tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> torch.Tensor:
     """Return a leaf tensor of the given values and memory layout."""
     made = torch.tensor(array, dtype=getattr(torch, dtype))
-    if strides == "transposed" and made.ndim > 1:
-        made = made.transpose(0, -1).contiguous().transpose(0, -1)
-    elif strides == "sliced" and made.ndim > 0:
-        made = torch.stack([made, torch.full_like(made, 7)], dim=-1)[..., 0]
-    elif strides == "narrowed" and made.ndim > 1:
-        made = pad(made, (0, 1), value=7)[..., :-1]
-    elif strides == "shortened" and made.ndim > 1:
-        made = pad(made.transpose(0, -1), (0, 1), value=7)[..., :-1].transpose(0, -1)
-    elif strides == "expanded" and made.ndim == 2:
-        made = made[:, :1].expand(made.shape)
+    if has_layout(strides, made.ndim):
+        made = LAYOUTS[strides](made)
     return made.requires_grad_(requires_grad)
 
 

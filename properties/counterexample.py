@@ -31,7 +31,7 @@ from oracles import (
 from oracles.complex_step import Array
 
 from . import process_state
-from .cases import Case, rounded
+from .cases import LAYOUTS, Case, has_layout, rounded
 from .certifier import Check, Finding, Simulated
 from .contracts import Contract
 from .laws import INFERENCE, Falsified, Place
@@ -54,23 +54,6 @@ WIDTH = 100
 ORACLES = (complex_step, gather, exchange, clip, coca, distill, siglip, infonce, ntxent, cross_entropy)
 FORM = ("structure", "dtype and device", "altered inputs", "shape", "presence of the gradient")
 """What is wrong with an output other than its numbers."""
-LAYOUTS = {
-    "transposed": '''def transposed(value):
-    """Return the same values, the first dimension's next to one another."""
-    return value.transpose(0, -1).contiguous().transpose(0, -1)''',
-    "sliced": '''def sliced(value):
-    """Return the same values, every other element of a larger tensor."""
-    return torch.stack([value, torch.full_like(value, 7)], dim=-1)[..., 0]''',
-    "narrowed": '''def narrowed(value):
-    """Return the same values, the first columns of a wider tensor."""
-    return torch.nn.functional.pad(value, (0, 1), value=7)[..., :-1]''',
-    "shortened": '''def shortened(value):
-    """Return the same values, the first dimension's next to one another, the first of a longer one."""
-    return torch.nn.functional.pad(value.transpose(0, -1), (0, 1), value=7)[..., :-1].transpose(0, -1)''',
-    "expanded": '''def expanded(value):
-    """Return the same values, every column one memory."""
-    return value[:, :1].expand(value.shape)''',
-}
 
 
 @dataclass(frozen=True)
@@ -206,7 +189,7 @@ def render(finding: Finding, path: Path) -> str:
             # a crash, or a silent exit, must not take the verdict with it
             launched=case.world_size > 1 or judge == "returns",
             constants=_constants(contract, case, program, judge, known, weights, bool(sources)),
-            layouts=[LAYOUTS[name] for name in layouts],
+            layouts=[inspect.getsource(LAYOUTS[name]).rstrip() for name in layouts],
             calls=shown,
             build_source=contract.build_source(),
             call_source=contract.call_source(),
@@ -217,7 +200,6 @@ def render(finding: Finding, path: Path) -> str:
             run="form" if judge == "form" else "none" if act in ("travel", "curve") else "run",
             act=act,
             source=_source(act),
-            compiled=program.act == "compiled",
             modes=_modes(program, judge, known),
             oracle_functions=inlined(sources, derived) if uses_oracle else "",
             oracle_names=names,
@@ -325,6 +307,8 @@ def _plain(finding: Finding) -> bool:
 
 def _modes(program: Program, judge: str, known: Place) -> list[str]:
     """Return under which modes of torch the target is called, one after another."""
+    if program.act == "compiled":
+        return ["compiled"]
     if program.act == "modes" and judge == "returns":
         return ["train", "inference"]
     return ["inference" if known.note == INFERENCE else "train"]
@@ -451,8 +435,7 @@ def _tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> str:
     if np.issubdtype(array.dtype, np.integer):
         return f"tensor({_lines(array.tolist())})"
     text = f"tensor({_lines(_nested(array, dtype))}, dtype=torch.{dtype})"
-    laid_out = {"sliced": array.ndim > 0, "expanded": array.ndim == 2}.get(strides, array.ndim > 1)
-    if strides != "contiguous" and laid_out:
+    if has_layout(strides, array.ndim):
         text = f"{strides}({text})"
     return f"{text}.requires_grad_()" if requires_grad else text
 

@@ -197,6 +197,11 @@ class Outcome:
     changed: tuple[str, ...] = ()
     """Inputs whose content the call altered, and cotangents whose content its backward did."""
 
+    @property
+    def types(self) -> list[str]:
+        """The dtypes and devices that there are among the terms."""
+        return sorted(set(self.term_types.values()))
+
 
 class Malformed(AssertionError):
     """The subject returned something that is not what its contract says."""

@@ -156,6 +156,17 @@ def misshapen(place: Place, observed: tuple[int, ...], expected: tuple[int, ...]
     return Falsified(f"{place}: expected shape {right}, observed {seen}", shape)
 
 
+def compare_types(rank: int, outcome: Outcome, allowed: list[list[str]], words: str) -> None:
+    """Compare the dtypes and devices of a rank's terms with those allowed, in `words`.
+
+    Raises:
+        Falsified: they are others.
+    """
+    if outcome.types not in allowed:
+        place = Place("dtype and device", rank=rank, expected=allowed, observed=outcome.types)
+        raise Falsified(f"rank {rank}: expected {words}, observed {outcome.types}", place)
+
+
 def laws() -> list[Law]:
     """Return every law, the most telling first."""
     from . import communication, compiled, gradients, hygiene, metamorphic, values

@@ -9,7 +9,7 @@ from ..cases import Case
 from ..contracts import Contract
 from ..subjects import Step, Subject
 from ..worlds import World
-from . import Falsified, Law, Place, observe
+from . import Law, compare_types, observe
 from .gradients import compare_gradients
 from .values import compare_terms
 
@@ -32,18 +32,14 @@ def compiled_equals_eager(contract: Contract, subject: Subject, world: World, ca
 def _half(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Case:
     halves = [dtype for dtype in ("bfloat16", "float16") if dtype in subject.dtypes]
     assume(halves)
-    case = draw(contract.cases(subject, world_size))
-    return dataclasses.replace(case, cotangents="ones", dtype=halves[0], wide_scalars=False)
+    return dataclasses.replace(compilable(draw(contract.cases(subject, world_size))), dtype=halves[0])
 
 
 def compiled_keeps_dtypes(contract: Contract, subject: Subject, world: World, case: Case) -> float:
     """Under torch.compile (backend aot_eager) half-precision inputs give the dtypes of eager mode."""
     eager, compiled = observe(contract, subject, world, [case, Step(case, "compiled")])
     for rank, (one, other) in enumerate(zip(eager, compiled, strict=True)):
-        right, seen = (sorted(set(outcome.term_types.values())) for outcome in (one, other))
-        if seen != right:
-            place = Place("dtype and device", rank=rank, expected=[right], observed=seen)
-            raise Falsified(f"rank {rank}: expected terms in {right}, as eager, observed {seen}", place)
+        compare_types(rank, other, [one.types], f"terms in {one.types}, as eager")
     return 0.0
 
 

@@ -12,7 +12,7 @@ from ..contracts import Contract
 from ..process_state import traces
 from ..subjects import Outcome, Step, Subject, backward, inputs
 from ..worlds import World
-from . import Falsified, Law, Place, by_mode, compare, misshapen, observe, run
+from . import Falsified, Law, Place, by_mode, compare, compare_types, misshapen, observe, run
 
 
 def inputs_unchanged(contract: Contract, subject: Subject, world: World, case: Case) -> float:
@@ -36,13 +36,8 @@ def outputs_well_formed(contract: Contract, subject: Subject, world: World, case
             right, seen = contract.structure(case), outcome.structure
             place = Place("structure", rank=rank, expected=right, observed=seen)
             raise Falsified(f"rank {rank}: expected {right}, observed {seen}", place)
-        types = sorted(set(outcome.term_types.values()))
         fit = [[f"{dtype} cpu"] for dtype in sorted(allowed)]
-        if types not in fit:
-            place = Place("dtype and device", rank=rank, expected=fit, observed=types)
-            raise Falsified(
-                f"rank {rank}: expected every term in {sorted(allowed)} on cpu, observed {types}", place
-            )
+        compare_types(rank, outcome, fit, f"every term in {sorted(allowed)} on cpu")
         for name, shape in shapes[rank].items():
             if outcome.terms[name].shape != shape:
                 raise misshapen(Place("term", name, rank), outcome.terms[name].shape, shape)
@@ -84,10 +79,9 @@ def _sequences(
         rows = draw(st.sampled_from(["reversed", "first", "same", "refilled", "first", "refilled", "other"]))
         if rows == "refilled":
             # all of one shape, in the same memory: other values alone
-            kept = {f.name: getattr(last, f.name) for f in dataclasses.fields(last)}
-            moved = {name: getattr(other, name) for name in ("seed", "pattern", "scale", "bias")}
-            moved["bias"] = None if last.bias is None else other.bias or 0.0
-            kept |= {name: value for name, value in moved.items() if name not in contract.constructed}
+            bias = None if last.bias is None else other.bias or 0.0
+            moved = {"seed": other.seed, "pattern": other.pattern, "scale": other.scale, "bias": bias}
+            kept = vars(last) | {k: value for k, value in moved.items() if k not in contract.constructed}
         elif rows == "same":
             kept |= {"rows": last.rows, "dtype": last.dtype}
         elif rows == "reversed":
