@@ -34,7 +34,12 @@ def _set_generator(state: bytes) -> None:
 
 def _numpy_generator() -> tuple[Any, ...]:
     name, keys, *rest = np.random.get_state()
-    return name, tuple(np.asarray(keys).tolist()), *rest
+    return name, np.asarray(keys).tobytes(), *rest
+
+
+def _set_numpy_generator(state: tuple[Any, ...]) -> None:
+    name, keys, *rest = state
+    np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
 
 
 _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
@@ -42,7 +47,7 @@ _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "the gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "torch's random generator": (_generator, _set_generator),
     "Python's random generator": (random.getstate, random.setstate),
-    "NumPy's random generator": (_numpy_generator, np.random.set_state),
+    "NumPy's random generator": (_numpy_generator, _set_numpy_generator),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,

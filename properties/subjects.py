@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +15,11 @@ import torch
 
 from oracles.complex_step import Array
 
-from .cases import DTYPES, STRIDES, Case, cotangents, tensor
+from .cases import DTYPES, STRIDES, Case, tensor
 from .worlds.specs import Worlds, worlds_of
 
 if TYPE_CHECKING:
-    from .contracts import Contract
+    from .contracts import Contract, Inputs
 
 
 @dataclass(frozen=True)
@@ -280,10 +281,16 @@ def _run_step(
     return outcome
 
 
+@lru_cache(maxsize=1)
+def _drawn(contract: "Contract", case: Case) -> tuple["Inputs", list[dict[str, Array]]]:
+    """Return every rank's inputs and cotangents: ranks that are threads of one process share them."""
+    return contract.inputs(case), contract.weights(case)
+
+
 def inputs(rank: int, contract: "Contract", case: Case, train: bool = True) -> dict[str, torch.Tensor]:
     """Return one rank's inputs as leaf tensors, which require grad unless frozen."""
     tensors = {}
-    for name, array in contract.inputs(case)[rank].items():
+    for name, array in _drawn(contract, case)[0][rank].items():
         if np.issubdtype(array.dtype, np.integer):
             tensors[name] = torch.tensor(array)
         else:
@@ -299,7 +306,7 @@ def backward(
 
     With `keep` the graph stays for another time.
     """
-    drawn = cotangents(case, contract.term_shapes(case))[rank]
+    drawn = _drawn(contract, case)[1][rank]
     live = {name: term for name, term in terms.items() if term.requires_grad}
     given = {
         name: tensor(drawn[name], str(term.dtype).removeprefix("torch."), case.cotangent_strides, False)

@@ -82,6 +82,12 @@ class Contract(ABC):
     """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)  # it has no state
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
     @abstractmethod
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """Draw what to construct the subject with."""

@@ -1,8 +1,9 @@
 """The contract of CLIP's loss, and the configurations that all gathering losses share."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from oracles.rounding import Bounded, Precision, Weight
 from ..cases import Case, Options, feature_pair, scalars
 from ..subjects import Subject
 from . import Bounds, Contract, Inputs, Sum
+
+T = TypeVar("T")
 
 FEATURES = ("image_features", "text_features")
 STUDENT = (*FEATURES, "logit_scale", "logit_bias")
@@ -165,6 +168,13 @@ def row_weighing(case: Case, factor: float = 1.0) -> Weight:
     return Weight.of(value, factor, *rows, sum(rows), len(rows))
 
 
+def of_every_rank(case: Case, bound: Callable[[int], T]) -> list[T]:
+    """Return what `bound` gives for each rank: the same, without `local_loss`, as each holds all rows."""
+    if case.option("local_loss"):
+        return [bound(rank) for rank in range(case.world_size)]
+    return [bound(0)] * case.world_size
+
+
 def joined(parts: list[Bounded]) -> Bounded:
     """Return the values of several parts as one."""
     return Bounded(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
@@ -176,17 +186,23 @@ def contrastive_bounds(
     """Bound the contrastive term of every rank, and add its gradients to `sums`."""
     p = Precision.of(case.dtype)
     weight = row_weighing(case, factor)
-    terms = []
-    for rank, pair in enumerate(directions(case, inputs)):
-        values = []
-        for direction in pair:
+    pairs = directions(case, inputs)
+
+    def entropies(rank: int) -> list[tuple[Bounded, Bounded]]:
+        bounded = []
+        for direction in pairs[rank]:
             z = direction.logits(p)
             hot = np.zeros(z.value.shape)
             hot[np.arange(len(direction.labels)), direction.labels] = 1
-            value, slope = rounding.cross_entropy(z, Bounded(hot, np.zeros(hot.shape)), p)
-            values.append(value)
+            bounded.append(rounding.cross_entropy(z, Bounded(hot, np.zeros(hot.shape)), p))
+        return bounded
+
+    terms = []
+    for rank, bounded in enumerate(of_every_rank(case, entropies)):
+        for direction, (_, slope) in zip(pairs[rank], bounded, strict=True):
             direction.add_gradients(sums, slope, weight.times(weights[rank][term]), p)
-        terms.append({term: np.asarray(rounding.total(joined(values), weight, p))})
+        total = rounding.total(joined([value for value, _ in bounded]), weight, p)
+        terms.append({term: np.asarray(total)})
     return terms
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from oracles import rounding
 from oracles.complex_step import Array
 from oracles.distill import distill_loss
-from oracles.rounding import Precision
+from oracles.rounding import Bounded, Precision
 
 from ..cases import Case, feature_pair, scalars
 from . import Bounds, Inputs, Sum
@@ -19,6 +19,7 @@ from .clip import (
     directions,
     flags,
     joined,
+    of_every_rank,
     row_weighing,
     split_inputs,
     student,
@@ -72,17 +73,24 @@ class DistillContract(ClipContract):
         sums = Sum(inputs)
         terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, weights, sums)
         weight = row_weighing(case)
-        teachers = directions(case, inputs, "dist_")
-        for rank, students in enumerate(directions(case, inputs)):
-            values = []
-            gradient = weight.times(weights[rank]["distill_loss"])
-            for pupil, teacher in zip(students, teachers[rank], strict=True):
+        students, teachers = directions(case, inputs), directions(case, inputs, "dist_")
+        constant = case.option("convention", "exact") == "exact"
+
+        def entropies(rank: int) -> list[tuple[Bounded, Bounded, Bounded | None]]:
+            bounded = []
+            for pupil, teacher in zip(students[rank], teachers[rank], strict=True):
                 z, t = pupil.logits(p), teacher.logits(p)
                 targets, excess = rounding.soft_targets(t, p)
                 value, slope = rounding.cross_entropy(z, targets, p, excess)
-                values.append(value)
-                pupil.add_gradients(sums, slope, gradient, p)
-                if case.option("convention", "exact") == "open_clip":
-                    teacher.add_gradients(sums, rounding.cross_entropy_targets(z, t, p), gradient, p)
-            terms[rank]["distill_loss"] = np.asarray(rounding.total(joined(values), weight, p, parts=4))
+                bounded.append((value, slope, None if constant else rounding.cross_entropy_targets(z, t, p)))
+            return bounded
+
+        for rank, bounded in enumerate(of_every_rank(case, entropies)):
+            gradient = weight.times(weights[rank]["distill_loss"])
+            for side, (_, slope, of_targets) in enumerate(bounded):
+                students[rank][side].add_gradients(sums, slope, gradient, p)
+                if of_targets:
+                    teachers[rank][side].add_gradients(sums, of_targets, gradient, p)
+            values = joined([value for value, _, _ in bounded])
+            terms[rank]["distill_loss"] = np.asarray(rounding.total(values, weight, p, parts=4))
         return Bounds(terms, sums.bounds(p))

@@ -171,5 +171,5 @@ def laws() -> list[Law]:
     """Return every law, the most telling first."""
     from . import communication, compiled, gradients, hygiene, metamorphic, values
 
-    modules = (values, gradients, compiled, communication, hygiene, metamorphic)
+    modules = (values, compiled, gradients, communication, hygiene, metamorphic)
     return [law for module in modules for law in module.LAWS]

@@ -44,10 +44,10 @@ def compiled_keeps_dtypes(contract: Contract, subject: Subject, world: World, ca
 
 
 LAWS = [
-    Law("compiled equals eager", compiled_equals_eager, share=0.12, patience=4.0,
+    Law("compiled keeps dtypes", compiled_keeps_dtypes, draw=_half, share=0.04, patience=4.0,
         worlds="two", simulated=False,
         applies=lambda contract: contract.is_loss),
-    Law("compiled keeps dtypes", compiled_keeps_dtypes, draw=_half, share=0.04, patience=4.0,
+    Law("compiled equals eager", compiled_equals_eager, share=0.12, patience=4.0,
         worlds="two", simulated=False,
         applies=lambda contract: contract.is_loss),
 ]  # fmt: skip

@@ -19,7 +19,9 @@ from . import Law, Place, compare, misshapen, observe, run
 EVERY_PARTIAL = 64
 """Up to this many partial derivatives a case has each one checked; beyond, a choice of them."""
 CHOSEN = 20
-"""How many directions a large case is derived along."""
+"""How many directions a large case is derived along; half of them where that takes seconds."""
+LARGE = 2**19
+"""As many pairs of rows, over all ranks, take seconds."""
 
 
 def _directions(case: Case, inputs: Inputs, differentiable: tuple[str, ...]) -> list[tuple[int, str, Array]]:
@@ -45,8 +47,9 @@ def _directions(case: Case, inputs: Inputs, differentiable: tuple[str, ...]) -> 
             chosen.append((rank, name, unit.reshape(shape)))
         if len(axes) < size:
             chosen.append((rank, name, generator.choice([-1.0, 1.0], shape)))
-    if sum(sizes.values()) > EVERY_PARTIAL and len(chosen) > CHOSEN:
-        chosen = [chosen[i] for i in sorted(generator.choice(len(chosen), CHOSEN, replace=False))]
+    most = CHOSEN if case.world_size * sum(case.rows) ** 2 < LARGE else CHOSEN // 2
+    if sum(sizes.values()) > EVERY_PARTIAL and len(chosen) > most:
+        chosen = [chosen[i] for i in sorted(generator.choice(len(chosen), most, replace=False))]
     return chosen
 
 
