@@ -447,6 +447,23 @@ def test_an_interrupt_kills_the_pool_and_is_raised(tmp_path):
     assert (dispatcher.returncode, out, err) == (0, "[(0, 2, ()), (1, 2, ())]\n", "")
 
 
+def test_the_server_starts_without_torch_and_is_not_interrupted(tmp_path):
+    script = """
+        import os, psutil, signal, sys
+        from properties.worlds import server
+        server.start()
+        assert "torch" not in sys.modules
+        for child in psutil.Process().children():
+            os.kill(child.pid, signal.SIGINT)  # while it imports, as a terminal's Ctrl-C
+        from properties.worlds.processes import shared_world
+        from tests.test_worlds import describe
+        print(shared_world(2).run(describe))
+    """
+    with run_script(tmp_path, script) as dispatcher:
+        out, err = dispatcher.communicate(timeout=300)
+    assert (dispatcher.returncode, out, err) == (0, "[(0, 2, ()), (1, 2, ())]\n", "")
+
+
 def test_forks_have_pools_of_their_own_and_exit_leaves_nothing(tmp_path):
     script = """
         import os, sys

@@ -13,8 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection, forkserver, process, util
 from pathlib import Path
@@ -23,18 +22,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from . import RankState, WorldError
+from . import RankState, WorldError, server
 
 T = TypeVar("T")
 
-PRELOAD = ["numpy", "torch", "torch.distributed", "torch._dynamo", __name__]
-"""What most targets import, or some law: once for all ranks, as it takes seconds."""
-RANK_ENVIRONMENT = {
-    "GLOO_SOCKET_IFNAME": "lo",
-    "MKL_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
 COLLECTIVE_SHARE = 0.8
 """A collective times out after this share of the run's time, so that ranks stuck in it say so themselves."""
 LINGER_SECONDS = 0.2
@@ -164,10 +155,8 @@ class ProcessWorld:
         self._folder = Path(tempfile.mkdtemp(prefix=f"world-{self.size}-"))
         # at exit too, before multiprocessing would wait for the ranks without a limit; not in a fork
         self._end = util.Finalize(self, _end, (self._ranks, self._folder), exitpriority=0)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-        environment = {**os.environ, **RANK_ENVIRONMENT}
-        with _launching():
+        environment = {**os.environ, **server.RANK_ENVIRONMENT}
+        with server.launching() as context:
             for rank in range(self.size):
                 ours, theirs = context.Pipe()
                 limit = COLLECTIVE_SHARE * self.timeout
@@ -299,33 +288,13 @@ def _forget_children() -> None:
     # multiprocessing in a forked process still holds the parent's children: it would terminate them at
     # exit, and fail to wait for the fork server, which is not its child.
     vars(process)["_children"].clear()
-    server = vars(forkserver._forkserver)
-    if server["_forkserver_pid"] is not None:
-        os.close(server["_forkserver_alive_fd"])
-        server["_forkserver_pid"] = None
+    held = vars(forkserver._forkserver)
+    if held["_forkserver_pid"] is not None:
+        os.close(held["_forkserver_alive_fd"])
+        held["_forkserver_pid"] = None
 
 
 os.register_at_fork(after_in_child=_forget_children)
-
-
-@contextlib.contextmanager
-def _launching() -> Iterator[None]:
-    """Change, for as long as processes are started, what they would copy from this one.
-
-    With an empty `__main__` they do not run the caller's script again. And where the fork server itself is
-    started, its libraries read the number of threads as they load: only one thread forks safely.
-    """
-    main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in RANK_ENVIRONMENT}
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    os.environ.update(RANK_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name, value in before.items():
-            del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
 
 
 def _readable(stack: str) -> str:

@@ -1,0 +1,56 @@
+"""The fork server, a process which has imported once what all ranks need, and which they are forked from.
+
+Imports no torch itself: the server may start while its caller does.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import types
+from collections.abc import Iterator
+from multiprocessing import context, forkserver, resource_tracker
+
+PRELOAD = ["numpy", "torch", "torch.distributed", "torch._dynamo", "properties.worlds.processes"]
+"""What most targets import, or some law: it takes seconds."""
+RANK_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def start() -> None:
+    """Start the server, unless it runs, and do not wait for it: the first rank does."""
+    with launching():
+        pass
+
+
+@contextlib.contextmanager
+def launching() -> Iterator[context.ForkServerContext]:
+    """Change, for as long as processes are started, what they would copy from this one.
+
+    With an empty `__main__` they do not run the caller's script again. Where the fork server itself is
+    started, its libraries read the number of threads as they load, as only one thread forks safely, and
+    Ctrl-C does not interrupt them: the caller decides.
+    """
+    chosen = multiprocessing.get_context("forkserver")
+    main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in RANK_ENVIRONMENT}
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    os.environ.update(RANK_ENVIRONMENT)
+    resource_tracker.ensure_running()  # the server asks for it too; starting it lets signals through again
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        chosen.set_forkserver_preload(PRELOAD)
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield chosen
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        sys.modules["__main__"] = main
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
