@@ -53,7 +53,7 @@ def bounded(value, error=0.0):
 
 @pytest.mark.parametrize(
     ("n", "expected"),
-    [(0, 0), (3, 3 / 13), (15, 15), (16, INF), (17, INF), (np.array([1, 16]), [1 / 15, INF])],
+    [(0, 0), (3, 3 / 13), (15, 15), (16, INF), (17, INF), (np.array([1, 16, 17]), [1 / 15, INF, INF])],
 )
 def test_gamma_by_hand(n, expected):
     # n u / (1 - n u) = n / (16 - n)
