@@ -40,10 +40,8 @@ CAP = 100.0
 def gamma(n: Any, u: float) -> Any:
     """Return n u / (1 - n u), the relative error of n roundings in a row; of an array elementwise."""
     relative = np.multiply(n, u)
-    if not relative.ndim:
-        return relative / (1 - relative) if relative < 1 else np.inf
     with np.errstate(divide="ignore"):
-        return np.where(relative < 1, relative / (1 - relative), np.inf)
+        return np.where(relative < 1, relative / (1 - relative), np.inf)[()]
 
 
 @dataclass(frozen=True)
