@@ -2,13 +2,13 @@
 
 import sys
 
-from .worlds import server
-
 
 def main() -> None:
     """Run the command line, and exit with the status."""
     try:
         if "certify" in sys.argv[1:2]:
+            from .worlds import server
+
             server.start()
         from . import cli  # takes seconds, for torch
 

@@ -40,17 +40,22 @@ def launching() -> Iterator[context.ForkServerContext]:
     main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in RANK_ENVIRONMENT}
     sys.modules["__main__"] = types.ModuleType("__main__")
     os.environ.update(RANK_ENVIRONMENT)
-    resource_tracker.ensure_running()  # the server asks for it too; starting it lets signals through again
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         chosen.set_forkserver_preload(PRELOAD)
-        forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _ensure_running()
         yield chosen
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         sys.modules["__main__"] = main
         for name, value in before.items():
             del os.environ[name]
             if value is not None:
                 os.environ[name] = value
+
+
+def _ensure_running() -> None:
+    resource_tracker.ensure_running()  # the server asks for it too; starting it lets signals through again
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
