@@ -281,16 +281,23 @@ def _run_step(
     return outcome
 
 
+# ranks that are threads of one process share what is drawn for all
+
+
 @lru_cache(maxsize=1)
-def _drawn(contract: "Contract", case: Case) -> tuple["Inputs", list[dict[str, Array]]]:
-    """Return every rank's inputs and cotangents: ranks that are threads of one process share them."""
-    return contract.inputs(case), contract.weights(case)
+def _inputs(contract: "Contract", case: Case) -> "Inputs":
+    return contract.inputs(case)
+
+
+@lru_cache(maxsize=1)
+def _weights(contract: "Contract", case: Case) -> list[dict[str, Array]]:
+    return contract.weights(case)
 
 
 def inputs(rank: int, contract: "Contract", case: Case, train: bool = True) -> dict[str, torch.Tensor]:
     """Return one rank's inputs as leaf tensors, which require grad unless frozen."""
     tensors = {}
-    for name, array in _drawn(contract, case)[0][rank].items():
+    for name, array in _inputs(contract, case)[rank].items():
         if np.issubdtype(array.dtype, np.integer):
             tensors[name] = torch.tensor(array)
         else:
@@ -306,7 +313,7 @@ def backward(
 
     With `keep` the graph stays for another time.
     """
-    drawn = _drawn(contract, case)[1][rank]
+    drawn = _weights(contract, case)[rank]
     live = {name: term for name, term in terms.items() if term.requires_grad}
     given = {
         name: tensor(drawn[name], str(term.dtype).removeprefix("torch."), case.cotangent_strides, False)

@@ -74,7 +74,7 @@ class DistillContract(ClipContract):
         terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, weights, sums)
         weight = row_weighing(case)
         students, teachers = directions(case, inputs), directions(case, inputs, "dist_")
-        constant = case.option("convention", "exact") == "exact"
+        constant = flags(case)[2] == "exact"
 
         def entropies(rank: int) -> list[tuple[Bounded, Bounded, Bounded | None]]:
             bounded = []
