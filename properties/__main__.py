@@ -1,10 +1,16 @@
 """Where the command begins: Ctrl-C is answered from the first import on."""
 
+import os
+import signal
 import sys
+import threading
+
+AGAIN_SECONDS = 0.1
 
 
 def main() -> None:
     """Run the command line, and exit with the status."""
+    sys.unraisablehook = _interrupt_again
     try:
         if "certify" in sys.argv[1:2]:
             from .worlds import server
@@ -16,6 +22,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted before a check ran", file=sys.stderr)
         sys.exit(130)
+
+
+def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Raise a Ctrl-C once more that came where nothing can be raised, as in a callback of the collector."""
+    if isinstance(ignored.exc_value, KeyboardInterrupt):
+        threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 if __name__ == "__main__":

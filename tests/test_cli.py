@@ -223,6 +223,28 @@ def test_an_interrupt_is_answered_while_torch_is_imported() -> None:
     ]
 
 
+def test_an_interrupt_where_nothing_can_be_raised_is_answered() -> None:
+    script = """
+import gc, signal, time
+from properties import __main__, cli
+def once(phase, info):
+    gc.callbacks.remove(once)
+    signal.raise_signal(signal.SIGINT)
+def work():
+    gc.callbacks.append(once)
+    gc.collect()
+    print("went on", flush=True)
+    time.sleep(60)
+cli.main = work
+__main__.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "went on\n"), done.stderr
+    assert done.stderr == "interrupted before a check ran\n"
+
+
 def _wrong(*arguments: str) -> list[str]:
     return [
         "tests.defects.clip:OnlyImageToText",
