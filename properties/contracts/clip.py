@@ -45,6 +45,11 @@ def flags(case: Case) -> tuple[bool, bool, str]:
     return case.option("local_loss"), case.option("gather_with_grad"), case.option("convention", "exact")
 
 
+def is_exact(case: Case) -> bool:
+    """Whether gradients are those of one process, and not upstream's."""
+    return flags(case)[2] == "exact"
+
+
 def obeys_mean(case: Case) -> bool:
     """Whether the flags let the mean over ranks equal the single process."""
     local_loss, gather_with_grad, convention = flags(case)

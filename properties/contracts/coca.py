@@ -21,6 +21,7 @@ from .clip import (
     column,
     contrastive_bounds,
     gather_options,
+    is_exact,
     obeys_mean,
 )
 
@@ -56,7 +57,7 @@ class CoCaContract(ClipContract):
 
     def obeys_mean(self, case: Case) -> bool:
         """See `Contract`."""
-        return obeys_mean(case) and (case.world_size == 1 or case.option("convention", "exact") == "exact")
+        return obeys_mean(case) and (case.world_size == 1 or is_exact(case))
 
     def inputs(self, case: Case) -> Inputs:
         """See `Contract`."""
@@ -108,8 +109,7 @@ class CoCaContract(ClipContract):
         terms = contrastive_bounds(case, inputs, "contrastive_loss", clip_weight, weights, sums)
         tokens = [int(np.count_nonzero(given["labels"] != case.pad_id)) for given in inputs]
         for rank, given in enumerate(inputs):
-            exact = case.option("convention", "exact") == "exact"
-            divisor = sum(tokens) / len(tokens) if exact else tokens[rank]
+            divisor = sum(tokens) / len(tokens) if is_exact(case) else tokens[rank]
             value = caption_weight / max(divisor, 1 / len(tokens))
             weight = Weight.of(value, caption_weight, *tokens, sum(tokens), len(tokens))
             is_token = given["labels"] != case.pad_id

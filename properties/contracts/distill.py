@@ -18,6 +18,7 @@ from .clip import (
     contrastive_bounds,
     directions,
     flags,
+    is_exact,
     joined,
     of_every_rank,
     row_weighing,
@@ -64,8 +65,7 @@ class DistillContract(ClipContract):
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """See `Contract`; the teacher is a constant in the exact convention."""
         expected = super().gradient_expected(case)
-        exact = case.option("convention", "exact") == "exact"
-        return {name: want and not (exact and name in TEACHER) for name, want in expected.items()}
+        return {name: want and not (is_exact(case) and name in TEACHER) for name, want in expected.items()}
 
     def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
         """See `Contract`."""
@@ -74,7 +74,7 @@ class DistillContract(ClipContract):
         terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, weights, sums)
         weight = row_weighing(case)
         students, teachers = directions(case, inputs), directions(case, inputs, "dist_")
-        constant = flags(case)[2] == "exact"
+        constant = is_exact(case)
 
         def entropies(rank: int) -> list[tuple[Bounded, Bounded, Bounded | None]]:
             bounded = []
