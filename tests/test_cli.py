@@ -233,7 +233,6 @@ def once(phase, info):
 def work():
     gc.callbacks.append(once)
     gc.collect()
-    print("went on", flush=True)
     time.sleep(60)
 cli.main = work
 __main__.main()
@@ -241,8 +240,7 @@ __main__.main()
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
     )
-    assert (done.returncode, done.stdout) == (130, "went on\n"), done.stderr
-    assert done.stderr == "interrupted before a check ran\n"
+    assert (done.returncode, done.stderr) == (130, "interrupted before a check ran\n")
 
 
 def _wrong(*arguments: str) -> list[str]:
