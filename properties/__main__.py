@@ -1,9 +1,7 @@
 """Where the command begins: Ctrl-C is answered from the first import on."""
 
-import os
 import signal
 import sys
-import threading
 
 AGAIN_SECONDS = 0.1
 
@@ -27,7 +25,10 @@ def main() -> None:
 def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
     """Raise a Ctrl-C once more that came where nothing can be raised, as in a callback of the collector."""
     if isinstance(ignored.exc_value, KeyboardInterrupt):
-        threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+        # An alarm, not a thread that sends it: a signal seen while the main thread waits for Python's lock is
+        # answered only after its next call, which may block.
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
     else:
         sys.__unraisablehook__(ignored)
 

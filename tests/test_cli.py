@@ -233,7 +233,7 @@ def once(phase, info):
 def work():
     gc.callbacks.append(once)
     gc.collect()
-    time.sleep(60)
+    time.sleep(600)
 cli.main = work
 __main__.main()
 """
