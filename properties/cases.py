@@ -76,6 +76,12 @@ class Case:
         """Return one of `options`."""
         return dict(self.options).get(name, default)
 
+    @property
+    def convention(self) -> str:
+        """Whose gradients a loss is to have; "exact", those of one process, where nothing was drawn."""
+        value: str = self.option("convention", "exact")
+        return value
+
     def split(self, array: Array) -> list[Array]:
         """Split a global batch over the ranks."""
         return np.split(array, np.cumsum(self.rows)[:-1])

@@ -303,7 +303,7 @@ def hints(finding: Finding) -> list[str]:
         return []
     found = []
     place = finding.error.place if isinstance(finding.error, Falsified) else None
-    exact = case.option("convention", "exact") == "exact"
+    exact = case.convention == "exact"
     if place and place.kind == "gradient" and exact and case.option("gather_with_grad", True) is False:
         found.append("if it is to have upstream's gradients without gather_with_grad: --convention open_clip")
     if len(set(case.rows)) > 1:

@@ -42,12 +42,7 @@ def gather_options(draw: st.DrawFn, subject: Subject) -> Options:
 
 def flags(case: Case) -> tuple[bool, bool, str]:
     """Return local_loss, gather_with_grad and convention."""
-    return case.option("local_loss"), case.option("gather_with_grad"), case.option("convention", "exact")
-
-
-def is_exact(case: Case) -> bool:
-    """Whether gradients are those of one process, and not upstream's."""
-    return flags(case)[2] == "exact"
+    return case.option("local_loss"), case.option("gather_with_grad"), case.convention
 
 
 def obeys_mean(case: Case) -> bool:

@@ -21,7 +21,6 @@ from .clip import (
     column,
     contrastive_bounds,
     gather_options,
-    is_exact,
     obeys_mean,
 )
 
@@ -57,7 +56,7 @@ class CoCaContract(ClipContract):
 
     def obeys_mean(self, case: Case) -> bool:
         """See `Contract`."""
-        return obeys_mean(case) and (case.world_size == 1 or is_exact(case))
+        return obeys_mean(case) and (case.world_size == 1 or case.convention == "exact")
 
     def inputs(self, case: Case) -> Inputs:
         """See `Contract`."""
@@ -71,11 +70,10 @@ class CoCaContract(ClipContract):
         """See `Contract`."""
         clip_weight, caption_weight = self._weights(case)
         columns = column(inputs, "logits"), column(inputs, "labels")
-        convention = case.option("convention", "exact")
         return [
             {
                 "contrastive_loss": clip_weight * terms["contrastive_loss"] if clip_weight else 0j,
-                "caption_loss": caption_weight * caption_loss(*columns, rank, case.pad_id, convention)
+                "caption_loss": caption_weight * caption_loss(*columns, rank, case.pad_id, case.convention)
                 if caption_weight
                 else 0j,
             }
@@ -85,9 +83,8 @@ class CoCaContract(ClipContract):
     def oracle_source(self, case: Case) -> dict[str, str]:
         """See `Contract`."""
         clip_weight, caption_weight = self._weights(case)
-        convention = case.option("convention", "exact")
         terms = super().oracle_source(case) | {
-            "caption_loss": call_of("caption_loss", "logits, labels", case, case.pad_id, convention)
+            "caption_loss": call_of("caption_loss", "logits, labels", case, case.pad_id, case.convention)
         }
         weights = zip(terms.items(), (clip_weight, caption_weight), strict=True)
         return {name: f"{weight} * {term}" if weight else "0j" for (name, term), weight in weights}
@@ -109,7 +106,7 @@ class CoCaContract(ClipContract):
         terms = contrastive_bounds(case, inputs, "contrastive_loss", clip_weight, weights, sums)
         tokens = [int(np.count_nonzero(given["labels"] != case.pad_id)) for given in inputs]
         for rank, given in enumerate(inputs):
-            divisor = sum(tokens) / len(tokens) if is_exact(case) else tokens[rank]
+            divisor = sum(tokens) / len(tokens) if case.convention == "exact" else tokens[rank]
             value = caption_weight / max(divisor, 1 / len(tokens))
             weight = Weight.of(value, caption_weight, *tokens, sum(tokens), len(tokens))
             is_token = given["labels"] != case.pad_id

@@ -18,7 +18,6 @@ from .clip import (
     contrastive_bounds,
     directions,
     flags,
-    is_exact,
     joined,
     of_every_rank,
     row_weighing,
@@ -65,7 +64,8 @@ class DistillContract(ClipContract):
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """See `Contract`; the teacher is a constant in the exact convention."""
         expected = super().gradient_expected(case)
-        return {name: want and not (is_exact(case) and name in TEACHER) for name, want in expected.items()}
+        exact = case.convention == "exact"
+        return {name: want and not (exact and name in TEACHER) for name, want in expected.items()}
 
     def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
         """See `Contract`."""
@@ -74,7 +74,7 @@ class DistillContract(ClipContract):
         terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, weights, sums)
         weight = row_weighing(case)
         students, teachers = directions(case, inputs), directions(case, inputs, "dist_")
-        constant = is_exact(case)
+        constant = case.convention == "exact"
 
         def entropies(rank: int) -> list[tuple[Bounded, Bounded, Bounded | None]]:
             bounded = []
