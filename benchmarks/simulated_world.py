@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as functional
 
-from properties.worlds.simulated import SimulatedWorld
+from verified_losses.properties.worlds.simulated import SimulatedWorld
 
 ROWS, WIDTH = 4, 16
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from properties.cases import Case
-from properties.contracts import contracts
-from properties.laws import observe
-from properties.subjects import Subject
-from properties.worlds import World
-from properties.worlds.horovod import HorovodWorld, horovod_missing
-from properties.worlds.processes import shared_world
-from properties.worlds.single import SingleWorld
+from verified_losses.properties.cases import Case
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.laws import observe
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.worlds import World
+from verified_losses.properties.worlds.horovod import HorovodWorld, horovod_missing
+from verified_losses.properties.worlds.processes import shared_world
+from verified_losses.properties.worlds.single import SingleWorld
 
 
 def measure(world: World, seconds: float) -> dict[str, float | str]:

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from properties.certifier import Check, Finding, checks, verify
-from properties.counterexample import SECONDS, write
-from properties.replay import replay
-from properties.report import versions
-from properties.worlds.specs import parse
+from verified_losses.properties.certifier import Check, Finding, checks, verify
+from verified_losses.properties.counterexample import SECONDS, write
+from verified_losses.properties.replay import replay
+from verified_losses.properties.report import versions
+from verified_losses.properties.worlds.specs import parse
 
 from .defects import DEFECTS
 from .load import SITE

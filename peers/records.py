@@ -6,12 +6,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from properties.cases import DTYPES, SCALES, STRIDES, Case
-from properties.contracts import Contract
-from properties.contracts.clip import ClipContract
-from properties.contracts.coca import CoCaContract
-from properties.contracts.siglip import SigLipContract
-from properties.subjects import Subject
+from verified_losses.properties.cases import DTYPES, SCALES, STRIDES, Case
+from verified_losses.properties.contracts import Contract
+from verified_losses.properties.contracts.clip import ClipContract
+from verified_losses.properties.contracts.coca import CoCaContract
+from verified_losses.properties.contracts.siglip import SigLipContract
+from verified_losses.properties.subjects import Subject
 
 FULL = ("float64", "float32")
 """Precisions without the roundings of a half, for questions about something else."""

@@ -1,4 +1,4 @@
-"""How people ask from code: `from properties import certify`."""
+"""How people ask from code: `from verified_losses.properties import certify`."""
 
 import inspect
 import math
@@ -72,7 +72,7 @@ def certify(
 ) -> Certificate:
     """Verify an implementation: every property, in every world, over drawn cases.
 
-    >>> from properties import certify
+    >>> from verified_losses.properties import certify
     >>> certify("mypackage.losses:MyLoss", "clip", world="1", max_examples=5).verdict  # doctest: +SKIP
     'holds'
 

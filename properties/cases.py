@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from oracles.complex_step import Array
+from verified_losses.oracles.complex_step import Array
 
 T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]

@@ -16,7 +16,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from oracles import (
+from verified_losses import oracles
+from verified_losses.oracles import (
     clip,
     coca,
     complex_step,
@@ -28,7 +29,7 @@ from oracles import (
     ntxent,
     siglip,
 )
-from oracles.complex_step import Array
+from verified_losses.oracles.complex_step import Array
 
 from . import process_state
 from .cases import LAYOUTS, Case, has_layout, rounded
@@ -224,7 +225,7 @@ def inlined(sources: dict[str, str], derived: bool) -> str:
     found: dict[str, str] = {}
 
     def add(name: str, value: object) -> None:
-        if name in found or getattr(value, "__module__", "").partition(".")[0] != "oracles":
+        if name in found or getattr(value, "__module__", "").rpartition(".")[0] != oracles.__name__:
             return
         assert inspect.isfunction(value)
         found[name] = ""
@@ -253,7 +254,7 @@ def inlined(sources: dict[str, str], derived: bool) -> str:
 
 def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("properties"),
+        loader=jinja2.PackageLoader("verified_losses.properties"),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

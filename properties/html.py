@@ -157,7 +157,7 @@ def render(record: Certificate | Certificates, codes: Mapping[str, str]) -> str:
         codes: the code of counterexample files, by the names that the record gives them.
     """
     environment = Environment(
-        loader=PackageLoader("properties"),
+        loader=PackageLoader("verified_losses.properties"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

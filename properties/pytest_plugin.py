@@ -1,7 +1,4 @@
-"""`pytest --certify TARGET --certify-as CONTRACT`: one test item for each property and world.
-
-pytest loads this in every run of everybody who has the package: nothing is imported before it is asked for.
-"""
+"""`pytest --certify TARGET --certify-as CONTRACT`: one test item for each property and world."""
 
 import pickle
 import sys
@@ -18,42 +15,10 @@ if TYPE_CHECKING:
 SUBJECTS: "pytest.StashKey[Subjects]" = pytest.StashKey()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options: those of `verified-losses certify`."""
-    add = parser.getgroup("certify", "Certify losses").addoption
-    add(
-        "--certify",
-        metavar="TARGET",
-        action="append",
-        help="Verify this loss, package.module:Name or path/to/file.py:Name. Several may be given.",
-    )
-    add(
-        "--certify-as",
-        metavar="CONTRACT",
-        action="append",
-        help="What it must do: clip, coca, distill, siglip, ... One for each --certify.",
-    )
-    add("--certify-convention", metavar="NAME", help="Which gradients: exact (default) or open_clip.")
-    add("--certify-config", metavar="NAME=VALUE,...", help="Options of the loss to pin.")
-    add("--certify-equal-rows", action="store_true", default=None, help="Give every rank equally many rows.")
-    add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
-    add("--certify-dtype", metavar="DTYPES", help="Of the inputs, separated by commas. Default: all.")
-    add(
-        "--certify-only", metavar="PROPERTY", action="append", help="Which properties; * and ? as in a shell."
-    )
-    add("--certify-skip", metavar="PROPERTY", action="append", help="Which properties not.")
-    add("--certify-max-examples", metavar="N", type=int, help="Cases for each property. Default: 25.")
-    add("--certify-counterexamples", metavar="DIR", help="Programs to run. Default: build/counterexamples.")
-    add("--certify-seed", metavar="N", type=int, help="Default: that of --hypothesis-seed, else 0.")
-
-
 @pytest.hookimpl(trylast=True)  # once Hypothesis's own plugin has ended its initialisation
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Look at the targets, in one process: workers of xdist are told what it saw."""
     config = session.config
-    if not config.option.certify:
-        _refuse_without_target(config)
-        return
     sys.path.append(str(config.invocation_params.dir))  # a module beside the caller is found
     if hasattr(config, "workerinput"):
         config.stash[SUBJECTS] = pickle.loads(config.workerinput["certify"])
@@ -86,8 +51,6 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Add the checks to what was collected."""
-    if SUBJECTS not in config.stash:
-        return
     from .certifier import Certifier
 
     subjects = config.stash[SUBJECTS]
@@ -142,16 +105,6 @@ class Property(pytest.Item):
     def reportinfo(self) -> tuple[Any, None, str]:
         """Return the place that reports name: no file, but this plugin's word."""
         return self.config.rootpath / "certify", None, self.nodeid.removeprefix("certify::")
-
-
-def _refuse_without_target(config: pytest.Config) -> None:
-    given = [
-        name
-        for name, value in vars(config.option).items()
-        if name.startswith("certify_") and value is not None
-    ]
-    if given:
-        raise pytest.UsageError(f"--{given[0].replace('_', '-')}: expected a --certify TARGET beside it")
 
 
 def _asked(config: pytest.Config) -> "Subjects":

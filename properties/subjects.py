@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from oracles.complex_step import Array
+from verified_losses.oracles.complex_step import Array
 
 from .cases import DTYPES, STRIDES, Case, tensor
 from .worlds.specs import Worlds, worlds_of

@@ -6,9 +6,9 @@ processes to start.
 
 import pytest
 
-from properties.worlds import World, processes, specs
-from properties.worlds.simulated import SimulatedWorld
-from properties.worlds.single import SingleWorld
+from verified_losses.properties.worlds import World, processes, specs
+from verified_losses.properties.worlds.simulated import SimulatedWorld
+from verified_losses.properties.worlds.single import SingleWorld
 
 SECONDS = 20.0
 

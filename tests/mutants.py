@@ -1,8 +1,8 @@
 """Mutation testing: `python -m tests.mutants`, or `make mutants`; of changed functions, `make mutants-quick`.
 
-mutmut changes one thing at a time in `verified_losses`, which the properties and the losses' tests must
-notice, and in `oracles`, which the oracles' own tests must. What nobody notices survives. A survivor that is
-no defect, as it computes the same, is recorded in `tests/defects/equivalent.toml` with the reason why.
+mutmut changes one thing at a time in the losses, which the properties and the losses' tests must notice, and
+in the oracles, which the oracles' own tests must. A change that no test notices survives. A survivor that
+computes the same is recorded in `tests/defects/equivalent.toml` with the reason.
 """
 
 import ast
@@ -27,7 +27,7 @@ from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).parent / "defects" / "equivalent.toml"
-COPIED = ("verified_losses", "oracles", "properties", "tests", "pyproject.toml")
+COPIED = ("verified_losses", "tests", "pyproject.toml")
 EXAMPLES = "8"
 """Cases of each property: few, as there are thousands of mutants."""
 KILLED = 1
@@ -36,7 +36,7 @@ KILLED = 1
 
 @dataclass(frozen=True)
 class Target:
-    """A package to mutate, and the tests that must notice."""
+    """A package to mutate, without those inside it, and the tests that must notice."""
 
     package: str
     tests: tuple[str, ...]
@@ -44,6 +44,11 @@ class Target:
     chosen: str = ""
     """Of these tests, as pytest's -k takes it."""
     arguments: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> str:
+        """Where its files are, from the top."""
+        return self.package.replace(".", "/")
 
 
 TARGETS = (
@@ -54,7 +59,7 @@ TARGETS = (
         "not processes and not compiled and not one_graph and not open_clip",
         ("-p", "tests.in_process"),
     ),
-    Target("oracles", ("oracles", "rounding")),
+    Target("verified_losses.oracles", ("oracles", "rounding")),
 )
 
 
@@ -91,8 +96,9 @@ def prepare(target: Target, folder: Path, resume: bool) -> None:
         else:
             shutil.copy(source, copy)
     settings = {
-        "source_paths": [target.package],
-        "also_copy": [name for name in COPIED if name not in (target.package, "tests", "pyproject.toml")],
+        "source_paths": ["verified_losses"],
+        "only_mutate": [f"{target.files}/*"],
+        "do_not_mutate": [f"{target.files}/*/*"],
         "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in target.tests],
         "pytest_add_cli_args": [*target.arguments, "-k", target.chosen],
         # mutants start from a process that has imported everything, and run nothing
@@ -114,7 +120,7 @@ def mutate(folder: Path, patterns: list[str], jobs: int) -> int:
     return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 
 
-def read(folder: Path, package: str) -> Iterator[Mutant]:
+def read(folder: Path, target: Target) -> Iterator[Mutant]:
     """Yield what became of every mutant."""
     with contextlib.chdir(folder):
         from mutmut.mutation.data import SourceFileMutationData
@@ -122,13 +128,13 @@ def read(folder: Path, package: str) -> Iterator[Mutant]:
         from mutmut.stats import status_by_exit_code
         from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
-        for path in sorted(Path(package).glob("*.py")):
+        for path in sorted(Path(target.files).glob("*.py")):
             data = SourceFileMutationData(path=path)
             data.load()
             for name, code in data.exit_code_by_key.items():
                 status = status_by_exit_code[code]
                 function, owner = orig_function_and_class_names_from_key(name)
-                qualified = ".".join(filter(None, [package, path.stem, owner, function]))
+                qualified = ".".join(filter(None, [target.package, path.stem, owner, function]))
                 diff = "" if status in ("killed", "not checked") else get_diff_for_mutant(name, path=path)
                 yield Mutant(name, qualified, status, "\n".join(diff.splitlines()[2:]))
 
@@ -144,8 +150,8 @@ def changed_functions(since: str) -> list[str]:
         raise ValueError(f"since: expected a commit, got {since!r}")
     patterns = []
     for target in TARGETS:
-        for path in sorted((ROOT / target.package).glob("*.py")):
-            relative = path.relative_to(ROOT)
+        for path in sorted((ROOT / target.files).glob("*.py")):
+            relative = path.resolve().relative_to(ROOT)  # git knows files, not links to their folder
             shown = subprocess.run(
                 ["git", "show", f"{since}:{relative}"], cwd=ROOT, capture_output=True, text=True, check=False
             )
@@ -240,7 +246,7 @@ def mutants(
     Parameters
     ----------
     only
-        Patterns of mutants' names, such as "verified_losses.clip.*".
+        Patterns of mutants' names: package, file, function, such as "verified_losses.oracles.clip.*".
     since
         A commit: mutate the functions alone that have changed since.
     resume
@@ -263,13 +269,13 @@ def mutants(
         return 0
     found: list[Mutant] = []
     for target in TARGETS:
-        chosen = [pattern for pattern in patterns if pattern.startswith(target.package)]
+        chosen = [pattern for pattern in patterns if pattern.rsplit(".", 2)[0] == target.package]
         if chosen or complete:
             folder = out.absolute() / target.package
             prepare(target, folder, resume)
             if mutate(folder, chosen, jobs):
                 return 2
-            found += read(folder, target.package)
+            found += read(folder, target)
     found, unmatched = judged(found, equivalents())
     for entry in unmatched if complete else []:
         console.print(f"equivalent.toml: no survivor is {entry}", markup=False)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from properties import NotCertified, certification, certifier, certify
-from properties.api import conclude
-from properties.certifier import Certifier, Check, Finding
-from properties.plan import ask, plan
 from verified_losses import ClipLoss
+from verified_losses.properties import NotCertified, certification, certifier, certify
+from verified_losses.properties.api import conclude
+from verified_losses.properties.certifier import Certifier, Check, Finding
+from verified_losses.properties.plan import ask, plan
 
 
 class Doubled(ClipLoss):
@@ -139,7 +139,7 @@ def test_a_target_that_hung_is_not_run_again(monkeypatch: pytest.MonkeyPatch) ->
 def test_loading_the_plugin_imports_nothing_that_is_large() -> None:
     code = """
 import sys
-import properties.pytest_plugin
+import verified_losses.properties.pytest_plugin
 large = {"torch", "numpy", "hypothesis", "rich"} & sys.modules.keys()
 assert not large, large
 """
@@ -148,10 +148,10 @@ assert not large, large
 
 def test_the_function_is_the_function_whatever_was_imported_before() -> None:
     code = """
-from properties import certify
-from properties.certifier import verify
-from properties import certify as again
-import properties.cli, properties
-assert certify is again is properties.certify and certify.__name__ == "certify"
+from verified_losses.properties import certify
+from verified_losses.properties.certifier import verify
+from verified_losses.properties import certify as again
+import verified_losses.properties.cli, verified_losses.properties
+assert certify is again is verified_losses.properties.certify and certify.__name__ == "certify"
 """
     subprocess.run([sys.executable, "-c", code], timeout=240, check=True)

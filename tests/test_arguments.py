@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from properties.worlds.processes import shared_world
 from tests.pretend_horovod import install
 from verified_losses import (
     ClipLoss,
@@ -25,6 +24,7 @@ from verified_losses import (
     neighbour_exchange_bidir_with_grad,
     neighbour_exchange_with_grad,
 )
+from verified_losses.properties.worlds.processes import shared_world
 
 X = torch.eye(4)
 SCALE = torch.tensor(10.0)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
-from properties.cases import Case, feature_pair, shapes, share_out, sizes
-from properties.certifier import SHIPPED
-from properties.contracts import contracts
-from properties.coverage import TILE, regions, table
+from verified_losses.properties.cases import Case, feature_pair, shapes, share_out, sizes
+from verified_losses.properties.certifier import SHIPPED
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.coverage import TILE, regions, table
 
 WITHIN = 200
 LARGEST_WORLD = 8

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from properties.cli import main
-from properties.known import Known
+from verified_losses.properties.cli import main
+from verified_losses.properties.known import Known
 
-COMMAND = [sys.executable, "-m", "properties", "certify"]
+COMMAND = [sys.executable, "-m", "verified_losses.properties", "certify"]
 LIMIT_SECONDS = 240
 
 
@@ -226,7 +226,7 @@ def test_an_interrupt_is_answered_while_torch_is_imported() -> None:
 def test_an_interrupt_where_nothing_can_be_raised_is_answered() -> None:
     script = """
 import gc, signal, time
-from properties import __main__, cli
+from verified_losses.properties import __main__, cli
 def once(phase, info):
     gc.callbacks.remove(once)
     signal.raise_signal(signal.SIGINT)
@@ -283,7 +283,7 @@ def test_a_saved_counterexample_is_run_again(tmp_path: Path) -> None:
     assert status == 1
     (file,) = kept.glob("*.py")
     assert f"run: python {file}" in printed
-    replay = [sys.executable, "-m", "properties", "replay", str(kept)]
+    replay = [sys.executable, "-m", "verified_losses.properties", "replay", str(kept)]
     done = subprocess.run(replay, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     assert (done.returncode, done.stdout) == (1, f"still there {file}\n")
     right = {**os.environ, "VERIFIED_LOSSES_TARGET": "verified_losses:ClipLoss"}

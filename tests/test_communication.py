@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from properties.worlds.simulated import SimulatedWorld
 from verified_losses import ClipLoss, SigLipLoss
+from verified_losses.properties.worlds.simulated import SimulatedWorld
 
 ROWS, WIDTH, SIZES = 3, 5, (2, 3, 4, 5)
 ITEM = torch.float64.itemsize

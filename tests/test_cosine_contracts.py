@@ -2,12 +2,12 @@
 
 import pytest
 
-from properties.certifier import Check, checks, verify
-from properties.contracts import contracts
-from properties.laws import laws
-from properties.plan import ask, fitted, plan
-from properties.subjects import Subject
-from properties.worlds.specs import parse
+from verified_losses.properties.certifier import Check, checks, verify
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.laws import laws
+from verified_losses.properties.plan import ask, fitted, plan
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.worlds.specs import parse
 
 LAWS = {law.name: law for law in laws()}
 VALUES, GRADS = "terms equal the oracle", "gradients equal the oracle"

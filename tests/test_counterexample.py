@@ -14,18 +14,18 @@ import pytest
 import torch.distributed as dist
 from hypothesis.errors import UnsatisfiedAssumption
 
-from properties import counterexample
-from properties.cases import Case
-from properties.certifier import Check, Finding, Simulated, checks, falsify, verify
-from properties.contracts import contracts
-from properties.fingerprints import fingerprint
-from properties.grouping import group
-from properties.laws import Falsified, Place, laws
-from properties.replay import replay
-from properties.subjects import Step, Subject
-from properties.worlds import RankState, WorldError
-from properties.worlds.simulated import SimulatedWorld, SimulationError
-from properties.worlds.specs import parse
+from verified_losses.properties import counterexample
+from verified_losses.properties.cases import Case
+from verified_losses.properties.certifier import Check, Finding, Simulated, checks, falsify, verify
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.fingerprints import fingerprint
+from verified_losses.properties.grouping import group
+from verified_losses.properties.laws import Falsified, Place, laws
+from verified_losses.properties.replay import replay
+from verified_losses.properties.subjects import Step, Subject
+from verified_losses.properties.worlds import RankState, WorldError
+from verified_losses.properties.worlds.simulated import SimulatedWorld, SimulationError
+from verified_losses.properties.worlds.specs import parse
 
 from .defects.index import DEFECTS
 
@@ -373,7 +373,7 @@ def test_what_only_a_simulated_world_shows_is_judged_there(
     program["find_target"]()
     assert program["judge_with_properties"]() is False
     assert error.finding in capfd.readouterr().err
-    monkeypatch.setitem(sys.modules, "properties.laws", None)
+    monkeypatch.setitem(sys.modules, "verified_losses.properties.laws", None)
     assert program["judge_with_properties"]() is None
 
 

@@ -5,13 +5,13 @@ import itertools
 
 import pytest
 
-from properties.cases import Case
-from properties.certifier import SHIPPED
-from properties.contracts import contracts
-from properties.laws import laws
-from properties.worlds import World
-from properties.worlds.simulated import SimulatedWorld
-from properties.worlds.single import SingleWorld
+from verified_losses.properties.cases import Case
+from verified_losses.properties.certifier import SHIPPED
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.laws import laws
+from verified_losses.properties.worlds import World
+from verified_losses.properties.worlds.simulated import SimulatedWorld
+from verified_losses.properties.worlds.single import SingleWorld
 
 FLAGS = [
     (("convention", convention), ("local_loss", local_loss), ("gather_with_grad", gather_with_grad))

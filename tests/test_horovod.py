@@ -20,16 +20,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import verified_losses
-from properties import counterexample
-from properties.cases import Case
-from properties.certifier import checks, verify
-from properties.contracts import contracts
-from properties.laws import Falsified, laws
-from properties.subjects import Subject
-from properties.worlds import WorldError
-from properties.worlds.horovod import HorovodWorld, horovod_missing
-from properties.worlds.processes import ProcessWorld, shared_world
-from properties.worlds.specs import parse
 from verified_losses import (
     ClipLoss,
     CoCaLoss,
@@ -37,6 +27,16 @@ from verified_losses import (
     SigLipLoss,
     gather_features,
 )
+from verified_losses.properties import counterexample
+from verified_losses.properties.cases import Case
+from verified_losses.properties.certifier import checks, verify
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.laws import Falsified, laws
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.worlds import WorldError
+from verified_losses.properties.worlds.horovod import HorovodWorld, horovod_missing
+from verified_losses.properties.worlds.processes import ProcessWorld, shared_world
+from verified_losses.properties.worlds.specs import parse
 
 from .defects.index import HOROVOD, Planted
 from .test_counterexample import run as run_counterexample

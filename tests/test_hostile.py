@@ -6,10 +6,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from properties.certifier import Check, checks, verify
-from properties.subjects import Subject
-from properties.worlds import specs
-from properties.worlds.specs import parse
+from verified_losses.properties.certifier import Check, checks, verify
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.worlds import specs
+from verified_losses.properties.worlds.specs import parse
 
 TERMS = "terms equal the oracle"
 SAID = {
@@ -74,7 +74,7 @@ def _lives(pid: int) -> bool:
 def test_a_hang_is_cut_at_the_stated_time(name: str, world: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 4.0
     monkeypatch.setattr(specs, "RUN_SECONDS", limit)
-    monkeypatch.setattr("properties.certifier.SIMULATED_SECONDS", 0.8 * limit)
+    monkeypatch.setattr("verified_losses.properties.certifier.SIMULATED_SECONDS", 0.8 * limit)
     check = _check(f"tests.hostile:{name}", world=world)
     check.subject.worlds().start(check.world)
     begun = time.monotonic()

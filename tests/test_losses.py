@@ -24,8 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 import verified_losses
-from properties.worlds.processes import shared_world
-from properties.worlds.simulated import SimulatedWorld
 from tests.test_oracles import close, gradient_magnitude, operations
 from verified_losses import (
     ClipLoss,
@@ -39,6 +37,8 @@ from verified_losses import (
     neighbour_exchange_with_grad,
 )
 from verified_losses.gather import broadcast_rows, gather_rows
+from verified_losses.properties.worlds.processes import shared_world
+from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.transport import Transport, eager
 
 X2 = torch.eye(2)

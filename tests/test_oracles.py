@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from oracles import (
+from verified_losses.oracles import (
     clip,
     coca,
     complex_step,

@@ -10,9 +10,9 @@ import peers.load
 from peers.certify import Seen, amiss, markdown, observed, pins, planned, silent
 from peers.defects import DEFECTS
 from peers.records import RECORDS, Record
-from properties.contracts import contracts
-from properties.counterexample import MARK
-from properties.laws import laws
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.counterexample import MARK
+from verified_losses.properties.laws import laws
 
 ADAPTERS = Path(peers.load.__file__).parent / "adapters"
 RECORD = Record(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from properties.process_state import preserved, traces
+from verified_losses.properties.process_state import preserved, traces
 
 KEPT: list[Any] = []
 CACHE: dict[int, torch.Tensor] = {}

@@ -14,18 +14,18 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from properties import drawn, report
-from properties.cases import Case
-from properties.certifier import SHIPPED, Check, Finding, checks
-from properties.contracts import contracts
-from properties.grouping import Defect
-from properties.html import Distribution, read_codes, render
-from properties.known import Entry, Known
-from properties.plan import not_verified
-from properties.report import Asked, Certificate, Certificates
-from properties.subjects import Subject
-from properties.worlds import specs
-from properties.worlds.specs import parse
+from verified_losses.properties import drawn, report
+from verified_losses.properties.cases import Case
+from verified_losses.properties.certifier import SHIPPED, Check, Finding, checks
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.grouping import Defect
+from verified_losses.properties.html import Distribution, read_codes, render
+from verified_losses.properties.known import Entry, Known
+from verified_losses.properties.plan import not_verified
+from verified_losses.properties.report import Asked, Certificate, Certificates
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.worlds import specs
+from verified_losses.properties.worlds.specs import parse
 
 SUBJECT = Subject("verified_losses:ClipLoss")
 HOSTILE = (

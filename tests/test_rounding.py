@@ -12,10 +12,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from oracles import rounding
-from oracles.clip import log_softmax
-from oracles.complex_step import Array
-from oracles.rounding import (
+from tests.test_oracles import close
+from verified_losses.oracles import rounding
+from verified_losses.oracles.clip import log_softmax
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.rounding import (
     BASE_TWO,
     CAP,
     ELEMENTARY,
@@ -27,7 +28,6 @@ from oracles.rounding import (
     Precision,
     Weight,
 )
-from tests.test_oracles import close
 
 INF = math.inf
 U = 1 / 16

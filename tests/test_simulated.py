@@ -15,7 +15,7 @@ import torch.distributed as dist
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from properties.worlds.simulated import (
+from verified_losses.properties.worlds.simulated import (
     CommunicationError,
     Fault,
     Key,

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import _functional_collectives as collectives
 
-from properties.worlds.processes import ProcessWorld
-from properties.worlds.simulated import Fault, SimulatedWorld, SimulationError
 from verified_losses import ClipLoss, SigLipLoss
+from verified_losses.properties.worlds.processes import ProcessWorld
+from verified_losses.properties.worlds.simulated import Fault, SimulatedWorld, SimulationError
 
 EXAMPLES = settings.default.max_examples if settings.default else 100
 """A profile with max_examples=100_000 makes this the nightly run."""

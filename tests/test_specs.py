@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from properties.worlds import specs
-from properties.worlds.specs import parse
+from verified_losses.properties.worlds import specs
+from verified_losses.properties.worlds.specs import parse
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from properties.certifier import SHIPPED, Check, checks, verify
-from properties.worlds.simulated import SimulatedWorld
-from properties.worlds.specs import Worlds, parse
 from verified_losses import horovod as over_horovod
 from verified_losses import neighbour_exchange, neighbour_exchange_bidir
 from verified_losses.horovod import HorovodTransport, choose_transport
+from verified_losses.properties.certifier import SHIPPED, Check, checks, verify
+from verified_losses.properties.worlds.simulated import SimulatedWorld
+from verified_losses.properties.worlds.specs import Worlds, parse
 from verified_losses.transport import Transport
 
 from . import pretend_horovod

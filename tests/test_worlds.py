@@ -19,9 +19,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from properties.worlds import WorldError
-from properties.worlds.processes import ProcessWorld, shared_world
-from properties.worlds.single import SingleWorld
+from verified_losses.properties.worlds import WorldError
+from verified_losses.properties.worlds.processes import ProcessWorld, shared_world
+from verified_losses.properties.worlds.single import SingleWorld
 
 ROOT = Path(__file__).parents[1]
 
@@ -331,7 +331,7 @@ def test_a_rank_hangs(hanging):
 
 
 def test_a_collective_that_one_rank_skips_raises_before_the_run_expires(monkeypatch):
-    monkeypatch.setattr("properties.worlds.processes.COLLECTIVE_SHARE", 0.1)
+    monkeypatch.setattr("verified_losses.properties.worlds.processes.COLLECTIVE_SHARE", 0.1)
     with contextlib.closing(ProcessWorld(2, timeout=20.0)) as world, pytest.raises(WorldError) as caught:
         world.run(skip_a_collective)
     assert [state.state for state in caught.value.ranks] == ["raised", "returned"]
@@ -409,7 +409,7 @@ def test_a_killed_dispatcher_takes_its_busy_ranks_along(tmp_path):
     folder.mkdir()
     script = f"""
         from pathlib import Path
-        from properties.worlds.processes import shared_world
+        from verified_losses.properties.worlds.processes import shared_world
         from tests.test_worlds import hang_busily
         shared_world(2).run(hang_busily, Path({str(folder)!r}))
     """
@@ -427,7 +427,7 @@ def test_an_interrupt_kills_the_pool_and_is_raised(tmp_path):
     script = f"""
         import psutil
         from pathlib import Path
-        from properties.worlds.processes import shared_world
+        from verified_losses.properties.worlds.processes import shared_world
         from tests.test_worlds import describe, hang_busily
         folder = Path({str(folder)!r})
         try:
@@ -450,12 +450,12 @@ def test_an_interrupt_kills_the_pool_and_is_raised(tmp_path):
 def test_the_server_starts_without_torch_and_is_not_interrupted(tmp_path):
     script = """
         import os, psutil, signal, sys
-        from properties.worlds import server
+        from verified_losses.properties.worlds import server
         server.start()
         assert "torch" not in sys.modules
         for child in psutil.Process().children():
             os.kill(child.pid, signal.SIGINT)  # while it imports, as a terminal's Ctrl-C
-        from properties.worlds.processes import shared_world
+        from verified_losses.properties.worlds.processes import shared_world
         from tests.test_worlds import describe
         print(shared_world(2).run(describe))
     """
@@ -467,7 +467,7 @@ def test_the_server_starts_without_torch_and_is_not_interrupted(tmp_path):
 def test_forks_have_pools_of_their_own_and_exit_leaves_nothing(tmp_path):
     script = """
         import os, sys
-        from properties.worlds.processes import shared_world
+        from verified_losses.properties.worlds.processes import shared_world
         from tests.test_worlds import ignore_sigterm, process_id
         world, unused_by_the_fork = shared_world(2), shared_world(1)
         assert shared_world(2) is world
@@ -495,7 +495,7 @@ def test_forks_have_pools_of_their_own_and_exit_leaves_nothing(tmp_path):
 def test_a_multiprocessing_child_leaves_nothing(tmp_path):
     script = """
         import multiprocessing
-        from properties.worlds.processes import shared_world
+        from verified_losses.properties.worlds.processes import shared_world
         from tests.test_worlds import process_id
         shared_world(2)
         context = multiprocessing.get_context("fork")

@@ -5,17 +5,23 @@ wherever ranks talk: `convention` ("exact", or "open_clip" for upstream's gradie
 process group; ranks are then ranks within it).
 """
 
-from .clip import ClipLoss
-from .coca import CoCaLoss
-from .distill import DistillClipLoss
-from .exchange import (
-    neighbour_exchange,
-    neighbour_exchange_bidir,
-    neighbour_exchange_bidir_with_grad,
-    neighbour_exchange_with_grad,
-)
-from .gather import gather_features
-from .siglip import SigLipLoss
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .clip import ClipLoss
+    from .coca import CoCaLoss
+    from .distill import DistillClipLoss
+    from .exchange import (
+        neighbour_exchange,
+        neighbour_exchange_bidir,
+        neighbour_exchange_bidir_with_grad,
+        neighbour_exchange_with_grad,
+    )
+    from .gather import gather_features
+    from .siglip import SigLipLoss
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ClipLoss",
@@ -28,3 +34,28 @@ __all__ = [
     "neighbour_exchange_bidir_with_grad",
     "neighbour_exchange_with_grad",
 ]
+
+_FILES = {
+    "ClipLoss": "clip",
+    "CoCaLoss": "coca",
+    "DistillClipLoss": "distill",
+    "SigLipLoss": "siglip",
+    "gather_features": "gather",
+    "neighbour_exchange": "exchange",
+    "neighbour_exchange_bidir": "exchange",
+    "neighbour_exchange_bidir_with_grad": "exchange",
+    "neighbour_exchange_with_grad": "exchange",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at first use: the oracles need NumPy alone, and the command answers before torch is imported.
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from oracles import complex_step
-from oracles.complex_step import Array
-from oracles.rounding import FLOAT64, Magnitude, Precision, gamma
+from verified_losses.oracles import complex_step
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.rounding import FLOAT64, Magnitude, Precision, gamma
 
 from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents, independent
 from ..subjects import Malformed, Subject

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 from hypothesis import strategies as st
 
-from oracles import rounding
-from oracles.clip import clip_loss, get_ground_truth, row_weight
-from oracles.complex_step import Array
-from oracles.gather import occurrences
-from oracles.rounding import Bounded, Precision, Weight
+from verified_losses.oracles import rounding
+from verified_losses.oracles.clip import clip_loss, get_ground_truth, row_weight
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.gather import occurrences
+from verified_losses.oracles.rounding import Bounded, Precision, Weight
 
 from ..cases import Case, Options, feature_pair, scalars
 from ..subjects import Subject

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from oracles import rounding
-from oracles.coca import caption_loss
-from oracles.complex_step import Array
-from oracles.rounding import Bounded, Magnitude, Precision, Weight
+from verified_losses.oracles import rounding
+from verified_losses.oracles.coca import caption_loss
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject

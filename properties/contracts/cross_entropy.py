@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from oracles import rounding
-from oracles.complex_step import Array
-from oracles.cross_entropy import cross_entropy_loss
-from oracles.rounding import Bounded, Magnitude, Precision, Weight
+from verified_losses.oracles import rounding
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.cross_entropy import cross_entropy_loss
+from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject

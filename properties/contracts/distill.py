@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from oracles import rounding
-from oracles.complex_step import Array
-from oracles.distill import distill_loss
-from oracles.rounding import Bounded, Precision
+from verified_losses.oracles import rounding
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.distill import distill_loss
+from verified_losses.oracles.rounding import Bounded, Precision
 
 from ..cases import Case, feature_pair, scalars
 from . import Bounds, Inputs, Sum

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from oracles.complex_step import Array
-from oracles.gather import gather_features, occurrences
-from oracles.rounding import Magnitude, Precision
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.gather import gather_features, occurrences
+from verified_losses.oracles.rounding import Magnitude, Precision
 
 from ..cases import STRIDES, Case, Options, feature_pair
 from ..subjects import Subject

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from oracles import rounding
-from oracles.clip import get_ground_truth, row_weight
-from oracles.complex_step import Array
-from oracles.gather import occurrences
-from oracles.infonce import infonce_loss, normalize
-from oracles.rounding import Bounded, Magnitude, Precision, Weight
+from verified_losses.oracles import rounding
+from verified_losses.oracles.clip import get_ground_truth, row_weight
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.gather import occurrences
+from verified_losses.oracles.infonce import infonce_loss, normalize
+from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import SCALES, Case, feature_pair
 from ..subjects import Subject

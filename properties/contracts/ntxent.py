@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from oracles import rounding
-from oracles.clip import row_weight
-from oracles.complex_step import Array
-from oracles.gather import occurrences
-from oracles.infonce import normalize
-from oracles.ntxent import ntxent_loss, places
-from oracles.rounding import Bounded, Magnitude, Precision, Weight
+from verified_losses.oracles import rounding
+from verified_losses.oracles.clip import row_weight
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.gather import occurrences
+from verified_losses.oracles.infonce import normalize
+from verified_losses.oracles.ntxent import ntxent_loss, places
+from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case
 from . import Bounds, Inputs, Sum

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from oracles import rounding
-from oracles.complex_step import Array
-from oracles.rounding import Magnitude, Precision, Weight
-from oracles.siglip import siglip_loss
+from verified_losses.oracles import rounding
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.rounding import Magnitude, Precision, Weight
+from verified_losses.oracles.siglip import siglip_loss
 
 from ..cases import Case, Options
 from ..subjects import Subject

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from oracles.complex_step import Array
+from verified_losses.oracles.complex_step import Array
 
 from ..cases import Case
 from ..contracts import Contract

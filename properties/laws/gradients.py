@@ -7,8 +7,8 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from oracles.complex_step import LOST, Array
-from oracles.rounding import FLOAT64, gamma
+from verified_losses.oracles.complex_step import LOST, Array
+from verified_losses.oracles.rounding import FLOAT64, gamma
 
 from ..cases import Case, tensor
 from ..contracts import Contract, Inputs

@@ -12,7 +12,13 @@ import types
 from collections.abc import Iterator
 from multiprocessing import context, forkserver, resource_tracker
 
-PRELOAD = ["numpy", "torch", "torch.distributed", "torch._dynamo", "properties.worlds.processes"]
+PRELOAD = [
+    "numpy",
+    "torch",
+    "torch.distributed",
+    "torch._dynamo",
+    "verified_losses.properties.worlds.processes",
+]
 """What most targets import, or some law: it takes seconds."""
 RANK_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from properties.cases import Case
-from properties.subjects import Subject
+from verified_losses.properties.cases import Case
+from verified_losses.properties.subjects import Subject
 
 TERMS, GRADS, COTANGENTS = "terms equal the oracle", "gradients equal the oracle", "cotangents pass through"
 MEAN, FRESH = "mean over ranks equals single process", "used equals fresh"

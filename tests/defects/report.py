@@ -20,10 +20,10 @@ from hypothesis.errors import UnsatisfiedAssumption
 from rich.console import Console
 from rich.table import Table
 
-from properties import coverage
-from properties.cases import Case
-from properties.certifier import Check, checks, compared, verify
-from properties.worlds.specs import parse
+from verified_losses.properties import coverage
+from verified_losses.properties.cases import Case
+from verified_losses.properties.certifier import Check, checks, compared, verify
+from verified_losses.properties.worlds.specs import parse
 
 from .index import DEFECTS, RIGHT, Planted
 
@@ -195,7 +195,7 @@ def report(
     if not console.is_terminal:
         console.width = 140
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.defects.right", "properties.laws.compiled"])
+    context.set_forkserver_preload(["tests.defects.right", "verified_losses.properties.laws.compiled"])
 
     def alone(planted: Planted) -> Result:
         # a process each: what one changes in its process, the next does not see. Not by max_tasks_per_child,

@@ -16,9 +16,9 @@ import torch
 from cyclopts import App
 from rich.console import Console
 
-from properties.certifier import SHIPPED, Check, checks, verify
-from properties.counterexample import write
-from properties.worlds.specs import parse
+from verified_losses.properties.certifier import SHIPPED, Check, checks, verify
+from verified_losses.properties.counterexample import write
+from verified_losses.properties.worlds.specs import parse
 
 from .index import RIGHT
 from .report import table
