@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Load the plugin if there is a target."""
     if config.option.certify:
-        from verified_losses.properties import pytest_plugin
+        from verified_losses.properties.ask import pytest_plugin
 
         config.pluginmanager.register(pytest_plugin)
         return

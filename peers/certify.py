@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from verified_losses.properties.certifier import Check, Finding, checks, verify
-from verified_losses.properties.counterexample import SECONDS, write
-from verified_losses.properties.replay import replay
-from verified_losses.properties.report import versions
+from verified_losses.properties.show.certificate import versions
+from verified_losses.properties.show.counterexample import SECONDS, write
+from verified_losses.properties.show.replay import replay
+from verified_losses.properties.verify.certifier import Check, Finding, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .defects import DEFECTS

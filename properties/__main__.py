@@ -14,7 +14,7 @@ def main() -> None:
             from .worlds import server
 
             server.start()
-        from . import cli  # takes seconds, for torch
+        from .ask import cli  # takes seconds, for torch
 
         cli.main()
     except KeyboardInterrupt:

@@ -1,25 +1,37 @@
-"""An implementation under test, and how it is run on one rank."""
+"""An implementation under test: where it is imported from, and what is asked of it."""
 
 import importlib
 import importlib.util
-import inspect
 import sys
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
-from verified_losses.oracles.complex_step import Array
-
-from .cases import DTYPES, STRIDES, Case, tensor
+from .cases import DTYPES, STRIDES
 from .worlds.specs import Worlds, worlds_of
 
-if TYPE_CHECKING:
-    from .contracts import Contract, Inputs
+
+class Target(NamedTuple):
+    """Where an implementation is imported from."""
+
+    place: str
+    """A module, package.module, or a file, path/to/file.py."""
+    name: str
+
+    @classmethod
+    def of(cls, text: str) -> "Target":
+        """Read "package.module:Name" or "path/to/file.py:Name"; what is missing is empty."""
+        place, _, name = text.rpartition(":")
+        return cls(place, name)
+
+    def __str__(self) -> str:
+        return f"{self.place}:{self.name}"
+
+    @property
+    def file(self) -> Path | None:
+        """The file, where it is one."""
+        return Path(self.place) if self.place.endswith(".py") else None
 
 
 @dataclass(frozen=True)
@@ -57,13 +69,13 @@ class Subject:
             Unresolved: there is nothing of this name.
             Exception: whatever the target's module raises as it is imported.
         """
-        module_name, colon, name = self.target.rpartition(":")
-        if not colon or not name:
+        target = Target.of(self.target)
+        if not target.place or not target.name:
             raise Unresolved(f"expected MODULE:NAME or FILE.py:NAME, got {self.target!r}")
-        module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
-        if not hasattr(module, name):
-            raise Unresolved(f"there is no {name} in {module_name}")
-        return getattr(module, name)
+        module = _load_file(target.file) if target.file else _load_module(target.place)
+        if not hasattr(module, target.name):
+            raise Unresolved(f"there is no {target.name} in {target.place}")
+        return getattr(module, target.name)
 
 
 class Unresolved(Exception):
@@ -94,232 +106,3 @@ def _load_file(path: Path) -> ModuleType:
             del sys.modules[key]
             raise
     return sys.modules[key]
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a subject takes, as far as its contract is concerned; or why it cannot be verified."""
-
-    unusable: str = ""
-    options: tuple[str, ...] = ()
-    """Which of the contract's options the constructor takes."""
-    bias: bool = True
-    output_dict: bool = True
-
-
-def read_signature(
-    rank: int, world_size: int, subject: Subject, contract: "Contract", case: Case
-) -> Signature:
-    """Import and construct the subject, and look at what it takes.
-
-    Raises:
-        Exception: whatever the subject raises as it is imported or constructed.
-    """
-    from .contracts import accepted, entry
-
-    try:
-        target = subject.resolve()
-    except Unresolved as error:
-        return Signature(str(error))
-    if not callable(target):
-        return Signature(f"expected a class or a function, got {type(target).__name__} {target!r}")
-    known = {**contract.constructor(case), "rank": rank, "world_size": world_size}
-    pinned = dict(subject.options)
-    unknown = sorted(pinned.keys() - accepted(target, pinned).keys() - known.keys())
-    options = known | pinned
-    name = subject.target.rpartition(":")[2]
-    if contract.is_loss and (missing := _missing(target, options)):
-        return Signature(
-            f"{name} needs {', '.join(missing)}, of which the contract {contract.name} knows nothing: "
-            "give a function that returns it constructed"
-        )
-    if unknown:
-        return Signature(f"{name} takes no {', '.join(unknown)}, nor does the contract {contract.name}")
-    call = target
-    if contract.is_loss:
-        case = replace(case, options=tuple((dict(case.options) | pinned).items()))
-        loss = contract.build(target, case, rank, world_size)
-        if not callable(loss):
-            return Signature(f"{name}(...) must return something that can be called, got {loss!r}")
-        call = entry(loss)
-        tensors = dict.fromkeys(contract.inputs(case)[0])
-        if contract.in_order:
-            try:
-                inspect.signature(call).bind(*tensors)
-            except TypeError as error:
-                wrong = f"{len(tensors)} tensors in order; {name}: {error}"
-                return Signature(f"the contract {contract.name} calls with {wrong}")
-            return Signature("", tuple(accepted(target, options)), bias=False, output_dict=False)
-        given = {**tensors, "output_dict": False, "logit_bias": None}
-        needed = [one for one in tensors if one not in accepted(call, given) and "logit_bias" not in one]
-        missing = _missing(call, given)
-        if needed or missing:
-            wrong = ", ".join([f"takes no {one}" for one in needed] + [f"needs {one}" for one in missing])
-            return Signature(f"the contract {contract.name} calls with {', '.join(tensors)}; {name} {wrong}")
-    return Signature(
-        "",
-        tuple(accepted(target, options)),
-        "logit_bias" in accepted(call, {"logit_bias": None}),
-        "output_dict" in accepted(call, {"output_dict": False}),
-    )
-
-
-def _missing(target: Any, given: dict[str, Any]) -> list[str]:
-    """Return the arguments that `target` cannot do without and is not given."""
-    return [
-        name
-        for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and name not in given
-    ]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call of the subject: a case, and under which mode of torch."""
-
-    case: Case
-    mode: Literal["train", "inference", "compiled", "derived again"] = "train"
-    """"derived again": the gradients are those of a second backward through one graph."""
-
-
-@dataclass
-class Outcome:
-    """What one rank saw of one call."""
-
-    structure: str
-    """"dict", "tuple" or "Tensor", and the terms' names where it is a dict."""
-    terms: dict[str, Array]
-    term_types: dict[str, str]
-    """Dtype and device of each term."""
-    gradients: dict[str, Array | None] = field(default_factory=dict)
-    gradient_types: dict[str, str] = field(default_factory=dict)
-    changed: tuple[str, ...] = ()
-    """Inputs whose content the call altered, and cotangents whose content its backward did."""
-
-    @property
-    def types(self) -> list[str]:
-        """The dtypes and devices that there are among the terms."""
-        return sorted(set(self.term_types.values()))
-
-
-class Malformed(AssertionError):
-    """The subject returned something that is not what its contract says."""
-
-
-def run_steps(
-    rank: int, world_size: int, subject: Subject, contract: "Contract", steps: list[Step], fresh: bool
-) -> list[Outcome]:
-    """Run the subject on one rank, step by step, on one object or, with `fresh`, a new one each step."""
-    target = subject.resolve()
-    outcomes = []
-    loss: Any = None
-    tensors: dict[str, torch.Tensor] = {}
-    for step in steps:
-        given = inputs(rank, contract, step.case, step.mode != "inference")
-        if fresh or loss is None:
-            loss = contract.build(target, step.case, rank, world_size)
-            tensors = given
-        else:
-            tensors = refilled(given, tensors)
-        call = loss
-        if step.mode == "compiled":
-            torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
-            call = torch.compile(loss, backend="aot_eager")
-        outcomes.append(_run_step(rank, contract, call, step, tensors))
-    return outcomes
-
-
-def refilled(given: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return what is given, in the tensors of before where they are of its kind."""
-    tensors = dict(given)
-    for name, new in given.items():
-        old = before.get(name)
-        if old is None or (old.shape, old.stride(), old.dtype) != (new.shape, new.stride(), new.dtype):
-            continue
-        if 0 not in old.stride():  # else one element lies in many places
-            tensors[name] = old.requires_grad_(False).copy_(new.detach()).requires_grad_(new.requires_grad)
-            old.grad = None
-    return tensors
-
-
-def _run_step(
-    rank: int, contract: "Contract", loss: Any, step: Step, tensors: dict[str, torch.Tensor]
-) -> Outcome:
-    case = step.case
-    train = step.mode != "inference"
-    before = {name: value.detach().clone() for name, value in tensors.items()}
-    with torch.inference_mode(not train):
-        output = contract.call(loss, tensors, case, rank)
-    structure, terms = contract.read(output, case)
-    for name, term in terms.items():
-        if not isinstance(term, torch.Tensor):
-            raise Malformed(f"{name}: expected a torch.Tensor, got {type(term).__name__} {term!r}")
-    outcome = Outcome(
-        structure,
-        {name: term.detach().double().numpy() for name, term in terms.items()},
-        {name: f"{term.dtype} {term.device}".removeprefix("torch.") for name, term in terms.items()},
-    )
-    altered: list[str] = []
-    if train:
-        if step.mode == "derived again":
-            backward(rank, contract, case, terms, keep=True)
-            for value in tensors.values():
-                value.grad = None
-        altered = backward(rank, contract, case, terms)
-        for name, value in tensors.items():
-            if value.is_floating_point():
-                grad = value.grad
-                outcome.gradients[name] = None if grad is None else grad.double().numpy()
-                if grad is not None:
-                    outcome.gradient_types[name] = f"{grad.dtype} {list(grad.shape)}".removeprefix("torch.")
-    outcome.changed = (
-        *(name for name, value in tensors.items() if not torch.equal(value.detach(), before[name])),
-        *(f"the cotangent of {name}" for name in altered),
-    )
-    return outcome
-
-
-# ranks that are threads of one process share what is drawn for all
-
-
-@lru_cache(maxsize=1)
-def _inputs(contract: "Contract", case: Case) -> "Inputs":
-    return contract.inputs(case)
-
-
-@lru_cache(maxsize=1)
-def _weights(contract: "Contract", case: Case) -> list[dict[str, Array]]:
-    return contract.weights(case)
-
-
-def inputs(rank: int, contract: "Contract", case: Case, train: bool = True) -> dict[str, torch.Tensor]:
-    """Return one rank's inputs as leaf tensors, which require grad unless frozen."""
-    tensors = {}
-    for name, array in _inputs(contract, case)[rank].items():
-        if np.issubdtype(array.dtype, np.integer):
-            tensors[name] = torch.tensor(array)
-        else:
-            dtype = case.scalar_dtype if name in contract.scalars else case.dtype
-            tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen)
-    return tensors
-
-
-def backward(
-    rank: int, contract: "Contract", case: Case, terms: dict[str, torch.Tensor], keep: bool = False
-) -> list[str]:
-    """Run backward from all terms together, each with its cotangent; return whose it altered.
-
-    With `keep` the graph stays for another time.
-    """
-    drawn = _weights(contract, case)[rank]
-    live = {name: term for name, term in terms.items() if term.requires_grad}
-    given = {
-        name: tensor(drawn[name], str(term.dtype).removeprefix("torch."), case.cotangent_strides, False)
-        for name, term in live.items()
-    }
-    before = {name: value.clone() for name, value in given.items()}
-    if live:
-        torch.autograd.backward(list(live.values()), list(given.values()), retain_graph=keep)
-    return [name for name, value in given.items() if not torch.equal(value, before[name])]

@@ -9,10 +9,11 @@ import pytest
 from torch import Tensor
 
 from verified_losses import ClipLoss
-from verified_losses.properties import NotCertified, certification, certifier, certify
-from verified_losses.properties.api import conclude
-from verified_losses.properties.certifier import Certifier, Check, Finding
-from verified_losses.properties.plan import ask, plan
+from verified_losses.properties import NotCertified, certification, certify
+from verified_losses.properties.ask.api import conclude
+from verified_losses.properties.verify import certifier
+from verified_losses.properties.verify.certifier import Certifier, Check, Finding
+from verified_losses.properties.verify.plan import ask, plan
 
 
 class Doubled(ClipLoss):
@@ -139,7 +140,7 @@ def test_a_target_that_hung_is_not_run_again(monkeypatch: pytest.MonkeyPatch) ->
 def test_loading_the_plugin_imports_nothing_that_is_large() -> None:
     code = """
 import sys
-import verified_losses.properties.pytest_plugin
+import verified_losses.properties.ask.pytest_plugin
 large = {"torch", "numpy", "hypothesis", "rich"} & sys.modules.keys()
 assert not large, large
 """
@@ -149,9 +150,9 @@ assert not large, large
 def test_the_function_is_the_function_whatever_was_imported_before() -> None:
     code = """
 from verified_losses.properties import certify
-from verified_losses.properties.certifier import verify
+from verified_losses.properties.verify.certifier import verify
 from verified_losses.properties import certify as again
-import verified_losses.properties.cli, verified_losses.properties
+import verified_losses.properties.ask.cli, verified_losses.properties
 assert certify is again is verified_losses.properties.certify and certify.__name__ == "certify"
 """
     subprocess.run([sys.executable, "-c", code], timeout=240, check=True)

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from verified_losses.properties.cases import Case, feature_pair, shapes, share_out, sizes
-from verified_losses.properties.certifier import SHIPPED
 from verified_losses.properties.contracts import contracts
-from verified_losses.properties.coverage import TILE, regions, table
+from verified_losses.properties.show.drawn import TILE, regions, table
+from verified_losses.properties.verify.certifier import SHIPPED
 
 WITHIN = 200
 LARGEST_WORLD = 8

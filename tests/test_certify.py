@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from verified_losses.properties.cases import Case
-from verified_losses.properties.certifier import SHIPPED, Check, Simulated, checks, falsify, verify
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import laws
 from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify.certifier import SHIPPED, Check, Simulated, checks, falsify, verify
 from verified_losses.properties.worlds.specs import WorldSpec, parse
 
 WORLDS = parse("1,2,3,sim:2-8")

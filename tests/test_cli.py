@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from verified_losses.properties.cli import main
-from verified_losses.properties.known import Known
+from verified_losses.properties.ask.cli import main
+from verified_losses.properties.verify.known import Known
 
 COMMAND = [sys.executable, "-m", "verified_losses.properties", "certify"]
 LIMIT_SECONDS = 240
@@ -226,7 +226,8 @@ def test_an_interrupt_is_answered_while_torch_is_imported() -> None:
 def test_an_interrupt_where_nothing_can_be_raised_is_answered() -> None:
     script = """
 import gc, signal, time
-from verified_losses.properties import __main__, cli
+from verified_losses.properties import __main__
+    from verified_losses.properties.ask import cli
 def once(phase, info):
     gc.callbacks.remove(once)
     signal.raise_signal(signal.SIGINT)

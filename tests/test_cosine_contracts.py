@@ -2,11 +2,11 @@
 
 import pytest
 
-from verified_losses.properties.certifier import Check, checks, verify
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import laws
-from verified_losses.properties.plan import ask, fitted, plan
 from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify.certifier import Check, checks, verify
+from verified_losses.properties.verify.plan import ask, fitted, plan
 from verified_losses.properties.worlds.specs import parse
 
 LAWS = {law.name: law for law in laws()}

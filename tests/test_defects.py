@@ -5,8 +5,8 @@ Here each defect meets the laws expected to catch it alone; `make defects` certi
 
 import pytest
 
-from verified_losses.properties.certifier import Check, checks, compared, verify
 from verified_losses.properties.laws import laws
+from verified_losses.properties.verify.certifier import Check, checks, compared, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .defects.index import DEFECTS, EXCEPTED, RIGHT, Planted
@@ -37,7 +37,7 @@ def test_caught(planted: Planted) -> None:
 @pytest.mark.parametrize("planted", [d for d in DEFECTS if d.smallest], ids=lambda planted: planted.id)
 def test_counterexample_is_the_smallest(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     # however busy the machine is
-    monkeypatch.setattr("verified_losses.properties.certifier.SHRINK_SECONDS", 60.0)
+    monkeypatch.setattr("verified_losses.properties.verify.certifier.SHRINK_SECONDS", 60.0)
     (check,) = [one for one in _checks(planted, planted.world) if one.law.name == planted.caught_by[0]]
     finding = verify(check, BUDGET)
     assert planted.is_smallest(compared(finding.smallest)), finding.counterexample

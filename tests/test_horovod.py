@@ -27,12 +27,12 @@ from verified_losses import (
     SigLipLoss,
     gather_features,
 )
-from verified_losses.properties import counterexample
 from verified_losses.properties.cases import Case
-from verified_losses.properties.certifier import checks, verify
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import Falsified, laws
+from verified_losses.properties.show import counterexample
 from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify.certifier import checks, verify
 from verified_losses.properties.worlds import WorldError
 from verified_losses.properties.worlds.horovod import HorovodWorld, horovod_missing
 from verified_losses.properties.worlds.processes import ProcessWorld, shared_world

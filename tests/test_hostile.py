@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from verified_losses.properties.certifier import Check, checks, verify
 from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds import specs
 from verified_losses.properties.worlds.specs import parse
 
@@ -74,7 +74,7 @@ def _lives(pid: int) -> bool:
 def test_a_hang_is_cut_at_the_stated_time(name: str, world: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 4.0
     monkeypatch.setattr(specs, "RUN_SECONDS", limit)
-    monkeypatch.setattr("verified_losses.properties.certifier.SIMULATED_SECONDS", 0.8 * limit)
+    monkeypatch.setattr("verified_losses.properties.verify.certifier.SIMULATED_SECONDS", 0.8 * limit)
     check = _check(f"tests.hostile:{name}", world=world)
     check.subject.worlds().start(check.world)
     begun = time.monotonic()

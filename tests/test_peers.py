@@ -11,8 +11,8 @@ from peers.certify import Seen, amiss, markdown, observed, pins, planned, silent
 from peers.defects import DEFECTS
 from peers.records import RECORDS, Record
 from verified_losses.properties.contracts import contracts
-from verified_losses.properties.counterexample import MARK
 from verified_losses.properties.laws import laws
+from verified_losses.properties.show.counterexample import MARK
 
 ADAPTERS = Path(peers.load.__file__).parent / "adapters"
 RECORD = Record(

@@ -14,16 +14,17 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from verified_losses.properties import drawn, report
 from verified_losses.properties.cases import Case
-from verified_losses.properties.certifier import SHIPPED, Check, Finding, checks
 from verified_losses.properties.contracts import contracts
-from verified_losses.properties.grouping import Defect
-from verified_losses.properties.html import Distribution, read_codes, render
-from verified_losses.properties.known import Entry, Known
-from verified_losses.properties.plan import not_verified
-from verified_losses.properties.report import Asked, Certificate, Certificates
+from verified_losses.properties.show import certificate as records
+from verified_losses.properties.show import drawn, terminal
+from verified_losses.properties.show.certificate import Asked, Certificate, Certificates
+from verified_losses.properties.show.defects import Defect
+from verified_losses.properties.show.html import Distribution, read_codes, render
 from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify.certifier import SHIPPED, Check, Finding, checks
+from verified_losses.properties.verify.known import Entry, Known
+from verified_losses.properties.verify.plan import not_verified
 from verified_losses.properties.worlds import specs
 from verified_losses.properties.worlds.specs import parse
 
@@ -51,7 +52,7 @@ def _falsified(check: Check, reason: str = "Falsified: expected 1, observed 2") 
 def _certificate(findings: list[Finding], known: Known | None = None) -> Certificate:
     asked = Asked(7, 25, "1,sim:2-8", "verified-losses certify x:Y --as clip")
     complete = not any(one.not_run for one in findings)
-    return report.certificate(
+    return records.certificate(
         SUBJECT, "clip", findings, [], asked, known or Known(), ["CUDA: none"], complete
     )
 
@@ -109,8 +110,8 @@ def _page(record: Certificate | Certificates, codes: dict[str, str] | None = Non
 
 
 def _validate(record: Certificate | Certificates, path: Path) -> None:
-    report.write(record, path)
-    schema = report.schema()
+    records.write(record, path)
+    schema = records.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(json.loads(path.read_text()), schema)
 
@@ -120,7 +121,7 @@ def test_the_schema_fits_what_is_written(tmp_path: Path) -> None:
     findings[0] = _falsified(findings[0].check, HOSTILE)
     findings[1] = Finding(findings[1].check, 7, "skipped", reason="out of time", not_run=True)
     one = _certificate(findings)
-    for record in (one, _certificate([]), report.together([one, _certificate([])])):
+    for record in (one, _certificate([]), records.together([one, _certificate([])])):
         _validate(record, tmp_path / "record.json")
 
 
@@ -135,18 +136,18 @@ def test_the_schema_fits_what_is_written(tmp_path: Path) -> None:
 )
 def test_the_schema_refuses_what_is_no_certificate(tmp_path: Path, spoil) -> None:
     path = tmp_path / "record.json"
-    report.write(_certificate([_holding(_checks()[0])]), path)
+    records.write(_certificate([_holding(_checks()[0])]), path)
     record = json.loads(path.read_text())
     spoil(record)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(record, report.schema())
+        jsonschema.validate(record, records.schema())
 
 
 def test_a_saved_record_gives_the_same_page(tmp_path: Path) -> None:
     one = _certificate([_falsified(check) for check in _checks()])
-    for record in (one, report.together([one, _certificate([])])):
-        report.write(record, tmp_path / "record.json")
-        again = report.decode((tmp_path / "record.json").read_bytes())
+    for record in (one, records.together([one, _certificate([])])):
+        records.write(record, tmp_path / "record.json")
+        again = records.decode((tmp_path / "record.json").read_bytes())
         assert again == record
         assert render(again, {}) == render(record, {})
 
@@ -203,8 +204,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         _validate(record, tmp_path / "record.json")
     out = io.StringIO()
     console = Console(file=out, width=100, emoji=False)
-    console.print(report.table([_falsified(check, HOSTILE)], Known()))
-    report.show(console, [Defect(_falsified(check, HOSTILE))], Known())
+    console.print(terminal.table([_falsified(check, HOSTILE)], Known()))
+    terminal.show(console, [Defect(_falsified(check, HOSTILE))], Known())
     assert "[bold red]red[/]" in out.getvalue()
     assert "[bold]<script>" in out.getvalue()
     assert "\x1b" not in out.getvalue()
@@ -220,7 +221,7 @@ def test_nothing_found_and_known_findings_and_several_targets() -> None:
     assert "as agreed" in shown
     assert "Counterexamples" not in shown
     late = Finding(check, 7, "skipped", reason="out of time", not_run=True)
-    several = report.together([accepted, _certificate([_falsified(check)]), _certificate([late])])
+    several = records.together([accepted, _certificate([_falsified(check)]), _certificate([late])])
     page = _page(several)
     assert page.seen["section"] == 3
     shown = " ".join(" ".join(page.text).split())
@@ -282,8 +283,8 @@ def test_the_terminal_summary_fits(label: str, width: int) -> None:
     findings += [_falsified(check, "word " * 60 + "w" * 900) for check in _checks(label)]
     out = io.StringIO()
     console = Console(file=out, width=width, emoji=False)
-    console.print(report.table(findings, Known()))
-    report.show(console, [Defect(one) for one in findings], Known())
+    console.print(terminal.table(findings, Known()))
+    terminal.show(console, [Defect(one) for one in findings], Known())
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     joined = "".join(lines).replace(" ", "")

@@ -16,10 +16,12 @@ from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.rounding import FLOAT64, Magnitude, Precision, gamma
 
 from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents, independent
-from ..subjects import Malformed, Subject
+from ..subjects import Subject
 
 Inputs = list[dict[str, Array]]
 """Every rank's inputs by name."""
+Cotangents = list[dict[str, Array]]
+"""What backward gets for each rank's terms, by name."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ class Contract(ABC):
         """Return every rank's terms; inputs may be complex."""
 
     @abstractmethod
-    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
-        """Return the error bounds of every term, and of every gradient for the cotangents `weights`."""
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
+        """Return the error bounds of every term, and of every gradient for the cotangents `cotangents`."""
 
     def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
         """Return the shape of every rank's terms."""
@@ -193,29 +195,35 @@ class Contract(ABC):
             return f"dict {sorted(self.terms)}"
         return "Tensor" if len(self.terms) == 1 else f"tuple of {len(self.terms)}"
 
-    def weights(self, case: Case) -> list[dict[str, Array]]:
+    def cotangents(self, case: Case) -> Cotangents:
         """Return the cotangents of the case."""
         return cotangents(case, self.term_shapes(case))
 
-    def total(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> complex:
+    def total(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> complex:
         """Return the sum over ranks and terms of cotangent times term: what all backwards together derive."""
         return complex(
             sum(
-                np.sum(weight[name] * value)
-                for weight, terms in zip(weights, self.oracle(case, inputs), strict=True)
+                np.sum(given[name] * value)
+                for given, terms in zip(cotangents, self.oracle(case, inputs), strict=True)
                 for name, value in terms.items()
             )
         )
 
     def derivative(
-        self, case: Case, inputs: Inputs, weights: list[dict[str, Array]], rank: int, name: str, along: Array
+        self,
+        case: Case,
+        inputs: Inputs,
+        cotangents: Cotangents,
+        rank: int,
+        name: str,
+        along: Array,
     ) -> float:
         """Return the derivative of `total` as one input of one rank moves along a direction."""
 
         def moved(point: Array) -> complex:
             changed = list(inputs)
             changed[rank] = {**inputs[rank], name: point}
-            return self.total(case, changed, weights)
+            return self.total(case, changed, cotangents)
 
         return complex_step.directional_derivative(moved, inputs[rank][name], along)
 
@@ -260,4 +268,4 @@ def contracts() -> dict[str, Contract]:
     return {kind.name: kind() for kind in kinds}
 
 
-__all__ = ["Bounds", "Contract", "Inputs", "Malformed", "Sum", "accepted", "contracts", "entry"]
+__all__ = ["Bounds", "Contract", "Inputs", "Sum", "accepted", "contracts", "entry"]

@@ -7,22 +7,13 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles import rounding
 from verified_losses.oracles.coca import caption_loss
-from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject
-from . import Bounds, Inputs, Sum
-from .clip import (
-    ASSUMED,
-    FEATURES,
-    ClipContract,
-    call_of,
-    column,
-    contrastive_bounds,
-    gather_options,
-    obeys_mean,
-)
+from . import Bounds, Cotangents, Inputs, Sum
+from .clip import ClipContract
+from .parts import ASSUMED, FEATURES, call_of, column, contrastive_bounds, gather_options, obeys_mean
 
 WEIGHTS = st.sampled_from([1.0, 2.0, 0.5, 0.0])
 
@@ -38,7 +29,6 @@ class CoCaContract(ClipContract):
     assumed = ASSUMED | {"clip_loss_weight": 1.0, "caption_loss_weight": 1.0, "pad_id": 0}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
-        """See `Contract`."""
         return st.builds(
             lambda flags, clip, caption: (
                 *flags,
@@ -51,15 +41,12 @@ class CoCaContract(ClipContract):
         )
 
     def constructor(self, case: Case) -> dict[str, Any]:
-        """See `Contract`."""
         return {**dict(case.options), "pad_id": case.pad_id}
 
     def obeys_mean(self, case: Case) -> bool:
-        """See `Contract`."""
         return obeys_mean(case) and (case.world_size == 1 or case.convention == "exact")
 
     def inputs(self, case: Case) -> Inputs:
-        """See `Contract`."""
         logits, labels = (case.split(array) for array in captions(case))
         return [
             {**given, "logits": logits[rank], "labels": labels[rank]}
@@ -67,7 +54,6 @@ class CoCaContract(ClipContract):
         ]
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        """See `Contract`."""
         clip_weight, caption_weight = self._weights(case)
         columns = column(inputs, "logits"), column(inputs, "labels")
         return [
@@ -81,16 +67,15 @@ class CoCaContract(ClipContract):
         ]
 
     def oracle_source(self, case: Case) -> dict[str, str]:
-        """See `Contract`."""
         clip_weight, caption_weight = self._weights(case)
         terms = super().oracle_source(case) | {
             "caption_loss": call_of("caption_loss", "logits, labels", case, case.pad_id, case.convention)
         }
-        weights = zip(terms.items(), (clip_weight, caption_weight), strict=True)
-        return {name: f"{weight} * {term}" if weight else "0j" for (name, term), weight in weights}
+        counted = zip(terms.items(), (clip_weight, caption_weight), strict=True)
+        return {name: f"{weight} * {term}" if weight else "0j" for (name, term), weight in counted}
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
-        """See `Contract`; a term of weight 0 reaches nothing."""
+        """A term of weight 0 reaches nothing."""
         clip_weight, caption_weight = self._weights(case)
         return {
             name: want
@@ -98,12 +83,11 @@ class CoCaContract(ClipContract):
             if (caption_weight if name == "logits" else clip_weight) or not want
         }
 
-    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
-        """See `Contract`."""
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = Precision.of(case.dtype)
         clip_weight, caption_weight = self._weights(case)
         sums = Sum(inputs)
-        terms = contrastive_bounds(case, inputs, "contrastive_loss", clip_weight, weights, sums)
+        terms = contrastive_bounds(case, inputs, "contrastive_loss", clip_weight, cotangents, sums)
         tokens = [int(np.count_nonzero(given["labels"] != case.pad_id)) for given in inputs]
         for rank, given in enumerate(inputs):
             divisor = sum(tokens) / len(tokens) if case.convention == "exact" else tokens[rank]
@@ -118,7 +102,7 @@ class CoCaContract(ClipContract):
             kept = is_token.reshape(-1)
             error = rounding.total(Bounded(values.value[kept], values.error[kept]), weight, p)
             terms[rank]["caption_loss"] = np.asarray(error if caption_weight else 0.0)
-            gradient = rounding.weighed(slope, weight.times(weights[rank]["caption_loss"]), p)
+            gradient = rounding.weighed(slope, weight.times(cotangents[rank]["caption_loss"]), p)
             sums.add(rank, "logits", Magnitude(*(part * kept[:, None] for part in gradient)))
         return Bounds(terms, sums.bounds(p))
 

@@ -7,13 +7,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from verified_losses.oracles import rounding
-from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.cross_entropy import cross_entropy_loss
 from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject
-from . import Bounds, Contract, Inputs, Sum
+from . import Bounds, Contract, Cotangents, Inputs, Sum
 
 
 class CrossEntropyContract(Contract):
@@ -33,11 +32,9 @@ class CrossEntropyContract(Contract):
     values: dict[str, tuple[Any, ...] | type] = {"ignore_index": int}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
-        """See `Contract`."""
         return st.just(subject.options)
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """See `Contract`."""
         drawn, pinned = super().cases(subject, world_size), dict(subject.options)
         if "ignore_index" in pinned:
             drawn = drawn.map(lambda case: _ignoring(case, pinned["ignore_index"]))
@@ -48,7 +45,6 @@ class CrossEntropyContract(Contract):
         return all((given["labels"] != case.pad_id).any() for given in self.inputs(case))
 
     def inputs(self, case: Case) -> Inputs:
-        """See `Contract`."""
         logits, labels = (case.split(array) for array in captions(case))
         return [
             {"logits": z.reshape(-1, case.vocabulary), "labels": ids.reshape(-1)}
@@ -56,21 +52,17 @@ class CrossEntropyContract(Contract):
         ]
 
     def constructor(self, case: Case) -> dict[str, Any]:
-        """See `Contract`."""
         return {**dict(case.options), "ignore_index": case.pad_id}
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        """See `Contract`."""
         return [
             {"loss": cross_entropy_loss(given["logits"], given["labels"], case.pad_id)} for given in inputs
         ]
 
     def oracle_source(self, case: Case) -> dict[str, str]:
-        """See `Contract`."""
         return {"loss": f"cross_entropy_loss(logits[rank], labels[rank], {case.pad_id})"}
 
-    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
-        """See `Contract`."""
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = Precision.of(case.dtype)
         sums = Sum(inputs)
         terms = []
@@ -83,7 +75,7 @@ class CrossEntropyContract(Contract):
             value, slope = rounding.cross_entropy(Bounded(z, exact), Bounded(hot, exact), p)
             counted = Bounded(value.value[kept], value.error[kept])
             terms.append({"loss": np.asarray(rounding.total(counted, weight, p))})
-            gradient = rounding.weighed(slope, weight.times(weights[rank]["loss"]), p)
+            gradient = rounding.weighed(slope, weight.times(cotangents[rank]["loss"]), p)
             sums.add(rank, "logits", Magnitude(*(part * kept[:, None] for part in gradient)))
         return Bounds(terms, sums.bounds(p))
 

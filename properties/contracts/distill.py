@@ -5,15 +5,14 @@ import dataclasses
 import numpy as np
 
 from verified_losses.oracles import rounding
-from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.distill import distill_loss
 from verified_losses.oracles.rounding import Bounded, Precision
 
 from ..cases import Case, feature_pair, scalars
-from . import Bounds, Inputs, Sum
-from .clip import (
+from . import Bounds, Cotangents, Inputs, Sum
+from .clip import ClipContract
+from .parts import (
     STUDENT,
-    ClipContract,
     call_of,
     contrastive_bounds,
     directions,
@@ -37,7 +36,6 @@ class DistillContract(ClipContract):
     drawn = {"teacher": True}
 
     def inputs(self, case: Case) -> Inputs:
-        """See `Contract`."""
         pair = feature_pair(case, case.teacher_width, 2)
         # the teacher's pairs match less well: its scale is its own
         teacher_case = dataclasses.replace(case, scale=case.scale / 4, bias=case.bias and -case.bias)
@@ -46,7 +44,6 @@ class DistillContract(ClipContract):
         return [own | other for own, other in zip(super().inputs(case), teacher, strict=True)]
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        """See `Contract`."""
         local_loss, gather_with_grad, convention = flags(case)
         columns = student(inputs), student(inputs, "dist_")
         return [
@@ -55,23 +52,21 @@ class DistillContract(ClipContract):
         ]
 
     def oracle_source(self, case: Case) -> dict[str, str]:
-        """See `Contract`."""
         columns = f"({', '.join(STUDENT)}), ({', '.join(TEACHER)})"
         return super().oracle_source(case) | {
             "distill_loss": call_of("distill_loss", columns, case, *flags(case))
         }
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
-        """See `Contract`; the teacher is a constant in the exact convention."""
+        """The teacher is a constant in the exact convention."""
         expected = super().gradient_expected(case)
         exact = case.convention == "exact"
         return {name: want and not (exact and name in TEACHER) for name, want in expected.items()}
 
-    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
-        """See `Contract`."""
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = Precision.of(case.dtype)
         sums = Sum(inputs)
-        terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, weights, sums)
+        terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, cotangents, sums)
         weight = row_weighing(case)
         students, teachers = directions(case, inputs), directions(case, inputs, "dist_")
         constant = case.convention == "exact"
@@ -86,7 +81,7 @@ class DistillContract(ClipContract):
             return bounded
 
         for rank, bounded in enumerate(of_every_rank(case, entropies)):
-            gradient = weight.times(weights[rank]["distill_loss"])
+            gradient = weight.times(cotangents[rank]["distill_loss"])
             for side, (_, slope, of_targets) in enumerate(bounded):
                 students[rank][side].add_gradients(sums, slope, gradient, p)
                 if of_targets:

@@ -11,9 +11,9 @@ from verified_losses.oracles.rounding import Magnitude, Precision
 
 from ..cases import STRIDES, Case, Options
 from ..subjects import Subject
-from . import Bounds, Inputs, Sum
-from .clip import FEATURES, FLAGS, column
+from . import Bounds, Cotangents, Inputs, Sum
 from .gather import GatherContract
+from .parts import FEATURES, FLAGS, column
 
 
 class ExchangeContract(GatherContract):
@@ -36,14 +36,12 @@ class ExchangeContract(GatherContract):
         return st.just((("bidirectional", dict(subject.options).get("bidirectional", False)),))
 
     def inputs(self, case: Case) -> Inputs:
-        """See `Contract`."""
         inputs = super().inputs(case)
         if case.strides == "expanded":
             inputs = [{k: np.broadcast_to(v[:, :1], v.shape) for k, v in given.items()} for given in inputs]
         return inputs if self._both(case) else [{FEATURES[0]: given[FEATURES[0]]} for given in inputs]
 
     def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
-        """See `Contract`."""
         world_size = case.world_size
         shapes: list[dict[str, tuple[int, ...]]] = []
         for rank in range(world_size):
@@ -55,7 +53,6 @@ class ExchangeContract(GatherContract):
         return shapes
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Array]]:
-        """See `Contract`."""
         images = column(inputs, FEATURES[0])
         if not self._both(case):
             left = [(rank - 1) % case.world_size for rank in range(case.world_size)]
@@ -63,7 +60,7 @@ class ExchangeContract(GatherContract):
         pairs = neighbour_exchange_bidir(images, column(inputs, FEATURES[1]))
         return [{"received": right, "received_from_left": left} for right, left in pairs]
 
-    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         """Nothing may happen to values or gradients, each used once."""
         zeros = [{name: np.zeros(shape) for name, shape in rank.items()} for rank in self.term_shapes(case)]
         sums = Sum(inputs)
@@ -80,15 +77,12 @@ class ExchangeContract(GatherContract):
         return lambda **t: target(left, right, t[FEATURES[0]])
 
     def build_source(self) -> str:
-        """See `Contract`."""
         return "functools.partial(target, (rank - 1) % world_size, (rank + 1) % world_size)"
 
     def call_source(self) -> str:
-        """See `Contract`."""
         return "loss(*given.values())"
 
     def oracle_source(self, case: Case) -> dict[str, str]:
-        """See `Contract`."""
         if self._both(case):
             received = f"neighbour_exchange_bidir({', '.join(FEATURES)})[rank]"
             return {name: f"{received}[{place}]" for place, name in enumerate(self.terms)}
@@ -96,7 +90,6 @@ class ExchangeContract(GatherContract):
         return {"received": f"neighbour_exchange({FEATURES[0]}, {left})[rank]"}
 
     def structure(self, case: Case) -> str:
-        """See `Contract`."""
         return "tuple of 2" if self._both(case) else "Tensor"
 
     def _both(self, case: Case) -> bool:

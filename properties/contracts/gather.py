@@ -11,8 +11,8 @@ from verified_losses.oracles.rounding import Magnitude, Precision
 
 from ..cases import STRIDES, Case, Options, feature_pair
 from ..subjects import Subject
-from . import Bounds, Contract, Inputs, Sum, accepted
-from .clip import ASSUMED, FEATURES, ClipContract, call_of, column, flags, gather_options, split_inputs
+from . import Bounds, Contract, Cotangents, Inputs, Sum, accepted
+from .parts import ASSUMED, FEATURES, GATHERS, call_of, column, flags, gather_options, split_inputs
 
 
 class GatherContract(Contract):
@@ -24,24 +24,20 @@ class GatherContract(Contract):
     is_loss = False
     is_mean = False
     assumed: dict[str, Any] = ASSUMED
-    values = ClipContract.values
+    values = GATHERS
     drawn = {"cotangent_strides": (*STRIDES, "expanded")}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
-        """See `Contract`."""
         return gather_options(subject).map(lambda flags: tuple(f for f in flags if f[0] != "cache_labels"))
 
     def inputs(self, case: Case) -> Inputs:
-        """See `Contract`."""
         pair = feature_pair(case, case.width, 1)
         return split_inputs(case, dict(zip(FEATURES, pair, strict=True)), {})
 
     def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
-        """See `Contract`."""
         return [dict.fromkeys(self.terms, (sum(case.rows), case.width)) for _ in case.rows]
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Array]]:
-        """See `Contract`."""
         return [
             {
                 f"all_{name}": gather_features(column(inputs, name), rank, *self._flags(case))
@@ -50,22 +46,22 @@ class GatherContract(Contract):
             for rank in range(case.world_size)
         ]
 
-    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         """Nothing may happen to values; gradients are a sum over ranks."""
         p = Precision.of(case.dtype)
         sums = Sum(inputs)
-        for rank, weight in enumerate(weights):
+        for rank, cotangent in enumerate(cotangents):
             times = occurrences(rank, case.world_size, *self._flags(case))
             for name in FEATURES:
                 for other, (part, count) in enumerate(
-                    zip(case.split(weight[f"all_{name}"]), times, strict=True)
+                    zip(case.split(cotangent[f"all_{name}"]), times, strict=True)
                 ):
                     sums.add(other, name, Magnitude(np.zeros(part.shape), abs(part)), count)
         zeros = [{name: np.zeros(shape) for name, shape in rank.items()} for rank in self.term_shapes(case)]
         return Bounds(zeros, sums.bounds(p))
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
-        """See `Contract`; constants alone get none, and may get zeros."""
+        """Constants alone get none, and may get zeros."""
         constant = case.world_size > 1 and flags(case)[:2] == (True, False)
         expected = super().gradient_expected(case)
         return {name: want for name, want in expected.items() if not (want and constant)}
@@ -76,26 +72,21 @@ class GatherContract(Contract):
         return lambda **tensors: target(**tensors, **options)
 
     def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
-        """See `Contract`."""
         return loss(**tensors)
 
     def build_source(self) -> str:
-        """See `Contract`."""
         flags = 'accepted(target, {**ARGUMENTS, "rank": rank, "world_size": world_size})'
         return f"functools.partial(target, **{flags})"
 
     def call_source(self) -> str:
-        """See `Contract`."""
         return "loss(**given)"
 
     def oracle_source(self, case: Case) -> dict[str, str]:
-        """See `Contract`."""
         return {
             f"all_{name}": call_of("gather_features", name, case, *self._flags(case)) for name in FEATURES
         }
 
     def structure(self, case: Case) -> str:
-        """See `Contract`."""
         return "tuple of 2"
 
     def _flags(self, case: Case) -> tuple[bool, bool, str]:

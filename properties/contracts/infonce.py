@@ -11,12 +11,13 @@ from verified_losses.oracles.clip import get_ground_truth, row_weight
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.gather import occurrences
 from verified_losses.oracles.infonce import infonce_loss, normalize
-from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
+from verified_losses.oracles.rounding import Magnitude, Precision, Weight
 
 from ..cases import SCALES, Case, feature_pair
 from ..subjects import Subject
-from . import Bounds, Inputs, Sum
-from .clip import ClipContract, call_of, column, flags, split_inputs
+from . import Bounds, Cotangents, Inputs, Sum
+from .clip import ClipContract
+from .parts import call_of, column, flags, is_local, one_hot, split_inputs
 
 VIEWS = ("first", "second")
 MOST_ROWS = 32
@@ -37,11 +38,9 @@ class InfoNceContract(ClipContract):
     drawn: dict[str, Any] = {"scales": SCALES.filter(bool)}  # a temperature is its inverse
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """See `Contract`."""
         return super().cases(subject, world_size).map(_fewer_rows)
 
     def inputs(self, case: Case) -> Inputs:
-        """See `Contract`."""
         views = [array.copy() for array in feature_pair(case, case.width, 1)]
         for view in views:
             # the cosine with a row of zeros is not defined
@@ -49,17 +48,15 @@ class InfoNceContract(ClipContract):
         return split_inputs(case, dict(zip(VIEWS, views, strict=True)), {})
 
     def constructor(self, case: Case) -> dict[str, Any]:
-        """See `Contract`."""
         return {**dict(case.options), "temperature": 1 / case.scale}
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
-        """See `Contract`; keys that are constants get none, and may get zeros."""
+        """Keys that are constants get none, and may get zeros."""
         constant = is_local(case) and not flags(case)[1]
         expected = super().gradient_expected(case)
         return {name: want for name, want in expected.items() if not (want and constant and name == VIEWS[1])}
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        """See `Contract`."""
         first, second = (column(inputs, name) for name in VIEWS)
         return [
             {"contrastive_loss": infonce_loss(first, second, 1 / case.scale, rank, *flags(case))}
@@ -67,12 +64,10 @@ class InfoNceContract(ClipContract):
         ]
 
     def oracle_source(self, case: Case) -> dict[str, str]:
-        """See `Contract`."""
         columns = f"{', '.join(VIEWS)}, {1 / case.scale!r}"
         return {"contrastive_loss": call_of(f"{self.name}_loss", columns, case, *flags(case))}
 
-    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
-        """See `Contract`."""
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = Precision.of(case.dtype)
         sums = Sum(inputs)
         local_loss, gather_with_grad, convention = flags(case)
@@ -86,7 +81,7 @@ class InfoNceContract(ClipContract):
             weight = Weight.of(row_weight(rows, is_local(case)), *rows, sum(rows), len(rows))
             value, slope = rounding.cross_entropy(z, one_hot(labels, z), p)
             terms.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
-            gradient = weight.times(weights[rank]["contrastive_loss"])
+            gradient = weight.times(cotangents[rank]["contrastive_loss"])
             unit = normalize(queries[own]), normalize(keys)
             x, y = rounding.through_cosine(slope, gradient, 1 / case.scale, *unit, p)
             times = occurrences(rank, case.world_size, local_loss, gather_with_grad, convention)
@@ -100,23 +95,11 @@ def _fewer_rows(case: Case) -> Case:
     return dataclasses.replace(case, rows=tuple(min(count, MOST_ROWS) for count in case.rows))
 
 
-def is_local(case: Case) -> bool:
-    """Whether a rank's anchors are its own rows alone."""
-    return bool(case.option("local_loss")) and case.world_size > 1
-
-
 def owned(rows: list[int], rank: int, local_loss: bool) -> Array:
     """Return which of all rows are the anchors of `rank`."""
     if not local_loss or len(rows) == 1:
         return np.arange(sum(rows))
     return sum(rows[:rank]) + np.arange(rows[rank])
-
-
-def one_hot(labels: Array, z: Bounded) -> Bounded:
-    """Return the labels as exact probabilities."""
-    hot = np.zeros(z.value.shape)
-    hot[np.arange(len(labels)), labels] = 1
-    return Bounded(hot, np.zeros(hot.shape))
 
 
 def spread(part: Magnitude, places: Array, total: int) -> Magnitude:

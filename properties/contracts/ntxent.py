@@ -4,16 +4,16 @@ import numpy as np
 
 from verified_losses.oracles import rounding
 from verified_losses.oracles.clip import row_weight
-from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.gather import occurrences
 from verified_losses.oracles.infonce import normalize
 from verified_losses.oracles.ntxent import ntxent_loss, places
 from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case
-from . import Bounds, Inputs, Sum
-from .clip import ClipContract, column, flags
-from .infonce import VIEWS, InfoNceContract, add_rows, is_local, one_hot, spread
+from . import Bounds, Cotangents, Inputs, Sum
+from .clip import ClipContract
+from .infonce import VIEWS, InfoNceContract, add_rows, spread
+from .parts import column, flags, is_local, one_hot
 
 
 class NTXentContract(InfoNceContract):
@@ -29,15 +29,13 @@ class NTXentContract(InfoNceContract):
         return ClipContract.gradient_expected(self, case)
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        """See `Contract`."""
         first, second = (column(inputs, name) for name in VIEWS)
         return [
             {"contrastive_loss": ntxent_loss(first, second, 1 / case.scale, rank, *flags(case))}
             for rank in range(case.world_size)
         ]
 
-    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
-        """See `Contract`."""
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = Precision.of(case.dtype)
         sums = Sum(inputs)
         local = is_local(case)
@@ -56,7 +54,7 @@ class NTXentContract(InfoNceContract):
             full = Bounded(np.zeros(z.value.shape), np.zeros(z.value.shape))
             for array, given in zip(full, slope, strict=True):
                 array[others] = given.ravel()
-            gradient = weight.times(weights[rank]["contrastive_loss"])
+            gradient = weight.times(cotangents[rank]["contrastive_loss"])
             x, y = rounding.through_cosine(full, gradient, 1 / case.scale, unit[own], unit, p)
             x = spread(x, own, len(unit))
             times = occurrences(rank, case.world_size, *flags(case))

@@ -6,14 +6,14 @@ import numpy as np
 from hypothesis import strategies as st
 
 from verified_losses.oracles import rounding
-from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.rounding import Magnitude, Precision, Weight
 from verified_losses.oracles.siglip import siglip_loss
 
 from ..cases import Case, Options
 from ..subjects import Subject
-from . import Bounds, Inputs, Sum, accepted, entry
-from .clip import FEATURES, FLAGS, STUDENT, ClipContract, call_of, column, student
+from . import Bounds, Cotangents, Inputs, Sum, accepted, entry
+from .clip import ClipContract
+from .parts import FEATURES, FLAGS, STUDENT, call_of, column, student
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
@@ -27,34 +27,27 @@ class SigLipContract(ClipContract):
     values = {"dist_impl": (*DIST_IMPLS, None), "cache_labels": FLAGS, "use_horovod": FLAGS}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
-        """See `Contract`."""
         return st.sampled_from([*DIST_IMPLS, None]).map(lambda impl: (("dist_impl", impl),))
 
     def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
-        """See `Contract`."""
         # upstream has no default for the bias
         return super().call(loss, accepted(entry(loss), {"logit_bias": None}) | tensors, case, rank)
 
     def call_source(self) -> str:
-        """See `Contract`."""
         bias = 'accepted(getattr(loss, "forward", loss), {"logit_bias": None})'
         return super().call_source().replace("**given", f"**({bias} | given)")
 
     def oracle_source(self, case: Case) -> dict[str, str]:
-        """See `Contract`."""
         return {"contrastive_loss": call_of("siglip_loss", ", ".join(STUDENT), case)}
 
     def obeys_mean(self, case: Case) -> bool:
-        """See `Contract`."""
         return True
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        """See `Contract`."""
         columns = student(inputs)
         return [{"contrastive_loss": siglip_loss(*columns, rank)} for rank in range(case.world_size)]
 
-    def bounds(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Bounds:
-        """See `Contract`."""
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = Precision.of(case.dtype)
         sums = Sum(inputs)
         texts = np.concatenate(column(inputs, "text_features"))
@@ -71,7 +64,7 @@ class SigLipContract(ClipContract):
             value, slope = rounding.sigmoid_cross_entropy(z, labels, p)
             error = rounding.total(value, weight, p, parts=case.world_size)
             terms.append({"contrastive_loss": np.asarray(error)})
-            gradient = weight.times(weights[rank]["contrastive_loss"])
+            gradient = weight.times(cotangents[rank]["contrastive_loss"])
             parts = rounding.through_logits(slope, gradient, float(scales[rank]), image, texts, p)
             sums.add(rank, "image_features", parts["x"])
             sums.add(rank, "logit_scale", parts["scale"])

@@ -16,7 +16,8 @@ from verified_losses.oracles.complex_step import Array
 from ..cases import Case
 from ..contracts import Contract
 from ..process_state import preserved
-from ..subjects import Outcome, Step, Subject, run_steps
+from ..running import Outcome, Step, run_steps
+from ..subjects import Subject
 from ..worlds import World
 
 INFERENCE = "under inference mode"

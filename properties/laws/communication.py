@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..cases import Case, tensor
 from ..contracts import Contract
-from ..subjects import Subject, backward, inputs
+from ..running import backward, inputs
+from ..subjects import Subject
 from ..worlds import World
 from ..worlds.specs import SINGLE
 from . import Falsified, Law, Place, compare, observe, run
@@ -32,9 +33,9 @@ def mean_over_ranks_equals_single_process(
     whole = together(case)
     (outcomes,) = observe(contract, subject, world, [case])
     ((single,),) = observe(contract, subject, subject.worlds().open(SINGLE), [whole])
-    bounds = contract.bounds(case, contract.inputs(case), contract.weights(case))
+    bounds = contract.bounds(case, contract.inputs(case), contract.cotangents(case))
     (whole_terms,), (whole_grads,) = dataclasses.astuple(
-        contract.bounds(whole, contract.inputs(whole), contract.weights(whole))
+        contract.bounds(whole, contract.inputs(whole), contract.cotangents(whole))
     )
     worst = 0.0
     for name, expected in single.terms.items():
@@ -62,8 +63,8 @@ def second_derivatives_travel(contract: Contract, subject: Subject, world: World
     assume(case.option("gather_with_grad", True))
     pairs = run(world, _second_derivatives, subject, contract, case)
     inputs = contract.inputs(case)
-    weights = contract.weights(case)
-    bounds = contract.bounds(case, inputs, weights)
+    cotangents = contract.cotangents(case)
+    bounds = contract.bounds(case, inputs, cotangents)
     worst = 0.0
     for rank, terms in enumerate(contract.oracle(case, inputs)):
         for name, expected in terms.items():
@@ -79,16 +80,16 @@ def _second_derivatives(
     arrays = contract.inputs(case)[rank]
     leaves = {name: tensor(array, case.dtype, case.strides, True) for name, array in arrays.items()}
     terms = contract.read(contract.call(function, leaves, case, rank), case)[1]
-    drawn = contract.weights(case)[rank]
-    weights = {name: tensor(drawn[name], case.dtype, "contiguous", True) for name in terms}
+    drawn = contract.cotangents(case)[rank]
+    cotangents = {name: tensor(drawn[name], case.dtype, "contiguous", True) for name in terms}
     gradients = torch.autograd.grad(
-        list(terms.values()), list(leaves.values()), list(weights.values()), create_graph=True
+        list(terms.values()), list(leaves.values()), list(cotangents.values()), create_graph=True
     )
     # the functions are linear: pairing the gradient with the inputs gives the outputs back
     paired = torch.autograd.grad(
-        list(gradients), list(weights.values()), [leaf.detach() for leaf in leaves.values()]
+        list(gradients), list(cotangents.values()), [leaf.detach() for leaf in leaves.values()]
     )
-    return {name: value.double().numpy() for name, value in zip(weights, paired, strict=True)}
+    return {name: value.double().numpy() for name, value in zip(cotangents, paired, strict=True)}
 
 
 def backward_is_silent(contract: Contract, subject: Subject, world: World, case: Case) -> float:

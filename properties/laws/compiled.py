@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from ..cases import Case
 from ..contracts import Contract
-from ..subjects import Step, Subject
+from ..running import Step
+from ..subjects import Subject
 from ..worlds import World
 from . import Law, compare_types, observe
 from .gradients import compare_gradients

@@ -12,7 +12,8 @@ from verified_losses.oracles.rounding import FLOAT64, gamma
 
 from ..cases import Case, tensor
 from ..contracts import Contract, Inputs
-from ..subjects import Outcome, Subject
+from ..running import Outcome
+from ..subjects import Subject
 from ..worlds import World
 from . import Law, Place, compare, misshapen, observe, run
 
@@ -55,11 +56,11 @@ def _directions(case: Case, inputs: Inputs, differentiable: tuple[str, ...]) -> 
 
 def compare_gradients(contract: Contract, case: Case, outcomes: list[Outcome], inputs: Inputs) -> float:
     """Return the worst error over bound of every rank's gradients, along some directions."""
-    weights = contract.weights(case)
-    bounds = contract.bounds(case, inputs, weights).gradients
+    cotangents = contract.cotangents(case)
+    bounds = contract.bounds(case, inputs, cotangents).gradients
     worst = 0.0
     for rank, name, along in _directions(case, inputs, contract.differentiable):
-        expected = contract.derivative(case, inputs, weights, rank, name, along)
+        expected = contract.derivative(case, inputs, cotangents, rank, name, along)
         observed = outcomes[rank].gradients.get(name)
         if observed is None:
             observed = np.zeros(along.shape)
@@ -132,7 +133,7 @@ def twice_differentiable(contract: Contract, subject: Subject, world: World, cas
     # elsewhere ranks see constants where others have variables, so no one function is derived twice
     assume(world.size == 1 or case.option("gather_with_grad", True))
     inputs = contract.inputs(case)
-    bounds = contract.bounds(case, inputs, contract.weights(case)).gradients
+    bounds = contract.bounds(case, inputs, contract.cotangents(case)).gradients
     # a saturated exponential's second derivative comes from differences like 1 - p, which err by u whatever
     # they should be; the rest bounds, by norms, what that is multiplied with and how often it is added
     largest = max(abs(array).max() for given in inputs for name, array in given.items() if array.ndim == 2)
@@ -162,7 +163,7 @@ def _curvature(
     names = [name for name, wanted in contract.gradient_expected(case).items() if wanted]
     if not names:
         return {}
-    drawn = contract.weights(case)[rank]
+    drawn = contract.cotangents(case)[rank]
     along = {name: torch.tensor(array) for name, array in curve(case, rank, arrays, names).items()}
 
     def gradients(offset: float) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:

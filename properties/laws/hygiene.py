@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ..cases import Case
 from ..contracts import Contract
 from ..process_state import traces
-from ..subjects import Outcome, Step, Subject, backward, inputs
+from ..running import Outcome, Step, backward, inputs
+from ..subjects import Subject
 from ..worlds import World
 from . import Falsified, Law, Place, by_mode, compare, compare_types, misshapen, observe, run
 

@@ -2,7 +2,8 @@
 
 from ..cases import Case
 from ..contracts import Contract, Inputs
-from ..subjects import Outcome, Subject
+from ..running import Outcome
+from ..subjects import Subject
 from ..worlds import World
 from . import Falsified, Law, Place, by_mode, compare
 
@@ -16,7 +17,7 @@ def compare_terms(
     contract: Contract, case: Case, observed: dict[str, list[Outcome]], inputs: Inputs
 ) -> float:
     """Return the worst error over bound of every rank's terms, observed in each of some circumstances."""
-    bounds = contract.bounds(case, inputs, contract.weights(case)).terms
+    bounds = contract.bounds(case, inputs, contract.cotangents(case)).terms
     expected = contract.oracle(case, inputs)
     worst = 0.0
     for note, outcomes in observed.items():

@@ -20,9 +20,9 @@ from hypothesis.errors import UnsatisfiedAssumption
 from rich.console import Console
 from rich.table import Table
 
-from verified_losses.properties import coverage
 from verified_losses.properties.cases import Case
-from verified_losses.properties.certifier import Check, checks, compared, verify
+from verified_losses.properties.show import drawn
+from verified_losses.properties.verify.certifier import Check, checks, compared, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .index import DEFECTS, RIGHT, Planted
@@ -114,9 +114,9 @@ def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Tri
             return Trial(
                 seed, finding.law, finding.world, examples, seconds,
                 finding.counterexample, finding.reason, not planted.explains(finding.reason),
-                planted.is_smallest(compared(finding.smallest)), coverage.table(held),
+                planted.is_smallest(compared(finding.smallest)), drawn.table(held),
             )  # fmt: skip
-    return Trial(seed, examples=examples, seconds=time.monotonic() - started, drawn=coverage.table(held))
+    return Trial(seed, examples=examples, seconds=time.monotonic() - started, drawn=drawn.table(held))
 
 
 def reason_if_falsified(check: Check, max_examples: int, seed: int) -> str:

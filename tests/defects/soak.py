@@ -16,8 +16,8 @@ import torch
 from cyclopts import App
 from rich.console import Console
 
-from verified_losses.properties.certifier import SHIPPED, Check, checks, verify
-from verified_losses.properties.counterexample import write
+from verified_losses.properties.show.counterexample import write
+from verified_losses.properties.verify.certifier import SHIPPED, Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .index import RIGHT

@@ -1,12 +1,10 @@
 """A falsified check as one small Python file that anyone can run."""
 
-import contextlib
 import inspect
 import os
 import pprint
 import re
 import sys
-import tempfile
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -31,18 +29,21 @@ from verified_losses.oracles import (
 )
 from verified_losses.oracles.complex_step import Array
 
-from . import process_state
-from .cases import LAYOUTS, Case, has_layout, rounded
-from .certifier import Check, Finding, Simulated
-from .contracts import Contract
-from .laws import INFERENCE, Falsified, Place
-from .laws.communication import Collectives, together
-from .laws.compiled import compilable
-from .laws.gradients import STEP, curve, unweighted, weighted
-from .laws.metamorphic import padding_filled
-from .subjects import Step, refilled
-from .worlds import WorldError
-from .worlds.simulated import SimulationError
+from .. import process_state
+from ..cases import LAYOUTS, Case, has_layout, rounded
+from ..contracts import Contract
+from ..laws import INFERENCE, Falsified, Place
+from ..laws.communication import Collectives, together
+from ..laws.compiled import compilable
+from ..laws.gradients import STEP, curve, unweighted, weighted
+from ..laws.metamorphic import padding_filled
+from ..running import Step, refilled
+from ..subjects import Target
+from ..verify.certifier import Check, Finding, Simulated
+from ..verify.fingerprints import fingerprint
+from ..worlds import WorldError
+from ..worlds.simulated import SimulationError
+from .text import write_whole
 
 SECONDS = 60
 """How long a file lets its ranks run."""
@@ -111,20 +112,9 @@ def write(finding: Finding, folder: Path) -> Path:
     """
     check = finding.check
     words = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{check.label}-{check.law.name}")
-    path = folder / f"{words}-{finding.fingerprint}.py"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = render(finding, path)
-    # another certifier may write the same file, or a reader meet half of it
-    handle, unfinished = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(unfinished)
-        raise
+    path = folder / f"{words}-{fingerprint(finding)}.py"
+    # whole: another certifier may write the same file, or a reader meet half of it
+    write_whole(path, render(finding, path).encode())
     return path
 
 
@@ -174,7 +164,7 @@ def render(finding: Finding, path: Path) -> str:
         _templates()
         .get_template("counterexample.py.jinja")
         .render(
-            fingerprint=finding.fingerprint,
+            fingerprint=fingerprint(finding),
             title=_title(check, case),
             reason=_quoted(finding.reason),
             file_name=path.name,
@@ -254,7 +244,7 @@ def inlined(sources: dict[str, str], derived: bool) -> str:
 
 def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("verified_losses.properties"),
+        loader=jinja2.PackageLoader("verified_losses.properties.show"),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -334,10 +324,10 @@ def _quoted(reason: str) -> str:
 
 def _portable(target: str) -> str:
     """Return a target whose file lies below this folder by its path from here."""
-    place, _, name = target.rpartition(":")
-    if place.endswith(".py") and Path(place).resolve().is_relative_to(Path.cwd()):
-        place = str(Path(place).resolve().relative_to(Path.cwd()))
-    return f"{place}:{name}"
+    file = Target.of(target).file
+    if file and file.resolve().is_relative_to(Path.cwd()):
+        return str(Target(str(file.resolve().relative_to(Path.cwd())), Target.of(target).name))
+    return target
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
@@ -403,7 +393,8 @@ def _directions(contract: Contract, case: Case) -> list[dict[str, Any]]:
 
 def _cotangents(contract: Contract, case: Case) -> list[dict[str, Any]]:
     return [
-        {name: _nested(value, "float64") for name, value in rank.items()} for rank in contract.weights(case)
+        {name: _nested(value, "float64") for name, value in rank.items()}
+        for rank in contract.cotangents(case)
     ]
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from ..laws import laws
 from .certifier import Finding
-from .laws import laws
+from .fingerprints import fingerprint
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +69,6 @@ def _matches(entry: Entry, finding: Finding) -> bool:
         finding.verdict == "falsified"
         and entry.property == finding.law
         and entry.world in ("", finding.world)
-        and entry.fingerprint in ("", finding.fingerprint)
+        and entry.fingerprint in ("", fingerprint(finding))
         and entry.target in ("", finding.check.subject.target)
     )

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from hypothesis import Verbosity, find, settings
 
-from .cases import DTYPES
+from ..cases import DTYPES
+from ..contracts import Contract, contracts
+from ..laws import laws
+from ..running import read_signature
+from ..subjects import Subject
+from ..worlds import WorldError
+from ..worlds.horovod import horovod_missing
+from ..worlds.specs import SINGLE, parse
 from .certifier import Check, checks
-from .contracts import Contract, contracts
-from .laws import laws
-from .subjects import Subject, read_signature
-from .worlds import WorldError
-from .worlds.horovod import horovod_missing
-from .worlds.specs import SINGLE, parse
 
 CONVENTIONS = ("exact", "open_clip")
 WORLDS = "1,sim:2-8,proc:2"

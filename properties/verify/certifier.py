@@ -14,14 +14,13 @@ from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
-from .cases import Case
-from .contracts import Contract, contracts
-from .fingerprints import fingerprint
-from .laws import Law, laws
-from .subjects import Subject
-from .worlds.processes import COLLECTIVE_SHARE
-from .worlds.simulated import Sends, SimulatedWorld
-from .worlds.specs import RUN_SECONDS, WorldSpec
+from ..cases import Case
+from ..contracts import Contract, contracts
+from ..laws import Law, laws
+from ..subjects import Subject
+from ..worlds.processes import COLLECTIVE_SHARE
+from ..worlds.simulated import Sends, SimulatedWorld
+from ..worlds.specs import RUN_SECONDS, WorldSpec
 
 SIMULATED_SECONDS = COLLECTIVE_SHARE * RUN_SECONDS
 """How long a simulated run may take: less than its process may, so that it says itself where it hung."""
@@ -87,6 +86,11 @@ class Finding:
     """It was asked for, and could not run."""
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """Which of a run's checks it is of: loss, law and world."""
+        return self.loss, self.law, self.world
+
+    @property
     def loss(self) -> str:
         """Name of the target."""
         return self.check.label
@@ -110,11 +114,6 @@ class Finding:
     def worst_error_over_bound(self) -> float:
         """The worst of the cases that hold."""
         return max(self.ratios, default=0.0)
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for the same defect seen by the same law, whatever the seed."""
-        return fingerprint(self.check, self.error)
 
     @property
     def counterexample(self) -> str:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cases import DTYPES
-from .certifier import Certifier, Check, Finding, verify_all
-from .grouping import Defect, explain
-from .known import Known
-from .plan import (
+from ..cases import DTYPES
+from ..show.certificate import Asked, Certificate, certificate
+from ..show.defects import Defect, explain
+from ..show.terminal import explained
+from ..subjects import Target
+from ..verify.certifier import Certifier, Check, Finding, verify_all
+from ..verify.known import Known
+from ..verify.plan import (
     COUNTEREXAMPLES,
     MAX_EXAMPLES,
     WORLDS,
@@ -22,7 +25,6 @@ from .plan import (
     not_verified,
     plan,
 )
-from .report import Asked, Certificate, certificate, explained
 
 if TYPE_CHECKING:
     import pytest
@@ -222,7 +224,7 @@ def _asked(
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
     asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes))
-    return {name.rpartition(":")[2]: asked}
+    return {Target.of(name).name: asked}
 
 
 def _name(target: object) -> str:

@@ -5,14 +5,12 @@ import json
 import math
 import re
 import traceback
-from typing import TYPE_CHECKING
 
-from .laws import Falsified
-from .worlds import RankState, WorldError
-from .worlds.simulated import SimulationError
-
-if TYPE_CHECKING:
-    from .certifier import Check
+from ..laws import Falsified
+from ..subjects import Target
+from ..worlds import RankState, WorldError
+from ..worlds.simulated import SimulationError
+from .certifier import Finding
 
 FRAME = re.compile(r'^ *File "(?P<file>.+)", line \d+,? in (?P<function>\S+)', re.MULTILINE)
 RAISED = re.compile(r"^(?:\w+\.)*(?P<name>[A-Za-z_]\w*)(?::|$)", re.MULTILINE)
@@ -42,15 +40,16 @@ def not_finite(error: Exception | None) -> bool:
     return isinstance(observed, float) and not math.isfinite(observed)
 
 
-def fingerprint(check: "Check", error: Exception | None) -> str:
-    """Return twelve hexadecimal digits that are the same for the same defect seen by the same law."""
+def fingerprint(finding: Finding) -> str:
+    """Return twelve hexadecimal digits: the same for one defect seen by one law, whatever the seed."""
+    check = finding.check
     several = max(check.world.sizes) > 1
     parts = [
         check.contract.name,
         check.subject.conventions,
         check.law.name,
         "several ranks" if several else "one rank",
-        signature(check.subject.target, error),
+        signature(check.subject.target, finding.error),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
@@ -68,8 +67,8 @@ def _ended(target: str, state: RankState) -> tuple[str, ...]:
 
 def _function(target: str, text: str) -> str:
     """Return the innermost function of the target's own file in a traceback, or in a stack dump."""
-    place = target.rpartition(":")[0]
-    own = place if place.endswith(".py") else place.replace(".", "/") + ".py"
+    place, file = Target.of(target).place, Target.of(target).file
+    own = place if file else place.replace(".", "/") + ".py"
     frames = FRAME.findall(text)
     if "most recent call first" in text:
         frames.reverse()

@@ -1,11 +1,9 @@
-"""What people see and keep: the table on the terminal, and the certificate."""
+"""The certificate: the record of what was verified, and with what."""
 
 import contextlib
 import hashlib
 import importlib.util
-import os
 import platform
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,32 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from .certifier import Finding, Verdict, compared
+from ..subjects import Subject, Target
+from ..verify.certifier import Finding, Verdict
+from ..verify.fingerprints import fingerprint
+from ..verify.known import Known
+from .defects import Defect
 from .drawn import Drawn, count
-from .grouping import Defect
-from .known import Known
-from .laws import Falsified
-from .subjects import Subject
+from .text import plain, write_whole
 
 CERTIFICATE_VERSION = 2
-HERE = str(Path(__file__).parent)
-LEADING = (
-    "torch/nn/modules/module.py",
-    "<frozen importlib._bootstrap>",
-    "<frozen importlib._bootstrap_external>",
-)
-"""Files whose frames lead from here to a target, besides our own."""
-PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-"""Of control characters: what is shown in their place."""
-REASON_LINES = 12
-"""Of a reason on the terminal; the certificate has all."""
-LINE = 600
-"""Characters of a line of a reason on the terminal."""
 
 
 class Property(msgspec.Struct, frozen=True):
@@ -119,11 +101,11 @@ def schema() -> dict[str, Any]:
 
 def source_hash(subject: Subject) -> str:
     """Return the SHA-256 of all the source of the package, or of the file, that a subject comes from."""
-    module_name = subject.target.rpartition(":")[0]
-    if module_name.endswith(".py"):
-        files = [Path(module_name)]
+    target = Target.of(subject.target)
+    if target.file:
+        files = [target.file]
     else:
-        spec = importlib.util.find_spec(module_name.partition(".")[0])
+        spec = importlib.util.find_spec(target.place.partition(".")[0])
         origin = Path(spec.origin) if spec and spec.origin else None
         files = [] if origin is None else sorted(origin.parent.rglob("*.py"))
     digest = hashlib.sha256()
@@ -151,8 +133,8 @@ def certificate(
     complete: bool,
 ) -> Certificate:
     """Assemble the record of one target."""
-    named: dict[int, tuple[str, str | None]] = {
-        id(finding): (defect.leader.fingerprint, str(defect.file) if defect.file else None)
+    named: dict[tuple[str, str, str], tuple[str, str | None]] = {
+        finding.key: (fingerprint(defect.leader), str(defect.file) if defect.file else None)
         for defect in defects
         for finding in (defect.leader, *defect.others)
     }
@@ -164,7 +146,7 @@ def certificate(
             finding.verdict,
             finding.worst_error_over_bound,
             plain(finding.reason),
-            *named.get(id(finding), ("", None)),
+            *named.get(finding.key, ("", None)),
             finding.counterexample,
             plain(known.reason(finding)),
             round(finding.seconds, 3),
@@ -223,115 +205,3 @@ def decode(text: bytes) -> Certificate | Certificates:
     if "certificates" in fields:
         return msgspec.convert(fields, Certificates)
     return msgspec.convert(fields, Certificate)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file: all of it, or nothing.
-
-    Raises:
-        OSError: it cannot be written there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def plain(text: str) -> str:
-    """Return text of a target's without what would steer a terminal or cannot be written."""
-    return text.encode(errors="backslashreplace").decode().translate(PICTURES)
-
-
-def as_text(ratio: float) -> str:
-    """Return an error over its bound as people read it."""
-    if not ratio:
-        return "exact"
-    return f"{ratio:.3f}" if ratio >= 0.001 else f"{ratio:.0e}"
-
-
-def table(findings: Sequence[Finding], known: Known) -> Table:
-    """Lay out one line a check."""
-    laid = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    for name in ("loss", "property", "world"):
-        laid.add_column(name, overflow="fold")
-    laid.add_column("examples", justify="right", no_wrap=True)
-    laid.add_column("error/bound", justify="right", no_wrap=True)
-    laid.add_column("verdict", no_wrap=True)
-    for finding in findings:
-        verdict = "known" if known.reason(finding) else finding.verdict
-        colour = {"holds": "green", "falsified": "bold red"}.get(verdict, "yellow")
-        ratio = as_text(finding.worst_error_over_bound)
-        laid.add_row(
-            escape(finding.loss), finding.law, finding.world, str(finding.examples),
-            ratio if finding.verdict == "holds" else "", f"[{colour}]{verdict}[/]",
-        )  # fmt: skip
-    return laid
-
-
-def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
-    """Print every defect with its smallest counterexample."""
-    for defect in defects:
-        if not known.reason(defect.leader):
-            what, *why, file = explained(defect).split("\n")
-            console.print(f"\n[bold red]{escape(what)}[/]")
-            console.print(escape("\n".join(why)), highlight=False)
-            console.print(escape(file), soft_wrap=True, highlight=False)
-
-
-def explained(defect: Defect) -> str:
-    """Return what is wrong, in a line; below it why, and the smallest case; in the last, the file to run."""
-    leader = defect.leader
-    lines = [
-        f"{leader.loss}: {leader.law} does not hold in world {leader.world}",
-        shortened(plain(leader.reason)),
-        f"smallest case: {leader.counterexample}",
-    ]
-    if defect.others:
-        also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
-        lines.append(f"the same defect: {also}")
-    lines += [f"hint: {hint}" for hint in hints(leader)]
-    lines.append(f"run: python {defect.file}" if defect.file else f"no file was written: {defect.trouble}")
-    return "\n".join(lines)
-
-
-def hints(finding: Finding) -> list[str]:
-    """Return what else a finding may mean than a defect."""
-    if finding.smallest is None or (case := compared(finding.smallest)).world_size == 1:
-        return []
-    found = []
-    place = finding.error.place if isinstance(finding.error, Falsified) else None
-    exact = case.convention == "exact"
-    if place and place.kind == "gradient" and exact and case.option("gather_with_grad", True) is False:
-        found.append("if it is to have upstream's gradients without gather_with_grad: --convention open_clip")
-    if len(set(case.rows)) > 1:
-        found.append("if its ranks always hold equally many rows: --equal-rows")
-    return found
-
-
-def shortened(reason: str) -> str:
-    """Return a reason without the frames that lead from here to the target, and without a long middle."""
-    lines = [
-        line if len(line) <= LINE else f"{line[:LINE]} ... {len(line) - LINE} characters ..."
-        for line in own(reason).splitlines()
-    ]
-    if len(lines) > REASON_LINES:
-        half = REASON_LINES // 2
-        lines[half:-half] = [f"... {len(lines) - 2 * half} lines ..."]
-    return "\n".join(lines)
-
-
-def own(reason: str) -> str:
-    """Return a reason without the frames of a traceback that lead from here to the target."""
-    lines: list[str] = []
-    ours = False
-    for line in reason.splitlines():
-        if frame := re.match(r' +File "(.+?)", line \d+', line):
-            ours = frame[1].startswith(HERE) or frame[1].endswith(LEADING)
-        elif not line.startswith("    "):
-            ours = False
-        if not ours and not re.fullmatch(r"[ ~^]+", line):
-            lines.append(line)
-    return "\n".join(lines)

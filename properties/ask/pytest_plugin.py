@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .certifier import Certifier, Check
-    from .plan import Subjects
+    from ..verify.certifier import Certifier, Check
+    from ..verify.plan import Subjects
 
 SUBJECTS: "pytest.StashKey[Subjects]" = pytest.StashKey()
 
@@ -24,8 +24,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.stash[SUBJECTS] = pickle.loads(config.workerinput["certify"])
         return
     try:
-        from .plan import Unusable, fitted
-        from .report import shortened
+        from ..show.text import shortened
+        from ..verify.plan import Unusable, fitted
     except ImportError as error:
         raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
     _seed(config)
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Add the checks to what was collected."""
-    from .certifier import Certifier
+    from ..verify.certifier import Certifier
 
     subjects = config.stash[SUBJECTS]
     certifier = Certifier(_max_examples(config), _seed(config))
@@ -88,8 +88,8 @@ class Property(pytest.Item):
 
     def runtest(self) -> None:
         """Verify it; what does not hold, or cannot run, fails."""
+        from ..verify.plan import COUNTEREXAMPLES
         from .api import conclude
-        from .plan import COUNTEREXAMPLES
 
         folder = self.config.option.certify_counterexamples or COUNTEREXAMPLES
         conclude(self.certifier.verify(self.check), self.config.invocation_params.dir / folder)
@@ -109,8 +109,9 @@ class Property(pytest.Item):
 
 def _asked(config: pytest.Config) -> "Subjects":
     """Return the targets as they were asked for."""
-    from .cases import DTYPES
-    from .plan import ask, read_config
+    from ..cases import DTYPES
+    from ..subjects import Target
+    from ..verify.plan import ask, read_config
 
     option = config.option
     targets, contracts = option.certify, option.certify_as or []
@@ -123,9 +124,9 @@ def _asked(config: pytest.Config) -> "Subjects":
     dtypes = option.certify_dtype.split(",") if option.certify_dtype else DTYPES
     subjects = {}
     for label, (target, contract) in zip(_labels(pairs), pairs, strict=True):
-        module, colon, name = target.rpartition(":")
-        if module.endswith(".py"):
-            target = f"{config.invocation_params.dir / module}{colon}{name}"
+        asked = Target.of(target)
+        if asked.file:
+            target = str(Target(str(config.invocation_params.dir / asked.file), asked.name))
         convention, equal = option.certify_convention or "exact", bool(option.certify_equal_rows)
         subjects[label] = ask(target, contract, convention, pinned, equal, dtypes)
     return subjects
@@ -133,8 +134,10 @@ def _asked(config: pytest.Config) -> "Subjects":
 
 def _labels(pairs: list[tuple[str, str]]) -> list[str]:
     """Return a name for each target and contract: as short as tells them apart."""
+    from ..subjects import Target
+
     choices = [
-        [target.rpartition(":")[2] for target, _ in pairs],
+        [Target.of(target).name for target, _ in pairs],
         [target for target, _ in pairs],
         [f"{target} as {contract}" for target, contract in pairs],
     ]
@@ -146,7 +149,7 @@ def _labels(pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def _plan(config: pytest.Config, subjects: "Subjects") -> "list[Check]":
-    from .plan import WORLDS, plan
+    from ..verify.plan import WORLDS, plan
 
     option = config.option
     world = option.certify_world or WORLDS
@@ -154,7 +157,7 @@ def _plan(config: pytest.Config, subjects: "Subjects") -> "list[Check]":
 
 
 def _max_examples(config: pytest.Config) -> int:
-    from .plan import MAX_EXAMPLES
+    from ..verify.plan import MAX_EXAMPLES
 
     asked: int | None = config.option.certify_max_examples
     return MAX_EXAMPLES if asked is None else asked

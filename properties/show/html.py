@@ -11,8 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .certificate import Certificate, Certificates, Property
 from .drawn import in_order
-from .report import Certificate, Certificates, Property, as_text, plain, shortened
+from .text import as_text, plain, shortened
 
 DECADES = 5
 """Of error/bound that a distribution shows; what is smaller shares one bar."""
@@ -157,7 +158,7 @@ def render(record: Certificate | Certificates, codes: Mapping[str, str]) -> str:
         codes: the code of counterexample files, by the names that the record gives them.
     """
     environment = Environment(
-        loader=PackageLoader("verified_losses.properties"),
+        loader=PackageLoader("verified_losses.properties.show"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -3,17 +3,15 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from hypothesis.errors import HypothesisDeprecationWarning, UnsatisfiedAssumption
 
-from .cases import Case
+from ..cases import Case
+from ..laws import Falsified, Law, laws
 from .certifier import Check, Finding, Simulated, falsify
-from .counterexample import write
 from .fingerprints import not_finite, signature
-from .laws import Falsified, Law, laws
 
 CHEAP = 0.1
 """A law that takes a smaller share of the examples is not run for grouping."""
@@ -21,29 +19,6 @@ CHEAP = 0.1
 F = TypeVar("F", bound=Finding)
 Falsifies = Callable[[Check, Check, Any], bool]
 """Whether a check's law fails on a case that was found for another check, in that one's world."""
-
-
-@dataclass(frozen=True)
-class Defect:
-    """Findings that one defect explains."""
-
-    leader: Finding
-    others: tuple[Finding, ...] = ()
-    file: Path | None = None
-    """The leader's counterexample; None where it could not be written."""
-    trouble: str = ""
-    """Why it could not."""
-
-
-def explain(findings: Sequence[Finding], folder: Path) -> list[Defect]:
-    """Group what is falsified, and write one counterexample a group."""
-    defects = []
-    for leader, *others in group([finding for finding in findings if finding.verdict == "falsified"]):
-        try:
-            defects.append(Defect(leader, tuple(others), write(leader, folder)))
-        except OSError as error:
-            defects.append(Defect(leader, tuple(others), trouble=f"{folder}: {error.strerror or error}"))
-    return defects
 
 
 def group(findings: Sequence[F], seconds: float = 20.0, falsifies: Falsifies | None = None) -> list[list[F]]:

@@ -18,13 +18,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import report
-from .cases import DTYPES
-from .certifier import SHIPPED, Check, Finding, verify_all
-from .grouping import Defect, explain
-from .html import read_codes, render
-from .known import Known
-from .plan import (
+from ..cases import DTYPES
+from ..show import certificate as records
+from ..show import terminal
+from ..show.defects import Defect, explain
+from ..show.html import read_codes, render
+from ..show.replay import replay
+from ..show.text import own, plain, write_whole
+from ..subjects import Target
+from ..verify.certifier import SHIPPED, Check, Finding, verify_all
+from ..verify.known import Known
+from ..verify.plan import (
     COUNTEREXAMPLES,
     MAX_EXAMPLES,
     WORLDS,
@@ -38,7 +42,6 @@ from .plan import (
     read_config,
     some_dtypes,
 )
-from .replay import replay
 
 WIDTH = 100
 """Columns of what is printed into a file or a pipe."""
@@ -142,12 +145,12 @@ def certify(
     else:
         name = _stranger(target, loss)
         asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
-        subjects = {name.rpartition(":")[2]: asked}
+        subjects = {Target.of(name).name: asked}
         plan(subjects, world, max_examples, only, skip)  # what is wrong with an argument is said at once
         subjects = fitted(subjects)
     planned = plan(subjects, world, max_examples, only, skip)
     command = shlex.join([*app.name, *sys.argv[1:]])
-    asked_for = report.Asked(seed, max_examples, world, command)
+    asked_for = records.Asked(seed, max_examples, world, command)
     run = _Run(subjects, planned, asked_for, accept, json, html, counterexamples)
     run.write()
     return run.go(seconds)
@@ -156,7 +159,7 @@ def certify(
 @app.command(name="schema")
 def print_schema() -> int:
     """Print the JSON schema of certificates."""
-    print(json_text.dumps(report.schema(), indent=2))
+    print(json_text.dumps(records.schema(), indent=2))
     return HOLDS
 
 
@@ -202,7 +205,7 @@ class _Run:
         self,
         subjects: Subjects,
         planned: list[Check],
-        asked: report.Asked,
+        asked: records.Asked,
         known: Known,
         json: Path,
         html: Path | None,
@@ -221,11 +224,11 @@ class _Run:
         self.not_verified = not_verified(planned)
         self.not_verified += [f"{label}: not in these worlds" for label in subjects if label not in labels]
 
-    def record(self) -> report.Certificate | report.Certificates:
+    def record(self) -> records.Certificate | records.Certificates:
         complete = len(self.findings) == len(self.planned)
-        return report.together(
+        return records.together(
             [
-                report.certificate(
+                records.certificate(
                     subject,
                     contract,
                     [finding for finding in self.findings if finding.loss == label],
@@ -242,12 +245,12 @@ class _Run:
     def write(self) -> None:
         record = self.record()
         try:
-            report.write(record, self.json)
+            records.write(record, self.json)
         except OSError as error:
             raise UsageError(f"--json: cannot write {self.json}: {error.strerror or error}") from error
         try:
             if self.html:
-                report.write_whole(self.html, render(record, read_codes(record)).encode())
+                write_whole(self.html, render(record, read_codes(record)).encode())
         except OSError as error:
             raise UsageError(f"--html: cannot write {self.html}: {error.strerror or error}") from error
 
@@ -280,12 +283,12 @@ class _Run:
         if skipped:
             self.not_verified.append(f"{_counted(skipped, 'check')} could not run")
         self.defects = explain(self.findings, self.counterexamples)
-        console.print(report.table(self.findings, self.known))
-        report.show(console, self.defects, self.known)
+        console.print(terminal.table(self.findings, self.known))
+        terminal.show(console, self.defects, self.known)
         for line in self.not_verified:
             console.print(f"not verified: {line}", highlight=False)
         for entry in self.known.unmatched(self.findings):
-            unmet = escape(report.plain(f"{entry.property} ({entry.reason})"))
+            unmet = escape(plain(f"{entry.property} ({entry.reason})"))
             console.print(f"[yellow]known finding not met:[/] {unmet}", highlight=False)
         self.write()
         record = self.record()
@@ -373,7 +376,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, Unusable):
             said = error.as_option("--")
             if error.detail:
-                console.print(escape(report.own(report.plain(error.detail))), highlight=False, soft_wrap=True)
+                console.print(escape(own(plain(error.detail))), highlight=False, soft_wrap=True)
         console.print(f"[bold red]error[/] {escape(said)}", highlight=False, soft_wrap=True)
         status = USAGE
     except Exception as error:

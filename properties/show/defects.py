@@ -1,0 +1,32 @@
+"""What is wrong with a target, each defect once, with the program that shows it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..verify.certifier import Finding
+from ..verify.grouping import group
+from .counterexample import write
+
+
+@dataclass(frozen=True)
+class Defect:
+    """Findings that one defect explains."""
+
+    leader: Finding
+    others: tuple[Finding, ...] = ()
+    file: Path | None = None
+    """The leader's counterexample; None where it could not be written."""
+    trouble: str = ""
+    """Why it could not."""
+
+
+def explain(findings: Sequence[Finding], folder: Path) -> list[Defect]:
+    """Group what is falsified, and write one counterexample a group."""
+    defects = []
+    for leader, *others in group([finding for finding in findings if finding.verdict == "falsified"]):
+        try:
+            defects.append(Defect(leader, tuple(others), write(leader, folder)))
+        except OSError as error:
+            defects.append(Defect(leader, tuple(others), trouble=f"{folder}: {error.strerror or error}"))
+    return defects

@@ -1,0 +1,72 @@
+"""What people see on a terminal: the table of the checks, and what is wrong."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..laws import Falsified
+from ..verify.certifier import Finding, compared
+from ..verify.known import Known
+from .defects import Defect
+from .text import as_text, plain, shortened
+
+
+def table(findings: Sequence[Finding], known: Known) -> Table:
+    """Lay out one line a check."""
+    laid = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for name in ("loss", "property", "world"):
+        laid.add_column(name, overflow="fold")
+    laid.add_column("examples", justify="right", no_wrap=True)
+    laid.add_column("error/bound", justify="right", no_wrap=True)
+    laid.add_column("verdict", no_wrap=True)
+    for finding in findings:
+        verdict = "known" if known.reason(finding) else finding.verdict
+        colour = {"holds": "green", "falsified": "bold red"}.get(verdict, "yellow")
+        ratio = as_text(finding.worst_error_over_bound)
+        laid.add_row(
+            escape(finding.loss), finding.law, finding.world, str(finding.examples),
+            ratio if finding.verdict == "holds" else "", f"[{colour}]{verdict}[/]",
+        )  # fmt: skip
+    return laid
+
+
+def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
+    """Print every defect with its smallest counterexample."""
+    for defect in defects:
+        if not known.reason(defect.leader):
+            what, *why, file = explained(defect).split("\n")
+            console.print(f"\n[bold red]{escape(what)}[/]")
+            console.print(escape("\n".join(why)), highlight=False)
+            console.print(escape(file), soft_wrap=True, highlight=False)
+
+
+def explained(defect: Defect) -> str:
+    """Return what is wrong, in a line; below it why, and the smallest case; in the last, the file to run."""
+    leader = defect.leader
+    lines = [
+        f"{leader.loss}: {leader.law} does not hold in world {leader.world}",
+        shortened(plain(leader.reason)),
+        f"smallest case: {leader.counterexample}",
+    ]
+    if defect.others:
+        also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
+        lines.append(f"the same defect: {also}")
+    lines += [f"hint: {hint}" for hint in hints(leader)]
+    lines.append(f"run: python {defect.file}" if defect.file else f"no file was written: {defect.trouble}")
+    return "\n".join(lines)
+
+
+def hints(finding: Finding) -> list[str]:
+    """Return what else a finding may mean than a defect."""
+    if finding.smallest is None or (case := compared(finding.smallest)).world_size == 1:
+        return []
+    found = []
+    place = finding.error.place if isinstance(finding.error, Falsified) else None
+    exact = case.convention == "exact"
+    if place and place.kind == "gradient" and exact and case.option("gather_with_grad", True) is False:
+        found.append("if it is to have upstream's gradients without gather_with_grad: --convention open_clip")
+    if len(set(case.rows)) > 1:
+        found.append("if its ranks always hold equally many rows: --equal-rows")
+    return found

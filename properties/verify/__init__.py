@@ -1,0 +1,1 @@
+"""Checks, each run over drawn cases to a verdict."""
