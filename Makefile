@@ -70,7 +70,9 @@ clean:
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
+	@echo 'installing $(TORCH) into .venv, about a minute'
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	@echo 'installing the project, and what tests it, into .venv, about half a minute'
 	$(BIN)/python -m pip install --quiet --editable '.[lint]'
 	# the peer that tests and benchmarks compare with: its loss module alone, without what it trains with
 	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch==3.3.0

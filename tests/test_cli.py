@@ -31,6 +31,7 @@ def _certify(folder: Path, *arguments: str) -> tuple[int, str, str]:
 def test_what_holds_is_certified(tmp_path: Path) -> None:
     status, printed, _ = _certify(tmp_path, "--loss", "siglip", "--world", "1,sim:2-3", "--max-examples", "3")
     assert status == 0, printed
+    assert re.match(r"verifying siglip: \d+ checks, up to 3 cases each, seed 0\n", printed)
     record = json.loads((tmp_path / "certificate.json").read_text())
     assert record["verdict"] == "holds"
     assert {found["world"] for found in record["properties"]} == {"single", "simulated:2-3"}

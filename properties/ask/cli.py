@@ -258,6 +258,11 @@ class _Run:
         console = Console(emoji=False)
         if not console.is_terminal:
             console.width = WIDTH
+            label, *others = self.subjects
+            whom = f"{1 + len(others)} losses" if others else escape(label)
+            checks, most = len(self.planned), _counted(self.asked.max_examples, "case")
+            what = f"{_counted(checks, 'check')}, up to {most} each, seed {self.asked.seed}"
+            console.print(f"verifying {whom}: {what}", highlight=False)
         torch.set_num_threads(1)
         interrupted = False
         columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
