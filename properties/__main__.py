@@ -14,8 +14,15 @@ def main() -> None:
             from .worlds import server
 
             server.start()
-        from .ask import cli  # takes seconds, for torch
-
+        try:
+            from .ask import cli  # takes seconds, for torch
+        except ModuleNotFoundError as error:
+            extra = "verified-losses[verify]"
+            print(
+                f"verified-losses: needs the packages of {extra}: pip install '{extra}' ({error})",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         cli.main()
     except KeyboardInterrupt:
         print("interrupted before a check ran", file=sys.stderr)
