@@ -10,7 +10,7 @@ import torch
 
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
-from verified_losses.properties.laws import observe
+from verified_losses.properties.laws import Bench
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.worlds import World
 from verified_losses.properties.worlds.horovod import HorovodWorld, horovod_missing
@@ -19,18 +19,19 @@ from verified_losses.properties.worlds.single import SingleWorld
 
 
 def measure(world: World, seconds: float) -> dict[str, float | str]:
-    """Return the median rate of `observe` over batches of ten cases, per second, and its quartiles."""
+    """Return the median rate of `Bench.observe` over batches of ten cases, per second, and its quartiles."""
     use_horovod = world.name.startswith("horovod")
     options = (("local_loss", True), ("gather_with_grad", True), ("use_horovod", use_horovod))
     case = Case(rows=(4,) * world.size, width=16, dtype="float32", pattern="unit", options=options)
     contract, subject = contracts()["clip"], Subject("verified_losses:ClipLoss")
-    observe(contract, subject, world, [case])
+    bench = Bench(contract, subject, world, SingleWorld())
+    bench.observe([case])
     rates = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(rates) < 4:
         start = time.perf_counter()
         for _ in range(10):
-            observe(contract, subject, world, [case])
+            bench.observe([case])
         rates.append(10 / (time.perf_counter() - start))
     low, median, high = statistics.quantiles(rates, n=4)
     return {"world": world.name, "median": median, "low": low, "high": high}

@@ -60,6 +60,8 @@ class Case:
     seed: int = 0
     pad_content: int = 0
     """A seed that fills the logits at padding; 0 leaves them."""
+    device: str = "cpu"
+    """Where the tensors are."""
 
     def __str__(self) -> str:
         """List what differs from the simplest case, and the shape."""
@@ -94,7 +96,7 @@ class Case:
 
 def rounded(array: Array, dtype: str) -> Array:
     """Round to the nearest values of `dtype`, kept as float64, so that oracle and subject get the same."""
-    return torch.as_tensor(array, dtype=torch.float64).to(getattr(torch, dtype)).double().numpy()
+    return to_array(torch.as_tensor(array, dtype=torch.float64).to(getattr(torch, dtype)))
 
 
 def few_bits(number: float) -> float:
@@ -220,12 +222,17 @@ def has_layout(strides: str, ndim: int) -> bool:
     return strides in LAYOUTS and {"sliced": ndim > 0, "expanded": ndim == 2}.get(strides, ndim > 1)
 
 
-def tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> torch.Tensor:
-    """Return a leaf tensor of the given values and memory layout."""
-    made = torch.tensor(array, dtype=getattr(torch, dtype))
+def tensor(array: Array, dtype: str, strides: str, requires_grad: bool, device: str = "cpu") -> torch.Tensor:
+    """Return a leaf tensor of the given values, memory layout and device."""
+    made = torch.tensor(array, dtype=getattr(torch, dtype), device=device)
     if has_layout(strides, made.ndim):
         made = LAYOUTS[strides](made)
     return made.requires_grad_(requires_grad)
+
+
+def to_array(value: torch.Tensor) -> Array:
+    """Return the values as float64, wherever the tensor is."""
+    return value.detach().double().cpu().numpy()
 
 
 TILES = ((1, 0), (16, 0), (64, 0), (64, 1))

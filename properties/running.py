@@ -2,16 +2,17 @@
 
 import inspect
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from verified_losses.oracles.complex_step import Array
 
-from .cases import Case, tensor
-from .contracts import Contract, Cotangents, Inputs, accepted, entry
+from .cases import Case, tensor, to_array
+from .contracts import Contract, accepted, entry
+from .examples import Example, Step
+from .reference import Reference, reference
 from .subjects import Subject, Target, Unresolved
 
 
@@ -90,15 +91,6 @@ def _missing(target: Any, given: dict[str, Any]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Step:
-    """One call of the subject: a case, and under which mode of torch."""
-
-    case: Case
-    mode: Literal["train", "inference", "compiled", "derived again"] = "train"
-    """"derived again": the gradients are those of a second backward through one graph."""
-
-
 @dataclass
 class Outcome:
     """What one rank saw of one call."""
@@ -132,17 +124,18 @@ def run_steps(
     loss: Any = None
     tensors: dict[str, torch.Tensor] = {}
     for step in steps:
-        given = inputs(rank, contract, step.case, step.mode != "inference")
+        given = reference(contract, Example(step.case))
+        made = inputs(rank, given, step.mode != "inference")
         if fresh or loss is None:
             loss = contract.build(target, step.case, rank, world_size)
-            tensors = given
+            tensors = made
         else:
-            tensors = refilled(given, tensors)
+            tensors = refilled(made, tensors)
         call = loss
         if step.mode == "compiled":
             torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
             call = torch.compile(loss, backend="aot_eager")
-        outcomes.append(_run_step(rank, contract, call, step, tensors))
+        outcomes.append(_run_step(rank, given, call, step.mode, tensors))
     return outcomes
 
 
@@ -159,11 +152,9 @@ def refilled(given: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) ->
     return tensors
 
 
-def _run_step(
-    rank: int, contract: Contract, loss: Any, step: Step, tensors: dict[str, torch.Tensor]
-) -> Outcome:
-    case = step.case
-    train = step.mode != "inference"
+def _run_step(rank: int, given: Reference, loss: Any, mode: str, tensors: dict[str, torch.Tensor]) -> Outcome:
+    contract, case = given.contract, given.case
+    train = mode != "inference"
     before = {name: value.detach().clone() for name, value in tensors.items()}
     with torch.inference_mode(not train):
         output = contract.call(loss, tensors, case, rank)
@@ -173,20 +164,20 @@ def _run_step(
             raise Malformed(f"{name}: expected a torch.Tensor, got {type(term).__name__} {term!r}")
     outcome = Outcome(
         structure,
-        {name: term.detach().double().numpy() for name, term in terms.items()},
+        {name: to_array(term) for name, term in terms.items()},
         {name: f"{term.dtype} {term.device}".removeprefix("torch.") for name, term in terms.items()},
     )
     altered: list[str] = []
     if train:
-        if step.mode == "derived again":
-            backward(rank, contract, case, terms, keep=True)
+        if mode == "derived again":
+            backward(rank, given, terms, keep=True)
             for value in tensors.values():
                 value.grad = None
-        altered = backward(rank, contract, case, terms)
+        altered = backward(rank, given, terms)
         for name, value in tensors.items():
             if value.is_floating_point():
                 grad = value.grad
-                outcome.gradients[name] = None if grad is None else grad.double().numpy()
+                outcome.gradients[name] = None if grad is None else to_array(grad)
                 if grad is not None:
                     outcome.gradient_types[name] = f"{grad.dtype} {list(grad.shape)}".removeprefix("torch.")
     outcome.changed = (
@@ -196,45 +187,33 @@ def _run_step(
     return outcome
 
 
-# ranks that are threads of one process share what is drawn for all
-
-
-@lru_cache(maxsize=1)
-def _inputs(contract: Contract, case: Case) -> Inputs:
-    return contract.inputs(case)
-
-
-@lru_cache(maxsize=1)
-def _cotangents(contract: Contract, case: Case) -> Cotangents:
-    return contract.cotangents(case)
-
-
-def inputs(rank: int, contract: Contract, case: Case, train: bool = True) -> dict[str, torch.Tensor]:
+def inputs(rank: int, given: Reference, train: bool = True) -> dict[str, torch.Tensor]:
     """Return one rank's inputs as leaf tensors, which require grad unless frozen."""
+    case = given.case
     tensors = {}
-    for name, array in _inputs(contract, case)[rank].items():
+    for name, array in given.inputs[rank].items():
         if np.issubdtype(array.dtype, np.integer):
-            tensors[name] = torch.tensor(array)
+            tensors[name] = torch.tensor(array, device=case.device)
         else:
-            dtype = case.scalar_dtype if name in contract.scalars else case.dtype
-            tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen)
+            dtype = case.scalar_dtype if name in given.contract.scalars else case.dtype
+            tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen, case.device)
     return tensors
 
 
-def backward(
-    rank: int, contract: Contract, case: Case, terms: dict[str, torch.Tensor], keep: bool = False
-) -> list[str]:
+def backward(rank: int, given: Reference, terms: dict[str, torch.Tensor], keep: bool = False) -> list[str]:
     """Run backward from all terms together, each with its cotangent; return whose it altered.
 
     With `keep` the graph stays for another time.
     """
-    drawn = _cotangents(contract, case)[rank]
+    drawn, case = given.cotangents[rank], given.case
     live = {name: term for name, term in terms.items() if term.requires_grad}
-    given = {
-        name: tensor(drawn[name], str(term.dtype).removeprefix("torch."), case.cotangent_strides, False)
+    cotangents = {
+        name: tensor(
+            drawn[name], str(term.dtype).removeprefix("torch."), case.cotangent_strides, False, case.device
+        )
         for name, term in live.items()
     }
-    before = {name: value.clone() for name, value in given.items()}
+    before = {name: value.clone() for name, value in cotangents.items()}
     if live:
-        torch.autograd.backward(list(live.values()), list(given.values()), retain_graph=keep)
-    return [name for name, value in given.items() if not torch.equal(value, before[name])]
+        torch.autograd.backward(list(live.values()), list(cotangents.values()), retain_graph=keep)
+    return [name for name, value in cotangents.items() if not torch.equal(value, before[name])]

@@ -2,14 +2,17 @@
 
 from functools import cache
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from verified_losses.properties.cases import Case, feature_pair, shapes, share_out, sizes
 from verified_losses.properties.contracts import contracts
+from verified_losses.properties.examples import Example, Step, as_python
 from verified_losses.properties.show.drawn import TILE, regions, table
-from verified_losses.properties.verify.certifier import SHIPPED
+from verified_losses.properties.verify.certifier import SHIPPED, checks, examples
+from verified_losses.properties.worlds.specs import parse
 
 WITHIN = 200
 LARGEST_WORLD = 8
@@ -167,3 +170,23 @@ def test_the_rarest_regions_come_first() -> None:
     assert counts["dtype float64"] == 1
     assert counts["dtype float32"] == 2
     assert list(counts.values()) == sorted(counts.values())
+
+
+@pytest.mark.parametrize("label", SHIPPED)
+def test_an_example_is_read_as_it_was_written(label: str) -> None:
+    planned = checks({label: SHIPPED[label]}, parse("sim:2-8"))
+    used = [check for check in planned if check.law.name in ("terms equal the oracle", "used equals fresh")]
+
+    @quickly
+    @given(st.sampled_from(used).flatmap(examples))
+    def read(example: Example) -> None:
+        assert repr(Example.from_json(example.to_json())) == repr(example)
+        names = {"Case": Case, "Step": Step, "Example": Example}
+        assert repr(eval(as_python(example), names)) == repr(example)
+
+    read()
+
+
+def test_what_is_no_example_names_the_field() -> None:
+    with pytest.raises(msgspec.ValidationError, match=r"got `str` - at `\$\.case\.rows\[0\]`"):
+        Example.from_json('{"case": {"rows": ["2"]}}')

@@ -9,9 +9,10 @@ import pytest
 
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
+from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import laws
 from verified_losses.properties.subjects import Subject
-from verified_losses.properties.verify.certifier import SHIPPED, Check, Simulated, checks, falsify, verify
+from verified_losses.properties.verify.certifier import SHIPPED, Check, checks, falsify, verify
 from verified_losses.properties.worlds.specs import WorldSpec, parse
 
 WORLDS = parse("1,2,3,sim:2-8")
@@ -52,7 +53,7 @@ def test_a_derivative_that_nearly_underflows_accuses_nobody() -> None:
     case = Case((1, 1, 1), 94, pattern="grid", scale=100.0, options=options, cotangents="drawn")
     planned = checks({"coca": SHIPPED["coca"]}, parse("sim:3"))
     (check,) = [one for one in planned if one.law.name == "cotangents pass through"]
-    assert falsify(check, Simulated(3, case, None, "rendezvous")) < 1
+    assert falsify(check, Example(case)) < 1
 
 
 OPEN_CLIP = importlib.util.find_spec("open_clip")

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 import pytest
@@ -16,12 +17,12 @@ from hypothesis.errors import UnsatisfiedAssumption
 
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
+from verified_losses.properties.examples import Example, Step
 from verified_losses.properties.laws import Falsified, Place, laws
-from verified_losses.properties.running import Step
 from verified_losses.properties.show import counterexample
 from verified_losses.properties.show.replay import replay
 from verified_losses.properties.subjects import Subject
-from verified_losses.properties.verify.certifier import Check, Finding, Simulated, checks, falsify, verify
+from verified_losses.properties.verify.certifier import Check, Finding, checks, falsify, verify
 from verified_losses.properties.verify.fingerprints import fingerprint
 from verified_losses.properties.verify.grouping import group
 from verified_losses.properties.worlds import RankState, WorldError
@@ -48,16 +49,16 @@ RIGHT = {
 EXAMPLES = 100
 
 
-def failing(check: Check, case: Any, error: Exception | None) -> Finding:
+def failing(check: Check, example: Example, error: Exception | None) -> Finding:
     """Return a falsified check."""
     reason = f"{type(error).__name__}: {error}"
-    return Finding(check, 0, "falsified", reason=reason, smallest=case, error=error)
+    return Finding(check, 0, "falsified", reason=reason, smallest=example, error=error)
 
 
-def failure(check: Check, case: Any) -> Exception | None:
+def failure(check: Check, example: Example) -> Exception | None:
     """Return what a case makes a check raise."""
     try:
-        falsify(check, case)
+        falsify(check, example)
     except UnsatisfiedAssumption:
         raise
     except Exception as error:
@@ -90,7 +91,7 @@ def stranger(file: Path, law: str, world_size: int, error: Exception) -> Finding
     """Return a finding of a file's `Loss` as if it had been found with the plainest case."""
     (spec,) = parse(str(world_size))
     check = Check("Loss", contracts()["clip"], Subject(f"{file}:Loss"), LAWS[law], spec)
-    return failing(check, Case(rows=(1,) * world_size, options=FLAGS), error)
+    return failing(check, Example(Case(rows=(1,) * world_size, options=FLAGS)), error)
 
 
 def died(state: Literal["raised", "exited", "hung"], detail: str = "") -> WorldError:
@@ -213,8 +214,7 @@ def test_used_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Subject("tests.defects.clip:LabelsCachedByCount")
     (spec,) = parse("sim:3")
     check = Check("LabelsCachedByCount", contracts()["clip"], subject, LAWS["used equals fresh"], spec)
-    case = ((Step(Case(rows=(1, 1, 1), options=FLAGS)),), Case(rows=(2, 1, 1), options=FLAGS))
-    found = Simulated(3, case, None, "rendezvous")
+    found = Example(Case(rows=(2, 1, 1), options=FLAGS), (Step(Case(rows=(1, 1, 1), options=FLAGS)),))
     file = counterexample.write(failing(check, found, failure(check, found)), tmp_path)
     assert not holds(file, subject.target, monkeypatch)
     assert holds(file, RIGHT["clip"], monkeypatch)
@@ -364,10 +364,11 @@ def test_what_only_a_simulated_world_shows_is_judged_there(
     target = tmp_path / "mine.py"
     target.write_text(SCHEDULED)
     found = stranger(target, "deterministic", 2, AssertionError())
-    case = Simulated(2, found.smallest, None, "rendezvous")
-    error = failure(found.check, case)
+    check = replace(found.check, world=parse("sim:2")[0])
+    assert found.smallest is not None
+    error = failure(check, found.smallest)
     assert isinstance(error, SimulationError)
-    file = counterexample.write(failing(found.check, case, error), tmp_path)
+    file = counterexample.write(failing(check, found.smallest, error), tmp_path)
     assert error.finding in file.read_text()
     monkeypatch.setattr(sys, "path", list(sys.path))
     program = runpy.run_path(str(file))

@@ -6,7 +6,7 @@ Here each defect meets the laws expected to catch it alone; `make defects` certi
 import pytest
 
 from verified_losses.properties.laws import laws
-from verified_losses.properties.verify.certifier import Check, checks, compared, verify
+from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .defects.index import DEFECTS, EXCEPTED, RIGHT, Planted
@@ -40,7 +40,8 @@ def test_counterexample_is_the_smallest(planted: Planted, monkeypatch: pytest.Mo
     monkeypatch.setattr("verified_losses.properties.verify.certifier.SHRINK_SECONDS", 60.0)
     (check,) = [one for one in _checks(planted, planted.world) if one.law.name == planted.caught_by[0]]
     finding = verify(check, BUDGET)
-    assert planted.is_smallest(compared(finding.smallest)), finding.counterexample
+    assert finding.smallest is not None
+    assert planted.is_smallest(finding.smallest.case), finding.counterexample
 
 
 @pytest.mark.filterwarnings("ignore")  # what torch deprecates they may use

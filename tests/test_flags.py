@@ -7,7 +7,7 @@ import pytest
 
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
-from verified_losses.properties.laws import laws
+from verified_losses.properties.laws import Bench, laws
 from verified_losses.properties.verify.certifier import SHIPPED
 from verified_losses.properties.worlds import World
 from verified_losses.properties.worlds.simulated import SimulatedWorld
@@ -55,5 +55,6 @@ def test_values_and_gradients_equal_the_oracle(
     world: World = SingleWorld() if len(rows) == 1 else SimulatedWorld(len(rows))
     bias = None if name in ("gather", "exchange") else CASE.bias
     case = dataclasses.replace(CASE, rows=rows, options=options, bias=bias)
+    bench = Bench(contract, subject, world, SingleWorld())
     for law in ("terms equal the oracle", "cotangents pass through"):
-        LAWS[law].check(contract, subject, world, case)
+        LAWS[law].check(bench, bench.reference(case))

@@ -29,13 +29,14 @@ from verified_losses import (
 )
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
-from verified_losses.properties.laws import Falsified, laws
+from verified_losses.properties.laws import Bench, Falsified, laws
 from verified_losses.properties.show import counterexample
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify.certifier import checks, verify
 from verified_losses.properties.worlds import WorldError
 from verified_losses.properties.worlds.horovod import HorovodWorld, horovod_missing
 from verified_losses.properties.worlds.processes import ProcessWorld, shared_world
+from verified_losses.properties.worlds.single import SingleWorld
 from verified_losses.properties.worlds.specs import parse
 
 from .defects.index import HOROVOD, Planted
@@ -118,8 +119,9 @@ def test_every_combination_of_flags_holds(
     case, contract = case_of(name, rows, flags), contracts()[name]
     subject = Subject(f"verified_losses:{NAMES[name]}", (convention,))
     chosen = [TERMS, GRADIENTS, COTANGENTS, *([MEAN] if contract.obeys_mean(case) else [])]
+    bench = Bench(contract, subject, world_of(len(rows)), SingleWorld())
     for law in chosen:
-        LAWS[law].check(contract, subject, world_of(len(rows)), case)
+        LAWS[law].check(bench, bench.reference(case))
 
 
 @laws_on_one_case
@@ -129,8 +131,9 @@ def test_siglip_holds_in_every_dtype(dtype: str, rows: tuple[int, ...]) -> None:
     options = (("dist_impl", "gather"), ("use_horovod", True))
     case = Case(rows=rows, width=3, pattern="unit", scale=2.0, bias=-1.0, dtype=dtype, options=options)
     subject = Subject("verified_losses:SigLipLoss")
+    bench = Bench(contracts()["siglip"], subject, world_of(len(rows)), SingleWorld())
     for law in (TERMS, GRADIENTS, COTANGENTS, MEAN):
-        LAWS[law].check(contracts()["siglip"], subject, world_of(len(rows)), case)
+        LAWS[law].check(bench, bench.reference(case))
 
 
 @laws_on_one_case
@@ -140,8 +143,9 @@ def test_siglip_holds_in_every_dtype(dtype: str, rows: tuple[int, ...]) -> None:
 )
 def test_horovods_own_gather_is_caught(planted: Planted, law: str) -> None:
     case = case_of(planted.contract, (3, 1), dict(planted.options))
+    bench = Bench(contracts()[planted.contract], planted.subject, world_of(2), SingleWorld())
     with pytest.raises(Falsified):
-        LAWS[law].check(contracts()[planted.contract], planted.subject, world_of(2), case)
+        LAWS[law].check(bench, bench.reference(case))
 
 
 @pytest.mark.parametrize("planted", HOROVOD, ids=lambda planted: planted.name)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
+from verified_losses.properties.examples import Example
 from verified_losses.properties.show import certificate as records
 from verified_losses.properties.show import drawn, terminal
 from verified_losses.properties.show.certificate import Asked, Certificate, Certificates
@@ -25,7 +26,7 @@ from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify.certifier import SHIPPED, Check, Finding, checks
 from verified_losses.properties.verify.known import Entry, Known
 from verified_losses.properties.verify.plan import not_verified
-from verified_losses.properties.worlds import specs
+from verified_losses.properties.worlds import table
 from verified_losses.properties.worlds.specs import parse
 
 SUBJECT = Subject("verified_losses:ClipLoss")
@@ -46,7 +47,7 @@ def _holding(check: Check, case: Case | None = None) -> Finding:
 
 
 def _falsified(check: Check, reason: str = "Falsified: expected 1, observed 2") -> Finding:
-    return replace(_holding(check), verdict="falsified", reason=reason, smallest=Case(rows=(2,)))
+    return replace(_holding(check), verdict="falsified", reason=reason, smallest=Example(Case(rows=(2,))))
 
 
 def _certificate(findings: list[Finding], known: Known | None = None) -> Certificate:
@@ -316,7 +317,7 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
 
 
 def test_losses_that_did_not_run_over_horovod_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(specs, "horovod_missing", lambda: None)
+    monkeypatch.setattr(table, "horovod_missing", lambda: None)
     asked = {name: SHIPPED[name] for name in ("siglip", "exchange", "exchange_bidir")}
 
     def said(world: str) -> list[str]:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from verified_losses.properties.worlds import specs
+from verified_losses.properties.worlds import table
 from verified_losses.properties.worlds.specs import parse
 
 
@@ -20,7 +20,7 @@ from verified_losses.properties.worlds.specs import parse
     ],
 )
 def test_parse(text: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(specs, "horovod_missing", lambda: None)
+    monkeypatch.setattr(table, "horovod_missing", lambda: None)
     assert [spec.name for spec in parse(text)] == names
 
 
@@ -28,7 +28,7 @@ def test_parse(text: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     "text", ["", "x", "2-3", "mpi:2", "hvd", "hvd:", "hvd:1", "hvd:3-2", "hvd:17", "sim:257"]
 )
 def test_what_is_no_world_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(specs, "horovod_missing", lambda: None)
+    monkeypatch.setattr(table, "horovod_missing", lambda: None)
     with pytest.raises(ValueError, match=rf"expected .* got {text!r}"):
         parse(text)
 

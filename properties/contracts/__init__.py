@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from verified_losses.oracles import complex_step
 from verified_losses.oracles.complex_step import Array
-from verified_losses.oracles.rounding import FLOAT64, Magnitude, Precision, gamma
+from verified_losses.oracles.rounding import Magnitude, Precision, gamma
 
 from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents, independent
 from ..subjects import Subject
@@ -74,8 +73,8 @@ class Contract(ABC):
     smallest_world = 1
     is_mean = True
     """Whether the mean over ranks equals the single process, in some configurations."""
-    over_horovod: Options | None = (("use_horovod", True),)
-    """What to construct the subject with in a Horovod world; None where it does not run over Horovod."""
+    options_in: dict[str, Options | None] = {}
+    """By kind of world: constructor arguments other than the usual ones; None where it cannot run."""
     assumed: dict[str, Any] = {}
     """What a subject is held to where its constructor does not take the option."""
     values: dict[str, tuple[Any, ...] | type] = {}
@@ -198,38 +197,6 @@ class Contract(ABC):
     def cotangents(self, case: Case) -> Cotangents:
         """Return the cotangents of the case."""
         return cotangents(case, self.term_shapes(case))
-
-    def total(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> complex:
-        """Return the sum over ranks and terms of cotangent times term: what all backwards together derive."""
-        return complex(
-            sum(
-                np.sum(given[name] * value)
-                for given, terms in zip(cotangents, self.oracle(case, inputs), strict=True)
-                for name, value in terms.items()
-            )
-        )
-
-    def derivative(
-        self,
-        case: Case,
-        inputs: Inputs,
-        cotangents: Cotangents,
-        rank: int,
-        name: str,
-        along: Array,
-    ) -> float:
-        """Return the derivative of `total` as one input of one rank moves along a direction."""
-
-        def moved(point: Array) -> complex:
-            changed = list(inputs)
-            changed[rank] = {**inputs[rank], name: point}
-            return self.total(case, changed, cotangents)
-
-        return complex_step.directional_derivative(moved, inputs[rank][name], along)
-
-    def slack(self, case: Case) -> float:
-        """Return what to multiply a bound with for the oracle's own rounding."""
-        return 1 + FLOAT64 / Precision.of(case.dtype).accumulated
 
 
 def accepted(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

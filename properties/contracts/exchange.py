@@ -26,7 +26,7 @@ class ExchangeContract(GatherContract):
     name = "exchange"
     terms: tuple[str, ...] = ("received", "received_from_left")
     smallest_world = 2
-    over_horovod = None
+    options_in = {"horovod": None}
     assumed = {}
     values = {"bidirectional": FLAGS}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}

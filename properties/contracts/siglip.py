@@ -22,7 +22,7 @@ class SigLipContract(ClipContract):
     """A binary cross-entropy for every image and text of all ranks."""
 
     name = "siglip"
-    over_horovod = (("dist_impl", "gather"), ("use_horovod", True))
+    options_in = {"horovod": (("dist_impl", "gather"), ("use_horovod", True))}
     assumed = {}
     values = {"dist_impl": (*DIST_IMPLS, None), "cache_labels": FLAGS, "use_horovod": FLAGS}
 

@@ -1,4 +1,4 @@
-"""The properties: predicates over (contract, subject, world, case) that raise `Falsified`.
+"""The properties: predicates over a bench and a reference that raise `Falsified`.
 
 A law returns the worst error as a fraction of its bound; laws about bits or types return 0.
 """
@@ -15,8 +15,10 @@ from verified_losses.oracles.complex_step import Array
 
 from ..cases import Case
 from ..contracts import Contract
+from ..examples import Example, Step
 from ..process_state import preserved
-from ..running import Outcome, Step, run_steps
+from ..reference import Reference, reference
+from ..running import Outcome, run_steps
 from ..subjects import Subject
 from ..worlds import World
 
@@ -24,7 +26,6 @@ INFERENCE = "under inference mode"
 """Where a place is of a call without gradient."""
 
 T = TypeVar("T")
-Predicate = Callable[[Contract, Subject, World, Any], float]
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,56 @@ class Falsified(AssertionError):
         self.place = place
 
 
+def plain_examples(contract: Contract, subject: Subject, world_size: int) -> st.SearchStrategy[Example]:
+    """Draw a case and nothing else."""
+    return contract.cases(subject, world_size).map(Example)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A subject, and the worlds in which laws observe it."""
+
+    contract: Contract
+    subject: Subject
+    world: World
+    single: World
+    """One process, which holds the whole batch."""
+
+    @property
+    def alone(self) -> "Bench":
+        """The same subject in the single process."""
+        return replace(self, world=self.single)
+
+    def reference(self, case: Case) -> Reference:
+        """Return what another case must give."""
+        return reference(self.contract, Example(case))
+
+    def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
+        """As `World.run`; what the function changes in the processes it runs in is put back."""
+        return self.world.run(_preserving, function, *arguments)
+
+    def observe(self, steps: Iterable[Step | Case], fresh: bool = True) -> list[list[Outcome]]:
+        """Run the subject on every rank; return the outcomes of each step, rank by rank."""
+        listed = [step if isinstance(step, Step) else Step(step) for step in steps]
+        by_rank = self.run(run_steps, self.subject, self.contract, listed, fresh)
+        return [list(outcomes) for outcomes in zip(*by_rank, strict=True)]
+
+    def by_mode(self, case: Case) -> dict[str, list[Outcome]]:
+        """Run the subject with gradient, and apart from that under inference mode: outcomes by note."""
+        (train,) = self.observe([case])
+        (inference,) = self.observe([Step(case, "inference")])
+        return {"": train, INFERENCE: inference}
+
+
 @dataclass(frozen=True)
 class Law:
     """A property, and what it applies to."""
 
     name: str
-    check: Predicate
+    check: Callable[[Bench, Reference], float]
     worlds: Literal["any", "one", "two", "several"] = "any"
     applies: Callable[[Contract], bool] = lambda contract: True
-    draw: Callable[[Contract, Subject, int], st.SearchStrategy[Any]] = lambda contract, subject, world_size: (
-        contract.cases(subject, world_size)
-    )
+    draw: Callable[[Contract, Subject, int], st.SearchStrategy[Example]] = plain_examples
     simulated: bool = True
     """Whether it may run in simulated worlds."""
     patience: float = 1.0
@@ -92,30 +132,9 @@ class Law:
         return sizes[self.worlds] and world_size >= contract.smallest_world and self.applies(contract)
 
 
-def run(world: World, function: Callable[..., T], *arguments: object) -> list[T]:
-    """As `World.run`; what the function changes in the processes it runs in is put back."""
-    return world.run(_preserving, function, *arguments)
-
-
 def _preserving(rank: int, world_size: int, function: Callable[..., T], *arguments: object) -> T:
     with preserved():
         return function(rank, world_size, *arguments)
-
-
-def observe(
-    contract: Contract, subject: Subject, world: World, steps: Iterable[Step | Case], fresh: bool = True
-) -> list[list[Outcome]]:
-    """Run the subject on every rank; return the outcomes of each step, rank by rank."""
-    steps = [step if isinstance(step, Step) else Step(step) for step in steps]
-    by_rank = run(world, run_steps, subject, contract, steps, fresh)
-    return [list(outcomes) for outcomes in zip(*by_rank, strict=True)]
-
-
-def by_mode(contract: Contract, subject: Subject, world: World, case: Case) -> dict[str, list[Outcome]]:
-    """Run the subject with gradient, and apart from that under inference mode: outcomes by note."""
-    (train,) = observe(contract, subject, world, [case])
-    (inference,) = observe(contract, subject, world, [Step(case, "inference")])
-    return {"": train, INFERENCE: inference}
 
 
 def compare(place: Place, observed: ArrayLike, expected: ArrayLike, bound: ArrayLike) -> float:

@@ -8,35 +8,33 @@ import torch
 from hypothesis import assume
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..cases import Case, tensor
+from ..cases import Case, tensor, to_array
 from ..contracts import Contract
+from ..reference import Reference
 from ..running import backward, inputs
 from ..subjects import Subject
-from ..worlds import World
-from ..worlds.specs import SINGLE
-from . import Falsified, Law, Place, compare, observe, run
+from ..worlds.table import KINDS
+from . import Bench, Falsified, Law, Place, compare
 from .gradients import unweighted
 
 
 def together(case: Case) -> Case:
-    """Return the whole batch on one rank, which talks to nobody, and has no Horovod."""
-    options = tuple(option for option in case.options if option[0] != "use_horovod")
+    """Return the whole batch on one rank, which is constructed with nothing that makes it talk."""
+    talking = [option for kind in KINDS.values() for option in kind.options]
+    options = tuple(option for option in case.options if option not in talking)
     return dataclasses.replace(unweighted(case), rows=(sum(case.rows),), options=options)
 
 
-def mean_over_ranks_equals_single_process(
-    contract: Contract, subject: Subject, world: World, case: Case
-) -> float:
+def mean_over_ranks_equals_single_process(bench: Bench, reference: Reference) -> float:
     """The mean over ranks of losses and gradients equals one process that holds the whole batch."""
-    assume(contract.obeys_mean(case))
-    case = unweighted(case)
-    whole = together(case)
-    (outcomes,) = observe(contract, subject, world, [case])
-    ((single,),) = observe(contract, subject, subject.worlds().open(SINGLE), [whole])
-    bounds = contract.bounds(case, contract.inputs(case), contract.cotangents(case))
-    (whole_terms,), (whole_grads,) = dataclasses.astuple(
-        contract.bounds(whole, contract.inputs(whole), contract.cotangents(whole))
-    )
+    contract = bench.contract
+    assume(contract.obeys_mean(reference.case))
+    reference = bench.reference(unweighted(reference.case))
+    case, bounds = reference.case, reference.bounds
+    whole = bench.reference(together(case))
+    (outcomes,) = bench.observe([case])
+    ((single,),) = bench.alone.observe([whole.case])
+    (whole_terms,), (whole_grads,) = whole.bounds.terms, whole.bounds.gradients
     worst = 0.0
     for name, expected in single.terms.items():
         mean = np.mean([outcome.terms[name] for outcome in outcomes], axis=0)
@@ -58,30 +56,29 @@ def mean_over_ranks_equals_single_process(
     return worst
 
 
-def second_derivatives_travel(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def second_derivatives_travel(bench: Bench, reference: Reference) -> float:
     """The derivative of <gradient, v> by the cotangents is what the function gives for v."""
-    assume(case.option("gather_with_grad", True))
-    pairs = run(world, _second_derivatives, subject, contract, case)
-    inputs = contract.inputs(case)
-    cotangents = contract.cotangents(case)
-    bounds = contract.bounds(case, inputs, cotangents)
+    assume(reference.case.option("gather_with_grad", True))
+    pairs = bench.run(_second_derivatives, bench.subject, reference)
     worst = 0.0
-    for rank, terms in enumerate(contract.oracle(case, inputs)):
+    for rank, terms in enumerate(reference.terms):
         for name, expected in terms.items():
-            place, bound = Place("second derivative", name, rank), bounds.terms[rank][name]
-            worst = max(worst, compare(place, pairs[rank][name], np.real(expected), bound))
+            place, bound = Place("second derivative", name, rank), reference.bounds.terms[rank][name]
+            worst = max(worst, compare(place, pairs[rank][name], expected, bound))
     return worst
 
 
 def _second_derivatives(
-    rank: int, world_size: int, subject: Subject, contract: Contract, case: Case
+    rank: int, world_size: int, subject: Subject, reference: Reference
 ) -> dict[str, np.ndarray]:
+    contract, case = reference.contract, reference.case
     function = contract.build(subject.resolve(), case, rank, world_size)
-    arrays = contract.inputs(case)[rank]
-    leaves = {name: tensor(array, case.dtype, case.strides, True) for name, array in arrays.items()}
+    arrays, drawn = reference.inputs[rank], reference.cotangents[rank]
+    leaves = {
+        name: tensor(array, case.dtype, case.strides, True, case.device) for name, array in arrays.items()
+    }
     terms = contract.read(contract.call(function, leaves, case, rank), case)[1]
-    drawn = contract.cotangents(case)[rank]
-    cotangents = {name: tensor(drawn[name], case.dtype, "contiguous", True) for name in terms}
+    cotangents = {name: tensor(drawn[name], case.dtype, "contiguous", True, case.device) for name in terms}
     gradients = torch.autograd.grad(
         list(terms.values()), list(leaves.values()), list(cotangents.values()), create_graph=True
     )
@@ -89,14 +86,14 @@ def _second_derivatives(
     paired = torch.autograd.grad(
         list(gradients), list(cotangents.values()), [leaf.detach() for leaf in leaves.values()]
     )
-    return {name: value.double().numpy() for name, value in zip(cotangents, paired, strict=True)}
+    return {name: to_array(value) for name, value in zip(cotangents, paired, strict=True)}
 
 
-def backward_is_silent(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def backward_is_silent(bench: Bench, reference: Reference) -> float:
     """Without gather_with_grad backward sends nothing: a rank may run it alone, or not at all."""
-    assume(not case.option("gather_with_grad"))
-    sent = run(world, _sent_in_backward, subject, contract, case)
-    for key in getattr(world, "traffic", ()):  # of simulated ranks
+    assume(not reference.case.option("gather_with_grad"))
+    sent = bench.run(_sent_in_backward, bench.subject, reference)
+    for key in getattr(bench.world, "traffic", ()):  # of simulated ranks
         if key.phase == "backward":
             sent[key.rank].append(key.operation)
     for rank, operations in enumerate(sent):
@@ -120,13 +117,12 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _sent_in_backward(
-    rank: int, world_size: int, subject: Subject, contract: Contract, case: Case
-) -> list[str]:
+def _sent_in_backward(rank: int, world_size: int, subject: Subject, reference: Reference) -> list[str]:
+    contract, case = reference.contract, reference.case
     loss = contract.build(subject.resolve(), case, rank, world_size)
-    output = contract.call(loss, inputs(rank, contract, case), case, rank)
+    output = contract.call(loss, inputs(rank, reference), case, rank)
     with Collectives() as collectives:
-        backward(rank, contract, case, contract.read(output, case)[1])
+        backward(rank, reference, contract.read(output, case)[1])
     seen: list[str] = collectives.seen
     return seen
 
@@ -153,7 +149,7 @@ LAWS = [
         "backward is silent",
         backward_is_silent,
         worlds="several",
-        applies=lambda contract: contract.name in ("clip", "coca", "distill", "gather"),
+        applies=lambda contract: "gather_with_grad" in contract.values,
         share=0.3,
     ),
 ]

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from ..cases import Case
 from ..contracts import Contract
-from ..running import Step
+from ..examples import Example, Step
+from ..reference import Reference
 from ..subjects import Subject
-from ..worlds import World
-from . import Law, compare_types, observe
+from . import Bench, Law, compare_types
 from .gradients import compare_gradients
 from .values import compare_terms
 
@@ -20,25 +20,25 @@ def compilable(case: Case) -> Case:
     return dataclasses.replace(case, cotangents="ones", dtype="float64", wide_scalars=False)
 
 
-def compiled_equals_eager(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def compiled_equals_eager(bench: Bench, reference: Reference) -> float:
     """Under torch.compile (backend aot_eager) terms and gradients are those of eager mode."""
-    case = compilable(case)
-    (outcomes,) = observe(contract, subject, world, [Step(case, "compiled")])
-    inputs = contract.inputs(case)
-    terms = compare_terms(contract, case, {"": outcomes}, inputs)
-    return max(terms, compare_gradients(contract, case, outcomes, inputs))
+    reference = bench.reference(compilable(reference.case))
+    (outcomes,) = bench.observe([Step(reference.case, "compiled")])
+    return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
 
 
 @st.composite
-def _half(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Case:
+def _half(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
     halves = [dtype for dtype in ("bfloat16", "float16") if dtype in subject.dtypes]
     assume(halves)
-    return dataclasses.replace(compilable(draw(contract.cases(subject, world_size))), dtype=halves[0])
+    case = compilable(draw(contract.cases(subject, world_size)))
+    return Example(dataclasses.replace(case, dtype=halves[0]))
 
 
-def compiled_keeps_dtypes(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def compiled_keeps_dtypes(bench: Bench, reference: Reference) -> float:
     """Under torch.compile (backend aot_eager) half-precision inputs give the dtypes of eager mode."""
-    eager, compiled = observe(contract, subject, world, [case, Step(case, "compiled")])
+    case = reference.case
+    eager, compiled = bench.observe([case, Step(case, "compiled")])
     for rank, (one, other) in enumerate(zip(eager, compiled, strict=True)):
         compare_types(rank, other, [one.types], f"terms in {one.types}, as eager")
     return 0.0

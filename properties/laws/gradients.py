@@ -11,11 +11,12 @@ from verified_losses.oracles.complex_step import LOST, Array
 from verified_losses.oracles.rounding import FLOAT64, gamma
 
 from ..cases import Case, tensor
-from ..contracts import Contract, Inputs
+from ..contracts import Contract
+from ..examples import Example
+from ..reference import Reference
 from ..running import Outcome
 from ..subjects import Subject
-from ..worlds import World
-from . import Law, Place, compare, misshapen, observe, run
+from . import Bench, Law, Place, compare, misshapen
 
 EVERY_PARTIAL = 64
 """Up to this many partial derivatives a case has each one checked; beyond, a choice of them."""
@@ -25,12 +26,13 @@ LARGE = 2**19
 """As many pairs of rows, over all ranks, take seconds."""
 
 
-def _directions(case: Case, inputs: Inputs, differentiable: tuple[str, ...]) -> list[tuple[int, str, Array]]:
+def _directions(reference: Reference) -> list[tuple[int, str, Array]]:
     """Choose directions to derive along: all axes of a small case, some and mixed ones of a large one."""
+    case, inputs = reference.case, reference.inputs
     places = [
         (rank, name)
         for rank, given in enumerate(inputs)
-        for name in differentiable
+        for name in reference.contract.differentiable
         if name in given and name not in case.frozen
     ]
     sizes = {place: inputs[place[0]][place[1]].size for place in places}
@@ -54,19 +56,18 @@ def _directions(case: Case, inputs: Inputs, differentiable: tuple[str, ...]) -> 
     return chosen
 
 
-def compare_gradients(contract: Contract, case: Case, outcomes: list[Outcome], inputs: Inputs) -> float:
+def compare_gradients(reference: Reference, outcomes: list[Outcome]) -> float:
     """Return the worst error over bound of every rank's gradients, along some directions."""
-    cotangents = contract.cotangents(case)
-    bounds = contract.bounds(case, inputs, cotangents).gradients
+    bounds = reference.bounds.gradients
     worst = 0.0
-    for rank, name, along in _directions(case, inputs, contract.differentiable):
-        expected = contract.derivative(case, inputs, cotangents, rank, name, along)
+    for rank, name, along in _directions(reference):
+        expected = reference.derivative(rank, name, along)
         observed = outcomes[rank].gradients.get(name)
         if observed is None:
             observed = np.zeros(along.shape)
         if observed.shape != along.shape:
             raise misshapen(Place("gradient", name, rank), observed.shape, along.shape)
-        bound = float(np.sum(abs(along) * bounds[rank][name])) * contract.slack(case)
+        bound = float(np.sum(abs(along) * bounds[rank][name])) * reference.slack
         if np.count_nonzero(along) > 1:
             # the two sums that are compared round too
             bound += 2 * gamma(along.size, FLOAT64) * float(np.sum(abs(along * observed)))
@@ -92,22 +93,22 @@ def weighted(case: Case) -> Case:
     return dataclasses.replace(case, cotangents="drawn")
 
 
-def gradients_equal_oracle(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def gradients_equal_oracle(bench: Bench, reference: Reference) -> float:
     """The gradient of everything differentiable equals the oracle's, every cotangent being 1."""
-    case = unweighted(case)
-    (outcomes,) = observe(contract, subject, world, [case])
-    return compare_gradients(contract, case, outcomes, contract.inputs(case))
+    reference = bench.reference(unweighted(reference.case))
+    (outcomes,) = bench.observe([reference.case])
+    return compare_gradients(reference, outcomes)
 
 
-def cotangents_pass_through(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def cotangents_pass_through(bench: Bench, reference: Reference) -> float:
     """Gradients equal the oracle's for cotangents that differ between ranks, terms and elements."""
-    case = weighted(case)
-    (outcomes,) = observe(contract, subject, world, [case])
-    return compare_gradients(contract, case, outcomes, contract.inputs(case))
+    reference = bench.reference(weighted(reference.case))
+    (outcomes,) = bench.observe([reference.case])
+    return compare_gradients(reference, outcomes)
 
 
 @st.composite
-def _smooth_float64(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Case:
+def _smooth_float64(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
     case = draw(contract.cases(subject, world_size))
     smooth = dataclasses.replace(
         case,
@@ -121,29 +122,28 @@ def _smooth_float64(draw: st.DrawFn, contract: Contract, subject: Subject, world
         frozen=(),
     )
     assume(contract.defined(smooth))
-    return smooth
+    return Example(smooth)
 
 
 STEP = 1e-4
 """Of the finite differences below: truncation and rounding are of one size here in float64."""
 
 
-def twice_differentiable(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def twice_differentiable(bench: Bench, reference: Reference) -> float:
     """Differentiating the gradient again gives what the gradient itself shows as its inputs move."""
     # elsewhere ranks see constants where others have variables, so no one function is derived twice
-    assume(world.size == 1 or case.option("gather_with_grad", True))
-    inputs = contract.inputs(case)
-    bounds = contract.bounds(case, inputs, contract.cotangents(case)).gradients
+    case, inputs, bounds = reference.case, reference.inputs, reference.bounds.gradients
+    assume(bench.world.size == 1 or case.option("gather_with_grad", True))
     # a saturated exponential's second derivative comes from differences like 1 - p, which err by u whatever
     # they should be; the rest bounds, by norms, what that is multiplied with and how often it is added
     largest = max(abs(array).max() for given in inputs for name, array in given.items() if array.ndim == 2)
     elements = sum(array.size for given in inputs for array in given.values())
     cancelled = 32 * FLOAT64 * elements * (1 + largest) ** 4 * (1 + case.scale + abs(case.bias or 0)) ** 3
     worst = 0.0
-    for rank, curvatures in enumerate(run(world, _curvature, subject, contract, case)):
+    for rank, curvatures in enumerate(bench.run(_curvature, bench.subject, reference)):
         for name, (derived, near, far) in curvatures.items():
             # truncation grows with the square of the width: what doubling it adds is more than is there
-            bound = abs(far - near) + 2 * bounds[rank][name] * contract.slack(case) / STEP + cancelled
+            bound = abs(far - near) + 2 * bounds[rank][name] * reference.slack / STEP + cancelled
             worst = max(worst, compare(Place("second derivative", name, rank), derived, near, bound))
     return worst
 
@@ -155,15 +155,15 @@ def curve(case: Case, rank: int, arrays: dict[str, Array], names: list[str]) -> 
 
 
 def _curvature(
-    rank: int, world_size: int, subject: Subject, contract: Contract, case: Case
+    rank: int, world_size: int, subject: Subject, reference: Reference
 ) -> dict[str, tuple[Array, Array, Array]]:
     """Return the change of every gradient along a direction: derived, and by differences of two widths."""
+    contract, case = reference.contract, reference.case
     loss = contract.build(subject.resolve(), case, rank, world_size)
-    arrays = contract.inputs(case)[rank]
+    arrays, drawn = reference.inputs[rank], reference.cotangents[rank]
     names = [name for name, wanted in contract.gradient_expected(case).items() if wanted]
     if not names:
         return {}
-    drawn = contract.cotangents(case)[rank]
     along = {name: torch.tensor(array) for name, array in curve(case, rank, arrays, names).items()}
 
     def gradients(offset: float) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:

@@ -7,24 +7,25 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from ..cases import Case
 from ..contracts import Contract
+from ..examples import Example, Step
 from ..process_state import traces
-from ..running import Outcome, Step, backward, inputs
+from ..reference import Reference
+from ..running import Outcome, backward, inputs
 from ..subjects import Subject
-from ..worlds import World
-from . import Falsified, Law, Place, by_mode, compare, compare_types, misshapen, observe, run
+from . import Bench, Falsified, Law, Place, compare, compare_types, misshapen
 
 
 @st.composite
-def _contiguous_cotangents(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Case:
+def _contiguous_cotangents(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
     # of others a backward may well make a copy before it writes
-    return dataclasses.replace(draw(contract.cases(subject, world_size)), cotangent_strides="contiguous")
+    case = draw(contract.cases(subject, world_size))
+    return Example(dataclasses.replace(case, cotangent_strides="contiguous"))
 
 
-def inputs_unchanged(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def inputs_unchanged(bench: Bench, reference: Reference) -> float:
     """A call alters none of its inputs, under inference mode neither, and its backward no cotangent."""
-    for note, outcomes in by_mode(contract, subject, world, case).items():
+    for note, outcomes in bench.by_mode(reference.case).items():
         for rank, outcome in enumerate(outcomes):
             if outcome.changed:
                 seen = list(outcome.changed)
@@ -33,9 +34,10 @@ def inputs_unchanged(contract: Contract, subject: Subject, world: World, case: C
     return 0.0
 
 
-def outputs_well_formed(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def outputs_well_formed(bench: Bench, reference: Reference) -> float:
     """Keys, shapes, dtypes and devices are as documented, and gradients reach just what requires them."""
-    (outcomes,) = observe(contract, subject, world, [case])
+    contract, case = reference.contract, reference.case
+    (outcomes,) = bench.observe([case])
     allowed = {case.dtype, "float32" if case.dtype in ("bfloat16", "float16") else case.dtype}
     shapes = contract.term_shapes(case)
     for rank, outcome in enumerate(outcomes):
@@ -43,8 +45,8 @@ def outputs_well_formed(contract: Contract, subject: Subject, world: World, case
             right, seen = contract.structure(case), outcome.structure
             place = Place("structure", rank=rank, expected=right, observed=seen)
             raise Falsified(f"rank {rank}: expected {right}, observed {seen}", place)
-        fit = [[f"{dtype} cpu"] for dtype in sorted(allowed)]
-        compare_types(rank, outcome, fit, f"every term in {sorted(allowed)} on cpu")
+        fit = [[f"{dtype} {case.device}"] for dtype in sorted(allowed)]
+        compare_types(rank, outcome, fit, f"every term in {sorted(allowed)} on {case.device}")
         for name, shape in shapes[rank].items():
             if outcome.terms[name].shape != shape:
                 raise misshapen(Place("term", name, rank), outcome.terms[name].shape, shape)
@@ -58,10 +60,11 @@ def outputs_well_formed(contract: Contract, subject: Subject, world: World, case
     return 0.0
 
 
-def deterministic(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def deterministic(bench: Bench, reference: Reference) -> float:
     """The same call gives the same bits, and so does a second backward through the same graph."""
-    first, second, third = observe(contract, subject, world, [case, case, Step(case, "derived again")])
-    for rank in range(world.size):
+    case = reference.case
+    first, second, third = bench.observe([case, case, Step(case, "derived again")])
+    for rank in range(bench.world.size):
         _same_bits(rank, "called twice", second[rank], first[rank])
         _same_bits(rank, "derived twice", third[rank], first[rank])
     return 0.0
@@ -73,9 +76,7 @@ OF_SEVERAL = ("first", "reversed", "first", "first", *OF_ONE_RANK)
 
 
 @st.composite
-def _sequences(
-    draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int
-) -> tuple[tuple[Step, ...], Case]:
+def _sequences(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
     if "cache_labels" in contract.values and draw(st.booleans()):
         # what is kept between calls is most of what goes wrong, and of the labels those of one rank's rows;
         # what the subject pins comes last, and stays
@@ -110,20 +111,18 @@ def _sequences(
             kept["wide_scalars"] = False
         other = dataclasses.replace(other, **kept)
         steps.append(Step(other, draw(st.sampled_from(["train", "inference"]))))
-    return tuple(steps), last
+    return Example(last, tuple(steps))
 
 
-def used_equals_fresh(
-    contract: Contract, subject: Subject, world: World, sequence: tuple[tuple[Step, ...], Case]
-) -> float:
+def used_equals_fresh(bench: Bench, reference: Reference) -> float:
     """After other calls, under inference mode too, an object gives the bits that a fresh one gives.
 
     What is given it lies in the memory of the call before, where it is of one shape.
     """
-    steps, last = sequence
-    used = observe(contract, subject, world, [*steps, last], fresh=False)[-1]
-    (fresh,) = observe(contract, subject, world, [last])
-    for rank in range(world.size):
+    steps, last = reference.example.steps, reference.case
+    used = bench.observe([*steps, last], fresh=False)[-1]
+    (fresh,) = bench.observe([last])
+    for rank in range(bench.world.size):
         _same_bits(rank, f"after {len(steps)} other calls", used[rank], fresh[rank])
     return 0.0
 
@@ -143,27 +142,28 @@ def _same_bits(rank: int, note: str, observed: Outcome, expected: Outcome) -> No
                 compare(place, other, value, 0.0)
 
 
-def leaves_no_trace(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def leaves_no_trace(bench: Bench, reference: Reference) -> float:
     """A call leaves the process as it was, prints nothing, and keeps nothing alive."""
-    for rank, found in enumerate(run(world, _traces, subject, contract, case)):
+    for rank, found in enumerate(bench.run(_traces, bench.subject, reference)):
         if found:
             raise Falsified(f"rank {rank}: the call {', '.join(found)}")
     return 0.0
 
 
-def _traces(rank: int, world_size: int, subject: Subject, contract: Contract, case: Case) -> list[str]:
+def _traces(rank: int, world_size: int, subject: Subject, reference: Reference) -> list[str]:
     """Return what a call and its backward leave behind, in words."""
+    contract, case = reference.contract, reference.case
     target = subject.resolve()
     losses: list[Any] = []  # the one that is called, which outlives its calls
 
     def call() -> dict[str, torch.Tensor]:
         if not losses:
             losses.append(contract.build(target, case, rank, world_size))
-        given = inputs(rank, contract, case)
+        given = inputs(rank, reference)
         derived = torch.is_grad_enabled()  # under no_grad a view of a leaf says that it requires grad
         terms = contract.read(contract.call(losses[0], given, case, rank), case)[1]
         if derived:
-            backward(rank, contract, case, terms)
+            backward(rank, reference, terms)
         return given
 
     return traces(call, case.seed)

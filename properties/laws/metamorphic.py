@@ -6,10 +6,8 @@ import numpy as np
 from hypothesis import assume
 
 from ..cases import Case
-from ..contracts import Contract
-from ..subjects import Subject
-from ..worlds import World
-from . import Law, Place, compare, observe
+from ..reference import Reference
+from . import Bench, Law, Place, compare
 
 
 def padding_filled(case: Case) -> Case:
@@ -17,17 +15,18 @@ def padding_filled(case: Case) -> Case:
     return dataclasses.replace(case, pad_content=case.seed + 1)
 
 
-def padding_never_matters(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def padding_never_matters(bench: Bench, reference: Reference) -> float:
     """The logits at padding change nothing, and get no gradient."""
+    case = reference.case
     assume(case.pads != "none" or case.pad_rows)
-    other = padding_filled(case)
-    plain, filled = observe(contract, subject, world, [case, other])
+    other = bench.reference(padding_filled(case))
+    plain, filled = bench.observe([case, other.case])
     for rank, (before, after) in enumerate(zip(plain, filled, strict=True)):
         for name, term in before.terms.items():
             if not np.isfinite(term).all():
                 continue  # whatever lies at padding: other laws tell
             compare(Place("term", name, rank, "after filling the padding"), after.terms[name], term, 0.0)
-        labels = contract.inputs(other)[rank]["labels"]
+        labels = other.inputs[rank]["labels"]
         gradient = after.gradients["logits"]
         if gradient is not None:
             at_padding = np.where((labels == case.pad_id)[..., None], gradient, 0)

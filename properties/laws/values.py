@@ -1,34 +1,27 @@
 """What the returned terms are."""
 
-from ..cases import Case
-from ..contracts import Contract, Inputs
+from ..reference import Reference
 from ..running import Outcome
-from ..subjects import Subject
-from ..worlds import World
-from . import Falsified, Law, Place, by_mode, compare
+from . import Bench, Falsified, Law, Place, compare
 
 
-def terms_equal_oracle(contract: Contract, subject: Subject, world: World, case: Case) -> float:
+def terms_equal_oracle(bench: Bench, reference: Reference) -> float:
     """Every output term of every rank equals the oracle within the case's bound, under inference mode too."""
-    return compare_terms(contract, case, by_mode(contract, subject, world, case), contract.inputs(case))
+    return compare_terms(reference, bench.by_mode(reference.case))
 
 
-def compare_terms(
-    contract: Contract, case: Case, observed: dict[str, list[Outcome]], inputs: Inputs
-) -> float:
+def compare_terms(reference: Reference, observed: dict[str, list[Outcome]]) -> float:
     """Return the worst error over bound of every rank's terms, observed in each of some circumstances."""
-    bounds = contract.bounds(case, inputs, contract.cotangents(case)).terms
-    expected = contract.oracle(case, inputs)
     worst = 0.0
     for note, outcomes in observed.items():
-        for rank, terms in enumerate(expected):
+        for rank, terms in enumerate(reference.terms):
             for name, value in terms.items():
                 if name not in outcomes[rank].terms:
-                    right, seen = contract.structure(case), outcomes[rank].structure
+                    right, seen = reference.contract.structure(reference.case), outcomes[rank].structure
                     place = Place("structure", rank=rank, note=note, expected=right, observed=seen)
                     raise Falsified(f"rank {rank}: there is no {name} in {seen} {note}".rstrip(), place)
-                place, bound = Place("term", name, rank, note), bounds[rank][name] * contract.slack(case)
-                worst = max(worst, compare(place, outcomes[rank].terms[name], value.real, bound))
+                place, bound = Place("term", name, rank, note), reference.bounds.terms[rank][name]
+                worst = max(worst, compare(place, outcomes[rank].terms[name], value, bound * reference.slack))
     return worst
 
 

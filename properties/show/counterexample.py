@@ -7,7 +7,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,15 @@ from verified_losses.oracles.complex_step import Array
 from .. import process_state
 from ..cases import LAYOUTS, Case, has_layout, rounded
 from ..contracts import Contract
+from ..examples import Example, as_python
 from ..laws import INFERENCE, Falsified, Place
 from ..laws.communication import Collectives, together
 from ..laws.compiled import compilable
 from ..laws.gradients import STEP, curve, unweighted, weighted
 from ..laws.metamorphic import padding_filled
-from ..running import Step, refilled
+from ..running import refilled
 from ..subjects import Target
-from ..verify.certifier import Check, Finding, Simulated
+from ..verify.certifier import Check, Finding
 from ..verify.fingerprints import fingerprint
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
@@ -122,11 +123,11 @@ def render(finding: Finding, path: Path) -> str:
     """Return the text of a finding's file, which is to lie at `path`."""
     check, error = finding.check, finding.error
     contract = check.contract
-    raw = finding.smallest.case if isinstance(finding.smallest, Simulated) else finding.smallest
-    steps, drawn = raw if isinstance(raw, tuple) else ((), raw)
+    assert finding.smallest is not None
+    steps, drawn = finding.smallest.steps, finding.smallest.case
     program = PROGRAMS.get(check.law.name)
     judge = _judge(program, error)
-    law = judge == "law" or not _plain(finding)
+    law = judge == "law" or not finding.smallest.is_plain
     program = program or Program("once")
     case = program.prepare(drawn)
     calls = [Call("inputs", "what each rank is given", case)]
@@ -141,7 +142,8 @@ def render(finding: Finding, path: Path) -> str:
         known = Place("")
     elif judge in ("law", "returns") or known is None:
         judge, known = "returns", Place("")
-    horovod = check.world.kind == "horovod"
+    row = check.world.row
+    horovod = row.launcher == "horovodrun"
     numbers = judge in ("term", "gradient", "mean", "pair")
     sources = contract.oracle_source(calls[1].case if judge == "mean" else case)
     derived = judge == "gradient" or (judge == "mean" and known.kind == "gradient")
@@ -173,7 +175,8 @@ def render(finding: Finding, path: Path) -> str:
             arguments=_arguments(contract.constructor(case)),
             world_size=case.world_size,
             horovod=horovod,
-            launcher="horovodrun" if horovod else "torchrun",
+            launcher=row.launcher,
+            over=row.over,
             rank_variable="HOROVOD_RANK" if horovod else "RANK",
             terms=contract.terms,
             seconds=SECONDS,
@@ -204,7 +207,7 @@ def render(finding: Finding, path: Path) -> str:
             mean=known.rank is None,
             zero=known.kind == "gradient",
             shared=known.name in contract.scalars,
-            law=_law(finding, raw) if law else None,
+            law=_law(check, finding.smallest) if law else None,
         )
     )
     return re.sub(r"\n{4,}", "\n\n\n", text)
@@ -288,12 +291,6 @@ def _judge(program: Program | None, error: Exception | None) -> str:
         "travel": "term",
     }
     return by_act.get(program.act) or ("gradient" if kind == "gradient" else "term")
-
-
-def _plain(finding: Finding) -> bool:
-    """Whether real processes meet what was drawn: a simulated world with a schedule of its own may differ."""
-    case = finding.smallest
-    return not isinstance(case, Simulated) or (case.schedule is None and case.sends == "rendezvous")
 
 
 def _modes(program: Program, judge: str, known: Place) -> list[str]:
@@ -453,36 +450,16 @@ def _nested(array: Array, dtype: str) -> Any:
     return short.tolist()
 
 
-def _law(finding: Finding, raw: Any) -> dict[str, str]:
-    """Return what a law needs to judge the case in its own world, as Python."""
-    check = finding.check
-    case = finding.smallest
-    size = (raw[1] if isinstance(raw, tuple) else raw).world_size
-    if isinstance(case, Simulated):
-        module, world = "simulated", f'SimulatedWorld({size}, {case.schedule}, sends="{case.sends}")'
-    elif check.world.kind == "processes":
-        module, world = "processes", f"ProcessWorld({size}, timeout={SECONDS / 2:g})"
-    elif check.world.kind == "horovod":
-        module, world = "horovod", f"HorovodWorld({size}, timeout={SECONDS / 2:g})"
-    else:
-        module, world = "single", "SingleWorld()"
+def _law(check: Check, example: Example) -> dict[str, str]:
+    """Return what a law needs to judge the example in its own world, as Python."""
+    row, size = check.world.row, example.case.world_size
+    world = row.source.format(size=size, schedule=example.schedule, sends=example.sends, seconds=SECONDS / 2)
     return {
         "name": _python(check.law.name),
         "contract": _python(check.contract.name),
         "conventions": _python(check.subject.conventions),
-        "module": module,
-        "class": world.partition("(")[0],
+        "module": row.world.__module__,
+        "class": row.world.__name__,
         "world": world,
-        "case": _literal(raw),
+        "example": as_python(example),
     }
-
-
-def _literal(case: Any) -> str:
-    """Return a case as Python, without what is as in the simplest one."""
-    if isinstance(case, tuple):
-        steps, last = case
-        return f"(({''.join(_literal(step) + ', ' for step in steps)}), {_literal(last)})"
-    if isinstance(case, Step):
-        return f"Step({_literal(case.case)}, {_python(case.mode)})"
-    shown = [field for field in fields(case) if getattr(case, field.name) != field.default]
-    return f"Case({', '.join(f'{field.name}={getattr(case, field.name)!r}' for field in shown)})"

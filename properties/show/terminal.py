@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..laws import Falsified
-from ..verify.certifier import Finding, compared
+from ..verify.certifier import Finding
 from ..verify.known import Known
 from .defects import Defect
 from .text import as_text, plain, shortened
@@ -60,7 +60,7 @@ def explained(defect: Defect) -> str:
 
 def hints(finding: Finding) -> list[str]:
     """Return what else a finding may mean than a defect."""
-    if finding.smallest is None or (case := compared(finding.smallest)).world_size == 1:
+    if finding.smallest is None or (case := finding.smallest.case).world_size == 1:
         return []
     found = []
     place = finding.error.place if isinstance(finding.error, Falsified) else None

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from unittest import mock
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
@@ -16,14 +16,15 @@ from hypothesis.internal.constants_ast import Constants
 
 from ..cases import Case
 from ..contracts import Contract, contracts
-from ..laws import Law, laws
+from ..examples import Example
+from ..laws import Bench, Law, laws
+from ..reference import reference
 from ..subjects import Subject
+from ..worlds import specs
 from ..worlds.processes import COLLECTIVE_SHARE
-from ..worlds.simulated import Sends, SimulatedWorld
-from ..worlds.specs import RUN_SECONDS, WorldSpec
+from ..worlds.simulated import Sends
+from ..worlds.specs import SINGLE, WorldSpec
 
-SIMULATED_SECONDS = COLLECTIVE_SHARE * RUN_SECONDS
-"""How long a simulated run may take: less than its process may, so that it says itself where it hung."""
 SHRINK_SECONDS = 5.0
 """How long a counterexample is made smaller."""
 
@@ -47,22 +48,6 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """A case in a simulated world: who runs next is drawn too."""
-
-    world_size: int
-    case: Any
-    schedule: int | None
-    """A seed; None runs each rank until it has to wait."""
-    sends: Sends
-
-    def __str__(self) -> str:
-        plain = self.schedule is None and self.sends == "rendezvous"
-        how = "" if plain else f"schedule {self.schedule}, sends {self.sends}: "
-        return how + describe(self.case)
-
-
-@dataclass(frozen=True)
 class Finding:
     """What came of a check."""
 
@@ -72,12 +57,12 @@ class Finding:
     ratios: tuple[float, ...] = ()
     """Error over bound of every case; 0 where the law compares bits or types."""
     cases: tuple[Case, ...] = ()
-    """Those that were checked."""
+    """Those that were compared."""
     seconds: float = 0.0
     reason: str = ""
     """Why it was falsified or skipped, in words."""
-    smallest: Any = None
-    """The smallest case found that falsifies it, as the law draws it."""
+    smallest: Example | None = None
+    """The smallest example found that falsifies it."""
     error: Exception | None = None
     """What the law raised for it."""
     hung: bool = False
@@ -118,7 +103,7 @@ class Finding:
     @property
     def counterexample(self) -> str:
         """The smallest case as text, or nothing."""
-        return "" if self.smallest is None else describe(self.smallest)
+        return "" if self.smallest is None else str(self.smallest)
 
 
 BOTH = ("exact", "open_clip")
@@ -142,37 +127,42 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
     known = contracts()
     for label, (name, subject) in subjects.items():
         for world in worlds:
-            over_horovod = known[name].over_horovod if world.kind == "horovod" else ()
-            if over_horovod is None:
+            options = known[name].options_in.get(world.kind, world.row.options)
+            if options is None:
                 continue
-            placed = dataclasses.replace(subject, options=subject.options + over_horovod)
+            placed = dataclasses.replace(subject, options=subject.options + options)
             for law in laws():
                 check = Check(label, known[name], placed, law, world)
-                if check.sizes and (law.simulated or world.kind != "simulated"):
+                if check.sizes and (law.simulated or not world.row.is_drawn):
                     yield check
 
 
+def examples(check: Check) -> st.SearchStrategy[Example]:
+    """Draw what a check is run on."""
+    law, spec = check.law, check.world
+    drawn = _scheduled(check) if spec.row.is_drawn else law.draw(check.contract, check.subject, spec.sizes[0])
+    return drawn.map(lambda example: example.on(spec.device))
+
+
 @st.composite
-def _simulated(draw: st.DrawFn, check: Check) -> Simulated:
+def _scheduled(draw: st.DrawFn, check: Check) -> Example:
     size = draw(st.sampled_from(check.sizes))
-    case = draw(check.law.draw(check.contract, check.subject, size))
+    example = draw(check.law.draw(check.contract, check.subject, size))
     schedule = draw(st.none() | st.integers(0, 2**16))
     sends: list[Sends] = ["rendezvous", "buffered", "drawn"]
-    return Simulated(size, case, schedule, draw(st.sampled_from(sends)))
+    return dataclasses.replace(example, schedule=schedule, sends=draw(st.sampled_from(sends)))
 
 
-def falsify(check: Check, case: Any) -> float:
-    """Run the law on one case; return the worst error over its bound.
+def falsify(check: Check, example: Example) -> float:
+    """Run the law on one example; return the worst error over its bound.
 
     Raises:
         Exception: what falsifies the check.
     """
-    worlds = check.subject.worlds()
-    if isinstance(case, Simulated):
-        inner = SimulatedWorld(case.world_size, case.schedule, sends=case.sends, timeout=SIMULATED_SECONDS)
-        return check.law.check(check.contract, check.subject, worlds.isolated(inner), case.case)
-    world = worlds.open(check.world, check.law.patience)
-    return check.law.check(check.contract, check.subject, world, case)
+    worlds, size = check.subject.worlds(), example.case.world_size
+    world = worlds.open(check.world, check.law.patience, size, example.schedule, example.sends)
+    bench = Bench(check.contract, check.subject, world, worlds.open(SINGLE))
+    return check.law.check(bench, reference(check.contract, example))
 
 
 def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = math.inf) -> Finding:
@@ -190,35 +180,35 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
     begun = time.monotonic()
     ratios: list[float] = []
     ran: list[Case] = []
-    smallest: Any = None
+    smallest: Example | None = None
     failure: Exception | None = None
-    failures: dict[Any, Exception] = {}
+    failures: dict[Example, Exception] = {}
     shrink_until = math.inf
     hung = False
 
-    def run(case: Any) -> None:
+    def run(example: Example) -> None:
         nonlocal smallest, failure, shrink_until, hung
         if failures and time.monotonic() > shrink_until:
-            if case in failures:  # Hypothesis asks again for the smallest, and gets what came of it
-                smallest, failure = case, failures[case]
+            if example in failures:  # Hypothesis asks again for the smallest, and gets what came of it
+                smallest, failure = example, failures[example]
                 raise failure
             return
         if ratios and time.monotonic() > until and not failures:
             return
         started = time.monotonic()
         try:
-            ratio = falsify(check, case)
+            ratio = falsify(check, example)
         except UnsatisfiedAssumption:
             raise
         except Exception as error:
-            smallest, failure, failures[case] = case, error, error
+            smallest, failure, failures[example] = example, error, error
             # the least time after which something cuts off a call
-            hung = time.monotonic() - started > SIMULATED_SECONDS * check.law.patience
+            hung = time.monotonic() - started > COLLECTIVE_SHARE * specs.RUN_SECONDS * check.law.patience
             shrink_until = min(shrink_until, (started if hung else time.monotonic()) + SHRINK_SECONDS)
             raise
         if not failures:
             ratios.append(ratio)
-            ran.append(compared(case))
+            ran.append(example.case)
 
     configured = settings(
         max_examples=max(1, round(max_examples * check.law.share)),
@@ -229,15 +219,10 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    strategy: st.SearchStrategy[Any] = (
-        _simulated(check)
-        if check.world.kind == "simulated"
-        else check.law.draw(check.contract, check.subject, check.world.sizes[0])
-    )
     # Hypothesis draws constants, now and then, that it finds in the modules which happen to be imported
     as_ever = mock.patch.multiple(providers, create=True, _get_local_constants=Constants, CONSTANTS_CACHE={})
     # every law and world draws cases of its own: what one misses another may meet
-    test = seed(f"{base_seed} {check.law.name} {check.world.name}")(configured(given(strategy)(run)))
+    test = seed(f"{base_seed} {check.law.name} {check.world.name}")(configured(given(examples(check))(run)))
     verdict: Verdict = "holds"
     reason = ""
     try:
@@ -316,19 +301,3 @@ def verify_all(
             yield certifier.not_run(check, "out of time")
         else:
             yield certifier.verify(check, now + (deadline - now) / (len(planned) - done))
-
-
-def compared(case: Any) -> Case:
-    """Return the one case of a drawn example that is compared."""
-    if isinstance(case, Simulated):
-        case = case.case
-    last: Case = case[-1] if isinstance(case, tuple) else case
-    return last
-
-
-def describe(case: Any) -> str:
-    """Return a case, or a sequence of calls, as text."""
-    if isinstance(case, tuple):
-        steps, last = case
-        return "\n".join([*(f"{step.mode}: {step.case}" for step in steps), f"then {last}"])
-    return str(case)

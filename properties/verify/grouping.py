@@ -4,20 +4,20 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hypothesis.errors import HypothesisDeprecationWarning, UnsatisfiedAssumption
 
-from ..cases import Case
-from ..laws import Falsified, Law, laws
-from .certifier import Check, Finding, Simulated, falsify
+from ..examples import Example
+from ..laws import Falsified, Law, laws, plain_examples
+from .certifier import Check, Finding, falsify
 from .fingerprints import not_finite, signature
 
 CHEAP = 0.1
 """A law that takes a smaller share of the examples is not run for grouping."""
 
 F = TypeVar("F", bound=Finding)
-Falsifies = Callable[[Check, Check, Any], bool]
+Falsifies = Callable[[Check, Check, Example], bool]
 """Whether a check's law fails on a case that was found for another check, in that one's world."""
 
 
@@ -46,14 +46,14 @@ def group(findings: Sequence[F], seconds: float = 20.0, falsifies: Falsifies | N
     return groups
 
 
-def falsified_by(check: Check, found: Check, case: Any) -> bool:
-    """Run one check's law on a case of another, in the world where that one was found."""
+def falsified_by(check: Check, found: Check, example: Example) -> bool:
+    """Run one check's law on an example of another, in the world where that one was found."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", HypothesisDeprecationWarning
             )  # of `assume` where nothing is drawn
-            falsify(replace(check, world=found.world), case)
+            falsify(replace(check, world=found.world), example)
     except UnsatisfiedAssumption:
         return False
     except Falsified:
@@ -78,8 +78,11 @@ def _explains(leader: F, finding: F, rerun: Falsifies, deadline: float) -> bool:
         return False
     pairs = [(one, other, finding.smallest), (other, one, leader.smallest)]
     return any(
-        _applies(check.law, check, case) and time.monotonic() < deadline and rerun(check, found, case)
-        for check, found, case in pairs
+        example is not None
+        and _applies(check.law, check, found, example)
+        and time.monotonic() < deadline
+        and rerun(check, found, example)
+        for check, found, example in pairs
     )
 
 
@@ -92,15 +95,12 @@ def _has_wrong_numbers(finding: Finding) -> bool:
     )
 
 
-def _applies(law: Law, check: Check, case: Any) -> bool:
-    """Whether a law says anything about a case that was drawn for another one."""
-    simulated = isinstance(case, Simulated)
-    inner = case.case if simulated else case
-    drawn_as_usual = law.draw is Law.__dataclass_fields__["draw"].default
+def _applies(law: Law, check: Check, found: Check, example: Example) -> bool:
+    """Whether a law says anything about an example that was drawn for another one."""
     return (
-        isinstance(inner, Case)
-        and drawn_as_usual
+        not example.steps
+        and law.draw is plain_examples
         and law.share >= CHEAP
-        and (law.simulated or not simulated)
-        and law.fits(check.contract, inner.world_size)
+        and (law.simulated or not found.world.row.is_drawn)
+        and law.fits(check.contract, example.case.world_size)
     )

@@ -18,8 +18,8 @@ from ..laws import laws
 from ..running import read_signature
 from ..subjects import Subject
 from ..worlds import WorldError
-from ..worlds.horovod import horovod_missing
 from ..worlds.specs import SINGLE, parse
+from ..worlds.table import KINDS
 from .certifier import Check, checks
 
 CONVENTIONS = ("exact", "open_clip")
@@ -215,11 +215,14 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     """Return what these checks leave unverified, and why."""
     lines = []
     labels = dict.fromkeys(check.label for check in planned)
-    over_horovod = {check.label for check in planned if check.world.kind == "horovod"}
-    if not over_horovod:
-        lines.append(f"Horovod: {horovod_missing() or 'no world asked for has it, such as hvd:2'}")
-    elif without := [label for label in labels if label not in over_horovod]:
-        lines.append(f"Horovod: {', '.join(without)} did not run over it")
+    for kind in KINDS.values():
+        ran = {check.label for check in planned if check.world.kind == kind.name}
+        without = [label for label in labels if label not in ran]
+        if kind.title and not ran:
+            why = kind.missing() or f"not requested (add {kind.prefix}:2 to the worlds)"
+            lines.append(f"{kind.title}: {why}")
+        elif kind.title and without:
+            lines.append(f"{kind.title}: {', '.join(without)} did not run over it")
     if not torch.cuda.is_available():
         lines.append("CUDA: no device here")
     return lines

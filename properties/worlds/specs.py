@@ -3,38 +3,39 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from . import World, WorldError
-from .horovod import HorovodWorld, horovod_missing
 from .isolated import IsolatedWorld
-from .processes import ProcessWorld, join_gloo, join_nothing
-from .single import SingleWorld
-
-Kind: TypeAlias = Literal["single", "processes", "horovod", "simulated"]
+from .processes import COLLECTIVE_SHARE, ProcessWorld
+from .simulated import Sends
+from .table import KINDS, Kind, Prepare
 
 RUN_SECONDS = 20.0
 """How long one call of a target may take on all its ranks; then it counts as hung."""
-LARGEST = {"processes": 16, "horovod": 16, "simulated": 256}
-_KINDS: dict[str, Kind] = {"proc": "processes", "hvd": "horovod", "sim": "simulated"}
 
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """One process, a pool of real processes or of Horovod ranks, or simulated worlds of a range of sizes."""
+    """A kind of world and how many ranks it has: one number, or those that each example draws from."""
 
-    kind: Kind
+    kind: str
     sizes: tuple[int, ...]
+    device: str = "cpu"
+    """Where the tensors are."""
+
+    @property
+    def row(self) -> Kind:
+        """What there is to know about the kind."""
+        return KINDS[self.kind]
 
     @property
     def name(self) -> str:
         """As reports show it."""
-        if self.kind == "single":
-            return "single"
         first, last = self.sizes[0], self.sizes[-1]
-        return f"{self.kind}:{first}" if first == last else f"{self.kind}:{first}-{last}"
+        ranks = f"{first}" if first == last else f"{first}-{last}"
+        where = "" if self.device == "cpu" else f" on {self.device}"
+        return (self.kind if self.row.largest == 1 else f"{self.kind}:{ranks}") + where
 
 
 SINGLE = WorldSpec("single", (1,))
@@ -50,54 +51,61 @@ class Worlds:
         prepare: imports the target, in each process as it starts.
     """
 
-    def __init__(self, target: str, prepare: Callable[[], object]) -> None:
+    def __init__(self, target: str, prepare: Prepare) -> None:
         self.target = target
         self.prepare = prepare
-        self._pools: dict[tuple[Kind, int, float], ProcessWorld] = {}
+        self._pools: dict[tuple[str, int, float], ProcessWorld] = {}
 
-    def open(self, spec: WorldSpec, patience: float = 1.0) -> World:
-        """Return the world of a kind that has one size; a simulated one is made for each case.
+    def open(
+        self,
+        spec: WorldSpec,
+        patience: float = 1.0,
+        size: int | None = None,
+        schedule: int | None = None,
+        sends: Sends = "rendezvous",
+    ) -> World:
+        """Return a world.
 
         Args:
-            spec: the kind and the size.
+            spec: its kind and size.
             patience: how much longer than `RUN_SECONDS` a call may take.
+            size: the number of ranks, where each example draws it.
+            schedule: who runs next, in a simulated world.
+            sends: when a send ends, in a simulated world.
         """
-        if spec.kind == "single":
-            return self.isolated(SingleWorld())
-        return self._pool(spec.kind, spec.sizes[0], patience)
+        if spec.row.inside is None:
+            return self._pool(spec, patience)
+        # less than its process may take, so that it says itself where it hung
+        seconds = COLLECTIVE_SHARE * RUN_SECONDS
+        inner = spec.row.inside(size or spec.sizes[0], schedule, sends, seconds)
+        return self.isolated(inner)
 
     def start(self, spec: WorldSpec, patience: float = 1.0) -> None:
         """Start the processes in which a kind of world runs."""
-        real = spec.kind in ("processes", "horovod")
-        pool = self._pool(spec.kind, spec.sizes[0], patience) if real else self._pool("single", 1)
+        pool = self._pool(spec, patience) if spec.row.inside is None else self._pool(SINGLE)
         with contextlib.suppress(WorldError):  # the first run meets it, and says so
             pool.start()
 
     def isolated(self, inner: World) -> World:
         """Return a world of one process, in a process of the target's."""
-        return IsolatedWorld(inner, self._pool("single", 1))
+        return IsolatedWorld(inner, self._pool(SINGLE))
 
     def close(self) -> None:
         """End the processes."""
         for pool in self._pools.values():
             pool.close()
 
-    def _pool(self, kind: Kind, size: int, patience: float = 1.0) -> ProcessWorld:
-        """Return the pool of a kind and size; the single process joins no group."""
-        key, limit = (kind, size, patience), patience * RUN_SECONDS
+    def _pool(self, spec: WorldSpec, patience: float = 1.0) -> ProcessWorld:
+        key = spec.kind, spec.sizes[0], patience
         if key not in self._pools:
-            if kind == "horovod":
-                self._pools[key] = HorovodWorld(size, limit, prepare=self.prepare)
-            else:
-                join = join_nothing if kind == "single" else join_gloo
-                self._pools[key] = ProcessWorld(size, limit, join=join, prepare=self.prepare)
+            self._pools[key] = spec.row.processes(spec.sizes[0], patience * RUN_SECONDS, self.prepare)
         return self._pools[key]
 
 
 _current: dict[int, Worlds] = {}
 
 
-def worlds_of(target: str, prepare: Callable[[], object]) -> Worlds:
+def worlds_of(target: str, prepare: Prepare) -> Worlds:
     """Return the worlds of a target, which `prepare` imports. Those of the target before it are closed."""
     worlds = _current.get(os.getpid())
     if worlds is None or worlds.target != target:
@@ -120,19 +128,20 @@ def parse(text: str) -> list[WorldSpec]:
     """
     specs: list[WorldSpec] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(?:(proc|sim|hvd):)?(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(?:([a-z]+):)?(\d+)(?:-(\d+))?", part.strip())
         if part.strip() == "single" or (match and match[0] == "1"):
             specs.append(SINGLE)
             continue
-        if not match or (match[3] and not match[1]):
+        rows = {kind.prefix: kind for kind in KINDS.values() if kind.largest > 1}
+        if not match or (match[3] and not match[1]) or (match[1] or "proc") not in rows:
             raise ValueError(f"expected parts like 1, 3, proc:2-4, hvd:2 or sim:2-8, got {part.strip()!r}")
-        kind = _KINDS[match[1] or "proc"]
+        kind = rows[match[1] or "proc"]
         if match[3] and int(match[3]) < int(match[2]):
             raise ValueError(f"expected the smaller number of ranks first, got {part.strip()!r}")
         sizes = tuple(range(int(match[2]), int(match[3] or match[2]) + 1))
-        if sizes[0] < 2 or sizes[-1] > LARGEST[kind]:
-            raise ValueError(f"expected from 2 to {LARGEST[kind]} ranks, got {part.strip()!r}")
-        if kind == "horovod" and (missing := horovod_missing()):
+        if sizes[0] < 2 or sizes[-1] > kind.largest:
+            raise ValueError(f"expected from 2 to {kind.largest} ranks, got {part.strip()!r}")
+        if missing := kind.missing():
             raise ValueError(f"{part.strip()}: {missing}")
-        specs += [WorldSpec(kind, sizes)] if kind == "simulated" else [WorldSpec(kind, (n,)) for n in sizes]
+        specs += [WorldSpec(kind.name, one) for one in ([sizes] if kind.is_drawn else [(n,) for n in sizes])]
     return list(dict.fromkeys(specs))

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from verified_losses.properties.cases import Case
 from verified_losses.properties.show import drawn
-from verified_losses.properties.verify.certifier import Check, checks, compared, verify
+from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .index import DEFECTS, RIGHT, Planted
@@ -114,7 +114,8 @@ def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Tri
             return Trial(
                 seed, finding.law, finding.world, examples, seconds,
                 finding.counterexample, finding.reason, not planted.explains(finding.reason),
-                planted.is_smallest(compared(finding.smallest)), drawn.table(held),
+                finding.smallest is not None and planted.is_smallest(finding.smallest.case),
+                drawn.table(held),
             )  # fmt: skip
     return Trial(seed, examples=examples, seconds=time.monotonic() - started, drawn=drawn.table(held))
 

@@ -1,0 +1,69 @@
+"""What one run of a law is given: as Hypothesis draws it, as a file keeps it, as Python reads it again."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import msgspec
+
+from .cases import Case
+from .worlds.simulated import Sends
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the subject: a case, and under which mode of torch."""
+
+    case: Case
+    mode: Literal["train", "inference", "compiled", "derived again"] = "train"
+    """"derived again": the gradients are those of a second backward through one graph."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A case, the calls that one object has seen before it, and how simulated ranks take turns."""
+
+    case: Case
+    steps: tuple[Step, ...] = ()
+    schedule: int | None = None
+    """A seed; None runs each simulated rank until it has to wait."""
+    sends: Sends = "rendezvous"
+    """When a send of a simulated rank ends."""
+
+    def __str__(self) -> str:
+        how = "" if self.is_plain else f"schedule {self.schedule}, sends {self.sends}: "
+        before = "".join(f"{step.mode}: {step.case}\n" for step in self.steps)
+        return f"{how}{before}{'then ' if self.steps else ''}{self.case}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether real processes meet the same: a schedule of simulated ranks may be another."""
+        return self.schedule is None and self.sends == "rendezvous"
+
+    def on(self, device: str) -> "Example":
+        """Return the same with all tensors on another device."""
+        steps = tuple(replace(step, case=replace(step.case, device=device)) for step in self.steps)
+        return replace(self, case=replace(self.case, device=device), steps=steps)
+
+    def to_json(self) -> str:
+        """Return the example as JSON; `from_json` reads it."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Example":
+        """Return the example that `to_json` wrote.
+
+        Raises:
+            msgspec.ValidationError: the text is no example; the message names the field.
+        """
+        return msgspec.json.decode(text, type=cls)
+
+
+def as_python(value: Any) -> str:
+    """Return an example, or a part of it, as Python: without the fields that have their default."""
+    if isinstance(value, tuple) and any(isinstance(part, Step) for part in value):
+        return f"({''.join(f'{as_python(part)}, ' for part in value)})"
+    if not isinstance(value, Case | Step | Example):
+        return repr(value)
+    shown = [field for field in fields(value) if getattr(value, field.name) != field.default]
+    arguments = ", ".join(f"{field.name}={as_python(getattr(value, field.name))}" for field in shown)
+    return f"{type(value).__name__}({arguments})"

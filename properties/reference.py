@@ -1,0 +1,88 @@
+"""What an example must give: the oracle's terms and derivatives, and how far rounding may take from them."""
+
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from verified_losses.oracles import complex_step
+from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.rounding import FLOAT64, Precision
+
+from .cases import Case
+from .contracts import Bounds, Contract, Cotangents, Inputs
+from .examples import Example
+
+
+class Reference:
+    """The oracle's side of an example. Each part is worked out once, when it is first asked for.
+
+    Args:
+        contract: what the subject must do.
+        example: what it is given.
+    """
+
+    def __init__(self, contract: Contract, example: Example) -> None:
+        self.contract = contract
+        self.example = example
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # arrays follow from the example: ranks work out what they need
+        return reference, (self.contract, self.example)
+
+    @property
+    def case(self) -> Case:
+        """The call that is compared."""
+        return self.example.case
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Every rank's inputs."""
+        return self.contract.inputs(self.case)
+
+    @cached_property
+    def cotangents(self) -> Cotangents:
+        """What backward gets for every rank's terms."""
+        return self.contract.cotangents(self.case)
+
+    @cached_property
+    def terms(self) -> Cotangents:
+        """Every rank's terms."""
+        everyone = self.contract.oracle(self.case, self.inputs)
+        return [{name: np.real(value) for name, value in terms.items()} for terms in everyone]
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """The error bounds of every term and gradient."""
+        return self.contract.bounds(self.case, self.inputs, self.cotangents)
+
+    @property
+    def slack(self) -> float:
+        """What to multiply a bound with for the oracle's own rounding."""
+        return 1 + FLOAT64 / Precision.of(self.case.dtype).accumulated
+
+    def total(self, inputs: Inputs) -> complex:
+        """Return the sum over ranks and terms of cotangent times term: what all backwards together derive."""
+        return complex(
+            sum(
+                np.sum(given[name] * value)
+                for given, terms in zip(self.cotangents, self.contract.oracle(self.case, inputs), strict=True)
+                for name, value in terms.items()
+            )
+        )
+
+    def derivative(self, rank: int, name: str, along: Array) -> float:
+        """Return the derivative of `total` as one input of one rank moves along a direction."""
+
+        def moved(point: Array) -> complex:
+            changed = list(self.inputs)
+            changed[rank] = {**self.inputs[rank], name: point}
+            return self.total(changed)
+
+        return complex_step.directional_derivative(moved, self.inputs[rank][name], along)
+
+
+@lru_cache(maxsize=2)
+def reference(contract: Contract, example: Example) -> Reference:
+    """Return the reference of an example; ranks that are threads of one process share it."""
+    return Reference(contract, example)

@@ -1,0 +1,79 @@
+"""The kinds of worlds, a row each: other code asks the row, and compares no names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from . import World
+from .horovod import HorovodWorld, horovod_missing
+from .processes import ProcessWorld, join_nothing
+from .simulated import SimulatedWorld
+from .single import SingleWorld
+
+Prepare = Callable[[], object]
+"""Imports the target, in each process as it starts."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of world."""
+
+    name: str
+    """As reports show it: processes:2."""
+    prefix: str
+    """As people write it: proc:2."""
+    largest: int
+    """The most ranks."""
+    world: type
+    """What runs the ranks."""
+    source: str
+    """How Python constructs it, of a size, seconds, a schedule and sends."""
+    processes: Callable[[int, float, Prepare], ProcessWorld]
+    """Makes the processes of so many ranks, which may take so many seconds for a run."""
+    inside: Callable[..., World] | None = None
+    """Makes the world, of size, schedule, sends and seconds, where one process holds all ranks."""
+    is_drawn: bool = False
+    """Whether each example draws the number of ranks, and who runs next."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """What a loss is constructed with to talk over it."""
+    over: str = "gloo"
+    """What the ranks talk over."""
+    launcher: Literal["torchrun", "horovodrun"] = "torchrun"
+    """What starts the ranks of a counterexample."""
+    title: str = ""
+    """What a certificate calls it where no such world ran; empty for the kinds of the default."""
+    missing: Callable[[], str | None] = lambda: None
+    """Returns why there can be no such world here, if so."""
+
+
+def _one_process(size: int, seconds: float, prepare: Prepare) -> ProcessWorld:
+    return ProcessWorld(1, seconds, join=join_nothing, prepare=prepare)
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "single", "single", 1, SingleWorld, "SingleWorld()", _one_process,
+            inside=lambda size, schedule, sends, seconds: SingleWorld(),
+        ),
+        Kind(
+            "processes", "proc", 16, ProcessWorld, "ProcessWorld({size}, timeout={seconds:g})",
+            lambda size, seconds, prepare: ProcessWorld(size, seconds, prepare=prepare),
+        ),
+        Kind(
+            "simulated", "sim", 256, SimulatedWorld, 'SimulatedWorld({size}, {schedule}, sends="{sends}")',
+            _one_process,
+            inside=lambda size, schedule, sends, seconds: SimulatedWorld(
+                size, schedule, sends=sends, timeout=seconds
+            ),
+            is_drawn=True,
+        ),
+        Kind(
+            "horovod", "hvd", 16, HorovodWorld, "HorovodWorld({size}, timeout={seconds:g})",
+            lambda size, seconds, prepare: HorovodWorld(size, seconds, prepare=prepare),
+            options=(("use_horovod", True),), over="Horovod", launcher="horovodrun", title="Horovod",
+            missing=lambda: horovod_missing(),
+        ),
+    )
+}  # fmt: skip
