@@ -6,8 +6,8 @@ section 2.2 (each operation errs by at most u, relative to what it gives), secti
 (a sum in any order). Errors of logits pass through exponentials by expm1, not by their first order, so that
 the bounds hold in half precision too.
 
-No operation counts that rounds nothing in the case at hand: products with zero and with powers of two, and
-whatever has few enough bits to be exact. What is left is what some right implementation may do:
+Operations that are exact for this case add nothing: products with zero and with powers of two, and sums of
+few enough bits. The other roundings are those that some right implementation makes:
 
 - products and sums are taken in any order and association, with fused multiply-add or without;
 - exponentials and logarithms err by `ELEMENTARY`, and may be taken to base two;
@@ -34,7 +34,7 @@ BASE_TWO = 1.25
 WEIGHING = 4
 """Roundings of a sum that is divided and multiplied by numbers of rows and ranks, one after another."""
 CAP = 100.0
-"""Errors of logits beyond this say nothing any more; capped so that their exponentials stay finite."""
+"""Larger logit errors make the bound useless, so they are capped: their exponentials stay finite."""
 
 
 def gamma(n: Any, u: float) -> Any:

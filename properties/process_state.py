@@ -157,7 +157,7 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
         call: makes the call, and returns what it was given; it is called twice, and once under no_grad.
         seed: of the random generators.
     """
-    # from where no usual seed leads: who seeds with 0 changes it too
+    # an unusual seed: a target that seeds with 0 or 42 changes the state too
     torch.manual_seed(seed + 12345)
     random.seed(seed + 12345)
     np.random.seed(seed + 12345)

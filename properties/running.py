@@ -140,7 +140,7 @@ def run_steps(
 
 
 def refilled(given: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return what is given, in the tensors of before where they are of its kind."""
+    """Return the given tensors; where shape, strides and dtype match, in the memory of the earlier ones."""
     tensors = dict(given)
     for name, new in given.items():
         old = before.get(name)

@@ -69,9 +69,10 @@ class Falsified(AssertionError):
         self.place = place
 
 
-def plain_examples(contract: Contract, subject: Subject, world_size: int) -> st.SearchStrategy[Example]:
+@st.composite
+def plain_examples(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
     """Draw a case and nothing else."""
-    return contract.cases(subject, world_size).map(Example)
+    return Example(draw(contract.cases(subject, world_size)))
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Law:
     patience: float = 1.0
     """How much longer than others a call may take."""
     share: float = 1.0
-    """Examples, as a share of those asked for: costly laws take fewer."""
+    """The share of `max_examples` that is drawn: costly laws take fewer."""
 
     def fits(self, contract: Contract, world_size: int) -> bool:
         """Whether the law says anything about a contract in a world of this size."""

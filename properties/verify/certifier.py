@@ -139,9 +139,14 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
 
 def examples(check: Check) -> st.SearchStrategy[Example]:
     """Draw what a check is run on."""
-    law, spec = check.law, check.world
-    drawn = _scheduled(check) if spec.row.is_drawn else law.draw(check.contract, check.subject, spec.sizes[0])
-    return drawn.map(lambda example: example.on(spec.device))
+    # all drawing is inside one composite: Hypothesis would mutate what a map around it has mapped
+    return _scheduled(check) if check.world.row.is_drawn else _placed(check)
+
+
+@st.composite
+def _placed(draw: st.DrawFn, check: Check) -> Example:
+    example: Example = draw(check.law.draw(check.contract, check.subject, check.world.sizes[0]))
+    return example.on(check.world.device)
 
 
 @st.composite
@@ -150,7 +155,8 @@ def _scheduled(draw: st.DrawFn, check: Check) -> Example:
     example = draw(check.law.draw(check.contract, check.subject, size))
     schedule = draw(st.none() | st.integers(0, 2**16))
     sends: list[Sends] = ["rendezvous", "buffered", "drawn"]
-    return dataclasses.replace(example, schedule=schedule, sends=draw(st.sampled_from(sends)))
+    scheduled = dataclasses.replace(example, schedule=schedule, sends=draw(st.sampled_from(sends)))
+    return scheduled.on(check.world.device)
 
 
 def falsify(check: Check, example: Example) -> float:

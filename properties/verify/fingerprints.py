@@ -1,4 +1,4 @@
-"""Which findings are one: a name for what is wrong that does not change with seeds, sizes or ranks."""
+"""Fingerprints: names of failures that do not change with seeds, sizes or ranks."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ CAUSED = ("CommunicationError", "DistBackendError", "DistNetworkError", "DistSto
 
 
 def signature(target: str, error: Exception | None) -> tuple[str, ...]:
-    """Return the kind of failure: what is wrong, or which exception left which function of the target."""
+    """Return the kind of failure: the wrong output, or the exception and the function that raised it."""
     if isinstance(error, Falsified) and error.place is not None:
         kind = error.place.kind, error.place.name
         return (*kind, "not finite") if not_finite(error) else kind

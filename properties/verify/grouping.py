@@ -69,7 +69,7 @@ def _explains(leader: F, finding: F, rerun: Falsifies, deadline: float) -> bool:
         return False
     same_failure = signature(one.subject.target, leader.error) == signature(one.subject.target, finding.error)
     if not (_has_wrong_numbers(leader) and _has_wrong_numbers(finding)):
-        # what was raised says what is wrong, whichever law met it; a wrong form only beside its own law
+        # an exception is the same failure under any law; a malformed output is so under one law alone
         raised = not isinstance(leader.error, Falsified) and not isinstance(finding.error, Falsified)
         return same_failure and (raised or one.law.name == other.law.name)
     if one.law.name == other.law.name and same_failure:

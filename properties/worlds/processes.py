@@ -221,7 +221,7 @@ class ProcessWorld:
             return RankState(number, "raised", self._read("answer", number))
         child.join(self.grace)
         if child.exitcode is None:
-            return RankState(number, "hung", "it closed its pipe and lives on")
+            return RankState(number, "hung", "it closed its pipe but did not exit")
         output, stack = self._read("output", number)[-OUTPUT_TAIL:], _readable(self._read("stack", number))
         last_words = "".join("\n" + text for text in (output.rstrip(), stack) if text)
         if child.exitcode >= 0:

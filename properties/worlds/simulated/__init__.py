@@ -1,4 +1,4 @@
-"""A world of many ranks in one process: threads of which exactly one runs at a time, in a chosen order."""
+"""A world of many ranks in one process: they are threads that run one at a time, in a chosen order."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""What a simulated run can be found guilty of, and the exceptions that say so."""
+"""The errors that a simulated run can find, and their exceptions."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# Its functions have the default group of the moment of import as a default argument: import it in no rank.
+# Import this before ranks start: its functions bind the default group at import time.
 import torch.distributed.nn.functional
 from torch import distributed as dist
 from torch._C import _distributed_c10d as bindings

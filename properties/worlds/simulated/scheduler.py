@@ -1,4 +1,4 @@
-"""Rank threads of which exactly one runs at a time, and the choice of the next one."""
+"""Rank threads: exactly one runs at a time, and a chooser picks the next."""
 
 import ctypes
 import os
