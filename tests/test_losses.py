@@ -169,20 +169,69 @@ def test_every_public_name_is_one_of_open_clip(open_clip_loss):
     assert all(hasattr(open_clip_loss, name) for name in verified_losses.__all__)
 
 
-@pytest.mark.processes
-def test_importable_with_torch_alone():
-    program = """
+def run_programs(program, *arguments):
+    """Return what each of several processes prints, one for each argument, which they are given."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program, *each], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for each in arguments
+    ]  # fmt: skip
+    try:
+        done = [each.communicate(timeout=60) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    assert all(each.returncode == 0 for each in started), [errors for _, errors in done]
+    return [output for output, _ in done]
+
+
+TORCH_ALONE = """
 import sys
 for name in "numpy hypothesis pytest msgspec oracles properties tests".split():
     sys.modules[name] = None
 import torch
+"""
+
+
+@pytest.mark.processes
+def test_importable_with_torch_alone():
+    program = """
+before = set(sys.modules)
 import verified_losses
+for name in verified_losses.__all__:
+    getattr(verified_losses, name)
+after = {name for name in sys.modules if name.partition(".")[0] != "verified_losses"}
+assert "torch._dynamo" not in after
+assert after <= before, after - before
 loss = verified_losses.ClipLoss()(torch.eye(2), torch.eye(2), 10.0)
 print(bool(torch.isfinite(loss)))
 """
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "True\n", done.stderr
+    assert run_programs(TORCH_ALONE + program, []) == ["True\n"]
+
+
+@pytest.mark.processes
+def test_without_numpy_each_rank_hears_what_is_wrong(tmp_path):
+    program = """
+import torch.distributed as dist
+from verified_losses import ClipLoss
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+x = torch.eye(2) if rank == 0 else torch.eye(2).long()
+try:
+    ClipLoss(rank=rank, world_size=2)(x, x, 10.0)
+except TypeError as error:
+    print(error)
+dist.destroy_process_group()
+"""
+    words = "image_features: expected a floating dtype of 16 to 64 bits, got torch.int64\n"
+    store = str(tmp_path / "store")
+    assert run_programs(TORCH_ALONE + program, ["0", store], ["1", store]) == [
+        f"rank 1 raised TypeError: {words}",
+        words,
+    ]
 
 
 # One process.
