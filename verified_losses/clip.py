@@ -24,22 +24,23 @@ class ClipLoss(nn.Module):
         local_loss: compare this rank's rows with all ranks', instead of all with all.
         gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
         cache_labels: keep the ground truth between calls.
-        rank: this rank, counted within `group`.
-        world_size: the number of ranks in `group`.
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, in which
             `local_loss=False, gather_with_grad=False` makes feature gradients `world_size` times too small.
         group: the process group; None is the default one.
 
     Raises:
-        ValueError: `rank` is outside the world, `convention` is unknown, or `group` is given with
-            `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
+            is given with `use_horovod`.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
     Warns:
         UserWarning: `local_loss=True, gather_with_grad=False` over several ranks treats gathered rows as
-            constants, which no weighting can make equal to the single process.
+            constants, which no weighting can make equal to the single process; or `world_size=1` is one
+            of several ranks of the process group.
 
     References:
         Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021,
@@ -57,8 +58,8 @@ class ClipLoss(nn.Module):
         local_loss: bool = False,
         gather_with_grad: bool = False,
         cache_labels: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = 0,
+        world_size: int | None = 1,
         use_horovod: bool = False,
         *,
         convention: Convention = "exact",
@@ -70,13 +71,12 @@ class ClipLoss(nn.Module):
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels
-        self.rank = rank
-        self.world_size = world_size
+        self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
         self.convention: Convention = convention
         self.labels: dict[tuple[torch.device, int, int], Tensor] = {}
         self._agreed: Rows | None = None
-        if world_size > 1 and local_loss and not gather_with_grad and convention == "exact":
+        if self.world_size > 1 and local_loss and not gather_with_grad and convention == "exact":
             warnings.warn(
                 f"{type(self).__name__}(local_loss=True, gather_with_grad=False) treats the gathered rows as "
                 "constants: its gradients differ from a single process's. Use gather_with_grad=True.",

@@ -21,8 +21,8 @@ def gather_features(
     text_features: Tensor,
     local_loss: bool = False,
     gather_with_grad: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
+    rank: int | None = 0,
+    world_size: int | None = 1,
     use_horovod: bool = False,
     *,
     convention: Convention = "exact",
@@ -40,8 +40,8 @@ def gather_features(
         text_features: [n, d], of the same dtype and device.
         local_loss: whether the loss compares this rank's rows alone with the gathered ones.
         gather_with_grad: whether gradients flow back to the ranks that the rows came from.
-        rank: this rank.
-        world_size: the number of ranks.
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
         convention: which gradient `gather_with_grad=False, local_loss=False` gives.
         group: the process group; None is the default one.
@@ -53,6 +53,9 @@ def gather_features(
         TypeError, ValueError: an argument is wrong on some rank; every rank raises.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: neither torch.distributed nor, with `use_horovod`, Horovod is initialised.
+
+    Warns:
+        UserWarning: `world_size=1` is one of several ranks of the process group.
     """
     checks.one_of("convention", convention, ("exact", "open_clip"))
     transport = choose_transport(rank, world_size, group, use_horovod)

@@ -23,8 +23,8 @@ class SigLipLoss(nn.Module):
 
     Args:
         cache_labels: accepted for compatibility; nothing is cached.
-        rank: this rank, counted within `group`.
-        world_size: the number of ranks in `group`.
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
         dist_impl: how texts travel: "bidir" (default) passes them to both neighbours, "shift" to one,
             "reduce" sends one rank's at a time to all, "gather" (over Horovod default) all at once.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group;
@@ -32,10 +32,13 @@ class SigLipLoss(nn.Module):
         group: the process group; None is the default one.
 
     Raises:
-        ValueError: `rank` is outside the world, `dist_impl` is unknown or not "gather" over Horovod, or
-            `group` is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `dist_impl` is unknown, or not
+            "gather" over Horovod; or `group` is given with `use_horovod`.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
+
+    Warns:
+        UserWarning: `world_size=1` is one of several ranks of the process group.
 
     References:
         Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 3.2,
@@ -45,8 +48,8 @@ class SigLipLoss(nn.Module):
     def __init__(
         self,
         cache_labels: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = 0,
+        world_size: int | None = 1,
         dist_impl: str | None = None,
         *,
         use_horovod: bool = False,
@@ -57,8 +60,7 @@ class SigLipLoss(nn.Module):
         self.dist_impl = dist_impl or self.transport.dist_impls[0]
         checks.one_of("dist_impl", self.dist_impl, self.transport.dist_impls, self.transport.why_these)
         self.cache_labels = cache_labels
-        self.rank = rank
-        self.world_size = world_size
+        self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
 
     def get_ground_truth(

@@ -67,9 +67,13 @@ class Transport:
         """Whether there is nobody to agree with."""
         return self.world_size == 1
 
+    def is_initialized(self) -> bool:
+        """Whether there are ranks to talk to, this one among them."""
+        return dist.is_available() and dist.is_initialized()
+
     def check_initialized(self) -> None:
         """Raise RuntimeError unless torch.distributed can carry this world's messages."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not self.is_initialized():
             raise RuntimeError(
                 f"world_size={self.world_size} needs torch.distributed: "
                 "call torch.distributed.init_process_group() before the loss"
