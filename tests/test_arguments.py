@@ -33,6 +33,7 @@ SCALE = torch.tensor(10.0)
 LOGITS = torch.zeros(4, 2, 3)
 IDS = torch.ones(4, 2, dtype=torch.int64)
 
+KINDS = ["clip", "coca", "distill", "siglip", "gather"]
 EXCHANGES = [neighbour_exchange, neighbour_exchange_with_grad]
 BIDIR_EXCHANGES = [neighbour_exchange_bidir, neighbour_exchange_bidir_with_grad]
 
@@ -335,6 +336,16 @@ def test_wrong_dist_impl(dist_impl):
     names(error.value, "dist_impl", repr(dist_impl))
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrong", "got"),
+    [(TypeError, True, "bool"), (TypeError, 2.0, "float"), (TypeError, "2", "str"), (ValueError, -1, "-1")],
+)
+def test_wrong_chunk_size(kind, wrong, got):
+    with pytest.raises(kind) as error:
+        SigLipLoss(chunk_size=wrong)
+    names(error.value, "chunk_size", got)
+
+
 @pytest.mark.parametrize("weights", [("2", 1.0), (1.0, None), (torch.tensor(2.0), 1.0)])
 def test_wrong_weights(weights):
     wrong = next(k for k, weight in enumerate(weights) if not isinstance(weight, float))
@@ -635,6 +646,26 @@ def test_ranks_that_disagree_all_raise(size, case):
         assert works
 
 
+def disagree_about_dtypes(rank, size, kind):
+    text = X.to(torch.bfloat16 if rank else torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        error = raised(lambda: call_loss(kind, make_loss(kind, rank, size), X.bfloat16(), text))
+    return error, still_works(rank, size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_that_disagree_about_dtypes_all_raise(kind):
+    told = ["torch.float32", "torch.bfloat16"]
+    if kind != "siglip":  # texts alone travel
+        told[0] = "torch.bfloat16 and torch.float32"
+    for (error, message), works in shared_world(2).run(disagree_about_dtypes, kind):
+        assert error == "ValueError"
+        one, other = message.removeprefix("ranks disagree: ").split("; ")
+        assert f"] {told[0]} requires_grad" in one
+        assert f"] {told[1]} requires_grad" in other
+        assert works
+
+
 def differ_in_what_requires_grad(rank, size, kind):
     features = X.clone().requires_grad_(rank == 0)
     return raised(lambda: call_loss(kind, make_loss(kind, rank, size), features, X))
@@ -660,7 +691,6 @@ def test_ranks_that_disagree_about_weights_all_raise():
 
 
 NOWHERE = {"rank": None, "world_size": None}
-KINDS = ["clip", "coca", "distill", "siglip", "gather"]
 
 
 def take_the_place_of_the_group(rank, size, kind):

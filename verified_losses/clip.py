@@ -141,7 +141,8 @@ class ClipLoss(nn.Module):
 
         Args:
             image_features: [n, d], floating, normalised by the caller.
-            text_features: [n, d], row i the partner of image i; same dtype and device.
+            text_features: [n, d], row i the partner of image i; same device and, but under autocast,
+                dtype.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
             logit_bias: added to every logit, as `logit_scale`; None adds nothing.
             output_dict: return {"contrastive_loss": loss}.

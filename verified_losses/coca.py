@@ -17,6 +17,9 @@ class CoCaLoss(ClipLoss):
     (convention "open_clip": of this rank). A batch of padding alone costs 0 and has zero gradient. A
     term of weight 0 is a constant 0, and nothing is computed for it.
 
+    Eagerly the labels are read, and wrong ones named. Compiled in one process they are not, so that the loss
+    is one graph: of a label outside the vocabulary torch itself complains, in its own words.
+
     Args:
         caption_loss_weight: what the caption term counts.
         clip_loss_weight: what the contrastive term counts.
@@ -78,7 +81,8 @@ class CoCaLoss(ClipLoss):
 
         Args:
             image_features: [n, d], floating.
-            text_features: [n, d], of the same dtype and device.
+            text_features: [n, d], row i the partner of image i; same device and, but under autocast,
+                dtype.
             logits: [b, t, v] floating scores of the next token, on the same device.
             labels: [b, t] int64 token ids in [0, v), or `pad_id`.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
@@ -114,17 +118,17 @@ class CoCaLoss(ClipLoss):
                 self._agreed = None
         if self.caption_loss_weight:
             if self.convention == "exact":
-                weight = self.world_size / max(sum(facts.tokens for facts in everyone), 1)
+                weight = self.world_size / _at_least_one(sum(facts.tokens for facts in everyone))
             else:
-                weight = 1 / max(everyone[self.rank].tokens, 1)
+                weight = 1 / _at_least_one(everyone[self.rank].tokens)
             total = sum_cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=self.pad_id)
             caption_loss = total * (weight * self.caption_loss_weight)
         if output_dict:
             return {"contrastive_loss": contrastive_loss, "caption_loss": caption_loss}
         return contrastive_loss, caption_loss
 
-    def _count_tokens(self, logits: Tensor, labels: Tensor) -> int:
-        """Check the labels and return how many are not padding."""
+    def _count_tokens(self, logits: Tensor, labels: Tensor) -> int | Tensor:
+        """Check the labels and return how many are not padding: a tensor, unread, where this is compiled."""
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
             raise TypeError(f"labels: expected an int64 tensor, got {got}")
@@ -136,6 +140,8 @@ class CoCaLoss(ClipLoss):
         if labels.device != logits.device:
             raise ValueError(f"labels: expected the device of logits, {logits.device}, got {labels.device}")
         is_token = labels != self.pad_id
+        if torch.compiler.is_compiling():
+            return is_token.sum().to(widen(logits).dtype)
         ids = labels.masked_fill(~is_token, 0)
         tokens, low, high = torch.stack([is_token.sum(), ids.amin(), ids.amax()]).tolist()
         if low < 0 or high >= logits.shape[2]:
@@ -144,3 +150,7 @@ class CoCaLoss(ClipLoss):
                 f"got {low if low < 0 else high}"
             )
         return int(tokens)
+
+
+def _at_least_one(tokens: int | Tensor) -> int | Tensor:
+    return tokens.clamp(min=1) if isinstance(tokens, Tensor) else max(tokens, 1)

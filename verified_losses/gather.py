@@ -37,7 +37,7 @@ def gather_features(
 
     Args:
         image_features: [n, d], floating; ranks may differ in n.
-        text_features: [n, d], of the same dtype and device.
+        text_features: [n, d], of the same device and, but under autocast, dtype.
         local_loss: whether the loss compares this rank's rows alone with the gathered ones.
         gather_with_grad: whether gradients flow back to the ranks that the rows came from.
         rank: this rank, counted within `group`; None takes it from there.
@@ -74,7 +74,8 @@ def gather_features(
 def describe(with_grad: bool, *tensors: Tensor) -> str:
     """Say what ranks must share to gather tensors: width, dtype, and the gradients that flow back."""
     grads = [t.requires_grad and torch.is_grad_enabled() for t in tensors] if with_grad else "any"
-    return f"widths {[list(t.shape[1:]) for t in tensors]} {tensors[0].dtype} requires_grad {grads}"
+    dtypes = " and ".join(dict.fromkeys(str(t.dtype) for t in tensors))
+    return f"widths {[list(t.shape[1:]) for t in tensors]} {dtypes} requires_grad {grads}"
 
 
 def gather_pair(
@@ -87,17 +88,18 @@ def gather_pair(
     transport: Transport,
 ) -> tuple[Tensor, Tensor]:
     """Gather checked features; see `gather_features`."""
-    mine = [image_features, text_features]
     if transport.world_size == 1:
-        everyone = mine
-    elif gather_with_grad:
-        everyone = gather_rows(transport, rows, mine)
-    elif local_loss:
-        everyone = gather_rows(transport, rows, [tensor.detach() for tensor in mine])
+        return image_features, text_features
+    mine, own_times = [image_features, text_features], None
+    if local_loss and not gather_with_grad:
+        mine = [tensor.detach() for tensor in mine]
+    elif not gather_with_grad:
+        own_times = transport.world_size if convention == "exact" else 1
+    if image_features.dtype == text_features.dtype:
+        image, text = gather_rows(transport, rows, mine, own_times)
     else:
-        times = transport.world_size if convention == "exact" else 1
-        everyone = gather_rows(transport, rows, mine, times)
-    return everyone[0], everyone[1]
+        (image,), (text,) = (gather_rows(transport, rows, [tensor], own_times) for tensor in mine)
+    return image, text
 
 
 @eager

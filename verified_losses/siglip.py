@@ -27,6 +27,8 @@ class SigLipLoss(nn.Module):
         world_size: the number of ranks in `group`; None takes it from there.
         dist_impl: how texts travel: "bidir" (default) passes them to both neighbours, "shift" to one,
             "reduce" sends one rank's at a time to all, "gather" (over Horovod default) all at once.
+        chunk_size: how many images are scored at a time; 0 or None scores all at once. Chunks save memory
+            only where no gradients are recorded, as the backward needs the logits of every chunk.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group;
             texts are gathered.
         group: the process group; None is the default one.
@@ -51,6 +53,7 @@ class SigLipLoss(nn.Module):
         rank: int | None = 0,
         world_size: int | None = 1,
         dist_impl: str | None = None,
+        chunk_size: int | None = 0,
         *,
         use_horovod: bool = False,
         group: Any = None,
@@ -59,6 +62,11 @@ class SigLipLoss(nn.Module):
         self.transport = choose_transport(rank, world_size, group, use_horovod)
         self.dist_impl = dist_impl or self.transport.dist_impls[0]
         checks.one_of("dist_impl", self.dist_impl, self.transport.dist_impls, self.transport.why_these)
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | None):
+            raise TypeError(f"chunk_size: expected an int or None, got {type(chunk_size).__name__}")
+        if chunk_size is not None and chunk_size < 0:
+            raise ValueError(f"chunk_size: expected an int of at least 0, got {chunk_size}")
+        self.chunk_size = chunk_size
         self.cache_labels = cache_labels
         self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
@@ -107,7 +115,8 @@ class SigLipLoss(nn.Module):
 
         Args:
             image_features: [n, d], floating, normalised by the caller.
-            text_features: [n, d], row i the partner of image i; same dtype and device.
+            text_features: [n, d], row i the partner of image i; same device and, but under autocast,
+                dtype.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
             logit_bias: added to every logit, as `logit_scale`; None adds nothing.
             output_dict: return {"contrastive_loss": loss}.
@@ -141,12 +150,23 @@ class SigLipLoss(nn.Module):
         logit_bias: Scalar | None,
         negative_only: bool = False,
     ) -> Tensor:
-        logits = widen(self.get_logits(image_features, text_features, logit_scale, logit_bias))
-        if negative_only:
-            return -F.logsigmoid(-logits).sum()
-        labels = self.get_ground_truth(logits.device, logits.dtype, logits.shape[0])
-        # logsigmoid, not softplus: torch's softplus drops exp(-x) beyond 20
-        return -F.logsigmoid(labels * logits).sum()
+        chunks = image_features.split(self.chunk_size) if self.chunk_size else (image_features,)
+        terms: list[Tensor] = []
+        start = 0
+        for images in chunks:
+            logits = widen(self.get_logits(images, text_features, logit_scale, logit_bias))
+            if negative_only:
+                signed = -logits
+            else:
+                labels = self.get_ground_truth(logits.device, logits.dtype, logits.shape[0])
+                if self.chunk_size:  # texts before and after this chunk's partners are negatives too
+                    after = logits.shape[1] - start - logits.shape[0]
+                    labels = F.pad(labels, (start, after), value=-1.0)
+                    start += logits.shape[0]
+                signed = labels * logits
+            # logsigmoid, not softplus: torch's softplus drops exp(-x) beyond 20
+            terms.append(-F.logsigmoid(signed).sum())
+        return sum(terms[1:], terms[0])
 
     def _texts(self, text_features: Tensor, rows: Rows) -> list[Tensor]:
         """Return this rank's texts, then every other rank's, differentiable if texts require grad."""
