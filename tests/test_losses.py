@@ -445,6 +445,29 @@ def test_a_loss_shows_what_it_was_made_with(kind):
             assert getattr(loss, name) is value
 
 
+@pytest.mark.parametrize(
+    ("loss", "shown"),
+    [
+        (ClipLoss(), "ClipLoss()"),
+        (ClipLoss(True, True), "ClipLoss(local_loss=True, gather_with_grad=True)"),
+        (
+            ClipLoss(cache_labels=True, rank=1, world_size=2, convention="open_clip"),
+            "ClipLoss(cache_labels=True, rank=1, world_size=2, convention='open_clip')",
+        ),
+        (DistillClipLoss(gather_with_grad=True), "DistillClipLoss(gather_with_grad=True)"),
+        (CoCaLoss(2.0, 1), "CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1)"),
+        (
+            CoCaLoss(2.0, 1.0, -100, gather_with_grad=True),
+            "CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0, pad_id=-100, gather_with_grad=True)",
+        ),
+        (SigLipLoss(), "SigLipLoss(dist_impl='bidir')"),
+        (SigLipLoss(dist_impl="shift", chunk_size=8), "SigLipLoss(dist_impl='shift', chunk_size=8)"),
+    ],
+)
+def test_repr_shows_what_differs_from_the_defaults(loss, shown):
+    assert repr(loss) == shown
+
+
 @pytest.mark.parametrize("convention", ["exact", "open_clip"])
 @pytest.mark.parametrize("training", [True, False])
 def test_distill_keeps_nothing_of_a_teacher_that_does_not_learn(convention, training):

@@ -1,11 +1,12 @@
 """Arguments: what is wrong with them, said on every rank."""
 
+import inspect
 import zlib
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .transport import Transport, eager
 
@@ -24,6 +25,15 @@ class Facts(NamedTuple):
     """How many caption tokens of this rank are not padding; a tensor if it is compiled, in one process."""
     common: str = ""
     """What has to be the same on every rank, in words."""
+
+
+def options(loss: nn.Module, init: Callable[..., None]) -> str:
+    """Return the arguments of `init` that `loss` keeps and that differ from their defaults."""
+    kept = [
+        (name, getattr(loss, name, parameter.default), parameter.default)
+        for name, parameter in inspect.signature(init).parameters.items()
+    ]
+    return ", ".join(f"{name}={value!r}" for name, value, default in kept if value != default)
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...], why: str = "") -> None:

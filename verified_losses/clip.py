@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,10 @@ class ClipLoss(nn.Module):
                 stacklevel=2,
             )
 
+    def extra_repr(self) -> str:
+        """Return the options that differ from their defaults, which `repr` shows."""
+        return checks.options(self, ClipLoss.__init__)
+
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Return the column of each row's partner, [num_logits] int64 on `device`."""
         start = 0
@@ -129,6 +133,21 @@ class ClipLoss(nn.Module):
         logits_per_image = scaled_product(all_image_features, all_text_features, logit_scale, logit_bias)
         return logits_per_image, logits_per_image.T
 
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, output_dict: Literal[False] = False
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, *, output_dict: Literal[True]
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, output_dict: bool = False
+    ) -> Tensor | dict[str, Tensor]: ...  # fmt: skip
     def forward(
         self,
         image_features: Tensor,

@@ -1,6 +1,6 @@
 """The contrastive captioner's loss."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -66,7 +66,26 @@ class CoCaLoss(ClipLoss):
         self.clip_loss_weight = clip_loss_weight
         self.pad_id = pad_id
 
-    def forward(  # type: ignore[override]
+    def extra_repr(self) -> str:
+        """Return the options that differ from their defaults, which `repr` shows."""
+        return checks.options(self, CoCaLoss.__init__)
+
+    @overload  # type: ignore[override]
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,
+        logit_scale: Scalar, output_dict: Literal[False] = False, *, logit_bias: Scalar | None = None
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,
+        logit_scale: Scalar, *, output_dict: Literal[True], logit_bias: Scalar | None = None
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,
+        logit_scale: Scalar, output_dict: bool = False, *, logit_bias: Scalar | None = None
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]: ...  # fmt: skip
+    def forward(
         self,
         image_features: Tensor,
         text_features: Tensor,

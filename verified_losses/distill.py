@@ -1,5 +1,7 @@
 """CLIP with a teacher."""
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,28 @@ class DistillClipLoss(ClipLoss):
         teacher = widen(teacher_logits).softmax(dim=1)
         return -(teacher * widen(student_logits).log_softmax(dim=1)).sum()
 
-    def forward(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        dist_image_features: Tensor, dist_text_features: Tensor, dist_logit_scale: Scalar,
+        output_dict: Literal[False] = False, *, logit_bias: Scalar | None = None,
+        dist_logit_bias: Scalar | None = None
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        dist_image_features: Tensor, dist_text_features: Tensor, dist_logit_scale: Scalar, *,
+        output_dict: Literal[True], logit_bias: Scalar | None = None,
+        dist_logit_bias: Scalar | None = None
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        dist_image_features: Tensor, dist_text_features: Tensor, dist_logit_scale: Scalar,
+        output_dict: bool = False, *, logit_bias: Scalar | None = None,
+        dist_logit_bias: Scalar | None = None
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]: ...  # fmt: skip
+    def forward(
         self,
         image_features: Tensor,
         text_features: Tensor,

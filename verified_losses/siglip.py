@@ -1,6 +1,6 @@
 """The sigmoid loss of SigLIP."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,10 @@ class SigLipLoss(nn.Module):
         self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
 
+    def extra_repr(self) -> str:
+        """Return the options that differ from their defaults, which `repr` shows."""
+        return checks.options(self, SigLipLoss.__init__)
+
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
     ) -> Tensor:
@@ -103,6 +107,21 @@ class SigLipLoss(nn.Module):
             checks.scalar("logit_bias", logit_bias, image)
         return scaled_product(image, text, logit_scale, logit_bias)
 
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, output_dict: Literal[False] = False
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, *, output_dict: Literal[True]
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, output_dict: bool = False
+    ) -> Tensor | dict[str, Tensor]: ...  # fmt: skip
     def forward(
         self,
         image_features: Tensor,
