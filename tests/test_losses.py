@@ -4,6 +4,7 @@ The functions that ranks run are imported there by name, as `tests.test_losses`.
 """
 
 import copy
+import doctest
 import importlib.util
 import inspect
 import itertools
@@ -173,6 +174,14 @@ def test_signatures_are_those_of_open_clip(open_clip_loss, path):
 def test_every_public_name_is_one_of_open_clip(open_clip_loss):
     assert set(verified_losses.__all__) == {path.partition(".")[0] for path in PUBLIC}
     assert all(hasattr(open_clip_loss, name) for name in verified_losses.__all__)
+
+
+@pytest.mark.parametrize("name", verified_losses.__all__)
+def test_the_example_in_a_docstring_runs(name):
+    public = getattr(verified_losses, name)
+    (test,) = doctest.DocTestFinder(recurse=False).find(public, name, globs={name: public})
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def run_programs(program, *arguments):

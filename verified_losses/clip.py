@@ -17,6 +17,11 @@ from .horovod import choose_transport
 class ClipLoss(nn.Module):
     """Symmetric cross-entropy between the images and the texts of a batch.
 
+    With N images x[i], their texts t[i] and logits z[i, j]::
+
+        z[i, j] = logit_scale * <x[i], t[j]> + logit_bias
+        loss = -1 / (2 N) * sum over i of (log softmax(z[i, :])[i] + log softmax(z[:, i])[i])
+
     Over several ranks the mean of the returned losses, and of all gradients, equals the loss and the
     gradients of one process that holds the whole batch, for equal and unequal numbers of rows.
 
@@ -48,9 +53,10 @@ class ClipLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> features = torch.nn.functional.normalize(torch.eye(4), dim=-1)
-        >>> float(ClipLoss()(features, features, torch.tensor(100.0)))
-        0.0
+        >>> image_features = text_features = torch.eye(2)
+        >>> loss = ClipLoss()(image_features, text_features, 1.0)
+        >>> print(f"{loss:.4f}")  # log(1 + exp(-1))
+        0.3133
     """
 
     def __init__(
@@ -88,7 +94,15 @@ class ClipLoss(nn.Module):
         return checks.options(self, ClipLoss.__init__)
 
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
-        """Return the column of each row's partner, [num_logits] int64 on `device`."""
+        """Return the column of each row's partner.
+
+        Args:
+            device: where the labels are used.
+            num_logits: n, how many rows this rank's logits have.
+
+        Returns:
+            [n] int64 on `device`: 0 to n - 1; with `local_loss`, the numbers of this rank's rows among all.
+        """
         start = 0
         if self.local_loss:
             start = sum(self._agreed[: self.rank]) if self._agreed else num_logits * self.rank
@@ -109,9 +123,21 @@ class ClipLoss(nn.Module):
         logit_scale: Scalar,
         logit_bias: Scalar | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return logits per image and per text, [n or N, N], N being the pairs of all ranks.
+        """Return logits per image and per text; collective, so every rank calls it.
 
-        Collective: every rank calls it. Arguments as for `forward`.
+        Args:
+            image_features: [n, d], floating, normalised by the caller.
+            text_features: [n, d], row i the partner of image i, on the same device; dtypes may differ under
+                autocast.
+            logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
+            logit_bias: added to every logit, a number or a tensor of shape [] or [1]; None adds nothing.
+
+        Returns:
+            Two [n, N] matrices with `local_loss`, else two [N, N], N being the pairs of all ranks.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
+            RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
         """
         rows = self._agreed or self._agree(
             lambda: self._check(image_features, text_features, logit_scale, logit_bias)
@@ -160,10 +186,10 @@ class ClipLoss(nn.Module):
 
         Args:
             image_features: [n, d], floating, normalised by the caller.
-            text_features: [n, d], row i the partner of image i; same device and, but under autocast,
-                dtype.
+            text_features: [n, d], row i the partner of image i, on the same device; dtypes may differ under
+                autocast.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
-            logit_bias: added to every logit, as `logit_scale`; None adds nothing.
+            logit_bias: added to every logit, a number or a tensor of shape [] or [1]; None adds nothing.
             output_dict: return {"contrastive_loss": loss}.
 
         Raises:

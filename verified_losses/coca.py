@@ -13,22 +13,57 @@ from .clip import ClipLoss, sum_cross_entropy, widen
 class CoCaLoss(ClipLoss):
     """A weighted contrastive term and a weighted caption term.
 
-    The caption term is the mean cross-entropy over the tokens of all ranks that are not padding
-    (convention "open_clip": of this rank). A batch of padding alone costs 0 and has zero gradient. A
-    term of weight 0 is a constant 0, and nothing is computed for it.
+    The contrastive term is `clip_loss_weight` times `ClipLoss`. With logits z[k] and the label y[k] of each
+    of the T tokens that are not padding::
 
-    Eagerly the labels are read, and wrong ones named. Compiled in one process they are not, so that the loss
-    is one graph: of a label outside the vocabulary torch itself complains, in its own words.
+        caption_loss = -caption_loss_weight / T * sum over k of log softmax(z[k])[y[k]]
+
+    Over several ranks T counts the tokens of all of them (convention "open_clip": of this rank), and the mean
+    over ranks of both terms, and of all gradients, equals those of one process. A batch of padding alone
+    costs 0 and has zero gradient. A term of weight 0 is a constant 0, and nothing is computed for it.
+
+    Labels are checked, and a wrong one is named. Compiled in one process they are not read, so that the loss
+    is one graph; a label outside the vocabulary then raises torch's own error.
 
     Args:
         caption_loss_weight: what the caption term counts.
         clip_loss_weight: what the contrastive term counts.
         pad_id: the label that is no token; it need not be in the vocabulary.
-        local_loss: as for `ClipLoss`, and so are the rest.
+        local_loss: compare this rank's rows with all ranks', instead of all with all.
+        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
+        cache_labels: keep the ground truth between calls.
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
+        use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
+        convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, and a caption
+            term that is a mean over this rank's tokens.
+        group: the process group; None is the default one.
+
+    Raises:
+        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
+            is given with `use_horovod`.
+        TypeError: a weight is no number, or `pad_id` no int.
+        ImportError: `use_horovod` is set and Horovod is not installed.
+        RuntimeError: `use_horovod` is set and hvd.init() has not been called.
+
+    Warns:
+        UserWarning: `local_loss=True, gather_with_grad=False` over several ranks treats gathered rows as
+            constants, which no weighting can make equal to the single process; or `world_size=1` is one
+            of several ranks of the process group.
 
     References:
         Yu et al., CoCa: Contrastive Captioners are Image-Text Foundation Models, 2022, equations 1 to 4,
         https://arxiv.org/abs/2205.01917
+
+    Example:
+        >>> import torch
+        >>> image_features = text_features = torch.eye(2)
+        >>> logits = torch.zeros(2, 3, 4)  # of 3 tokens a caption, in a vocabulary of 4
+        >>> labels = torch.tensor([[1, 2, 3], [2, 0, 0]])  # 0 is padding
+        >>> loss = CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)
+        >>> contrastive_loss, caption_loss = loss(image_features, text_features, logits, labels, 1.0)
+        >>> print(f"{contrastive_loss:.4f} {caption_loss:.4f}")  # log(1 + exp(-1)), 2 log(4)
+        0.3133 2.7726
     """
 
     def __init__(
@@ -99,14 +134,14 @@ class CoCaLoss(ClipLoss):
         """Return the weighted contrastive and caption losses, two scalars.
 
         Args:
-            image_features: [n, d], floating.
-            text_features: [n, d], row i the partner of image i; same device and, but under autocast,
-                dtype.
+            image_features: [n, d], floating, normalised by the caller.
+            text_features: [n, d], row i the partner of image i, on the same device; dtypes may differ under
+                autocast.
             logits: [b, t, v] floating scores of the next token, on the same device.
             labels: [b, t] int64 token ids in [0, v), or `pad_id`.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
             output_dict: return {"contrastive_loss": ..., "caption_loss": ...}.
-            logit_bias: added to every contrastive logit; None adds nothing.
+            logit_bias: added to contrastive logits, a number or a tensor of shape [] or [1]; None is 0.
 
         Raises:
             TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.

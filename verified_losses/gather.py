@@ -30,6 +30,10 @@ def gather_features(
 ) -> tuple[Tensor, Tensor]:
     """Gather both features from all ranks, in rank order.
 
+    With this rank's rows x[r] and W ranks::
+
+        X = [x[0]; x[1]; ...; x[W - 1]]
+
     With `gather_with_grad` the backward sums every rank's gradient for this rank's rows. Without it
     the other ranks' rows are constants, and this rank's rows are constants too if `local_loss`; else
     they carry gradient `world_size` times (convention "exact", so that a mean over ranks is the true
@@ -37,7 +41,7 @@ def gather_features(
 
     Args:
         image_features: [n, d], floating; ranks may differ in n.
-        text_features: [n, d], of the same device and, but under autocast, dtype.
+        text_features: [n, d], on the same device; dtypes may differ under autocast.
         local_loss: whether the loss compares this rank's rows alone with the gathered ones.
         gather_with_grad: whether gradients flow back to the ranks that the rows came from.
         rank: this rank, counted within `group`; None takes it from there.
@@ -56,6 +60,16 @@ def gather_features(
 
     Warns:
         UserWarning: `world_size=1` is one of several ranks of the process group.
+
+    Example:
+        >>> import torch
+        >>> from verified_losses.properties.worlds.simulated import SimulatedWorld
+        >>> def program(rank, size):
+        ...     mine = torch.full((1, 2), float(rank))
+        ...     image_features, text_features = gather_features(mine, -mine, rank=rank, world_size=size)
+        ...     return text_features.tolist()
+        >>> SimulatedWorld(2).run(program)  # two ranks, of this process
+        [[[-0.0, -0.0], [-1.0, -1.0]], [[-0.0, -0.0], [-1.0, -1.0]]]
     """
     checks.one_of("convention", convention, ("exact", "open_clip"))
     transport = choose_transport(rank, world_size, group, use_horovod)

@@ -17,6 +17,11 @@ from .horovod import choose_transport
 class SigLipLoss(nn.Module):
     """A binary cross-entropy for every image and text: partners are positive, all others negative.
 
+    With N images x[i] and texts t[j], and y[i, j] = 1 for partners, i = j, else -1::
+
+        z[i, j] = logit_scale * <x[i], t[j]> + logit_bias
+        loss = -1 / N * sum over i and j of log sigmoid(y[i, j] * z[i, j])
+
     Over several ranks each rank scores its images against every rank's texts. The mean of the returned
     losses, and of all gradients, equals those of one process that holds the whole batch, for equal and
     unequal numbers of rows.
@@ -35,7 +40,8 @@ class SigLipLoss(nn.Module):
 
     Raises:
         ValueError: `rank` is outside the world, or None without a group; `dist_impl` is unknown, or not
-            "gather" over Horovod; or `group` is given with `use_horovod`.
+            "gather" over Horovod; `chunk_size` is negative; or `group` is given with `use_horovod`.
+        TypeError: `chunk_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
@@ -45,6 +51,13 @@ class SigLipLoss(nn.Module):
     References:
         Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 3.2,
         https://arxiv.org/abs/2303.15343
+
+    Example:
+        >>> import torch
+        >>> image_features = text_features = torch.eye(2)
+        >>> loss = SigLipLoss()(image_features, text_features, 10.0, -10.0)
+        >>> print(f"{loss:.4f}")  # log(2) + log(1 + exp(-10))
+        0.6932
     """
 
     def __init__(
@@ -78,7 +91,17 @@ class SigLipLoss(nn.Module):
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
     ) -> Tensor:
-        """Return [num_logits, num_logits]: 1 for partners unless `negative_only`, -1 elsewhere."""
+        """Return the sign of every pair.
+
+        Args:
+            device: where the labels are used.
+            dtype: that of the logits.
+            num_logits: n, how many images there are, and texts.
+            negative_only: whether no text is the partner of an image.
+
+        Returns:
+            [n, n]: 1 for partners unless `negative_only`, -1 elsewhere.
+        """
         labels = -torch.ones((num_logits, num_logits), device=device, dtype=dtype)
         return labels if negative_only else labels.fill_diagonal_(1)
 
@@ -89,7 +112,16 @@ class SigLipLoss(nn.Module):
         logit_scale: Scalar,
         logit_bias: Scalar | None = None,
     ) -> Tensor:
-        """Return the logits of [n, d] images against [m, d] texts, [n, m].
+        """Return the logits of images against texts.
+
+        Args:
+            image_features: [n, d], floating, normalised by the caller.
+            text_features: [m, d], on the same device; dtypes may differ under autocast.
+            logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
+            logit_bias: added to every logit, a number or a tensor of shape [] or [1]; None adds nothing.
+
+        Returns:
+            [n, m].
 
         Raises:
             TypeError, ValueError: features are not floating matrices of one width, or scale or bias are no
@@ -134,10 +166,10 @@ class SigLipLoss(nn.Module):
 
         Args:
             image_features: [n, d], floating, normalised by the caller.
-            text_features: [n, d], row i the partner of image i; same device and, but under autocast,
-                dtype.
+            text_features: [n, d], row i the partner of image i, on the same device; dtypes may differ under
+                autocast.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
-            logit_bias: added to every logit, as `logit_scale`; None adds nothing.
+            logit_bias: added to every logit, a number or a tensor of shape [] or [1]; None adds nothing.
             output_dict: return {"contrastive_loss": loss}.
 
         Raises:
