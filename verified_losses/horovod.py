@@ -55,9 +55,8 @@ def choose_transport(rank: int | None, world_size: int | None, group: Any, use_h
         group_rank, group_size = transport.place()
         if group_size > 1:
             warnings.warn(
-                f"world_size=1 in a process group of {group_size} ranks compares this rank's rows with one "
-                f"another alone: pass rank={group_rank}, world_size={group_size}, or rank=None, "
-                "world_size=None",
+                f"world_size=1 in a process group of {group_size} ranks compares local rows alone: pass "
+                f"rank={group_rank}, world_size={group_size}, or rank=None, world_size=None",
                 stacklevel=3,
             )
     return transport
