@@ -6,10 +6,13 @@ The functions that ranks run are imported there by name, as `tests.test_argument
 import re
 import sys
 import types
+import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils._pytree import tree_leaves
 
 from tests.pretend_horovod import install
@@ -31,6 +34,7 @@ SCALE = torch.tensor(10.0)
 LOGITS = torch.zeros(4, 2, 3)
 IDS = torch.ones(4, 2, dtype=torch.int64)
 
+KINDS = ["clip", "coca", "distill", "siglip", "gather"]
 EXCHANGES = [neighbour_exchange, neighbour_exchange_with_grad]
 BIDIR_EXCHANGES = [neighbour_exchange_bidir, neighbour_exchange_bidir_with_grad]
 
@@ -303,6 +307,21 @@ def test_wrong_place(make, options, name, got):
     names(error.value, name, got)
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_place_is_taken_from_a_group_alone(make):
+    for name in ("rank", "world_size"):
+        words = f"{name}: expected an int, as torch.distributed is not initialised, got None"
+        with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+            make(**{name: None})
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_horovods_place_is_taken(make, monkeypatch):
+    pretend_horovod(monkeypatch)
+    made = make(use_horovod=True, rank=None, world_size=None)
+    assert isinstance(made, tuple) or (made.rank, made.world_size) == (0, 1)
+
+
 @pytest.mark.parametrize("make", CLIP_MAKERS)
 @pytest.mark.parametrize("convention", ["open-clip", "", None, 3])
 def test_wrong_convention(make, convention):
@@ -316,6 +335,16 @@ def test_wrong_dist_impl(dist_impl):
     with pytest.raises(ValueError, match="'bidir', 'shift', 'reduce', 'gather'") as error:
         SigLipLoss(dist_impl=dist_impl)
     names(error.value, "dist_impl", repr(dist_impl))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "got"),
+    [(TypeError, True, "bool"), (TypeError, 2.0, "float"), (TypeError, "2", "str"), (ValueError, -1, "-1")],
+)
+def test_wrong_chunk_size(kind, wrong, got):
+    with pytest.raises(kind) as error:
+        SigLipLoss(chunk_size=wrong)
+    names(error.value, "chunk_size", got)
 
 
 @pytest.mark.parametrize("weights", [("2", 1.0), (1.0, None), (torch.tensor(2.0), 1.0)])
@@ -464,13 +493,13 @@ def raised(call):
     return None
 
 
-def make_loss(kind, rank, size, **options):
+def make_loss(kind, rank=0, world_size=1, **options):
+    options |= {"rank": rank, "world_size": world_size}
     if kind == "gather":
-        return partial(gather_features, rank=rank, world_size=size, **options)
+        return partial(gather_features, **options)
     if kind == "coca":
-        return CoCaLoss(2.0, 1.0, rank=rank, world_size=size, **options)
-    classes = {"clip": ClipLoss, "distill": DistillClipLoss, "siglip": SigLipLoss}
-    return classes[kind](rank=rank, world_size=size, **options)
+        return CoCaLoss(2.0, 1.0, **options)
+    return {"clip": ClipLoss, "distill": DistillClipLoss, "siglip": SigLipLoss}[kind](**options)
 
 
 def call_loss(kind, loss, image, text, scale=SCALE, bias=None, logits=LOGITS, ids=IDS):
@@ -618,6 +647,26 @@ def test_ranks_that_disagree_all_raise(size, case):
         assert works
 
 
+def disagree_about_dtypes(rank, size, kind):
+    text = X.to(torch.bfloat16 if rank else torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        error = raised(lambda: call_loss(kind, make_loss(kind, rank, size), X.bfloat16(), text))
+    return error, still_works(rank, size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_that_disagree_about_dtypes_all_raise(kind):
+    told = ["torch.float32", "torch.bfloat16"]
+    if kind != "siglip":  # texts alone travel
+        told[0] = "torch.bfloat16 and torch.float32"
+    for (error, message), works in shared_world(2).run(disagree_about_dtypes, kind):
+        assert error == "ValueError"
+        one, other = message.removeprefix("ranks disagree: ").split("; ")
+        assert f"] {told[0]} requires_grad" in one
+        assert f"] {told[1]} requires_grad" in other
+        assert works
+
+
 def differ_in_what_requires_grad(rank, size, kind):
     features = X.clone().requires_grad_(rank == 0)
     return raised(lambda: call_loss(kind, make_loss(kind, rank, size), features, X))
@@ -640,6 +689,57 @@ def test_ranks_that_disagree_about_weights_all_raise():
         assert "weights 0.0, 2.0" in message
         assert "weights 1.0, 2.0" in message
         assert works
+
+
+NOWHERE = {"rank": None, "world_size": None}
+
+
+def take_the_place_of_the_group(rank, size, kind):
+    here = {"rank": rank, "world_size": size}
+    x = X[: rank + 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected, *results = [
+            tree_leaves(call_loss(kind, make_loss(kind, **place), x, x))
+            for place in (here, NOWHERE, here | {"rank": None}, here | {"world_size": None})
+        ]
+    return all(all(map(torch.equal, result, expected)) for result in results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_place_may_be_taken_from_the_group(kind):
+    assert shared_world(2).run(take_the_place_of_the_group, kind) == [True, True]
+
+
+def alone_in_a_group(rank, size, kind):
+    pair = dist.new_group([0, 1])
+    single = [dist.new_group([each]) for each in range(size)][rank]
+    said = []
+    for group in [None, pair, single] if rank < 2 else [None, single]:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            result = call_loss(kind, make_loss(kind, group=group), X, X)
+        assert all(torch.isfinite(each).all() for each in tree_leaves(result))
+        said.append([(each.category, str(each.message)) for each in seen])
+        # the line that made the loss, or the one that made it for a subclass; mutmut puts lines between
+        callers = (Path(__file__).name, "coca.py", "horovod.py", "trampoline.py")
+        assert all(Path(each.filename).name in callers for each in seen)
+    return said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_of_one_rank_among_several_warns(kind):
+    def warned(rank, size):
+        words = (
+            f"world_size=1 in a process group of {size} ranks compares local rows alone: pass "
+            f"rank={rank}, world_size={size}, or rank=None, world_size=None"
+        )
+        return [(UserWarning, words)]
+
+    zero, one, two = shared_world(3).run(alone_in_a_group, kind)
+    assert zero == [warned(0, 3), warned(0, 2), []]
+    assert one == [warned(1, 3), warned(1, 2), []]
+    assert two == [warned(2, 3), []]
 
 
 def claim_rank_zero(rank, size, kind):

@@ -4,6 +4,7 @@ The functions that ranks run are imported there by name, as `tests.test_losses`.
 """
 
 import copy
+import doctest
 import importlib.util
 import inspect
 import itertools
@@ -42,6 +43,7 @@ from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.transport import Transport, eager
 
 X2 = torch.eye(2)
+UNIT_ROUNDOFF_BFLOAT16 = 2.0**-8
 ROOT = Path(__file__).parents[1]
 KINDS = ["clip", "coca", "distill", "siglip"]
 DIST_IMPLS = ["bidir", "shift", "reduce", "gather"]
@@ -56,6 +58,7 @@ WORLD_OPTIONS = [
     ("coca", {"gather_with_grad": True}),
     ("distill", {"local_loss": True, "gather_with_grad": True}),
     *(("siglip", options) for options in SIGLIP_OPTIONS),
+    ("siglip", {"chunk_size": 1}),
 ]
 
 
@@ -147,6 +150,10 @@ PUBLIC = [
 ]
 
 
+AFTER_3_3_0 = {"SigLipLoss": ["chunk_size"]}
+"""What open_clip's main branch takes too."""
+
+
 def find(module, path):
     for name in path.split("."):
         module = getattr(module, name)
@@ -157,7 +164,7 @@ def find(module, path):
 def test_signatures_are_those_of_open_clip(open_clip_loss, path):
     ours, theirs = find(verified_losses, path), find(open_clip_loss, path)
     positional = [name for name, parameter in ours.items() if parameter.kind != parameter.KEYWORD_ONLY]
-    assert positional == list(theirs)
+    assert positional == [*theirs, *(name for name in AFTER_3_3_0.get(path, []) if name not in theirs)]
     for name, parameter in theirs.items():
         if parameter.default is not parameter.empty:
             assert ours[name].default == parameter.default
@@ -169,20 +176,77 @@ def test_every_public_name_is_one_of_open_clip(open_clip_loss):
     assert all(hasattr(open_clip_loss, name) for name in verified_losses.__all__)
 
 
-@pytest.mark.processes
-def test_importable_with_torch_alone():
-    program = """
+@pytest.mark.parametrize("name", verified_losses.__all__)
+def test_the_example_in_a_docstring_runs(name):
+    public = getattr(verified_losses, name)
+    (test,) = doctest.DocTestFinder(recurse=False).find(public, name, globs={name: public})
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def run_programs(program, *arguments):
+    """Return what each of several processes prints, one for each argument, which they are given."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program, *each], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for each in arguments
+    ]  # fmt: skip
+    try:
+        done = [each.communicate(timeout=60) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    assert all(each.returncode == 0 for each in started), [errors for _, errors in done]
+    return [output for output, _ in done]
+
+
+TORCH_ALONE = """
 import sys
 for name in "numpy hypothesis pytest msgspec oracles properties tests".split():
     sys.modules[name] = None
 import torch
+"""
+
+
+@pytest.mark.processes
+def test_importable_with_torch_alone():
+    program = """
+before = set(sys.modules)
 import verified_losses
+for name in verified_losses.__all__:
+    getattr(verified_losses, name)
+after = {name for name in sys.modules if name.partition(".")[0] != "verified_losses"}
+assert "torch._dynamo" not in after
+assert after <= before, after - before
 loss = verified_losses.ClipLoss()(torch.eye(2), torch.eye(2), 10.0)
 print(bool(torch.isfinite(loss)))
 """
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "True\n", done.stderr
+    assert run_programs(TORCH_ALONE + program, []) == ["True\n"]
+
+
+@pytest.mark.processes
+def test_without_numpy_each_rank_hears_what_is_wrong(tmp_path):
+    program = """
+import torch.distributed as dist
+from verified_losses import ClipLoss
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+x = torch.eye(2) if rank == 0 else torch.eye(2).long()
+try:
+    ClipLoss(rank=rank, world_size=2)(x, x, 10.0)
+except TypeError as error:
+    print(error)
+dist.destroy_process_group()
+"""
+    words = "image_features: expected a floating dtype of 16 to 64 bits, got torch.int64\n"
+    store = str(tmp_path / "store")
+    assert run_programs(TORCH_ALONE + program, ["0", store], ["1", store]) == [
+        f"rank 1 raised TypeError: {words}",
+        words,
+    ]
 
 
 # One process.
@@ -253,7 +317,7 @@ def test_training_after_evaluation_equals_training(kind, mode):
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("kind", ["clip", "distill", "siglip"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_graph_holds_the_whole_loss(kind, backend):
     torch._dynamo.reset()
     loss = make(kind, cache_labels=True)
@@ -263,10 +327,18 @@ def test_one_graph_holds_the_whole_loss(kind, backend):
         close_gradients(results, expected, (rows,))
 
 
-def test_a_compiled_caption_loss_equals_the_loss():
+@pytest.mark.parametrize("convention", ["exact", "open_clip"])
+def test_one_graph_holds_captions_with_and_without_tokens(convention):
     torch._dynamo.reset()
-    compiled = torch.compile(make("coca"), backend="eager")
-    close_gradients(step(compiled, batch("coca")), step(make("coca"), batch("coca")), (2,))
+    losses = [make("coca", pad_id=2, convention=convention) for _ in range(2)]
+    losses[0] = torch.compile(losses[0], fullgraph=True, backend="aot_eager")
+    for labels in [[0, 2], [2, 2], [1, 1]], [[2, 2]] * 3:
+        results, expected = (
+            step(loss, batch("coca", rows=3) | {"labels": torch.tensor(labels)}) for loss in losses
+        )
+        close_gradients(results, expected, (3,))
+    with pytest.raises(IndexError, match="Target 3 is out of bounds"):
+        losses[0](**batch("coca", rows=3) | {"labels": torch.tensor([[3, 2]] * 3)})
 
 
 def close_gradients(results, expected, rows):
@@ -382,6 +454,29 @@ def test_a_loss_shows_what_it_was_made_with(kind):
             assert getattr(loss, name) is value
 
 
+@pytest.mark.parametrize(
+    ("loss", "shown"),
+    [
+        (ClipLoss(), "ClipLoss()"),
+        (ClipLoss(True, True), "ClipLoss(local_loss=True, gather_with_grad=True)"),
+        (
+            ClipLoss(cache_labels=True, rank=1, world_size=2, convention="open_clip"),
+            "ClipLoss(cache_labels=True, rank=1, world_size=2, convention='open_clip')",
+        ),
+        (DistillClipLoss(gather_with_grad=True), "DistillClipLoss(gather_with_grad=True)"),
+        (CoCaLoss(2.0, 1), "CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1)"),
+        (
+            CoCaLoss(2.0, 1.0, -100, gather_with_grad=True),
+            "CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0, pad_id=-100, gather_with_grad=True)",
+        ),
+        (SigLipLoss(), "SigLipLoss(dist_impl='bidir')"),
+        (SigLipLoss(dist_impl="shift", chunk_size=8), "SigLipLoss(dist_impl='shift', chunk_size=8)"),
+    ],
+)
+def test_repr_shows_what_differs_from_the_defaults(loss, shown):
+    assert repr(loss) == shown
+
+
 @pytest.mark.parametrize("convention", ["exact", "open_clip"])
 @pytest.mark.parametrize("training", [True, False])
 def test_distill_keeps_nothing_of_a_teacher_that_does_not_learn(convention, training):
@@ -439,6 +534,99 @@ def test_autocast_runs_and_is_finite(kind):
     assert all(torch.isfinite(term) for term in terms)
     for tensor in inputs.values():
         assert tensor.grad is None or (tensor.grad.isfinite().all() and tensor.grad.dtype == torch.float32)
+
+
+def two_dtypes(kind, rank, dtype):
+    """Return bfloat16 inputs of which the texts, teacher's and student's, are of another dtype."""
+    inputs = batch(kind, rank, 4, torch.bfloat16)
+    return {
+        name: value.detach().to(dtype).requires_grad_() if "text" in name else value
+        for name, value in inputs.items()
+    }
+
+
+def autocast_step(rank, size, kind, options, dtype):
+    """Return values, gradients rounded to bfloat16, and whether gradients have the dtypes of their inputs."""
+    inputs = two_dtypes(kind, rank, dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = tree_leaves(make(kind, rank, size, **options)(**inputs))
+    sum(values).backward()
+    gradients = {name: tensor.grad for name, tensor in inputs.items() if tensor.grad is not None}
+    kept = all(gradient.dtype == inputs[name].dtype for name, gradient in gradients.items())
+    return [value.item() for value in values], [g.bfloat16().tolist() for g in gradients.values()], kept
+
+
+def autocast_in_a_world(rank, size, kind, options):
+    mixed, narrow = (autocast_step(rank, size, kind, options, t) for t in (torch.float32, torch.bfloat16))
+    # added up in bfloat16, several gradients of one text are less exact
+    several = options.get("local_loss") or options.get("chunk_size")
+    return mixed[0] == narrow[0], several or mixed[1] == narrow[1], mixed[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_makes_one_dtype_of_two(kind):
+    assert all(autocast_in_a_world(0, 1, kind, {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph_holds_the_loss_of_two_dtypes_under_autocast(kind):
+    torch._dynamo.reset()
+    compiled = torch.compile(make(kind), fullgraph=True, backend="aot_eager")
+    inputs = two_dtypes(kind, 0, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, tree_leaves(compiled(**inputs)), tree_leaves(make(kind)(**inputs))))
+
+
+@pytest.mark.parametrize(("kind", "options"), WORLD_OPTIONS)
+def test_autocast_makes_one_dtype_of_two_on_every_rank(kind, options):
+    assert all(all(rank) for rank in shared_world(2).run(autocast_in_a_world, kind, options))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_dtypes_under_autocast_give_the_loss(kind):
+    random = torch.Generator().manual_seed(1)
+    inputs = batch(kind, rows=4, dtype=torch.bfloat16)
+    for name in inputs:
+        if "text" in name:  # not representable in bfloat16
+            inputs[name] = F.normalize(torch.randn(4, 3, generator=random), dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = tree_leaves(make(kind)(**inputs))
+    exact = {name: value if name == "labels" else value.double() for name, value in inputs.items()}
+    # logits of magnitude 3 + 0.5: text, scaled image, 3 products, 2 sums, the result and the biased one
+    error = 3.5 * 9 * UNIT_ROUNDOFF_BFLOAT16 / (1 - 9 * UNIT_ROUNDOFF_BFLOAT16)
+    # a row's cross-entropy moves by twice that, a teacher's entropy by that range of logits, 7, times more;
+    # a sigmoid's by once that for each of 4 texts
+    bound = {"siglip": 4, "distill": 2 + 2 * 7}.get(kind, 2) * error
+    for value, expected in zip(values, tree_leaves(make(kind)(**exact)), strict=True):
+        assert abs(value.item() - expected.item()) <= bound
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("meta", torch.float16)])
+def test_autocast_leaves_what_it_does_not_know(device, dtype):
+    image = X2.to(device)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"^text_features: expected"):
+        ClipLoss()(image, image.to(dtype), 3.0)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5])
+@pytest.mark.parametrize("chunk_size", [1, 2, 4, 7])
+def test_chunks_of_images_cost_what_all_cost(rows, chunk_size):
+    results = step(SigLipLoss(chunk_size=chunk_size), batch("siglip", rows=rows))
+    close_gradients(results, step(SigLipLoss(chunk_size=0), batch("siglip", rows=rows)), (rows,))
+
+
+def test_logits_are_made_of_so_many_images_at_a_time(monkeypatch):
+    scored, get_logits = [], SigLipLoss.get_logits
+
+    def spy(loss, image_features, *arguments):
+        scored.append(len(image_features))
+        return get_logits(loss, image_features, *arguments)
+
+    monkeypatch.setattr(SigLipLoss, "get_logits", spy)
+    for chunk_size, expected in (0, [5]), (None, [5]), (2, [2, 2, 1]), (5, [5]), (8, [5]):
+        scored.clear()
+        SigLipLoss(chunk_size=chunk_size)(**batch("siglip", rows=5))
+        assert scored == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -818,6 +1006,7 @@ def train_step(rank, size, kind, options, rows, distributed):
         ("clip", {"gather_with_grad": True}),
         ("clip", {"local_loss": True, "gather_with_grad": True}),
         *(("siglip", options) for options in SIGLIP_OPTIONS),
+        ("siglip", {"chunk_size": 2}),
     ],
 )
 def test_ddp_gives_the_gradients_of_one_process(kind, options, rows):

@@ -1,11 +1,12 @@
 """Arguments: what is wrong with them, said on every rank."""
 
+import inspect
 import zlib
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .transport import Transport, eager
 
@@ -20,10 +21,19 @@ class Facts(NamedTuple):
 
     rows: int
     """How many pairs this rank holds."""
-    tokens: int = 0
-    """How many caption tokens of this rank are not padding."""
+    tokens: int | Tensor = 0
+    """How many caption tokens of this rank are not padding; a tensor if it is compiled, in one process."""
     common: str = ""
     """What has to be the same on every rank, in words."""
+
+
+def options(loss: nn.Module, init: Callable[..., None]) -> str:
+    """Return the arguments of `init` that `loss` keeps and that differ from their defaults."""
+    kept = [
+        (name, getattr(loss, name, parameter.default), parameter.default)
+        for name, parameter in inspect.signature(init).parameters.items()
+    ]
+    return ", ".join(f"{name}={value!r}" for name, value, default in kept if value != default)
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...], why: str = "") -> None:
@@ -47,15 +57,24 @@ def floating(name: str, tensor: object, ndim: int) -> Tensor:
 
 
 def alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise unless two tensors share dtype and device."""
-    if tensor.dtype != other.dtype:
+    """Raise unless two tensors share device and dtype, or autocast makes one dtype of two."""
+    if tensor.dtype != other.dtype and not _autocast(tensor, other):
         raise TypeError(f"{name}: expected the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
     if tensor.device != other.device:
         raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}")
 
 
+def _autocast(*tensors: Tensor) -> bool:
+    return all(
+        tensor.dtype != torch.float64  # left as it is
+        and torch.amp.is_autocast_available(tensor.device.type)
+        and torch.is_autocast_enabled(tensor.device.type)
+        for tensor in tensors
+    )
+
+
 def pairs(image_features: object, text_features: object, prefix: str = "") -> tuple[Tensor, Tensor]:
-    """Return both if they are [n, d] floating features of one dtype and device; else raise."""
+    """Return both if they are [n, d] floating features, alike; else raise."""
     image_name, text_name = prefix + "image_features", prefix + "text_features"
     image = floating(image_name, image_features, 2)
     text = floating(text_name, text_features, 2)
@@ -111,7 +130,7 @@ def _agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[
         error = wrong
         mine = f"{type(wrong).__name__}: {wrong}"
         digest = -1
-    numbers = transport.all_gather_numbers([digest, facts.rows, facts.tokens])
+    numbers = transport.all_gather_numbers([digest, facts.rows, int(facts.tokens)])
     digests = [row[0] for row in numbers]
     if -1 not in digests and len(set(digests)) == 1:
         return [Facts(rows, tokens) for _, rows, tokens in numbers]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,11 @@ from .horovod import choose_transport
 class ClipLoss(nn.Module):
     """Symmetric cross-entropy between the images and the texts of a batch.
 
+    With N images x[i], their texts t[i] and logits z[i, j]::
+
+        z[i, j] = logit_scale * <x[i], t[j]> + logit_bias
+        loss = -1 / (2 N) * sum over i of (log softmax(z[i, :])[i] + log softmax(z[:, i])[i])
+
     Over several ranks the mean of the returned losses, and of all gradients, equals the loss and the
     gradients of one process that holds the whole batch, for equal and unequal numbers of rows.
 
@@ -24,22 +29,23 @@ class ClipLoss(nn.Module):
         local_loss: compare this rank's rows with all ranks', instead of all with all.
         gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
         cache_labels: keep the ground truth between calls.
-        rank: this rank, counted within `group`.
-        world_size: the number of ranks in `group`.
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, in which
             `local_loss=False, gather_with_grad=False` makes feature gradients `world_size` times too small.
         group: the process group; None is the default one.
 
     Raises:
-        ValueError: `rank` is outside the world, `convention` is unknown, or `group` is given with
-            `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
+            is given with `use_horovod`.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
     Warns:
         UserWarning: `local_loss=True, gather_with_grad=False` over several ranks treats gathered rows as
-            constants, which no weighting can make equal to the single process.
+            constants, which no weighting can make equal to the single process; or `world_size=1` is one
+            of several ranks of the process group.
 
     References:
         Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021,
@@ -47,9 +53,10 @@ class ClipLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> features = torch.nn.functional.normalize(torch.eye(4), dim=-1)
-        >>> float(ClipLoss()(features, features, torch.tensor(100.0)))
-        0.0
+        >>> image_features = text_features = torch.eye(2)
+        >>> loss = ClipLoss()(image_features, text_features, 1.0)
+        >>> print(f"{loss:.4f}")  # log(1 + exp(-1))
+        0.3133
     """
 
     def __init__(
@@ -57,8 +64,8 @@ class ClipLoss(nn.Module):
         local_loss: bool = False,
         gather_with_grad: bool = False,
         cache_labels: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = 0,
+        world_size: int | None = 1,
         use_horovod: bool = False,
         *,
         convention: Convention = "exact",
@@ -70,21 +77,32 @@ class ClipLoss(nn.Module):
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels
-        self.rank = rank
-        self.world_size = world_size
+        self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
         self.convention: Convention = convention
         self.labels: dict[tuple[torch.device, int, int], Tensor] = {}
         self._agreed: Rows | None = None
-        if world_size > 1 and local_loss and not gather_with_grad and convention == "exact":
+        if self.world_size > 1 and local_loss and not gather_with_grad and convention == "exact":
             warnings.warn(
                 f"{type(self).__name__}(local_loss=True, gather_with_grad=False) treats the gathered rows as "
                 "constants: its gradients differ from a single process's. Use gather_with_grad=True.",
                 stacklevel=2,
             )
 
+    def extra_repr(self) -> str:
+        """Return the options that differ from their defaults, which `repr` shows."""
+        return checks.options(self, ClipLoss.__init__)
+
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
-        """Return the column of each row's partner, [num_logits] int64 on `device`."""
+        """Return the column of each row's partner.
+
+        Args:
+            device: where the labels are used.
+            num_logits: n, how many rows this rank's logits have.
+
+        Returns:
+            [n] int64 on `device`: 0 to n - 1; with `local_loss`, the numbers of this rank's rows among all.
+        """
         start = 0
         if self.local_loss:
             start = sum(self._agreed[: self.rank]) if self._agreed else num_logits * self.rank
@@ -105,9 +123,21 @@ class ClipLoss(nn.Module):
         logit_scale: Scalar,
         logit_bias: Scalar | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return logits per image and per text, [n or N, N], N being the pairs of all ranks.
+        """Return logits per image and per text; collective, so every rank calls it.
 
-        Collective: every rank calls it. Arguments as for `forward`.
+        Args:
+            image_features: [n, d], floating, normalised by the caller.
+            text_features: [n, d], row i the partner of image i, on the same device; dtypes may differ under
+                autocast.
+            logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
+            logit_bias: added to every logit, a number or a tensor of shape [] or [1]; None adds nothing.
+
+        Returns:
+            Two [n, N] matrices with `local_loss`, else two [N, N], N being the pairs of all ranks.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
+            RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
         """
         rows = self._agreed or self._agree(
             lambda: self._check(image_features, text_features, logit_scale, logit_bias)
@@ -129,6 +159,21 @@ class ClipLoss(nn.Module):
         logits_per_image = scaled_product(all_image_features, all_text_features, logit_scale, logit_bias)
         return logits_per_image, logits_per_image.T
 
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, output_dict: Literal[False] = False
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, *, output_dict: Literal[True]
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, output_dict: bool = False
+    ) -> Tensor | dict[str, Tensor]: ...  # fmt: skip
     def forward(
         self,
         image_features: Tensor,
@@ -141,9 +186,10 @@ class ClipLoss(nn.Module):
 
         Args:
             image_features: [n, d], floating, normalised by the caller.
-            text_features: [n, d], row i the partner of image i; same dtype and device.
+            text_features: [n, d], row i the partner of image i, on the same device; dtypes may differ under
+                autocast.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
-            logit_bias: added to every logit, as `logit_scale`; None adds nothing.
+            logit_bias: added to every logit, a number or a tensor of shape [] or [1]; None adds nothing.
             output_dict: return {"contrastive_loss": loss}.
 
         Raises:

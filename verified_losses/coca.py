@@ -1,6 +1,6 @@
 """The contrastive captioner's loss."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,19 +13,57 @@ from .clip import ClipLoss, sum_cross_entropy, widen
 class CoCaLoss(ClipLoss):
     """A weighted contrastive term and a weighted caption term.
 
-    The caption term is the mean cross-entropy over the tokens of all ranks that are not padding
-    (convention "open_clip": of this rank). A batch of padding alone costs 0 and has zero gradient. A
-    term of weight 0 is a constant 0, and nothing is computed for it.
+    The contrastive term is `clip_loss_weight` times `ClipLoss`. With logits z[k] and the label y[k] of each
+    of the T tokens that are not padding::
+
+        caption_loss = -caption_loss_weight / T * sum over k of log softmax(z[k])[y[k]]
+
+    Over several ranks T counts the tokens of all of them (convention "open_clip": of this rank), and the mean
+    over ranks of both terms, and of all gradients, equals those of one process. A batch of padding alone
+    costs 0 and has zero gradient. A term of weight 0 is a constant 0, and nothing is computed for it.
+
+    Labels are checked, and a wrong one is named. Compiled in one process they are not read, so that the loss
+    is one graph; a label outside the vocabulary then raises torch's own error.
 
     Args:
         caption_loss_weight: what the caption term counts.
         clip_loss_weight: what the contrastive term counts.
         pad_id: the label that is no token; it need not be in the vocabulary.
-        local_loss: as for `ClipLoss`, and so are the rest.
+        local_loss: compare this rank's rows with all ranks', instead of all with all.
+        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
+        cache_labels: keep the ground truth between calls.
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
+        use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
+        convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, and a caption
+            term that is a mean over this rank's tokens.
+        group: the process group; None is the default one.
+
+    Raises:
+        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
+            is given with `use_horovod`.
+        TypeError: a weight is no number, or `pad_id` no int.
+        ImportError: `use_horovod` is set and Horovod is not installed.
+        RuntimeError: `use_horovod` is set and hvd.init() has not been called.
+
+    Warns:
+        UserWarning: `local_loss=True, gather_with_grad=False` over several ranks treats gathered rows as
+            constants, which no weighting can make equal to the single process; or `world_size=1` is one
+            of several ranks of the process group.
 
     References:
         Yu et al., CoCa: Contrastive Captioners are Image-Text Foundation Models, 2022, equations 1 to 4,
         https://arxiv.org/abs/2205.01917
+
+    Example:
+        >>> import torch
+        >>> image_features = text_features = torch.eye(2)
+        >>> logits = torch.zeros(2, 3, 4)  # of 3 tokens a caption, in a vocabulary of 4
+        >>> labels = torch.tensor([[1, 2, 3], [2, 0, 0]])  # 0 is padding
+        >>> loss = CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)
+        >>> contrastive_loss, caption_loss = loss(image_features, text_features, logits, labels, 1.0)
+        >>> print(f"{contrastive_loss:.4f} {caption_loss:.4f}")  # log(1 + exp(-1)), 2 log(4)
+        0.3133 2.7726
     """
 
     def __init__(
@@ -36,8 +74,8 @@ class CoCaLoss(ClipLoss):
         local_loss: bool = False,
         gather_with_grad: bool = False,
         cache_labels: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = 0,
+        world_size: int | None = 1,
         use_horovod: bool = False,
         *,
         convention: Convention = "exact",
@@ -63,7 +101,26 @@ class CoCaLoss(ClipLoss):
         self.clip_loss_weight = clip_loss_weight
         self.pad_id = pad_id
 
-    def forward(  # type: ignore[override]
+    def extra_repr(self) -> str:
+        """Return the options that differ from their defaults, which `repr` shows."""
+        return checks.options(self, CoCaLoss.__init__)
+
+    @overload  # type: ignore[override]
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,
+        logit_scale: Scalar, output_dict: Literal[False] = False, *, logit_bias: Scalar | None = None
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,
+        logit_scale: Scalar, *, output_dict: Literal[True], logit_bias: Scalar | None = None
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,
+        logit_scale: Scalar, output_dict: bool = False, *, logit_bias: Scalar | None = None
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]: ...  # fmt: skip
+    def forward(
         self,
         image_features: Tensor,
         text_features: Tensor,
@@ -77,13 +134,14 @@ class CoCaLoss(ClipLoss):
         """Return the weighted contrastive and caption losses, two scalars.
 
         Args:
-            image_features: [n, d], floating.
-            text_features: [n, d], of the same dtype and device.
+            image_features: [n, d], floating, normalised by the caller.
+            text_features: [n, d], row i the partner of image i, on the same device; dtypes may differ under
+                autocast.
             logits: [b, t, v] floating scores of the next token, on the same device.
             labels: [b, t] int64 token ids in [0, v), or `pad_id`.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
             output_dict: return {"contrastive_loss": ..., "caption_loss": ...}.
-            logit_bias: added to every contrastive logit; None adds nothing.
+            logit_bias: added to contrastive logits, a number or a tensor of shape [] or [1]; None is 0.
 
         Raises:
             TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
@@ -114,17 +172,17 @@ class CoCaLoss(ClipLoss):
                 self._agreed = None
         if self.caption_loss_weight:
             if self.convention == "exact":
-                weight = self.world_size / max(sum(facts.tokens for facts in everyone), 1)
+                weight = self.world_size / _at_least_one(sum(facts.tokens for facts in everyone))
             else:
-                weight = 1 / max(everyone[self.rank].tokens, 1)
+                weight = 1 / _at_least_one(everyone[self.rank].tokens)
             total = sum_cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=self.pad_id)
             caption_loss = total * (weight * self.caption_loss_weight)
         if output_dict:
             return {"contrastive_loss": contrastive_loss, "caption_loss": caption_loss}
         return contrastive_loss, caption_loss
 
-    def _count_tokens(self, logits: Tensor, labels: Tensor) -> int:
-        """Check the labels and return how many are not padding."""
+    def _count_tokens(self, logits: Tensor, labels: Tensor) -> int | Tensor:
+        """Check the labels and return how many are not padding: a tensor, unread, where this is compiled."""
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
             raise TypeError(f"labels: expected an int64 tensor, got {got}")
@@ -136,6 +194,8 @@ class CoCaLoss(ClipLoss):
         if labels.device != logits.device:
             raise ValueError(f"labels: expected the device of logits, {logits.device}, got {labels.device}")
         is_token = labels != self.pad_id
+        if torch.compiler.is_compiling():
+            return is_token.sum().to(widen(logits).dtype)
         ids = labels.masked_fill(~is_token, 0)
         tokens, low, high = torch.stack([is_token.sum(), ids.amin(), ids.amax()]).tolist()
         if low < 0 or high >= logits.shape[2]:
@@ -144,3 +204,7 @@ class CoCaLoss(ClipLoss):
                 f"got {low if low < 0 else high}"
             )
         return int(tokens)
+
+
+def _at_least_one(tokens: int | Tensor) -> int | Tensor:
+    return tokens.clamp(min=1) if isinstance(tokens, Tensor) else max(tokens, 1)

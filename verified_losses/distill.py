@@ -1,5 +1,7 @@
 """CLIP with a teacher."""
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -11,21 +13,62 @@ from .clip import ClipLoss, widen
 class DistillClipLoss(ClipLoss):
     """A contrastive term, and the cross-entropy of the student's matches under the teacher's.
 
+    The contrastive term is `ClipLoss` of the student. With the logits z of the student and y of the teacher,
+    each [N, N]::
+
+        distill_loss = -1 / (2 N) * sum over i of (<softmax(y[i, :]), log softmax(z[i, :])>
+                                                   + <softmax(y[:, i]), log softmax(z[:, i])>)
+
+    Over several ranks the mean over ranks of both terms, and of all gradients, equals those of one process.
     The teacher is a constant (convention "open_clip": its gradients flow as upstream's do). The
     smallest distillation term is the teacher's entropy, not 0.
 
-    Args: as for `ClipLoss`.
+    Args:
+        local_loss: compare this rank's rows with all ranks', instead of all with all.
+        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
+        cache_labels: keep the ground truth between calls.
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
+        use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
+        convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, the teacher's
+            among them.
+        group: the process group; None is the default one.
+
+    Raises:
+        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
+            is given with `use_horovod`.
+        ImportError: `use_horovod` is set and Horovod is not installed.
+        RuntimeError: `use_horovod` is set and hvd.init() has not been called.
+
+    Warns:
+        UserWarning: `local_loss=True, gather_with_grad=False` over several ranks treats gathered rows as
+            constants, which no weighting can make equal to the single process; or `world_size=1` is one
+            of several ranks of the process group.
 
     References:
         Hinton et al., Distilling the Knowledge in a Neural Network, 2015, section 2,
         https://arxiv.org/abs/1503.02531
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.eye(2), torch.eye(2, 3)
+        >>> contrastive_loss, distill_loss = DistillClipLoss()(student, student, 1.0, teacher, teacher, 100.0)
+        >>> print(f"{contrastive_loss:.4f} {distill_loss:.4f}")  # a sure teacher's matches are the labels
+        0.3133 0.3133
     """
 
     def dist_loss(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """Return the mean over rows of the cross-entropy between two [n, c] sets of logits.
+        """Return the mean over rows of the cross-entropy between two sets of logits.
+
+        Args:
+            teacher_logits: [n, c], floating; a constant, but in convention "open_clip".
+            student_logits: [n, c], floating.
+
+        Returns:
+            A scalar of the logits' dtype, or float32 if that is narrower.
 
         Raises:
-            TypeError, ValueError: logits are not two floating [n, c] tensors.
+            TypeError, ValueError: logits are not two floating [n, c] tensors of one shape.
         """
         checks.floating("teacher_logits", teacher_logits, 2)
         checks.floating("student_logits", student_logits, 2)
@@ -42,7 +85,28 @@ class DistillClipLoss(ClipLoss):
         teacher = widen(teacher_logits).softmax(dim=1)
         return -(teacher * widen(student_logits).log_softmax(dim=1)).sum()
 
-    def forward(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        dist_image_features: Tensor, dist_text_features: Tensor, dist_logit_scale: Scalar,
+        output_dict: Literal[False] = False, *, logit_bias: Scalar | None = None,
+        dist_logit_bias: Scalar | None = None
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        dist_image_features: Tensor, dist_text_features: Tensor, dist_logit_scale: Scalar, *,
+        output_dict: Literal[True], logit_bias: Scalar | None = None,
+        dist_logit_bias: Scalar | None = None
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        dist_image_features: Tensor, dist_text_features: Tensor, dist_logit_scale: Scalar,
+        output_dict: bool = False, *, logit_bias: Scalar | None = None,
+        dist_logit_bias: Scalar | None = None
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]: ...  # fmt: skip
+    def forward(
         self,
         image_features: Tensor,
         text_features: Tensor,
@@ -58,15 +122,16 @@ class DistillClipLoss(ClipLoss):
         """Return the contrastive and the distillation loss, two scalars.
 
         Args:
-            image_features: [n, d] of the student, floating.
-            text_features: [n, d] of the student.
+            image_features: [n, d] of the student, floating, normalised by the caller.
+            text_features: [n, d] of the student, row i the partner of image i, on the same device; dtypes may
+                differ under autocast.
             logit_scale: the student's inverse temperature, a number or a tensor of shape [] or [1].
             dist_image_features: [n, e] of the teacher, floating; e need not be d.
-            dist_text_features: [n, e] of the teacher.
-            dist_logit_scale: the teacher's inverse temperature.
+            dist_text_features: [n, e] of the teacher, alike.
+            dist_logit_scale: the teacher's inverse temperature, a number or a tensor of shape [] or [1].
             output_dict: return {"contrastive_loss": ..., "distill_loss": ...}.
-            logit_bias: added to every logit of the student; None adds nothing.
-            dist_logit_bias: added to every logit of the teacher; None adds nothing.
+            logit_bias: added to the student's logits, a number or a tensor of shape [] or [1]; None is 0.
+            dist_logit_bias: added to the teacher's logits, likewise.
 
         Raises:
             TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.

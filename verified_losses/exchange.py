@@ -33,6 +33,17 @@ def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any 
 
     Raises:
         TypeError, ValueError: an argument is wrong; the rank that waits for `tensor` raises too.
+        RuntimeError: torch.distributed is not initialised.
+
+    Example:
+        >>> import torch
+        >>> from verified_losses.properties.worlds.simulated import SimulatedWorld
+        >>> def program(rank, size):
+        ...     left_rank, right_rank = (rank - 1) % size, (rank + 1) % size
+        ...     tensor = torch.tensor(float(rank))
+        ...     return neighbour_exchange(left_rank, right_rank, tensor).item()
+        >>> SimulatedWorld(3).run(program)  # three ranks, of this process
+        [2.0, 0.0, 1.0]
     """
     (received,) = _announced([(tensor, to_rank)], [from_rank], group)
     return received
@@ -57,6 +68,18 @@ def neighbour_exchange_bidir(
 
     Raises:
         TypeError, ValueError: an argument is wrong; the rank that waits for a tensor raises too.
+        RuntimeError: torch.distributed is not initialised.
+
+    Example:
+        >>> import torch
+        >>> from verified_losses.properties.worlds.simulated import SimulatedWorld
+        >>> def program(rank, size):
+        ...     left_rank, right_rank = (rank - 1) % size, (rank + 1) % size
+        ...     tensor = torch.tensor(float(rank))
+        ...     right, left = neighbour_exchange_bidir(left_rank, right_rank, tensor, -tensor)
+        ...     return right.item(), left.item()
+        >>> SimulatedWorld(3).run(program)  # three ranks, of this process
+        [(1.0, -2.0), (2.0, -0.0), (0.0, -1.0)]
     """
     sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
     from_left, from_right = _announced(sends, [left_rank, right_rank], group)
@@ -66,8 +89,33 @@ def neighbour_exchange_bidir(
 def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, group: Any = None) -> Tensor:
     """`neighbour_exchange`, differentiable any number of times: gradients travel the other way.
 
-    Every rank takes part in the backward, so the result requires grad wherever gradients are
-    recorded, also on a rank whose own tensor does not.
+    The gradient of `tensor` is that of what `to_rank` received. Every rank takes part in the backward, so the
+    result requires grad wherever gradients are recorded, also on a rank whose own tensor does not.
+
+    Args:
+        from_rank: the rank to receive from, counted within `group`.
+        to_rank: the rank to send to, counted within `group`; it must receive from this one.
+        tensor: any shape of up to 8 dimensions, strides and dtype; ranks may differ in both.
+        group: the process group; None is the default one.
+
+    Returns:
+        What `from_rank` sent, contiguous, on this tensor's device.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the rank that waits for `tensor` raises too.
+        RuntimeError: torch.distributed is not initialised.
+
+    Example:
+        >>> import torch
+        >>> from verified_losses.properties.worlds.simulated import SimulatedWorld
+        >>> def program(rank, size):
+        ...     left_rank, right_rank = (rank - 1) % size, (rank + 1) % size
+        ...     tensor = torch.tensor(float(rank), requires_grad=True)
+        ...     received = neighbour_exchange_with_grad(left_rank, right_rank, tensor)
+        ...     (rank * received).backward()
+        ...     return tensor.grad.item()  # comes back from the right
+        >>> SimulatedWorld(3).run(program)  # three ranks, of this process
+        [1.0, 2.0, 0.0]
     """
     shape, dtype = _announced_shapes([(tensor, to_rank)], [from_rank], group)[0]
     return exchange_with_grad(from_rank, to_rank, tensor, shape, group, dtype)
@@ -76,7 +124,34 @@ def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, g
 def neighbour_exchange_bidir_with_grad(
     left_rank: int, right_rank: int, tensor_to_left: Tensor, tensor_to_right: Tensor, group: Any = None
 ) -> tuple[Tensor, Tensor]:
-    """`neighbour_exchange_bidir`, differentiable any number of times; see `neighbour_exchange_with_grad`."""
+    """`neighbour_exchange_bidir`, differentiable any number of times; see `neighbour_exchange_with_grad`.
+
+    Args:
+        left_rank: the neighbour on the left, counted within `group`.
+        right_rank: the neighbour on the right.
+        tensor_to_left: what the left neighbour gets; any shape, strides and dtype.
+        tensor_to_right: what the right neighbour gets.
+        group: the process group; None is the default one.
+
+    Returns:
+        What came from the right, then what came from the left.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the rank that waits for a tensor raises too.
+        RuntimeError: torch.distributed is not initialised.
+
+    Example:
+        >>> import torch
+        >>> from verified_losses.properties.worlds.simulated import SimulatedWorld
+        >>> def program(rank, size):
+        ...     left_rank, right_rank = (rank - 1) % size, (rank + 1) % size
+        ...     tensor = torch.tensor(float(rank), requires_grad=True)
+        ...     right, left = neighbour_exchange_bidir_with_grad(left_rank, right_rank, tensor, tensor)
+        ...     (rank * right + 10 * rank * left).backward()
+        ...     return tensor.grad.item()  # the left rank's of its right, the right rank's of its left
+        >>> SimulatedWorld(3).run(program)  # three ranks, of this process
+        [12.0, 20.0, 1.0]
+    """
     sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
     (left, left_dtype), (right, right_dtype) = _announced_shapes(sends, [left_rank, right_rank], group)
     return exchange_bidir_with_grad(

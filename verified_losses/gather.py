@@ -21,14 +21,18 @@ def gather_features(
     text_features: Tensor,
     local_loss: bool = False,
     gather_with_grad: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
+    rank: int | None = 0,
+    world_size: int | None = 1,
     use_horovod: bool = False,
     *,
     convention: Convention = "exact",
     group: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Gather both features from all ranks, in rank order.
+
+    With this rank's rows x[r] and W ranks::
+
+        X = [x[0]; x[1]; ...; x[W - 1]]
 
     With `gather_with_grad` the backward sums every rank's gradient for this rank's rows. Without it
     the other ranks' rows are constants, and this rank's rows are constants too if `local_loss`; else
@@ -37,11 +41,11 @@ def gather_features(
 
     Args:
         image_features: [n, d], floating; ranks may differ in n.
-        text_features: [n, d], of the same dtype and device.
+        text_features: [n, d], on the same device; dtypes may differ under autocast.
         local_loss: whether the loss compares this rank's rows alone with the gathered ones.
         gather_with_grad: whether gradients flow back to the ranks that the rows came from.
-        rank: this rank.
-        world_size: the number of ranks.
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
         convention: which gradient `gather_with_grad=False, local_loss=False` gives.
         group: the process group; None is the default one.
@@ -53,6 +57,19 @@ def gather_features(
         TypeError, ValueError: an argument is wrong on some rank; every rank raises.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: neither torch.distributed nor, with `use_horovod`, Horovod is initialised.
+
+    Warns:
+        UserWarning: `world_size=1` is one of several ranks of the process group.
+
+    Example:
+        >>> import torch
+        >>> from verified_losses.properties.worlds.simulated import SimulatedWorld
+        >>> def program(rank, size):
+        ...     mine = torch.full((1, 2), float(rank))
+        ...     image_features, text_features = gather_features(mine, -mine, rank=rank, world_size=size)
+        ...     return text_features.tolist()
+        >>> SimulatedWorld(2).run(program)  # two ranks, of this process
+        [[[-0.0, -0.0], [-1.0, -1.0]], [[-0.0, -0.0], [-1.0, -1.0]]]
     """
     checks.one_of("convention", convention, ("exact", "open_clip"))
     transport = choose_transport(rank, world_size, group, use_horovod)
@@ -71,7 +88,8 @@ def gather_features(
 def describe(with_grad: bool, *tensors: Tensor) -> str:
     """Say what ranks must share to gather tensors: width, dtype, and the gradients that flow back."""
     grads = [t.requires_grad and torch.is_grad_enabled() for t in tensors] if with_grad else "any"
-    return f"widths {[list(t.shape[1:]) for t in tensors]} {tensors[0].dtype} requires_grad {grads}"
+    dtypes = " and ".join(dict.fromkeys(str(t.dtype) for t in tensors))
+    return f"widths {[list(t.shape[1:]) for t in tensors]} {dtypes} requires_grad {grads}"
 
 
 def gather_pair(
@@ -84,17 +102,18 @@ def gather_pair(
     transport: Transport,
 ) -> tuple[Tensor, Tensor]:
     """Gather checked features; see `gather_features`."""
-    mine = [image_features, text_features]
     if transport.world_size == 1:
-        everyone = mine
-    elif gather_with_grad:
-        everyone = gather_rows(transport, rows, mine)
-    elif local_loss:
-        everyone = gather_rows(transport, rows, [tensor.detach() for tensor in mine])
+        return image_features, text_features
+    mine, own_times = [image_features, text_features], None
+    if local_loss and not gather_with_grad:
+        mine = [tensor.detach() for tensor in mine]
+    elif not gather_with_grad:
+        own_times = transport.world_size if convention == "exact" else 1
+    if image_features.dtype == text_features.dtype:
+        image, text = gather_rows(transport, rows, mine, own_times)
     else:
-        times = transport.world_size if convention == "exact" else 1
-        everyone = gather_rows(transport, rows, mine, times)
-    return everyone[0], everyone[1]
+        (image,), (text,) = (gather_rows(transport, rows, [tensor], own_times) for tensor in mine)
+    return image, text
 
 
 @eager

@@ -6,6 +6,7 @@ raw operations on detached tensors are used here, so that gradients are the same
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,15 +23,43 @@ PATIENCE_SECONDS = 1800
 """As long as torch.distributed waits, unless HOROVOD_STALL_SHUTDOWN_TIME_SECONDS says otherwise."""
 
 
-def choose_transport(rank: int, world_size: int, group: Any, use_horovod: bool) -> Transport:
-    """Return how the ranks of a loss talk.
+def choose_transport(rank: int | None, world_size: int | None, group: Any, use_horovod: bool) -> Transport:
+    """Return how the ranks of a loss talk; called by what the user calls, which a warning then points to.
+
+    Args:
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
+        group: the process group; None is the default one.
+        use_horovod: the ranks are those of Horovod.
 
     Raises:
-        ValueError: `rank` is outside the world, or `group` is given with `use_horovod`.
+        ValueError: `rank` is outside the world or None without a group, or `group` is given with
+            `use_horovod`.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
+
+    Warns:
+        UserWarning: `world_size=1` is one of several ranks of the process group.
     """
-    return (HorovodTransport if use_horovod else Transport)(rank, world_size, group)
+    kind = HorovodTransport if use_horovod else Transport
+    if rank is None or world_size is None:
+        alone = kind(0, 1, group)
+        if not alone.is_initialized():
+            name = "rank" if rank is None else "world_size"
+            raise ValueError(f"{name}: expected an int, as torch.distributed is not initialised, got None")
+        group_rank, group_size = alone.place()
+        rank = group_rank if rank is None else rank
+        world_size = group_size if world_size is None else world_size
+    transport = kind(rank, world_size, group)
+    if not use_horovod and world_size == 1 and transport.is_initialized():
+        group_rank, group_size = transport.place()
+        if group_size > 1:
+            warnings.warn(
+                f"world_size=1 in a process group of {group_size} ranks compares local rows alone: pass "
+                f"rank={group_rank}, world_size={group_size}, or rank=None, world_size=None",
+                stacklevel=3,
+            )
+    return transport
 
 
 def _hvd() -> Any:
@@ -75,10 +104,14 @@ class HorovodTransport(Transport):
         hvd = _hvd()
         return bool(self.world_size == 1 and hvd.is_initialized() and hvd.size() == 1)
 
+    def is_initialized(self) -> bool:
+        """Whether Horovod runs."""
+        return bool(_hvd().is_initialized())
+
     @eager
     def check_initialized(self) -> None:
         """Raise RuntimeError unless Horovod runs."""
-        if not _hvd().is_initialized():
+        if not self.is_initialized():
             raise RuntimeError("use_horovod=True needs a running Horovod: call hvd.init() before the loss")
 
     def place(self) -> tuple[int, int]:

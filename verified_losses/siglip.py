@@ -1,6 +1,6 @@
 """The sigmoid loss of SigLIP."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,37 +17,56 @@ from .horovod import choose_transport
 class SigLipLoss(nn.Module):
     """A binary cross-entropy for every image and text: partners are positive, all others negative.
 
+    With N images x[i] and texts t[j], and y[i, j] = 1 for partners, i = j, else -1::
+
+        z[i, j] = logit_scale * <x[i], t[j]> + logit_bias
+        loss = -1 / N * sum over i and j of log sigmoid(y[i, j] * z[i, j])
+
     Over several ranks each rank scores its images against every rank's texts. The mean of the returned
     losses, and of all gradients, equals those of one process that holds the whole batch, for equal and
     unequal numbers of rows.
 
     Args:
         cache_labels: accepted for compatibility; nothing is cached.
-        rank: this rank, counted within `group`.
-        world_size: the number of ranks in `group`.
+        rank: this rank, counted within `group`; None takes it from there.
+        world_size: the number of ranks in `group`; None takes it from there.
         dist_impl: how texts travel: "bidir" (default) passes them to both neighbours, "shift" to one,
             "reduce" sends one rank's at a time to all, "gather" (over Horovod default) all at once.
+        chunk_size: how many images are scored at a time; 0 or None scores all at once. Chunks save memory
+            only where no gradients are recorded, as the backward needs the logits of every chunk.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group;
             texts are gathered.
         group: the process group; None is the default one.
 
     Raises:
-        ValueError: `rank` is outside the world, `dist_impl` is unknown or not "gather" over Horovod, or
-            `group` is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `dist_impl` is unknown, or not
+            "gather" over Horovod; `chunk_size` is negative; or `group` is given with `use_horovod`.
+        TypeError: `chunk_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
+
+    Warns:
+        UserWarning: `world_size=1` is one of several ranks of the process group.
 
     References:
         Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 3.2,
         https://arxiv.org/abs/2303.15343
+
+    Example:
+        >>> import torch
+        >>> image_features = text_features = torch.eye(2)
+        >>> loss = SigLipLoss()(image_features, text_features, 10.0, -10.0)
+        >>> print(f"{loss:.4f}")  # log(2) + log(1 + exp(-10))
+        0.6932
     """
 
     def __init__(
         self,
         cache_labels: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = 0,
+        world_size: int | None = 1,
         dist_impl: str | None = None,
+        chunk_size: int | None = 0,
         *,
         use_horovod: bool = False,
         group: Any = None,
@@ -56,15 +75,33 @@ class SigLipLoss(nn.Module):
         self.transport = choose_transport(rank, world_size, group, use_horovod)
         self.dist_impl = dist_impl or self.transport.dist_impls[0]
         checks.one_of("dist_impl", self.dist_impl, self.transport.dist_impls, self.transport.why_these)
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | None):
+            raise TypeError(f"chunk_size: expected an int or None, got {type(chunk_size).__name__}")
+        if chunk_size is not None and chunk_size < 0:
+            raise ValueError(f"chunk_size: expected an int of at least 0, got {chunk_size}")
+        self.chunk_size = chunk_size
         self.cache_labels = cache_labels
-        self.rank = rank
-        self.world_size = world_size
+        self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
+
+    def extra_repr(self) -> str:
+        """Return the options that differ from their defaults, which `repr` shows."""
+        return checks.options(self, SigLipLoss.__init__)
 
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
     ) -> Tensor:
-        """Return [num_logits, num_logits]: 1 for partners unless `negative_only`, -1 elsewhere."""
+        """Return the sign of every pair.
+
+        Args:
+            device: where the labels are used.
+            dtype: that of the logits.
+            num_logits: n, how many images there are, and texts.
+            negative_only: whether no text is the partner of an image.
+
+        Returns:
+            [n, n]: 1 for partners unless `negative_only`, -1 elsewhere.
+        """
         labels = -torch.ones((num_logits, num_logits), device=device, dtype=dtype)
         return labels if negative_only else labels.fill_diagonal_(1)
 
@@ -75,7 +112,16 @@ class SigLipLoss(nn.Module):
         logit_scale: Scalar,
         logit_bias: Scalar | None = None,
     ) -> Tensor:
-        """Return the logits of [n, d] images against [m, d] texts, [n, m].
+        """Return the logits of images against texts.
+
+        Args:
+            image_features: [n, d], floating, normalised by the caller.
+            text_features: [m, d], on the same device; dtypes may differ under autocast.
+            logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
+            logit_bias: added to every logit, a number or a tensor of shape [] or [1]; None adds nothing.
+
+        Returns:
+            [n, m].
 
         Raises:
             TypeError, ValueError: features are not floating matrices of one width, or scale or bias are no
@@ -93,6 +139,21 @@ class SigLipLoss(nn.Module):
             checks.scalar("logit_bias", logit_bias, image)
         return scaled_product(image, text, logit_scale, logit_bias)
 
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, output_dict: Literal[False] = False
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, *, output_dict: Literal[True]
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Scalar,
+        logit_bias: Scalar | None = None, output_dict: bool = False
+    ) -> Tensor | dict[str, Tensor]: ...  # fmt: skip
     def forward(
         self,
         image_features: Tensor,
@@ -105,9 +166,10 @@ class SigLipLoss(nn.Module):
 
         Args:
             image_features: [n, d], floating, normalised by the caller.
-            text_features: [n, d], row i the partner of image i; same dtype and device.
+            text_features: [n, d], row i the partner of image i, on the same device; dtypes may differ under
+                autocast.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
-            logit_bias: added to every logit, as `logit_scale`; None adds nothing.
+            logit_bias: added to every logit, a number or a tensor of shape [] or [1]; None adds nothing.
             output_dict: return {"contrastive_loss": loss}.
 
         Raises:
@@ -139,12 +201,23 @@ class SigLipLoss(nn.Module):
         logit_bias: Scalar | None,
         negative_only: bool = False,
     ) -> Tensor:
-        logits = widen(self.get_logits(image_features, text_features, logit_scale, logit_bias))
-        if negative_only:
-            return -F.logsigmoid(-logits).sum()
-        labels = self.get_ground_truth(logits.device, logits.dtype, logits.shape[0])
-        # logsigmoid, not softplus: torch's softplus drops exp(-x) beyond 20
-        return -F.logsigmoid(labels * logits).sum()
+        chunks = image_features.split(self.chunk_size) if self.chunk_size else (image_features,)
+        terms: list[Tensor] = []
+        start = 0
+        for images in chunks:
+            logits = widen(self.get_logits(images, text_features, logit_scale, logit_bias))
+            if negative_only:
+                signed = -logits
+            else:
+                labels = self.get_ground_truth(logits.device, logits.dtype, logits.shape[0])
+                if self.chunk_size:  # texts before and after this chunk's partners are negatives too
+                    after = logits.shape[1] - start - logits.shape[0]
+                    labels = F.pad(labels, (start, after), value=-1.0)
+                    start += logits.shape[0]
+                signed = labels * logits
+            # logsigmoid, not softplus: torch's softplus drops exp(-x) beyond 20
+            terms.append(-F.logsigmoid(signed).sum())
+        return sum(terms[1:], terms[0])
 
     def _texts(self, text_features: Tensor, rows: Rows) -> list[Tensor]:
         """Return this rank's texts, then every other rank's, differentiable if texts require grad."""

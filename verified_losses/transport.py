@@ -1,5 +1,7 @@
 """How ranks talk: the few collectives that the losses are built on."""
 
+import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
@@ -21,7 +23,19 @@ _reduce_scatter_single: Any = getattr(dist, "reduce_scatter_single", None) or ge
 
 def eager(function: F) -> F:
     """Keep torch.compile out of `function`: it would rewrite the collectives inside."""
-    return cast(F, torch.compiler.disable(function))
+    disabled: Callable[..., object] | None = None
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> object:
+        nonlocal disabled
+        if disabled is None:
+            # nothing compiles before the compiler is imported, which disable() does, and takes a second
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            disabled = torch.compiler.disable(function)
+        return disabled(*args, **kwargs)
+
+    return cast(F, call)
 
 
 @dataclass(frozen=True)
@@ -53,9 +67,13 @@ class Transport:
         """Whether there is nobody to agree with."""
         return self.world_size == 1
 
+    def is_initialized(self) -> bool:
+        """Whether there are ranks to talk to, this one among them."""
+        return dist.is_available() and dist.is_initialized()
+
     def check_initialized(self) -> None:
         """Raise RuntimeError unless torch.distributed can carry this world's messages."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not self.is_initialized():
             raise RuntimeError(
                 f"world_size={self.world_size} needs torch.distributed: "
                 "call torch.distributed.init_process_group() before the loss"
@@ -84,9 +102,11 @@ class Transport:
 
     def all_gather_text(self, text: str) -> list[str]:
         """Return every rank's `text`."""
-        texts: list[str] = [""] * dist.get_world_size(self.group)
-        dist.all_gather_object(texts, text, group=self.group)
-        return texts
+        # as numbers: all_gather_object needs NumPy
+        mine = text.encode()
+        lengths = [length for (length,) in self.all_gather_numbers([len(mine)])]
+        everyone = self.all_gather_numbers(list(mine.ljust(max(lengths))))
+        return [bytes(row[:length]).decode() for row, length in zip(everyone, lengths, strict=True)]
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Stack every rank's tensor, [n, ...] on each, to [world_size, n, ...]."""
