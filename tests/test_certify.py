@@ -13,6 +13,7 @@ from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import laws
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify.certifier import SHIPPED, Check, checks, falsify, verify
+from verified_losses.properties.verify.plan import ask, fitted, plan
 from verified_losses.properties.worlds.specs import WorldSpec, parse
 
 WORLDS = parse("1,2,3,sim:2-8")
@@ -54,6 +55,21 @@ def test_a_derivative_that_nearly_underflows_accuses_nobody() -> None:
     planned = checks({"coca": SHIPPED["coca"]}, parse("sim:3"))
     (check,) = [one for one in planned if one.law.name == "cotangents pass through"]
     assert falsify(check, Example(case)) < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "pinned", "ignored"),
+    [("EveryLabelCounts", (), set()), ("CrossEntropy", (("ignore_index", 3),), {3})],
+    ids=["it takes none", "it is pinned"],
+)
+def test_labels_are_ignored_as_the_loss_is_constructed(
+    name: str, pinned: tuple[tuple[str, object], ...], ignored: set[int]
+) -> None:
+    asked = ask(f"tests.defects.cosine:{name}", "cross_entropy", config=pinned)
+    (check,) = plan(fitted({name: asked}), "1", only=["terms equal the oracle"])
+    finding = verify(check, 40)
+    assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
+    assert {case.pad_id for case in finding.cases if case.pads != "none" or case.pad_rows} == ignored
 
 
 OPEN_CLIP = importlib.util.find_spec("open_clip")

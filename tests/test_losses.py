@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 import verified_losses
-from tests.test_oracles import close, gradient_magnitude, operations
+from tests.helpers import close, gradient_magnitude, operations
 from verified_losses import (
     ClipLoss,
     CoCaLoss,

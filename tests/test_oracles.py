@@ -10,6 +10,14 @@ import mpmath
 import numpy as np
 import pytest
 
+from tests.helpers import (
+    TEACHER_WIDTH,
+    VOCABULARY,
+    close,
+    gradient_magnitude,
+    operations,
+    value_magnitude,
+)
 from verified_losses.oracles import (
     clip,
     coca,
@@ -23,26 +31,13 @@ from verified_losses.oracles import (
     siglip,
 )
 
-UNIT_ROUNDOFF = np.finfo(float).eps / 2
 LOG2, LOG3 = np.log(2), np.log(3)
 
 FLAGS = list(itertools.product([False, True], [False, True], ["exact", "open_clip"]))
 ROWS = [(3,), (1, 1), (2, 1), (1, 2, 1)]
-WIDTH, TEACHER_WIDTH = 2, 3
-VOCABULARY, TOKENS = 3, 2
+WIDTH, TOKENS = 2, 2
 TEMPERATURE, LENGTH = 0.5, 1.5
 """Cosines over temperature are at most 2; the views' length must not matter."""
-
-
-def close(observed, expected, magnitude, operations, floor=0.0):
-    """Assert that a sum of terms is as exact as any order of so many operations makes it.
-
-    `magnitude` is the sum of the terms' absolute values, `floor` what underflow may add.
-    """
-    gamma = operations * UNIT_ROUNDOFF / (1 - operations * UNIT_ROUNDOFF)
-    error, bound = np.abs(np.subtract(observed, expected)), gamma * np.abs(magnitude) + floor
-    assert np.shape(observed) == np.shape(expected)
-    assert np.all(error <= bound), f"{observed} is not {expected}: error {error}, bound {bound}"
 
 
 # Worked by hand.
@@ -580,31 +575,8 @@ def point(both, rows):
     return features(rows, WIDTH, 1)
 
 
-# The features are unit rows, so no logit exceeds 3.25, and no caption logit of that seed exceeds 4. A row's
-# terms are its largest logit twice and the logarithm of a sum; exponentials turn absolute errors of logits
-# into relative ones. A rank weighs its rows to at most 2 W; times W where a row carries gradient W times.
-LOGIT = 4.0
-
-
-def value_magnitude(rows):
-    return 2 * len(rows) * (2 * LOGIT + 1 + np.log(sum(rows) + VOCABULARY)) * sum(rows)
-
-
-def gradient_magnitude(rows):
-    return 2 * len(rows) ** 2 * LOGIT * (1 + 2 * LOGIT) * sum(rows)
-
-
-def operations(rows):
-    return 2 * (TEACHER_WIDTH + sum(rows) + VOCABULARY + 10)
-
-
-CASES = [
-    *(
-        (both, rows, flags)
-        for both in (both_clip, both_distill, both_infonce, both_ntxent)
-        for rows in ROWS
-        for flags in FLAGS
-    ),
+GATHERING = (both_clip, both_distill, both_infonce, both_ntxent)
+OTHERS = [
     *((both_cross_entropy, ROWS[0], (ignore_index,)) for ignore_index in (0, -100)),
     *((both_siglip, rows, ()) for rows in ROWS),
     *(
@@ -614,9 +586,15 @@ CASES = [
         for c in ("exact", "open_clip")
     ),
 ]
+CASES = [*((both, rows, flags) for both in GATHERING for rows in ROWS for flags in FLAGS), *OTHERS]
+# Of flags, all but local_loss act through the occurrences of gathered rows alone, whatever the rows.
+SPLIT, SHARED = (2, 1), (True, True, "exact")
 
 
-@pytest.mark.parametrize(("both", "rows", "flags"), CASES)
+@pytest.mark.parametrize(
+    ("both", "rows", "flags"),
+    [case for case in CASES if case in OTHERS or case[1] == SPLIT or case[2] == SHARED],
+)
 def test_values_and_gradients_equal_the_second_formulation(both, rows, flags):
     flat = point(both, rows)
     with mpmath.workdps(50):
@@ -637,7 +615,7 @@ def test_values_and_gradients_equal_the_second_formulation(both, rows, flags):
             close(complex_step.gradient(oracle, flat), gradient, gradient_magnitude(rows), operations(rows))
 
 
-@pytest.mark.parametrize("both", [both_clip, both_distill, both_infonce, both_ntxent])
+@pytest.mark.parametrize("both", GATHERING)
 def test_flags_left_out_are_those_of_a_single_process(both):
     # local_loss weighs this rank's rows, gather_with_grad and open_clip carry other gradients
     rows, flags = (2, 1), (False, False, "exact")

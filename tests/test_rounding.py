@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tests.test_oracles import close
+from tests.helpers import close
 from verified_losses.oracles import rounding
 from verified_losses.oracles.clip import log_softmax
 from verified_losses.oracles.complex_step import Array

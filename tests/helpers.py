@@ -1,0 +1,46 @@
+"""How close is close: bounds of rounding that tests of several modules compare with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+UNIT_ROUNDOFF = np.finfo(float).eps / 2
+VOCABULARY = 3
+TEACHER_WIDTH = 3
+"""The widest features."""
+LOGIT = 4.0
+"""No logit is larger: features are unit rows, which give at most 3.25, and caption logits have their seed."""
+
+
+def close(
+    observed: ArrayLike, expected: ArrayLike, magnitude: ArrayLike, operations: int, floor: ArrayLike = 0.0
+) -> None:
+    """Assert that a sum of terms is as exact as any order of so many operations makes it.
+
+    `magnitude` is the sum of the terms' absolute values, `floor` what underflow may add.
+    """
+    gamma = operations * UNIT_ROUNDOFF / (1 - operations * UNIT_ROUNDOFF)
+    error, bound = np.abs(np.subtract(observed, expected)), gamma * np.abs(magnitude) + floor
+    assert np.shape(observed) == np.shape(expected)
+    assert np.all(error <= bound), f"{observed} is not {expected}: error {error}, bound {bound}"
+
+
+# A row's terms are its largest logit twice and the logarithm of a sum; exponentials turn absolute errors of
+# logits into relative ones. A rank weighs its rows to at most 2 W; times W where a row carries gradient W
+# times.
+
+
+def value_magnitude(rows: Sequence[int]) -> float:
+    """Return the sum of the absolute values of a loss's terms, for ranks with so many rows each."""
+    return float(2 * len(rows) * (2 * LOGIT + 1 + np.log(sum(rows) + VOCABULARY)) * sum(rows))
+
+
+def gradient_magnitude(rows: Sequence[int]) -> float:
+    """Return the same of an element of a gradient."""
+    return 2 * len(rows) ** 2 * LOGIT * (1 + 2 * LOGIT) * sum(rows)
+
+
+def operations(rows: Sequence[int]) -> int:
+    """Return how many operations lie between an input and a loss or a gradient."""
+    return 2 * (TEACHER_WIDTH + sum(rows) + VOCABULARY + 10)
