@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -192,13 +191,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, option: str) -
 
 
 def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
-    record = tmp_path / "certificate.json"
-    page = tmp_path / "page.html"
+    record, page, called = tmp_path / "certificate.json", tmp_path / "page.html", tmp_path / "called"
+    target = tmp_path / "mine.py"
+    target.write_text(f"""
+import pathlib, verified_losses
+class Loss(verified_losses.ClipLoss):
+    def forward(self, *given, **named):
+        pathlib.Path({str(called)!r}).touch()
+        return super().forward(*given, **named)
+""")
+    asked = [f"{target}:Loss", "--as", "clip", "--world", "1", "--max-examples", "5000"]
     files = ["--json", str(record), "--html", str(page)]
-    command = [*COMMAND, *files, "--loss", "clip", "--world", "1", "--max-examples", "5000"]
-    with started(command, stdout=subprocess.PIPE) as running:
-        wait_until(record.exists, running)
-        time.sleep(1)
+    with started([*COMMAND, *asked, *files], stdout=subprocess.PIPE) as running:
+        wait_until(called.exists, running)
         running.send_signal(signal.SIGINT)
         printed, _ = running.communicate(timeout=LIMIT_SECONDS)
     assert running.returncode == 130, printed
