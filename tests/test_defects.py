@@ -3,9 +3,14 @@
 Here each defect meets the laws expected to catch it alone; `make defects` certifies it as a whole.
 """
 
+import contextlib
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from verified_losses.properties.contracts import contracts
@@ -13,6 +18,7 @@ from verified_losses.properties.laws import laws
 from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
+from .children import LIMIT_SECONDS, started, wait_until
 from .defects.index import DEFECTS, EXCEPTED, HOROVOD, RIGHT, Planted
 from .defects.report import EXAMPLES, reason_if_falsified
 
@@ -104,3 +110,28 @@ def test_what_is_not_planted_has_a_source_and_a_reason(wrong: str, source: str, 
     assert wrong
     assert reason
     assert all(map(_is_found, source.split("; "))), source
+
+
+def test_a_report_that_is_terminated_leaves_no_process(tmp_path: Path) -> None:
+    endless = ["--only", "right:LogSumExp", "--max-examples", "1000000", "--world", "1"]
+    out = str(tmp_path / "defects.json")
+    command = [sys.executable, "-m", "tests.defects.report", *endless, "--out", out]
+    with started(command) as running:
+        family: list[psutil.Process] = []
+
+        def certifies() -> bool:
+            family[:] = psutil.Process(running.pid).children(recursive=True)
+            # the rank that the loss runs in has a session of its own, and descends from a worker
+            with contextlib.suppress(ProcessLookupError):
+                return any(os.getsid(one.pid) == one.pid for one in family)
+            return False
+
+        wait_until(certifies, running)
+        running.terminate()
+        assert running.wait(LIMIT_SECONDS) == -signal.SIGTERM
+        _, alive = psutil.wait_procs(family, LIMIT_SECONDS)
+        try:
+            assert not alive
+        finally:
+            for one in alive:
+                one.kill()

@@ -148,6 +148,15 @@ def test_horovods_own_gather_is_caught(planted: Planted, law: str) -> None:
         LAWS[law].check(bench, bench.reference(case))
 
 
+@laws_on_one_case
+@pytest.mark.parametrize("planted", HOROVOD, ids=lambda planted: planted.name)
+def test_horovods_own_gather_is_caught_for_what_is_planted(planted: Planted) -> None:
+    # where neither a gradient nor the split of unequal rows is asked for, its terms are right
+    rows = {"AveragesInBackward": (3, 1), "ChunksByWorldSize": (2, 2)}[planted.name]
+    case = case_of(planted.contract, rows, dict(planted.options))
+    LAWS[TERMS].check(contracts()[planted.contract], planted.subject, world_of(2), case)
+
+
 @pytest.mark.parametrize("planted", HOROVOD, ids=lambda planted: planted.name)
 def test_what_is_found_over_horovod_leaves_a_program(planted: Planted, tmp_path: Path) -> None:
     # Horovod gathers no bfloat16

@@ -1,10 +1,9 @@
-"""What the build of Horovod changes in its source is just what it names, or it stops; and when CI runs it."""
+"""What the build of Horovod changes in its source is just what it names, or it stops; and CI runs it."""
 
 import os
 import runpy
 import shutil
 import subprocess
-import sys
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -84,6 +83,7 @@ def test_a_wheel_is_kept_only_if_it_is_right(
 
     monkeypatch.setitem(TOOL["build"].__globals__, "pip", pip)
     monkeypatch.setitem(TOOL["build"].__globals__, "unpack", lambda folder: source)
+    monkeypatch.setitem(TOOL["build"].__globals__, "check_tools", lambda: None)
     if refusal is None:
         TOOL["build"](kept)
         assert list(kept.parent.iterdir()) == [kept]
@@ -101,37 +101,66 @@ def test_the_wheel_is_told_apart_by_torch_and_python(monkeypatch: pytest.MonkeyP
     assert wheel.name.startswith("horovod-0.28.1+torch2.99.0.cpu-cp3")
 
 
+def put_program(file: Path, text: str) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+
+
 @pytest.mark.parametrize(
-    ("wheel", "asked", "verified"),
-    [(True, "", True), (False, "1", True), (False, "", False), (True, "1", True)],
+    ("programs", "compiler", "refusal"),
+    [
+        ({"c++": "exit 0"}, "", "^make: expected it on PATH"),
+        ({"make": ""}, "", r"^CXX: expected a C\+\+20 compiler, got none, nor any of c\+\+, g\+\+, clang"),
+        ({"make": "", "c++": "echo too old >&2; exit 1"}, "", r"^c\+\+: expected a C\+\+20 (?s:.*)too old$"),
+        ({"make": "", "c++": "exit 0"}, "none -m64", "^none -m64: expected .* No such file or directory"),
+        ({"make": "", "g++": "exit 0"}, "", None),
+        ({"make": "", "mine": 'test "$1" = -m64'}, "mine -m64", None),
+    ],
+    ids=["no make", "no compiler", "old compiler", "no such compiler", "right", "chosen"],
 )
-def test_ci_verifies_horovod_or_says_aloud_that_it_did_not(
-    wheel: bool, asked: str, verified: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_what_the_build_needs_is_asked_for_first(
+    programs: dict[str, str],
+    compiler: str,
+    refusal: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    for name in (".ci/run", "tools/horovod_wheel.py"):
-        (tmp_path / name).parent.mkdir()
-        shutil.copy(ROOT / name, tmp_path / name)
-    # what CI makes is only named
-    for name, does in (
-        ("bin/make", 'echo "make $* HOROVOD=$HOROVOD"'),
-        (".venv/bin/python", f'exec {sys.executable} "$@"'),
-    ):
-        program = tmp_path / name
-        program.parent.mkdir(parents=True)
-        program.write_text(f"#!/bin/sh\n{does}\n")
-        program.chmod(0o755)
+    for name, text in programs.items():
+        put_program(tmp_path / "bin" / name, text)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("CXX", compiler)
+    if refusal is None:
+        TOOL["check_tools"]()
+        return
+    downloads: list[tuple[str, ...]] = []
+    monkeypatch.setitem(TOOL["build"].__globals__, "pip", lambda *arguments: downloads.append(arguments))
+    with pytest.raises(ValueError, match=refusal):
+        TOOL["build"](tmp_path / "wheel")
+    assert not downloads
+
+
+def test_a_build_that_fails_prints_no_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HOROVOD_WHEELS", str(tmp_path))
-    if wheel:
-        TOOL["cached"]().touch()
-    environment = os.environ | {
-        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "HOROVOD": asked,
-    }
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert TOOL["main"]() == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1].startswith("no wheel of Horovod: make: expected it on PATH")
+
+
+@pytest.mark.parametrize("broken", ["lint", "test", "horovod", None])
+def test_ci_verifies_horovod_too(broken: str | None, tmp_path: Path) -> None:
+    made = ["clean", "lint", "test", "horovod"]
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    # what CI makes is only named
+    put_program(tmp_path / "bin" / "make", f'echo "$*"; test "$1" != "{broken}"')
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         [tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert "make test HOROVOD=" in said
-    assert (f"make horovod HOROVOD={asked}" in said) == verified
-    assert ("NOT VERIFIED: Horovod" in done.stdout) != verified
+    assert done.returncode == (broken is not None), done.stderr
+    assert done.stdout.splitlines() == made[: made.index(broken) + 1 if broken else None]

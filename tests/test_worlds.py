@@ -23,6 +23,8 @@ from verified_losses.properties.worlds import WorldError
 from verified_losses.properties.worlds.processes import ProcessWorld, shared_world
 from verified_losses.properties.worlds.single import SingleWorld
 
+from .children import started
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -152,12 +154,11 @@ def run_script(tmp_path, text):
     """Start a Python script that has no `__main__` guard, as a user might write it."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(text))
-    return subprocess.Popen(
+    return started(
         [sys.executable, str(script)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     )
 
 
@@ -387,7 +388,8 @@ def test_a_function_that_ranks_cannot_import(world, monkeypatch):
         world.run(describe)
 
 
-def test_close_leaves_nothing(tmp_path, monkeypatch):
+def test_close_leaves_nothing(world, tmp_path, monkeypatch):
+    world.run(process_id)  # the fork server keeps a folder of its own
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     world = ProcessWorld(3)
     world.close()
@@ -417,7 +419,8 @@ def test_a_killed_dispatcher_takes_its_busy_ranks_along(tmp_path):
         pids = await_pids(folder, 2)
         assert all(map(is_running, pids))
         dispatcher.kill()
-    assert await_end(pids)
+        dispatcher.wait()
+        assert await_end(pids)
     assert not list(tmp_path.glob("world-*"))
 
 

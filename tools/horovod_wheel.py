@@ -1,14 +1,15 @@
 """Build Horovod against the installed torch, once: print the wheel's path, which is kept in a cache.
 
-    python tools/horovod_wheel.py             build the wheel unless the cache has it
-    python tools/horovod_wheel.py --cached    exit with status 1 unless the cache has it
+    python tools/horovod_wheel.py
 
-The cache is the folder HOROVOD_WHEELS, by default verified-losses in XDG_CACHE_HOME or ~/.cache.
+It takes make, a C++20 compiler and Python's headers; cmake comes from PyPI. The cache, which only saves time,
+is the folder HOROVOD_WHEELS, by default verified-losses in XDG_CACHE_HOME or ~/.cache.
 Horovod's last release is older than C++17, which torch's headers have since required, and than cmake 4.
 """
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,9 @@ VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 PATCHED = ("CMakeLists.txt", "horovod/torch/CMakeLists.txt")
 OLD, NEW = "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 20)"
+COMPILERS = ("c++", "g++", "clang++")
+"""Of which cmake takes the first that there is, unless CXX names one."""
+PROGRAM = "#include <concepts>\n#include <Python.h>\nstatic_assert(std::integral<int>);\n"
 BUILD_SECONDS = 1800
 ENVIRONMENT = {
     "CMAKE_POLICY_VERSION_MINIMUM": "3.5",
@@ -54,6 +58,30 @@ def pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
     subprocess.run(
         command, check=True, timeout=BUILD_SECONDS, stdout=sys.stderr, env=os.environ | (environment or {})
     )
+
+
+def check_tools() -> None:
+    """Try what the build needs and PyPI does not have, on a program of three lines.
+
+    Raises:
+        ValueError: some of it is missing.
+    """
+    if shutil.which("make") is None:
+        raise ValueError("make: expected it on PATH, as Horovod is built with it")
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else [*filter(shutil.which, COMPILERS)]
+    if not compilers:
+        raise ValueError(
+            f"CXX: expected a C++20 compiler, got none, nor any of {', '.join(COMPILERS)} on PATH"
+        )
+    options = ["-std=c++20", "-fsyntax-only", "-I", sysconfig.get_path("include"), "-x", "c++", "-"]
+    command = [*shlex.split(compilers[0]), *options]
+    try:
+        subprocess.run(command, input=PROGRAM, check=True, text=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(
+            f"{compilers[0]}: expected a C++20 compiler and Python's headers (Debian: g++, python3-dev), "
+            f"got {error}\n{getattr(error, 'stderr', '')}".rstrip()
+        ) from error
 
 
 def patch(source: Path) -> None:
@@ -94,10 +122,11 @@ def build(wheel: Path) -> None:
     """Build the wheel and put it into the cache, whole or not at all.
 
     Raises:
-        ValueError: the source is another, or what was built has no extension for torch.
+        ValueError: a tool is missing, the source is another, or what was built has no extension for torch.
         subprocess.CalledProcessError, subprocess.TimeoutExpired: pip or the compiler failed.
     """
-    pip("install", "packaging", "setuptools>=70.1", *([] if shutil.which("cmake") else ["cmake"]))
+    check_tools()
+    pip("install", "packaging", "setuptools>=70.1", "cmake>=3.13")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = ENVIRONMENT | {
         "HOROVOD_LOCAL_VERSION": local_version(),
@@ -123,14 +152,15 @@ def build(wheel: Path) -> None:
 
 
 def main() -> int:
-    """Print the wheel's path, or where it would be; return the exit status."""
+    """Print the wheel's path; return the exit status."""
     wheel = cached()
     if not wheel.exists():
-        if "--cached" in sys.argv[1:]:
-            print(f"no {wheel}", file=sys.stderr)
-            return 1
         print(f"building {wheel.name}: this takes minutes", file=sys.stderr)
-        build(wheel)
+        try:
+            build(wheel)
+        except (ValueError, subprocess.SubprocessError) as error:
+            print(f"no wheel of Horovod: {error}", file=sys.stderr)
+            return 1
     print(wheel)
     return 0
 

@@ -13,7 +13,7 @@ class AveragesInBackward(good.ClipLoss):
     def get_logits(self, image_features: Tensor, text_features: Tensor, *scalars: Any) -> Any:
         if self.world_size == 1:
             return super().get_logits(image_features, text_features, *scalars)
-        everyone = [hvd.allgather(mine.contiguous()) for mine in (image_features, text_features)]
+        everyone = [all_gather(mine) for mine in (image_features, text_features)]
         return logits(self, image_features, text_features, everyone, *scalars)
 
 
@@ -23,12 +23,18 @@ class ChunksByWorldSize(good.ClipLoss):
             return super().get_logits(image_features, text_features, *scalars)
         everyone = []
         for mine in (image_features, text_features):
-            with torch.no_grad():
-                parts = list(hvd.allgather(mine.contiguous()).chunk(self.world_size))
+            parts = list(all_gather(mine.detach()).chunk(self.world_size))
             if not self.local_loss:
                 parts[self.rank] = mine
             everyone.append(torch.cat(parts))
         return logits(self, image_features, text_features, everyone, *scalars)
+
+
+def all_gather(mine: Tensor) -> Tensor:
+    # under inference mode Horovod raises, which is not what is planted
+    with torch.inference_mode(False):
+        everyone: Tensor = hvd.allgather(mine.contiguous())
+    return everyone
 
 
 def logits(

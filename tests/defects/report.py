@@ -6,10 +6,11 @@ import multiprocessing
 import os
 import statistics
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,6 +139,18 @@ def all_catchers(planted: Planted, seed: int, worlds: str, max_examples: int) ->
     return found
 
 
+def _end_with_parent() -> None:
+    """End this process, and with it its worlds, once its parent is gone, whatever ended that."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def examine(planted: Planted, seeds: list[int], worlds: str, max_examples: int, every: bool) -> Result:
     """Try with each seed; with `every`, find all properties that do not hold."""
     # what it prints is its own affair
@@ -201,18 +214,19 @@ def report(
     def alone(planted: Planted) -> Result:
         # a process each: what one changes in its process, the next does not see. Not by max_tasks_per_child,
         # with which a pool that is shut down may wait for ever (CPython issue 115634)
-        with ProcessPoolExecutor(1, mp_context=context) as process:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as process:
             found = every and planted.wrong != ""
             return process.submit(examine, planted, seeds, world, max_examples, found).result()
 
     pool = ThreadPoolExecutor(jobs)
     try:
-        pending = {planted.id: pool.submit(alone, planted) for planted in chosen}
-        for planted in chosen:
-            results[planted.id] = pending[planted.id].result()
+        pending = {pool.submit(alone, planted): planted for planted in chosen}
+        for done in as_completed(pending):
+            planted = pending[done]
+            results[planted.id] = done.result()
             _show(console, planted, results[planted.id])
             # whoever interrupts it keeps what there is, and waits for what runs alone
-            ended = [dataclasses.asdict(result) for result in results.values()]
+            ended = [dataclasses.asdict(results[one.id]) for one in chosen if one.id in results]
             out.write_text(json.dumps(ended, indent=1) + "\n")
     finally:
         pool.shutdown(cancel_futures=True)
