@@ -72,6 +72,13 @@ def test_labels_are_ignored_as_the_loss_is_constructed(
     assert {case.pad_id for case in finding.cases if case.pads != "none" or case.pad_rows} == ignored
 
 
+def test_a_confident_loss_of_half_precision_logits_accuses_nobody() -> None:
+    case = Case((2,), dtype="float16", pattern="grid", pad_id=1000, pads="inside", seed=902)
+    planned = checks({"torch": ("cross_entropy", Subject("torch.nn:CrossEntropyLoss"))}, parse("1"))
+    (check,) = [one for one in planned if one.law.name == "terms equal the oracle"]
+    assert falsify(check, Example(case)) < 1
+
+
 OPEN_CLIP = importlib.util.find_spec("open_clip")
 AGREE = [("clip", "ClipLoss", (("gather_with_grad", True), ("local_loss", local))) for local in (False, True)]
 AGREE += [("siglip", "SigLipLoss", (("dist_impl", name),)) for name in ("bidir", "shift", "reduce", "gather")]

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers import close
 from verified_losses.oracles import rounding
@@ -40,6 +41,7 @@ PRECISIONS = [
     COARSE,
     Precision(2.0**-7, 2.0**-7, 2.0**-9),
     *(Precision.of(d) for d in ("float32", "bfloat16", "float16")),
+    COARSE.of_given_logits,
 ]
 
 
@@ -251,7 +253,8 @@ def scalar_softmax(z, e, p):
         terms += q[j] * math.expm1(shift[j] + BASE_TWO * w * -shifted[j])
         terms += q[j] * ELEMENTARY * w if shifted[j] else 0
     terms += (ELEMENTARY + 1) * w * rescaled + scalar_summed(q, w)
-    of_sum = (ELEMENTARY + BASE_TWO) * w * log_sum - math.log1p(-terms)
+    terms += p.exponentials + scalar_summed(q, p.exponentials)
+    of_sum = (ELEMENTARY + BASE_TWO) * w * log_sum - math.log1p(-min(terms, 1 - FLOAT64))
     log_rounded, rounded = [], []
     for j in c:
         place = max(shift[j], scalar_added(log_sum, top + log_sum, w))
@@ -1076,3 +1079,24 @@ def test_gradients_hold_in_single_precision() -> None:
     scale = sequential((g * (x.astype(np.float32) @ y.astype(np.float32).T)).reshape(-1))
     assert abs(scale - (0.5 * slope * (x @ y.T)).sum()) <= parts["scale"].error
     assert abs(sequential(g.reshape(-1)) - 0.5 * slope.sum()) <= parts["bias"].error
+
+
+@pytest.mark.parametrize("classes", [2, 3, 17, 40])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_torchs_cross_entropy_of_half_precision_logits_is_within_its_bound(dtype: str, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    spread = 2.0 ** rng.integers(-2, 4, (400, 1))
+    logits = torch.tensor(spread * rng.standard_normal((400, classes))).to(getattr(torch, dtype))
+    logits[::2, 0] += 5  # a confident row: its loss is near 0, and the sum of its exponentials near 1
+    logits.requires_grad_()
+    labels = torch.zeros(400, dtype=torch.int64)
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    losses.sum().backward()
+    z, hot = bounded(logits.detach().double().numpy()), bounded(np.eye(classes)[labels.numpy()])
+    precision = Precision.of(dtype)
+    value, slope = rounding.cross_entropy(z, hot, precision.of_given_logits)
+    assert (abs(losses.detach().double().numpy() - value.value) <= value.error).all()
+    assert logits.grad is not None
+    assert (abs(logits.grad.double().numpy() - slope.value) <= slope.error).all()
+    plain, _ = rounding.cross_entropy(z, hot, precision)
+    assert (abs(losses.detach().double().numpy() - plain.value) > plain.error).any()

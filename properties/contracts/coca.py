@@ -97,7 +97,7 @@ class CoCaContract(ClipContract):
             z = given["logits"].reshape(-1, case.vocabulary)
             hot = np.eye(case.vocabulary)[np.where(is_token, given["labels"], 0).reshape(-1)]
             values, slope = rounding.cross_entropy(
-                Bounded(z, np.zeros(z.shape)), Bounded(hot, np.zeros(z.shape)), p
+                Bounded(z, np.zeros(z.shape)), Bounded(hot, np.zeros(z.shape)), p.of_given_logits
             )
             kept = is_token.reshape(-1)
             error = rounding.total(Bounded(values.value[kept], values.error[kept]), weight, p)

@@ -72,7 +72,7 @@ class CrossEntropyContract(Contract):
             weight = Weight.of(1 / tokens, tokens)
             z, exact = given["logits"], np.zeros(given["logits"].shape)
             hot = np.eye(case.vocabulary)[np.where(kept, given["labels"], 0)]
-            value, slope = rounding.cross_entropy(Bounded(z, exact), Bounded(hot, exact), p)
+            value, slope = rounding.cross_entropy(Bounded(z, exact), Bounded(hot, exact), p.of_given_logits)
             counted = Bounded(value.value[kept], value.error[kept])
             terms.append({"loss": np.asarray(rounding.total(counted, weight, p))})
             gradient = rounding.weighed(slope, weight.times(cotangents[rank]["loss"]), p)
