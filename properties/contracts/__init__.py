@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles import complex_step
 from verified_losses.oracles.complex_step import Array
-from verified_losses.oracles.rounding import FLOAT64, Magnitude, Precision, gamma
+from verified_losses.oracles.hyper_dual import HyperDual
+from verified_losses.oracles.rounding import FLOAT64, WEIGHING, Magnitude, Precision, gamma
 
 from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents, independent
 from ..subjects import Malformed, Subject
@@ -197,14 +198,12 @@ class Contract(ABC):
         """Return the cotangents of the case."""
         return cotangents(case, self.term_shapes(case))
 
-    def total(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> complex:
+    def total(self, case: Case, inputs: Inputs, weights: list[dict[str, Array]]) -> Any:
         """Return the sum over ranks and terms of cotangent times term: what all backwards together derive."""
-        return complex(
-            sum(
-                np.sum(weight[name] * value)
-                for weight, terms in zip(weights, self.oracle(case, inputs), strict=True)
-                for name, value in terms.items()
-            )
+        return sum(
+            np.sum(weight[name] * value)
+            for weight, terms in zip(weights, self.oracle(case, inputs), strict=True)
+            for name, value in terms.items()
         )
 
     def derivative(
@@ -215,9 +214,47 @@ class Contract(ABC):
         def moved(point: Array) -> complex:
             changed = list(inputs)
             changed[rank] = {**inputs[rank], name: point}
-            return self.total(case, changed, weights)
+            total: complex = self.total(case, changed, weights)
+            return total
 
         return complex_step.directional_derivative(moved, inputs[rank][name], along)
+
+    def second_derivatives(
+        self,
+        case: Case,
+        inputs: Inputs,
+        weights: list[dict[str, Array]],
+        moves: Inputs,
+        directions: list[tuple[int, str, Array]],
+    ) -> tuple[Array, Array]:
+        """Return the second derivatives of `total`, and how far rounding may take a right implementation's.
+
+        Args:
+            case: one whose dtype is accumulated in itself.
+            inputs: every rank's.
+            weights: the cotangents.
+            moves: how all inputs that are moved move together.
+            directions: a rank, the name of one of its inputs and how that moves, for each second derivative.
+        """
+        p = Precision.of(case.dtype)
+        moved: list[dict[str, Any]] = []
+        for place, given in enumerate(inputs):
+            numbers: dict[str, Any] = dict(given)
+            for key, array in given.items():
+                if np.issubdtype(array.dtype, np.floating):
+                    along = np.zeros((len(directions), *array.shape))
+                    for k, (rank, name, direction) in enumerate(directions):
+                        if (rank, name) == (place, key):
+                            along[k] = direction
+                    still = np.zeros(array.shape)
+                    numbers[key] = HyperDual.at(array, moves[place].get(key, still), along, p)
+            moved.append(numbers)
+        total = self.total(case, moved, weights)
+        if not isinstance(total, HyperDual):  # no term counts
+            return np.zeros(len(directions)), np.zeros(len(directions))
+        # reverse mode adds up what each term of each rank gives an input, of its own rows and of all
+        uses = 2 * case.world_size * len(self.terms)
+        return total.second(WEIGHING + uses)
 
     def slack(self, case: Case) -> float:
         """Return what to multiply a bound with for the oracle's own rounding."""
