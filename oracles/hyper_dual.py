@@ -278,6 +278,10 @@ def _concatenate(numbers: Sequence[HyperDual], axis: int = 0) -> HyperDual:
     return numbers[0]._with(np.concatenate([one.parts for one in numbers], numbers[0]._axes(axis)[0]))
 
 
+def _split(number: HyperDual, cuts: Any, axis: int = 0) -> list[HyperDual]:
+    return [number._with(parts) for parts in np.split(number.parts, cuts, number._axes(axis)[0])]
+
+
 _UFUNCS: dict[Any, Callable[..., HyperDual]] = {
     np.negative: HyperDual._negative,
     np.add: HyperDual._add,
@@ -293,6 +297,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.sum: HyperDual.sum,
     np.max: _max,
     np.concatenate: _concatenate,
+    np.split: _split,
     np.real: _real,
     np.iscomplexobj: lambda number: False,
 }
