@@ -17,6 +17,8 @@ are added because right implementations have them:
 - a softmax may subtract any logit, derived or not: a maximum has the largest size of all;
 - a sum of exponentials may be rescaled at each term, as an online softmax does;
 - a sigmoid s and its slope s (1 - s) may come from differences of numbers near 1, so both err relative to 1.
+
+An implementation whose formula has other terms, larger than the oracle's and cancelling, has no bound here.
 """
 
 import math
@@ -83,9 +85,15 @@ class HyperDual(NDArrayOperatorsMixin):
         return self._with(total)
 
     def second(self, roundings: int = 0) -> tuple[Array, Array]:
-        """Return the [k, ...] second derivatives along v and each w, and bounds that let them round more."""
+        """Return the [k, ...] second derivatives along v and each w, and their bounds.
+
+        Args:
+            roundings: how often the whole rounds besides, as it is weighed and its parts are added up.
+        """
         value, size, error = self.parts[:, 1, 1:]
-        return value, error + gamma(roundings, self.p.stored) * (size + error)
+        bound = error + gamma(roundings, self.p.stored) * (size + error)
+        # a bound that overflowed on its way says nothing
+        return value, np.where(np.isnan(bound), np.inf, bound)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method != "__call__" or kwargs:

@@ -195,6 +195,13 @@ def test_an_argument_that_may_be_zero_has_no_bound():
     assert np.log(x).second()[1] > 1e9
 
 
+def test_a_bound_that_overflows_accuses_nobody():
+    with np.errstate(over="ignore", invalid="ignore"):
+        huge = number([1e200, 0], 1, [1], PLAIN) * 1e200
+        bound = (huge * 0).second()[1]
+    assert np.isinf(bound).tolist() == [[True, False]]
+
+
 def test_a_sigmoid_errs_relative_to_one():
     # as 1 - 1 / (1 + exp(z)) it is some u, however small it should be
     value, error = np.logaddexp(0, number(-100, 1, [1], FLOATS)).second()

@@ -249,7 +249,8 @@ class Contract(ABC):
                     still = np.zeros(array.shape)
                     numbers[key] = HyperDual.at(array, moves[place].get(key, still), along, p)
             moved.append(numbers)
-        total = self.total(case, moved, weights)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = self.total(case, moved, weights)
         if not isinstance(total, HyperDual):  # no term counts
             return np.zeros(len(directions)), np.zeros(len(directions))
         # reverse mode adds up what each term of each rank gives an input, of its own rows and of all
