@@ -76,4 +76,5 @@ def clip_loss(
     )  # fmt: skip
     labels = get_ground_truth(rows, rank, local_loss)
     total = np.sum(cross_entropy(per_image, labels)) + np.sum(cross_entropy(per_text, labels))
-    return complex(total * row_weight(rows, local_loss) / 2)
+    loss: complex = total * row_weight(rows, local_loss) / 2
+    return loss

@@ -29,4 +29,5 @@ def caption_loss(
     is_token = labels[rank] != pad_id
     if not is_token.any():
         return 0j
-    return complex(np.sum(cross_entropy(logits[rank][is_token], labels[rank][is_token])) / divisor)
+    loss: complex = np.sum(cross_entropy(logits[rank][is_token], labels[rank][is_token])) / divisor
+    return loss

@@ -40,4 +40,4 @@ def constant(value: Array) -> Array:
 
 def carry(value: Array, times: float) -> Array:
     """Return `value`, whose derivative counts `times`."""
-    return np.real(value) + 1j * times * np.imag(value)
+    return value if times == 1 else np.real(value) + 1j * times * np.imag(value)

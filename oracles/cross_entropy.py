@@ -14,4 +14,5 @@ from .complex_step import Array
 def cross_entropy_loss(logits: Array, labels: Array, ignore_index: int) -> complex:
     """Return the mean of [n, c] logits' cross-entropies, at least one of whose [n] labels counts."""
     kept = labels != ignore_index
-    return complex(np.sum(cross_entropy(logits[kept], labels[kept])) / np.count_nonzero(kept))
+    loss: complex = np.sum(cross_entropy(logits[kept], labels[kept])) / np.count_nonzero(kept)
+    return loss

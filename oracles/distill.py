@@ -42,4 +42,5 @@ def distill_loss(
     teacher_logits = [constant(z) if convention == "exact" else z for z in logits[1]]
     total = sum(np.sum(dist_loss(t, s)) for t, s in zip(teacher_logits, logits[0], strict=True))
     rows = [len(features) for features in student[0]]
-    return complex(total * row_weight(rows, local_loss) / 2)
+    loss: complex = total * row_weight(rows, local_loss) / 2
+    return loss

@@ -36,4 +36,5 @@ def infonce_loss(
     anchors = queries[rank] if local_loss else gather_features(queries, rank, *flags)
     logits = normalize(anchors) @ all_keys.T / temperature
     labels = get_ground_truth(rows, rank, local_loss)
-    return complex(np.sum(cross_entropy(logits, labels)) * row_weight(rows, local_loss))
+    loss: complex = np.sum(cross_entropy(logits, labels)) * row_weight(rows, local_loss)
+    return loss

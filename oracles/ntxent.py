@@ -41,4 +41,5 @@ def ntxent_loss(
     others = np.arange(len(views)) != own[:, None]
     kept = logits[others].reshape(len(own), len(views) - 1)
     labels = partner - (partner > own)
-    return complex(np.sum(cross_entropy(kept, labels)) * row_weight(rows, local_loss) / 2)
+    loss: complex = np.sum(cross_entropy(kept, labels)) * row_weight(rows, local_loss) / 2
+    return loss

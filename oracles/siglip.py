@@ -12,6 +12,9 @@ from .complex_step import Array
 
 def softplus(z: Array) -> Array:
     """Return log(1 + exp(z)) = -log sigmoid(-z)."""
+    if not np.iscomplexobj(z):
+        real: Array = np.logaddexp(0, z)
+        return real
     # split by sign so that the exponential never overflows
     tail = np.exp(np.where(np.real(z) > 0, -z, z))
     result: Array = np.where(np.real(z) > 0, z, 0) + log1p(tail)
@@ -46,4 +49,5 @@ def siglip_loss(
     logits = logit_scale[rank] * image_features[rank] @ all_text.T + logit_bias[rank]
     labels = -np.ones(logits.shape)
     labels[np.arange(rows[rank]), sum(rows[:rank]) + np.arange(rows[rank])] = 1
-    return complex(np.sum(softplus(-labels * logits)) * len(rows) / sum(rows))
+    loss: complex = np.sum(softplus(-labels * logits)) * len(rows) / sum(rows)
+    return loss

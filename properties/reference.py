@@ -7,7 +7,8 @@ import numpy as np
 
 from verified_losses.oracles import complex_step
 from verified_losses.oracles.complex_step import Array
-from verified_losses.oracles.rounding import FLOAT64, Precision
+from verified_losses.oracles.hyper_dual import HyperDual
+from verified_losses.oracles.rounding import FLOAT64, WEIGHING, Precision
 
 from .cases import Case
 from .contracts import Bounds, Contract, Cotangents, Inputs
@@ -61,15 +62,10 @@ class Reference:
         """What to multiply a bound with for the oracle's own rounding."""
         return 1 + FLOAT64 / Precision.of(self.case.dtype).accumulated
 
-    def total(self, inputs: Inputs) -> complex:
+    def total(self, inputs: Inputs) -> Any:
         """Return the sum over ranks and terms of cotangent times term: what all backwards together derive."""
-        return complex(
-            sum(
-                np.sum(given[name] * value)
-                for given, terms in zip(self.cotangents, self.contract.oracle(self.case, inputs), strict=True)
-                for name, value in terms.items()
-            )
-        )
+        everyone = zip(self.cotangents, self.contract.oracle(self.case, inputs), strict=True)
+        return sum(np.sum(given[name] * value) for given, terms in everyone for name, value in terms.items())
 
     def derivative(self, rank: int, name: str, along: Array) -> float:
         """Return the derivative of `total` as one input of one rank moves along a direction."""
@@ -77,9 +73,42 @@ class Reference:
         def moved(point: Array) -> complex:
             changed = list(self.inputs)
             changed[rank] = {**self.inputs[rank], name: point}
-            return self.total(changed)
+            total: complex = self.total(changed)
+            return total
 
         return complex_step.directional_derivative(moved, self.inputs[rank][name], along)
+
+    def second_derivatives(
+        self, moves: Inputs, directions: list[tuple[int, str, Array]]
+    ) -> tuple[Array, Array]:
+        """Return the second derivatives of `total`, and how far rounding may take a right implementation's.
+
+        The case's dtype is one that accumulates in itself: float64 or float32.
+
+        Args:
+            moves: how all inputs that are moved move together.
+            directions: a rank, the name of one of its inputs and how that moves, for each second derivative.
+        """
+        p = Precision.of(self.case.dtype)
+        moved: list[dict[str, Any]] = []
+        for place, given in enumerate(self.inputs):
+            numbers: dict[str, Any] = dict(given)
+            for key, array in given.items():
+                if np.issubdtype(array.dtype, np.floating):
+                    along = np.zeros((len(directions), *array.shape))
+                    for k, (rank, name, direction) in enumerate(directions):
+                        if (rank, name) == (place, key):
+                            along[k] = direction
+                    still = np.zeros(array.shape)
+                    numbers[key] = HyperDual.at(array, moves[place].get(key, still), along, p)
+            moved.append(numbers)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = self.total(moved)
+        if not isinstance(total, HyperDual):  # no term counts
+            return np.zeros(len(directions)), np.zeros(len(directions))
+        # reverse mode adds up what each term of each rank gives an input, of its own rows and of all
+        uses = 2 * self.case.world_size * len(self.contract.terms)
+        return total.second(WEIGHING + uses)
 
 
 @lru_cache(maxsize=2)

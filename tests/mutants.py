@@ -59,7 +59,7 @@ TARGETS = (
         "not processes and not compiled and not one_graph and not open_clip",
         ("-p", "tests.in_process"),
     ),
-    Target("verified_losses.oracles", ("oracles", "rounding")),
+    Target("verified_losses.oracles", ("oracles", "rounding", "hyper_dual")),
 )
 
 

@@ -1,5 +1,6 @@
 """The shipped losses hold; so do the parts of open_clip that are right."""
 
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from verified_losses.properties.cases import Case
+from verified_losses.properties.cases import DTYPES, Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import laws
@@ -77,6 +78,21 @@ def test_a_confident_loss_of_half_precision_logits_accuses_nobody() -> None:
     planned = checks({"torch": ("cross_entropy", Subject("torch.nn:CrossEntropyLoss"))}, parse("1"))
     (check,) = [one for one in planned if one.law.name == "terms equal the oracle"]
     assert falsify(check, Example(case)) < 1
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "drawn"), [(DTYPES, {"float64"}), (DTYPES[1:], {"float32"}), (DTYPES[2:], set())]
+)
+def test_second_derivatives_are_taken_in_a_dtype_that_is_asked_for(
+    dtypes: tuple[str, ...], drawn: set[str]
+) -> None:
+    contract, subject = SHIPPED["clip"]
+    subject = dataclasses.replace(subject, dtypes=dtypes)
+    planned = checks({"clip": (contract, subject)}, parse("1"))
+    (check,) = [one for one in planned if one.law.name == "twice differentiable"]
+    finding = verify(check, EXAMPLES)
+    assert {case.dtype for case in finding.cases} == drawn
+    assert finding.verdict == ("holds" if drawn else "skipped")
 
 
 OPEN_CLIP = importlib.util.find_spec("open_clip")

@@ -36,8 +36,9 @@ from ..examples import Example, as_python
 from ..laws import INFERENCE, Falsified, Place
 from ..laws.communication import Collectives, together
 from ..laws.compiled import compilable
-from ..laws.gradients import STEP, curve, unweighted, weighted
+from ..laws.gradients import curves, unweighted, weighted
 from ..laws.metamorphic import padding_filled
+from ..reference import reference
 from ..running import refilled
 from ..subjects import Target
 from ..verify.certifier import Check, Finding
@@ -145,7 +146,10 @@ def render(finding: Finding, path: Path) -> str:
     row = check.world.row
     horovod = row.launcher == "horovodrun"
     numbers = judge in ("term", "gradient", "mean", "pair")
-    sources = contract.oracle_source(calls[1].case if judge == "mean" else case)
+    # a second derivative of the oracle's is quoted
+    sources = (
+        {} if program.act == "curve" else contract.oracle_source(calls[1].case if judge == "mean" else case)
+    )
     derived = judge == "gradient" or (judge == "mean" and known.kind == "gradient")
     uses_oracle = judge in ("term", "gradient", "mean") and bool(sources)
     weights = {
@@ -285,7 +289,7 @@ def _judge(program: Program | None, error: Exception | None) -> str:
     by_act = {
         "mean": "mean",
         "pair": "pair",
-        "curve": "pair",
+        "curve": "gradient",
         "again": "bits",
         "used": "bits",
         "travel": "term",
@@ -354,8 +358,7 @@ def _constants(
     if program.act == "curve":
         if not weights:
             constants.append(("COTANGENTS", None, ""))
-        constants.append(("STEP", STEP, "of the finite differences"))
-        constants.append(("ALONG", _directions(contract, case), "how the inputs move"))
+        constants.append(("MOVES", _moves(contract, case), "how each rank's inputs move"))
     if judge in ("returns", "words"):
         return constants
     if place.rank is not None:
@@ -380,11 +383,10 @@ def _constants(
     return constants
 
 
-def _directions(contract: Contract, case: Case) -> list[dict[str, Any]]:
-    names = [name for name, wanted in contract.gradient_expected(case).items() if wanted]
+def _moves(contract: Contract, case: Case) -> list[dict[str, Any]]:
     return [
-        {name: _nested(value, "float64") for name, value in curve(case, rank, arrays, names).items()}
-        for rank, arrays in enumerate(contract.inputs(case))
+        {name: _nested(value, case.dtype) for name, value in moved.items()}
+        for moved in curves(reference(contract, Example(case)))
     ]
 
 

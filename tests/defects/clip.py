@@ -492,6 +492,14 @@ class NotTwiceDifferentiable(Clip):
         return super().clip(altered(image, Tensor.detach), text, scale, bias)
 
 
+class CurvatureNarrowed(Clip):
+    def clip(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        def narrowed_once_derived(grad: Tensor) -> Tensor:
+            return altered(grad, lambda second: second.float().to(second.dtype))
+
+        return super().clip(altered(image, narrowed_once_derived), text, scale, bias)
+
+
 class RefusesSecondDerivative(Clip):
     def clip(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
         return super().clip(_Once.apply(image), text, scale, bias)

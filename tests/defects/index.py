@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from verified_losses.properties.cases import Case
+from verified_losses.properties.cases import DTYPES, Case
 from verified_losses.properties.subjects import Subject
 
 TERMS, GRADS, COTANGENTS = "terms equal the oracle", "gradients equal the oracle", "cotangents pass through"
@@ -63,6 +63,8 @@ class Planted:
     """It is held to equally many rows on every rank alone."""
     skips: tuple[str, ...] = ()
     """Properties that say nothing about it."""
+    dtypes: tuple[str, ...] = DTYPES
+    """What it is held to."""
     module: str = ""
     """Where it is, if not in the module named like the contract."""
 
@@ -75,7 +77,7 @@ class Planted:
     def subject(self) -> Subject:
         """As a stranger's loss is certified."""
         target = f"tests.defects.{self.module or self.contract}:{self.name}"
-        return Subject(target, even=self.even, options=self.options)
+        return Subject(target, even=self.even, dtypes=self.dtypes, options=self.options)
 
     def is_smallest(self, case: Case) -> bool:
         """Whether no smaller case shows the defect."""
@@ -155,6 +157,7 @@ DEFECTS = [
     Planted("clip", "PositiveCotangent", "the upstream gradient is taken for positive", f"{LIGER}/pull/1298", (COTANGENTS,)),
     Planted("clip", "ClampsCotangent", "the upstream gradient is clamped", "", (COTANGENTS,)),
     Planted("clip", "NotTwiceDifferentiable", "backward detaches", "", (TWICE,)),
+    Planted("clip", "CurvatureNarrowed", "second derivatives pass through float32", "", (TWICE,)),
     Planted("clip", "RefusesSecondDerivative", "backward cannot be differentiated", "", (TWICE,)),
     Planted("clip", "IgnoresOutputDict", "output_dict=True returns a tensor", "", (FORMED,)),
     Planted("clip", "AlwaysDict", "output_dict=False returns a dict", "", (FORMED,)),
@@ -395,6 +398,7 @@ RIGHT = [
     Planted("clip", "ColumnBlocks", module="right"),
     Planted("clip", "Outer", module="right"),
     Planted("clip", "Float64Inside", module="right"),
+    Planted("clip", "SinglePrecision", module="right", dtypes=("float32", "bfloat16", "float16")),
     Planted("clip", "AutocastSafe", module="right"),
     Planted("clip", "Compiled", module="right"),
     Planted("clip", "OwnFirstUndone", module="right"),

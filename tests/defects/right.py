@@ -247,6 +247,16 @@ class Float64Inside(Clip):
         return super().clip(image, text, scale, bias)
 
 
+class SinglePrecision(Clip):
+    """It computes in float32, whatever it is given, and is not asked for in float64."""
+
+    def clip(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        return super().clip(image.float(), text.float(), scale, bias)
+
+    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        return super().product(anchors, gallery, scale, bias).float()
+
+
 class AutocastSafe(Clip):
     def clip(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
         with torch.autocast("cpu", enabled=False):
