@@ -389,6 +389,17 @@ def test_a_certificate_names_its_issuer() -> None:
         assert told in shown
 
 
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [(False, "CUDA: no device here"), (True, "CUDA: not verified: every tensor was on the CPU")],
+)
+def test_cuda_is_not_verified_with_a_device_either(
+    monkeypatch: pytest.MonkeyPatch, device: bool, said: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: device)
+    assert [line for line in not_verified(_checks()) if line.startswith("CUDA")] == [said]
+
+
 def test_losses_that_did_not_run_over_horovod_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specs, "horovod_missing", lambda: None)
     asked = {name: SHIPPED[name] for name in ("siglip", "exchange", "exchange_bidir")}
