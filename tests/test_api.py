@@ -71,6 +71,11 @@ def _local() -> type:
         (type("Main", (), {"__module__": "__main__"}), {}, "target: other processes .* got Main of __main__"),
         (ClipLoss, {"contract": "clap"}, "contract: expected one of clip"),
         (ClipLoss, {"convention": "upstream"}, "convention: expected one of exact, open_clip, got upstream"),
+        (
+            ClipLoss,
+            {"contract": "exchange", "convention": "open_clip"},
+            "convention: the contract exchange has none: expected exact, got open_clip",
+        ),
         (ClipLoss, {"dtypes": "float8"}, "dtypes: expected some of float64"),
         (ClipLoss, {"world": "two"}, "world: expected parts like"),
         (ClipLoss, {"max_examples": 0}, "max_examples: expected at least 1, got 0"),

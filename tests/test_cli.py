@@ -130,6 +130,10 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
         (["torch.nn:ReLU", "--as", "infonce"], "infonce calls with 2 tensors in order; ReLU: too many"),
         (["torch.nn:ReLU", "--as", "clip", "--config", "slope=3"], "takes no slope"),
         (["--config", "local_loss"], "--config: expected name=value"),
+        (
+            ["torch.nn:ReLU", "--as", "siglip", "--convention", "open_clip"],
+            "--convention: the contract siglip has none: expected exact, got open_clip",
+        ),
         (["--dtype", "float8"], "--dtype: expected some of float64"),
         (["--only", "beauty"], "--only: expected some of terms equal the oracle"),
         (["--max-time", "soon"], "--max-time: expected seconds, or a time like 60s"),

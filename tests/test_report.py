@@ -400,6 +400,18 @@ def test_cuda_is_not_verified_with_a_device_either(
     assert [line for line in not_verified(_checks()) if line.startswith("CUDA")] == [said]
 
 
+@pytest.mark.parametrize("contract", ["clip", "siglip", "exchange", "cross_entropy"])
+def test_a_convention_is_stated_where_the_contract_has_one(contract: str) -> None:
+    subject = Subject("verified_losses:ClipLoss", ("open_clip",))
+    record = records.certificate(
+        subject, contract, [], [], Asked(0, 1, "1"), Known(), ["CUDA: none"], complete=True
+    )
+    stated = "open_clip" if contract == "clip" else ""
+    assert record.convention == stated
+    shown = "".join(_page(record).text)
+    assert shown.count(f"convention {stated}") == 2 if stated else "convention" not in shown
+
+
 def test_losses_that_did_not_run_over_horovod_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specs, "horovod_missing", lambda: None)
     asked = {name: SHIPPED[name] for name in ("siglip", "exchange", "exchange_bidir")}

@@ -80,6 +80,8 @@ class Contract(ABC):
     """What a subject is held to where its constructor does not take the option."""
     values: dict[str, tuple[Any, ...] | type] = {}
     """What each option may be: one of these, or any number of this type."""
+    conventions: tuple[str, ...] = ()
+    """Which a loss may follow; empty where there is no choice."""
     constructed: tuple[str, ...] = ("options", "pad_id")
     """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")

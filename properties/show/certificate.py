@@ -16,6 +16,7 @@ import msgspec
 
 import verified_losses
 
+from ..contracts import contracts
 from ..subjects import Subject, Target
 from ..verify.certifier import Finding, Verdict
 from ..verify.fingerprints import fingerprint
@@ -70,6 +71,7 @@ class Certificate(msgspec.Struct, frozen=True):
     target: str
     contract: str
     convention: str
+    """Those that cases were drawn of; empty where the contract has none."""
     verdict: Literal["holds", "falsified", "incomplete"]
     """"incomplete" where nothing is falsified, and something that was asked for did not run."""
     properties: list[Property]
@@ -203,7 +205,7 @@ def certificate(
         CERTIFICATE_VERSION,
         plain(subject.target),
         contract,
-        " and ".join(subject.conventions),
+        " and ".join(subject.conventions) if contracts()[contract].conventions else "",
         verdict,
         properties,
         versions(),

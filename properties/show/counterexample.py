@@ -307,10 +307,9 @@ def _modes(program: Program, judge: str, known: Place) -> list[str]:
 
 def _title(check: Check, case: Case) -> str:
     ranks = "one process" if case.world_size == 1 else f"{case.world_size} ranks"
-    return (
-        f'{check.label}: "{check.law.name}" does not hold in {ranks} '
-        f"({check.contract.name}, convention {case.option('convention', 'exact')})."
-    )
+    contract = check.contract
+    held_to = f"{contract.name}, convention {case.convention}" if contract.conventions else contract.name
+    return f'{check.label}: "{check.law.name}" does not hold in {ranks} ({held_to}).'
 
 
 def _quoted(reason: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hypothesis import Verbosity, find, settings
 
-from ..cases import DTYPES
+from ..cases import CONVENTIONS, DTYPES
 from ..contracts import Contract, contracts
 from ..laws import laws
 from ..running import read_signature
@@ -22,7 +22,6 @@ from ..worlds.horovod import horovod_missing
 from ..worlds.specs import SINGLE, parse
 from .certifier import Check, checks
 
-CONVENTIONS = ("exact", "open_clip")
 WORLDS = "1,sim:2-8,proc:2"
 MAX_EXAMPLES = 25
 COUNTEREXAMPLES = Path("build/counterexamples")
@@ -82,6 +81,8 @@ def ask(
         raise Unusable("contract", f"expected one of {', '.join(contracts())}, got {given}")
     if convention not in CONVENTIONS:
         raise Unusable("convention", f"expected one of {', '.join(CONVENTIONS)}, got {convention}")
+    if convention != "exact" and not contracts()[contract].conventions:
+        raise Unusable("convention", f"the contract {contract} has none: expected exact, got {convention}")
     check_config(contract, config)
     return contract, Subject(target, (convention,), equal_rows, some_dtypes(dtypes), options=config)
 
