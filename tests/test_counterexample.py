@@ -14,6 +14,7 @@ import pytest
 import torch.distributed as dist
 from hypothesis.errors import UnsatisfiedAssumption
 
+from verified_losses.properties.ask.cli import main
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import Falsified, Place, laws
@@ -338,6 +339,33 @@ def test_replay_does_not_wait_and_leaves_nothing(tmp_path: Path) -> None:
     assert result.state == "cannot run"
     assert "no verdict in 3 s" in result.output
     assert not [pid for pid in set(psutil.pids()) - before if _runs(pid, "sleep(500)")]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "state", "status"),
+    [
+        ([0, 0, 0, 1], "fixed", 0),
+        ([1, 0, 0, 0], "still there", 1),
+        ([0, 1, 0, 0], "flaky", 1),
+        ([0, 0, 1, 0], "flaky", 1),
+        ([0, 2, 0, 0], "cannot run", 3),
+        ([2, 0, 0, 0], "cannot run", 3),
+    ],
+)
+def test_replay_tries_again_before_it_says_fixed(
+    statuses: list[int], state: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, file = tmp_path / "runs", tmp_path / "case.py"
+    runs.write_text("")
+    file.write_text(
+        f"{counterexample.MARK}\nimport sys\nruns = open({str(runs)!r}, 'r+')\ndone = len(runs.read())\n"
+        f"runs.write('.')\nruns.close()\nsys.exit({statuses}[done])\n"
+    )
+    with pytest.raises(SystemExit, match=str(status)):
+        main(["replay", str(file)])
+    assert capsys.readouterr().out.startswith(f"{state} {file}\n")
+    failed = next((place for place, code in enumerate(statuses) if code), 0)
+    assert len(runs.read_text()) == (3 if state == "fixed" else failed + 1), "it runs until it fails"
 
 
 SCHEDULED = """

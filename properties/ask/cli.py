@@ -168,14 +168,15 @@ def print_schema() -> int:
 def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> int:
     """Run saved counterexamples again, and say which are fixed.
 
-    Exit status: 0 all are fixed, 1 some are still there, 2 there is nothing to run, 3 some cannot run.
+    One that passes three times is fixed; one that passes and then fails is flaky. Exit status: 0 all are
+    fixed, 1 some are still there or flaky, 2 there is nothing to run, 3 some cannot run.
 
     Parameters
     ----------
     paths
         Files, or folders of them; build/counterexamples, if not given.
     timeout
-        Seconds that each may take.
+        Seconds that each run may take.
     """
     files: list[Path] = []
     for path in paths or [COUNTEREXAMPLES]:
@@ -190,11 +191,13 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     for file in files:
         (replayed,) = replay([file], timeout)
         states[replayed.state] += 1
-        colour = {"fixed": "green", "still there": "bold red"}.get(replayed.state, "yellow")
+        colour = {"fixed": "green", "still there": "bold red", "flaky": "bold red"}.get(
+            replayed.state, "yellow"
+        )
         console.print(f"[{colour}]{replayed.state}[/] {escape(str(file))}", highlight=False, soft_wrap=True)
         if replayed.state == "cannot run":
             console.print(escape(replayed.output), highlight=False, soft_wrap=True)
-    if states["still there"]:
+    if states["still there"] or states["flaky"]:
         return FALSIFIED
     return NOT_RUN if states["cannot run"] else HOLDS
 
