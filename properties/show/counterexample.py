@@ -31,7 +31,7 @@ from verified_losses.oracles.complex_step import Array
 
 from .. import process_state
 from ..cases import LAYOUTS, Case, has_layout, rounded
-from ..contracts import Contract
+from ..contracts import Contract, accepted
 from ..laws import INFERENCE, Falsified, Place
 from ..laws.communication import Collectives, together
 from ..laws.compiled import compilable
@@ -184,6 +184,7 @@ def render(finding: Finding, path: Path) -> str:
             calls=shown,
             build_source=contract.build_source(),
             call_source=contract.call_source(),
+            accepted=inspect.getsource(accepted),
             output_dict=case.output_dict,
             weight_source=f"{layout}(weight.to(term.dtype))"
             if layout in LAYOUTS
