@@ -1,6 +1,7 @@
 """A falsified check becomes a file that shows the bug anywhere, and one defect becomes one finding."""
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import psutil
 import pytest
 import torch.distributed as dist
@@ -18,7 +20,9 @@ from verified_losses.properties.ask.cli import main
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import Falsified, Place, laws
-from verified_losses.properties.running import Step
+from verified_losses.properties.laws.communication import compare_with_single
+from verified_losses.properties.laws.hygiene import _same_bits
+from verified_losses.properties.running import Outcome, Step
 from verified_losses.properties.show import counterexample
 from verified_losses.properties.show.replay import replay
 from verified_losses.properties.subjects import Subject
@@ -446,6 +450,57 @@ def test_one_defect_is_one_finding() -> None:
     altered = planted("ClampsScaleInPlace", "inputs unchanged")
     groups = group([cotangents, altered, gradients, terms])
     assert groups == [[terms, gradients, cotangents], [altered]]
+
+
+@pytest.mark.filterwarnings("ignore:Using .assume. outside a property-based test")
+def test_two_infinities_do_not_agree_and_are_one_finding_with_what_the_oracle_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Subject("tests.defects.clip:NoMaxSubtraction")
+    (spec,) = parse("sim:2")
+    plain = Case(rows=(1, 1), dtype="float32", pattern="saturated", scale=100.0, options=FLAGS)
+    case = Simulated(2, plain, None, "rendezvous")
+    found = []
+    for law in ("mean over ranks equals single process", "terms equal the oracle"):
+        check = Check("NoMaxSubtraction", contracts()["clip"], subject, LAWS[law], spec)
+        found.append(failing(check, case, failure(check, case)))
+    mean, terms = found
+    alone = r"rank 0, contrastive_loss in one process with the whole batch: "
+    assert re.search(rf"{alone}expected -?[\d.e-]+, observed (inf|nan), which is not finite$", mean.reason)
+    assert group(found) == [[terms, mean]]
+    file = counterexample.write(mean, tmp_path)
+    assert not holds(file, subject.target, monkeypatch)
+    assert holds(file, RIGHT["clip"], monkeypatch)
+
+
+def test_a_gradient_that_is_not_finite_is_compared_with_the_oracle() -> None:
+    whole = Case(rows=(2,), width=2, pattern="unit", options=FLAGS)
+    contract, place = contracts()["clip"], Place("gradient", "image_features")
+    single = np.array([[0.0, 0.0], [np.nan, np.inf]])
+    with pytest.raises(
+        Falsified, match=r"\[1, 0\]: expected .*, observed nan, which is not finite$"
+    ) as raised:
+        compare_with_single(contract, whole, place, single, single, np.ones((2, 2)))
+    inputs, along = contract.inputs(whole), np.array([[0.0, 0.0], [1.0, 0.0]])
+    found = raised.value.place
+    assert found is not None
+    assert found.expected == contract.derivative(
+        whole, inputs, contract.cotangents(whole), 0, "image_features", along
+    )
+    assert found.bound == 1
+
+
+def test_what_differs_is_named_among_what_is_not_finite() -> None:
+    def outcome(last: float) -> Outcome:
+        return Outcome("Tensor", {"contrastive_loss": np.array([np.nan, np.inf, last])}, {})
+
+    _same_bits(0, "called twice", outcome(1.0), outcome(1.0))
+    with pytest.raises(Falsified, match=r"called twice at \[2\]: expected 1, observed 2, "):
+        _same_bits(0, "called twice", outcome(2.0), outcome(1.0))
+    with pytest.raises(
+        Falsified, match=r"called twice at \[2\]: expected 1, observed nan, which is not finite"
+    ):
+        _same_bits(0, "called twice", outcome(np.nan), outcome(1.0))
 
 
 def test_unrelated_wrong_numbers_stay_apart() -> None:
