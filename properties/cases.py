@@ -6,7 +6,7 @@ first, and the seed comes last, so that a failing case shrinks to one a person c
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments of a constructor, as pairs."""
 
+Convention = Literal["exact", "open_clip"]
+"""Whose gradients a loss has: those of one process, or upstream's."""
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 STRIDES = ("contiguous", "transposed", "sliced", "narrowed", "shortened")
 # twice: in these alone an error of few units in the last place shows

@@ -67,7 +67,11 @@ def read_signature(rank: int, world_size: int, subject: Subject, contract: Contr
                 return Signature(f"the contract {contract.name} calls with {wrong}")
             return Signature("", tuple(accepted(target, options)), bias=False, output_dict=False)
         given = {**tensors, "output_dict": False, "logit_bias": None}
-        needed = [one for one in tensors if one not in accepted(call, given) and "logit_bias" not in one]
+        needed = [
+            one
+            for one in tensors
+            if one not in accepted(call, given, contract.optional) and "logit_bias" not in one
+        ]
         missing = _missing(call, given)
         if needed or missing:
             wrong = ", ".join([f"takes no {one}" for one in needed] + [f"needs {one}" for one in missing])
@@ -75,8 +79,8 @@ def read_signature(rank: int, world_size: int, subject: Subject, contract: Contr
     return Signature(
         "",
         tuple(accepted(target, options)),
-        "logit_bias" in accepted(call, {"logit_bias": None}),
-        "output_dict" in accepted(call, {"output_dict": False}),
+        "logit_bias" in accepted(call, {"logit_bias": None}, contract.optional),
+        "output_dict" in accepted(call, {"output_dict": False}, contract.optional),
     )
 
 

@@ -3,16 +3,24 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 from torch import Tensor
 
 from verified_losses import ClipLoss
 from verified_losses.properties import NotCertified, certification, certify
+from verified_losses.properties.ask import pytest_plugin
 from verified_losses.properties.ask.api import conclude
+from verified_losses.properties.cases import Case
+from verified_losses.properties.laws import Falsified, Place
+from verified_losses.properties.show import terminal
+from verified_losses.properties.show.defects import Defect
 from verified_losses.properties.verify import certifier
 from verified_losses.properties.verify.certifier import Certifier, Check, Finding
+from verified_losses.properties.verify.known import Known
 from verified_losses.properties.verify.plan import ask, plan
 
 
@@ -71,6 +79,11 @@ def _local() -> type:
         (type("Main", (), {"__module__": "__main__"}), {}, "target: other processes .* got Main of __main__"),
         (ClipLoss, {"contract": "clap"}, "contract: expected one of clip"),
         (ClipLoss, {"convention": "upstream"}, "convention: expected one of exact, open_clip, got upstream"),
+        (
+            ClipLoss,
+            {"contract": "exchange", "convention": "open_clip"},
+            "convention: the contract exchange has none: expected exact, got open_clip",
+        ),
         (ClipLoss, {"dtypes": "float8"}, "dtypes: expected some of float64"),
         (ClipLoss, {"world": "two"}, "world: expected parts like"),
         (ClipLoss, {"max_examples": 0}, "max_examples: expected at least 1, got 0"),
@@ -120,6 +133,40 @@ def test_pytest_is_told_what_did_not_run(tmp_path: Path) -> None:
         conclude(Finding(_check(), 0, "skipped", reason="no case"), tmp_path)
     with pytest.raises(NotCertified, match="out of time"):
         conclude(Finding(_check(), 0, "skipped", reason="out of time", not_run=True), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ask_by", "said"),
+    [
+        ("code", ['convention="open_clip"', "equal_rows=True"]),
+        ("pytest", ["--certify-convention open_clip", "--certify-equal-rows"]),
+        ("command", ["--convention open_clip", "--equal-rows"]),
+    ],
+)
+def test_hints_name_arguments_as_they_are_given(
+    ask_by: str, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (("local_loss", False), ("gather_with_grad", False))
+    (check,) = plan({"mine": ask("verified_losses:ClipLoss", "clip")}, "2", only=["gradients*"])
+    wrong = Falsified("wrong", Place("gradient", "image_features", 0, index=(0, 0)))
+    finding = Finding(
+        check, 0, "falsified", reason="wrong", smallest=Case(rows=(1, 2), options=flags), error=wrong
+    )
+    if ask_by == "command":
+        terminal.show(Console(width=200), [Defect(finding)], Known())
+        text = capsys.readouterr().out
+    elif ask_by == "code":
+        text = str(NotCertified([Defect(finding)], [], 0))
+    else:
+        option = SimpleNamespace(certify_counterexamples=None)
+        config = SimpleNamespace(option=option, invocation_params=SimpleNamespace(dir=tmp_path))
+        certifier = SimpleNamespace(verify=lambda check: finding)
+        item: Any = SimpleNamespace(config=config, certifier=certifier, check=check)
+        with pytest.raises(NotCertified) as raised:
+            pytest_plugin.Property.runtest(item)
+        text = str(raised.value)
+    hints = [line.rpartition(": ")[2] for line in text.splitlines() if line.startswith("hint: ")]
+    assert hints == said
 
 
 def test_a_target_that_hung_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:

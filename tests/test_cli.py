@@ -131,6 +131,10 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
         (["torch.nn:ReLU", "--as", "infonce"], "infonce calls with 2 tensors in order; ReLU: too many"),
         (["torch.nn:ReLU", "--as", "clip", "--config", "slope=3"], "takes no slope"),
         (["--config", "local_loss"], "--config: expected name=value"),
+        (
+            ["torch.nn:ReLU", "--as", "siglip", "--convention", "open_clip"],
+            "--convention: the contract siglip has none: expected exact, got open_clip",
+        ),
         (["--dtype", "float8"], "--dtype: expected some of float64"),
         (["--only", "beauty"], "--only: expected some of terms equal the oracle"),
         (["--max-time", "soon"], "--max-time: expected seconds, or a time like 60s"),
@@ -232,7 +236,7 @@ def test_an_interrupt_where_nothing_can_be_raised_is_answered() -> None:
     script = """
 import gc, signal, time
 from verified_losses.properties import __main__
-    from verified_losses.properties.ask import cli
+from verified_losses.properties.ask import cli
 def once(phase, info):
     gc.callbacks.remove(once)
     signal.raise_signal(signal.SIGINT)

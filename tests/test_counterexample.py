@@ -1,6 +1,7 @@
 """A falsified check becomes a file that shows the bug anywhere, and one defect becomes one finding."""
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -10,15 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import psutil
 import pytest
 import torch.distributed as dist
 from hypothesis.errors import UnsatisfiedAssumption
 
+from verified_losses.properties.ask.cli import main
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example, Step
 from verified_losses.properties.laws import Falsified, Place, laws
+from verified_losses.properties.laws.communication import compare_with_single
+from verified_losses.properties.laws.hygiene import _same_bits
+from verified_losses.properties.reference import Reference
+from verified_losses.properties.running import Outcome
 from verified_losses.properties.show import counterexample
 from verified_losses.properties.show.replay import replay
 from verified_losses.properties.subjects import Subject
@@ -183,6 +190,8 @@ def test_file_judges_as_the_law_does(
 ) -> None:
     finding = find(*arguments)
     file = counterexample.write(finding, tmp_path)
+    stated = "convention exact" if finding.check.contract.conventions else ""
+    assert f"({', '.join(filter(None, [finding.check.contract.name, stated]))})." in file.read_text()
     assert not holds(file, finding.check.subject.target, monkeypatch)
     shown = capsys.readouterr().out
     assert "expected" in shown
@@ -338,6 +347,33 @@ def test_replay_does_not_wait_and_leaves_nothing(tmp_path: Path) -> None:
     assert not [pid for pid in set(psutil.pids()) - before if _runs(pid, "sleep(500)")]
 
 
+@pytest.mark.parametrize(
+    ("statuses", "state", "status"),
+    [
+        ([0, 0, 0, 1], "fixed", 0),
+        ([1, 0, 0, 0], "still there", 1),
+        ([0, 1, 0, 0], "flaky", 1),
+        ([0, 0, 1, 0], "flaky", 1),
+        ([0, 2, 0, 0], "cannot run", 3),
+        ([2, 0, 0, 0], "cannot run", 3),
+    ],
+)
+def test_replay_tries_again_before_it_says_fixed(
+    statuses: list[int], state: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, file = tmp_path / "runs", tmp_path / "case.py"
+    runs.write_text("")
+    file.write_text(
+        f"{counterexample.MARK}\nimport sys\nruns = open({str(runs)!r}, 'r+')\ndone = len(runs.read())\n"
+        f"runs.write('.')\nruns.close()\nsys.exit({statuses}[done])\n"
+    )
+    with pytest.raises(SystemExit, match=str(status)):
+        main(["replay", str(file)])
+    assert capsys.readouterr().out.startswith(f"{state} {file}\n")
+    failed = next((place for place, code in enumerate(statuses) if code), 0)
+    assert len(runs.read_text()) == (3 if state == "fixed" else failed + 1), "it runs until it fails"
+
+
 SCHEDULED = """
 import torch, torch.distributed as dist
 
@@ -417,6 +453,54 @@ def test_one_defect_is_one_finding() -> None:
     altered = planted("ClampsScaleInPlace", "inputs unchanged")
     groups = group([cotangents, altered, gradients, terms])
     assert groups == [[terms, gradients, cotangents], [altered]]
+
+
+@pytest.mark.filterwarnings("ignore:Using .assume. outside a property-based test")
+def test_two_infinities_do_not_agree_and_are_one_finding_with_what_the_oracle_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Subject("tests.defects.clip:NoMaxSubtraction")
+    (spec,) = parse("sim:2")
+    example = Example(Case(rows=(1, 1), dtype="float32", pattern="saturated", scale=100.0, options=FLAGS))
+    found = []
+    for law in ("mean over ranks equals single process", "terms equal the oracle"):
+        check = Check("NoMaxSubtraction", contracts()["clip"], subject, LAWS[law], spec)
+        found.append(failing(check, example, failure(check, example)))
+    mean, terms = found
+    alone = r"rank 0, contrastive_loss in one process with the whole batch: "
+    assert re.search(rf"{alone}expected -?[\d.e-]+, observed (inf|nan), which is not finite$", mean.reason)
+    assert group(found) == [[terms, mean]]
+    file = counterexample.write(mean, tmp_path)
+    assert not holds(file, subject.target, monkeypatch)
+    assert holds(file, RIGHT["clip"], monkeypatch)
+
+
+def test_a_gradient_that_is_not_finite_is_compared_with_the_oracle() -> None:
+    case = Case(rows=(2,), width=2, pattern="unit", options=FLAGS)
+    whole, place = Reference(contracts()["clip"], Example(case)), Place("gradient", "image_features")
+    single = np.array([[0.0, 0.0], [np.nan, np.inf]])
+    with pytest.raises(
+        Falsified, match=r"\[1, 0\]: expected .*, observed nan, which is not finite$"
+    ) as raised:
+        compare_with_single(whole, place, single, single, np.ones((2, 2)))
+    along = np.array([[0.0, 0.0], [1.0, 0.0]])
+    found = raised.value.place
+    assert found is not None
+    assert found.expected == whole.derivative(0, "image_features", along)
+    assert found.bound == 1
+
+
+def test_what_differs_is_named_among_what_is_not_finite() -> None:
+    def outcome(last: float) -> Outcome:
+        return Outcome("Tensor", {"contrastive_loss": np.array([np.nan, np.inf, last])}, {})
+
+    _same_bits(0, "called twice", outcome(1.0), outcome(1.0))
+    with pytest.raises(Falsified, match=r"called twice at \[2\]: expected 1, observed 2, "):
+        _same_bits(0, "called twice", outcome(2.0), outcome(1.0))
+    with pytest.raises(
+        Falsified, match=r"called twice at \[2\]: expected 1, observed nan, which is not finite"
+    ):
+        _same_bits(0, "called twice", outcome(np.nan), outcome(1.0))
 
 
 def test_unrelated_wrong_numbers_stay_apart() -> None:

@@ -1,5 +1,6 @@
 """The certificate and its page: a schema that fits, a page that is whole and safe, a terminal that fits."""
 
+import importlib.util
 import io
 import json
 import shutil
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+import verified_losses
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
@@ -314,6 +316,101 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
         subprocess.run([*command, option, page.as_uri()], check=True, capture_output=True, timeout=120)
     assert shot.read_bytes().startswith(b"\x89PNG")
     assert paper.read_bytes().startswith(b"%PDF")
+
+
+def _changes(subject: Subject, *edits: tuple[Path, str]) -> bool:
+    """Whether writing files changes the hash of a subject's source."""
+    before = records.source_hash(subject)
+    for file, content in edits:
+        file.write_text(content)
+    return records.source_hash(subject) != before
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a module, a package and a package without __init__.py, all of them importable."""
+    for name in ("alone_here.py", "packed_here/__init__.py", "packed_here/inner/a.py", "spread_here/a.py"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_the_source_of_a_file_or_a_module_is_that_file_alone(folder: Path) -> None:
+    mine = folder / "alone_here.py"
+    for target in (f"{mine}:Loss", "alone_here:Loss"):
+        subject = Subject(target)
+        assert not _changes(subject, (folder / "beside.py", target))
+        assert not _changes(subject, (folder / "packed_here" / "inner" / "a.py", target))
+        assert _changes(subject, (mine, f"target = {target!r}\n"))
+
+
+@pytest.mark.parametrize("package", ["packed_here", "spread_here"])
+def test_the_source_of_a_package_is_all_of_it(folder: Path, package: str) -> None:
+    subject = Subject(f"{package}.a:Loss")
+    a, b = folder / package / "a.py", folder / package / "b.py"
+    assert not _changes(subject, (folder / "alone_here.py", "y = 2\n"))
+    assert not _changes(subject, (folder / package / "notes.txt", "y = 2\n"))
+    assert _changes(subject, (a, "x = 1\ny = 2\n"), (b, "z = 3\n"))
+    assert _changes(subject, (a, "x = 1\n"), (b, "y = 2\nz = 3\n")), "a line moved to another file"
+    before = records.source_hash(subject)
+    b.rename(folder / package / "c.py")
+    assert records.source_hash(subject) != before, "a file has another name"
+
+
+def test_the_losses_are_hashed_apart_from_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "verified_losses"
+    for name in ("__init__.py", "clip.py", "oracles/clip.py", "properties/cases.py"):
+        (installed / name).parent.mkdir(parents=True, exist_ok=True)
+        (installed / name).write_text("x = 1\n")
+    package = importlib.util.spec_from_file_location(
+        "verified_losses", installed / "__init__.py", submodule_search_locations=[str(installed)]
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+    monkeypatch.setattr(records.verified_losses, "__file__", str(installed / "__init__.py"))
+
+    def digests() -> tuple[str, str, str]:
+        issuer = records.issuer.__wrapped__()
+        return records.source_hash(SUBJECT), issuer.oracles, issuer.properties
+
+    for place, name in enumerate(("clip.py", "oracles/clip.py", "properties/cases.py")):
+        before = digests()
+        (installed / name).write_text("x = 2\n")
+        changed = [one != other for one, other in zip(before, digests(), strict=True)]
+        assert changed == [other == place for other in range(3)]
+
+
+def test_a_certificate_names_its_issuer() -> None:
+    issuer = _certificate([]).issuer
+    assert issuer.version == verified_losses.__version__
+    assert len({issuer.oracles, issuer.properties, records.source_hash(SUBJECT)}) == 3
+    shown = "".join(_page(_certificate([])).text)
+    for told in (issuer.version, issuer.oracles, issuer.properties):
+        assert told in shown
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [(False, "CUDA: no device here"), (True, "CUDA: not verified: every tensor was on the CPU")],
+)
+def test_cuda_is_not_verified_with_a_device_either(
+    monkeypatch: pytest.MonkeyPatch, device: bool, said: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: device)
+    assert [line for line in not_verified(_checks()) if line.startswith("CUDA")] == [said]
+
+
+@pytest.mark.parametrize("contract", ["clip", "siglip", "exchange", "cross_entropy"])
+def test_a_convention_is_stated_where_the_contract_has_one(contract: str) -> None:
+    subject = Subject("verified_losses:ClipLoss", ("open_clip",))
+    record = records.certificate(
+        subject, contract, [], [], Asked(0, 1, "1"), Known(), ["CUDA: none"], complete=True
+    )
+    stated = "open_clip" if contract == "clip" else ""
+    assert record.convention == stated
+    shown = "".join(_page(record).text)
+    assert shown.count(f"convention {stated}") == 2 if stated else "convention" not in shown
 
 
 def test_losses_that_did_not_run_over_horovod_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

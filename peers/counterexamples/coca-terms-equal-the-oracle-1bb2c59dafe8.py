@@ -1,7 +1,7 @@
 # verified-losses counterexample 1bb2c59dafe8
 """coca: "terms equal the oracle" does not hold in one process (coca, convention open_clip).
 
-Falsified: rank 0, caption_loss: expected 0, observed nan, error nan is inf times its bound
+Falsified: rank 0, caption_loss: expected 0, observed nan, which is not finite
 
     python coca-terms-equal-the-oracle-1bb2c59dafe8.py
 

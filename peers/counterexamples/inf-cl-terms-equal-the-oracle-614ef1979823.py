@@ -1,8 +1,7 @@
 # verified-losses counterexample 614ef1979823
 """inf-cl: "terms equal the oracle" does not hold in 2 ranks (clip, convention exact).
 
-Falsified: rank 0, contrastive_loss: expected 600.346574, observed nan, error nan is inf times its
-bound
+Falsified: rank 0, contrastive_loss: expected 600.346574, observed nan, which is not finite
 
     python inf-cl-terms-equal-the-oracle-614ef1979823.py
 

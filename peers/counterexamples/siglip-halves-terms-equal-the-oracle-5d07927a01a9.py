@@ -1,7 +1,7 @@
 # verified-losses counterexample 5d07927a01a9
 """siglip-halves: "terms equal the oracle" does not hold in one process (siglip, convention exact).
 
-Falsified: rank 0, contrastive_loss: expected 4575, observed inf, error inf is inf times its bound
+Falsified: rank 0, contrastive_loss: expected 4575, observed inf, which is not finite
 
     python siglip-halves-terms-equal-the-oracle-5d07927a01a9.py
 

@@ -38,6 +38,7 @@ class NotCertified(AssertionError):
         not_run: what could not run.
         seed: of the cases.
         record: the certificate, where there is one.
+        prefix: how hints name arguments: as options that begin so, or, where it is empty, as in code.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class NotCertified(AssertionError):
         not_run: Sequence[Finding],
         seed: int,
         record: Certificate | None = None,
+        prefix: str = "",
     ) -> None:
         missed = [
             f"{one.loss}: {one.law} was not verified in world {one.world}: {one.reason}" for one in not_run
         ]
-        super().__init__("\n\n".join([*map(explained, defects), *missed, f"seed {seed}"]))
+        wrong = [explained(defect, prefix) for defect in defects]
+        super().__init__("\n\n".join([*wrong, *missed, f"seed {seed}"]))
         self.defects = tuple(defects)
         self.not_run = tuple(not_run)
         self.certificate = record
@@ -83,7 +86,8 @@ def certify(
             import by its name. It runs in processes of its own.
         contract: what it must do: clip, coca, distill, siglip, gather, exchange, infonce, ntxent or
             cross_entropy.
-        convention: which gradients it is held to: "exact", or those of "open_clip".
+        convention: which gradients it is held to: "exact", or those of "open_clip"; siglip, exchange and
+            cross_entropy have no convention.
         config: options to pin. It is given, and held to, no other value of them.
         equal_rows: give every rank equally many rows.
         world: where ranks run, as "1,sim:2-8,proc:2".
@@ -196,8 +200,8 @@ def certification(
     return pytest.mark.parametrize("check", [numbered(number) for number in range(len(names))], ids=names)
 
 
-def conclude(finding: Finding, counterexamples: Path) -> None:
-    """Give a finding to pytest.
+def conclude(finding: Finding, counterexamples: Path, prefix: str = "") -> None:
+    """Give a finding to pytest; hints name arguments as options that begin with `prefix`, or as in code.
 
     Raises:
         NotCertified: the property does not hold, or could not be verified.
@@ -207,7 +211,7 @@ def conclude(finding: Finding, counterexamples: Path) -> None:
 
     __tracebackhide__ = True
     if finding.verdict == "falsified":
-        raise NotCertified(explain([finding], counterexamples), [], finding.seed)
+        raise NotCertified(explain([finding], counterexamples), [], finding.seed, prefix=prefix)
     if finding.not_run:
         raise NotCertified([], [finding], finding.seed)
     if finding.verdict == "skipped":

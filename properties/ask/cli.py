@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from cyclopts import App, Parameter
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..cases import DTYPES
+from ..cases import DTYPES, Convention
 from ..show import certificate as records
 from ..show import terminal
 from ..show.defects import Defect, explain
@@ -65,7 +65,7 @@ def certify(
     target: str | None = None,
     *,
     contract: Annotated[str | None, Parameter(name="--as")] = None,
-    convention: Literal["exact", "open_clip"] = "exact",
+    convention: Convention = "exact",
     config: str = "",
     equal_rows: bool = False,
     loss: Several = None,
@@ -102,7 +102,8 @@ def certify(
         What the target must do: clip, coca, distill, siglip, gather or exchange; or, called with two tensors
         in order, infonce, ntxent or cross_entropy.
     convention
-        Which gradients the target is held to: exact, or those of open_clip.
+        Which gradients the target is held to: exact, or those of open_clip. The contracts siglip, exchange
+        and cross_entropy have none.
     config
         Options to pin, as local_loss=true,gather_with_grad=true. The target is given, and held to, no other
         value of them; all values are drawn of those that are not pinned.
@@ -167,14 +168,15 @@ def print_schema() -> int:
 def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> int:
     """Run saved counterexamples again, and say which are fixed.
 
-    Exit status: 0 all are fixed, 1 some are still there, 2 there is nothing to run, 3 some cannot run.
+    One that passes three times is fixed; one that passes and then fails is flaky. Exit status: 0 all are
+    fixed, 1 some are still there or flaky, 2 there is nothing to run, 3 some cannot run.
 
     Parameters
     ----------
     paths
         Files, or folders of them; build/counterexamples, if not given.
     timeout
-        Seconds that each may take.
+        Seconds that each run may take.
     """
     files: list[Path] = []
     for path in paths or [COUNTEREXAMPLES]:
@@ -189,11 +191,13 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     for file in files:
         (replayed,) = replay([file], timeout)
         states[replayed.state] += 1
-        colour = {"fixed": "green", "still there": "bold red"}.get(replayed.state, "yellow")
+        colour = {"fixed": "green", "still there": "bold red", "flaky": "bold red"}.get(
+            replayed.state, "yellow"
+        )
         console.print(f"[{colour}]{replayed.state}[/] {escape(str(file))}", highlight=False, soft_wrap=True)
         if replayed.state == "cannot run":
             console.print(escape(replayed.output), highlight=False, soft_wrap=True)
-    if states["still there"]:
+    if states["still there"] or states["flaky"]:
         return FALSIFIED
     return NOT_RUN if states["cannot run"] else HOLDS
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ..verify.certifier import Certifier, Check
     from ..verify.plan import Subjects
 
+PREFIX = "--certify-"
+"""How its options begin."""
 SUBJECTS: "pytest.StashKey[Subjects]" = pytest.StashKey()
 
 
@@ -35,7 +37,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             _plan(config, {label: asked[label]})
         config.stash[SUBJECTS] = fitted(asked)
     except Unusable as error:
-        said = error.as_option("--certify-")
+        said = error.as_option(PREFIX)
         raise pytest.UsageError(f"{said}\n{shortened(error.detail)}" if error.detail else said) from error
 
 
@@ -92,7 +94,8 @@ class Property(pytest.Item):
         from .api import conclude
 
         folder = self.config.option.certify_counterexamples or COUNTEREXAMPLES
-        conclude(self.certifier.verify(self.check), self.config.invocation_params.dir / folder)
+        finding = self.certifier.verify(self.check)
+        conclude(finding, self.config.invocation_params.dir / folder, PREFIX)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
         """Return what is wrong and the smallest case, without a traceback."""

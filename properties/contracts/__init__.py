@@ -79,6 +79,10 @@ class Contract(ABC):
     """What a subject is held to where its constructor does not take the option."""
     values: dict[str, tuple[Any, ...] | type] = {}
     """What each option may be: one of these, or any number of this type."""
+    conventions: tuple[str, ...] = ()
+    """Which a loss may follow; empty where there is no choice."""
+    optional: tuple[str, ...] = ("output_dict", "logit_bias")
+    """Arguments of a call that a subject does without, unless it names them."""
     constructed: tuple[str, ...] = ("options", "pad_id")
     """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
@@ -199,14 +203,27 @@ class Contract(ABC):
         return cotangents(case, self.term_shapes(case))
 
 
-def accepted(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return those of `arguments` that `target` takes."""
+def accepted(
+    target: Any, arguments: dict[str, Any], optional: tuple[str, ...] = ("convention",)
+) -> dict[str, Any]:
+    """Return those of `arguments` that `target` takes.
+
+    **kwargs stands for what the same method of the next class in line takes. Where no class ends that line,
+    it takes all but those `optional` ones that nobody names.
+    """
     if getattr(target, "__init__", None) is torch.nn.Module.__init__:
         return {}  # its signature takes all, and it refuses each
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return arguments
-    return {name: value for name, value in arguments.items() if name in parameters}
+    is_class = inspect.isclass(target)
+    owner = target if is_class else type(getattr(target, "__self__", target))
+    method = "__init__" if is_class else getattr(target, "__name__", "__call__")
+    classes = [base for base in owner.__mro__ if base not in (object, torch.nn.Module)]
+    named: set[str] = set()
+    for function in [target, *(getattr(base, method) for base in classes if method in vars(base))]:
+        parameters = inspect.signature(function).parameters
+        named.update(parameters)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return {name: value for name, value in arguments.items() if name in named}
+    return {name: value for name, value in arguments.items() if name in named or name not in optional}
 
 
 def entry(loss: Any) -> Callable[..., Any]:

@@ -28,6 +28,7 @@ class ExchangeContract(GatherContract):
     smallest_world = 2
     options_in = {"horovod": None}
     assumed = {}
+    conventions = ()
     values = {"bidirectional": FLAGS}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}
 

@@ -9,7 +9,7 @@ from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.gather import gather_features, occurrences
 from verified_losses.oracles.rounding import Magnitude, Precision
 
-from ..cases import STRIDES, Case, Options, feature_pair
+from ..cases import CONVENTIONS, STRIDES, Case, Options, feature_pair
 from ..subjects import Subject
 from . import Bounds, Contract, Cotangents, Inputs, Sum, accepted
 from .parts import ASSUMED, FEATURES, GATHERS, call_of, column, flags, gather_options, split_inputs
@@ -24,6 +24,7 @@ class GatherContract(Contract):
     is_loss = False
     is_mean = False
     assumed: dict[str, Any] = ASSUMED
+    conventions: tuple[str, ...] = CONVENTIONS
     values = GATHERS
     drawn = {"cotangent_strides": (*STRIDES, "expanded")}
 

@@ -24,6 +24,8 @@ class SigLipContract(ClipContract):
     name = "siglip"
     options_in = {"horovod": (("dist_impl", "gather"), ("use_horovod", True))}
     assumed = {}
+    conventions = ()
+    optional = ("output_dict",)
     values = {"dist_impl": (*DIST_IMPLS, None), "cache_labels": FLAGS, "use_horovod": FLAGS}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

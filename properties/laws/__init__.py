@@ -162,9 +162,11 @@ def compare(place: Place, observed: ArrayLike, expected: ArrayLike, bound: Array
             observed=float(seen[worst]),
             bound=float(np.broadcast_to(allowed, error.shape)[worst]),
         )
+        wrong = f"error {error[worst]:.3g} is {ratio[worst]:.3g} times its bound"
+        if not np.isfinite(seen[worst]):
+            wrong = "which is not finite"
         raise Falsified(
-            f"{found}: expected {right[worst]:.9g}, observed {seen[worst]:.9g}, "
-            f"error {error[worst]:.3g} is {ratio[worst]:.3g} times its bound",
+            f"{found}: expected {right[worst]:.9g}, observed {seen[worst]:.9g}, {wrong}",
             found,
         )
     return float(ratio[worst])

@@ -5,14 +5,18 @@ import hashlib
 import importlib.util
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+import verified_losses
+
+from ..contracts import contracts
 from ..subjects import Subject, Target
 from ..verify.certifier import Finding, Verdict
 from ..verify.fingerprints import fingerprint
@@ -21,7 +25,9 @@ from .defects import Defect
 from .drawn import Drawn, count
 from .text import plain, write_whole
 
-CERTIFICATE_VERSION = 2
+CERTIFICATE_VERSION = 3
+SUITE = ("oracles", "properties")
+"""Folders of this package that are the suite, and no part of the losses."""
 
 
 class Property(msgspec.Struct, frozen=True):
@@ -48,6 +54,16 @@ class Property(msgspec.Struct, frozen=True):
     """Of every case that holds."""
 
 
+class Issuer(msgspec.Struct, frozen=True):
+    """The suite that issued a certificate."""
+
+    version: str
+    oracles: str
+    """SHA-256 of the source of `oracles`."""
+    properties: str
+    """SHA-256 of the source of `properties`."""
+
+
 class Certificate(msgspec.Struct, frozen=True):
     """The record of what was verified of one target, and with what."""
 
@@ -55,6 +71,7 @@ class Certificate(msgspec.Struct, frozen=True):
     target: str
     contract: str
     convention: str
+    """Those that cases were drawn of; empty where the contract has none."""
     verdict: Literal["holds", "falsified", "incomplete"]
     """"incomplete" where nothing is falsified, and something that was asked for did not run."""
     properties: list[Property]
@@ -63,7 +80,8 @@ class Certificate(msgspec.Struct, frozen=True):
     max_examples: int
     worlds: str
     source: str
-    """SHA-256 of the source that the target was imported from."""
+    """SHA-256 of the target's source: its file, or all of its top-level package."""
+    issuer: Issuer
     not_verified: list[str]
     """What did not run, and why."""
     drawn: Drawn
@@ -100,17 +118,41 @@ def schema() -> dict[str, Any]:
 
 
 def source_hash(subject: Subject) -> str:
-    """Return the SHA-256 of all the source of the package, or of the file, that a subject comes from."""
+    """Return the SHA-256 of a target's source: its file, or every Python file of its top-level package."""
     target = Target.of(subject.target)
     if target.file:
-        files = [target.file]
-    else:
-        spec = importlib.util.find_spec(target.place.partition(".")[0])
-        origin = Path(spec.origin) if spec and spec.origin else None
-        files = [] if origin is None else sorted(origin.parent.rglob("*.py"))
+        return _digest([(target.file.name, target.file)])
+    package = target.place.partition(".")[0]
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return _digest([])
+    if spec.submodule_search_locations is None:
+        origin = Path(spec.origin or "")
+        return _digest([(origin.name, origin)] if origin.is_file() else [])
+    left_out = SUITE if package == verified_losses.__name__ else ()
+    files = [file for folder in spec.submodule_search_locations for file in _python_files(Path(folder))]
+    return _digest((name, file) for name, file in files if name.partition("/")[0] not in left_out)
+
+
+@cache
+def issuer() -> Issuer:
+    """Return what names this suite."""
+    package = Path(verified_losses.__file__).parent
+    return Issuer(verified_losses.__version__, *(_digest(_python_files(package / name)) for name in SUITE))
+
+
+def _python_files(folder: Path) -> list[tuple[str, Path]]:
+    """Return every Python file below a folder, after its path from there; linked folders are not entered."""
+    return [(file.relative_to(folder).as_posix(), file) for file in folder.rglob("*.py") if file.is_file()]
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Return the SHA-256 of files by name: of each, the lengths of its name and its content, and both."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for name, file in sorted(files):
+        content = file.read_bytes()
+        digest.update(f"{len(name.encode())} {len(content)} {name}".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -163,7 +205,7 @@ def certificate(
         CERTIFICATE_VERSION,
         plain(subject.target),
         contract,
-        " and ".join(subject.conventions),
+        " and ".join(subject.conventions) if contracts()[contract].conventions else "",
         verdict,
         properties,
         versions(),
@@ -171,6 +213,7 @@ def certificate(
         asked.max_examples,
         asked.worlds,
         source_hash(subject),
+        issuer(),
         list(not_verified),
         count(findings),
         plain(asked.command),

@@ -31,7 +31,7 @@ from verified_losses.oracles.complex_step import Array
 
 from .. import process_state
 from ..cases import LAYOUTS, Case, has_layout, rounded
-from ..contracts import Contract
+from ..contracts import Contract, accepted
 from ..examples import Example, as_python
 from ..laws import INFERENCE, Falsified, Place
 from ..laws.communication import Collectives, together
@@ -191,6 +191,7 @@ def render(finding: Finding, path: Path) -> str:
             calls=shown,
             build_source=contract.build_source(),
             call_source=contract.call_source(),
+            accepted=inspect.getsource(accepted),
             output_dict=case.output_dict,
             weight_source=f"{layout}(weight.to(term.dtype))"
             if layout in LAYOUTS
@@ -308,10 +309,9 @@ def _modes(program: Program, judge: str, known: Place) -> list[str]:
 
 def _title(check: Check, case: Case) -> str:
     ranks = "one process" if case.world_size == 1 else f"{case.world_size} ranks"
-    return (
-        f'{check.label}: "{check.law.name}" does not hold in {ranks} '
-        f"({check.contract.name}, convention {case.option('convention', 'exact')})."
-    )
+    contract = check.contract
+    held_to = f"{contract.name}, convention {case.convention}" if contract.conventions else contract.name
+    return f'{check.label}: "{check.law.name}" does not hold in {ranks} ({held_to}).'
 
 
 def _quoted(reason: str) -> str:

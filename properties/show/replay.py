@@ -1,4 +1,4 @@
-"""Saved counterexamples run again: which of them are fixed."""
+"""Saved counterexamples run again: which of them are fixed, and which fail now and then."""
 
 import contextlib
 import os
@@ -15,6 +15,8 @@ import psutil
 
 from .counterexample import MARK
 
+RUNS = 3
+"""How often a file must pass to be fixed."""
 TAIL = 4000
 """Bytes of output that are kept of a run."""
 REAP_SECONDS = 5.0
@@ -25,15 +27,17 @@ class Replayed:
     """What came of one file."""
 
     file: Path
-    state: Literal["fixed", "still there", "cannot run"]
+    state: Literal["fixed", "flaky", "still there", "cannot run"]
+    """"flaky" where it failed after it had passed."""
     output: str
-    """Its end."""
+    """The end of the last run's."""
 
 
 def replay(files: Sequence[Path], timeout: float) -> list[Replayed]:
-    """Run counterexamples one after another, each in processes of its own for at most `timeout` seconds.
+    """Run counterexamples one after another, every run in processes of its own for at most `timeout` seconds.
 
-    A file that does not read as a counterexample is not run.
+    A file is run until it fails, and at most `RUNS` times. A file that does not read as a counterexample is
+    not run.
     """
     return [_replay(file, timeout) for file in files]
 
@@ -45,13 +49,17 @@ def _replay(file: Path, timeout: float) -> Replayed:
                 return Replayed(file, "cannot run", "not a counterexample")
     except OSError as error:
         return Replayed(file, "cannot run", f"{type(error).__name__}: {error}")
-    status, output = _run([sys.executable, str(file)], timeout)
-    if status is None:
-        return Replayed(file, "cannot run", f"{output}\nno verdict in {timeout:g} s".lstrip())
-    if status == 0:
-        return Replayed(file, "fixed", output)
-    # a signal: the target took the process with it
-    return Replayed(file, "still there" if status == 1 or status < 0 else "cannot run", output)
+    output = ""
+    for passed in range(RUNS):
+        status, output = _run([sys.executable, str(file)], timeout)
+        if status is None:
+            return Replayed(file, "cannot run", f"{output}\nno verdict in {timeout:g} s".lstrip())
+        # a signal: the target took the process with it
+        if status == 1 or status < 0:
+            return Replayed(file, "flaky" if passed else "still there", output)
+        if status:
+            return Replayed(file, "cannot run", output)
+    return Replayed(file, "fixed", output)
 
 
 def _run(command: list[str], timeout: float) -> tuple[int | None, str]:

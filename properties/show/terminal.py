@@ -1,6 +1,7 @@
 """What people see on a terminal: the table of the checks, and what is wrong."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -36,14 +37,19 @@ def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
     """Print every defect with its smallest counterexample."""
     for defect in defects:
         if not known.reason(defect.leader):
-            what, *why, file = explained(defect).split("\n")
+            what, *why, file = explained(defect, "--").split("\n")
             console.print(f"\n[bold red]{escape(what)}[/]")
             console.print(escape("\n".join(why)), highlight=False)
             console.print(escape(file), soft_wrap=True, highlight=False)
 
 
-def explained(defect: Defect) -> str:
-    """Return what is wrong, in a line; below it why, and the smallest case; in the last, the file to run."""
+def explained(defect: Defect, prefix: str) -> str:
+    """Return what is wrong, in a line; below it why, and the smallest case; in the last, the file to run.
+
+    Args:
+        defect: what is wrong.
+        prefix: how hints name arguments: as options that begin so, or, where it is empty, as in code.
+    """
     leader = defect.leader
     lines = [
         f"{leader.loss}: {leader.law} does not hold in world {leader.world}",
@@ -53,12 +59,12 @@ def explained(defect: Defect) -> str:
     if defect.others:
         also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
         lines.append(f"the same defect: {also}")
-    lines += [f"hint: {hint}" for hint in hints(leader)]
+    lines += [f"hint: {hint}" for hint in hints(leader, prefix)]
     lines.append(f"run: python {defect.file}" if defect.file else f"no file was written: {defect.trouble}")
     return "\n".join(lines)
 
 
-def hints(finding: Finding) -> list[str]:
+def hints(finding: Finding, prefix: str) -> list[str]:
     """Return what else a finding may mean than a defect."""
     if finding.smallest is None or (case := finding.smallest.case).world_size == 1:
         return []
@@ -66,7 +72,16 @@ def hints(finding: Finding) -> list[str]:
     place = finding.error.place if isinstance(finding.error, Falsified) else None
     exact = case.convention == "exact"
     if place and place.kind == "gradient" and exact and case.option("gather_with_grad", True) is False:
-        found.append("if it is to have upstream's gradients without gather_with_grad: --convention open_clip")
+        upstream = _argument("convention", "open_clip", prefix)
+        found.append(f"if it is to have upstream's gradients without gather_with_grad: {upstream}")
     if len(set(case.rows)) > 1:
-        found.append("if its ranks always hold equally many rows: --equal-rows")
+        found.append(f"if its ranks always hold equally many rows: {_argument('equal_rows', True, prefix)}")
     return found
+
+
+def _argument(name: str, value: Any, prefix: str) -> str:
+    """Return an argument as it is given: an option that begins with `prefix`, or, without one, in code."""
+    if not prefix:
+        return f'{name}="{value}"' if isinstance(value, str) else f"{name}={value!r}"
+    option = f"{prefix}{name.replace('_', '-')}"
+    return option if value is True else f"{option} {value}"

@@ -14,7 +14,7 @@ from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
-from ..cases import Case
+from ..cases import CONVENTIONS, Case
 from ..contracts import Contract, contracts
 from ..examples import Example
 from ..laws import Bench, Law, laws
@@ -106,13 +106,12 @@ class Finding:
         return "" if self.smallest is None else str(self.smallest)
 
 
-BOTH = ("exact", "open_clip")
 SHIPPED: dict[str, tuple[str, Subject]] = {
-    "clip": ("clip", Subject("verified_losses:ClipLoss", BOTH)),
-    "coca": ("coca", Subject("verified_losses:CoCaLoss", BOTH)),
-    "distill": ("distill", Subject("verified_losses:DistillClipLoss", BOTH)),
+    "clip": ("clip", Subject("verified_losses:ClipLoss", CONVENTIONS)),
+    "coca": ("coca", Subject("verified_losses:CoCaLoss", CONVENTIONS)),
+    "distill": ("distill", Subject("verified_losses:DistillClipLoss", CONVENTIONS)),
     "siglip": ("siglip", Subject("verified_losses:SigLipLoss")),
-    "gather": ("gather", Subject("verified_losses:gather_features", BOTH)),
+    "gather": ("gather", Subject("verified_losses:gather_features", CONVENTIONS)),
     "exchange": ("exchange", Subject("verified_losses:neighbour_exchange_with_grad")),
     "exchange_bidir": (
         "exchange",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hypothesis import Verbosity, find, settings
 
-from ..cases import DTYPES
+from ..cases import CONVENTIONS, DTYPES
 from ..contracts import Contract, contracts
 from ..laws import laws
 from ..running import read_signature
@@ -22,7 +22,6 @@ from ..worlds.specs import SINGLE, parse
 from ..worlds.table import KINDS
 from .certifier import Check, checks
 
-CONVENTIONS = ("exact", "open_clip")
 WORLDS = "1,sim:2-8,proc:2"
 MAX_EXAMPLES = 25
 COUNTEREXAMPLES = Path("build/counterexamples")
@@ -82,6 +81,8 @@ def ask(
         raise Unusable("contract", f"expected one of {', '.join(contracts())}, got {given}")
     if convention not in CONVENTIONS:
         raise Unusable("convention", f"expected one of {', '.join(CONVENTIONS)}, got {convention}")
+    if convention != "exact" and not contracts()[contract].conventions:
+        raise Unusable("convention", f"the contract {contract} has none: expected exact, got {convention}")
     check_config(contract, config)
     return contract, Subject(target, (convention,), equal_rows, some_dtypes(dtypes), options=config)
 
@@ -223,6 +224,5 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
             lines.append(f"{kind.title}: {why}")
         elif kind.title and without:
             lines.append(f"{kind.title}: {', '.join(without)} did not run over it")
-    if not torch.cuda.is_available():
-        lines.append("CUDA: no device here")
-    return lines
+    on_cpu = "not verified: every tensor was on the CPU"
+    return [*lines, f"CUDA: {on_cpu if torch.cuda.is_available() else 'no device here'}"]

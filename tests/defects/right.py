@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
@@ -146,6 +146,68 @@ class _CrossEntropy(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         logits, labels = ctx.saved_tensors
         return grad * (logits.softmax(1) - F.one_hot(labels, logits.shape[1]).to(logits.dtype)), None
+
+
+# Arguments passed on without their names
+
+
+class PassesArgumentsOn(Clip):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class WithoutConvention(Clip):
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size)
+
+
+class UpstreamsArgumentsPassedOn(WithoutConvention):
+    """As a subclass of open_clip's, which knows no convention, passes them on."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return super().forward(*args, **kwargs)
+
+
+class _Holds(nn.Module):
+    """A loss inside another module, which says nothing of its arguments."""
+
+    inner: type[nn.Module]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.loss = self.inner(**kwargs)
+
+    def forward(self, **kwargs: Any) -> Any:
+        return self.loss(**kwargs)
+
+
+class HoldsClip(_Holds):
+    inner = WithoutConvention
+
+
+class _SigLipAsUpstream(SigLip):
+    def __init__(
+        self, cache_labels: bool = False, rank: int = 0, world_size: int = 1, dist_impl: str | None = None
+    ) -> None:
+        super().__init__(rank, world_size, dist_impl)
+
+
+class HoldsSigLip(_Holds):
+    inner = _SigLipAsUpstream
+
+
+def makes_clip(**kwargs: Any) -> Clip:
+    return WithoutConvention(**kwargs)
 
 
 # Sums in another order
