@@ -25,6 +25,13 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return -picked
 
 
+def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
+    """Return the column of each row's partner; `rows` are how many each rank holds."""
+    if not local_loss:
+        return np.arange(sum(rows))
+    return sum(rows[:rank]) + np.arange(rows[rank])
+
+
 def get_logits(
     image_features: list[Array],
     text_features: list[Array],
@@ -44,13 +51,6 @@ def get_logits(
         logit_scale * image @ all_text.T + logit_bias,
         logit_scale * text @ all_image.T + logit_bias,
     )
-
-
-def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
-    """Return the column of each row's partner; `rows` are how many each rank holds."""
-    if not local_loss:
-        return np.arange(sum(rows))
-    return sum(rows[:rank]) + np.arange(rows[rank])
 
 
 def row_weight(rows: list[int], local_loss: bool) -> float:

@@ -10,11 +10,10 @@ from .clip import get_logits, log_softmax, row_weight
 from .complex_step import Array, constant
 
 
-def dist_loss(teacher_logits: Array, student_logits: Array) -> Array:
-    """Return -sum_j softmax(t)_j log softmax(s)_j for each row of [n, c] logits."""
-    terms: Array = np.exp(log_softmax(teacher_logits)) * log_softmax(student_logits)
-    total: Array = terms.sum(axis=1)
-    return -total
+def dist_loss(teacher_logits: Array, student_logits: Array) -> complex:
+    """Return the mean over rows of -sum_j softmax(t)_j log softmax(s)_j, given [n, c] logits."""
+    total: complex = np.sum(np.exp(log_softmax(teacher_logits)) * log_softmax(student_logits))
+    return -total / len(teacher_logits)
 
 
 def distill_loss(
@@ -40,7 +39,7 @@ def distill_loss(
     for image, text, scale, bias in (student, teacher):
         logits.append(get_logits(image, text, scale[rank], bias[rank], rank, *flags))
     teacher_logits = [constant(z) if convention == "exact" else z for z in logits[1]]
-    total = sum(np.sum(dist_loss(t, s)) for t, s in zip(teacher_logits, logits[0], strict=True))
+    total = sum(dist_loss(t, s) * len(t) for t, s in zip(teacher_logits, logits[0], strict=True))
     rows = [len(features) for features in student[0]]
     loss: complex = total * row_weight(rows, local_loss) / 2
     return loss

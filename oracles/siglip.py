@@ -28,6 +28,19 @@ def log1p(z: Array) -> Array:
     return result
 
 
+def get_ground_truth(rows: list[int], rank: int) -> Array:
+    """Return 1 for partners and -1 elsewhere, [rows of `rank`, all rows]."""
+    labels = -np.ones((rows[rank], sum(rows)))
+    labels[np.arange(rows[rank]), sum(rows[:rank]) + np.arange(rows[rank])] = 1
+    return labels
+
+
+def get_logits(image_features: Array, text_features: Array, logit_scale: Array, logit_bias: Array) -> Array:
+    """Return the logits of [n, d] images against [m, d] texts, [n, m]."""
+    logits: Array = logit_scale * image_features @ text_features.T + logit_bias
+    return logits
+
+
 def siglip_loss(
     image_features: list[Array],
     text_features: list[Array],
@@ -46,8 +59,7 @@ def siglip_loss(
     """
     rows = [len(features) for features in image_features]
     all_text = np.concatenate(text_features)
-    logits = logit_scale[rank] * image_features[rank] @ all_text.T + logit_bias[rank]
-    labels = -np.ones(logits.shape)
-    labels[np.arange(rows[rank]), sum(rows[:rank]) + np.arange(rows[rank])] = 1
+    logits = get_logits(image_features[rank], all_text, logit_scale[rank], logit_bias[rank])
+    labels = get_ground_truth(rows, rank)
     loss: complex = np.sum(softplus(-labels * logits)) * len(rows) / sum(rows)
     return loss

@@ -230,14 +230,14 @@ class ClipLoss(nn.Module):
         )
         return checks.agree(self.transport, call, check)
 
-    def _weight(self, logits: Tensor) -> float:
+    def _row_weight(self, logits: Tensor) -> float:
         """What one row of `logits` counts, so that the mean over ranks is the mean over all rows."""
         return (self.world_size if self.local_loss else 1) / logits.shape[1]
 
     def _contrastive(self, logits_per_image: Tensor, logits_per_text: Tensor) -> Tensor:
         labels = self.get_ground_truth(logits_per_image.device, logits_per_image.shape[0])
         total = sum_cross_entropy(logits_per_image, labels) + sum_cross_entropy(logits_per_text, labels)
-        return total * (self._weight(logits_per_image) / 2)
+        return total * (self._row_weight(logits_per_image) / 2)
 
 
 def scaled_product(

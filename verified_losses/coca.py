@@ -171,15 +171,19 @@ class CoCaLoss(ClipLoss):
             finally:
                 self._agreed = None
         if self.caption_loss_weight:
-            if self.convention == "exact":
-                weight = self.world_size / _at_least_one(sum(facts.tokens for facts in everyone))
-            else:
-                weight = 1 / _at_least_one(everyone[self.rank].tokens)
-            total = sum_cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=self.pad_id)
-            caption_loss = total * (weight * self.caption_loss_weight)
+            tokens = [facts.tokens for facts in everyone]
+            caption_loss = self.caption_loss_weight * self._caption_loss(logits, labels, tokens)
         if output_dict:
             return {"contrastive_loss": contrastive_loss, "caption_loss": caption_loss}
         return contrastive_loss, caption_loss
+
+    def _caption_loss(self, logits: Tensor, labels: Tensor, tokens: list[int | Tensor]) -> Tensor:
+        """Return the caption loss, unweighted, given how many tokens each rank holds."""
+        if self.convention == "exact":
+            weight = self.world_size / _at_least_one(sum(tokens))
+        else:
+            weight = 1 / _at_least_one(tokens[self.rank])
+        return weight * sum_cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=self.pad_id)
 
     def _count_tokens(self, logits: Tensor, labels: Tensor) -> int | Tensor:
         """Check the labels and return how many are not padding: a tensor, unread, where this is compiled."""

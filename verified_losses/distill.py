@@ -161,7 +161,7 @@ class DistillClipLoss(ClipLoss):
         finally:
             self._agreed = None
         total = self._sum_dist_loss(teacher[0], student[0]) + self._sum_dist_loss(teacher[1], student[1])
-        distill_loss = total * (self._weight(student[0]) / 2)
+        distill_loss = total * (self._row_weight(student[0]) / 2)
         if output_dict:
             return {"contrastive_loss": contrastive_loss, "distill_loss": distill_loss}
         return contrastive_loss, distill_loss
