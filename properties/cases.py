@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles.complex_step import Array
 
+from .standalone.acts import to_array
+
 T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments of a constructor, as pairs."""
@@ -231,11 +233,6 @@ def tensor(array: Array, dtype: str, strides: str, requires_grad: bool, device: 
     if has_layout(strides, made.ndim):
         made = LAYOUTS[strides](made)
     return made.requires_grad_(requires_grad)
-
-
-def to_array(value: torch.Tensor) -> Array:
-    """Return the values as float64, wherever the tensor is."""
-    return value.detach().double().cpu().numpy()
 
 
 TILES = ((1, 0), (16, 0), (64, 0), (64, 1))

@@ -8,14 +8,16 @@ import msgspec
 from .cases import Case
 from .worlds.simulated import Sends
 
+Mode = Literal["train", "inference", "compiled", "derived again"]
+""""derived again": the gradients are those of a second backward through one graph."""
+
 
 @dataclass(frozen=True)
 class Step:
     """One call of the subject: a case, and under which mode of torch."""
 
     case: Case
-    mode: Literal["train", "inference", "compiled", "derived again"] = "train"
-    """"derived again": the gradients are those of a second backward through one graph."""
+    mode: Mode = "train"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from verified_losses.oracles import complex_step
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.hyper_dual import HyperDual
 from verified_losses.oracles.rounding import FLOAT64, WEIGHING, Precision
@@ -13,6 +12,7 @@ from verified_losses.oracles.rounding import FLOAT64, WEIGHING, Precision
 from .cases import Case
 from .contracts import Bounds, Contract, Cotangents, Inputs
 from .examples import Example
+from .standalone.judges import derivative, total
 
 
 class Reference:
@@ -64,19 +64,11 @@ class Reference:
 
     def total(self, inputs: Inputs) -> Any:
         """Return the sum over ranks and terms of cotangent times term: what all backwards together derive."""
-        everyone = zip(self.cotangents, self.contract.oracle(self.case, inputs), strict=True)
-        return sum(np.sum(given[name] * value) for given, terms in everyone for name, value in terms.items())
+        return total(self.contract.oracle(self.case, inputs), self.cotangents)
 
     def derivative(self, rank: int, name: str, along: Array) -> float:
         """Return the derivative of `total` as one input of one rank moves along a direction."""
-
-        def moved(point: Array) -> complex:
-            changed = list(self.inputs)
-            changed[rank] = {**self.inputs[rank], name: point}
-            total: complex = self.total(changed)
-            return total
-
-        return complex_step.directional_derivative(moved, self.inputs[rank][name], along)
+        return derivative(self.total, self.inputs, rank, name, along)
 
     def second_derivatives(
         self, moves: Inputs, directions: list[tuple[int, str, Array]]
@@ -111,7 +103,7 @@ class Reference:
         return total.second(WEIGHING + uses)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def reference(contract: Contract, example: Example) -> Reference:
     """Return the reference of an example; ranks that are threads of one process share it."""
     return Reference(contract, example)

@@ -1,19 +1,21 @@
 """How a subject is run on one rank, and what is seen there."""
 
 import inspect
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from verified_losses.oracles.complex_step import Array
-
-from .cases import Case, tensor, to_array
+from .cases import Case, tensor
 from .contracts import Contract, accepted, entry
 from .examples import Example, Step
 from .reference import Reference, reference
+from .standalone.acts import Call
 from .subjects import Subject, Target, Unresolved
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,100 +97,35 @@ def _missing(target: Any, given: dict[str, Any]) -> list[str]:
     ]
 
 
-@dataclass
-class Outcome:
-    """What one rank saw of one call."""
-
-    structure: str
-    """"dict", "tuple" or "Tensor", and the terms' names where it is a dict."""
-    terms: dict[str, Array]
-    term_types: dict[str, str]
-    """Dtype and device of each term."""
-    gradients: dict[str, Array | None] = field(default_factory=dict)
-    gradient_types: dict[str, str] = field(default_factory=dict)
-    changed: tuple[str, ...] = ()
-    """Inputs whose content the call altered, and cotangents whose content its backward did."""
-
-    @property
-    def types(self) -> list[str]:
-        """The dtypes and devices that there are among the terms."""
-        return sorted(set(self.term_types.values()))
-
-
-class Malformed(AssertionError):
-    """The subject returned something that is not what its contract says."""
-
-
-def run_steps(
-    rank: int, world_size: int, subject: Subject, contract: Contract, steps: list[Step], fresh: bool
-) -> list[Outcome]:
-    """Run the subject on one rank, step by step, on one object or, with `fresh`, a new one each step."""
+def perform(
+    rank: int,
+    world_size: int,
+    subject: Subject,
+    contract: Contract,
+    act: Callable[[list[Call]], T],
+    steps: list[Step],
+) -> T:
+    """Let one rank do with the subject what an act does with its calls."""
     target = subject.resolve()
-    outcomes = []
-    loss: Any = None
-    tensors: dict[str, torch.Tensor] = {}
-    for step in steps:
-        given = reference(contract, Example(step.case))
-        made = inputs(rank, given, step.mode != "inference")
-        if fresh or loss is None:
-            loss = contract.build(target, step.case, rank, world_size)
-            tensors = made
-        else:
-            tensors = refilled(made, tensors)
-        call = loss
-        if step.mode == "compiled":
-            torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
-            call = torch.compile(loss, backend="aot_eager")
-        outcomes.append(_run_step(rank, given, call, step.mode, tensors))
-    return outcomes
+    return act([_call(rank, world_size, target, reference(contract, Example(s.case)), s.mode) for s in steps])
 
 
-def refilled(given: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the given tensors; where shape, strides and dtype match, in the memory of the earlier ones."""
-    tensors = dict(given)
-    for name, new in given.items():
-        old = before.get(name)
-        if old is None or (old.shape, old.stride(), old.dtype) != (new.shape, new.stride(), new.dtype):
-            continue
-        if 0 not in old.stride():  # else one element lies in many places
-            tensors[name] = old.requires_grad_(False).copy_(new.detach()).requires_grad_(new.requires_grad)
-            old.grad = None
-    return tensors
-
-
-def _run_step(rank: int, given: Reference, loss: Any, mode: str, tensors: dict[str, torch.Tensor]) -> Outcome:
+def _call(rank: int, world_size: int, target: Any, given: Reference, mode: str) -> Call:
     contract, case = given.contract, given.case
-    train = mode != "inference"
-    before = {name: value.detach().clone() for name, value in tensors.items()}
-    with torch.inference_mode(not train):
-        output = contract.call(loss, tensors, case, rank)
-    structure, terms = contract.read(output, case)
-    for name, term in terms.items():
-        if not isinstance(term, torch.Tensor):
-            raise Malformed(f"{name}: expected a torch.Tensor, got {type(term).__name__} {term!r}")
-    outcome = Outcome(
-        structure,
-        {name: to_array(term) for name, term in terms.items()},
-        {name: f"{term.dtype} {term.device}".removeprefix("torch.") for name, term in terms.items()},
+
+    def cotangent(name: str, term: torch.Tensor) -> torch.Tensor:
+        dtype = str(term.dtype).removeprefix("torch.")
+        return tensor(given.cotangents[rank][name], dtype, case.cotangent_strides, False, case.device)
+
+    return Call(
+        lambda: contract.build(target, case, rank, world_size),
+        lambda loss, tensors: contract.call(loss, tensors, case, rank),
+        lambda: inputs(rank, given, mode != "inference"),
+        cotangent,
+        contract.terms,
+        rank,
+        mode,
     )
-    altered: list[str] = []
-    if train:
-        if mode == "derived again":
-            backward(rank, given, terms, keep=True)
-            for value in tensors.values():
-                value.grad = None
-        altered = backward(rank, given, terms)
-        for name, value in tensors.items():
-            if value.is_floating_point():
-                grad = value.grad
-                outcome.gradients[name] = None if grad is None else to_array(grad)
-                if grad is not None:
-                    outcome.gradient_types[name] = f"{grad.dtype} {list(grad.shape)}".removeprefix("torch.")
-    outcome.changed = (
-        *(name for name, value in tensors.items() if not torch.equal(value.detach(), before[name])),
-        *(f"the cotangent of {name}" for name in altered),
-    )
-    return outcome
 
 
 def inputs(rank: int, given: Reference, train: bool = True) -> dict[str, torch.Tensor]:
@@ -202,22 +139,3 @@ def inputs(rank: int, given: Reference, train: bool = True) -> dict[str, torch.T
             dtype = case.scalar_dtype if name in given.contract.scalars else case.dtype
             tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen, case.device)
     return tensors
-
-
-def backward(rank: int, given: Reference, terms: dict[str, torch.Tensor], keep: bool = False) -> list[str]:
-    """Run backward from all terms together, each with its cotangent; return whose it altered.
-
-    With `keep` the graph stays for another time.
-    """
-    drawn, case = given.cotangents[rank], given.case
-    live = {name: term for name, term in terms.items() if term.requires_grad}
-    cotangents = {
-        name: tensor(
-            drawn[name], str(term.dtype).removeprefix("torch."), case.cotangent_strides, False, case.device
-        )
-        for name, term in live.items()
-    }
-    before = {name: value.clone() for name, value in cotangents.items()}
-    if live:
-        torch.autograd.backward(list(live.values()), list(cotangents.values()), retain_graph=keep)
-    return [name for name, value in cotangents.items() if not torch.equal(value, before[name])]

@@ -25,9 +25,9 @@ from verified_losses.properties.laws import Falsified, Place, laws
 from verified_losses.properties.laws.communication import compare_with_single
 from verified_losses.properties.laws.hygiene import _same_bits
 from verified_losses.properties.reference import Reference
-from verified_losses.properties.running import Outcome
 from verified_losses.properties.show import counterexample
 from verified_losses.properties.show.replay import replay
+from verified_losses.properties.standalone.acts import Outcome
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify.certifier import Check, Finding, checks, falsify, verify
 from verified_losses.properties.verify.fingerprints import fingerprint
@@ -284,8 +284,8 @@ def test_compiled_alone_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     right = tmp_path / "right.py"
     right.write_text(LOSS.format(body=""))
     found = stranger(target, "compiled equals eager", 1, AssertionError())
-    case = Case(rows=(2,), width=2, pattern="unit", output_dict=False)
-    found = failing(found.check, case, failure(found.check, case))
+    example = Example(Case(rows=(2,), width=2, pattern="unit", output_dict=False))
+    found = failing(found.check, example, failure(found.check, example))
     file = counterexample.write(found, tmp_path)
     assert not holds(file, f"{target}:Loss", monkeypatch)
     assert holds(file, f"{right}:Loss", monkeypatch)
@@ -508,7 +508,7 @@ def test_unrelated_wrong_numbers_stay_apart() -> None:
     law = LAWS["terms equal the oracle"]
     other = failing(
         Check(one.check.label, one.check.contract, one.check.subject, law, one.check.world),
-        Case(options=FLAGS),
+        Example(Case(options=FLAGS)),
         Falsified("", Place("term", "contrastive_loss", 0)),
     )
     assert group([one, other]) == [[other], [one]]

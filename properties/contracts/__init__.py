@@ -59,6 +59,22 @@ class Sum:
         ]
 
 
+def construct(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
+    """Construct a loss; arguments that it does not take are left out."""
+    return target(**accepted(target, {**arguments, "rank": rank, "world_size": world_size}))
+
+
+def call_by_name(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
+    """Call a loss with tensors by name."""
+    # tensors alone are open_clip's default, which a subject without dicts has no name for
+    return loss(**given, **({"output_dict": True} if output_dict else {}))
+
+
+def call_in_order(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
+    """Call a loss with tensors in order, whatever it names them."""
+    return loss(*given.values())
+
+
 class Contract(ABC):
     """What one kind of loss must do."""
 
@@ -86,6 +102,10 @@ class Contract(ABC):
     constructed: tuple[str, ...] = ("options", "pad_id")
     """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
+    build_with: Callable[[Any, dict[str, Any], int, int], Any] = staticmethod(construct)
+    """Constructs a target with arguments, on a rank of so many: a function that counterexamples quote."""
+    call_with: Callable[[Any, dict[str, Any], bool], Any] = staticmethod(call_by_name)
+    """Calls what was built with tensors, and asks for a dict or not: likewise quoted."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)  # it has no state
@@ -148,11 +168,10 @@ class Contract(ABC):
 
     def build(self, target: Any, case: Case, rank: int, world_size: int) -> Any:
         """Construct the subject; arguments that it does not take are left out."""
-        arguments = {**self.constructor(case), "rank": rank, "world_size": world_size}
         with warnings.catch_warnings():
             # of what the flags cannot do: which configurations are drawn is decided here
             warnings.simplefilter("ignore", UserWarning)
-            return target(**accepted(target, arguments))
+            return self.build_with(target, self.constructor(case), rank, world_size)
 
     def constructor(self, case: Case) -> dict[str, Any]:
         """Return the constructor's arguments, but for the rank's place."""
@@ -160,21 +179,7 @@ class Contract(ABC):
 
     def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
         """Call the subject."""
-        if self.in_order:
-            return loss(*tensors.values())
-        # tensors alone are open_clip's default, which a subject without dicts has no name for
-        asked = {"output_dict": True} if case.output_dict else {}
-        return loss(**tensors, **asked)
-
-    def build_source(self) -> str:
-        """Return `build` as Python for a counterexample: of target, ARGUMENTS, rank and world_size."""
-        return 'target(**accepted(target, {**ARGUMENTS, "rank": rank, "world_size": world_size}))'
-
-    def call_source(self) -> str:
-        """Return `call` as Python for a counterexample: of the loss, what it is given, and output_dict."""
-        if self.in_order:
-            return "loss(*given.values())"
-        return 'loss(**given, **({"output_dict": True} if output_dict else {}))'
+        return self.call_with(loss, tensors, case.output_dict)
 
     def oracle_source(self, case: Case) -> dict[str, str]:
         """Return the oracle's terms on `rank` as Python for a counterexample.
@@ -183,14 +188,6 @@ class Contract(ABC):
         term, a counterexample quotes what the oracle gave.
         """
         return {}
-
-    def read(self, output: Any, case: Case) -> tuple[str, dict[str, Any]]:
-        """Return how the output is structured, and its terms by name."""
-        if isinstance(output, dict):
-            return f"dict {sorted(output)}", {k: v for k, v in output.items() if k in self.terms}
-        if isinstance(output, tuple | list):
-            return f"tuple of {len(output)}", dict(zip(self.terms, output, strict=False))
-        return type(output).__name__, {self.terms[0]: output}
 
     def structure(self, case: Case) -> str:
         """Return how the output must be structured."""

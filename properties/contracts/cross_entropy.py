@@ -12,7 +12,7 @@ from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weig
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject
-from . import Bounds, Contract, Cotangents, Inputs, Sum
+from . import Bounds, Contract, Cotangents, Inputs, Sum, call_in_order
 
 
 class CrossEntropyContract(Contract):
@@ -24,6 +24,7 @@ class CrossEntropyContract(Contract):
 
     name = "cross_entropy"
     in_order = True
+    call_with = staticmethod(call_in_order)
     is_mean = False  # a mean of means is not the mean
     terms: tuple[str, ...] = ("loss",)
     differentiable: tuple[str, ...] = ("logits",)

@@ -1,5 +1,6 @@
 """The contract of the neighbour exchanges."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,14 @@ from verified_losses.oracles.rounding import Magnitude, Precision
 
 from ..cases import STRIDES, Case, Options
 from ..subjects import Subject
-from . import Bounds, Cotangents, Inputs, Sum
+from . import Bounds, Cotangents, Inputs, Sum, call_in_order
 from .gather import GatherContract
 from .parts import FEATURES, FLAGS, column
+
+
+def bind_neighbours(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
+    """Bind the ranks of both neighbours."""
+    return functools.partial(target, (rank - 1) % world_size, (rank + 1) % world_size)
 
 
 class ExchangeContract(GatherContract):
@@ -31,6 +37,8 @@ class ExchangeContract(GatherContract):
     conventions = ()
     values = {"bidirectional": FLAGS}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}
+    build_with = staticmethod(bind_neighbours)
+    call_with = staticmethod(call_in_order)
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         """Draw which direction; a subject that goes both ways has `bidirectional` pinned."""
@@ -69,19 +77,6 @@ class ExchangeContract(GatherContract):
             for name, array in given.items():
                 sums.add(rank, name, Magnitude(np.zeros(array.shape), np.zeros(array.shape)))
         return Bounds(zeros, sums.bounds(Precision(0.0, Precision.of(case.dtype).accumulated, 0.0)))
-
-    def build(self, target: Any, case: Case, rank: int, world_size: int) -> Any:
-        """Bind the neighbours."""
-        left, right = (rank - 1) % world_size, (rank + 1) % world_size
-        if self._both(case):
-            return lambda **t: target(left, right, t[FEATURES[0]], t[FEATURES[1]])
-        return lambda **t: target(left, right, t[FEATURES[0]])
-
-    def build_source(self) -> str:
-        return "functools.partial(target, (rank - 1) % world_size, (rank + 1) % world_size)"
-
-    def call_source(self) -> str:
-        return "loss(*given.values())"
 
     def oracle_source(self, case: Case) -> dict[str, str]:
         if self._both(case):

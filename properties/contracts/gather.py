@@ -1,5 +1,7 @@
 """The contract of the gather: every rank's rows on every rank."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,17 @@ from . import Bounds, Contract, Cotangents, Inputs, Sum, accepted
 from .parts import ASSUMED, FEATURES, GATHERS, call_of, column, flags, gather_options, split_inputs
 
 
+def bind_flags(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
+    """Bind a function's flags; those that it does not take are left out."""
+    flags = accepted(target, {**arguments, "rank": rank, "world_size": world_size})
+    return functools.partial(target, **flags)
+
+
+def call_for_tensors(function: Any, given: dict[str, Any], output_dict: bool) -> Any:
+    """Call a function that returns tensors alone."""
+    return function(**given)
+
+
 class GatherContract(Contract):
     """Rows of all ranks in rank order, bit by bit; gradients summed over the ranks that used them."""
 
@@ -27,6 +40,8 @@ class GatherContract(Contract):
     conventions: tuple[str, ...] = CONVENTIONS
     values = GATHERS
     drawn = {"cotangent_strides": (*STRIDES, "expanded")}
+    build_with: Callable[[Any, dict[str, Any], int, int], Any] = staticmethod(bind_flags)
+    call_with: Callable[[Any, dict[str, Any], bool], Any] = staticmethod(call_for_tensors)
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         return gather_options(subject).map(lambda flags: tuple(f for f in flags if f[0] != "cache_labels"))
@@ -66,21 +81,6 @@ class GatherContract(Contract):
         constant = case.world_size > 1 and flags(case)[:2] == (True, False)
         expected = super().gradient_expected(case)
         return {name: want for name, want in expected.items() if not (want and constant)}
-
-    def build(self, target: Any, case: Case, rank: int, world_size: int) -> Any:
-        """Bind the function's flags."""
-        options = accepted(target, {**dict(case.options), "rank": rank, "world_size": world_size})
-        return lambda **tensors: target(**tensors, **options)
-
-    def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
-        return loss(**tensors)
-
-    def build_source(self) -> str:
-        flags = 'accepted(target, {**ARGUMENTS, "rank": rank, "world_size": world_size})'
-        return f"functools.partial(target, **{flags})"
-
-    def call_source(self) -> str:
-        return "loss(**given)"
 
     def oracle_source(self, case: Case) -> dict[str, str]:
         return {

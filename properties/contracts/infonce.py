@@ -15,7 +15,7 @@ from verified_losses.oracles.rounding import Magnitude, Precision, Weight
 
 from ..cases import SCALES, Case, feature_pair
 from ..subjects import Subject
-from . import Bounds, Cotangents, Inputs, Sum
+from . import Bounds, Cotangents, Inputs, Sum, call_in_order
 from .clip import ClipContract
 from .parts import call_of, column, flags, is_local, one_hot, split_inputs
 
@@ -32,6 +32,7 @@ class InfoNceContract(ClipContract):
 
     name = "infonce"
     in_order = True
+    call_with = staticmethod(call_in_order)
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = VIEWS
     constructed = (*ClipContract.constructed, "scale")

@@ -11,11 +11,16 @@ from verified_losses.oracles.siglip import siglip_loss
 
 from ..cases import Case, Options
 from ..subjects import Subject
-from . import Bounds, Cotangents, Inputs, Sum, accepted, entry
+from . import Bounds, Cotangents, Inputs, Sum, accepted, call_by_name, entry
 from .clip import ClipContract
 from .parts import FEATURES, FLAGS, STUDENT, call_of, column, student
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+
+
+def call_with_bias(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
+    """Call a loss, which may have no default for the bias, as upstream's has none."""
+    return call_by_name(loss, accepted(entry(loss), {"logit_bias": None}) | given, output_dict)
 
 
 class SigLipContract(ClipContract):
@@ -27,17 +32,10 @@ class SigLipContract(ClipContract):
     conventions = ()
     optional = ("output_dict",)
     values = {"dist_impl": (*DIST_IMPLS, None), "cache_labels": FLAGS, "use_horovod": FLAGS}
+    call_with = staticmethod(call_with_bias)
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         return st.sampled_from([*DIST_IMPLS, None]).map(lambda impl: (("dist_impl", impl),))
-
-    def call(self, loss: Any, tensors: dict[str, Any], case: Case, rank: int) -> Any:
-        # upstream has no default for the bias
-        return super().call(loss, accepted(entry(loss), {"logit_bias": None}) | tensors, case, rank)
-
-    def call_source(self) -> str:
-        bias = 'accepted(getattr(loss, "forward", loss), {"logit_bias": None})'
-        return super().call_source().replace("**given", f"**({bias} | given)")
 
     def oracle_source(self, case: Case) -> dict[str, str]:
         return {"contrastive_loss": call_of("siglip_loss", ", ".join(STUDENT), case)}

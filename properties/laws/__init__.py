@@ -15,10 +15,12 @@ from verified_losses.oracles.complex_step import Array
 
 from ..cases import Case
 from ..contracts import Contract
-from ..examples import Example, Step
+from ..examples import Example, Mode, Step
 from ..process_state import preserved
 from ..reference import Reference, reference
-from ..running import Outcome, run_steps
+from ..running import perform
+from ..standalone.acts import Call, Outcome, run_each
+from ..standalone.judges import Judge
 from ..subjects import Subject
 from ..worlds import World
 
@@ -98,11 +100,14 @@ class Bench:
         """As `World.run`; what the function changes in the processes it runs in is put back."""
         return self.world.run(_preserving, function, *arguments)
 
-    def observe(self, steps: Iterable[Step | Case], fresh: bool = True) -> list[list[Outcome]]:
-        """Run the subject on every rank; return the outcomes of each step, rank by rank."""
+    def act(self, act: Callable[[list[Call]], T], *steps: Step | Case) -> list[T]:
+        """Let every rank do with the subject what an act does with the calls of these steps."""
         listed = [step if isinstance(step, Step) else Step(step) for step in steps]
-        by_rank = self.run(run_steps, self.subject, self.contract, listed, fresh)
-        return [list(outcomes) for outcomes in zip(*by_rank, strict=True)]
+        return self.run(perform, self.subject, self.contract, act, listed)
+
+    def observe(self, steps: Iterable[Step | Case]) -> list[list[Outcome]]:
+        """Run the subject on every rank; return the outcomes of each step, rank by rank."""
+        return [list(outcomes) for outcomes in zip(*self.act(run_each, *steps), strict=True)]
 
     def by_mode(self, case: Case) -> dict[str, list[Outcome]]:
         """Run the subject with gradient, and apart from that under inference mode: outcomes by note."""
@@ -126,6 +131,18 @@ class Law:
     """How much longer than others a call may take."""
     share: float = 1.0
     """The share of `max_examples` that is drawn: costly laws take fewer."""
+
+    # what a counterexample shows of it
+    act: Callable[..., Any] = run_each
+    """What each rank does with its calls."""
+    judge: Judge | None = None
+    """How it is judged; None by what was found wrong, as what one call gives."""
+    modes: tuple[Mode, ...] = ("train",)
+    """Under which modes of torch it calls."""
+    prepare: Callable[[Case], Case] = lambda case: case
+    """Returns the case that it calls with, for the one that was drawn."""
+    other: tuple[str, str, Callable[[Case], Case]] | None = None
+    """A second call: its name, what it is given in words, and its case."""
 
     def fits(self, contract: Contract, world_size: int) -> bool:
         """Whether the law says anything about a contract in a world of this size."""

@@ -1,20 +1,17 @@
 """What several ranks together compute."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
-import torch
 from hypothesis import assume
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from verified_losses.oracles.complex_step import Array
 
-from ..cases import Case, tensor, to_array
+from ..cases import Case
 from ..contracts import Contract
 from ..reference import Reference
-from ..running import backward, inputs
-from ..subjects import Subject
+from ..standalone.acts import derive_by_cotangents, send_in_backward
+from ..standalone.judges import judge_derived_by_cotangents, judge_mean, judge_words
 from ..worlds.table import KINDS
 from . import Bench, Falsified, Law, Place, compare
 from .gradients import unweighted
@@ -81,7 +78,7 @@ def _by_oracle(whole: Reference, place: Place, shape: tuple[int, ...]) -> float:
 def second_derivatives_travel(bench: Bench, reference: Reference) -> float:
     """The derivative of <gradient, v> by the cotangents is what the function gives for v."""
     assume(reference.case.option("gather_with_grad", True))
-    pairs = bench.run(_second_derivatives, bench.subject, reference)
+    pairs = bench.act(derive_by_cotangents, reference.case)
     worst = 0.0
     for rank, terms in enumerate(reference.terms):
         for name, expected in terms.items():
@@ -90,31 +87,10 @@ def second_derivatives_travel(bench: Bench, reference: Reference) -> float:
     return worst
 
 
-def _second_derivatives(
-    rank: int, world_size: int, subject: Subject, reference: Reference
-) -> dict[str, np.ndarray]:
-    contract, case = reference.contract, reference.case
-    function = contract.build(subject.resolve(), case, rank, world_size)
-    arrays, drawn = reference.inputs[rank], reference.cotangents[rank]
-    leaves = {
-        name: tensor(array, case.dtype, case.strides, True, case.device) for name, array in arrays.items()
-    }
-    terms = contract.read(contract.call(function, leaves, case, rank), case)[1]
-    cotangents = {name: tensor(drawn[name], case.dtype, "contiguous", True, case.device) for name in terms}
-    gradients = torch.autograd.grad(
-        list(terms.values()), list(leaves.values()), list(cotangents.values()), create_graph=True
-    )
-    # the functions are linear: pairing the gradient with the inputs gives the outputs back
-    paired = torch.autograd.grad(
-        list(gradients), list(cotangents.values()), [leaf.detach() for leaf in leaves.values()]
-    )
-    return {name: to_array(value) for name, value in zip(cotangents, paired, strict=True)}
-
-
 def backward_is_silent(bench: Bench, reference: Reference) -> float:
     """Without gather_with_grad backward sends nothing: a rank may run it alone, or not at all."""
     assume(not reference.case.option("gather_with_grad"))
-    sent = bench.run(_sent_in_backward, bench.subject, reference)
+    sent = bench.act(send_in_backward, reference.case)
     for key in getattr(bench.world, "traffic", ()):  # of simulated ranks
         if key.phase == "backward":
             sent[key.rank].append(key.operation)
@@ -122,31 +98,6 @@ def backward_is_silent(bench: Bench, reference: Reference) -> float:
         if operations:
             raise Falsified(f"rank {rank}: backward sends, by {', '.join(sorted(set(operations)))}")
     return 0.0
-
-
-class Collectives(TorchDispatchMode):
-    """Notes the communication of real process groups."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func.namespace in ("c10d", "_c10d_functional"):
-            self.seen.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
-def _sent_in_backward(rank: int, world_size: int, subject: Subject, reference: Reference) -> list[str]:
-    contract, case = reference.contract, reference.case
-    loss = contract.build(subject.resolve(), case, rank, world_size)
-    output = contract.call(loss, inputs(rank, reference), case, rank)
-    with Collectives() as collectives:
-        backward(rank, reference, contract.read(output, case)[1])
-    seen: list[str] = collectives.seen
-    return seen
 
 
 def _linear(contract: Contract) -> bool:
@@ -159,6 +110,9 @@ LAWS = [
         mean_over_ranks_equals_single_process,
         worlds="several",
         applies=lambda contract: contract.is_mean,
+        judge=judge_mean,
+        prepare=unweighted,
+        other=("whole", "the whole batch on one rank", together),
     ),
     Law(
         "second derivatives travel",
@@ -166,6 +120,8 @@ LAWS = [
         worlds="several",
         applies=_linear,
         share=0.5,
+        act=derive_by_cotangents,
+        judge=judge_derived_by_cotangents,
     ),
     Law(
         "backward is silent",
@@ -173,5 +129,7 @@ LAWS = [
         worlds="several",
         applies=lambda contract: "gather_with_grad" in contract.values,
         share=0.3,
+        act=send_in_backward,
+        judge=judge_words,
     ),
 ]

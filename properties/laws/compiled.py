@@ -46,9 +46,9 @@ def compiled_keeps_dtypes(bench: Bench, reference: Reference) -> float:
 
 LAWS = [
     Law("compiled keeps dtypes", compiled_keeps_dtypes, draw=_half, share=0.04, patience=4.0,
-        worlds="two", simulated=False,
+        worlds="two", simulated=False, modes=("compiled",),
         applies=lambda contract: contract.is_loss),
     Law("compiled equals eager", compiled_equals_eager, share=0.12, patience=4.0,
-        worlds="two", simulated=False,
+        worlds="two", simulated=False, modes=("compiled",), prepare=compilable,
         applies=lambda contract: contract.is_loss),
 ]  # fmt: skip

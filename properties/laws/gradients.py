@@ -1,21 +1,21 @@
 """What backward gives."""
 
 import dataclasses
-from typing import Any
+from functools import partial
 
 import numpy as np
-import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
 from verified_losses.oracles.complex_step import LOST, Array
 from verified_losses.oracles.rounding import FLOAT64, gamma
 
-from ..cases import Case, rounded, to_array
+from ..cases import Case, rounded
 from ..contracts import Contract, Inputs
 from ..examples import Example
 from ..reference import Reference
-from ..running import Outcome, inputs
+from ..standalone.acts import Outcome, derive_twice
+from ..standalone.judges import judge_derived_twice
 from ..subjects import Subject
 from . import Bench, Law, Place, compare, misshapen
 
@@ -139,7 +139,7 @@ def twice_differentiable(bench: Bench, reference: Reference) -> float:
     # elsewhere ranks see constants where others have variables, so no one function is derived twice
     assume(bench.world.size == 1 or reference.case.option("gather_with_grad", True))
     moves = curves(reference)
-    derived = bench.run(_derived_twice, bench.subject, reference, moves)
+    derived = bench.act(partial(derive_twice, moves=moves), reference.case)
     directions = _directions(reference, tuple(moves[0]))
     if not directions:
         return 0.0
@@ -165,48 +165,16 @@ def curves(reference: Reference) -> Inputs:
     return drawn
 
 
-def _derived_twice(
-    rank: int, world_size: int, subject: Subject, reference: Reference, moves: Inputs
-) -> dict[str, Array]:
-    """Return the derivative of the gradient as all ranks' inputs move."""
-    contract, case = reference.contract, reference.case
-    loss = contract.build(subject.resolve(), case, rank, world_size)
-    given, drawn = inputs(rank, reference), reference.cotangents[rank]
-    terms = contract.read(contract.call(loss, given, case, rank), case)[1]
-    live = [
-        (term, torch.tensor(drawn[name], dtype=term.dtype, device=case.device))
-        for name, term in terms.items()
-        if term.requires_grad
-    ]
-    leaves = [given[name] for name in moves[rank]]
-    if not live or not leaves:
-        return {name: np.zeros(along.shape) for name, along in moves[rank].items()}
-    gradients = torch.autograd.grad(
-        [term for term, _ in live], leaves, [cotangent for _, cotangent in live],
-        create_graph=True, materialize_grads=True,
-    )  # fmt: skip
-    derived = [
-        (gradient, torch.tensor(along, dtype=gradient.dtype, device=case.device))
-        for gradient, along in zip(gradients, moves[rank].values(), strict=True)
-        if gradient.requires_grad
-    ]
-    second: Any = [torch.zeros_like(leaf) for leaf in leaves]
-    if derived:
-        second = torch.autograd.grad(
-            [gradient for gradient, _ in derived], leaves, [along for _, along in derived],
-            materialize_grads=True,
-        )  # fmt: skip
-    return {name: to_array(value) for name, value in zip(moves[rank], second, strict=True)}
-
-
 LAWS = [
-    Law("gradients equal the oracle", gradients_equal_oracle),
-    Law("cotangents pass through", cotangents_pass_through),
+    Law("gradients equal the oracle", gradients_equal_oracle, prepare=unweighted),
+    Law("cotangents pass through", cotangents_pass_through, prepare=weighted),
     Law(
         "twice differentiable",
         twice_differentiable,
         applies=lambda contract: contract.is_loss,
         draw=_small,
         share=0.3,
+        act=derive_twice,
+        judge=judge_derived_twice,
     ),
 ]

@@ -1,18 +1,18 @@
 """How a loss behaves as a piece of software."""
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from hypothesis import strategies as st
 
 from ..cases import Case
 from ..contracts import Contract
 from ..examples import Example, Step
-from ..process_state import traces
 from ..reference import Reference
-from ..running import Outcome, backward, inputs
+from ..standalone.acts import Outcome, leave_behind, run_again, run_used_and_fresh
+from ..standalone.judges import judge_bits, judge_words
 from ..subjects import Subject
 from . import Bench, Falsified, Law, Place, compare, compare_types, misshapen
 
@@ -63,11 +63,10 @@ def outputs_well_formed(bench: Bench, reference: Reference) -> float:
 
 def deterministic(bench: Bench, reference: Reference) -> float:
     """The same call gives the same bits, and so does a second backward through the same graph."""
-    case = reference.case
-    first, second, third = bench.observe([case, case, Step(case, "derived again")])
-    for rank in range(bench.world.size):
-        _same_bits(rank, "called twice", second[rank], first[rank])
-        _same_bits(rank, "derived twice", third[rank], first[rank])
+    ranks = bench.act(partial(run_again, times=2), reference.case)
+    for rank, (first, second, third) in enumerate(ranks):
+        _same_bits(rank, "called twice", second, first)
+        _same_bits(rank, "derived twice", third, first)
     return 0.0
 
 
@@ -142,10 +141,8 @@ def used_equals_fresh(bench: Bench, reference: Reference) -> float:
     Inputs of the same shape and strides reuse the previous call's storage.
     """
     steps, last = reference.example.steps, reference.case
-    used = bench.observe([*steps, last], fresh=False)[-1]
-    (fresh,) = bench.observe([last])
-    for rank in range(bench.world.size):
-        _same_bits(rank, f"after {len(steps)} other calls", used[rank], fresh[rank])
+    for rank, (fresh, used) in enumerate(bench.act(run_used_and_fresh, *steps, last)):
+        _same_bits(rank, f"after {len(steps)} other calls", used, fresh)
     return 0.0
 
 
@@ -171,36 +168,20 @@ def _same_bits(rank: int, note: str, observed: Outcome, expected: Outcome) -> No
 
 def leaves_no_trace(bench: Bench, reference: Reference) -> float:
     """A call leaves the process as it was, prints nothing, and keeps nothing alive."""
-    for rank, found in enumerate(bench.run(_traces, bench.subject, reference)):
+    leaves = partial(leave_behind, seed=reference.case.seed)
+    for rank, found in enumerate(bench.act(leaves, reference.case)):
         if found:
             raise Falsified(f"rank {rank}: the call {', '.join(found)}")
     return 0.0
 
 
-def _traces(rank: int, world_size: int, subject: Subject, reference: Reference) -> list[str]:
-    """Return what a call and its backward leave behind, in words."""
-    contract, case = reference.contract, reference.case
-    target = subject.resolve()
-    losses: list[Any] = []  # the one that is called, which outlives its calls
-
-    def call() -> dict[str, torch.Tensor]:
-        if not losses:
-            losses.append(contract.build(target, case, rank, world_size))
-        given = inputs(rank, reference)
-        derived = torch.is_grad_enabled()  # under no_grad a view of a leaf says that it requires grad
-        terms = contract.read(contract.call(losses[0], given, case, rank), case)[1]
-        if derived:
-            backward(rank, reference, terms)
-        return given
-
-    return traces(call, case.seed)
-
-
 LAWS = [
-    Law("inputs unchanged", inputs_unchanged, draw=_contiguous_cotangents, share=0.4),
+    Law("inputs unchanged", inputs_unchanged, draw=_contiguous_cotangents, share=0.4,
+        modes=("train", "inference")),
     Law("outputs well formed", outputs_well_formed, share=0.5),
-    Law("deterministic", deterministic, share=0.3),
-    Law("leaves no trace", leaves_no_trace, share=0.3, simulated=False),
+    Law("deterministic", deterministic, share=0.3, act=run_again, judge=judge_bits),
+    Law("leaves no trace", leaves_no_trace, share=0.3, simulated=False,
+        act=leave_behind, judge=judge_words),
     Law("used equals fresh", used_equals_fresh, draw=_sequences,
-        applies=lambda contract: contract.is_loss),
+        applies=lambda contract: contract.is_loss, act=run_used_and_fresh, judge=judge_bits),
 ]  # fmt: skip

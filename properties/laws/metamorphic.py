@@ -7,6 +7,7 @@ from hypothesis import assume
 
 from ..cases import Case
 from ..reference import Reference
+from ..standalone.judges import judge_filled
 from . import Bench, Law, Place, compare
 
 
@@ -40,5 +41,7 @@ LAWS = [
         "padding never matters",
         padding_never_matters,
         applies=lambda contract: "logits" in contract.differentiable,
+        judge=judge_filled,
+        other=("filled", "other logits at padding", padding_filled),
     ),
 ]

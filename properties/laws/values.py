@@ -1,7 +1,7 @@
 """What the returned terms are."""
 
 from ..reference import Reference
-from ..running import Outcome
+from ..standalone.acts import Outcome
 from . import Bench, Falsified, Law, Place, compare
 
 
@@ -25,4 +25,4 @@ def compare_terms(reference: Reference, observed: dict[str, list[Outcome]]) -> f
     return worst
 
 
-LAWS = [Law("terms equal the oracle", terms_equal_oracle)]
+LAWS = [Law("terms equal the oracle", terms_equal_oracle, modes=("train", "inference"))]

@@ -1,6 +1,5 @@
 """A falsified check as one small Python file that anyone can run."""
 
-import inspect
 import os
 import pprint
 import re
@@ -14,11 +13,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from verified_losses import oracles
 from verified_losses.oracles import (
     clip,
     coca,
-    complex_step,
     cross_entropy,
     distill,
     exchange,
@@ -29,22 +26,28 @@ from verified_losses.oracles import (
 )
 from verified_losses.oracles.complex_step import Array
 
-from .. import process_state
 from ..cases import LAYOUTS, Case, has_layout, rounded
-from ..contracts import Contract, accepted
-from ..examples import Example, as_python
-from ..laws import INFERENCE, Falsified, Place
-from ..laws.communication import Collectives, together
-from ..laws.compiled import compilable
-from ..laws.gradients import curves, unweighted, weighted
-from ..laws.metamorphic import padding_filled
+from ..contracts import Contract
+from ..examples import Example, Mode, as_python
+from ..laws import INFERENCE, Falsified, Law, Place
+from ..laws.gradients import curves
 from ..reference import reference
-from ..running import refilled
+from ..standalone import launch
+from ..standalone.acts import called, derive_twice
+from ..standalone.judges import (
+    Judge,
+    judge_form,
+    judge_gradient,
+    judge_nothing,
+    judge_term,
+    judge_words,
+)
 from ..subjects import Target
 from ..verify.certifier import Check, Finding
 from ..verify.fingerprints import fingerprint
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
+from .quoting import Quotes
 from .text import write_whole
 
 SECONDS = 60
@@ -55,55 +58,39 @@ REASON = 3000
 """Characters of a reason that a file quotes."""
 WIDTH = 100
 
-ORACLES = (complex_step, gather, exchange, clip, coca, distill, siglip, infonce, ntxent, cross_entropy)
+ORACLES = (gather, exchange, clip, coca, distill, siglip, infonce, ntxent, cross_entropy)
 FORM = ("structure", "dtype and device", "altered inputs", "shape", "presence of the gradient")
 """What is wrong with an output other than its numbers."""
+ALWAYS = {"import os", "import torch", "from torch import tensor"}
+"""What the literals of a file need."""
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of the target, on every rank."""
+class Given:
+    """What each rank is given in one call of the target."""
 
     name: str
     doc: str
     case: Case
-    mode: str = "train"
+    mode: Mode = "train"
 
+    @property
+    def cotangents(self) -> str:
+        """The name of what backward gets, where that is not ones."""
+        if self.case.cotangents == "ones":
+            return ""
+        return "COTANGENTS" if self.name == "inputs" else f"{self.name.upper()}_COTANGENTS"
 
-@dataclass(frozen=True)
-class Program:
-    """What a law does with a case."""
-
-    act: str
-    """The template of what each rank does."""
-    prepare: Callable[[Case], Case] = lambda case: case
-    other: tuple[str, str, Callable[[Case], Case]] | None = None
-    """The second call's name, what it is given in words, and its case."""
-
-
-ONCE = ("once", "compiled", "modes")
-"""One call: as it is, compiled, or under whichever mode of torch it is wrong."""
-
-PROGRAMS = {
-    "terms equal the oracle": Program("modes"),
-    "gradients equal the oracle": Program("once", unweighted),
-    "cotangents pass through": Program("once", weighted),
-    "twice differentiable": Program("curve"),
-    "mean over ranks equals single process": Program(
-        "mean", unweighted, ("whole", "the whole batch on one rank", together)
-    ),
-    "second derivatives travel": Program("travel"),
-    "inputs unchanged": Program("modes"),
-    "outputs well formed": Program("once"),
-    "deterministic": Program("again"),
-    "leaves no trace": Program("trace"),
-    "backward is silent": Program("silent"),
-    "used equals fresh": Program("used"),
-    "compiled equals eager": Program("compiled", compilable),
-    "compiled keeps dtypes": Program("compiled"),
-    "padding never matters": Program("pair", other=("filled", "other logits at padding", padding_filled)),
-}
-"""By the law's name; a law without one is judged by `properties` itself, after one call."""
+    def called(self, rank: str = "rank", mode: Mode | None = None, **others: str) -> str:
+        """Return the call as Python, of `target`."""
+        arguments = ["target", rank, self.name, *filter(None, [self.cotangents])]
+        if (mode or self.mode) != "train":
+            arguments.append(f'mode="{mode or self.mode}"')
+        if not self.case.output_dict:
+            arguments.append("output_dict=False")
+        if self.case.cotangent_strides in LAYOUTS:
+            arguments.append(f"layout={self.case.cotangent_strides}")
+        return f"called({', '.join([*arguments, *(f'{name}={value}' for name, value in others.items())])})"
 
 
 def write(finding: Finding, folder: Path) -> Path:
@@ -122,132 +109,130 @@ def write(finding: Finding, folder: Path) -> Path:
 
 def render(finding: Finding, path: Path) -> str:
     """Return the text of a finding's file, which is to lie at `path`."""
-    check, error = finding.check, finding.error
-    contract = check.contract
-    assert finding.smallest is not None
-    steps, drawn = finding.smallest.steps, finding.smallest.case
-    program = PROGRAMS.get(check.law.name)
-    judge = _judge(program, error)
-    law = judge == "law" or not finding.smallest.is_plain
-    program = program or Program("once")
-    case = program.prepare(drawn)
-    calls = [Call("inputs", "what each rank is given", case)]
-    if program.other is not None:
-        name, doc, change = program.other
-        calls.append(Call(name, doc, change(case)))
-    for place, step in enumerate(steps):
-        calls.append(Call(f"before_{place + 1}", "what each rank was given before", step.case, step.mode))
-
-    known = error.place if isinstance(error, Falsified) else None
-    if judge == "words":
-        known = Place("")
-    elif judge in ("law", "returns") or known is None:
-        judge, known = "returns", Place("")
-    row = check.world.row
-    horovod = row.launcher == "horovodrun"
-    numbers = judge in ("term", "gradient", "mean", "pair")
-    # a second derivative of the oracle's is quoted
-    sources = (
-        {} if program.act == "curve" else contract.oracle_source(calls[1].case if judge == "mean" else case)
-    )
-    derived = judge == "gradient" or (judge == "mean" and known.kind == "gradient")
-    uses_oracle = judge in ("term", "gradient", "mean") and bool(sources)
-    weights = {
-        call.name: _cotangents(contract, call.case)
-        for call in calls
-        if call.case.cotangents != "ones" or program.act == "travel"
-    }
-    shown = [_call(contract, call, weights) for call in calls]
-    layouts = [name for name in LAYOUTS if any(f"{name}(" in str(call["ranks"]) for call in shown)]
-    layout = case.cotangent_strides
-    if layout in LAYOUTS and layout not in layouts:
-        layouts.append(layout)
-    act = "once" if program.act in ONCE else program.act
-    names = [
-        name for name in contract.inputs(case)[0] if re.search(rf"\b{name}\b", " ".join(sources.values()))
+    check, example = finding.check, finding.smallest
+    contract, law, row = check.contract, check.law, check.world.row
+    assert example is not None
+    judge, place = _judge(law, finding.error)
+    by_law = judge is None or not example.is_plain
+    judge = judge or judge_nothing
+    case = law.prepare(example.case)
+    given = [
+        Given(f"before_{number}", "what each rank was given before", step.case, step.mode)
+        for number, step in enumerate(example.steps, 1)
     ]
+    inputs = Given("inputs", "what each rank is given", case)
+    calls = [one.called() for one in given]
+    calls += [inputs.called(mode=mode) for mode in _modes(law, judge, place)]
+    given.append(inputs)
+    oracle_case, alone = case, ""
+    if law.other is not None:
+        name, doc, change = law.other
+        other = Given(name, doc, change(case))
+        given.append(other)
+        if other.case.world_size == case.world_size:
+            calls.append(other.called())
+        else:
+            oracle_case = other.case
+            arguments = _arguments(contract.constructor(other.case))
+            alone = other.called("0", world_size="1", arguments=arguments)
+
+    ranks = {one.name: _literals(contract, one) for one in given}
+    layouts = {one.case.cotangent_strides for one in given}
+    layouts |= {name for name in LAYOUTS if any(f"{name}(" in str(literals) for literals in ranks.values())}
+    launched = case.world_size > 1 or judge is judge_nothing  # a crash must not take the verdict with it
+    talk = row.talk if case.world_size > 1 else launch.ALONE
+    names: dict[str, Callable[..., Any]] = {
+        "build": contract.build_with,
+        "call": contract.call_with,
+        "judge": judge,
+        "decide": launch.by_law if by_law else launch.by_judge,
+        "start": talk.start,
+        "gathered": talk.gathered,
+    }
+    quotes = Quotes()
+    built = contract.build_with, contract.call_with
+    acts = quotes.source(*(LAYOUTS[one] for one in LAYOUTS if one in layouts), *built, called, law.act)
+    judged = quotes.source(judge)
+    terms = contract.oracle_source(oracle_case)
+    oracle = quotes.source(*_oracles(terms)) if "oracle" in quotes.given else ""
+    run = quotes.source(launch.launched if launched else launch.verdict)
+    run += "\n\n\n" + quotes.source(*(names[one] for one in names if one in quotes.given))
+
+    constants = {
+        one.cotangents: (_cotangents(contract, one.case), "what each rank's terms are multiplied with")
+        for one in given
+        if one.cotangents
+    }
+    if law.act is derive_twice:
+        constants["MOVES"] = (_moves(contract, case), "how each rank's inputs move")
+    known = _given(contract, place) | {"RANK_VARIABLE": (talk.rank_variable, "")}
+    constants |= {name: known[name] for name in known if name in quotes.given - set(constants)}
     text = (
         _templates()
         .get_template("counterexample.py.jinja")
         .render(
-            fingerprint=fingerprint(finding),
+            mark=f"{MARK} {fingerprint(finding)}",
             title=_title(check, case),
             reason=_quoted(finding.reason),
             file_name=path.name,
+            world_size=case.world_size,
+            over=row.over,
+            imports=_imports(quotes.imports | ALWAYS | ({"import traceback"} if by_law else set())),
             target=_portable(check.subject.target),
             home=os.path.relpath(Path.cwd(), path.parent),
             arguments=_arguments(contract.constructor(case)),
-            world_size=case.world_size,
-            horovod=horovod,
-            launcher=row.launcher,
-            over=row.over,
-            rank_variable="HOROVOD_RANK" if horovod else "RANK",
             terms=contract.terms,
             seconds=SECONDS,
-            # a crash, or a silent exit, must not take the verdict with it
-            launched=case.world_size > 1 or judge == "returns",
-            constants=_constants(contract, case, program, judge, known, weights, bool(sources)),
-            layouts=[inspect.getsource(LAYOUTS[name]).rstrip() for name in layouts],
-            calls=shown,
-            build_source=contract.build_source(),
-            call_source=contract.call_source(),
-            accepted=inspect.getsource(accepted),
-            output_dict=case.output_dict,
-            weight_source=f"{layout}(weight.to(term.dtype))"
-            if layout in LAYOUTS
-            else "weight.to(term.dtype)",
-            run="form" if judge == "form" else "none" if act in ("travel", "curve") else "run",
-            act=act,
-            source=_source(act),
-            modes=_modes(program, judge, known),
-            oracle_functions=inlined(sources, derived) if uses_oracle else "",
-            oracle_names=names,
-            oracle_terms=sources,
-            derived=derived,
-            weighted="inputs" in weights,
-            agree=numbers,
-            judge=judge,
-            kind=known.kind,
-            mixed=known.along is not None,
-            mean=known.rank is None,
-            zero=known.kind == "gradient",
-            shared=known.name in contract.scalars,
-            law=_law(check, finding.smallest) if law else None,
+            constants=constants,
+            given=given,
+            ranks=ranks,
+            act=law.act.__name__,
+            calls=calls,
+            moves=law.act is derive_twice,
+            alone=alone,
+            acts=acts,
+            judged=judged,
+            oracle=oracle,
+            columns=[
+                name
+                for name in contract.inputs(case)[0]
+                if re.search(rf"\b{name}\b", " ".join(terms.values()))
+            ],
+            oracle_terms=terms,
+            law=_law(check, example) if by_law else None,
+            run=run,
+            names={name: value.__name__ for name, value in names.items() if name in quotes.given},
+            main="launched()" if launched else "verdict(0)",
         )
     )
     return re.sub(r"\n{4,}", "\n\n\n", text)
 
 
-def inlined(sources: dict[str, str], derived: bool) -> str:
-    """Return the source of the functions of `oracles` that expressions name, and of all that those need."""
-    found: dict[str, str] = {}
+def _judge(law: Law, error: Exception | None) -> tuple[Judge | None, Place]:
+    """Return what judges that which was found wrong, and its place; None where only the law itself can."""
+    if isinstance(error, WorldError):
+        crashed = not isinstance(error, SimulationError) or error.finding == "raised"
+        return judge_nothing if crashed else None, Place("")
+    if isinstance(error, Falsified) and law.judge is judge_words:
+        return judge_words, Place("")
+    if not isinstance(error, Falsified) or error.place is None:
+        return None, Place("")
+    if error.place.kind in FORM:
+        return (judge_form, error.place) if law.judge is None else (None, Place(""))
+    return law.judge or (judge_gradient if error.place.kind == "gradient" else judge_term), error.place
 
-    def add(name: str, value: object) -> None:
-        if name in found or getattr(value, "__module__", "").rpartition(".")[0] != oracles.__name__:
-            return
-        assert inspect.isfunction(value)
-        found[name] = ""
-        for other in re.findall(r"\w+", inspect.getsource(value)):
-            known = value.__globals__.get(other)
-            if isinstance(known, float):
-                found[other] = f"{other} = {known!r}"
-            elif inspect.isfunction(known):
-                add(other, known)
-        # after what it needs
-        del found[name]
-        # the first paragraph of what it says will do
-        found[name] = re.sub(r'(?s)("""[^"\n]+)\n\n.*?"""', r'\1"""', inspect.getsource(value).rstrip())
 
-    words = set(re.findall(r"\w+", " ".join(sources.values()))) | (
-        {"directional_derivative"} if derived else set()
-    )
-    for module in ORACLES:
-        for name, value in vars(module).items():
-            if name in words and inspect.isfunction(value):
-                add(name, value)
-    functions = [source for source in found.values() if source.startswith("def ")]
-    constants = ["Array = np.ndarray", *(source for source in found.values() if source not in functions)]
-    return "\n\n\n".join(["\n".join(constants), *functions])
+def _modes(law: Law, judge: Judge, place: Place) -> tuple[Mode, ...]:
+    """Return under which modes of torch the target is called: where it is wrong, or one after another."""
+    if judge is judge_nothing:
+        return law.modes
+    return ("inference",) if place.note == INFERENCE else law.modes[:1]
+
+
+def _oracles(terms: dict[str, str]) -> list[Callable[..., Any]]:
+    """Return the functions of `oracles` that expressions name."""
+    words = set(re.findall(r"\w+", " ".join(terms.values())))
+    return [vars(module)[name] for module in ORACLES for name in sorted(words & vars(module).keys())]
 
 
 def _templates() -> jinja2.Environment:
@@ -262,49 +247,17 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _source(act: str) -> str:
-    """Return what of `properties` a program needs, as Python that needs torch and NumPy alone."""
-    if act == "silent":
-        imports = "from typing import Any\n\nfrom torch.utils._python_dispatch import TorchDispatchMode\n\n\n"
-        return imports + inspect.getsource(Collectives)
-    if act == "used":
-        return inspect.getsource(refilled)
-    return inspect.getsource(process_state).partition('"""\n\n')[2] if act == "trace" else ""
-
-
-def _judge(program: Program | None, error: Exception | None) -> str:
-    """Return the template that compares what the ranks saw, or "law" where only the law itself can."""
-    if program is None:
-        return "law"
-    if isinstance(error, SimulationError) and error.finding != "raised":
-        return "law"
-    if isinstance(error, WorldError):
-        return "returns"
-    if isinstance(error, Falsified) and program.act in ("trace", "silent"):
-        return "words"
-    if not isinstance(error, Falsified) or error.place is None:
-        return "law"
-    kind = error.place.kind
-    if kind in FORM:
-        return "form" if program.act in ONCE else "law"
-    by_act = {
-        "mean": "mean",
-        "pair": "pair",
-        "curve": "gradient",
-        "again": "bits",
-        "used": "bits",
-        "travel": "term",
-    }
-    return by_act.get(program.act) or ("gradient" if kind == "gradient" else "term")
-
-
-def _modes(program: Program, judge: str, known: Place) -> list[str]:
-    """Return under which modes of torch the target is called, one after another."""
-    if program.act == "compiled":
-        return ["compiled"]
-    if program.act == "modes" and judge == "returns":
-        return ["train", "inference"]
-    return ["inference" if known.note == INFERENCE else "train"]
+def _imports(statements: set[str]) -> str:
+    """Return import statements, those from one module in one."""
+    modules: dict[str, list[str]] = {}
+    for statement in sorted(statements, key=lambda one: (one.startswith("from"), one)):
+        origin, _, name = statement.partition(" import ")
+        modules.setdefault(origin, []).append(name)
+    shown = [
+        f"{origin} import {', '.join(names)}".removesuffix(" import ") for origin, names in modules.items()
+    ]
+    outside = [line for line in shown if re.match(r"(import|from) (numpy|torch)\b", line)]
+    return "\n".join([*(line for line in shown if line not in outside), "", *outside])
 
 
 def _title(check: Check, case: Case) -> str:
@@ -341,46 +294,24 @@ def _python(value: Any) -> str:
     return text if '"' in text else text.replace("'", '"')
 
 
-def _constants(
-    contract: Contract,
-    case: Case,
-    program: Program,
-    judge: str,
-    place: Place,
-    weights: dict[str, list[dict[str, Any]]],
-    oracle: bool,
-) -> list[tuple[str, Any, str]]:
-    """Return the names, values and comments of what the templates ask for."""
-    constants: list[tuple[str, Any, str]] = []
-    for name, cotangents in weights.items():
-        which = "COTANGENTS" if name == "inputs" else f"{name.upper()}_COTANGENTS"
-        constants.append((which, cotangents, "what each rank's terms are multiplied with"))
-    if program.act == "curve":
-        if not weights:
-            constants.append(("COTANGENTS", None, ""))
-        constants.append(("MOVES", _moves(contract, case), "how each rank's inputs move"))
-    if judge in ("returns", "words"):
-        return constants
-    if place.rank is not None:
-        constants.append(("RANK", place.rank, ""))
-    if judge in ("form", "bits"):
-        constants.append(("WHAT", place.what, ""))
-    if judge == "form":
-        fit = place.expected if place.kind == "dtype and device" else [place.expected]
-        return [*constants, ("ALLOWED", fit, "what is documented")]
-    constants.append(("WHERE", str(place), ""))
-    if judge == "bits":
-        return constants
-    constants.append(("NAME", place.name, ""))
-    if place.along is not None:
-        constants.append(("ALONG", _nested(place.along, "float64"), "the direction"))
-    elif not (judge == "mean" and place.kind == "term"):
-        constants.append(("INDEX", place.index, ""))
-    if judge in ("term", "gradient") and not oracle:
-        constants.append(("EXPECTED", place.expected, "what the oracle gives"))
+def _given(contract: Contract, place: Place) -> dict[str, tuple[Any, str]]:
+    """Return the values, and comments, of what a judge may read."""
     why = "how far rounding may take a right implementation, derived for these inputs"
-    constants.append(("BOUND", float(f"{place.bound:.4g}"), why if place.bound else "nothing may be rounded"))
-    return constants
+    allowed = place.expected if place.kind == "dtype and device" else [place.expected]
+    along = None if place.along is None else _nested(place.along, "float64")
+    return {
+        "COTANGENTS": (None, "ones"),
+        "WHERE": (str(place), ""),
+        "RANK": (place.rank, ""),
+        "KIND": (place.kind, ""),
+        "NAME": (place.name, ""),
+        "INDEX": (place.index, ""),
+        "ALONG": (along, "a direction" if along else "or a direction, instead of one element"),
+        "IS_SHARED": (place.name in contract.scalars, "by all ranks"),
+        "EXPECTED": (place.expected, "what the oracle gives"),
+        "ALLOWED": (allowed, "what is documented"),
+        "BOUND": (float(f"{place.bound:.4g}"), why if place.bound else "nothing may be rounded"),
+    }
 
 
 def _moves(contract: Contract, case: Case) -> list[dict[str, Any]]:
@@ -397,28 +328,21 @@ def _cotangents(contract: Contract, case: Case) -> list[dict[str, Any]]:
     ]
 
 
-def _call(contract: Contract, call: Call, weights: dict[str, Any]) -> dict[str, Any]:
-    """Return a call as the templates ask for it."""
-    case = call.case
-    extra = "" if case.output_dict else ", output_dict=False"
-    if call.name in weights:
-        which = "COTANGENTS" if call.name == "inputs" else f"{call.name.upper()}_COTANGENTS"
-        extra += f", cotangents={which}[rank]"
-    ranks = []
-    for given in contract.inputs(case):
-        literals = {}
-        for name, array in given.items():
-            dtype = case.scalar_dtype if name in contract.scalars else case.dtype
-            wants_grad = call.mode != "inference" and name not in case.frozen
-            literals[name] = _tensor(array, dtype, case.strides, wants_grad)
-        ranks.append(literals)
-    return {
-        "name": call.name,
-        "doc": f"Return {call.doc}.",
-        "mode": call.mode,
-        "extra": extra,
-        "ranks": ranks,
-    }
+def _literals(contract: Contract, one: Given) -> list[dict[str, str]]:
+    """Return every rank's inputs as Python."""
+    case = one.case
+    return [
+        {
+            name: _tensor(
+                array,
+                case.scalar_dtype if name in contract.scalars else case.dtype,
+                case.strides,
+                one.mode != "inference" and name not in case.frozen,
+            )
+            for name, array in given.items()
+        }
+        for given in contract.inputs(case)
+    ]
 
 
 def _tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> str:

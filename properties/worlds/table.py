@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from ..standalone.launch import GLOO, HOROVOD, Talk
 from . import World
 from .horovod import HorovodWorld, horovod_missing
 from .processes import ProcessWorld, join_nothing
@@ -38,8 +39,8 @@ class Kind:
     """What a loss is constructed with to talk over it."""
     over: str = "gloo"
     """What the ranks talk over."""
-    launcher: Literal["torchrun", "horovodrun"] = "torchrun"
-    """What starts the ranks of a counterexample."""
+    talk: Talk = GLOO
+    """How the ranks of a counterexample are started."""
     title: str = ""
     """What a certificate calls it where no such world ran; empty for the kinds of the default."""
     missing: Callable[[], str | None] = lambda: None
@@ -72,7 +73,7 @@ KINDS = {
         Kind(
             "horovod", "hvd", 16, HorovodWorld, "HorovodWorld({size}, timeout={seconds:g})",
             lambda size, seconds, prepare: HorovodWorld(size, seconds, prepare=prepare),
-            options=(("use_horovod", True),), over="Horovod", launcher="horovodrun", title="Horovod",
+            options=(("use_horovod", True),), over="Horovod", talk=HOROVOD, title="Horovod",
             missing=lambda: horovod_missing(),
         ),
     )

@@ -1,0 +1,119 @@
+"""Functions as source: of the functions that are asked for, and of all that these need."""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+import symtable
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+from ..standalone import given
+
+OURS = "verified_losses."
+OUTSIDE = {"torch", "numpy", *sys.stdlib_module_names}
+"""What a quoted function may import."""
+
+
+class Quotes:
+    """What one file quotes: each function, class and constant once."""
+
+    def __init__(self) -> None:
+        self.imports: set[str] = set()
+        """What the quoted code imports, a statement each."""
+        self.given: set[str] = set()
+        """Which of the names in `standalone.given` it reads."""
+        self._quoted: dict[str, str] = {}
+
+    def source(self, *functions: Callable[..., Any]) -> str:
+        """Return functions, after what they need, as far as the file does not have it yet."""
+        found: list[str] = []
+        for function in functions:
+            self._add(function.__module__, function.__name__, found)
+        return "\n\n\n".join(found)
+
+    def _add(self, module: str, name: str, found: list[str]) -> None:
+        statement = _bound(module).get(name)
+        if statement is None or self._quoted.get(name) == module:
+            return  # of Python itself, or here already
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            self._import(module, name, statement, found)
+            return
+        assert name not in self._quoted, f"{name} of {module} and of {self._quoted[name]}"
+        self._quoted[name] = module
+        source = _source(module, statement)
+        for other in sorted(_read(source)):
+            self._add(module, other, found)
+        found.append(source)
+
+    def _import(
+        self, module: str, name: str, statement: ast.Import | ast.ImportFrom, found: list[str]
+    ) -> None:
+        (alias,) = [one for one in statement.names if _binds(one) == name]
+        shown = alias.name + (f" as {alias.asname}" if alias.asname else "")
+        if isinstance(statement, ast.Import):
+            origin, text = alias.name, f"import {shown}"
+        else:
+            package = module if _is_package(module) else module.rpartition(".")[0]
+            origin = importlib.util.resolve_name("." * statement.level + (statement.module or ""), package)
+            text = f"from {origin} import {shown}"
+        if origin == given.__name__:
+            self.given.add(name)
+        elif origin.startswith(OURS):
+            self._add(origin, alias.name, found)
+        else:
+            assert origin.partition(".")[0] in OUTSIDE, f"{module} needs {origin}"
+            self.imports.add(text)
+
+
+@cache
+def _text(module: str) -> str:
+    return inspect.getsource(importlib.import_module(module))
+
+
+def _is_package(module: str) -> bool:
+    return hasattr(importlib.import_module(module), "__path__")
+
+
+@cache
+def _bound(module: str) -> dict[str, ast.stmt]:
+    """Return the statements at the top of a module by the names that they bind."""
+    bound: dict[str, ast.stmt] = {}
+    for statement in ast.parse(_text(module)).body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound[name] = statement
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                bound |= {_binds(alias): statement for alias in names}
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                bound[name] = statement
+    return bound
+
+
+def _binds(alias: ast.alias) -> str:
+    return alias.asname or alias.name.partition(".")[0]
+
+
+def _source(module: str, statement: ast.stmt) -> str:
+    """Return a statement's lines: of a docstring the first paragraph, and no words to other tools."""
+    decorators = getattr(statement, "decorator_list", [])
+    first = min([statement.lineno, *(one.lineno for one in decorators)])
+    text = "\n".join(_text(module).splitlines()[first - 1 : statement.end_lineno])
+    text = re.sub(r"  # (type: ignore|fmt:|noqa).*", "", text)
+    return re.sub(r'(?s)("""[^"\n]+)\n\n.*?"""', r'\1"""', text)
+
+
+def _read(source: str) -> set[str]:
+    """Return the names that code reads of its module."""
+
+    def walk(table: symtable.SymbolTable) -> Iterator[str]:
+        for symbol in table.get_symbols():
+            if symbol.is_global() or (table.get_type() == "module" and symbol.is_referenced()):
+                yield symbol.get_name()
+        for child in table.get_children():
+            yield from walk(child)
+
+    return set(walk(symtable.symtable(source, "", "exec")))

@@ -1,0 +1,1 @@
+"""What ranks do and how it is judged, with torch and NumPy alone: laws call it, counterexamples quote it."""

@@ -1,0 +1,259 @@
+"""What a rank does with a loss, and what it sees."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from verified_losses.oracles.complex_step import Array
+
+from ..process_state import traces
+from .given import ARGUMENTS, TERMS, WORLD_SIZE, build, call
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a loss on one rank, and its backward."""
+
+    build: Callable[[], Any]
+    """Constructs the loss."""
+    call: Callable[[Any, dict[str, torch.Tensor]], Any]
+    """Calls it."""
+    given: Callable[[], dict[str, torch.Tensor]]
+    """Makes the leaf tensors that it is called with."""
+    cotangent: Callable[[str, torch.Tensor], torch.Tensor]
+    """Makes what backward gets for a term."""
+    terms: tuple[str, ...]
+    rank: int
+    mode: str = "train"
+
+
+@dataclass
+class Outcome:
+    """What one rank saw of one call."""
+
+    structure: str
+    """"dict", "tuple" or "Tensor", and the terms' names where it is a dict."""
+    terms: dict[str, Array]
+    term_types: dict[str, str]
+    """Dtype and device of each term."""
+    gradients: dict[str, Array | None] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+    """Inputs whose content the call altered, and cotangents whose content its backward did."""
+
+    @property
+    def types(self) -> list[str]:
+        """The dtypes and devices that there are among the terms."""
+        return sorted(set(self.term_types.values()))
+
+
+class Malformed(AssertionError):
+    """The subject returned something that is not what its contract says."""
+
+
+def to_array(value: torch.Tensor) -> Array:
+    """Return the values as float64, wherever the tensor is."""
+    return value.detach().double().cpu().numpy()
+
+
+def read(output: Any, names: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """Return how the output is structured, and its terms by name."""
+    if isinstance(output, dict):
+        return f"dict {sorted(output)}", {k: v for k, v in output.items() if k in names}
+    if isinstance(output, tuple | list):
+        return f"tuple of {len(output)}", dict(zip(names, output, strict=False))
+    return type(output).__name__, {names[0]: output}
+
+
+def terms_of(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Call the loss; return its terms."""
+    return read(one.call(loss, given), one.terms)[1]
+
+
+def backward(one: Call, terms: dict[str, torch.Tensor], keep: bool = False) -> list[str]:
+    """Run backward from all terms together, each with its cotangent; return whose it altered.
+
+    With `keep` the graph stays for another time.
+    """
+    live = {name: term for name, term in terms.items() if term.requires_grad}
+    cotangents = {name: one.cotangent(name, term) for name, term in live.items()}
+    before = {name: value.clone() for name, value in cotangents.items()}
+    if live:
+        torch.autograd.backward(list(live.values()), list(cotangents.values()), retain_graph=keep)
+    return [name for name, value in cotangents.items() if not torch.equal(value, before[name])]
+
+
+def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
+    """Call the loss and derive it; return what is seen."""
+    if one.mode == "compiled":
+        torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
+        loss = torch.compile(loss, backend="aot_eager")
+    before = {name: value.detach().clone() for name, value in given.items()}
+    with torch.inference_mode(one.mode == "inference"):
+        structure, terms = read(one.call(loss, given), one.terms)
+    for name, term in terms.items():
+        if not isinstance(term, torch.Tensor):
+            raise Malformed(f"{name}: expected a torch.Tensor, got {type(term).__name__} {term!r}")
+    outcome = Outcome(
+        structure,
+        {name: to_array(term) for name, term in terms.items()},
+        {name: f"{term.dtype} {term.device}".removeprefix("torch.") for name, term in terms.items()},
+    )
+    altered: list[str] = []
+    if one.mode != "inference":
+        if one.mode == "derived again":
+            backward(one, terms, keep=True)
+            for value in given.values():
+                value.grad = None
+        altered = backward(one, terms)
+        for name, value in given.items():
+            if value.is_floating_point():
+                outcome.gradients[name] = None if value.grad is None else to_array(value.grad)
+    outcome.changed = (
+        *(name for name, value in given.items() if not torch.equal(value.detach(), before[name])),
+        *(f"the cotangent of {name}" for name in altered),
+    )
+    return outcome
+
+
+def run_each(calls: list[Call]) -> list[Outcome]:
+    """Run each call on an object of its own."""
+    return [run(one, one.build(), one.given()) for one in calls]
+
+
+def run_again(calls: list[Call], times: int = 20) -> list[Outcome]:
+    """Run one call several times, and once with a second backward through one graph."""
+    return run_each([*calls * times, replace(calls[0], mode="derived again")])
+
+
+def run_used_and_fresh(calls: list[Call]) -> list[Outcome]:
+    """Run the last call on an object that has seen the calls before it, and on a fresh one."""
+    loss = calls[0].build()
+    given: dict[str, torch.Tensor] = {}
+    used = []
+    for one in calls:
+        given = refilled(one.given(), given)
+        used.append(run(one, loss, given))
+    return [*run_each(calls[-1:]), used[-1]]
+
+
+def refilled(given: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the given tensors; where shape, strides and dtype match, in the memory of the earlier ones."""
+    tensors = dict(given)
+    for name, new in given.items():
+        old = before.get(name)
+        if old is None or (old.shape, old.stride(), old.dtype) != (new.shape, new.stride(), new.dtype):
+            continue
+        if 0 not in old.stride():  # else one element lies in many places
+            tensors[name] = old.requires_grad_(False).copy_(new.detach()).requires_grad_(new.requires_grad)
+            old.grad = None
+    return tensors
+
+
+def derive_twice(calls: list[Call], moves: list[dict[str, Any]]) -> dict[str, Array]:
+    """Return the derivative of the gradient as all ranks' inputs move."""
+    given, own = calls[0].given(), moves[calls[0].rank]
+    terms = terms_of(calls[0], calls[0].build(), given)
+    live = {name: term for name, term in terms.items() if term.requires_grad}
+    cotangents = [calls[0].cotangent(name, term) for name, term in live.items()]
+    leaves = [given[name] for name in own]
+    derived: Any = [torch.zeros_like(leaf) for leaf in leaves]
+    gradients: Any = []
+    if live and leaves:
+        gradients = torch.autograd.grad(
+            list(live.values()), leaves, cotangents, create_graph=True, materialize_grads=True
+        )
+    paired = [
+        (gradient, torch.tensor(move, dtype=gradient.dtype, device=gradient.device))
+        for gradient, move in zip(gradients, own.values(), strict=False)
+        if gradient.requires_grad
+    ]
+    if paired:
+        first, along = zip(*paired, strict=True)
+        derived = torch.autograd.grad(first, leaves, along, materialize_grads=True)
+    return {name: to_array(value) for name, value in zip(own, derived, strict=True)}
+
+
+def derive_by_cotangents(calls: list[Call]) -> dict[str, Array]:
+    """Derive the gradient, paired with the inputs, by the cotangents: a linear function gives its values."""
+    given = {name: value.requires_grad_() for name, value in calls[0].given().items()}
+    terms = terms_of(calls[0], calls[0].build(), given)
+    cotangents = [
+        calls[0].cotangent(name, term.detach()).contiguous().requires_grad_() for name, term in terms.items()
+    ]
+    leaves = list(given.values())
+    gradients = torch.autograd.grad(list(terms.values()), leaves, cotangents, create_graph=True)
+    paired = torch.autograd.grad(list(gradients), cotangents, [leaf.detach() for leaf in leaves])
+    return {name: to_array(value) for name, value in zip(terms, paired, strict=True)}
+
+
+class Collectives(TorchDispatchMode):
+    """Notes the communication of real process groups."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def send_in_backward(calls: list[Call]) -> list[str]:
+    """Return by which operations backward sends."""
+    terms = terms_of(calls[0], calls[0].build(), calls[0].given())
+    with Collectives() as collectives:
+        backward(calls[0], terms)
+    seen: list[str] = collectives.seen
+    return seen
+
+
+def leave_behind(calls: list[Call], seed: int = 0) -> list[str]:
+    """Return what a call and its backward leave behind, in words."""
+    losses: list[Any] = []  # the one that is called, which outlives its calls
+
+    def again() -> dict[str, torch.Tensor]:
+        if not losses:
+            losses.append(calls[0].build())
+        given = calls[0].given()
+        derived = torch.is_grad_enabled()  # under no_grad a view of a leaf says that it requires grad
+        terms = terms_of(calls[0], losses[0], given)
+        if derived:
+            backward(calls[0], terms)
+        return given
+
+    return traces(again, seed)
+
+
+def called(
+    target: Any,
+    rank: int,
+    inputs: Callable[[], list[dict[str, torch.Tensor]]],
+    cotangents: list[dict[str, Any]] | None = None,
+    mode: str = "train",
+    output_dict: bool = True,
+    layout: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.contiguous,
+    world_size: int = WORLD_SIZE,
+    arguments: dict[str, Any] = ARGUMENTS,
+) -> Call:
+    """Return a call of `target`; what backward gets is ones unless told."""
+
+    def cotangent(name: str, term: torch.Tensor) -> torch.Tensor:
+        if cotangents is None:
+            return layout(torch.ones(term.shape, dtype=term.dtype))
+        return layout(torch.tensor(cotangents[rank][name], dtype=torch.float64).to(term.dtype))
+
+    return Call(
+        lambda: build(target, arguments, rank, world_size),
+        lambda loss, given: call(loss, given, output_dict),
+        lambda: inputs()[rank],
+        cotangent,
+        TERMS,
+        rank,
+        mode,
+    )

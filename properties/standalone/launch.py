@@ -1,0 +1,174 @@
+"""How a counterexample runs: finds its target, starts its ranks, and exits with a verdict."""
+
+import contextlib
+import faulthandler
+import importlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from .given import (
+    HOME,
+    RANK_VARIABLE,
+    SECONDS,
+    TARGET,
+    WORLD_SIZE,
+    act,
+    decide,
+    gathered,
+    judge,
+    judge_with_properties,
+    start,
+)
+
+
+def find_target() -> Any:
+    """Import TARGET, seen from the current folder or from the one that this file was written from."""
+    place, _, name = TARGET.rpartition(":")
+    folders = [Path.cwd(), Path(__file__).resolve().parent / HOME]
+    sys.path[:0] = [str(folder.resolve()) for folder in folders]
+    if not place.endswith(".py"):
+        return getattr(importlib.import_module(place), name)
+    file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
+    spec = importlib.util.spec_from_file_location("target", file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["target"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def by_judge(target: Any, ranks: list[Any]) -> int:
+    """Return 0 where the ranks saw what is right, else 1."""
+    return 0 if judge(target, ranks) else 1
+
+
+def by_law(target: Any, ranks: list[Any]) -> int:
+    """Return 0 where the law itself holds, 1 where it does not, 2 where that cannot be seen."""
+    if not judge(target, ranks):
+        return 1
+    holds = judge_with_properties()
+    if holds is None:
+        print("no verdict without `properties`")
+        return 2
+    print("the law holds" if holds else "the law does not hold")
+    return 0 if holds else 1
+
+
+def alone(target: Any, rank: int) -> list[Any]:
+    """Return what the only rank saw."""
+    return [act(target, rank)]
+
+
+def over_gloo(target: Any, rank: int) -> list[Any]:
+    """Return what every rank saw, over gloo."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=0.8 * SECONDS))
+    everyone: list[Any] = [None] * WORLD_SIZE
+    dist.all_gather_object(everyone, act(target, rank))
+    dist.destroy_process_group()
+    return everyone
+
+
+def over_horovod(target: Any, rank: int) -> list[Any]:
+    """Return what every rank saw, over Horovod."""
+    import horovod.torch as hvd
+
+    hvd.init()
+    everyone: list[Any] = hvd.allgather_object(act(target, rank))
+    hvd.shutdown()
+    return everyone
+
+
+def verdict(rank: int) -> int:
+    """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
+    faulthandler.dump_traceback_later(SECONDS, exit=True)  # whoever hangs says where
+    try:
+        target = find_target()
+    except BaseException:
+        traceback.print_exc()
+        return 2
+    everyone = gathered(target, rank)
+    return 0 if rank > 0 else decide(target, everyone)
+
+
+def python() -> tuple[list[str], dict[str, str]]:
+    """Return the command of one process, and its environment."""
+    return [sys.executable], {**os.environ, RANK_VARIABLE: "0"}
+
+
+def torchrun() -> tuple[list[str], dict[str, str]]:
+    """Return torchrun's command, and its environment."""
+    ranks = f"--nproc-per-node={WORLD_SIZE}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    if sys.platform == "linux":
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return command, environment
+
+
+def horovodrun() -> tuple[list[str], dict[str, str]]:
+    """Return horovodrun's command, and its environment."""
+    program = "from horovod.runner.launch import run_commandline; run_commandline()"
+    command = [sys.executable, "-c", program, "--gloo", "-np", str(WORLD_SIZE), sys.executable]
+    return command, {"OMP_NUM_THREADS": "1", **os.environ}
+
+
+def launch() -> int:
+    """Run this file once a rank; return the verdict that rank 0 writes down."""
+    command, environment = start()
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder, "verdict")
+        environment["VERDICT"] = str(note)
+        ranks = subprocess.Popen([*command, __file__], env=environment, start_new_session=True)
+        try:
+            ranks.wait(SECONDS + 30)
+        except subprocess.TimeoutExpired:
+            print(f"no verdict in {SECONDS + 30} s")
+        finally:
+            if WORLD_SIZE > 1:
+                ranks.terminate()  # the launcher then kills every rank and what it started
+                ranks.wait(60)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ranks.pid, signal.SIGKILL)
+            ranks.wait(60)
+        return int(note.read_text()) if note.exists() else 2
+
+
+def launched() -> int:
+    """Return the exit status: of a rank where this is one, else of all, in processes of their own."""
+    if RANK_VARIABLE not in os.environ:
+        return launch()
+    rank, note = int(os.environ[RANK_VARIABLE]), Path(os.environ.get("VERDICT", os.devnull))
+    if rank > 0:
+        return verdict(rank)
+    note.write_text("1")  # should this process not come back
+    code = verdict(rank)
+    note.write_text(str(code))
+    return 0 if "VERDICT" in os.environ else code  # else a launcher reports a crash besides
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How ranks are started, and tell one another what they saw."""
+
+    start: Callable[[], tuple[list[str], dict[str, str]]]
+    gathered: Callable[[Any, int], list[Any]]
+    rank_variable: str = "RANK"
+    """Where the environment says which rank a process is."""
+
+
+ALONE = Talk(python, alone)
+GLOO = Talk(torchrun, over_gloo)
+HOROVOD = Talk(horovodrun, over_horovod, "HOROVOD_RANK")
