@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles.complex_step import Array
 
+from .names import DTYPES, STRIDES
+
 T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments of a constructor, as pairs."""
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-STRIDES = ("contiguous", "transposed", "sliced", "narrowed", "shortened")
 # twice: in these alone an error of few units in the last place shows
 PATTERNS = ("basis", "grid", "grid", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
 PAD_IDS = (0, 1, -100, 1000)

@@ -11,7 +11,8 @@ from verified_losses.properties.cases import Case, feature_pair, shapes, share_o
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example, Step, as_python
 from verified_losses.properties.show.drawn import TILE, regions, table
-from verified_losses.properties.verify.certifier import SHIPPED, checks, examples
+from verified_losses.properties.subjects import SHIPPED
+from verified_losses.properties.verify.certifier import checks, examples
 from verified_losses.properties.worlds.specs import parse
 
 WITHIN = 200

@@ -5,8 +5,9 @@ import pytest
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import laws
 from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import Check, checks, verify
-from verified_losses.properties.verify.plan import ask, fitted, plan
+from verified_losses.properties.verify.plan import fitted, plan
 from verified_losses.properties.worlds.specs import parse
 
 LAWS = {law.name: law for law in laws()}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.rounding import Magnitude, Precision, gamma
 
-from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents, independent
+from ..cases import BIASES, BOOLEANS, PAD_IDS, Case, Options, cases, cotangents, independent
+from ..names import CONTRACTS, STRIDES, Values
 from ..subjects import Subject
 
 Inputs = list[dict[str, Array]]
@@ -77,8 +78,6 @@ class Contract(ABC):
     """By kind of world: constructor arguments other than the usual ones; None where it cannot run."""
     assumed: dict[str, Any] = {}
     """What a subject is held to where its constructor does not take the option."""
-    values: dict[str, tuple[Any, ...] | type] = {}
-    """What each option may be: one of these, or any number of this type."""
     constructed: tuple[str, ...] = ("options", "pad_id")
     """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
@@ -88,6 +87,11 @@ class Contract(ABC):
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+    @property
+    def values(self) -> Values:
+        """What each option may be."""
+        return CONTRACTS[self.name]
 
     @abstractmethod
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

@@ -13,7 +13,6 @@ from . import Bounds, Contract, Cotangents, Inputs, Sum
 from .parts import (
     ASSUMED,
     FEATURES,
-    GATHERS,
     STUDENT,
     call_of,
     contrastive_bounds,
@@ -32,7 +31,6 @@ class ClipContract(Contract):
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = STUDENT
     assumed: dict[str, Any] = ASSUMED
-    values: dict[str, tuple[Any, ...] | type] = GATHERS
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         return gather_options(subject)

@@ -9,11 +9,12 @@ from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.exchange import neighbour_exchange, neighbour_exchange_bidir
 from verified_losses.oracles.rounding import Magnitude, Precision
 
-from ..cases import STRIDES, Case, Options
+from ..cases import Case, Options
+from ..names import STRIDES
 from ..subjects import Subject
 from . import Bounds, Cotangents, Inputs, Sum
 from .gather import GatherContract
-from .parts import FEATURES, FLAGS, column
+from .parts import FEATURES, column
 
 
 class ExchangeContract(GatherContract):
@@ -28,7 +29,6 @@ class ExchangeContract(GatherContract):
     smallest_world = 2
     options_in = {"horovod": None}
     assumed = {}
-    values = {"bidirectional": FLAGS}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

@@ -9,10 +9,11 @@ from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.gather import gather_features, occurrences
 from verified_losses.oracles.rounding import Magnitude, Precision
 
-from ..cases import STRIDES, Case, Options, feature_pair
+from ..cases import Case, Options, feature_pair
+from ..names import STRIDES
 from ..subjects import Subject
 from . import Bounds, Contract, Cotangents, Inputs, Sum, accepted
-from .parts import ASSUMED, FEATURES, GATHERS, call_of, column, flags, gather_options, split_inputs
+from .parts import ASSUMED, FEATURES, call_of, column, flags, gather_options, split_inputs
 
 
 class GatherContract(Contract):
@@ -24,7 +25,6 @@ class GatherContract(Contract):
     is_loss = False
     is_mean = False
     assumed: dict[str, Any] = ASSUMED
-    values = GATHERS
     drawn = {"cotangent_strides": (*STRIDES, "expanded")}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

@@ -10,12 +10,11 @@ from verified_losses.oracles.rounding import Magnitude, Precision, Weight
 from verified_losses.oracles.siglip import siglip_loss
 
 from ..cases import Case, Options
+from ..names import DIST_IMPLS
 from ..subjects import Subject
 from . import Bounds, Cotangents, Inputs, Sum, accepted, entry
 from .clip import ClipContract
-from .parts import FEATURES, FLAGS, STUDENT, call_of, column, student
-
-DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+from .parts import FEATURES, STUDENT, call_of, column, student
 
 
 class SigLipContract(ClipContract):
@@ -24,7 +23,6 @@ class SigLipContract(ClipContract):
     name = "siglip"
     options_in = {"horovod": (("dist_impl", "gather"), ("use_horovod", True))}
     assumed = {}
-    values = {"dist_impl": (*DIST_IMPLS, None), "cache_labels": FLAGS, "use_horovod": FLAGS}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         return st.sampled_from([*DIST_IMPLS, None]).map(lambda impl: (("dist_impl", impl),))

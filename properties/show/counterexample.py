@@ -42,7 +42,7 @@ from ..running import refilled
 from ..subjects import Target
 from ..verify.certifier import Check, Finding
 from ..verify.fingerprints import fingerprint
-from ..worlds import WorldError
+from ..worlds import WorldError, table
 from ..worlds.simulated import SimulationError
 from .text import write_whole
 
@@ -458,8 +458,8 @@ def _law(check: Check, example: Example) -> dict[str, str]:
         "name": _python(check.law.name),
         "contract": _python(check.contract.name),
         "conventions": _python(check.subject.conventions),
-        "module": row.world.__module__,
-        "class": row.world.__name__,
+        "module": f"{table.__package__}.{row.name}",
+        "class": row.source.partition("(")[0],
         "world": world,
         "example": as_python(example),
     }
