@@ -6,11 +6,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from verified_losses.properties.cases import DTYPES, SCALES, STRIDES, Case
+from verified_losses.properties.cases import SCALES, Case
 from verified_losses.properties.contracts import Contract
 from verified_losses.properties.contracts.clip import ClipContract
 from verified_losses.properties.contracts.coca import CoCaContract
 from verified_losses.properties.contracts.siglip import SigLipContract
+from verified_losses.properties.names import DTYPES, STRIDES
 from verified_losses.properties.subjects import Subject
 
 FULL = ("float64", "float32")

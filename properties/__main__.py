@@ -2,20 +2,20 @@
 
 import signal
 import sys
+import time
 
 AGAIN_SECONDS = 0.1
 
 
 def main() -> None:
     """Run the command line, and exit with the status."""
+    begun = time.monotonic()
     sys.unraisablehook = _interrupt_again
     try:
-        if "certify" in sys.argv[1:2]:
-            from .worlds import server
-
-            server.start()
         try:
-            from .ask import cli  # takes seconds, for torch
+            from .ask import cli
+
+            cli.main(begun=begun)
         except ModuleNotFoundError as error:
             extra = "verified-losses[verify]"
             print(
@@ -23,7 +23,6 @@ def main() -> None:
                 file=sys.stderr,
             )
             sys.exit(2)
-        cli.main()
     except KeyboardInterrupt:
         print("interrupted before a check ran", file=sys.stderr)
         sys.exit(130)

@@ -6,7 +6,7 @@ first, and the seed comes last, so that a failing case shrinks to one a person c
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,17 +14,13 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles.complex_step import Array
 
+from .names import DTYPES, STRIDES
 from .standalone.acts import to_array
 
 T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments of a constructor, as pairs."""
 
-Convention = Literal["exact", "open_clip"]
-"""Whose gradients a loss has: those of one process, or upstream's."""
-CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-STRIDES = ("contiguous", "transposed", "sliced", "narrowed", "shortened")
 # twice: in these alone an error of few units in the last place shows
 PATTERNS = ("basis", "grid", "grid", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
 PAD_IDS = (0, 1, -100, 1000)

@@ -1,4 +1,4 @@
-"""An implementation under test: where it is imported from, and what is asked of it."""
+"""An implementation under test: where it is imported from, and what is asked of it. Imports no torch."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from .cases import DTYPES, STRIDES
+from .names import CONVENTIONS, DTYPES, STRIDES
 from .worlds.specs import Worlds, worlds_of
 
 
@@ -76,6 +76,21 @@ class Subject:
         if not hasattr(module, target.name):
             raise Unresolved(f"there is no {target.name} in {target.place}")
         return getattr(module, target.name)
+
+
+SHIPPED: dict[str, tuple[str, Subject]] = {
+    "clip": ("clip", Subject("verified_losses:ClipLoss", CONVENTIONS)),
+    "coca": ("coca", Subject("verified_losses:CoCaLoss", CONVENTIONS)),
+    "distill": ("distill", Subject("verified_losses:DistillClipLoss", CONVENTIONS)),
+    "siglip": ("siglip", Subject("verified_losses:SigLipLoss")),
+    "gather": ("gather", Subject("verified_losses:gather_features", CONVENTIONS)),
+    "exchange": ("exchange", Subject("verified_losses:neighbour_exchange_with_grad")),
+    "exchange_bidir": (
+        "exchange",
+        Subject("verified_losses:neighbour_exchange_bidir_with_grad", options=(("bidirectional", True),)),
+    ),
+}
+"""The certified losses by name: their contract, and where to import them."""
 
 
 class Unresolved(Exception):

@@ -19,9 +19,10 @@ from verified_losses.properties.laws import Falsified, Place
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.defects import Defect
 from verified_losses.properties.verify import certifier
+from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import Certifier, Check, Finding
 from verified_losses.properties.verify.known import Known
-from verified_losses.properties.verify.plan import ask, plan
+from verified_losses.properties.verify.plan import plan
 
 
 class Doubled(ClipLoss):
@@ -55,6 +56,21 @@ def test_what_does_not_hold_raises_with_the_smallest_case(tmp_path: Path) -> Non
     certificate = raised.value.certificate
     assert certificate is not None
     assert [one.verdict for one in certificate.properties] == ["falsified", "holds"]
+
+
+def test_it_stops_at_the_first_finding_if_asked(tmp_path: Path) -> None:
+    with pytest.raises(NotCertified) as raised:
+        certify(
+            Doubled, "clip", world="1", max_examples=2, only=["terms*", "inputs*"], fail_fast=True,
+            counterexamples=tmp_path,
+        )  # fmt: skip
+    certificate = raised.value.certificate
+    assert certificate is not None
+    assert [one.verdict for one in certificate.properties] == ["falsified"]
+    assert (
+        "Doubled in world single: inputs unchanged: not run after the first finding"
+        in certificate.not_verified
+    )
 
 
 def test_what_was_not_verified_is_no_certificate() -> None:

@@ -11,8 +11,8 @@ from verified_losses.properties.cases import Case, feature_pair, shapes, share_o
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example, Step, as_python
 from verified_losses.properties.show.drawn import TILE, regions, table
-from verified_losses.properties.subjects import Subject
-from verified_losses.properties.verify.certifier import SHIPPED, checks, examples
+from verified_losses.properties.subjects import SHIPPED, Subject
+from verified_losses.properties.verify.certifier import checks, examples
 from verified_losses.properties.worlds.specs import parse
 
 WITHIN = 200
@@ -83,7 +83,7 @@ def test_every_region_is_found(label: str) -> None:
 def test_a_case_has_a_convention_where_its_contract_has(name: str) -> None:
     contract = contracts()[name]
     case = find(contract.cases(Subject("any:Loss"), contract.smallest_world), lambda case: True)
-    assert ("convention" in dict(case.options)) == bool(contract.conventions)
+    assert ("convention" in dict(case.options)) == ("convention" in contract.values)
 
 
 def test_one_process_meets_large_batches_and_single_pairs() -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import importlib
 import importlib.util
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,13 @@ import pytest
 from verified_losses.properties.cases import DTYPES, Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
-from verified_losses.properties.laws import laws
-from verified_losses.properties.subjects import Subject
-from verified_losses.properties.verify.certifier import SHIPPED, Check, checks, falsify, verify
-from verified_losses.properties.verify.plan import ask, fitted, plan
+from verified_losses.properties.laws import Falsified, laws
+from verified_losses.properties.subjects import SHIPPED, Subject
+from verified_losses.properties.verify import certifier
+from verified_losses.properties.verify.arguments import ask
+from verified_losses.properties.verify.certifier import Check, Finding, checks, falsify, verify
+from verified_losses.properties.verify.plan import fitted, plan
+from verified_losses.properties.worlds import OutOfTime
 from verified_losses.properties.worlds.specs import WorldSpec, parse
 
 WORLDS = parse("1,2,3,sim:2-8")
@@ -47,6 +52,65 @@ def test_a_seed_draws_the_same_cases_whatever_is_imported(
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("full_of_constants")
     assert verify(check, 25).cases == before
+
+
+def _first(monkeypatch: pytest.MonkeyPatch, judge: Callable[[], float]) -> tuple[Check, list[Example]]:
+    """Return a check, and the examples that it is run on: what comes of one is what `judge` says."""
+    ran: list[Example] = []
+
+    def falsify(check: Check, example: Example) -> float:
+        ran.append(example)
+        return judge()
+
+    monkeypatch.setattr(certifier, "falsify", falsify)
+    return next(checks({"clip": SHIPPED["clip"]}, parse("1"))), ran
+
+
+def test_a_finding_is_told_of_before_it_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge() -> float:
+        raise Falsified("wrong")
+
+    check, ran = _first(monkeypatch, judge)
+    told: list[tuple[int, Finding]] = []
+    finding = verify(check, 25, found=lambda first: told.append((len(ran), first)))
+    ((after, first),) = told
+    assert after == 1
+    assert (first.key, first.reason, first.smallest) == (finding.key, finding.reason, ran[0])
+
+
+def test_nothing_is_drawn_once_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, ran = _first(monkeypatch, lambda: 0.0)
+    late = verify(check, 10**9, until=time.monotonic())
+    assert (late.verdict, len(ran)) == ("holds", 1)
+    later = verify(check, 10**9, deadline=time.monotonic())
+    assert (later.verdict, later.reason, later.not_run, len(ran)) == ("skipped", "out of time", True, 1)
+
+
+def test_a_call_that_is_given_up_falsifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge() -> float:
+        time.sleep(max(0, deadline - time.monotonic()))
+        raise OutOfTime
+
+    check, ran = _first(monkeypatch, judge)
+    deadline = time.monotonic() + 0.1
+    finding = verify(check, 25, deadline=deadline)
+    assert (finding.verdict, finding.reason, len(ran)) == ("skipped", "out of time", 1)
+
+
+def test_no_counterexample_is_made_smaller_once_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge() -> float:
+        time.sleep(max(0, deadline - time.monotonic()))
+        raise Falsified("wrong")
+
+    check, ran = _first(monkeypatch, judge)
+    deadline = time.monotonic() + 0.1
+    finding = verify(check, 25, deadline=deadline)
+    assert (finding.verdict, finding.smallest, len(ran)) == ("falsified", ran[0], 1)
+
+
+def test_a_target_is_not_looked_at_once_time_is_over() -> None:
+    asked = {"none": ("clip", Subject("no_such_module:Loss"))}
+    assert fitted(asked, deadline=time.monotonic()) == asked
 
 
 def test_a_derivative_that_nearly_underflows_accuses_nobody() -> None:

@@ -9,13 +9,23 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from verified_losses.properties.ask import run
 from verified_losses.properties.ask.cli import main
+from verified_losses.properties.laws import Falsified, laws
+from verified_losses.properties.show import terminal
+from verified_losses.properties.show.certificate import Asked
+from verified_losses.properties.verify.arguments import ask
+from verified_losses.properties.verify.certifier import Check, Finding, Found, verify
 from verified_losses.properties.verify.known import Known
+from verified_losses.properties.verify.plan import plan
+from verified_losses.properties.worlds import RankState, WorldError
+from verified_losses.properties.worlds.simulated import SimulationError
 
 from .children import LIMIT_SECONDS, started, wait_until
 
@@ -59,6 +69,11 @@ def test_a_strangers_loss_is_falsified_with_a_case(tmp_path: Path) -> None:
     status, printed, _ = _certify(tmp_path, *asked)
     assert status == 1
     assert "smallest case: Case(rows=(2,)" in printed
+    early, table, defects = re.split(r"\nloss .*|\n\d+ findings?, 1 defect:\n", printed)
+    found = f"FALSIFIED {target.partition(':')[2]}: terms equal the oracle in world single: rank 0, "
+    assert re.search(rf"^{re.escape(found)}.* times its bound\n  smallest case: Case\(", early, re.MULTILINE)
+    assert early.count("FALSIFIED") == table.count(" falsified") > 0
+    assert defects.count("does not hold") == 1
     record = json.loads((tmp_path / "certificate.json").read_text())
     assert record["verdict"] == "falsified"
     assert record["command"].startswith(
@@ -109,7 +124,7 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
     file = tmp_path / "known.toml"
     file.write_text('[[known]]\nproperty = "terms equals"\nreason = "x"\n')
     with pytest.raises(ValueError, match=r"property: expected one of terms equal.*, got 'terms equals'$"):
-        Known.read(file)
+        Known.read(file).check([law.name for law in laws()])
 
 
 @pytest.mark.parametrize(
@@ -167,6 +182,28 @@ def test_a_wrong_argument_is_named(
     assert ended.value.code == 2
     assert named in said
     assert "Traceback" not in said
+
+
+def test_a_wrong_argument_costs_no_import_and_no_process() -> None:
+    wrong = [
+        ["--seed", "x"], ["--no-such-option"], ["--loss", "clap"], ["--world", "0"], ["--dtype", "float8"],
+        ["--config", "local_loss=maybe"], ["--max-time", "soon"], ["--max-examples", "0"],
+        ["--known", "tests/no_such_file.toml"], ["--convention", "ours"], ["x:y", "--as", "clop"],
+    ]  # fmt: skip
+    script = f"""
+import sys, psutil
+from verified_losses.properties.__main__ import main
+for arguments in {wrong}:
+    sys.argv = ["verified-losses", "certify", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        print(ended.code)
+print(*sys.modules.keys() & {{"torch", "numpy", "hypothesis"}}, *psutil.Process().children())
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert done.stdout.splitlines() == ["2"] * len(wrong) + [""], done.stdout + done.stderr
 
 
 def test_a_targets_own_traceback_is_shown_alone(
@@ -240,7 +277,7 @@ from verified_losses.properties.ask import cli
 def once(phase, info):
     gc.callbacks.remove(once)
     signal.raise_signal(signal.SIGINT)
-def work():
+def work(begun):
     gc.callbacks.append(once)
     gc.collect()
     time.sleep(600)
@@ -279,10 +316,26 @@ def test_a_known_finding_is_accepted_and_one_that_is_gone_reported(tmp_path: Pat
     assert [one["known"] for one in record["properties"]] == ["one direction is all we train", ""]
 
 
+def test_the_first_finding_that_is_not_known_ends_the_run(tmp_path: Path) -> None:
+    known = tmp_path / "known.toml"
+    known.write_text('[[known]]\nproperty = "terms equal the oracle"\nreason = "as we train"\n')
+    only = ["--only", "terms*", "cotangents*", "inputs*", "--counterexamples", str(tmp_path / "kept")]
+    status, printed, _ = _certify(tmp_path, *_wrong("--known", str(known), "--fail-fast", *only))
+    assert status == 1, printed
+    record = json.loads((tmp_path / "certificate.json").read_text())
+    assert [(one["property"], one["verdict"]) for one in record["properties"]] == [
+        ("terms equal the oracle", "falsified"), ("cotangents pass through", "falsified")
+    ]  # fmt: skip
+    left = "OnlyImageToText in world single: inputs unchanged: not run after the first finding"
+    assert left in record["not_verified"]
+    assert printed.count("FALSIFIED") == 1
+
+
 def test_what_time_does_not_allow_is_not_certified(tmp_path: Path) -> None:
     status, printed, _ = _certify(tmp_path, "--loss", "clip", "--world", "1", "--max-time", "0.001s")
     assert status == 3, printed
     assert json.loads((tmp_path / "certificate.json").read_text())["verdict"] == "incomplete"
+    assert re.search(r"not verified: \d+ checks could not run: out of time", printed)
 
 
 def test_a_saved_counterexample_is_run_again(tmp_path: Path) -> None:
@@ -308,6 +361,60 @@ def test_a_folder_without_counterexamples_is_named(
     with pytest.raises(SystemExit, match="2"):
         main(["replay", str(tmp_path)])
     assert "expected a counterexample, or a folder of them" in capsys.readouterr().err
+
+
+def test_a_finding_is_kept_if_the_run_is_interrupted_before_its_case_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(
+        planned: list[Check], most: int, seed: int, deadline: float, found: Found
+    ) -> Iterator[Finding]:
+        def interrupt(finding: Finding) -> None:
+            found(finding)
+            raise KeyboardInterrupt
+
+        yield verify(planned[0], most, seed, found=interrupt)
+
+    monkeypatch.setattr(run, "verify_all", interrupted)
+    target = {"mine": ask("tests.defects.clip:OnlyImageToText", "clip")}
+    begun = run.Run(target, plan(target, "1"), Asked(0, 5, "1"), Known())
+    run.verify(begun, run.printer(), tmp_path)
+    assert "FALSIFIED mine: terms equal the oracle in world single: rank 0, " in capsys.readouterr().out
+    assert begun.record.verdict == "falsified"
+    assert any(line.startswith("interrupted after 0 of ") for line in begun.not_verified)
+    assert len([*tmp_path.glob("*.py")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Falsified("rank 1, loss: expected 2, observed 3"), "rank 1, loss: expected 2, observed 3"),
+        (
+            WorldError(
+                "processes:2",
+                [
+                    RankState(0, "returned", ""),
+                    RankState(1, "raised", "Traceback ...\nValueError: no\n"),
+                ],
+            ),
+            "rank 1 raised: ValueError: no",
+        ),
+        (
+            WorldError("single", [RankState(0, "killed", "SIGSEGV\nlast words")]),
+            "rank 0 killed: SIGSEGV",
+        ),
+        (
+            SimulationError("simulated:2", [RankState(0, "returned", "")], "unwaited", "a send\nof 0", []),
+            "unwaited: a send",
+        ),
+        (ValueError("one\ntwo"), "ValueError: one"),
+    ],
+)
+def test_a_finding_is_said_in_a_line(error: Exception, said: str) -> None:
+    target = {"mine": ask("mine:Loss", "clip")}
+    (check, *_) = plan(target, "1")
+    finding = Finding(check, 0, "falsified", reason=f"{type(error).__name__}: {error}", error=error)
+    assert terminal.headline(finding) == f"mine: terms equal the oracle in world single: {said}"
 
 
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

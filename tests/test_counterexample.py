@@ -190,7 +190,7 @@ def test_file_judges_as_the_law_does(
 ) -> None:
     finding = find(*arguments)
     file = counterexample.write(finding, tmp_path)
-    stated = "convention exact" if finding.check.contract.conventions else ""
+    stated = "convention exact" if "convention" in finding.check.contract.values else ""
     assert f"({', '.join(filter(None, [finding.check.contract.name, stated]))})." in file.read_text()
     assert not holds(file, finding.check.subject.target, monkeypatch)
     shown = capsys.readouterr().out

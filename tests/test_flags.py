@@ -8,7 +8,7 @@ import pytest
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import Bench, laws
-from verified_losses.properties.verify.certifier import SHIPPED
+from verified_losses.properties.subjects import SHIPPED
 from verified_losses.properties.worlds import World
 from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.properties.worlds.single import SingleWorld

@@ -24,8 +24,8 @@ from verified_losses.properties.show import drawn, terminal
 from verified_losses.properties.show.certificate import Asked, Certificate, Certificates
 from verified_losses.properties.show.defects import Defect
 from verified_losses.properties.show.html import Distribution, read_codes, render
-from verified_losses.properties.subjects import Subject
-from verified_losses.properties.verify.certifier import SHIPPED, Check, Finding, checks
+from verified_losses.properties.subjects import SHIPPED, Subject
+from verified_losses.properties.verify.certifier import Check, Finding, checks
 from verified_losses.properties.verify.known import Entry, Known
 from verified_losses.properties.verify.plan import not_verified
 from verified_losses.properties.worlds import table

@@ -1,9 +1,11 @@
-"""Worlds as people name them."""
+"""Worlds and contracts as people name them."""
 
 import sys
 
 import pytest
 
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.names import CONTRACTS
 from verified_losses.properties.worlds import table
 from verified_losses.properties.worlds.specs import parse
 
@@ -37,3 +39,7 @@ def test_a_horovod_world_needs_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "horovod", None)
     with pytest.raises(ValueError, match=r"hvd:2: Horovod is not installed: `make horovod`"):
         parse("1,hvd:2")
+
+
+def test_the_contracts_that_can_be_asked_for_are_those_there_are() -> None:
+    assert list(contracts()) == list(CONTRACTS)

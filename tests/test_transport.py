@@ -12,7 +12,8 @@ import torch.distributed as dist
 from verified_losses import horovod as over_horovod
 from verified_losses import neighbour_exchange, neighbour_exchange_bidir
 from verified_losses.horovod import HorovodTransport, choose_transport
-from verified_losses.properties.verify.certifier import SHIPPED, Check, checks, verify
+from verified_losses.properties.subjects import SHIPPED
+from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.properties.worlds.specs import Worlds, parse
 from verified_losses.transport import Transport

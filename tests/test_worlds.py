@@ -4,6 +4,7 @@ The functions that ranks run are imported there by name, as `tests.test_worlds`.
 """
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from verified_losses.properties.worlds import WorldError
+from verified_losses.properties.worlds import OutOfTime, WorldError
 from verified_losses.properties.worlds.processes import ProcessWorld, shared_world
 from verified_losses.properties.worlds.single import SingleWorld
 
@@ -122,6 +123,12 @@ def sleep_for_ever():
 def hang_on(rank, size, hanging):
     if rank in hanging:
         sleep_for_ever()
+
+
+def raise_or_hang(rank, size):
+    if rank == 0:
+        raise ArithmeticError("rank 0 cannot")
+    sleep_for_ever()
 
 
 def skip_a_collective(rank, size):
@@ -337,6 +344,27 @@ def test_a_collective_that_one_rank_skips_raises_before_the_run_expires(monkeypa
         world.run(skip_a_collective)
     assert [state.state for state in caught.value.ranks] == ["raised", "returned"]
     assert "in skip_a_collective" in caught.value.ranks[0].detail
+
+
+def test_a_run_is_given_up_when_the_time_of_its_caller_is_over():
+    with contextlib.closing(ProcessWorld(2)) as world:
+        world.run(process_id)
+        world.until = time.monotonic() + 0.5
+        with pytest.raises(OutOfTime):
+            world.run(hang_on, [1])
+        with pytest.raises(OutOfTime):  # nor does it start again
+            world.run(process_id)
+        assert time.monotonic() - world.until < 20.0
+        world.until = math.inf
+        assert len(world.run(process_id)) == 2
+
+
+def test_a_failure_is_told_of_though_the_time_is_over():
+    with contextlib.closing(ProcessWorld(2)) as world:
+        world.run(process_id)
+        world.until = time.monotonic() + 5.0
+        with pytest.raises(WorldError, match="rank 0 cannot"):
+            world.run(raise_or_hang)
 
 
 def test_a_stopped_rank_hangs_without_a_stack():

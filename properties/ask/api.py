@@ -3,28 +3,20 @@
 import inspect
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cases import DTYPES
+from ..names import DTYPES
 from ..show.certificate import Asked, Certificate, certificate
 from ..show.defects import Defect, explain
 from ..show.terminal import explained
 from ..subjects import Target
+from ..verify.arguments import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS, Subjects, Unusable, ask
 from ..verify.certifier import Certifier, Check, Finding, verify_all
 from ..verify.known import Known
-from ..verify.plan import (
-    COUNTEREXAMPLES,
-    MAX_EXAMPLES,
-    WORLDS,
-    Subjects,
-    Unusable,
-    ask,
-    fitted,
-    not_verified,
-    plan,
-)
+from ..verify.plan import fitted, left_out, not_verified, plan
 
 if TYPE_CHECKING:
     import pytest
@@ -70,6 +62,7 @@ def certify(
     dtypes: Sequence[str] = DTYPES,
     max_examples: int = MAX_EXAMPLES,
     max_time: float | None = None,
+    fail_fast: bool = False,
     seed: int = 0,
     only: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | None = None,
@@ -94,6 +87,7 @@ def certify(
         dtypes: of the inputs.
         max_examples: cases drawn for each property; costly properties take a share of it.
         max_time: seconds for everything; None for as many as it takes.
+        fail_fast: stop at the first property that does not hold.
         seed: the same seed draws the same cases.
         only: which properties, by name; * and ? stand for any text and any letter.
         skip: which properties not.
@@ -110,15 +104,20 @@ def certify(
     __tracebackhide__ = True
     if max_time is not None and not max_time > 0:
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
+    deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     scope = world, max_examples, _listed(only), _listed(skip)
     asked = _asked(target, contract, convention, config, equal_rows, dtypes)
     plan(asked, *scope)  # what is wrong with an argument is said at once
-    subjects = fitted(asked)
+    subjects = fitted(asked, deadline)
     ((_, subject),) = subjects.values()
     planned = plan(subjects, *scope)
     try:
-        findings = list(verify_all(planned, max_examples, seed, math.inf if max_time is None else max_time))
-        defects = explain(findings, Path(counterexamples))
+        findings = []
+        for finding in verify_all(planned, max_examples, seed, deadline):
+            findings.append(finding)
+            if fail_fast and finding.verdict == "falsified":
+                break
+        defects = explain(findings, Path(counterexamples), deadline)
     finally:
         subject.worlds().close()
     record = certificate(
@@ -128,8 +127,8 @@ def certify(
         defects,
         Asked(seed, max_examples, world),
         Known(),
-        not_verified(planned),
-        complete=True,
+        not_verified(planned) + left_out(planned[len(findings) :]),
+        complete=len(findings) == len(planned),
     )
     if record.verdict != "holds":
         raise NotCertified(defects, [finding for finding in findings if finding.not_run], seed, record)

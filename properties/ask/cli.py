@@ -1,34 +1,28 @@
-"""The command `verified-losses`."""
+"""The command `verified-losses`.
+
+Arguments are checked before torch is imported, which takes seconds, and before a process is started.
+"""
 
 import json as json_text
 import math
 import os
-import re
 import shlex
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..cases import DTYPES, Convention
-from ..show import certificate as records
-from ..show import terminal
-from ..show.defects import Defect, explain
-from ..show.html import read_codes, render
-from ..show.replay import replay
-from ..show.text import own, plain, write_whole
-from ..subjects import Target
-from ..verify.certifier import SHIPPED, Check, Finding, verify_all
-from ..verify.known import Known
-from ..verify.plan import (
+from ..names import DTYPES, Convention
+from ..show.text import own, plain
+from ..subjects import SHIPPED, Target
+from ..verify.arguments import (
     COUNTEREXAMPLES,
     MAX_EXAMPLES,
     WORLDS,
@@ -36,16 +30,15 @@ from ..verify.plan import (
     Unusable,
     ask,
     check_config,
-    fitted,
-    not_verified,
-    plan,
+    check_max_examples,
     read_config,
+    read_seconds,
     some_dtypes,
+    some_worlds,
 )
-
-WIDTH = 100
-"""Columns of what is printed into a file or a pipe."""
-HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
+from ..verify.known import Known
+from ..worlds import server
+from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
 
@@ -54,10 +47,6 @@ app = App(
     version=lambda: metadata.version("verified-losses"),
     help="Verify contrastive losses against their oracles, over drawn cases and real process worlds.",
 )
-
-
-class UsageError(Exception):
-    """An argument is unusable; the message names it."""
 
 
 @app.command
@@ -75,18 +64,20 @@ def certify(
     dtype: str = ",".join(DTYPES),
     max_examples: int = MAX_EXAMPLES,
     max_time: str | None = None,
+    fail_fast: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     known: Path | None = None,
     json: Path = Path("build/certificate.json"),
     counterexamples: Path = COUNTEREXAMPLES,
     html: Path | None = None,
+    begun: Annotated[float, Parameter(parse=False)],
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
 
-    Prints one line a property and writes the certificate. A property that does not hold is shown with
-    the smallest case found. Exit status: 0 everything holds, 1 something is falsified, 2 the target or an
-    argument is unusable, 3 nothing is falsified but something that was asked for could not run,
-    130 interrupted (what was done is written).
+    Prints what does not hold as soon as a case shows it, then a line a property and each defect with its
+    smallest case, and writes the certificate. Exit status: 0 everything holds, 1 something is falsified,
+    2 the target or an argument is unusable, 3 nothing is falsified but something that was asked for could
+    not run, 130 interrupted (what was done is written).
 
     For example, `verified-losses certify --loss clip siglip --world proc:2 --max-examples 200
     --seed 7` looks harder at two losses in two processes, and `verified-losses certify
@@ -124,7 +115,10 @@ def certify(
     max_examples
         Cases drawn for each property; costly properties take a share of it.
     max_time
-        Seconds for everything, as 60s or 5m: fewer cases are drawn where it is short.
+        Seconds for everything, as 60s or 5m: fewer cases are drawn where it is short, and properties for
+        which no time is left are not verified.
+    fail_fast
+        Stop at the first property that does not hold, unless it is known. What was not run is listed.
     seed
         The same seed draws the same cases.
     known
@@ -136,31 +130,59 @@ def certify(
         Where to write the smallest failing case of every defect, as a program to run.
     html
         Where to write the certificate as a page that shows it, with what was drawn and every counterexample.
+    begun
+        What `time.monotonic()` was as the process began.
     """
-    seconds = _seconds(max_time)
+    deadline = begun + (math.inf if max_time is None else read_seconds(max_time))
     _check_folder(counterexamples)
     accept = _read_known(known)
     dtypes = dtype.split(",")
-    if target is None and contract is None:
+    shipped = target is None and contract is None
+    if shipped:
         subjects = _shipped(loss, config, dtypes)
     else:
         name = _stranger(target, loss)
         asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
         subjects = {Target.of(name).name: asked}
-        plan(subjects, world, max_examples, only, skip)  # what is wrong with an argument is said at once
-        subjects = fitted(subjects)
+    some_worlds(world)
+    check_max_examples(max_examples)
+
+    server.start()  # which imports torch too
+    from ..laws import laws
+    from ..show.certificate import Asked
+    from ..verify.plan import fitted, plan
+    from . import run as running
+
+    try:
+        accept.check([law.name for law in laws()])
+    except ValueError as error:
+        raise Unusable("known", str(error)) from error
     planned = plan(subjects, world, max_examples, only, skip)
+    if not shipped:
+        subjects = fitted(subjects, deadline)
+        planned = plan(subjects, world, max_examples, only, skip)
     command = shlex.join([*app.name, *sys.argv[1:]])
-    asked_for = records.Asked(seed, max_examples, world, command)
-    run = _Run(subjects, planned, asked_for, accept, json, html, counterexamples)
-    run.write()
-    return run.go(seconds)
+    run = running.Run(subjects, planned, Asked(seed, max_examples, world, command), accept)
+    running.save(run.record, json, html)
+    console = running.printer()
+    running.verify(run, console, counterexamples, deadline, fail_fast)
+    running.show(run, console)
+    record = run.record
+    running.save(record, json, html)
+    status = running.conclude(run, record.verdict, console)
+    # not broken, so that they can be copied
+    for name, path in (("certificate", json), ("page", html)):
+        if path:
+            console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
+    return status
 
 
 @app.command(name="schema")
 def print_schema() -> int:
     """Print the JSON schema of certificates."""
-    print(json_text.dumps(records.schema(), indent=2))
+    from ..show.certificate import schema
+
+    print(json_text.dumps(schema(), indent=2))
     return HOLDS
 
 
@@ -182,10 +204,12 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     for path in paths or [COUNTEREXAMPLES]:
         found = sorted(path.glob("*.py")) if path.is_dir() else [path] if path.is_file() else []
         if not found:
-            raise UsageError(f"{path}: expected a counterexample, or a folder of them")
+            raise Unusable("", f"{path}: expected a counterexample, or a folder of them")
         files += found
     if not timeout > 0:
-        raise UsageError(f"--timeout: expected a number of seconds, got {timeout}")
+        raise Unusable("timeout", f"expected a number of seconds, got {timeout}")
+    from ..show.replay import replay
+
     console = Console(emoji=False)
     states: Counter[str] = Counter()
     for file in files:
@@ -202,161 +226,27 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     return NOT_RUN if states["cannot run"] else HOLDS
 
 
-class _Run:
-    """One run of the checks: shown as it goes, and written when it ends, however it ends."""
-
-    def __init__(
-        self,
-        subjects: Subjects,
-        planned: list[Check],
-        asked: records.Asked,
-        known: Known,
-        json: Path,
-        html: Path | None,
-        counterexamples: Path,
-    ) -> None:
-        labels = {check.label for check in planned}
-        self.subjects = {label: subject for label, subject in subjects.items() if label in labels}
-        self.planned = planned
-        self.asked = asked
-        self.known = known
-        self.json = json
-        self.counterexamples = counterexamples
-        self.defects: list[Defect] = []
-        self.html = html
-        self.findings: list[Finding] = []
-        self.not_verified = not_verified(planned)
-        self.not_verified += [f"{label}: not in these worlds" for label in subjects if label not in labels]
-
-    def record(self) -> records.Certificate | records.Certificates:
-        complete = len(self.findings) == len(self.planned)
-        return records.together(
-            [
-                records.certificate(
-                    subject,
-                    contract,
-                    [finding for finding in self.findings if finding.loss == label],
-                    self.defects,
-                    self.asked,
-                    self.known,
-                    self.not_verified,
-                    complete,
-                )
-                for label, (contract, subject) in self.subjects.items()
-            ]
-        )
-
-    def write(self) -> None:
-        record = self.record()
-        try:
-            records.write(record, self.json)
-        except OSError as error:
-            raise UsageError(f"--json: cannot write {self.json}: {error.strerror or error}") from error
-        try:
-            if self.html:
-                write_whole(self.html, render(record, read_codes(record)).encode())
-        except OSError as error:
-            raise UsageError(f"--html: cannot write {self.html}: {error.strerror or error}") from error
-
-    def go(self, max_time: float) -> int:
-        console = Console(emoji=False)
-        if not console.is_terminal:
-            console.width = WIDTH
-            label, *others = self.subjects
-            whom = f"{1 + len(others)} losses" if others else escape(label)
-            checks, most = len(self.planned), _counted(self.asked.max_examples, "case")
-            what = f"{_counted(checks, 'check')}, up to {most} each, seed {self.asked.seed}"
-            console.print(f"verifying {whom}: {what}", highlight=False)
-        torch.set_num_threads(1)
-        interrupted = False
-        columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
-        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-            task = progress.add_task("", total=len(self.planned))
-            findings = verify_all(self.planned, self.asked.max_examples, self.asked.seed, max_time)
-            try:
-                for check in self.planned:
-                    what = f"{check.label}: {check.law.name} ({check.world.name})"
-                    progress.update(task, description=what)
-                    self.findings.append(next(findings))
-                    progress.advance(task)
-            except KeyboardInterrupt:
-                interrupted = True
-                done = f"{len(self.findings)} of {len(self.planned)}"
-                self.not_verified.append(f"interrupted after {done} checks")
-        self.not_verified += [
-            f"{finding.loss}: {finding.law} in world {finding.world}: {finding.reason}"
-            for finding in self.findings
-            if finding.verdict == "skipped" and not finding.not_run
-        ]
-        skipped = sum(finding.not_run for finding in self.findings)
-        if skipped:
-            self.not_verified.append(f"{_counted(skipped, 'check')} could not run")
-        self.defects = explain(self.findings, self.counterexamples)
-        console.print(terminal.table(self.findings, self.known))
-        terminal.show(console, self.defects, self.known)
-        for line in self.not_verified:
-            console.print(f"not verified: {line}", highlight=False)
-        for entry in self.known.unmatched(self.findings):
-            unmet = escape(plain(f"{entry.property} ({entry.reason})"))
-            console.print(f"[yellow]known finding not met:[/] {unmet}", highlight=False)
-        self.write()
-        record = self.record()
-        hold = sum(finding.verdict == "holds" for finding in self.findings)
-        bad = [one for one in self.findings if one.verdict == "falsified" and not self.known.reason(one)]
-        said = {
-            "holds": f"{_counted(hold, 'check')} hold" + ("s" if hold == 1 else ""),
-            "falsified": f"{len(bad)} of {_counted(len(self.findings), 'check')} falsified",
-            "incomplete": f"incomplete: {hold} of {_counted(len(self.planned), 'check')} hold",
-        }[record.verdict]
-        cases = sum(finding.examples for finding in self.findings)
-        colour = {"holds": "bold green", "falsified": "bold red", "incomplete": "bold yellow"}[record.verdict]
-        accepted = sum(finding.verdict == "falsified" for finding in self.findings) - len(bad)
-        said += f", {accepted} known to fail" if accepted else ""
-        over = _counted(cases, "case")
-        console.print(f"\n[{colour}]{said}[/] over {over}, seed {self.asked.seed}", highlight=False)
-        # not broken, so that they can be copied
-        for name, path in (("certificate", self.json), ("page", self.html)):
-            if path:
-                console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
-        if interrupted:
-            return INTERRUPTED
-        return {"holds": HOLDS, "falsified": FALSIFIED, "incomplete": NOT_RUN}[record.verdict]
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _seconds(text: str | None) -> float:
-    if text is None:
-        return math.inf
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", text.strip())
-    if not match or float(match[1]) <= 0:
-        raise UsageError(f"--max-time: expected seconds, or a time like 60s, 5m or 1h, got {text!r}")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
 def _check_folder(folder: Path) -> None:
-    """Raise UsageError if a folder is none, and cannot be made."""
+    """Raise Unusable if a folder is none, and cannot be made."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         problem = "not writable" if there.is_dir() else "not a folder"
-        raise UsageError(f"--counterexamples: cannot write into {folder}: {there} is {problem}")
+        raise Unusable("counterexamples", f"cannot write into {folder}: {there} is {problem}")
 
 
 def _read_known(path: Path | None) -> Known:
     try:
         return Known() if path is None else Known.read(path)
     except OSError as error:
-        raise UsageError(f"--known: cannot read {path}: {error.strerror}") from error
+        raise Unusable("known", f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"--known: {error}") from error
+        raise Unusable("known", str(error)) from error
 
 
 def _shipped(names: list[str] | None, config: str, dtypes: list[str]) -> Subjects:
     unknown = sorted(set(names or []) - set(SHIPPED))
     if unknown:
-        raise UsageError(f"--loss: expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
+        raise Unusable("loss", f"expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
     pinned, kept = read_config(config), some_dtypes(dtypes)
     chosen = {}
     for label, (contract, subject) in SHIPPED.items():
@@ -368,24 +258,30 @@ def _shipped(names: list[str] | None, config: str, dtypes: list[str]) -> Subject
 
 def _stranger(target: str | None, loss: list[str] | None) -> str:
     if loss:
-        raise UsageError("--loss: names shipped losses; leave it out where a target is given")
+        raise Unusable("loss", "names shipped losses; leave it out where a target is given")
     if not target:
-        raise UsageError("--as: expected a target before it, package.module:Name or file.py:Name")
+        raise Unusable("contract", "expected a target before it, package.module:Name or file.py:Name")
     sys.path.insert(0, "")  # as python itself does: a module beside the caller is found
     return target
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line, or these arguments, and exit with the status."""
+def main(arguments: list[str] | None = None, begun: float | None = None) -> None:
+    """Run the command line, or these arguments, and exit with the status.
+
+    Args:
+        arguments: those of the process, if not given.
+        begun: what `time.monotonic()` was as the process began; now, if not given.
+    """
+    times = {"begun": time.monotonic() if begun is None else begun}
     console = Console(stderr=True, emoji=False)
     try:
-        status = app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
-    except (UsageError, Unusable) as error:
-        said = str(error)
-        if isinstance(error, Unusable):
-            said = error.as_option("--")
-            if error.detail:
-                console.print(escape(own(plain(error.detail))), highlight=False, soft_wrap=True)
+        command, bound, unparsed = app.parse_args(arguments, exit_on_error=False, print_error=True)
+        given: dict[str, Any] = {name: times[name] for name in unparsed}
+        status = command(*bound.args, **bound.kwargs, **given)
+    except Unusable as error:
+        if error.detail:
+            console.print(escape(own(plain(error.detail))), highlight=False, soft_wrap=True)
+        said = error.as_option("--")
         console.print(f"[bold red]error[/] {escape(said)}", highlight=False, soft_wrap=True)
         status = USAGE
     except Exception as error:

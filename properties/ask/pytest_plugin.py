@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from ..verify.arguments import Subjects
     from ..verify.certifier import Certifier, Check
-    from ..verify.plan import Subjects
 
 PREFIX = "--certify-"
 """How its options begin."""
@@ -27,7 +27,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     try:
         from ..show.text import shortened
-        from ..verify.plan import Unusable, fitted
+        from ..verify.arguments import Unusable
+        from ..verify.plan import fitted
     except ImportError as error:
         raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
     _seed(config)
@@ -90,7 +91,7 @@ class Property(pytest.Item):
 
     def runtest(self) -> None:
         """Verify it; what does not hold, or cannot run, fails."""
-        from ..verify.plan import COUNTEREXAMPLES
+        from ..verify.arguments import COUNTEREXAMPLES
         from .api import conclude
 
         folder = self.config.option.certify_counterexamples or COUNTEREXAMPLES
@@ -112,9 +113,9 @@ class Property(pytest.Item):
 
 def _asked(config: pytest.Config) -> "Subjects":
     """Return the targets as they were asked for."""
-    from ..cases import DTYPES
+    from ..names import DTYPES
     from ..subjects import Target
-    from ..verify.plan import ask, read_config
+    from ..verify.arguments import ask, read_config
 
     option = config.option
     targets, contracts = option.certify, option.certify_as or []
@@ -152,7 +153,8 @@ def _labels(pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def _plan(config: pytest.Config, subjects: "Subjects") -> "list[Check]":
-    from ..verify.plan import WORLDS, plan
+    from ..verify.arguments import WORLDS
+    from ..verify.plan import plan
 
     option = config.option
     world = option.certify_world or WORLDS
@@ -160,7 +162,7 @@ def _plan(config: pytest.Config, subjects: "Subjects") -> "list[Check]":
 
 
 def _max_examples(config: pytest.Config) -> int:
-    from ..verify.plan import MAX_EXAMPLES
+    from ..verify.arguments import MAX_EXAMPLES
 
     asked: int | None = config.option.certify_max_examples
     return MAX_EXAMPLES if asked is None else asked

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.rounding import Magnitude, Precision, gamma
 
-from ..cases import BIASES, BOOLEANS, PAD_IDS, STRIDES, Case, Options, cases, cotangents, independent
+from ..cases import BIASES, BOOLEANS, PAD_IDS, Case, Options, cases, cotangents, independent
+from ..names import CONTRACTS, STRIDES, Values
 from ..subjects import Subject
 
 Inputs = list[dict[str, Array]]
@@ -93,10 +94,6 @@ class Contract(ABC):
     """By kind of world: constructor arguments other than the usual ones; None where it cannot run."""
     assumed: dict[str, Any] = {}
     """What a subject is held to where its constructor does not take the option."""
-    values: dict[str, tuple[Any, ...] | type] = {}
-    """What each option may be: one of these, or any number of this type."""
-    conventions: tuple[str, ...] = ()
-    """Which a loss may follow; empty where there is no choice."""
     optional: tuple[str, ...] = ("output_dict", "logit_bias")
     """Arguments of a call that a subject does without, unless it names them."""
     constructed: tuple[str, ...] = ("options", "pad_id")
@@ -112,6 +109,11 @@ class Contract(ABC):
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+    @property
+    def values(self) -> Values:
+        """What each option may be."""
+        return CONTRACTS[self.name]
 
     @abstractmethod
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

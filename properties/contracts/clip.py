@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 from verified_losses.oracles.clip import clip_loss
 from verified_losses.oracles.rounding import Precision
 
-from ..cases import CONVENTIONS, Case, Options, feature_pair, scalars
+from ..cases import Case, Options, feature_pair, scalars
 from ..subjects import Subject
 from . import Bounds, Contract, Cotangents, Inputs, Sum
 from .parts import (
     ASSUMED,
     FEATURES,
-    GATHERS,
     STUDENT,
     call_of,
     contrastive_bounds,
@@ -32,8 +31,6 @@ class ClipContract(Contract):
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = STUDENT
     assumed: dict[str, Any] = ASSUMED
-    conventions: tuple[str, ...] = CONVENTIONS
-    values: dict[str, tuple[Any, ...] | type] = GATHERS
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         return gather_options(subject)

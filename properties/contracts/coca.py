@@ -25,7 +25,6 @@ class CoCaContract(ClipContract):
     terms: tuple[str, ...] = ("contrastive_loss", "caption_loss")
     differentiable: tuple[str, ...] = (*FEATURES, "logit_scale", "logit_bias", "logits")
     drawn = {"captions": True}
-    values = ClipContract.values | {"clip_loss_weight": float, "caption_loss_weight": float, "pad_id": int}
     assumed = ASSUMED | {"clip_loss_weight": 1.0, "caption_loss_weight": 1.0, "pad_id": 0}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

@@ -30,7 +30,6 @@ class CrossEntropyContract(Contract):
     differentiable: tuple[str, ...] = ("logits",)
     drawn = {"captions": True}
     assumed: dict[str, Any] = {"ignore_index": None}
-    values: dict[str, tuple[Any, ...] | type] = {"ignore_index": int}
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         return st.just(subject.options)

@@ -10,11 +10,12 @@ from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.exchange import neighbour_exchange, neighbour_exchange_bidir
 from verified_losses.oracles.rounding import Magnitude, Precision
 
-from ..cases import STRIDES, Case, Options
+from ..cases import Case, Options
+from ..names import STRIDES
 from ..subjects import Subject
 from . import Bounds, Cotangents, Inputs, Sum, call_in_order
 from .gather import GatherContract
-from .parts import FEATURES, FLAGS, column
+from .parts import FEATURES, column
 
 
 def bind_neighbours(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
@@ -34,8 +35,6 @@ class ExchangeContract(GatherContract):
     smallest_world = 2
     options_in = {"horovod": None}
     assumed = {}
-    conventions = ()
-    values = {"bidirectional": FLAGS}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}
     build_with = staticmethod(bind_neighbours)
     call_with = staticmethod(call_in_order)

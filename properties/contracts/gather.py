@@ -11,10 +11,11 @@ from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.gather import gather_features, occurrences
 from verified_losses.oracles.rounding import Magnitude, Precision
 
-from ..cases import CONVENTIONS, STRIDES, Case, Options, feature_pair
+from ..cases import Case, Options, feature_pair
+from ..names import STRIDES
 from ..subjects import Subject
 from . import Bounds, Contract, Cotangents, Inputs, Sum, accepted
-from .parts import ASSUMED, FEATURES, GATHERS, call_of, column, flags, gather_options, split_inputs
+from .parts import ASSUMED, FEATURES, call_of, column, flags, gather_options, split_inputs
 
 
 def bind_flags(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
@@ -37,8 +38,6 @@ class GatherContract(Contract):
     is_loss = False
     is_mean = False
     assumed: dict[str, Any] = ASSUMED
-    conventions: tuple[str, ...] = CONVENTIONS
-    values = GATHERS
     drawn = {"cotangent_strides": (*STRIDES, "expanded")}
     build_with: Callable[[Any, dict[str, Any], int, int], Any] = staticmethod(bind_flags)
     call_with: Callable[[Any, dict[str, Any], bool], Any] = staticmethod(call_for_tensors)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -25,11 +25,6 @@ STUDENT = (*FEATURES, "logit_scale", "logit_bias")
 
 
 ASSUMED = {"local_loss": False, "gather_with_grad": True}
-FLAGS = (False, True)
-GATHERS: dict[str, tuple[Any, ...] | type] = dict.fromkeys(
-    ("local_loss", "gather_with_grad", "cache_labels", "use_horovod"), FLAGS
-)
-"""The options of a loss that gathers, each with its values."""
 
 
 @st.composite

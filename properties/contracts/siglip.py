@@ -10,12 +10,11 @@ from verified_losses.oracles.rounding import Magnitude, Precision, Weight
 from verified_losses.oracles.siglip import siglip_loss
 
 from ..cases import Case, Options
+from ..names import DIST_IMPLS
 from ..subjects import Subject
 from . import Bounds, Cotangents, Inputs, Sum, accepted, call_by_name, entry
 from .clip import ClipContract
-from .parts import FEATURES, FLAGS, STUDENT, call_of, column, student
-
-DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+from .parts import FEATURES, STUDENT, call_of, column, student
 
 
 def call_with_bias(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
@@ -29,9 +28,7 @@ class SigLipContract(ClipContract):
     name = "siglip"
     options_in = {"horovod": (("dist_impl", "gather"), ("use_horovod", True))}
     assumed = {}
-    conventions = ()
     optional = ("output_dict",)
-    values = {"dist_impl": (*DIST_IMPLS, None), "cache_labels": FLAGS, "use_horovod": FLAGS}
     call_with = staticmethod(call_with_bias)
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

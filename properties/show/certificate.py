@@ -16,7 +16,7 @@ import msgspec
 
 import verified_losses
 
-from ..contracts import contracts
+from ..names import CONTRACTS
 from ..subjects import Subject, Target
 from ..verify.certifier import Finding, Verdict
 from ..verify.fingerprints import fingerprint
@@ -205,7 +205,7 @@ def certificate(
         CERTIFICATE_VERSION,
         plain(subject.target),
         contract,
-        " and ".join(subject.conventions) if contracts()[contract].conventions else "",
+        " and ".join(subject.conventions) if "convention" in CONTRACTS[contract] else "",
         verdict,
         properties,
         versions(),

@@ -45,7 +45,7 @@ from ..standalone.judges import (
 from ..subjects import Target
 from ..verify.certifier import Check, Finding
 from ..verify.fingerprints import fingerprint
-from ..worlds import WorldError
+from ..worlds import WorldError, table
 from ..worlds.simulated import SimulationError
 from .quoting import Quotes
 from .text import write_whole
@@ -263,8 +263,8 @@ def _imports(statements: set[str]) -> str:
 def _title(check: Check, case: Case) -> str:
     ranks = "one process" if case.world_size == 1 else f"{case.world_size} ranks"
     contract = check.contract
-    held_to = f"{contract.name}, convention {case.convention}" if contract.conventions else contract.name
-    return f'{check.label}: "{check.law.name}" does not hold in {ranks} ({held_to}).'
+    convention = f", convention {case.convention}" if "convention" in contract.values else ""
+    return f'{check.label}: "{check.law.name}" does not hold in {ranks} ({contract.name}{convention}).'
 
 
 def _quoted(reason: str) -> str:
@@ -384,8 +384,8 @@ def _law(check: Check, example: Example) -> dict[str, str]:
         "name": _python(check.law.name),
         "contract": _python(check.contract.name),
         "conventions": _python(check.subject.conventions),
-        "module": row.world.__module__,
-        "class": row.world.__name__,
+        "module": f"{table.__package__}.{row.name}",
+        "class": row.source.partition("(")[0],
         "world": world,
         "example": as_python(example),
     }

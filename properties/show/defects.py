@@ -1,11 +1,13 @@
 """What is wrong with a target, each defect once, with the program that shows it."""
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..verify.certifier import Finding
-from ..verify.grouping import group
+from ..verify.grouping import GROUP_SECONDS, group
 from .counterexample import write
 
 
@@ -21,10 +23,14 @@ class Defect:
     """Why it could not."""
 
 
-def explain(findings: Sequence[Finding], folder: Path) -> list[Defect]:
-    """Group what is falsified, and write one counterexample a group."""
+def explain(findings: Sequence[Finding], folder: Path, deadline: float = math.inf) -> list[Defect]:
+    """Group what is falsified, and write one counterexample a group.
+
+    When `time.monotonic()` is past the deadline, no case is run again to tell which findings are one.
+    """
     defects = []
-    for leader, *others in group([finding for finding in findings if finding.verdict == "falsified"]):
+    falsified = [finding for finding in findings if finding.verdict == "falsified"]
+    for leader, *others in group(falsified, min(GROUP_SECONDS, deadline - time.monotonic())):
         try:
             defects.append(Defect(leader, tuple(others), write(leader, folder)))
         except OSError as error:

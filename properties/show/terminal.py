@@ -10,6 +10,8 @@ from rich.table import Table
 from ..laws import Falsified
 from ..verify.certifier import Finding
 from ..verify.known import Known
+from ..worlds import WorldError
+from ..worlds.simulated import SimulationError
 from .defects import Defect
 from .text import as_text, plain, shortened
 
@@ -34,13 +36,33 @@ def table(findings: Sequence[Finding], known: Known) -> Table:
 
 
 def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
-    """Print every defect with its smallest counterexample."""
+    """Print every defect that is not accepted, with its smallest counterexample."""
     for defect in defects:
-        if not known.reason(defect.leader):
+        if not accepted(defect, known):
             what, *why, file = explained(defect, "--").split("\n")
             console.print(f"\n[bold red]{escape(what)}[/]")
             console.print(escape("\n".join(why)), highlight=False)
             console.print(escape(file), soft_wrap=True, highlight=False)
+
+
+def accepted(defect: Defect, known: Known) -> bool:
+    """Whether all that a defect explains is known."""
+    return all(known.reason(finding) for finding in (defect.leader, *defect.others))
+
+
+def headline(finding: Finding) -> str:
+    """Return what does not hold, and how, in a line."""
+    error, how = finding.error, finding.reason
+    if isinstance(error, Falsified):
+        how = str(error)
+    elif isinstance(error, SimulationError) and error.finding != "raised":
+        how = f"{error.finding}: {error.message}"
+    elif isinstance(error, WorldError):
+        rank = next(state for state in error.ranks if state.state != "returned")
+        lines = rank.detail.strip().splitlines() or [""]
+        how = f"rank {rank.rank} {rank.state}: {lines[-1 if rank.state == 'raised' else 0]}"
+    how = shortened(plain(how)).partition("\n")[0]
+    return f"{finding.loss}: {finding.law} in world {finding.world}: {how}"
 
 
 def explained(defect: Defect, prefix: str) -> str:

@@ -3,10 +3,10 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from unittest import mock
+from unittest import SkipTest, mock
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
@@ -14,19 +14,21 @@ from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
-from ..cases import CONVENTIONS, Case
+from ..cases import Case
 from ..contracts import Contract, contracts
 from ..examples import Example
 from ..laws import Bench, Law, laws
 from ..reference import reference
 from ..subjects import Subject
-from ..worlds import specs
+from ..worlds import OutOfTime, specs
 from ..worlds.processes import COLLECTIVE_SHARE
 from ..worlds.simulated import Sends
 from ..worlds.specs import SINGLE, WorldSpec
 
 SHRINK_SECONDS = 5.0
 """How long a counterexample is made smaller."""
+
+OUT_OF_TIME = "out of time"
 
 Verdict = Literal["holds", "falsified", "skipped"]
 
@@ -106,19 +108,7 @@ class Finding:
         return "" if self.smallest is None else str(self.smallest)
 
 
-SHIPPED: dict[str, tuple[str, Subject]] = {
-    "clip": ("clip", Subject("verified_losses:ClipLoss", CONVENTIONS)),
-    "coca": ("coca", Subject("verified_losses:CoCaLoss", CONVENTIONS)),
-    "distill": ("distill", Subject("verified_losses:DistillClipLoss", CONVENTIONS)),
-    "siglip": ("siglip", Subject("verified_losses:SigLipLoss")),
-    "gather": ("gather", Subject("verified_losses:gather_features", CONVENTIONS)),
-    "exchange": ("exchange", Subject("verified_losses:neighbour_exchange_with_grad")),
-    "exchange_bidir": (
-        "exchange",
-        Subject("verified_losses:neighbour_exchange_bidir_with_grad", options=(("bidirectional", True),)),
-    ),
-}
-"""The certified losses by name: their contract, and where to import them."""
+Found = Callable[[Finding], None]
 
 
 def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) -> Iterator[Check]:
@@ -170,7 +160,14 @@ def falsify(check: Check, example: Example) -> float:
     return check.law.check(bench, reference(check.contract, example))
 
 
-def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = math.inf) -> Finding:
+def verify(
+    check: Check,
+    max_examples: int,
+    base_seed: int = 0,
+    until: float = math.inf,
+    deadline: float = math.inf,
+    found: Found | None = None,
+) -> Finding:
     """Run one check over up to `max_examples` cases (a law's share of them), reproducibly by seed.
 
     The target runs in processes of its own: whatever it does there falsifies the check, and harms neither
@@ -181,8 +178,11 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
         max_examples: how many cases to draw.
         base_seed: the same seed draws the same cases.
         until: when `time.monotonic()` is past it, no more than one case is drawn.
+        deadline: when it is past that, no case is: one that runs is given up.
+        found: told of the first case that falsifies it, at once.
     """
     begun = time.monotonic()
+    check.subject.worlds().until = deadline
     ratios: list[float] = []
     ran: list[Case] = []
     smallest: Example | None = None
@@ -198,18 +198,28 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
                 smallest, failure = example, failures[example]
                 raise failure
             return
-        if ratios and time.monotonic() > until and not failures:
-            return
         started = time.monotonic()
+        if not failures and (started >= deadline or (ratios and started > until)):
+            raise SkipTest(OUT_OF_TIME)  # Hypothesis draws no more
         try:
             ratio = falsify(check, example)
         except UnsatisfiedAssumption:
             raise
+        except OutOfTime:
+            if not failures:
+                raise SkipTest(OUT_OF_TIME) from None
+            return
         except Exception as error:
+            first = not failures
             smallest, failure, failures[example] = example, error, error
             # the least time after which something cuts off a call
             hung = time.monotonic() - started > COLLECTIVE_SHARE * specs.RUN_SECONDS * check.law.patience
-            shrink_until = min(shrink_until, (started if hung else time.monotonic()) + SHRINK_SECONDS)
+            shrink_until = min(
+                shrink_until, deadline, (started if hung else time.monotonic()) + SHRINK_SECONDS
+            )
+            if found and first:
+                reason = _said(error)
+                found(Finding(check, base_seed, "falsified", reason=reason, smallest=example, error=error))
             raise
         if not failures:
             ratios.append(ratio)
@@ -233,15 +243,18 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
     try:
         with as_ever:
             test()
-    except Unsatisfiable:
+    except (Unsatisfiable, SkipTest):
         pass
     except Exception as error:
         verdict = "falsified"
-        reason = f"{type(failure or error).__name__}: {failure or error}"
+        reason = _said(failure or error)
         if isinstance(error, Flaky):
             reason = f"not every time for the same case: {reason}"
+    not_run = False
     if verdict == "holds" and not ratios:
-        verdict, reason = "skipped", "no case was drawn that it says something about"
+        not_run = time.monotonic() >= deadline
+        reason = OUT_OF_TIME if not_run else "no case was drawn that it says something about"
+        verdict = "skipped"
     return Finding(
         check,
         base_seed,
@@ -253,7 +266,12 @@ def verify(check: Check, max_examples: int, base_seed: int = 0, until: float = m
         smallest,
         failure,
         hung,
+        not_run,
     )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 class Certifier:
@@ -262,19 +280,27 @@ class Certifier:
     Args:
         max_examples: how many cases to draw for each.
         seed: the same seed draws the same cases.
+        deadline: when `time.monotonic()` is past it, nothing more is run.
+        found: told of a finding as its first case fails, before that is made smaller.
     """
 
-    def __init__(self, max_examples: int, seed: int = 0) -> None:
+    def __init__(
+        self, max_examples: int, seed: int = 0, deadline: float = math.inf, found: Found | None = None
+    ) -> None:
         self.max_examples = max_examples
         self.seed = seed
+        self.deadline = deadline
+        self.found = found
         self._hung: set[tuple[str, str]] = set()
 
     def verify(self, check: Check, until: float = math.inf) -> Finding:
         """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
         where = check.label, check.world.name
+        if time.monotonic() >= self.deadline:
+            return self.not_run(check, OUT_OF_TIME)
         if where in self._hung:
-            return self.not_run(check, "not run: the target hung in this world before")
-        finding = verify(check, self.max_examples, self.seed, until)
+            return self.not_run(check, "the target hung in this world before")
+        finding = verify(check, self.max_examples, self.seed, until, self.deadline, self.found)
         if finding.hung:
             self._hung.add(where)
         return finding
@@ -285,7 +311,11 @@ class Certifier:
 
 
 def verify_all(
-    planned: Sequence[Check], max_examples: int, base_seed: int = 0, max_time: float = math.inf
+    planned: Sequence[Check],
+    max_examples: int,
+    base_seed: int = 0,
+    deadline: float = math.inf,
+    found: Found | None = None,
 ) -> Iterator[Finding]:
     """Run checks one by one.
 
@@ -293,16 +323,15 @@ def verify_all(
         planned: what to verify.
         max_examples: how many cases to draw for each.
         base_seed: the same seed draws the same cases.
-        max_time: seconds for all of them. Each gets a fair share, in which at least one case is run; those
-            for which no time is left are skipped.
+        deadline: what `time.monotonic()` is when the time for all of them is over. Each gets a fair share, in
+            which at least one case is run; those for which no time is left are skipped.
+        found: told of a finding as its first case fails, before that is made smaller.
     """
-    deadline = time.monotonic() + max_time
-    certifier = Certifier(max_examples, base_seed)
+    certifier = Certifier(max_examples, base_seed, deadline, found)
     for done, check in enumerate(planned):
         if time.monotonic() < deadline:  # out of the time of all, not of this check's share
-            check.subject.worlds().start(check.world, check.law.patience)
+            worlds = check.subject.worlds()
+            worlds.until = deadline
+            worlds.start(check.world, check.law.patience)
         now = time.monotonic()
-        if now >= deadline:
-            yield certifier.not_run(check, "out of time")
-        else:
-            yield certifier.verify(check, now + (deadline - now) / (len(planned) - done))
+        yield certifier.verify(check, now + (deadline - now) / (len(planned) - done))

@@ -16,12 +16,17 @@ from .fingerprints import not_finite, signature
 CHEAP = 0.1
 """A law that takes a smaller share of the examples is not run for grouping."""
 
+GROUP_SECONDS = 20.0
+"""How long cases are run again to tell which findings are one."""
+
 F = TypeVar("F", bound=Finding)
 Falsifies = Callable[[Check, Check, Example], bool]
 """Whether a check's law fails on a case that was found for another check, in that one's world."""
 
 
-def group(findings: Sequence[F], seconds: float = 20.0, falsifies: Falsifies | None = None) -> list[list[F]]:
+def group(
+    findings: Sequence[F], seconds: float = GROUP_SECONDS, falsifies: Falsifies | None = None
+) -> list[list[F]]:
     """Put together the findings that one defect explains; each group's first leads, by law and by world.
 
     Two findings of one subject are one where the same law finds the same wrong in two worlds, where the same

@@ -1,14 +1,18 @@
-"""Findings that are accepted, each with a reason, in a file that people keep beside their loss."""
+"""Findings that are accepted, each with a reason, in a file that people keep beside their loss.
+
+Imports no torch: the file is read before torch is imported.
+"""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..laws import laws
-from .certifier import Finding
-from .fingerprints import fingerprint
+if TYPE_CHECKING:
+    from .certifier import Finding
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,6 +38,7 @@ class Known:
     """What a file accepts."""
 
     entries: list[Entry] = field(default_factory=list)
+    file: Path | None = None
 
     @classmethod
     def read(cls, path: Path) -> "Known":
@@ -47,24 +52,31 @@ class Known:
             entries = msgspec.convert(tomllib.loads(path.read_text()), _File).known
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
             raise ValueError(f"{path}: {error}") from error
-        names = [law.name for law in laws()]
-        for entry in entries:
-            if entry.property not in names:
-                raise ValueError(
-                    f"{path}: property: expected one of {', '.join(names)}, got {entry.property!r}"
-                )
-        return cls(entries)
+        return cls(entries, path)
 
-    def reason(self, finding: Finding) -> str:
+    def check(self, names: Sequence[str]) -> None:
+        """Check that the properties of all entries are among these.
+
+        Raises:
+            ValueError: one is not.
+        """
+        for entry in self.entries:
+            if entry.property not in names:
+                expected = f"expected one of {', '.join(names)}, got {entry.property!r}"
+                raise ValueError(f"{self.file}: property: {expected}")
+
+    def reason(self, finding: "Finding") -> str:
         """Return why a finding is accepted; nothing, if it is not."""
         return next((entry.reason for entry in self.entries if _matches(entry, finding)), "")
 
-    def unmatched(self, findings: list[Finding]) -> list[Entry]:
+    def unmatched(self, findings: "list[Finding]") -> list[Entry]:
         """Return the entries that match no finding: what they accept is gone, or was not looked for."""
         return [entry for entry in self.entries if not any(_matches(entry, one) for one in findings)]
 
 
-def _matches(entry: Entry, finding: Finding) -> bool:
+def _matches(entry: Entry, finding: "Finding") -> bool:
+    from .fingerprints import fingerprint
+
     return (
         finding.verdict == "falsified"
         and entry.property == finding.law

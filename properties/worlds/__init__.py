@@ -32,6 +32,10 @@ class WorldError(Exception):
         return f"world {self.world}: not every rank returned\n" + "\n".join(map(str, self.ranks))
 
 
+class OutOfTime(Exception):
+    """A run was given up before its own time was over, as its caller had no more."""
+
+
 class World(Protocol):
     """A place where `size` ranks run the same function, with what they talk over ready if `size` > 1."""
 

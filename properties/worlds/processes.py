@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import math
 import multiprocessing
 import os
 import pickle
@@ -19,10 +20,7 @@ from multiprocessing import connection, forkserver, process, util
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torch
-import torch.distributed as dist
-
-from . import RankState, WorldError, server
+from . import OutOfTime, RankState, WorldError, server
 
 T = TypeVar("T")
 
@@ -47,6 +45,8 @@ Join = Callable[[int, int, Path, float], None]
 
 def join_gloo(rank: int, size: int, folder: Path, collective_timeout: float) -> None:
     """Make torch.distributed's default group."""
+    import torch.distributed as dist  # not by whoever only names this function
+
     dist.set_debug_level_from_env()  # type: ignore[attr-defined, unused-ignore]
     store, limit = f"file://{folder}/store", timedelta(seconds=collective_timeout)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=limit)
@@ -70,6 +70,9 @@ class ProcessWorld:
         join: what makes the ranks a group; a function that is importable by name.
         prepare: what each rank calls once it has joined, in the time for starting; what it raises is for a
             later run to meet.
+
+    Attributes:
+        until: when `time.monotonic()` is past it, a run, or a start, that no rank has failed is given up.
 
     A rank may hold `MEMORY_BYTES` and write files of `FILE_BYTES`, its output included: beyond, allocating
     and writing raise in it. Processes that it leaves behind are killed with it.
@@ -101,6 +104,7 @@ class ProcessWorld:
         self.grace = grace
         self.join = join
         self.prepare = prepare
+        self.until = math.inf
         self._owner = os.getpid()
         self._ranks: list[_Rank] = []
         self._folder = Path()
@@ -182,7 +186,7 @@ class ProcessWorld:
                 rank.pipe.send_bytes(request)
         states: dict[int, RankState] = {}
         waiting = dict(enumerate(self._ranks))
-        deadline, patience = time.monotonic() + timeout, f"no answer in {timeout:g} s"
+        deadline, patience = min(time.monotonic() + timeout, self.until), f"no answer in {timeout:g} s"
         while waiting and (remaining := deadline - time.monotonic()) > 0:
             sources = [source for rank in waiting.values() for source in (rank.pipe, rank.process.sentinel)]
             ready = connection.wait(sources, remaining)
@@ -193,6 +197,9 @@ class ProcessWorld:
                     if states[number].state != "returned" and time.monotonic() + self.grace < deadline:
                         deadline = time.monotonic() + self.grace
                         patience = f"no answer in the {self.grace:g} s after rank {number} failed"
+        failed = any(state.state != "returned" for state in states.values())
+        if waiting and not failed and time.monotonic() >= self.until:
+            raise OutOfTime(f"world {self.name}: given up, as the time of the whole command is over")
         for number, stack in self._stacks(waiting).items():
             states[number] = RankState(number, "hung", f"{patience}\n{stack}")
 
@@ -333,6 +340,8 @@ def _rank_main(
     os.environ.update(environment)
 
     def enter() -> None:
+        import torch
+
         torch.set_num_threads(1)  # it was read from the fork server's environment, which imported torch
         join(rank, size, folder, collective_timeout)
 

@@ -1,15 +1,19 @@
 """Which worlds to verify in, as people name them: "1,sim:2-8,proc:2,hvd:2"."""
 
 import contextlib
+import math
 import os
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from . import World, WorldError
+from . import OutOfTime, World, WorldError
 from .isolated import IsolatedWorld
 from .processes import COLLECTIVE_SHARE, ProcessWorld
-from .simulated import Sends
 from .table import KINDS, Kind, Prepare
+
+if TYPE_CHECKING:
+    from .simulated import Sends
 
 RUN_SECONDS = 20.0
 """How long one call of a target may take on all its ranks; then it counts as hung."""
@@ -49,11 +53,15 @@ class Worlds:
     Args:
         target: whose worlds these are.
         prepare: imports the target, in each process as it starts.
+
+    Attributes:
+        until: when `time.monotonic()` is past it, what runs is given up.
     """
 
     def __init__(self, target: str, prepare: Prepare) -> None:
         self.target = target
         self.prepare = prepare
+        self.until = math.inf
         self._pools: dict[tuple[str, int, float], ProcessWorld] = {}
 
     def open(
@@ -62,7 +70,7 @@ class Worlds:
         patience: float = 1.0,
         size: int | None = None,
         schedule: int | None = None,
-        sends: Sends = "rendezvous",
+        sends: "Sends" = "rendezvous",
     ) -> World:
         """Return a world.
 
@@ -83,7 +91,7 @@ class Worlds:
     def start(self, spec: WorldSpec, patience: float = 1.0) -> None:
         """Start the processes in which a kind of world runs."""
         pool = self._pool(spec, patience) if spec.row.inside is None else self._pool(SINGLE)
-        with contextlib.suppress(WorldError):  # the first run meets it, and says so
+        with contextlib.suppress(WorldError, OutOfTime):  # the first run meets it, and says so
             pool.start()
 
     def isolated(self, inner: World) -> World:
@@ -99,6 +107,7 @@ class Worlds:
         key = spec.kind, spec.sizes[0], patience
         if key not in self._pools:
             self._pools[key] = spec.row.processes(spec.sizes[0], patience * RUN_SECONDS, self.prepare)
+        self._pools[key].until = self.until
         return self._pools[key]
 
 

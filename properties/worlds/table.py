@@ -1,15 +1,20 @@
-"""The kinds of worlds, a row each: other code asks the row, and compares no names."""
+"""The kinds of worlds, a row each: other code asks the row, and compares no names.
+
+Imports no torch: the worlds that are asked for are read before torch is imported.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..standalone.launch import GLOO, HOROVOD, Talk
 from . import World
 from .horovod import HorovodWorld, horovod_missing
 from .processes import ProcessWorld, join_nothing
-from .simulated import SimulatedWorld
 from .single import SingleWorld
+
+if TYPE_CHECKING:
+    from .simulated import Sends
 
 Prepare = Callable[[], object]
 """Imports the target, in each process as it starts."""
@@ -20,15 +25,13 @@ class Kind:
     """One kind of world."""
 
     name: str
-    """As reports show it: processes:2."""
+    """As reports show it: processes:2. The module that has the class is named so too."""
     prefix: str
     """As people write it: proc:2."""
     largest: int
     """The most ranks."""
-    world: type
-    """What runs the ranks."""
     source: str
-    """How Python constructs it, of a size, seconds, a schedule and sends."""
+    """How Python constructs what runs the ranks, of a size, seconds, a schedule and sends."""
     processes: Callable[[int, float, Prepare], ProcessWorld]
     """Makes the processes of so many ranks, which may take so many seconds for a run."""
     inside: Callable[..., World] | None = None
@@ -51,27 +54,31 @@ def _one_process(size: int, seconds: float, prepare: Prepare) -> ProcessWorld:
     return ProcessWorld(1, seconds, join=join_nothing, prepare=prepare)
 
 
+def _simulated(size: int, schedule: int | None, sends: "Sends", seconds: float) -> World:
+    from .simulated import SimulatedWorld  # imports torch
+
+    return SimulatedWorld(size, schedule, sends=sends, timeout=seconds)
+
+
 KINDS = {
     kind.name: kind
     for kind in (
         Kind(
-            "single", "single", 1, SingleWorld, "SingleWorld()", _one_process,
+            "single", "single", 1, "SingleWorld()", _one_process,
             inside=lambda size, schedule, sends, seconds: SingleWorld(),
         ),
         Kind(
-            "processes", "proc", 16, ProcessWorld, "ProcessWorld({size}, timeout={seconds:g})",
+            "processes", "proc", 16, "ProcessWorld({size}, timeout={seconds:g})",
             lambda size, seconds, prepare: ProcessWorld(size, seconds, prepare=prepare),
         ),
         Kind(
-            "simulated", "sim", 256, SimulatedWorld, 'SimulatedWorld({size}, {schedule}, sends="{sends}")',
+            "simulated", "sim", 256, 'SimulatedWorld({size}, {schedule}, sends="{sends}")',
             _one_process,
-            inside=lambda size, schedule, sends, seconds: SimulatedWorld(
-                size, schedule, sends=sends, timeout=seconds
-            ),
+            inside=_simulated,
             is_drawn=True,
         ),
         Kind(
-            "horovod", "hvd", 16, HorovodWorld, "HorovodWorld({size}, timeout={seconds:g})",
+            "horovod", "hvd", 16, "HorovodWorld({size}, timeout={seconds:g})",
             lambda size, seconds, prepare: HorovodWorld(size, seconds, prepare=prepare),
             options=(("use_horovod", True),), over="Horovod", talk=HOROVOD, title="Horovod",
             missing=lambda: horovod_missing(),

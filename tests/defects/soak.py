@@ -17,7 +17,8 @@ from cyclopts import App
 from rich.console import Console
 
 from verified_losses.properties.show.counterexample import write
-from verified_losses.properties.verify.certifier import SHIPPED, Check, checks, verify
+from verified_losses.properties.subjects import SHIPPED
+from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .index import RIGHT

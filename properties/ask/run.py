@@ -1,0 +1,187 @@
+"""A run of `verified-losses certify`: what came of it, how it is shown, and its exit status."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..show import certificate as records
+from ..show import terminal
+from ..show.defects import Defect, explain
+from ..show.html import read_codes, render
+from ..show.text import plain, write_whole
+from ..verify.arguments import Subjects, Unusable
+from ..verify.certifier import Check, Finding, verify_all
+from ..verify.known import Known
+from ..verify.plan import left_out, not_verified
+from . import FALSIFIED, HOLDS, INTERRUPTED, NOT_RUN
+
+WIDTH = 100
+"""Columns of what is printed into a file or a pipe."""
+
+
+@dataclass
+class Run:
+    """What is verified, and what has come of it."""
+
+    subjects: Subjects
+    planned: list[Check]
+    asked: records.Asked
+    known: Known
+    findings: list[Finding] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)
+    not_verified: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        labels = {check.label for check in self.planned}
+        self.not_verified += not_verified(self.planned)
+        absent = [label for label in self.subjects if label not in labels]
+        self.not_verified += [f"{label}: not in these worlds" for label in absent]
+
+    @property
+    def record(self) -> records.Certificate | records.Certificates:
+        """The certificate."""
+        labels = {check.label for check in self.planned}
+        return records.together(
+            [
+                records.certificate(
+                    subject,
+                    contract,
+                    [finding for finding in self.findings if finding.loss == label],
+                    self.defects,
+                    self.asked,
+                    self.known,
+                    self.not_verified,
+                    complete=len(self.findings) == len(self.planned),
+                )
+                for label, (contract, subject) in self.subjects.items()
+                if label in labels
+            ]
+        )
+
+    @property
+    def falsified(self) -> list[Finding]:
+        """The findings that are not accepted."""
+        return [one for one in self.findings if one.verdict == "falsified" and not self.known.reason(one)]
+
+
+def printer() -> Console:
+    """Return what is printed to."""
+    console = Console(emoji=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    return console
+
+
+def verify(
+    run: Run, console: Console, counterexamples: Path, deadline: float = math.inf, fail_fast: bool = False
+) -> None:
+    """Run the checks, and print each finding as its first case fails."""
+    if not console.is_terminal:
+        label, *others = dict.fromkeys(check.label for check in run.planned)
+        whom = f"{1 + len(others)} losses" if others else escape(label)
+        checks, most = len(run.planned), _counted(run.asked.max_examples, "case")
+        what = f"{_counted(checks, 'check')}, up to {most} each, seed {run.asked.seed}"
+        console.print(f"verifying {whom}: {what}", highlight=False)
+    torch.set_num_threads(1)
+    announced: dict[tuple[str, str, str], Finding] = {}
+
+    def announce(finding: Finding) -> None:
+        if finding.key not in announced and not run.known.reason(finding):
+            announced[finding.key] = finding
+            said = f"[bold red]FALSIFIED[/] {escape(terminal.headline(finding))}"
+            console.print(said, highlight=False, soft_wrap=True)
+
+    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(run.planned))
+        findings = verify_all(run.planned, run.asked.max_examples, run.asked.seed, deadline, announce)
+        try:
+            for check in run.planned:
+                what = f"{check.label}: {check.law.name} ({check.world.name})"
+                progress.update(task, description=what)
+                finding = next(findings)
+                run.findings.append(finding)
+                progress.advance(task)
+                if finding.verdict == "falsified":
+                    announce(finding)  # unless it was
+                    reason = run.known.reason(finding)
+                    if finding.key in announced:
+                        end = f"known: {reason}" if reason else f"smallest case: {finding.counterexample}"
+                        console.print(f"  {escape(plain(end))}", highlight=False, soft_wrap=True)
+                    if fail_fast and not reason:
+                        run.not_verified += left_out(run.planned[len(run.findings) :])
+                        break
+        except KeyboardInterrupt:
+            run.interrupted = True
+            done = f"{len(run.findings)} of {len(run.planned)}"
+            run.not_verified.append(f"interrupted after {done} checks")
+            concluded = {finding.key for finding in run.findings}
+            run.findings += [finding for key, finding in announced.items() if key not in concluded]
+    run.not_verified += [
+        f"{finding.loss}: {finding.law} in world {finding.world}: {finding.reason}"
+        for finding in run.findings
+        if finding.verdict == "skipped" and not finding.not_run
+    ]
+    reasons = Counter(finding.reason for finding in run.findings if finding.not_run)
+    run.not_verified += [f"{_counted(n, 'check')} could not run: {reason}" for reason, n in reasons.items()]
+    run.defects = explain(run.findings, counterexamples, deadline)
+
+
+def show(run: Run, console: Console) -> None:
+    """Print a line a check, then each defect once, then what is not verified."""
+    console.print(terminal.table(run.findings, run.known))
+    if run.falsified:
+        wrong = [defect for defect in run.defects if not terminal.accepted(defect, run.known)]
+        counted = f"{_counted(len(run.falsified), 'finding')}, {_counted(len(wrong), 'defect')}:"
+        console.print(f"\n{counted}", highlight=False)
+    terminal.show(console, run.defects, run.known)
+    for line in run.not_verified:
+        console.print(f"not verified: {line}", highlight=False)
+    for entry in run.known.unmatched(run.findings):
+        unmet = escape(plain(f"{entry.property} ({entry.reason})"))
+        console.print(f"[yellow]known finding not met:[/] {unmet}", highlight=False)
+
+
+def conclude(run: Run, verdict: str, console: Console) -> int:
+    """Print the verdict, and return the exit status."""
+    hold, bad = sum(finding.verdict == "holds" for finding in run.findings), len(run.falsified)
+    said, colour, status = {
+        "holds": (f"{_counted(hold, 'check')} hold" + ("s" if hold == 1 else ""), "green", HOLDS),
+        "falsified": (f"{bad} of {_counted(len(run.findings), 'check')} falsified", "red", FALSIFIED),
+        "incomplete": (
+            f"incomplete: {hold} of {_counted(len(run.planned), 'check')} hold", "yellow", NOT_RUN,
+        ),
+    }[verdict]  # fmt: skip
+    if known := sum(finding.verdict == "falsified" for finding in run.findings) - bad:
+        said += f", {known} known to fail"
+    over = _counted(sum(finding.examples for finding in run.findings), "case")
+    console.print(f"\n[bold {colour}]{said}[/] over {over}, seed {run.asked.seed}", highlight=False)
+    return INTERRUPTED if run.interrupted else status
+
+
+def save(record: records.Certificate | records.Certificates, json: Path, html: Path | None) -> None:
+    """Write the certificate, and its page if there is to be one.
+
+    Raises:
+        Unusable: it cannot be written there.
+    """
+    try:
+        records.write(record, json)
+    except OSError as error:
+        raise Unusable("json", f"cannot write {json}: {error.strerror or error}") from error
+    try:
+        if html:
+            write_whole(html, render(record, read_codes(record)).encode())
+    except OSError as error:
+        raise Unusable("html", f"cannot write {html}: {error.strerror or error}") from error
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

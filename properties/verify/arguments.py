@@ -1,0 +1,174 @@
+"""What people ask for, however they ask: read and checked.
+
+Imports no torch, as what is wrong with an argument is said before that.
+"""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..names import CONTRACTS, CONVENTIONS, DTYPES
+from ..subjects import Subject
+from ..worlds.specs import WorldSpec, parse
+
+WORLDS = "1,sim:2-8,proc:2"
+MAX_EXAMPLES = 25
+COUNTEREXAMPLES = Path("build/counterexamples")
+NOT_PINNED = {
+    "convention": "the argument convention chooses it",
+    "rank": "every rank of a world is given its own",
+    "world_size": "the argument world chooses it",
+    "group": "ranks talk in the default group",
+}
+
+Subjects = dict[str, tuple[str, Subject]]
+"""By name: the contract, and what is held to it."""
+
+
+class Unusable(ValueError):
+    """An argument, or a target, is unusable.
+
+    Args:
+        argument: its name, as `certify` has it; empty where it is the target.
+        problem: what is wrong with it.
+        detail: the target's own traceback.
+    """
+
+    def __init__(self, argument: str, problem: str, detail: str = "") -> None:
+        super().__init__(argument, problem, detail)
+        self.argument = argument
+        self.problem = problem
+        self.detail = detail
+
+    def __str__(self) -> str:
+        said = f"{self.argument}: {self.problem}" if self.argument else self.problem
+        return f"{said}\n{self.detail}" if self.detail else said
+
+    def as_option(self, prefix: str) -> str:
+        """Return it, without the detail, as said of an option."""
+        if not self.argument:
+            return self.problem
+        option = {"contract": "as", "dtypes": "dtype"}.get(self.argument, self.argument.replace("_", "-"))
+        return f"{prefix}{option}: {self.problem}"
+
+
+def ask(
+    target: str,
+    contract: str | None,
+    convention: str = "exact",
+    config: tuple[tuple[str, Any], ...] = (),
+    equal_rows: bool = False,
+    dtypes: Sequence[str] = DTYPES,
+) -> tuple[str, Subject]:
+    """Return the contract's name, and the target as a subject.
+
+    Raises:
+        Unusable: an argument is. The target itself is not looked at: see `fitted`.
+    """
+    if contract is None or contract not in CONTRACTS:
+        given = "nothing" if contract is None else contract
+        raise Unusable("contract", f"expected one of {', '.join(CONTRACTS)}, got {given}")
+    if convention not in CONVENTIONS:
+        raise Unusable("convention", f"expected one of {', '.join(CONVENTIONS)}, got {convention}")
+    if convention != "exact" and "convention" not in CONTRACTS[contract]:
+        raise Unusable("convention", f"the contract {contract} has none: expected exact, got {convention}")
+    check_config(contract, config)
+    return contract, Subject(target, (convention,), equal_rows, some_dtypes(dtypes), options=config)
+
+
+def check_config(contract: str, config: tuple[tuple[str, Any], ...]) -> None:
+    """Check the values of options that a contract knows.
+
+    Raises:
+        Unusable: an option cannot be pinned, or not to that value.
+    """
+    for name, value in config:
+        if name in NOT_PINNED:
+            raise Unusable("config", f"{name} cannot be pinned: {NOT_PINNED[name]}")
+        allowed = CONTRACTS[contract].get(name)
+        if isinstance(allowed, tuple):
+            if not any(type(value) is type(one) and value == one for one in allowed):
+                expected = f"one of {', '.join(json.dumps(one) for one in allowed)}"
+                raise Unusable("config", f"{name}: expected {expected}, got {_shown(value)}")
+        elif allowed is not None:
+            numbers = (int,) if allowed is int else (int, float)
+            if isinstance(value, bool) or not isinstance(value, numbers) or not math.isfinite(value):
+                kind = "an int" if allowed is int else "a number"
+                raise Unusable("config", f"{name}: expected {kind}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value else repr(value)
+
+
+def some_dtypes(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the dtypes of these names.
+
+    Raises:
+        Unusable: there is no such dtype, or there are none.
+    """
+    if not names or not set(names) <= set(DTYPES):
+        raise Unusable("dtypes", f"expected some of {', '.join(DTYPES)}, got {','.join(map(str, names))}")
+    return tuple(names)
+
+
+def read_config(text: str) -> tuple[tuple[str, Any], ...]:
+    """Read name=value pairs; a value is written as in JSON or Python, and text where it is neither.
+
+    Raises:
+        Unusable: they are not such pairs.
+    """
+    pairs = []
+    for part in filter(None, text.split(",")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name.isidentifier():
+            raise Unusable("config", f"expected name=value,..., got {part!r}")
+        pairs.append((name, _value(value)))
+    return tuple(pairs)
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def some_worlds(world: str) -> list[WorldSpec]:
+    """Return the worlds of these names.
+
+    Raises:
+        Unusable: there are no such worlds.
+    """
+    try:
+        return parse(world)
+    except ValueError as error:
+        raise Unusable("world", str(error)) from error
+
+
+def check_max_examples(number: int) -> None:
+    """Check how many cases are asked for.
+
+    Raises:
+        Unusable: less than one.
+    """
+    if number < 1:
+        raise Unusable("max_examples", f"expected at least 1, got {number}")
+
+
+def read_seconds(text: str) -> float:
+    """Read how long everything may take.
+
+    Raises:
+        Unusable: it is no such time.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise Unusable("max_time", f"expected seconds, or a time like 60s, 5m or 1h, got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
