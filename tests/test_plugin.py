@@ -88,6 +88,17 @@ def test_a_target_alone_holds(pytester: pytest.Pytester) -> None:
     done.assert_outcomes(passed=1)
 
 
+def test_a_known_finding_is_expected(pytester: pytest.Pytester) -> None:
+    pytester.makefile(
+        ".toml", known='[[known]]\nproperty = "terms equal the oracle"\nreason = "as we train"\n'
+    )
+    target = ["--certify", "losses:Doubled", "--certify-as", "clip", "--certify-known", "known.toml"]
+    only = ["--certify-only", "terms*", "--certify-only", "gradients*"]
+    done = _run(pytester, *target, *QUICK, *only, "-n", "1", "-rx")
+    done.assert_outcomes(xfailed=1, failed=1)
+    done.stdout.fnmatch_lines(["XFAIL certify::Doubled::terms equal the oracle[[]single] - *as we train"])
+
+
 def test_items_are_named_and_chosen(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(other="from losses import Right")
     targets = ["--certify", "losses:Right", "--certify-as", "clip", "--certify", "other:Right"]
@@ -108,6 +119,10 @@ def test_items_are_named_and_chosen(pytester: pytest.Pytester) -> None:
     ("arguments", "named"),
     [
         (["--certify-seed", "3"], "--certify-seed: expected a --certify TARGET beside it"),
+        (
+            ["--certify", "losses:Right", "--certify-as", "clip", "--certify-known", "x.toml"],
+            "--certify-known: cannot read x.toml: No such file",
+        ),
         (["--certify", "losses:Right"], "--certify-as: expected one for each --certify, 1, got 0"),
         (["--certify", "losses:Right", "--certify-as", "clap"], "--certify-as: expected one of clip, coca"),
         (

@@ -11,10 +11,12 @@ import pytest
 if TYPE_CHECKING:
     from ..verify.arguments import Subjects
     from ..verify.certifier import Certifier, Check
+    from ..verify.known import Known
 
 PREFIX = "--certify-"
 """How its options begin."""
 SUBJECTS: "pytest.StashKey[Subjects]" = pytest.StashKey()
+KNOWN: "pytest.StashKey[Known]" = pytest.StashKey()
 
 
 @pytest.hookimpl(trylast=True)  # once Hypothesis's own plugin has ended its initialisation
@@ -24,6 +26,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     sys.path.append(str(config.invocation_params.dir))  # a module beside the caller is found
     if hasattr(config, "workerinput"):
         config.stash[SUBJECTS] = pickle.loads(config.workerinput["certify"])
+        config.stash[KNOWN] = _known(config)
         return
     try:
         from ..show.text import shortened
@@ -32,6 +35,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     except ImportError as error:
         raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
     _seed(config)
+    config.stash[KNOWN] = _known(config)
     try:
         asked = _asked(config)
         for label in asked:  # what is wrong with an argument is said at once
@@ -90,12 +94,14 @@ class Property(pytest.Item):
         self.certifier = certifier
 
     def runtest(self) -> None:
-        """Verify it; what does not hold, or cannot run, fails."""
+        """Verify it; what does not hold, or cannot run, fails, unless it is known."""
         from ..verify.arguments import COUNTEREXAMPLES
         from .api import conclude
 
         folder = self.config.option.certify_counterexamples or COUNTEREXAMPLES
         finding = self.certifier.verify(self.check)
+        if reason := self.config.stash[KNOWN].reason(finding):
+            pytest.xfail(reason)
         conclude(finding, self.config.invocation_params.dir / folder, PREFIX)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
@@ -159,6 +165,23 @@ def _plan(config: pytest.Config, subjects: "Subjects") -> "list[Check]":
     option = config.option
     world = option.certify_world or WORLDS
     return plan(subjects, world, _max_examples(config), option.certify_only, option.certify_skip)
+
+
+def _known(config: pytest.Config) -> "Known":
+    from ..laws import laws
+    from ..verify.known import Known
+
+    if not config.option.certify_known:
+        return Known()
+    try:
+        known = Known.read(config.invocation_params.dir / config.option.certify_known)
+        known.check([law.name for law in laws()])
+    except OSError as error:
+        said = f"cannot read {config.option.certify_known}: {error.strerror}"
+        raise pytest.UsageError(f"--certify-known: {said}") from error
+    except ValueError as error:
+        raise pytest.UsageError(f"--certify-known: {error}") from error
+    return known
 
 
 def _max_examples(config: pytest.Config) -> int:

@@ -16,8 +16,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from .given import (
     HOME,
     RANK_VARIABLE,
@@ -74,6 +72,8 @@ def alone(target: Any, rank: int) -> list[Any]:
 
 def over_gloo(target: Any, rank: int) -> list[Any]:
     """Return what every rank saw, over gloo."""
+    import torch.distributed as dist  # not above: the command knows launchers before torch is imported
+
     dist.init_process_group("gloo", timeout=timedelta(seconds=0.8 * SECONDS))
     everyone: list[Any] = [None] * WORLD_SIZE
     dist.all_gather_object(everyone, act(target, rank))
