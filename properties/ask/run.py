@@ -146,7 +146,7 @@ def show(run: Run, console: Console) -> None:
         console.print(f"not verified: {line}", highlight=False)
     for entry in run.known.unmatched(run.findings):
         unmet = escape(plain(f"{entry.property} ({entry.reason})"))
-        console.print(f"[yellow]known finding not met:[/] {unmet}", highlight=False)
+        console.print(f"[yellow]known finding did not occur:[/] {unmet}", highlight=False)
 
 
 def conclude(run: Run, verdict: str, console: Console) -> int:
