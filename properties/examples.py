@@ -1,4 +1,4 @@
-"""What one run of a law is given: as Hypothesis draws it, as a file keeps it, as Python reads it again."""
+"""The input of one run of a law: drawn by Hypothesis, written as JSON, and as Python."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What several ranks together compute."""
+"""Laws of several ranks: means, second derivatives, communication."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from .gradients import unweighted
 
 
 def together(case: Case) -> Case:
-    """Return the whole batch on one rank, which is constructed with nothing that makes it talk."""
+    """Return the whole batch on one rank, without the options that make a loss communicate."""
     talking = [option for kind in KINDS.values() for option in kind.options]
     options = tuple(option for option in case.options if option not in talking)
     return dataclasses.replace(unweighted(case), rows=(sum(case.rows),), options=options)
@@ -57,7 +57,7 @@ def mean_over_ranks_equals_single_process(bench: Bench, reference: Reference) ->
 
 
 def compare_with_single(whole: Reference, place: Place, mean: Array, single: Array, bound: Array) -> float:
-    """As `compare`; what one process gives and is not finite is itself compared with the oracle."""
+    """As `compare`; a value of the single process that is not finite is compared with the oracle."""
     note = "in one process with the whole batch"
     for index in np.argwhere(~np.isfinite(single))[:1].tolist():
         alone = dataclasses.replace(place, rank=0, note=note, index=tuple(index))

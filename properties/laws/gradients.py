@@ -1,4 +1,4 @@
-"""What backward gives."""
+"""Laws of gradients and second derivatives."""
 
 import dataclasses
 from functools import partial

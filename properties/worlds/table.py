@@ -31,7 +31,7 @@ class Kind:
     largest: int
     """The most ranks."""
     source: str
-    """How Python constructs what runs the ranks, of a size, seconds, a schedule and sends."""
+    """The expression that constructs the world, given size, seconds, schedule and sends."""
     processes: Callable[[int, float, Prepare], ProcessWorld]
     """Makes the processes of so many ranks, which may take so many seconds for a run."""
     inside: Callable[..., World] | None = None
@@ -39,13 +39,13 @@ class Kind:
     is_drawn: bool = False
     """Whether each example draws the number of ranks, and who runs next."""
     options: tuple[tuple[str, Any], ...] = ()
-    """What a loss is constructed with to talk over it."""
+    """Constructor arguments that make a loss communicate over it."""
     over: str = "gloo"
-    """What the ranks talk over."""
+    """The library that the ranks communicate over."""
     talk: Talk = GLOO
     """How the ranks of a counterexample are started."""
     title: str = ""
-    """What a certificate calls it where no such world ran; empty for the kinds of the default."""
+    """Its name in a certificate if no such world ran; empty for the kinds of the default."""
     missing: Callable[[], str | None] = lambda: None
     """Returns why there can be no such world here, if so."""
 
