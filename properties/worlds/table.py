@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..standalone.launch import GLOO, HOROVOD, Talk
+from ..standalone.launch import GLOO, HOROVOD
 from . import World
 from .horovod import HorovodWorld, horovod_missing
 from .processes import ProcessWorld, join_nothing
@@ -25,10 +25,6 @@ class Kind:
     """As people write it: proc:2."""
     largest: int
     """The most ranks."""
-    world: type
-    """What runs the ranks."""
-    source: str
-    """How Python constructs it, of a size, seconds, a schedule and sends."""
     processes: Callable[[int, float, Prepare], ProcessWorld]
     """Makes the processes of so many ranks, which may take so many seconds for a run."""
     inside: Callable[..., World] | None = None
@@ -39,8 +35,8 @@ class Kind:
     """What a loss is constructed with to talk over it."""
     over: str = "gloo"
     """What the ranks talk over."""
-    talk: Talk = GLOO
-    """How the ranks of a counterexample are started."""
+    talk: tuple[Callable[[], Any], Callable[..., Any]] = GLOO
+    """How the ranks of a counterexample are started, and tell one another what they saw."""
     title: str = ""
     """What a certificate calls it where no such world ran; empty for the kinds of the default."""
     missing: Callable[[], str | None] = lambda: None
@@ -55,23 +51,22 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind(
-            "single", "single", 1, SingleWorld, "SingleWorld()", _one_process,
+            "single", "single", 1, _one_process,
             inside=lambda size, schedule, sends, seconds: SingleWorld(),
         ),
         Kind(
-            "processes", "proc", 16, ProcessWorld, "ProcessWorld({size}, timeout={seconds:g})",
+            "processes", "proc", 16,
             lambda size, seconds, prepare: ProcessWorld(size, seconds, prepare=prepare),
         ),
         Kind(
-            "simulated", "sim", 256, SimulatedWorld, 'SimulatedWorld({size}, {schedule}, sends="{sends}")',
-            _one_process,
+            "simulated", "sim", 256, _one_process,
             inside=lambda size, schedule, sends, seconds: SimulatedWorld(
                 size, schedule, sends=sends, timeout=seconds
             ),
             is_drawn=True,
         ),
         Kind(
-            "horovod", "hvd", 16, HorovodWorld, "HorovodWorld({size}, timeout={seconds:g})",
+            "horovod", "hvd", 16,
             lambda size, seconds, prepare: HorovodWorld(size, seconds, prepare=prepare),
             options=(("use_horovod", True),), over="Horovod", talk=HOROVOD, title="Horovod",
             missing=lambda: horovod_missing(),
