@@ -11,7 +11,7 @@ from ..cases import Case
 from ..contracts import Contract
 from ..reference import Reference
 from ..standalone.acts import derive_by_cotangents, send_in_backward
-from ..standalone.judges import judge_derived_by_cotangents, judge_mean, judge_words
+from ..standalone.judges import judge_mean, judge_term, judge_words, mean_over_ranks
 from ..worlds.table import KINDS
 from . import Bench, Falsified, Law, Place, compare
 from .gradients import unweighted
@@ -39,18 +39,13 @@ def mean_over_ranks_equals_single_process(bench: Bench, reference: Reference) ->
         mean = np.mean([outcome.terms[name] for outcome in outcomes], axis=0)
         bound = np.mean([rank[name] for rank in bounds.terms], axis=0) + whole_terms[name]
         worst = max(worst, compare_with_single(whole, Place("term", name), mean, expected, bound))
-    world_size = case.world_size
     for name, gradient in single.gradients.items():
         grads = [outcome.gradients[name] for outcome in outcomes]
         parts = [np.zeros(bounds.gradients[r][name].shape) if g is None else g for r, g in enumerate(grads)]
         right = np.zeros(whole_grads[name].shape) if gradient is None else gradient
-        if name in contract.scalars:
-            observed = np.mean(parts, axis=0)
-            bound = np.mean([rank[name] for rank in bounds.gradients], axis=0)
-        else:
-            # a shared encoder averages what reaches it from every rank: each row counts 1/W
-            observed = np.concatenate(parts) / world_size
-            bound = np.concatenate([rank[name] for rank in bounds.gradients]) / world_size
+        is_shared = name in contract.scalars
+        observed = mean_over_ranks(parts, is_shared)
+        bound = mean_over_ranks([rank[name] for rank in bounds.gradients], is_shared)
         place, bound = Place("gradient", name), bound + whole_grads[name]
         worst = max(worst, compare_with_single(whole, place, observed, right, bound))
     return worst
@@ -83,7 +78,7 @@ def second_derivatives_travel(bench: Bench, reference: Reference) -> float:
     for rank, terms in enumerate(reference.terms):
         for name, expected in terms.items():
             place, bound = Place("second derivative", name, rank), reference.bounds.terms[rank][name]
-            worst = max(worst, compare(place, pairs[rank][name], expected, bound))
+            worst = max(worst, compare(place, pairs[rank][0].terms[name], expected, bound))
     return worst
 
 
@@ -121,7 +116,7 @@ LAWS = [
         applies=_linear,
         share=0.5,
         act=derive_by_cotangents,
-        judge=judge_derived_by_cotangents,
+        judge=judge_term,
     ),
     Law(
         "backward is silent",
