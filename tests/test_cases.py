@@ -1,5 +1,6 @@
 """The strategies find what they are for: each region within 200 cases, at the gate's profile."""
 
+from collections.abc import Iterator
 from functools import cache
 
 import msgspec
@@ -12,7 +13,7 @@ from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
 from verified_losses.properties.show.drawn import TILE, regions, table
 from verified_losses.properties.subjects import SHIPPED, Subject
-from verified_losses.properties.verify.certifier import checks, examples
+from verified_losses.properties.verify.certifier import checks, examples, without_local_constants
 from verified_losses.properties.worlds.specs import parse
 
 WITHIN = 200
@@ -54,6 +55,13 @@ EXPECTED = {
 }
 
 quickly = settings(max_examples=WITHIN, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True)
+def _whatever_is_imported() -> Iterator[None]:
+    """Draw the same cases whichever modules other tests have imported."""
+    with without_local_constants():
+        yield
 
 
 @cache

@@ -127,6 +127,8 @@ class Law:
     worlds: Literal["any", "one", "two", "several"] = "any"
     applies: Callable[[Contract], bool] = lambda contract: True
     draw: Callable[[Contract, Subject, int], st.SearchStrategy[Example]] = plain_examples
+    takes: Callable[[Case], bool] = lambda case: False
+    """Whether it can be asked about a case that was drawn for another law, if it draws others itself."""
     simulated: bool = True
     """Whether it may run in simulated worlds."""
     patience: float = 1.0
