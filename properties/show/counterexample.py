@@ -1,5 +1,6 @@
 """A falsified check as one small Python file that anyone can run."""
 
+import importlib
 import os
 import pprint
 import re
@@ -13,17 +14,6 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from verified_losses.oracles import (
-    clip,
-    coca,
-    cross_entropy,
-    distill,
-    exchange,
-    gather,
-    infonce,
-    ntxent,
-    siglip,
-)
 from verified_losses.oracles.complex_step import Array
 
 from ..cases import LAYOUTS, Case, has_layout, rounded
@@ -31,6 +21,7 @@ from ..contracts import Contract
 from ..examples import Example, Mode, as_python
 from ..laws import INFERENCE, Falsified, Law, Place
 from ..laws.gradients import curves
+from ..names import CONTRACTS
 from ..reference import reference
 from ..standalone import launch
 from ..standalone.acts import called, derive_twice
@@ -58,7 +49,7 @@ REASON = 3000
 """Characters of a reason that a file quotes."""
 WIDTH = 100
 
-ORACLES = (gather, exchange, clip, coca, distill, siglip, infonce, ntxent, cross_entropy)
+ORACLES = [importlib.import_module(f"verified_losses.oracles.{name}") for name in CONTRACTS]
 FORM = ("structure", "dtype and device", "altered inputs", "shape", "presence of the gradient")
 """What is wrong with an output other than its numbers."""
 ALWAYS = {"import os", "import torch", "from torch import tensor"}
