@@ -126,7 +126,7 @@ class Law:
     applies: Callable[[Contract], bool] = lambda contract: True
     draw: Callable[[Contract, Subject, int], st.SearchStrategy[Example]] = plain_examples
     simulated: bool = True
-    """Whether it may run in simulated worlds."""
+    """Whether it may run where ranks are threads of one process, as in simulated worlds."""
     patience: float = 1.0
     """How much longer than others a call may take."""
     share: float = 1.0
