@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--certify-as",
         metavar="CONTRACT",
         action="append",
-        help="What it must do: clip, coca, distill, siglip, ... One for each --certify.",
+        help="What it must do, as `verified-losses certify --as`. One for each --certify.",
     )
     add("--certify-convention", metavar="NAME", help="Which gradients: exact (default) or open_clip.")
     add("--certify-config", metavar="NAME=VALUE,...", help="Options of the loss to pin.")

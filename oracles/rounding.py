@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .complex_step import Array
+from .dtypes import DTYPES
 
 FLOAT64 = 2.0**-53
 FLOAT32 = 2.0**-24
@@ -56,13 +57,9 @@ class Precision:
 
     @staticmethod
     def of(dtype: str) -> "Precision":
-        """Return the arithmetic of "float64", "float32", "bfloat16" or "float16"."""
-        return {
-            "float64": Precision(FLOAT64, FLOAT64, 2.0**-1022),
-            "float32": Precision(FLOAT32, FLOAT32, 2.0**-126),
-            "bfloat16": Precision(2.0**-8, FLOAT32, 2.0**-126),
-            "float16": Precision(2.0**-11, FLOAT32, 2.0**-24),
-        }[dtype]
+        """Return the arithmetic of one of `DTYPES`."""
+        kind = DTYPES[dtype]
+        return Precision(2.0**-kind.bits, 2.0 ** -DTYPES[kind.accumulated].bits, 2.0**kind.tiny)
 
     @property
     def narrowed(self) -> float:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from verified_losses.oracles import dtypes
 from verified_losses.oracles.complex_step import Array
 
-from .names import DTYPES, STRIDES
+from .names import DTYPES, HALVES, STRIDES
 from .standalone.acts import to_array
 
 T = TypeVar("T")
@@ -25,8 +26,8 @@ Options = tuple[tuple[str, Any], ...]
 PATTERNS = ("basis", "grid", "grid", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
 PAD_IDS = (0, 1, -100, 1000)
 PADS = ("none", "tail", "inside", "all but one", "all")
-LARGEST_LOGIT = {"float16": 1e3}
-"""Else 1e4. Beyond, float16 overflows in products of logits and features, as in the gradient of a scale."""
+LARGEST_LOGIT = 1e4
+"""Less where products of logits and features would overflow, as in the gradient of a scale in float16."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
         second = -first
     elif case.pattern == "large":
         first, second = 30 * first, 20 * second
-    limit = LARGEST_LOGIT.get(case.dtype, 1e4)
+    limit = min(LARGEST_LOGIT, 2.0 ** (dtypes.DTYPES[case.dtype].huge - 6))
     largest = np.sqrt(abs(case.scale) * np.max(abs(first @ second.T), initial=0) / limit)
     first, second = first / max(largest, 1), second / max(largest, 1)
     return rounded(first, case.dtype), rounded(second, case.dtype)
@@ -347,7 +348,7 @@ def cases(
         # a long sum rounds, whatever it adds
         chosen["rows"] = tuple(min(rows, 2) for rows in chosen["rows"])
     chosen["scalar_shape"] = draw(st.sampled_from([(), (1,)]))
-    half = chosen["dtype"] in ("bfloat16", "float16")
+    half = chosen["dtype"] in HALVES
     # of shape [1] it would make torch promote the features
     chosen["wide_scalars"] = half and chosen["scalar_shape"] == () and draw(st.booleans())
     freeze: bool = draw(st.booleans())

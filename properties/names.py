@@ -1,14 +1,19 @@
 """The names of contracts, options, dtypes and layouts.
 
-Imports nothing: arguments are checked against these names before torch is imported, which takes seconds.
+Imports neither torch nor NumPy: arguments are checked against these names before torch is imported, which
+takes seconds.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+from verified_losses.oracles import dtypes
 
 Convention = Literal["exact", "open_clip"]
 """Whose gradients a loss has: those of one process, or upstream's."""
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+DTYPES = tuple(dtypes.DTYPES)
+HALVES = tuple(name for name, kind in dtypes.DTYPES.items() if kind.accumulated != name)
+"""The dtypes that are added up in a wider one."""
 STRIDES = ("contiguous", "transposed", "sliced", "narrowed", "shortened")
 
 FLAGS = (False, True)
@@ -31,4 +36,29 @@ CONTRACTS: dict[str, Values] = {
     "ntxent": GATHERS,
     "cross_entropy": {"ignore_index": int},
 }
-"""The contracts, and the values that the options of each may have."""
+"""The contracts, and the values that the options of each may have; `contracts` and `oracles` have a module of
+each name."""
+
+
+class Shipped(NamedTuple):
+    """A certified loss."""
+
+    contract: str
+    name: str
+    """In `verified_losses`."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Those that it has pinned."""
+
+
+LOSSES = {
+    "clip": Shipped("clip", "ClipLoss"),
+    "coca": Shipped("coca", "CoCaLoss"),
+    "distill": Shipped("distill", "DistillClipLoss"),
+    "siglip": Shipped("siglip", "SigLipLoss"),
+    "gather": Shipped("gather", "gather_features"),
+    "exchange": Shipped("exchange", "neighbour_exchange_with_grad"),
+    "exchange_bidir": Shipped(
+        "exchange", "neighbour_exchange_bidir_with_grad", options=(("bidirectional", True),)
+    ),
+}
+"""The certified losses, by label."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from .names import CONVENTIONS, DTYPES, STRIDES
+from .names import CONTRACTS, CONVENTIONS, DTYPES, LOSSES, STRIDES
 from .worlds.specs import Worlds, worlds_of
 
 
@@ -79,16 +79,15 @@ class Subject:
 
 
 SHIPPED: dict[str, tuple[str, Subject]] = {
-    "clip": ("clip", Subject("verified_losses:ClipLoss", CONVENTIONS)),
-    "coca": ("coca", Subject("verified_losses:CoCaLoss", CONVENTIONS)),
-    "distill": ("distill", Subject("verified_losses:DistillClipLoss", CONVENTIONS)),
-    "siglip": ("siglip", Subject("verified_losses:SigLipLoss")),
-    "gather": ("gather", Subject("verified_losses:gather_features", CONVENTIONS)),
-    "exchange": ("exchange", Subject("verified_losses:neighbour_exchange_with_grad")),
-    "exchange_bidir": (
-        "exchange",
-        Subject("verified_losses:neighbour_exchange_bidir_with_grad", options=(("bidirectional", True),)),
-    ),
+    label: (
+        loss.contract,
+        Subject(
+            f"verified_losses:{loss.name}",
+            CONVENTIONS if "convention" in CONTRACTS[loss.contract] else ("exact",),
+            options=loss.options,
+        ),
+    )
+    for label, loss in LOSSES.items()
 }
 """The certified losses by name: their contract, and where to import them."""
 

@@ -1,5 +1,6 @@
 """The strategies find what they are for: each region within 200 cases, at the gate's profile."""
 
+import itertools
 from collections.abc import Iterator
 from functools import cache
 
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
+from verified_losses.properties import names
 from verified_losses.properties.cases import Case, feature_pair, shapes, share_out, sizes
-from verified_losses.properties.contracts import contracts
+from verified_losses.properties.contracts import Contract, contracts
 from verified_losses.properties.examples import Example
 from verified_losses.properties.show.drawn import TILE, regions, table
 from verified_losses.properties.subjects import SHIPPED, Subject
@@ -19,7 +21,7 @@ from verified_losses.properties.worlds.specs import parse
 WITHIN = 200
 LARGEST_WORLD = 8
 
-DTYPES = [f"dtype {name}" for name in ("float64", "float32", "bfloat16", "float16")]
+DTYPES = [f"dtype {name}" for name in names.DTYPES]
 SHAPES = [
     f"world of {LARGEST_WORLD}", "one row on a rank", "rows that differ between ranks",
     f"more than {TILE} rows in all", f"more than {TILE} rows on a rank", f"more than {2 * TILE} columns",
@@ -30,29 +32,37 @@ LAYOUTS = [*(f"{strides} inputs" for strides in STRIDED), "drawn cotangents"]
 COTANGENTS = [f"{strides} cotangents" for strides in (*STRIDED, "expanded")]
 SCALES = [
     "scale above 50", "scale 0", "saturated logits", "duplicate rows", "no bias", "scalars of shape [1]",
-    "features of few bits", "wide scalars", "frozen logit_scale",
+    "features of few bits", "wide scalars",
 ]  # fmt: skip
-FROZEN = ["frozen image_features", "frozen text_features"]
-FLAGS = [
-    f"convention={convention}, local_loss={local}, gather_with_grad={grad}"
-    for convention in ("exact", "open_clip")
-    for local in (False, True)
-    for grad in (False, True)
-]
 CAPTIONS = [
     "padding alone", "padding but for one token", "one rank of padding", "padding inside a caption",
     "pad id other than 0",
 ]  # fmt: skip
-LOSS = [*DTYPES, *SHAPES, *LAYOUTS, *SCALES, *FROZEN, "a dict"]
-EXPECTED = {
-    "clip": [*LOSS, *FLAGS],
-    "coca": [*LOSS, *FLAGS, *CAPTIONS, "frozen logits"],
-    "distill": [*LOSS, *FLAGS, "frozen dist_image_features"],
-    "siglip": [*LOSS, *(f"dist_impl={name}" for name in ("bidir", "shift", "reduce", "gather", None))],
-    "gather": [*DTYPES, *SHAPES, *LAYOUTS, *COTANGENTS, *FROZEN, *FLAGS],
-    "exchange": [*DTYPES, *SHAPES, *LAYOUTS, *COTANGENTS, "expanded inputs"],
-    "exchange_bidir": [*DTYPES, *SHAPES, *LAYOUTS, *COTANGENTS, "expanded inputs"],
-}
+
+
+def _expected(contract: Contract) -> list[str]:
+    """Return the regions that cases of a contract must lie in."""
+    expected = [*DTYPES, *SHAPES, *LAYOUTS]
+    if "logit_scale" in contract.differentiable:
+        expected += SCALES
+    if "cotangent_strides" in contract.drawn:
+        expected += COTANGENTS
+    if "expanded" in contract.drawn.get("strides", ()):
+        expected.append("expanded inputs")
+    if contract.drawn.get("captions"):
+        expected += CAPTIONS
+    if contract.is_loss and not contract.in_order:
+        expected.append("a dict")
+    expected += [f"frozen {name}" for name in contract.drawn.get("freezable", contract.differentiable)]
+    flags = [
+        name
+        for name in ("convention", "local_loss", "gather_with_grad", "dist_impl")
+        if name in contract.values
+    ]
+    combinations = itertools.product(*(contract.values[name] for name in flags))
+    expected += [", ".join(map("{}={}".format, flags, values)) for values in combinations if flags]
+    return expected
+
 
 quickly = settings(max_examples=WITHIN, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
@@ -81,10 +91,10 @@ def _drawn(label: str) -> dict[str, int]:
     return table(drawn)
 
 
-@pytest.mark.parametrize("label", EXPECTED)
+@pytest.mark.parametrize("label", SHIPPED)
 def test_every_region_is_found(label: str) -> None:
-    found = _drawn(label)
-    assert [region for region in EXPECTED[label] if not found.get(region)] == []
+    found, contract = _drawn(label), contracts()[SHIPPED[label][0]]
+    assert [region for region in _expected(contract) if not found.get(region)] == []
 
 
 @pytest.mark.parametrize("name", contracts())

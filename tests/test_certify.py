@@ -21,6 +21,7 @@ from verified_losses.properties.verify.certifier import Check, Finding, checks, 
 from verified_losses.properties.verify.plan import fitted, plan
 from verified_losses.properties.worlds import OutOfTime
 from verified_losses.properties.worlds.specs import WorldSpec, parse
+from verified_losses.properties.worlds.table import KINDS
 
 WORLDS = parse("1,2,3,sim:2-8")
 EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "10"))
@@ -41,6 +42,18 @@ def _verify(check: Check) -> None:
 )
 def test_shipped_losses_hold(check: Check) -> None:
     _verify(check)
+
+
+def test_ranks_that_share_a_process_are_not_asked_what_takes_a_process_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = dataclasses.replace(KINDS["simulated"], name="threads", is_drawn=False)
+    monkeypatch.setitem(KINDS, "threads", row)
+    planned = [check.law for check in checks(SHIPPED, [WorldSpec("threads", (2,))])]
+    assert {law.name for law in planned if not law.simulated} == set()
+    assert {law.name for law in laws() if law.simulated and law.worlds == "any"} <= {
+        law.name for law in planned
+    }
 
 
 def test_a_seed_draws_the_same_cases_whatever_is_imported(

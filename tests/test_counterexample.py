@@ -28,7 +28,7 @@ from verified_losses.properties.reference import Reference
 from verified_losses.properties.show import counterexample
 from verified_losses.properties.show.replay import replay
 from verified_losses.properties.standalone.acts import Outcome
-from verified_losses.properties.subjects import Subject
+from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import Check, Finding, checks, falsify, verify
 from verified_losses.properties.verify.fingerprints import fingerprint
 from verified_losses.properties.verify.grouping import group
@@ -37,20 +37,13 @@ from verified_losses.properties.worlds.simulated import SimulatedWorld, Simulati
 from verified_losses.properties.worlds.specs import parse
 
 from .defects.index import DEFECTS
+from .defects.index import RIGHT as RIGHT_VARIANTS
 
 LAWS = {law.name: law for law in laws()}
 ROOT = Path(__file__).parents[1]
-RIGHT = {
-    "clip": "verified_losses:ClipLoss",
-    "coca": "verified_losses:CoCaLoss",
-    "distill": "verified_losses:DistillClipLoss",
-    "siglip": "verified_losses:SigLipLoss",
-    "gather": "verified_losses:gather_features",
-    "exchange": "verified_losses:neighbour_exchange_with_grad",
-    "infonce": "tests.defects.cosine:InfoNCE",
-    "ntxent": "tests.defects.cosine:NTXent",
-    "cross_entropy": "torch.nn:CrossEntropyLoss",
-}
+CERTIFIED = [(contract, subject.target) for contract, subject in reversed(SHIPPED.values())]
+RIGHT = dict([*((right.contract, right.subject.target) for right in reversed(RIGHT_VARIANTS)), *CERTIFIED])
+"""An implementation of each contract: the first that is shipped, else the first right variant."""
 
 
 EXAMPLES = 100

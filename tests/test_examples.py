@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from verified_losses.properties.names import LOSSES
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-SHORT = [str(EXAMPLES / f"{loss}.py") for loss in ("clip", "coca", "distill", "siglip")]
+SHORT = [str(path) for label in LOSSES if (path := EXAMPLES / f"{label}.py").exists()]
 RUN_EACH = "import runpy, sys\nfor path in sys.argv[1:]:\n    runpy.run_path(path, run_name='__main__')\n"
 
 BATCH_SIZE = 33

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -13,21 +15,24 @@ from verified_losses.properties.worlds import World
 from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.properties.worlds.single import SingleWorld
 
-FLAGS = [
-    (("convention", convention), ("local_loss", local_loss), ("gather_with_grad", gather_with_grad))
-    for convention, local_loss, gather_with_grad in itertools.product(
-        ("exact", "open_clip"), (False, True), (False, True)
-    )
-]
-DIST_IMPLS = [(("dist_impl", name),) for name in ("bidir", "shift", "reduce", "gather")]
-WEIGHTS = (("caption_loss_weight", 2.0), ("clip_loss_weight", 1.5))
-CONFIGURATIONS = [
-    *itertools.product(["clip", "distill", "gather"], FLAGS),
-    *(("coca", (*flags, *WEIGHTS)) for flags in FLAGS),
-    *itertools.product(["siglip"], DIST_IMPLS),
-    ("exchange", ()),
-    ("exchange_bidir", (("bidirectional", True),)),
-]
+FIXED = {"cache_labels", "use_horovod", "bidirectional"}
+"""Options that alter nothing here, or that belong to another target."""
+
+
+def _configurations() -> Iterator[tuple[str, tuple[tuple[str, Any], ...]]]:
+    """Yield every combination of flags of every loss; weights differ."""
+    for label, (name, subject) in SHIPPED.items():
+        values = contracts()[name].values
+        flags = {
+            option: all_ for option, all_ in values.items() if isinstance(all_, tuple) and option not in FIXED
+        }
+        weights = [option for option, kind in values.items() if kind is float]
+        weighed = tuple(zip(weights, itertools.count(1.5, 0.5), strict=False))
+        for combination in itertools.product(*flags.values()):
+            yield label, (*zip(flags, combination, strict=True), *weighed, *subject.options)
+
+
+CONFIGURATIONS = list(_configurations())
 ROWS = [(3,), (2, 2), (1, 3), (2, 1, 3), (1, 3, 2, 4), (1, 2, 1, 2, 2), (2, 1, 3, 1, 2, 4)]
 CASE = Case(
     width=3, pattern="unit", scale=2.0, bias=-0.5, vocabulary=4, length=3, pad_id=1, pads="inside",
@@ -53,7 +58,7 @@ def test_values_and_gradients_equal_the_oracle(
     name, subject = SHIPPED[label]
     contract = contracts()[name]
     world: World = SingleWorld() if len(rows) == 1 else SimulatedWorld(len(rows))
-    bias = None if name in ("gather", "exchange") else CASE.bias
+    bias = CASE.bias if "logit_bias" in contract.differentiable else None
     case = dataclasses.replace(CASE, rows=rows, options=options, bias=bias)
     bench = Bench(contract, subject, world, SingleWorld())
     for law in ("terms equal the oracle", "cotangents pass through"):

@@ -30,6 +30,7 @@ from verified_losses import (
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import Bench, Falsified, laws
+from verified_losses.properties.names import DTYPES
 from verified_losses.properties.show import counterexample
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify.certifier import checks, verify
@@ -126,7 +127,7 @@ def test_every_combination_of_flags_holds(
 
 @laws_on_one_case
 @pytest.mark.parametrize("rows", [(2, 2), (3, 1), (1, 3, 2)], ids=str)
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_siglip_holds_in_every_dtype(dtype: str, rows: tuple[int, ...]) -> None:
     options = (("dist_impl", "gather"), ("use_horovod", True))
     case = Case(rows=rows, width=3, pattern="unit", scale=2.0, bias=-1.0, dtype=dtype, options=options)

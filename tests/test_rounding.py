@@ -17,6 +17,7 @@ from tests.helpers import close
 from verified_losses.oracles import rounding
 from verified_losses.oracles.clip import log_softmax
 from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.dtypes import DTYPES
 from verified_losses.oracles.rounding import (
     BASE_TWO,
     CAP,
@@ -40,7 +41,7 @@ COARSE = Precision(2.0**-4, 2.0**-7, 2.0**-5)
 PRECISIONS = [
     COARSE,
     Precision(2.0**-7, 2.0**-7, 2.0**-9),
-    *(Precision.of(d) for d in ("float32", "bfloat16", "float16")),
+    *(Precision.of(dtype) for dtype in DTYPES if dtype != "float64"),
     COARSE.of_given_logits,
 ]
 

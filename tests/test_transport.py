@@ -12,6 +12,7 @@ import torch.distributed as dist
 from verified_losses import horovod as over_horovod
 from verified_losses import neighbour_exchange, neighbour_exchange_bidir
 from verified_losses.horovod import HorovodTransport, choose_transport
+from verified_losses.properties import names
 from verified_losses.properties.subjects import SHIPPED
 from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.simulated import SimulatedWorld
@@ -51,7 +52,7 @@ def test_losses_hold_over_horovod(check: Check) -> None:
     assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
 
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [getattr(torch, name) for name in names.DTYPES]
 
 
 def talk(rank: int, size: int, make: Callable[[int, int], Transport], dtype: torch.dtype) -> list[Any]:

@@ -8,11 +8,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import Function
 
+from . import checks
 from .transport import eager
 
 _DTYPES = (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16,
-    torch.int32, torch.int64, torch.bool, torch.complex64, torch.complex128,
+    *checks.DTYPES, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
+    torch.complex64, torch.complex128,
 )  # fmt: skip
 _MAX_NDIM = 8
 

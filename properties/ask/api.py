@@ -77,10 +77,9 @@ def certify(
     Args:
         target: "package.module:Name", "path/to/file.py:Name", or a class or function that other processes can
             import by its name. It runs in processes of its own.
-        contract: what it must do: clip, coca, distill, siglip, gather, exchange, infonce, ntxent or
-            cross_entropy.
-        convention: which gradients it is held to: "exact", or those of "open_clip"; siglip, exchange and
-            cross_entropy have no convention.
+        contract: what it must do: one of `names.CONTRACTS`.
+        convention: which gradients it is held to: "exact", or those of "open_clip", where the contract has
+            the option.
         config: options to pin. It is given, and held to, no other value of them.
         equal_rows: give every rank equally many rows.
         world: where ranks run, as "1,sim:2-8,proc:2".

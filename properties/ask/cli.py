@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from ..names import DTYPES, Convention
+from ..names import CONTRACTS, DTYPES, LOSSES, Convention
 from ..show.text import own, plain
 from ..subjects import SHIPPED, Target
 from ..verify.arguments import (
@@ -40,6 +40,8 @@ from ..verify.known import Known
 from ..worlds import server
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
+AS = f"What the target must do: {', '.join(CONTRACTS)}."
+LOSS = f"Which shipped losses: {', '.join(LOSSES)}. Else all."
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
 
 app = App(
@@ -53,11 +55,11 @@ app = App(
 def certify(
     target: str | None = None,
     *,
-    contract: Annotated[str | None, Parameter(name="--as")] = None,
+    contract: Annotated[str | None, Parameter(name="--as", help=AS)] = None,
     convention: Convention = "exact",
     config: str = "",
     equal_rows: bool = False,
-    loss: Several = None,
+    loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
     world: str = WORLDS,
@@ -87,21 +89,21 @@ def certify(
     ----------
     target
         An implementation, package.module:Name or path/to/file.py:Name: a class, or a function that returns
-        an object, with open_clip's constructor and call arguments by keyword. Arguments that it does not
-        take are left out. It runs in processes of its own; a call of more than 20 s counts as hung.
+        an object, with open_clip's constructor and call arguments by keyword; for infonce, ntxent and
+        cross_entropy it is called with two tensors in order. Arguments that it does not take are left out. It
+        runs in processes of its own; a call of more than 20 s counts as hung.
     contract
-        What the target must do: clip, coca, distill, siglip, gather or exchange; or, called with two tensors
-        in order, infonce, ntxent or cross_entropy.
+        What the target must do.
     convention
-        Which gradients the target is held to: exact, or those of open_clip. The contracts siglip, exchange
-        and cross_entropy have none.
+        Which gradients the target is held to: exact, or those of open_clip, where the contract has
+        the option.
     config
         Options to pin, as local_loss=true,gather_with_grad=true. The target is given, and held to, no other
         value of them; all values are drawn of those that are not pinned.
     equal_rows
         Give every rank equally many rows, for a target that cannot do otherwise.
     loss
-        Which shipped losses: clip, coca, distill, siglip, gather, exchange, exchange_bidir. Else all.
+        Which shipped losses. Else all.
     only
         Which properties, by name; * and ? stand for any text and any letter.
     skip
@@ -111,7 +113,7 @@ def certify(
         proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
         and schedule are drawn.
     dtype
-        Of the inputs, separated by commas: float64, float32, bfloat16, float16.
+        Of the inputs, separated by commas.
     max_examples
         Cases drawn for each property; costly properties take a share of it.
     max_time

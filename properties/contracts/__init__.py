@@ -1,5 +1,6 @@
 """What each kind of loss must do: one record a loss, from which every property is generated."""
 
+import importlib
 import inspect
 import warnings
 from abc import ABC, abstractmethod
@@ -234,21 +235,15 @@ def entry(loss: Any) -> Callable[..., Any]:
 
 def contracts() -> dict[str, Contract]:
     """Return every contract by name."""
-    from .clip import ClipContract
-    from .coca import CoCaContract
-    from .cross_entropy import CrossEntropyContract
-    from .distill import DistillContract
-    from .exchange import ExchangeContract
-    from .gather import GatherContract
-    from .infonce import InfoNceContract
-    from .ntxent import NTXentContract
-    from .siglip import SigLipContract
+    return {name: _contract(name) for name in CONTRACTS}
 
-    kinds: list[type[Contract]] = [
-        ClipContract, CoCaContract, DistillContract, SigLipContract, GatherContract, ExchangeContract,
-        InfoNceContract, NTXentContract, CrossEntropyContract,
-    ]  # fmt: skip
-    return {kind.name: kind() for kind in kinds}
+
+def _contract(name: str) -> Contract:
+    module = importlib.import_module(f".{name}", __name__)
+    kinds: list[Any] = [one for one in vars(module).values() if inspect.isclass(one)]
+    (kind,) = [one for one in kinds if vars(one).get("name") == name]
+    contract: Contract = kind()
+    return contract
 
 
 __all__ = ["Bounds", "Contract", "Inputs", "Sum", "accepted", "contracts", "entry"]

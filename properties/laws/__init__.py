@@ -130,7 +130,7 @@ class Law:
     takes: Callable[[Case], bool] = lambda case: False
     """Whether it can be asked about a case that was drawn for another law, if it draws others itself."""
     simulated: bool = True
-    """Whether it may run in simulated worlds."""
+    """Whether it may run where ranks are threads of one process, as in simulated worlds."""
     patience: float = 1.0
     """How much longer than others a call may take."""
     share: float = 1.0

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ..cases import Case
 from ..contracts import Contract
 from ..examples import Example, Step
+from ..names import HALVES
 from ..reference import Reference
 from ..subjects import Subject
 from . import Bench, Law, compare_types
@@ -29,7 +30,7 @@ def compiled_equals_eager(bench: Bench, reference: Reference) -> float:
 
 @st.composite
 def _half(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
-    halves = [dtype for dtype in ("bfloat16", "float16") if dtype in subject.dtypes]
+    halves = [dtype for dtype in HALVES if dtype in subject.dtypes]
     assume(halves)
     case = compilable(draw(contract.cases(subject, world_size)))
     return Example(dataclasses.replace(case, dtype=halves[0]))

@@ -7,9 +7,12 @@ from typing import Any, Literal
 import numpy as np
 from hypothesis import strategies as st
 
+from verified_losses.oracles.dtypes import DTYPES
+
 from ..cases import Case
 from ..contracts import Contract
 from ..examples import Example, Step
+from ..names import HALVES
 from ..reference import Reference
 from ..standalone.acts import Outcome, leave_behind, run_again, run_used_and_fresh
 from ..standalone.judges import judge_bits, judge_words
@@ -39,7 +42,7 @@ def outputs_well_formed(bench: Bench, reference: Reference) -> float:
     """Keys, shapes, dtypes and devices are as documented, and gradients reach just what requires them."""
     contract, case = reference.contract, reference.case
     (outcomes,) = bench.observe([case])
-    allowed = {case.dtype, "float32" if case.dtype in ("bfloat16", "float16") else case.dtype}
+    allowed = {case.dtype, DTYPES[case.dtype].accumulated}
     shapes = contract.term_shapes(case)
     for rank, outcome in enumerate(outcomes):
         if outcome.structure != contract.structure(case):
@@ -127,7 +130,7 @@ def _sequences(draw: st.DrawFn, contract: Contract, subject: Subject, world_size
         # one object is called: its constructor's arguments are those of the last call
         constructed: dict[str, Any] = {name: getattr(last, name) for name in contract.constructed}
         step = dataclasses.replace(differ(last, other), **constructed)
-        if step.dtype not in ("bfloat16", "float16"):
+        if step.dtype not in HALVES:
             step = dataclasses.replace(step, wide_scalars=False)
         mode = draw(st.sampled_from(MODES))
         if contract.defined(step):

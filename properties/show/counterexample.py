@@ -302,6 +302,7 @@ def _literals(contract: Contract, one: Given) -> list[dict[str, str]]:
                 case.scalar_dtype if name in contract.scalars else case.dtype,
                 case.strides,
                 one.mode != "inference" and name not in case.frozen,
+                case.device,
             )
             for name, array in given.items()
         }
@@ -309,11 +310,12 @@ def _literals(contract: Contract, one: Given) -> list[dict[str, str]]:
     ]
 
 
-def _tensor(array: Array, dtype: str, strides: str, requires_grad: bool) -> str:
+def _tensor(array: Array, dtype: str, strides: str, requires_grad: bool, device: str = "cpu") -> str:
     """Return a tensor as Python: what `cases.tensor` makes of an array."""
+    on = "" if device == "cpu" else f", device={_python(device)}"
     if np.issubdtype(array.dtype, np.integer):
-        return f"tensor({_lines(array.tolist())})"
-    text = f"tensor({_lines(_nested(array, dtype))}, dtype=torch.{dtype})"
+        return f"tensor({_lines(array.tolist())}{on})"
+    text = f"tensor({_lines(_nested(array, dtype))}, dtype=torch.{dtype}{on})"
     if has_layout(strides, array.ndim):
         text = f"{strides}({text})"
     return f"{text}.requires_grad_()" if requires_grad else text

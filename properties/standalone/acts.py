@@ -245,8 +245,8 @@ def called(
 
     def cotangent(name: str, term: torch.Tensor) -> torch.Tensor:
         if cotangents is None:
-            return layout(torch.ones(term.shape, dtype=term.dtype))
-        return layout(torch.tensor(cotangents[rank][name], dtype=torch.float64).to(term.dtype))
+            return layout(torch.ones(term.shape, dtype=term.dtype, device=term.device))
+        return layout(torch.tensor(cotangents[rank][name], dtype=torch.float64).to(term.device, term.dtype))
 
     return Call(
         lambda: file.build(target, arguments, rank, world_size),

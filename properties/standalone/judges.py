@@ -9,7 +9,7 @@ import torch
 from verified_losses.oracles.complex_step import Array, directional_derivative
 
 from . import file
-from .acts import Outcome
+from .acts import Outcome, to_array
 
 Judge = Callable[[Any, list[Any]], bool]
 """Given a target and what each rank saw, prints both sides; returns whether they agree."""
@@ -149,7 +149,7 @@ def direction(shape: tuple[int, ...]) -> Array:
 def values(ranks: list[dict[str, torch.Tensor]]) -> list[dict[str, Array]]:
     """Return what the ranks are given, as NumPy arrays."""
     return [
-        {k: v.detach().double().numpy() if v.is_floating_point() else v.numpy() for k, v in given.items()}
+        {k: to_array(v) if v.is_floating_point() else v.cpu().numpy() for k, v in given.items()}
         for given in ranks
     ]
 

@@ -123,7 +123,7 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
             placed = dataclasses.replace(subject, options=subject.options + options)
             for law in laws():
                 check = Check(label, known[name], placed, law, world)
-                if check.sizes and (law.simulated or not world.row.is_drawn):
+                if check.sizes and (law.simulated or not world.row.shares_process):
                     yield check
 
 

@@ -100,8 +100,10 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
             lines.append(f"{kind.title}: {why}")
         elif kind.title and without:
             lines.append(f"{kind.title}: {', '.join(without)} did not run over it")
-    on_cpu = "not verified: every tensor was on the CPU"
-    return [*lines, f"CUDA: {on_cpu if torch.cuda.is_available() else 'no device here'}"]
+    if not any(check.world.device.startswith("cuda") for check in planned):
+        on_cpu = "not verified: every tensor was on the CPU"
+        lines.append(f"CUDA: {on_cpu if torch.cuda.is_available() else 'no device here'}")
+    return lines
 
 
 def left_out(planned: Sequence[Check]) -> list[str]:

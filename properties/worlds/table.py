@@ -47,6 +47,11 @@ class Kind:
     missing: Callable[[], str | None] = lambda: None
     """Returns why there can be no such world here, if so."""
 
+    @property
+    def shares_process(self) -> bool:
+        """Whether several ranks are threads of one process."""
+        return self.inside is not None and self.largest > 1
+
 
 def _one_process(size: int, seconds: float, prepare: Prepare) -> ProcessWorld:
     return ProcessWorld(1, seconds, join=join_nothing, prepare=prepare)
