@@ -1,4 +1,4 @@
-"""The cross-entropy of class labels, some of which count nothing.
+"""The cross-entropy of class labels, where ignored labels add nothing.
 
 Bridle, Probabilistic Interpretation of Feedforward Classification Network Outputs, 1990,
 https://doi.org/10.1007/978-3-642-76153-9_28: minus the mean, over the rows whose label is not

@@ -1,4 +1,4 @@
-"""What must hold, for any implementation: cases, contracts, worlds, laws and the certifier."""
+"""The suite, for any implementation: cases, contracts, worlds, laws and the certifier."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Strategies that draw a whole case: what a world of ranks is given, from a few plain numbers and a seed.
+"""Strategies that draw a whole case, the input of a world of ranks, from a few plain numbers and a seed.
 
 Hypothesis draws the shape of a case and a seed; NumPy fills the arrays. Every choice is listed simplest
 first, and the seed comes last, so that a failing case shrinks to one a person can read.

@@ -1,7 +1,7 @@
-"""What one run of a law is given: as Hypothesis draws it, as a file keeps it, as Python reads it again."""
+"""The input of one run of a law: drawn by Hypothesis, written as JSON, and as Python."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import msgspec
 
@@ -58,14 +58,3 @@ class Example:
             msgspec.ValidationError: the text is no example; the message names the field.
         """
         return msgspec.json.decode(text, type=cls)
-
-
-def as_python(value: Any) -> str:
-    """Return an example, or a part of it, as Python: without the fields that have their default."""
-    if isinstance(value, tuple) and any(isinstance(part, Step) for part in value):
-        return f"({''.join(f'{as_python(part)}, ' for part in value)})"
-    if not isinstance(value, Case | Step | Example):
-        return repr(value)
-    shown = [field for field in fields(value) if getattr(value, field.name) != field.default]
-    arguments = ", ".join(f"{field.name}={as_python(getattr(value, field.name))}" for field in shown)
-    return f"{type(value).__name__}({arguments})"

@@ -1,4 +1,4 @@
-"""What can be asked for, by name.
+"""The names of contracts, options, dtypes and layouts.
 
 Imports neither torch nor NumPy: arguments are checked against these names before torch is imported, which
 takes seconds.

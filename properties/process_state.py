@@ -1,4 +1,4 @@
-"""What all code of a process shares, and a loss must leave alone."""
+"""State that all code of a process shares, which a loss must leave alone."""
 
 import contextlib
 import gc
@@ -151,7 +151,7 @@ def _kept(given: dict[str, torch.Tensor]) -> list[str]:
 
 
 def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[str]:
-    """Return what a call leaves behind, in words.
+    """Return the traces that a call leaves, in words.
 
     Args:
         call: makes the call, and returns what it was given; it is called twice, and once under no_grad.
@@ -167,7 +167,7 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
     kept: dict[str, None] = {}
     more = 0
     turned_on = False
-    gc.freeze()  # what was there before is neither collected nor counted
+    gc.freeze()  # objects made before the call are neither collected nor counted
     try:
         with (
             contextlib.redirect_stdout(printed),

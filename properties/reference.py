@@ -1,4 +1,4 @@
-"""What an example must give: the oracle's terms and derivatives, and how far rounding may take from them."""
+"""The oracle's side of an example: terms, derivatives, and their rounding bounds."""
 
 from functools import cached_property, lru_cache
 from typing import Any
@@ -28,7 +28,7 @@ class Reference:
         self.example = example
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # arrays follow from the example: ranks work out what they need
+        # the arrays follow from the example: a rank recomputes those it needs
         return reference, (self.contract, self.example)
 
     @property
@@ -43,7 +43,7 @@ class Reference:
 
     @cached_property
     def cotangents(self) -> Cotangents:
-        """What backward gets for every rank's terms."""
+        """The cotangents of every rank's terms."""
         return self.contract.cotangents(self.case)
 
     @cached_property
@@ -59,11 +59,11 @@ class Reference:
 
     @property
     def slack(self) -> float:
-        """What to multiply a bound with for the oracle's own rounding."""
+        """The factor of a bound that covers the oracle's own rounding."""
         return 1 + FLOAT64 / Precision.of(self.case.dtype).accumulated
 
     def total(self, inputs: Inputs) -> Any:
-        """Return the sum over ranks and terms of cotangent times term: what all backwards together derive."""
+        """Return the sum over ranks and terms of cotangent times term, which all ranks' backwards derive."""
         return total(self.contract.oracle(self.case, inputs), self.cotangents)
 
     def derivative(self, rank: int, name: str, along: Array) -> float:

@@ -1,4 +1,4 @@
-"""How a subject is run on one rank, and what is seen there."""
+"""Runs a subject on one rank."""
 
 import inspect
 from collections.abc import Callable
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Signature:
-    """What a subject takes, as far as its contract is concerned; or why it cannot be verified."""
+    """The arguments of its contract that a subject takes, or why it cannot be verified."""
 
     unusable: str = ""
     options: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""An implementation under test: where it is imported from, and what is asked of it. Imports no torch."""
+"""The implementation under test: its target, and the options it is verified with. Imports no torch."""
 
 import importlib
 import importlib.util
@@ -102,13 +102,13 @@ def _load_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and f"{name}.".startswith(f"{error.name}."):
             raise Unresolved(f"there is no module {error.name}") from error
-        raise  # the module is there, and what it imports is not
+        raise  # the module is there; an import of its own is missing
 
 
 def _load_file(path: Path) -> ModuleType:
     key = f"_subject_{path.stem}_{abs(hash(str(path.resolve())))}"
     if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)  # what lies beside it is found, as by python itself
+        sys.path.append(folder)  # as python does: it may import the files beside it
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, path)
         if spec is None or spec.loader is None or not path.is_file():

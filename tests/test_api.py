@@ -15,6 +15,7 @@ from verified_losses.properties import NotCertified, certification, certify
 from verified_losses.properties.ask import pytest_plugin
 from verified_losses.properties.ask.api import conclude
 from verified_losses.properties.cases import Case
+from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import Falsified, Place
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.defects import Defect
@@ -165,9 +166,8 @@ def test_hints_name_arguments_as_they_are_given(
     flags = (("local_loss", False), ("gather_with_grad", False))
     (check,) = plan({"mine": ask("verified_losses:ClipLoss", "clip")}, "2", only=["gradients*"])
     wrong = Falsified("wrong", Place("gradient", "image_features", 0, index=(0, 0)))
-    finding = Finding(
-        check, 0, "falsified", reason="wrong", smallest=Case(rows=(1, 2), options=flags), error=wrong
-    )
+    smallest = Example(Case(rows=(1, 2), options=flags))
+    finding = Finding(check, 0, "falsified", reason="wrong", smallest=smallest, error=wrong)
     if ask_by == "command":
         terminal.show(Console(width=200), [Defect(finding)], Known())
         text = capsys.readouterr().out
@@ -175,7 +175,8 @@ def test_hints_name_arguments_as_they_are_given(
         text = str(NotCertified([Defect(finding)], [], 0))
     else:
         option = SimpleNamespace(certify_counterexamples=None)
-        config = SimpleNamespace(option=option, invocation_params=SimpleNamespace(dir=tmp_path))
+        place, stash = SimpleNamespace(dir=tmp_path), {pytest_plugin.KNOWN: Known()}
+        config = SimpleNamespace(option=option, invocation_params=place, stash=stash)
         certifier = SimpleNamespace(verify=lambda check: finding)
         item: Any = SimpleNamespace(config=config, certifier=certifier, check=check)
         with pytest.raises(NotCertified) as raised:

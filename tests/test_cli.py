@@ -311,7 +311,7 @@ def test_a_known_finding_is_accepted_and_one_that_is_gone_reported(tmp_path: Pat
     only = ["--only", "terms equal the oracle", "deterministic", "--counterexamples", str(tmp_path / "kept")]
     status, printed, _ = _certify(tmp_path, *_wrong("--known", str(known), *only))
     assert status == 0, printed
-    assert "known finding not met: deterministic (repaired long ago)" in printed
+    assert "known finding did not occur: deterministic (repaired long ago)" in printed
     record = json.loads((tmp_path / "certificate.json").read_text())
     assert [one["known"] for one in record["properties"]] == ["one direction is all we train", ""]
 

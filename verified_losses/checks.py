@@ -1,4 +1,4 @@
-"""Arguments: what is wrong with them, said on every rank."""
+"""Checks of arguments, whose errors are raised on every rank."""
 
 import inspect
 import zlib
@@ -37,7 +37,7 @@ def options(loss: nn.Module, init: Callable[..., None]) -> str:
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...], why: str = "") -> None:
-    """Raise ValueError unless `value` is one of `allowed`; `why` only these follows them."""
+    """Raise ValueError unless `value` is one of `allowed`; `why` is added to the list of allowed values."""
     if value not in allowed:
         expected = ("one of " if len(allowed) > 1 else "") + ", ".join(map(repr, allowed))
         raise ValueError(f"{name}: expected {expected}{why}, got {value!r}")

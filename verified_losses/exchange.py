@@ -46,7 +46,7 @@ def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any 
         >>> SimulatedWorld(3).run(program)  # three ranks, of this process
         [2.0, 0.0, 1.0]
     """
-    (received,) = _announced([(tensor, to_rank)], [from_rank], group)
+    (received,) = _swap([(tensor, to_rank)], [from_rank], group)
     return received
 
 
@@ -83,7 +83,7 @@ def neighbour_exchange_bidir(
         [(1.0, -2.0), (2.0, -0.0), (0.0, -1.0)]
     """
     sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
-    from_left, from_right = _announced(sends, [left_rank, right_rank], group)
+    from_left, from_right = _swap(sends, [left_rank, right_rank], group)
     return from_right, from_left
 
 
@@ -118,7 +118,7 @@ def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, g
         >>> SimulatedWorld(3).run(program)  # three ranks, of this process
         [1.0, 2.0, 0.0]
     """
-    shape, dtype = _announced_shapes([(tensor, to_rank)], [from_rank], group)[0]
+    shape, dtype = _receive_shapes([(tensor, to_rank)], [from_rank], group)[0]
     return exchange_with_grad(from_rank, to_rank, tensor, shape, group, dtype)
 
 
@@ -154,7 +154,7 @@ def neighbour_exchange_bidir_with_grad(
         [12.0, 20.0, 1.0]
     """
     sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
-    (left, left_dtype), (right, right_dtype) = _announced_shapes(sends, [left_rank, right_rank], group)
+    (left, left_dtype), (right, right_dtype) = _receive_shapes(sends, [left_rank, right_rank], group)
     return exchange_bidir_with_grad(
         left_rank, right_rank, tensor_to_left, tensor_to_right, right, left, group, right_dtype, left_dtype
     )
@@ -257,8 +257,8 @@ class _ExchangeBidir(Function):
         return None, None, None, None, None, None, grad_to_left, grad_to_right
 
 
-def _announced(sends: list[tuple[Tensor, int]], sources: list[int], group: Any) -> list[Tensor]:
-    shapes = _announced_shapes(sends, sources, group)
+def _swap(sends: list[tuple[Tensor, int]], sources: list[int], group: Any) -> list[Tensor]:
+    shapes = _receive_shapes(sends, sources, group)
     receives = [
         (sent.new_empty(shape, dtype=dtype), source)
         for (shape, dtype), source, (sent, _) in zip(shapes, sources, sends, strict=True)
@@ -267,10 +267,10 @@ def _announced(sends: list[tuple[Tensor, int]], sources: list[int], group: Any) 
     return [tensor for tensor, _ in receives]
 
 
-def _announce(
+def _swap_headers(
     sends: list[tuple[Tensor, int]], sources: list[int], group: Any
 ) -> list[tuple[list[int], torch.dtype]]:
-    """Tell each receiver the shape and dtype that comes, and hear what comes here."""
+    """Send each receiver the shape and dtype of its tensor; return those of the tensors to come."""
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
             "neighbour exchange needs torch.distributed, as Horovod sends no messages from one rank to "
@@ -300,7 +300,7 @@ def _announce(
     for told, source in coming:
         ndim, dtype, *shape = told.tolist()
         if ndim < 0 and wrong is None:
-            wrong = ValueError(f"rank {source} could not send its tensor: it raises the reason")
+            wrong = ValueError(f"rank {source} could not send its tensor: see the exception on rank {source}")
         announced.append((shape[: max(ndim, 0)], _DTYPES[dtype]))
     if wrong is not None:
         # what the neighbours wait for still goes its way, so that nobody hangs
@@ -315,7 +315,7 @@ def _announce(
     return announced
 
 
-_announced_shapes = eager(_announce)
+_receive_shapes = eager(_swap_headers)
 
 
 def _transfer(sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]], group: Any) -> None:

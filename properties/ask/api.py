@@ -106,7 +106,7 @@ def certify(
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     scope = world, max_examples, _listed(only), _listed(skip)
     asked = _asked(target, contract, convention, config, equal_rows, dtypes)
-    plan(asked, *scope)  # what is wrong with an argument is said at once
+    plan(asked, *scope)  # wrong arguments raise before the target is imported
     subjects = fitted(asked, deadline)
     ((_, subject),) = subjects.values()
     planned = plan(subjects, *scope)

@@ -21,7 +21,7 @@ KNOWN: "pytest.StashKey[Known]" = pytest.StashKey()
 
 @pytest.hookimpl(trylast=True)  # once Hypothesis's own plugin has ended its initialisation
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Look at the targets, in one process: workers of xdist are told what it saw."""
+    """Look at the targets, in one process, which tells the workers of xdist their signatures."""
     config = session.config
     sys.path.append(str(config.invocation_params.dir))  # a module beside the caller is found
     if hasattr(config, "workerinput"):
@@ -38,7 +38,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.stash[KNOWN] = _known(config)
     try:
         asked = _asked(config)
-        for label in asked:  # what is wrong with an argument is said at once
+        for label in asked:  # wrong arguments raise before a target is imported
             _plan(config, {label: asked[label]})
         config.stash[SUBJECTS] = fitted(asked)
     except Unusable as error:
@@ -94,7 +94,7 @@ class Property(pytest.Item):
         self.certifier = certifier
 
     def runtest(self) -> None:
-        """Verify it; what does not hold, or cannot run, fails, unless it is known."""
+        """Verify it; fail if it does not hold or cannot run, unless the finding is known."""
         from ..verify.arguments import COUNTEREXAMPLES
         from .api import conclude
 

@@ -1,4 +1,4 @@
-"""A run of `verified-losses certify`: what came of it, how it is shown, and its exit status."""
+"""A run of `verified-losses certify`: its findings, its output and its exit status."""
 
 import math
 from collections import Counter
@@ -22,12 +22,12 @@ from ..verify.plan import left_out, not_verified
 from . import FALSIFIED, HOLDS, INTERRUPTED, NOT_RUN
 
 WIDTH = 100
-"""Columns of what is printed into a file or a pipe."""
+"""Columns of output that goes into a file or a pipe."""
 
 
 @dataclass
 class Run:
-    """What is verified, and what has come of it."""
+    """The checks of a run, and their findings so far."""
 
     subjects: Subjects
     planned: list[Check]
@@ -72,7 +72,7 @@ class Run:
 
 
 def printer() -> Console:
-    """Return what is printed to."""
+    """Return the console."""
     console = Console(emoji=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -146,7 +146,7 @@ def show(run: Run, console: Console) -> None:
         console.print(f"not verified: {line}", highlight=False)
     for entry in run.known.unmatched(run.findings):
         unmet = escape(plain(f"{entry.property} ({entry.reason})"))
-        console.print(f"[yellow]known finding not met:[/] {unmet}", highlight=False)
+        console.print(f"[yellow]known finding did not occur:[/] {unmet}", highlight=False)
 
 
 def conclude(run: Run, verdict: str, console: Console) -> int:

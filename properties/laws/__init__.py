@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from verified_losses.oracles.complex_step import Array
 
 from ..cases import Case
-from ..contracts import Contract
+from ..contracts import Contract, contracts
 from ..examples import Example, Mode, Step
 from ..process_state import preserved
 from ..reference import Reference, reference
@@ -23,6 +23,8 @@ from ..standalone.acts import Call, Outcome, run_each
 from ..standalone.judges import Judge
 from ..subjects import Subject
 from ..worlds import World
+from ..worlds.single import SingleWorld
+from ..worlds.table import KINDS
 
 INFERENCE = "under inference mode"
 """Where a place is of a call without gradient."""
@@ -125,6 +127,8 @@ class Law:
     worlds: Literal["any", "one", "two", "several"] = "any"
     applies: Callable[[Contract], bool] = lambda contract: True
     draw: Callable[[Contract, Subject, int], st.SearchStrategy[Example]] = plain_examples
+    takes: Callable[[Case], bool] = lambda case: False
+    """Whether it can be asked about a case that was drawn for another law, if it draws others itself."""
     simulated: bool = True
     """Whether it may run where ranks are threads of one process, as in simulated worlds."""
     patience: float = 1.0
@@ -205,6 +209,23 @@ def compare_types(rank: int, outcome: Outcome, allowed: list[list[str]], words: 
     if outcome.types not in allowed:
         place = Place("dtype and device", rank=rank, expected=allowed, observed=outcome.types)
         raise Falsified(f"rank {rank}: expected {words}, observed {outcome.types}", place)
+
+
+def check_again(law: str, contract: str, subject: Subject, world: str, example: str, seconds: float) -> None:
+    """Check a law by its name, on an example in JSON, in a kind of world.
+
+    Raises:
+        Exception: what falsifies it.
+    """
+    (asked,) = [one for one in laws() if one.name == law]
+    found, held_to = Example.from_json(example), contracts()[contract]
+    kind, size = KINDS[world], found.case.world_size
+    ranks: World = (
+        kind.inside(size, found.schedule, found.sends, seconds)
+        if kind.inside
+        else kind.processes(size, seconds, subject.resolve)
+    )
+    asked.check(Bench(held_to, subject, ranks, SingleWorld()), Reference(held_to, found))
 
 
 def laws() -> list[Law]:

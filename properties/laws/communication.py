@@ -1,4 +1,4 @@
-"""What several ranks together compute."""
+"""Laws of several ranks: means, second derivatives, communication."""
 
 import dataclasses
 
@@ -11,14 +11,14 @@ from ..cases import Case
 from ..contracts import Contract
 from ..reference import Reference
 from ..standalone.acts import derive_by_cotangents, send_in_backward
-from ..standalone.judges import judge_derived_by_cotangents, judge_mean, judge_words
+from ..standalone.judges import judge_mean, judge_term, judge_words, mean_over_ranks
 from ..worlds.table import KINDS
 from . import Bench, Falsified, Law, Place, compare
 from .gradients import unweighted
 
 
 def together(case: Case) -> Case:
-    """Return the whole batch on one rank, which is constructed with nothing that makes it talk."""
+    """Return the whole batch on one rank, without the options that make a loss communicate."""
     talking = [option for kind in KINDS.values() for option in kind.options]
     options = tuple(option for option in case.options if option not in talking)
     return dataclasses.replace(unweighted(case), rows=(sum(case.rows),), options=options)
@@ -39,25 +39,20 @@ def mean_over_ranks_equals_single_process(bench: Bench, reference: Reference) ->
         mean = np.mean([outcome.terms[name] for outcome in outcomes], axis=0)
         bound = np.mean([rank[name] for rank in bounds.terms], axis=0) + whole_terms[name]
         worst = max(worst, compare_with_single(whole, Place("term", name), mean, expected, bound))
-    world_size = case.world_size
     for name, gradient in single.gradients.items():
         grads = [outcome.gradients[name] for outcome in outcomes]
         parts = [np.zeros(bounds.gradients[r][name].shape) if g is None else g for r, g in enumerate(grads)]
         right = np.zeros(whole_grads[name].shape) if gradient is None else gradient
-        if name in contract.scalars:
-            observed = np.mean(parts, axis=0)
-            bound = np.mean([rank[name] for rank in bounds.gradients], axis=0)
-        else:
-            # a shared encoder averages what reaches it from every rank: each row counts 1/W
-            observed = np.concatenate(parts) / world_size
-            bound = np.concatenate([rank[name] for rank in bounds.gradients]) / world_size
+        is_shared = name in contract.scalars
+        observed = mean_over_ranks(parts, is_shared)
+        bound = mean_over_ranks([rank[name] for rank in bounds.gradients], is_shared)
         place, bound = Place("gradient", name), bound + whole_grads[name]
         worst = max(worst, compare_with_single(whole, place, observed, right, bound))
     return worst
 
 
 def compare_with_single(whole: Reference, place: Place, mean: Array, single: Array, bound: Array) -> float:
-    """As `compare`; what one process gives and is not finite is itself compared with the oracle."""
+    """As `compare`; a value of the single process that is not finite is compared with the oracle."""
     note = "in one process with the whole batch"
     for index in np.argwhere(~np.isfinite(single))[:1].tolist():
         alone = dataclasses.replace(place, rank=0, note=note, index=tuple(index))
@@ -83,7 +78,7 @@ def second_derivatives_travel(bench: Bench, reference: Reference) -> float:
     for rank, terms in enumerate(reference.terms):
         for name, expected in terms.items():
             place, bound = Place("second derivative", name, rank), reference.bounds.terms[rank][name]
-            worst = max(worst, compare(place, pairs[rank][name], expected, bound))
+            worst = max(worst, compare(place, pairs[rank][0].terms[name], expected, bound))
     return worst
 
 
@@ -121,7 +116,7 @@ LAWS = [
         applies=_linear,
         share=0.5,
         act=derive_by_cotangents,
-        judge=judge_derived_by_cotangents,
+        judge=judge_term,
     ),
     Law(
         "backward is silent",

@@ -1,4 +1,4 @@
-"""What torch.compile makes of a loss."""
+"""Laws of torch.compile."""
 
 import dataclasses
 

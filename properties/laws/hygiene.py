@@ -1,4 +1,4 @@
-"""How a loss behaves as a piece of software."""
+"""Laws of a loss as a piece of software."""
 
 import dataclasses
 from functools import partial

@@ -1,4 +1,4 @@
-"""What must not matter."""
+"""Laws of inputs that must not matter."""
 
 import dataclasses
 

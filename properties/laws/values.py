@@ -1,4 +1,4 @@
-"""What the returned terms are."""
+"""Laws of the returned terms."""
 
 from ..reference import Reference
 from ..standalone.acts import Outcome

@@ -1,1 +1,1 @@
-"""What people get: the certificate, its page, the terminal, counterexamples."""
+"""Output: the certificate, its page, the terminal, counterexamples."""

@@ -83,11 +83,11 @@ class Certificate(msgspec.Struct, frozen=True):
     """SHA-256 of the target's source: its file, or all of its top-level package."""
     issuer: Issuer
     not_verified: list[str]
-    """What did not run, and why."""
+    """The checks that did not run, and why."""
     drawn: Drawn
-    """What the cases were: of every field, each value, and in how many cases."""
+    """For every field of a case: its values, and in how many cases each was drawn."""
     command: str
-    """What was typed; empty where it was asked for in code."""
+    """The command line; empty if the run was started from code."""
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ class Certificates(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run was asked for."""
+    """The arguments of a run."""
 
     seed: int
     max_examples: int
@@ -109,7 +109,7 @@ class Asked:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of what `write` writes."""
+    """Return the JSON schema of certificates."""
     (one, several), parts = msgspec.json.schema_components(
         [Certificate, Certificates], ref_template="#/$defs/{name}"
     )
@@ -136,7 +136,7 @@ def source_hash(subject: Subject) -> str:
 
 @cache
 def issuer() -> Issuer:
-    """Return what names this suite."""
+    """Return the suite's version and hashes."""
     package = Path(verified_losses.__file__).parent
     return Issuer(verified_losses.__version__, *(_digest(_python_files(package / name)) for name in SUITE))
 
@@ -221,7 +221,7 @@ def certificate(
 
 
 def together(certificates: Sequence[Certificate]) -> Certificate | Certificates:
-    """Return what is written of a run: of one target its certificate, of several all of them."""
+    """Return the record of a run: the certificate of one target, or those of several."""
     if len(certificates) == 1:
         return certificates[0]
     verdicts = {one.verdict for one in certificates}

@@ -1,6 +1,5 @@
 """A falsified check as one small Python file that anyone can run."""
 
-import importlib
 import os
 import pprint
 import re
@@ -14,14 +13,14 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from verified_losses import oracles
 from verified_losses.oracles.complex_step import Array
 
 from ..cases import LAYOUTS, Case, has_layout, rounded
-from ..contracts import Contract
-from ..examples import Example, Mode, as_python
+from ..contracts import Contract, Inputs
+from ..examples import Example, Mode
 from ..laws import INFERENCE, Falsified, Law, Place
 from ..laws.gradients import curves
-from ..names import CONTRACTS
 from ..reference import reference
 from ..standalone import launch
 from ..standalone.acts import called, derive_twice
@@ -36,7 +35,7 @@ from ..standalone.judges import (
 from ..subjects import Target
 from ..verify.certifier import Check, Finding
 from ..verify.fingerprints import fingerprint
-from ..worlds import WorldError, table
+from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
 from .quoting import Quotes
 from .text import write_whole
@@ -49,9 +48,9 @@ REASON = 3000
 """Characters of a reason that a file quotes."""
 WIDTH = 100
 
-ORACLES = [importlib.import_module(f"verified_losses.oracles.{name}") for name in CONTRACTS]
 FORM = ("structure", "dtype and device", "altered inputs", "shape", "presence of the gradient")
 """What is wrong with an output other than its numbers."""
+TEMPLATE = Path(__file__).with_name("templates") / "counterexample.py.jinja"
 ALWAYS = {"import os", "import torch", "from torch import tensor"}
 """What the literals of a file need."""
 
@@ -72,7 +71,7 @@ class Given:
             return ""
         return "COTANGENTS" if self.name == "inputs" else f"{self.name.upper()}_COTANGENTS"
 
-    def called(self, rank: str = "rank", mode: Mode | None = None, **others: str) -> str:
+    def called(self, *others: str, rank: str = "rank", mode: Mode | None = None) -> str:
         """Return the call as Python, of `target`."""
         arguments = ["target", rank, self.name, *filter(None, [self.cotangents])]
         if (mode or self.mode) != "train":
@@ -81,7 +80,7 @@ class Given:
             arguments.append("output_dict=False")
         if self.case.cotangent_strides in LAYOUTS:
             arguments.append(f"layout={self.case.cotangent_strides}")
-        return f"called({', '.join([*arguments, *(f'{name}={value}' for name, value in others.items())])})"
+        return f"called({', '.join([*arguments, *others])})"
 
 
 def write(finding: Finding, folder: Path) -> Path:
@@ -125,76 +124,78 @@ def render(finding: Finding, path: Path) -> str:
         else:
             oracle_case = other.case
             arguments = _arguments(contract.constructor(other.case))
-            alone = other.called("0", world_size="1", arguments=arguments)
+            differs = arguments != _arguments(contract.constructor(case))
+            alone = other.called("world_size=1", *[f"arguments={arguments}"] * differs, rank="0")
 
     ranks = {one.name: _literals(contract, one) for one in given}
     layouts = {one.case.cotangent_strides for one in given}
     layouts |= {name for name in LAYOUTS if any(f"{name}(" in str(literals) for literals in ranks.values())}
     launched = case.world_size > 1 or judge is judge_nothing  # a crash must not take the verdict with it
-    talk = row.talk if case.world_size > 1 else launch.ALONE
+    start, gathered = row.talk if case.world_size > 1 else launch.ALONE
     names: dict[str, Callable[..., Any]] = {
         "build": contract.build_with,
         "call": contract.call_with,
         "judge": judge,
         "decide": launch.by_law if by_law else launch.by_judge,
-        "start": talk.start,
-        "gathered": talk.gathered,
+        "start": start,
+        "gathered": gathered,
     }
     quotes = Quotes()
     built = contract.build_with, contract.call_with
     acts = quotes.source(*(LAYOUTS[one] for one in LAYOUTS if one in layouts), *built, called, law.act)
     judged = quotes.source(judge)
     terms = contract.oracle_source(oracle_case)
-    oracle = quotes.source(*_oracles(terms)) if "oracle" in quotes.given else ""
+    oracle = quotes.source(*oracle_functions(contract, terms)) if "oracle" in quotes.given else ""
     run = quotes.source(launch.launched if launched else launch.verdict)
     run += "\n\n\n" + quotes.source(*(names[one] for one in names if one in quotes.given))
 
     constants = {
-        one.cotangents: (_cotangents(contract, one.case), "what each rank's terms are multiplied with")
+        one.cotangents: (
+            _listed(contract.cotangents(one.case), "float64"),
+            "what each rank's terms are multiplied with",
+        )
         for one in given
         if one.cotangents
     }
     if law.act is derive_twice:
-        constants["MOVES"] = (_moves(contract, case), "how each rank's inputs move")
-    known = _given(contract, place) | {"RANK_VARIABLE": (talk.rank_variable, "")}
+        moves = curves(reference(contract, Example(case)))
+        constants["MOVES"] = (_listed(moves, case.dtype), "how each rank's inputs move")
+    known = _given(check, example, place)
     constants |= {name: known[name] for name in known if name in quotes.given - set(constants)}
-    text = (
-        _templates()
-        .get_template("counterexample.py.jinja")
-        .render(
-            mark=f"{MARK} {fingerprint(finding)}",
-            title=_title(check, case),
-            reason=_quoted(finding.reason),
-            file_name=path.name,
-            world_size=case.world_size,
-            over=row.over,
-            imports=_imports(quotes.imports | ALWAYS | ({"import traceback"} if by_law else set())),
-            target=_portable(check.subject.target),
-            home=os.path.relpath(Path.cwd(), path.parent),
-            arguments=_arguments(contract.constructor(case)),
-            terms=contract.terms,
-            seconds=SECONDS,
-            constants=constants,
-            given=given,
-            ranks=ranks,
-            act=law.act.__name__,
-            calls=calls,
-            moves=law.act is derive_twice,
-            alone=alone,
-            acts=acts,
-            judged=judged,
-            oracle=oracle,
-            columns=[
-                name
-                for name in contract.inputs(case)[0]
-                if re.search(rf"\b{name}\b", " ".join(terms.values()))
-            ],
-            oracle_terms=terms,
-            law=_law(check, example) if by_law else None,
-            run=run,
-            names={name: value.__name__ for name, value in names.items() if name in quotes.given},
-            main="launched()" if launched else "verdict(0)",
-        )
+    template = jinja2.Template(
+        TEMPLATE.read_text(), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    text = template.render(
+        python=_python,
+        mark=f"{MARK} {fingerprint(finding)}",
+        title=_title(check, case),
+        reason=_quoted(finding.reason),
+        file_name=path.name,
+        world_size=case.world_size,
+        over=row.over,
+        imports=sorted(quotes.imports | ALWAYS),
+        target=_portable(check.subject.target),
+        home=os.path.relpath(Path.cwd(), path.parent),
+        arguments=_arguments(contract.constructor(case)),
+        terms=contract.terms,
+        seconds=SECONDS,
+        constants=constants,
+        given=given,
+        ranks=ranks,
+        act=law.act.__name__,
+        calls=calls,
+        moves=law.act is derive_twice,
+        alone=alone,
+        acts=acts,
+        judged=judged,
+        oracle=oracle,
+        columns=[
+            name for name in contract.inputs(case)[0] if re.search(rf"\b{name}\b", " ".join(terms.values()))
+        ],
+        oracle_terms=terms,
+        run=run,
+        names={name: value.__name__ for name, value in names.items() if name in quotes.given},
+        main="launched()" if launched else "verdict(0)",
     )
     return re.sub(r"\n{4,}", "\n\n\n", text)
 
@@ -220,35 +221,12 @@ def _modes(law: Law, judge: Judge, place: Place) -> tuple[Mode, ...]:
     return ("inference",) if place.note == INFERENCE else law.modes[:1]
 
 
-def _oracles(terms: dict[str, str]) -> list[Callable[..., Any]]:
-    """Return the functions of `oracles` that expressions name."""
+def oracle_functions(contract: Contract, terms: dict[str, str]) -> list[Callable[..., Any]]:
+    """Return the functions of `oracles` that a contract's expressions name."""
     words = set(re.findall(r"\w+", " ".join(terms.values())))
-    return [vars(module)[name] for module in ORACLES for name in sorted(words & vars(module).keys())]
-
-
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("verified_losses.properties.show"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["python"] = _python
-    return environment
-
-
-def _imports(statements: set[str]) -> str:
-    """Return import statements, those from one module in one."""
-    modules: dict[str, list[str]] = {}
-    for statement in sorted(statements, key=lambda one: (one.startswith("from"), one)):
-        origin, _, name = statement.partition(" import ")
-        modules.setdefault(origin, []).append(name)
-    shown = [
-        f"{origin} import {', '.join(names)}".removesuffix(" import ") for origin, names in modules.items()
-    ]
-    outside = [line for line in shown if re.match(r"(import|from) (numpy|torch)\b", line)]
-    return "\n".join([*(line for line in shown if line not in outside), "", *outside])
+    known = [vars(sys.modules[kind.__module__]) for kind in type(contract).__mro__]
+    found = [names[word] for names in known for word in sorted(words & names.keys())]
+    return [one for one in found if getattr(one, "__module__", "").startswith(oracles.__name__)]
 
 
 def _title(check: Check, case: Case) -> str:
@@ -285,12 +263,17 @@ def _python(value: Any) -> str:
     return text if '"' in text else text.replace("'", '"')
 
 
-def _given(contract: Contract, place: Place) -> dict[str, tuple[Any, str]]:
+def _given(check: Check, example: Example, place: Place) -> dict[str, tuple[Any, str]]:
     """Return the values, and comments, of what a judge may read."""
     why = "how far rounding may take a right implementation, derived for these inputs"
     allowed = place.expected if place.kind == "dtype and device" else [place.expected]
     along = None if place.along is None else _nested(place.along, "float64")
     return {
+        "LAW": (check.law.name, ""),
+        "CONTRACT": (check.contract.name, ""),
+        "CONVENTIONS": (check.subject.conventions, ""),
+        "WORLD": (check.world.row.name, "in which kind of world it was seen"),
+        "EXAMPLE": (example.to_json(), ""),
         "COTANGENTS": (None, "ones"),
         "WHERE": (str(place), ""),
         "RANK": (place.rank, ""),
@@ -298,25 +281,15 @@ def _given(contract: Contract, place: Place) -> dict[str, tuple[Any, str]]:
         "NAME": (place.name, ""),
         "INDEX": (place.index, ""),
         "ALONG": (along, "a direction" if along else "or a direction, instead of one element"),
-        "IS_SHARED": (place.name in contract.scalars, "by all ranks"),
+        "IS_SHARED": (place.name in check.contract.scalars, "by all ranks"),
         "EXPECTED": (place.expected, "what the oracle gives"),
         "ALLOWED": (allowed, "what is documented"),
         "BOUND": (float(f"{place.bound:.4g}"), why if place.bound else "nothing may be rounded"),
     }
 
 
-def _moves(contract: Contract, case: Case) -> list[dict[str, Any]]:
-    return [
-        {name: _nested(value, case.dtype) for name, value in moved.items()}
-        for moved in curves(reference(contract, Example(case)))
-    ]
-
-
-def _cotangents(contract: Contract, case: Case) -> list[dict[str, Any]]:
-    return [
-        {name: _nested(value, "float64") for name, value in rank.items()}
-        for rank in contract.cotangents(case)
-    ]
+def _listed(ranks: Inputs, dtype: str) -> list[dict[str, Any]]:
+    return [{name: _nested(value, dtype) for name, value in given.items()} for given in ranks]
 
 
 def _literals(contract: Contract, one: Given) -> list[dict[str, str]]:
@@ -367,18 +340,3 @@ def _nested(array: Array, dtype: str) -> Any:
             short = np.where(fits, tried, short)
             missing &= ~fits
     return short.tolist()
-
-
-def _law(check: Check, example: Example) -> dict[str, str]:
-    """Return what a law needs to judge the example in its own world, as Python."""
-    row, size = check.world.row, example.case.world_size
-    world = row.source.format(size=size, schedule=example.schedule, sends=example.sends, seconds=SECONDS / 2)
-    return {
-        "name": _python(check.law.name),
-        "contract": _python(check.contract.name),
-        "conventions": _python(check.subject.conventions),
-        "module": f"{table.__package__}.{row.name}",
-        "class": row.source.partition("(")[0],
-        "world": world,
-        "example": as_python(example),
-    }

@@ -1,4 +1,4 @@
-"""What was really drawn: of every field of a case, which values, and in how many cases."""
+"""Statistics of the drawn cases: for every field, its values, and in how many cases each was drawn."""
 
 import math
 import re

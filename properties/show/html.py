@@ -71,7 +71,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Grid:
-    """Counts of what is drawn in two dimensions, written "rows x width"."""
+    """Counts of drawn values in two dimensions, written "rows x width"."""
 
     rows: list[str]
     columns: list[str]

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-from ..standalone import given
-
 OURS = "verified_losses."
 OUTSIDE = {"torch", "numpy", *sys.stdlib_module_names}
 """What a quoted function may import."""
+GIVEN = r"(?<![\w.])file\."
 
 
 class Quotes:
@@ -25,7 +24,7 @@ class Quotes:
         self.imports: set[str] = set()
         """What the quoted code imports, a statement each."""
         self.given: set[str] = set()
-        """Which of the names in `standalone.given` it reads."""
+        """Which of the names in `standalone.file` it reads."""
         self._quoted: dict[str, str] = {}
 
     def source(self, *functions: Callable[..., Any]) -> str:
@@ -44,8 +43,9 @@ class Quotes:
             return
         assert name not in self._quoted, f"{name} of {module} and of {self._quoted[name]}"
         self._quoted[name] = module
-        source = _source(module, statement)
-        for other in sorted(_read(source)):
+        source, given = _source(module, statement)
+        self.given |= given
+        for other in sorted(names_read(source)):
             self._add(module, other, found)
         found.append(source)
 
@@ -57,12 +57,10 @@ class Quotes:
         if isinstance(statement, ast.Import):
             origin, text = alias.name, f"import {shown}"
         else:
-            package = module if _is_package(module) else module.rpartition(".")[0]
+            package = importlib.import_module(module).__package__
             origin = importlib.util.resolve_name("." * statement.level + (statement.module or ""), package)
             text = f"from {origin} import {shown}"
-        if origin == given.__name__:
-            self.given.add(name)
-        elif origin.startswith(OURS):
+        if origin.startswith(OURS):
             self._add(origin, alias.name, found)
         else:
             assert origin.partition(".")[0] in OUTSIDE, f"{module} needs {origin}"
@@ -72,10 +70,6 @@ class Quotes:
 @cache
 def _text(module: str) -> str:
     return inspect.getsource(importlib.import_module(module))
-
-
-def _is_package(module: str) -> bool:
-    return hasattr(importlib.import_module(module), "__path__")
 
 
 @cache
@@ -97,16 +91,20 @@ def _binds(alias: ast.alias) -> str:
     return alias.asname or alias.name.partition(".")[0]
 
 
-def _source(module: str, statement: ast.stmt) -> str:
-    """Return a statement's lines: of a docstring the first paragraph, and no words to other tools."""
+def _source(module: str, statement: ast.stmt) -> tuple[str, set[str]]:
+    """Return a statement's lines, and which names it takes from `standalone.file`.
+
+    Of a docstring it is the first paragraph; words to other tools are left out.
+    """
     decorators = getattr(statement, "decorator_list", [])
     first = min([statement.lineno, *(one.lineno for one in decorators)])
     text = "\n".join(_text(module).splitlines()[first - 1 : statement.end_lineno])
     text = re.sub(r"  # (type: ignore|fmt:|noqa).*", "", text)
-    return re.sub(r'(?s)("""[^"\n]+)\n\n.*?"""', r'\1"""', text)
+    text = re.sub(r'(?s)("""[^"\n]+)\n\n.*?"""', r'\1"""', text)
+    return re.sub(GIVEN, "", text), set(re.findall(GIVEN + r"(\w+)", text))
 
 
-def _read(source: str) -> set[str]:
+def names_read(source: str) -> set[str]:
     """Return the names that code reads of its module."""
 
     def walk(table: symtable.SymbolTable) -> Iterator[str]:

@@ -24,7 +24,7 @@ REAP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came of one file."""
+    """The outcome of one file."""
 
     file: Path
     state: Literal["fixed", "flaky", "still there", "cannot run"]
@@ -75,7 +75,7 @@ def _run(command: list[str], timeout: float) -> tuple[int | None, str]:
     )
     assert process.stdout is not None
     tail = bytearray()
-    # a thread of its own: who prints without end must not fill the pipe, the memory or a disk
+    # in a thread of its own: endless output must not fill the pipe, the memory or a disk
     reader = threading.Thread(target=_drain, args=(process.stdout, tail), daemon=True)
     reader.start()
     status: int | None = None

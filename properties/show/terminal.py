@@ -1,4 +1,4 @@
-"""What people see on a terminal: the table of the checks, and what is wrong."""
+"""Terminal output: the table of the checks, and the defects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -87,7 +87,7 @@ def explained(defect: Defect, prefix: str) -> str:
 
 
 def hints(finding: Finding, prefix: str) -> list[str]:
-    """Return what else a finding may mean than a defect."""
+    """Return the explanations of a finding other than a defect."""
     if finding.smallest is None or (case := finding.smallest.case).world_size == 1:
         return []
     found = []

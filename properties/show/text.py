@@ -13,7 +13,7 @@ LEADING = (
 """Files whose frames lead from here to a target, besides our own."""
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-"""Of control characters: what is shown in their place."""
+"""The characters shown in place of control characters."""
 REASON_LINES = 12
 """Of a reason on the terminal; the certificate has all."""
 LINE = 600
@@ -21,7 +21,7 @@ LINE = 600
 
 
 def plain(text: str) -> str:
-    """Return text of a target's without what would steer a terminal or cannot be written."""
+    """Return a target's text without control characters and without characters that cannot be encoded."""
     return text.encode(errors="backslashreplace").decode().translate(PICTURES)
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from verified_losses.oracles.complex_step import Array
 
 from ..process_state import traces
-from .given import ARGUMENTS, TERMS, WORLD_SIZE, build, call
+from . import file
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def derive_twice(calls: list[Call], moves: list[dict[str, Any]]) -> dict[str, Ar
     return {name: to_array(value) for name, value in zip(own, derived, strict=True)}
 
 
-def derive_by_cotangents(calls: list[Call]) -> dict[str, Array]:
+def derive_by_cotangents(calls: list[Call]) -> list[Outcome]:
     """Derive the gradient, paired with the inputs, by the cotangents: a linear function gives its values."""
     given = {name: value.requires_grad_() for name, value in calls[0].given().items()}
     terms = terms_of(calls[0], calls[0].build(), given)
@@ -186,7 +186,7 @@ def derive_by_cotangents(calls: list[Call]) -> dict[str, Array]:
     leaves = list(given.values())
     gradients = torch.autograd.grad(list(terms.values()), leaves, cotangents, create_graph=True)
     paired = torch.autograd.grad(list(gradients), cotangents, [leaf.detach() for leaf in leaves])
-    return {name: to_array(value) for name, value in zip(terms, paired, strict=True)}
+    return [Outcome("", {name: to_array(value) for name, value in zip(terms, paired, strict=True)}, {})]
 
 
 class Collectives(TorchDispatchMode):
@@ -238,8 +238,8 @@ def called(
     mode: str = "train",
     output_dict: bool = True,
     layout: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.contiguous,
-    world_size: int = WORLD_SIZE,
-    arguments: dict[str, Any] = ARGUMENTS,
+    world_size: int = file.WORLD_SIZE,
+    arguments: dict[str, Any] = file.ARGUMENTS,
 ) -> Call:
     """Return a call of `target`; what backward gets is ones unless told."""
 
@@ -249,11 +249,11 @@ def called(
         return layout(torch.tensor(cotangents[rank][name], dtype=torch.float64).to(term.device, term.dtype))
 
     return Call(
-        lambda: build(target, arguments, rank, world_size),
-        lambda loss, given: call(loss, given, output_dict),
+        lambda: file.build(target, arguments, rank, world_size),
+        lambda loss, given: file.call(loss, given, output_dict),
         lambda: inputs()[rank],
         cotangent,
-        TERMS,
+        file.TERMS,
         rank,
         mode,
     )

@@ -8,25 +8,8 @@ import torch
 
 from verified_losses.oracles.complex_step import Array, directional_derivative
 
+from . import file
 from .acts import Outcome, to_array
-from .given import (
-    ALLOWED,
-    ALONG,
-    BOUND,
-    COTANGENTS,
-    EXPECTED,
-    INDEX,
-    IS_SHARED,
-    KIND,
-    NAME,
-    RANK,
-    WHERE,
-    WORLD_SIZE,
-    act_alone,
-    inputs,
-    oracle,
-    whole,
-)
 
 Judge = Callable[[Any, list[Any]], bool]
 """Given a target and what each rank saw, prints both sides; returns whether they agree."""
@@ -34,67 +17,68 @@ Judge = Callable[[Any, list[Any]], bool]
 
 def judge_term(target: Any, ranks: list[list[Outcome]]) -> bool:
     """Compare one element of one rank's term with the oracle's."""
-    return agree(expected_term(), ranks[RANK][0].terms[NAME][INDEX])
+    expected = np.asarray(file.oracle(values(file.inputs()))[file.RANK][file.NAME]).real
+    return agree(expected[file.INDEX], component(part(ranks[file.RANK][0])))
 
 
 def judge_gradient(target: Any, ranks: list[list[Outcome]]) -> bool:
     """Compare one rank's gradient, along one direction, with the oracle's."""
-    given = values(inputs())
-    along = direction(given[RANK][NAME].shape)
-    expected = derivative(lambda moved: total(oracle(moved), COTANGENTS), given, RANK, NAME, along)
-    return agree(expected, component(ranks[RANK][0].gradients[NAME]))
-
-
-def judge_derived_by_cotangents(target: Any, ranks: list[dict[str, Array]]) -> bool:
-    """Compare one element of what a second derivative gives with the oracle's term."""
-    return agree(expected_term(), ranks[RANK][NAME][INDEX])
+    given = values(file.inputs())
+    along = direction(given[file.RANK][file.NAME].shape)
+    expected = derivative(
+        lambda moved: total(file.oracle(moved), file.COTANGENTS), given, file.RANK, file.NAME, along
+    )
+    return agree(expected, component(part(ranks[file.RANK][0])))
 
 
 def judge_derived_twice(target: Any, ranks: list[dict[str, Array]]) -> bool:
     """Compare one rank's second derivative, along one direction, with what is expected."""
-    return agree(EXPECTED, component(ranks[RANK][NAME]))
+    return agree(file.EXPECTED, component(ranks[file.RANK][file.NAME]))
 
 
 def judge_mean(target: Any, ranks: list[list[Outcome]]) -> bool:
     """Compare the mean over ranks with one process that has the whole batch."""
-    single, everyone = act_alone(target)[0], [outcomes[0] for outcomes in ranks]
-    given = values(whole())
-    if KIND == "term":
-        mean, expected = np.mean([seen.terms[NAME] for seen in everyone]), single.terms[NAME]
-        right = np.real(oracle(given)[0][NAME])
+    single, everyone = file.act_alone(target)[0], [outcomes[0] for outcomes in ranks]
+    given, expected = values(file.whole()), component(part(single))
+    if file.KIND == "term":
+        mean = np.mean([seen.terms[file.NAME] for seen in everyone])
+        right = np.real(file.oracle(given)[0][file.NAME])
     else:
-        pairs = [(own[NAME], seen.gradients[NAME]) for own, seen in zip(inputs(), everyone, strict=True)]
-        parts = [np.zeros(own.shape) if gradient is None else gradient for own, gradient in pairs]
-        # a shared encoder averages what reaches it from every rank: each row counts 1/W
-        of_all = np.mean(parts, axis=0) if IS_SHARED else np.concatenate(parts) / WORLD_SIZE
-        mean, expected = of_all[INDEX], component(single.gradients[NAME])
-        along = direction(given[0][NAME].shape)
-        right = derivative(lambda moved: total(oracle(moved), None), given, 0, NAME, along)
+        pairs = zip(file.inputs(), map(part, everyone), strict=True)
+        parts = [np.zeros(own[file.NAME].shape) if value is None else value for own, value in pairs]
+        mean = mean_over_ranks(parts, file.IS_SHARED)[file.INDEX]
+        along = direction(given[0][file.NAME].shape)
+        right = derivative(lambda moved: total(file.oracle(moved), None), given, 0, file.NAME, along)
     print(f"the whole batch in one process gives {float(expected)!r}, and in NumPy {float(right)!r}")
     return agree(expected, mean)
 
 
+def mean_over_ranks(parts: list[Array], is_shared: bool) -> Array:
+    """Return the mean of what each rank gives something shared, or each rank's rows."""
+    # a shared encoder averages what reaches it from every rank: each row counts 1/W
+    return np.mean(parts, axis=0) if is_shared else np.concatenate(parts) / len(parts)
+
+
 def judge_filled(target: Any, ranks: list[list[Outcome]]) -> bool:
     """Compare a term before and after padding is filled, or the gradient at padding with zero."""
-    before, after = ranks[RANK]
-    if KIND == "gradient":
-        return agree(0.0, component(after.gradients[NAME]))
-    return agree(before.terms[NAME][INDEX], after.terms[NAME][INDEX])
+    before, after = [component(part(seen)) for seen in ranks[file.RANK]]
+    return agree(0.0 if file.KIND == "gradient" else before, after)
 
 
 def judge_bits(target: Any, ranks: list[list[Outcome]]) -> bool:
     """Compare calls with the first, bit by bit."""
-    first, *others = [seen.terms[NAME] if KIND == "term" else seen.gradients[NAME] for seen in ranks[RANK]]
+    first, *others = [part(seen) for seen in ranks[file.RANK]]
     other = next((one for one in others if not same(one, first)), first)
-    print(WHERE, f"expected {first!r}", f"observed {other!r}", sep="\n")
+    print(file.WHERE, f"expected {first!r}", f"observed {other!r}", sep="\n")
     return same(first, other)
 
 
 def judge_form(target: Any, ranks: list[list[Outcome]]) -> bool:
     """Compare what the output looks like with what is documented."""
-    observed = form(ranks[RANK][0])
-    print(WHERE, f"expected {' or '.join(map(repr, ALLOWED))}", f"observed {observed!r}", sep="\n  ")
-    return observed in ALLOWED
+    observed = form(ranks[file.RANK][0])
+    expected = " or ".join(map(repr, file.ALLOWED))
+    print(file.WHERE, f"expected {expected}", f"observed {observed!r}", sep="\n  ")
+    return observed in file.ALLOWED
 
 
 def judge_words(target: Any, ranks: list[list[str]]) -> bool:
@@ -114,24 +98,29 @@ def agree(expected: Any, observed: Any) -> bool:
     """Print both sides; return whether they are as near as rounding allows."""
     expected, observed = float(expected), float(observed)
     error = abs(observed - expected)
-    print(WHERE, f"expected {expected!r}", f"observed {observed!r}", sep="\n  ")
-    print(f"  error/bound {error:.3g}/{BOUND:.3g}")
-    return bool(error <= BOUND)
+    print(file.WHERE, f"expected {expected!r}", f"observed {observed!r}", sep="\n  ")
+    print(f"  error/bound {error:.3g}/{file.BOUND:.3g}")
+    return bool(error <= file.BOUND)
+
+
+def part(seen: Outcome) -> Array | None:
+    """Return the term, or the gradient, that is compared."""
+    return (seen.gradients if file.KIND == "gradient" else seen.terms)[file.NAME]
 
 
 def form(seen: Outcome) -> Any:
     """Return what the output looks like, as far as KIND asks."""
-    if KIND == "shape":
+    if file.KIND == "shape":
         gradients = {f"gradient of {name}": value for name, value in seen.gradients.items()}
-        return list(np.shape({**seen.terms, **gradients}[NAME]))  # type: ignore[arg-type]
-    if KIND == "presence of the gradient":
-        return seen.gradients[NAME] is not None
+        return list(np.shape({**seen.terms, **gradients}[file.NAME]))  # type: ignore[arg-type]
+    if file.KIND == "presence of the gradient":
+        return seen.gradients[file.NAME] is not None
     forms = {
         "structure": seen.structure,
         "dtype and device": seen.types,
         "altered inputs": list(seen.changed),
     }
-    return forms[KIND]
+    return forms[file.KIND]
 
 
 def same(one: Array | None, other: Array | None) -> bool:
@@ -141,19 +130,19 @@ def same(one: Array | None, other: Array | None) -> bool:
     return np.array_equal(one, other, equal_nan=True)
 
 
-def component(gradient: Array | None) -> float:
-    """Return a gradient's element, or its sum along a direction; none is zero."""
-    if gradient is None:
+def component(seen: Array | None) -> float:
+    """Return the element, or the sum along a direction, that is compared; no gradient is zero."""
+    if seen is None:
         return 0.0
-    return float(gradient[INDEX] if ALONG is None else np.sum(gradient * np.array(ALONG)))
+    return float(seen[file.INDEX] if file.ALONG is None else np.sum(seen * np.array(file.ALONG)))
 
 
 def direction(shape: tuple[int, ...]) -> Array:
     """Return the direction of a derivative: that of one element, unless it is told."""
-    if ALONG is not None:
-        return np.array(ALONG)
+    if file.ALONG is not None:
+        return np.array(file.ALONG)
     unit = np.zeros(shape)
-    unit[INDEX] = 1
+    unit[file.INDEX] = 1
     return unit
 
 
@@ -163,11 +152,6 @@ def values(ranks: list[dict[str, torch.Tensor]]) -> list[dict[str, Array]]:
         {k: to_array(v) if v.is_floating_point() else v.cpu().numpy() for k, v in given.items()}
         for given in ranks
     ]
-
-
-def expected_term() -> float:
-    """Return one element of one rank's term in NumPy."""
-    return float(np.asarray(oracle(values(inputs()))[RANK][NAME]).real[INDEX])
 
 
 def derivative(

@@ -10,37 +10,23 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from .given import (
-    HOME,
-    RANK_VARIABLE,
-    SECONDS,
-    TARGET,
-    WORLD_SIZE,
-    act,
-    decide,
-    gathered,
-    judge,
-    judge_with_properties,
-    start,
-)
+from . import file
 
 
 def find_target() -> Any:
     """Import TARGET, seen from the current folder or from the one that this file was written from."""
-    place, _, name = TARGET.rpartition(":")
-    folders = [Path.cwd(), Path(__file__).resolve().parent / HOME]
+    place, _, name = file.TARGET.rpartition(":")
+    folders = [Path.cwd(), Path(__file__).resolve().parent / file.HOME]
     sys.path[:0] = [str(folder.resolve()) for folder in folders]
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)
-    file = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
-    sys.path.append(str(file.resolve().parent))  # for what it imports from beside it
-    spec = importlib.util.spec_from_file_location("target", file)
+    path = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
+    sys.path.append(str(path.resolve().parent))  # for what it imports from beside it
+    spec = importlib.util.spec_from_file_location("target", path)
     assert spec is not None
     assert spec.loader is not None
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
@@ -50,12 +36,12 @@ def find_target() -> Any:
 
 def by_judge(target: Any, ranks: list[Any]) -> int:
     """Return 0 where the ranks saw what is right, else 1."""
-    return 0 if judge(target, ranks) else 1
+    return 0 if file.judge(target, ranks) else 1
 
 
 def by_law(target: Any, ranks: list[Any]) -> int:
     """Return 0 where the law itself holds, 1 where it does not, 2 where that cannot be seen."""
-    if not judge(target, ranks):
+    if not file.judge(target, ranks):
         return 1
     holds = judge_with_properties()
     if holds is None:
@@ -65,18 +51,34 @@ def by_law(target: Any, ranks: list[Any]) -> int:
     return 0 if holds else 1
 
 
+def judge_with_properties() -> bool | None:
+    """Let the law itself judge in the world where it was seen not to hold, which may be no real one."""
+    try:
+        from verified_losses.properties.laws import check_again
+        from verified_losses.properties.subjects import Subject
+    except ImportError:
+        return None
+    try:
+        subject = Subject(file.TARGET, file.CONVENTIONS)
+        check_again(file.LAW, file.CONTRACT, subject, file.WORLD, file.EXAMPLE, file.SECONDS / 2)
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
+
+
 def alone(target: Any, rank: int) -> list[Any]:
     """Return what the only rank saw."""
-    return [act(target, rank)]
+    return [file.act(target, rank)]
 
 
 def over_gloo(target: Any, rank: int) -> list[Any]:
     """Return what every rank saw, over gloo."""
     import torch.distributed as dist  # not above: the command knows launchers before torch is imported
 
-    dist.init_process_group("gloo", timeout=timedelta(seconds=0.8 * SECONDS))
-    everyone: list[Any] = [None] * WORLD_SIZE
-    dist.all_gather_object(everyone, act(target, rank))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=0.8 * file.SECONDS))
+    everyone: list[Any] = [None] * file.WORLD_SIZE
+    dist.all_gather_object(everyone, file.act(target, rank))
     dist.destroy_process_group()
     return everyone
 
@@ -86,31 +88,31 @@ def over_horovod(target: Any, rank: int) -> list[Any]:
     import horovod.torch as hvd
 
     hvd.init()
-    everyone: list[Any] = hvd.allgather_object(act(target, rank))
+    everyone: list[Any] = hvd.allgather_object(file.act(target, rank))
     hvd.shutdown()
     return everyone
 
 
 def verdict(rank: int) -> int:
     """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
-    faulthandler.dump_traceback_later(SECONDS, exit=True)  # whoever hangs says where
+    faulthandler.dump_traceback_later(file.SECONDS, exit=True)  # whoever hangs says where
     try:
         target = find_target()
     except BaseException:
         traceback.print_exc()
         return 2
-    everyone = gathered(target, rank)
-    return 0 if rank > 0 else decide(target, everyone)
+    everyone = file.gathered(target, rank)
+    return 0 if rank > 0 else file.decide(target, everyone)
 
 
 def python() -> tuple[list[str], dict[str, str]]:
     """Return the command of one process, and its environment."""
-    return [sys.executable], {**os.environ, RANK_VARIABLE: "0"}
+    return [sys.executable], {**os.environ, "RANK": "0"}
 
 
 def torchrun() -> tuple[list[str], dict[str, str]]:
     """Return torchrun's command, and its environment."""
-    ranks = f"--nproc-per-node={WORLD_SIZE}"
+    ranks = f"--nproc-per-node={file.WORLD_SIZE}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     if sys.platform == "linux":
@@ -121,23 +123,23 @@ def torchrun() -> tuple[list[str], dict[str, str]]:
 def horovodrun() -> tuple[list[str], dict[str, str]]:
     """Return horovodrun's command, and its environment."""
     program = "from horovod.runner.launch import run_commandline; run_commandline()"
-    command = [sys.executable, "-c", program, "--gloo", "-np", str(WORLD_SIZE), sys.executable]
+    command = [sys.executable, "-c", program, "--gloo", "-np", str(file.WORLD_SIZE), sys.executable]
     return command, {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 def launch() -> int:
     """Run this file once a rank; return the verdict that rank 0 writes down."""
-    command, environment = start()
+    command, environment = file.start()
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder, "verdict")
         environment["VERDICT"] = str(note)
         ranks = subprocess.Popen([*command, __file__], env=environment, start_new_session=True)
         try:
-            ranks.wait(SECONDS + 30)
+            ranks.wait(file.SECONDS + 30)
         except subprocess.TimeoutExpired:
-            print(f"no verdict in {SECONDS + 30} s")
+            print(f"no verdict in {file.SECONDS + 30} s")
         finally:
-            if WORLD_SIZE > 1:
+            if file.WORLD_SIZE > 1:
                 ranks.terminate()  # the launcher then kills every rank and what it started
                 ranks.wait(60)
             with contextlib.suppress(ProcessLookupError):
@@ -148,9 +150,10 @@ def launch() -> int:
 
 def launched() -> int:
     """Return the exit status: of a rank where this is one, else of all, in processes of their own."""
-    if RANK_VARIABLE not in os.environ:
+    place = os.environ.get("HOROVOD_RANK") or os.environ.get("RANK")
+    if place is None:
         return launch()
-    rank, note = int(os.environ[RANK_VARIABLE]), Path(os.environ.get("VERDICT", os.devnull))
+    rank, note = int(place), Path(os.environ.get("VERDICT", os.devnull))
     if rank > 0:
         return verdict(rank)
     note.write_text("1")  # should this process not come back
@@ -159,16 +162,6 @@ def launched() -> int:
     return 0 if "VERDICT" in os.environ else code  # else a launcher reports a crash besides
 
 
-@dataclass(frozen=True)
-class Talk:
-    """How ranks are started, and tell one another what they saw."""
-
-    start: Callable[[], tuple[list[str], dict[str, str]]]
-    gathered: Callable[[Any, int], list[Any]]
-    rank_variable: str = "RANK"
-    """Where the environment says which rank a process is."""
-
-
-ALONE = Talk(python, alone)
-GLOO = Talk(torchrun, over_gloo)
-HOROVOD = Talk(horovodrun, over_horovod, "HOROVOD_RANK")
+ALONE = (python, alone)
+GLOO = (torchrun, over_gloo)
+HOROVOD = (horovodrun, over_horovod)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 from unittest import SkipTest, mock
@@ -160,6 +161,11 @@ def falsify(check: Check, example: Example) -> float:
     return check.law.check(bench, reference(check.contract, example))
 
 
+def without_local_constants() -> AbstractContextManager[object]:
+    """Keep Hypothesis from drawing constants that it finds in whichever modules are imported."""
+    return mock.patch.multiple(providers, create=True, _get_local_constants=Constants, CONSTANTS_CACHE={})
+
+
 def verify(
     check: Check,
     max_examples: int,
@@ -234,14 +240,12 @@ def verify(
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    # Hypothesis draws constants, now and then, that it finds in the modules which happen to be imported
-    as_ever = mock.patch.multiple(providers, create=True, _get_local_constants=Constants, CONSTANTS_CACHE={})
     # every law and world draws cases of its own: what one misses another may meet
     test = seed(f"{base_seed} {check.law.name} {check.world.name}")(configured(given(examples(check))(run)))
     verdict: Verdict = "holds"
     reason = ""
     try:
-        with as_ever:
+        with without_local_constants():
             test()
     except (Unsatisfiable, SkipTest):
         pass

@@ -104,7 +104,7 @@ def _applies(law: Law, check: Check, found: Check, example: Example) -> bool:
     """Whether a law says anything about an example that was drawn for another one."""
     return (
         not example.steps
-        and law.draw is plain_examples
+        and (law.draw is plain_examples or law.takes(example.case))
         and law.share >= CHEAP
         and (law.simulated or not found.world.row.shares_process)
         and law.fits(check.contract, example.case.world_size)

@@ -26,7 +26,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str = ""
     """Empty for every target."""
     fingerprint: str = ""
-    """Empty for whatever is wrong there."""
+    """Empty for every finding of the property."""
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,7 +35,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass
 class Known:
-    """What a file accepts."""
+    """The findings that a file accepts."""
 
     entries: list[Entry] = field(default_factory=list)
     file: Path | None = None

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RankState:
-    """What became of one rank during a run that failed."""
+    """The state of one rank after a run that failed."""
 
     rank: int
     state: Literal["returned", "raised", "exited", "killed", "hung"]
@@ -37,7 +37,7 @@ class OutOfTime(Exception):
 
 
 class World(Protocol):
-    """A place where `size` ranks run the same function, with what they talk over ready if `size` > 1."""
+    """Runs the same function on `size` ranks, which can communicate if there are several."""
 
     @property
     def name(self) -> str: ...
@@ -54,5 +54,5 @@ class World(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the world holds. Closing twice is harmless."""
+        """End the world's processes. Closing twice is harmless."""
         ...

@@ -1,4 +1,4 @@
-"""A world of one process, run in a process of its own, so that what runs there cannot harm the caller's."""
+"""A world of one process, run in a process of its own: the target cannot harm the caller."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class IsolatedWorld:
-    """`inner`, in the one process of `host`, which outlives what raises there, but not a crash or a hang.
+    """`inner`, in the one process of `host`. The process outlives an exception, but not a crash or a hang.
 
     After those, `host` starts another process by itself at the next run.
 

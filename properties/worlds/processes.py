@@ -45,7 +45,7 @@ Join = Callable[[int, int, Path, float], None]
 
 def join_gloo(rank: int, size: int, folder: Path, collective_timeout: float) -> None:
     """Make torch.distributed's default group."""
-    import torch.distributed as dist  # not by whoever only names this function
+    import torch.distributed as dist  # not at the top: naming this function must not import torch
 
     dist.set_debug_level_from_env()  # type: ignore[attr-defined, unused-ignore]
     store, limit = f"file://{folder}/store", timedelta(seconds=collective_timeout)
@@ -180,7 +180,7 @@ class ProcessWorld:
         return self._ask(b"call", timeout)
 
     def _ask(self, request: bytes, timeout: float) -> list[Any]:
-        """Return every rank's answer, or raise what became of each, in `timeout` plus a few seconds."""
+        """Return every rank's answer, or raise every rank's state, in `timeout` plus a few seconds."""
         for rank in self._ranks:
             with contextlib.suppress(OSError):  # a dead rank is found, and told, below
                 rank.pipe.send_bytes(request)
@@ -283,7 +283,7 @@ def _end(ranks: list[_Rank], folder: Path) -> None:
     for rank in ranks:
         if rank.process.is_alive():
             rank.process.kill()
-        with contextlib.suppress(OSError):  # what the rank has started, in its session
+        with contextlib.suppress(OSError):  # the processes that the rank started, in its session
             os.killpg(rank.process.pid or 0, signal.SIGKILL)
     for rank in ranks:
         rank.process.join(REAP_SECONDS)

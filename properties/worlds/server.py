@@ -1,4 +1,4 @@
-"""The fork server, a process which has imported once what all ranks need, and which they are forked from.
+"""The fork server: a process that has imported the modules that ranks need; ranks are forked from it.
 
 Imports no torch itself: the server may start while its caller does.
 """
@@ -19,7 +19,7 @@ PRELOAD = [
     "torch._dynamo",
     "verified_losses.properties.worlds.processes",
 ]
-"""What most targets import, or some law: it takes seconds."""
+"""Modules that most targets or some law import, which takes seconds."""
 RANK_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "MKL_NUM_THREADS": "1",
@@ -36,7 +36,7 @@ def start() -> None:
 
 @contextlib.contextmanager
 def launching() -> Iterator[context.ForkServerContext]:
-    """Change, for as long as processes are started, what they would copy from this one.
+    """While processes are started, change the state that they would copy from this one.
 
     With an empty `__main__` they do not run the caller's script again. Where the fork server itself is
     started, its libraries read the number of threads as they load, as only one thread forks safely, and

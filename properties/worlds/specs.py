@@ -30,7 +30,7 @@ class WorldSpec:
 
     @property
     def row(self) -> Kind:
-        """What there is to know about the kind."""
+        """The kind's row of the table."""
         return KINDS[self.kind]
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..standalone.launch import GLOO, HOROVOD, Talk
+from ..standalone.launch import GLOO, HOROVOD
 from . import World
 from .horovod import HorovodWorld, horovod_missing
 from .processes import ProcessWorld, join_nothing
@@ -30,8 +30,6 @@ class Kind:
     """As people write it: proc:2."""
     largest: int
     """The most ranks."""
-    source: str
-    """How Python constructs what runs the ranks, of a size, seconds, a schedule and sends."""
     processes: Callable[[int, float, Prepare], ProcessWorld]
     """Makes the processes of so many ranks, which may take so many seconds for a run."""
     inside: Callable[..., World] | None = None
@@ -39,13 +37,13 @@ class Kind:
     is_drawn: bool = False
     """Whether each example draws the number of ranks, and who runs next."""
     options: tuple[tuple[str, Any], ...] = ()
-    """What a loss is constructed with to talk over it."""
+    """Constructor arguments that make a loss communicate over it."""
     over: str = "gloo"
-    """What the ranks talk over."""
-    talk: Talk = GLOO
-    """How the ranks of a counterexample are started."""
+    """The library that the ranks communicate over."""
+    talk: tuple[Callable[[], Any], Callable[..., Any]] = GLOO
+    """How the ranks of a counterexample are started, and exchange their results."""
     title: str = ""
-    """What a certificate calls it where no such world ran; empty for the kinds of the default."""
+    """Its name in a certificate if no such world ran; empty for the kinds of the default."""
     missing: Callable[[], str | None] = lambda: None
     """Returns why there can be no such world here, if so."""
 
@@ -69,21 +67,20 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind(
-            "single", "single", 1, "SingleWorld()", _one_process,
+            "single", "single", 1, _one_process,
             inside=lambda size, schedule, sends, seconds: SingleWorld(),
         ),
         Kind(
-            "processes", "proc", 16, "ProcessWorld({size}, timeout={seconds:g})",
+            "processes", "proc", 16,
             lambda size, seconds, prepare: ProcessWorld(size, seconds, prepare=prepare),
         ),
         Kind(
-            "simulated", "sim", 256, 'SimulatedWorld({size}, {schedule}, sends="{sends}")',
-            _one_process,
+            "simulated", "sim", 256, _one_process,
             inside=_simulated,
             is_drawn=True,
         ),
         Kind(
-            "horovod", "hvd", 16, "HorovodWorld({size}, timeout={seconds:g})",
+            "horovod", "hvd", 16,
             lambda size, seconds, prepare: HorovodWorld(size, seconds, prepare=prepare),
             options=(("use_horovod", True),), over="Horovod", talk=HOROVOD, title="Horovod",
             missing=lambda: horovod_missing(),
