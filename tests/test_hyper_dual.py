@@ -126,7 +126,7 @@ def test_errors_of_sums_and_products_by_hand():
     close(errors(product - product)[:1], [2 * error + one * (30 + 2 * error)], [10], 60)
     # an element that broadcasting uses four times gets a sum of four
     assert (number([1.0], 0, [0], PLAIN) + np.zeros(4)).parts[2, 0, 0].tolist() == [gamma(4)] * 4
-    # of 2 terms, each of which may be rescaled
+    # 2 terms, and each may be rescaled
     assert np.sum(number([1, 2], 0, [0], Precision.of("float32"))).parts[2, 0, 0] == (
         3 * gamma(2 * (1 + RESCALED), FLOAT32)
     )

@@ -547,7 +547,7 @@ def test_autocast_runs_and_is_finite(kind):
 
 
 def two_dtypes(kind, rank, dtype):
-    """Return bfloat16 inputs of which the texts, teacher's and student's, are of another dtype."""
+    """Return bfloat16 inputs; the texts of teacher and student have another dtype."""
     inputs = batch(kind, rank, 4, torch.bfloat16)
     return {
         name: value.detach().to(dtype).requires_grad_() if "text" in name else value

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from verified_losses import oracles
+import verified_losses.oracles as oracles
 from verified_losses.oracles.complex_step import Array
 
 from ..cases import LAYOUTS, Case, has_layout, rounded
@@ -201,7 +201,7 @@ def render(finding: Finding, path: Path) -> str:
 
 
 def _judge(law: Law, error: Exception | None) -> tuple[Judge | None, Place]:
-    """Return what judges that which was found wrong, and its place; None where only the law itself can."""
+    """Return the judge of a finding, and the place that it compares; None if only the law can judge."""
     if isinstance(error, WorldError):
         crashed = not isinstance(error, SimulationError) or error.finding == "raised"
         return judge_nothing if crashed else None, Place("")

@@ -66,7 +66,7 @@ def headline(finding: Finding) -> str:
 
 
 def explained(defect: Defect, prefix: str) -> str:
-    """Return what is wrong, in a line; below it why, and the smallest case; in the last, the file to run.
+    """Return the finding in one line, then the reason and the smallest case; the last line names the file.
 
     Args:
         defect: what is wrong.

@@ -35,7 +35,7 @@ def find_target() -> Any:
 
 
 def by_judge(target: Any, ranks: list[Any]) -> int:
-    """Return 0 where the ranks saw what is right, else 1."""
+    """Return 0 if the ranks' results agree with the expected ones, else 1."""
     return 0 if file.judge(target, ranks) else 1
 
 
@@ -95,7 +95,7 @@ def over_horovod(target: Any, rank: int) -> list[Any]:
 
 def verdict(rank: int) -> int:
     """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
-    faulthandler.dump_traceback_later(file.SECONDS, exit=True)  # whoever hangs says where
+    faulthandler.dump_traceback_later(file.SECONDS, exit=True)  # a rank that hangs prints its stack
     try:
         target = find_target()
     except BaseException:

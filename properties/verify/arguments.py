@@ -1,6 +1,6 @@
-"""What people ask for, however they ask: read and checked.
+"""Arguments of the command, of code and of pytest: read and checked.
 
-Imports no torch, as what is wrong with an argument is said before that.
+Imports no torch: a wrong argument is refused before torch is imported.
 """
 
 import ast

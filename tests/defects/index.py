@@ -481,4 +481,4 @@ EXCEPTED = [
     ("two views share the statistics that normalise them", f"{LIGHTLY}/commit/39628df1", "another loss: statistics of two views"),
     ("cached gradients are of other random numbers", f"{SENTENCE}/pull/3862", "a trainer's: cached gradients; the random numbers it is about are in SeedsGenerator"),
 ]  # fmt: skip
-"""Known defects that have no re-creation here: what is wrong, where it was seen, and why there is none."""
+"""Known defects without a re-creation here: the defect, its source, and the reason."""
