@@ -243,3 +243,71 @@ def test_second_derivatives_equal_the_second_formulation(both, rows, flags):
                 assert abs(value - expected) <= bound
                 # what single precision would do to it is seen
                 assert bound < FLOAT32 * abs(expected)
+
+
+def test_the_error_of_a_sum_counts_its_elements():
+    # errors 1 and 2 of the values, sizes 3 and 5
+    parts = np.zeros((3, 2, 2, 2))
+    parts[0, 0, 0] = parts[1, 0, 0] = [3, 5]
+    parts[2, 0, 0] = [1, 2]
+    p = Precision(2.0**-8, 2.0**-8, 0.0)
+    rounded = gamma((1 + RESCALED) * 2, 2.0**-8)
+    close(HyperDual(parts, p).sum().parts[2, 0, 0], 3 + rounded * (8 + 3), 20, 8)
+    # along an axis only the elements of that axis count: one each here
+    once = gamma(1 + RESCALED, 2.0**-8)
+    column = HyperDual(parts[..., None], p).sum(axis=-1).parts[2, 0, 0]
+    close(column, [1 + once * (3 + 1), 2 + once * (5 + 2)], [20, 20], 8)
+
+
+def test_second_derivatives_round_as_often_as_the_whole_does():
+    x = number(3, 1, [1], PLAIN)
+    square = x * x
+    error, size = square.parts[2, 1, 1], square.parts[1, 1, 1]
+    assert square.second()[1].tolist() == [error]
+    close(square.second(3)[1], [error + gamma(3) * (size + error)], [20], 8)
+
+
+def test_a_product_rounds_as_often_as_broadcasting_uses_a_factor():
+    one, five = number(3, 0, [1], PLAIN), number(np.ones(5), 0, [0], PLAIN)
+    for product in (one * five, five * one):
+        close(product.parts[2, 0, 0], [3 * gamma(5)] * 5, [3] * 5, 20)
+
+
+def test_the_error_of_a_softplus_is_relative_to_its_argument_too():
+    result = np.logaddexp(0, number(3, 0, [1], PLAIN))
+    relative = np.expm1(BASE_TWO * U * 3)
+    value, slope = np.logaddexp(0, 3), 1 / (1 + np.exp(-3))
+    expected = value * relative + gamma(ELEMENTARY) * (value + 3) * (1 + relative)
+    close(result.parts[2, 0, 0], expected, 20, 40)
+    assert result.parts[2, 0, 1] > slope * gamma(ELEMENTARY)
+
+
+def test_an_underflow_is_added_to_errors():
+    coarse = Precision(0.0, 0.0, 0.5)
+    assert np.exp(number(0, 0, [1], coarse)).parts[2, 0, 0] == 0.5
+    assert (number(3, 0, [1], coarse) * number(5, 0, [1], coarse)).parts[2, 0, 0] == 0.5
+
+
+def test_axes_are_numpys():
+    x = np.real(number([[1, 3, 2], [4, 0, 5]]))
+    assert np.max(x, axis=1).parts[0, 0, 0].tolist() == [3, 5]
+    assert np.max(x, axis=0).parts[0, 0, 0].tolist() == [4, 3, 5]
+    assert np.concatenate([x, x], axis=1).shape == (2, 6)
+    assert [part.shape for part in np.split(x, [1], axis=1)] == [(2, 1), (2, 2)]
+    with pytest.raises(
+        TypeError, match=r"^max: expected a constant, as np\.real returns, got what is derived$"
+    ):
+        np.max(number([1, 2]))
+
+
+def test_a_reduction_and_an_unknown_function_are_refused():
+    x = number([1, 2])
+    for function in (
+        np.multiply.reduce,
+        np.cumsum,
+        np.sin,
+        lambda one: np.logaddexp(1, one),
+        lambda one: np.add(one, 1, where=True),
+    ):
+        with pytest.raises(TypeError, match=r"HyperDual|not supported|no implementation"):
+            function(x)

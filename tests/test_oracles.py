@@ -265,6 +265,11 @@ def test_distill_by_hand():
     close(loss, (np.log(4) - LOG3 / 2 + np.log(2)) / 2, 3 * LOG3, 12)
 
 
+def test_softplus_is_one_function_of_real_and_complex_numbers():
+    z = np.array([-3.0, 0.0, 3.0])
+    close(np.real(siglip.softplus(z + 0j)), siglip.softplus(z), np.abs(siglip.softplus(z)), 8)
+
+
 def test_siglip_by_hand():
     # scale log 3 and bias 0: log(1 + 1/3) for 2 partners, log 2 for 2 others, over 2 images: log 8/3
     close(siglip.siglip_loss(EYE, EYE, [LOG3], [0.0], 0), np.log(8 / 3), np.log(8 / 3), 12)

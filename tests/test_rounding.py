@@ -1101,3 +1101,11 @@ def test_torchs_cross_entropy_of_half_precision_logits_is_within_its_bound(dtype
     assert (abs(logits.grad.double().numpy() - slope.value) <= slope.error).all()
     plain, _ = rounding.cross_entropy(z, hot, precision)
     assert (abs(losses.detach().double().numpy() - plain.value) > plain.error).any()
+
+
+def test_a_sum_of_too_many_half_precision_exponentials_keeps_a_finite_bound() -> None:
+    # 32 additions in units of 1/16: no digit of the sum is sure
+    z, hot = bounded(np.zeros((1, 32))), bounded(np.eye(32)[:1])
+    value, slope = rounding.cross_entropy(z, hot, COARSE.of_given_logits)
+    assert np.isfinite(value.error).all()
+    assert np.isfinite(slope.error).all()
