@@ -121,7 +121,7 @@ def test_no_counterexample_is_made_smaller_once_time_is_over(monkeypatch: pytest
     assert (finding.verdict, finding.smallest, len(ran)) == ("falsified", ran[0], 1)
 
 
-def test_a_target_is_not_looked_at_once_time_is_over() -> None:
+def test_processes_do_not_look_at_a_target_once_time_is_over() -> None:
     asked = {"none": ("clip", Subject("no_such_module:Loss"))}
     assert fitted(asked, deadline=time.monotonic()) == asked
 
