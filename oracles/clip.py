@@ -54,7 +54,7 @@ def get_logits(
 
 
 def row_weight(rows: list[int], local_loss: bool) -> float:
-    """Return what one row counts, so that the mean over ranks is the mean over all rows: W/N or 1/N."""
+    """Return the weight of one row, W/N or 1/N: the mean over ranks is the mean over all rows."""
     return (len(rows) if local_loss else 1) / sum(rows)
 
 

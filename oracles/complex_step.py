@@ -34,7 +34,7 @@ def gradient(function: Callable[[Array], complex], point: Array) -> Array:
 
 
 def constant(value: Array) -> Array:
-    """Return `value` as a constant: what `detach` is in torch."""
+    """Return `value` as a constant, as torch's `detach` does."""
     return np.real(value)
 
 

@@ -55,7 +55,7 @@ def planned(record: Record) -> Iterator[Check]:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What came of a check, as it travels between processes."""
+    """The result of a check, as it travels between processes."""
 
     property: str
     world: str
@@ -79,7 +79,7 @@ def certify(record: Record, seed: int) -> list[Seen]:
         if finding.reason.startswith("not every time"):
             # it failed once and not again, as a call that met a time limit on a busy machine does
             finding = verify(check, record.examples, seed)
-        # a law may say nothing about what a record pins: no case satisfies what it assumes
+        # a law may not apply to the options that a record pins: no case satisfies its assumptions
         if finding.verdict != "skipped":
             findings.append(finding)
     files: dict[str, tuple[Finding, str]] = {}
@@ -108,7 +108,7 @@ def falsified(findings: Sequence[Seen]) -> list[Seen]:
 
 
 def amiss(results: Mapping[str, Sequence[Seen]], records: Sequence[Record] = RECORDS) -> list[str]:
-    """Return what the tables and the findings do not agree on."""
+    """Return the differences between the tables and the findings."""
     lines: list[str] = []
     for record in records:
         bad = falsified(results[record.key])
@@ -127,20 +127,20 @@ def amiss(results: Mapping[str, Sequence[Seen]], records: Sequence[Record] = REC
 
 
 def silent(files: Sequence[Path], jobs: int) -> list[str]:
-    """Run counterexamples alone; return those that do not show their defect, and what they said."""
+    """Run counterexamples alone; return those that do not show their defect, and their output."""
     with ThreadPoolExecutor(jobs) as pool:
         replayed = [one for (one,) in pool.map(lambda file: replay([file], 2 * SECONDS), files)]
     return [f"{one.file.name}: {one.state}: {one.output}" for one in replayed if one.state != "still there"]
 
 
 def observed(finding: Seen) -> str:
-    """Return in one line what a finding saw, without what differs from run to run."""
+    """Return a finding's message in one line, without the parts that differ from run to run."""
     if finding.reason.startswith("Falsified: "):
         return finding.reason.removeprefix("Falsified: ").splitlines()[0]
     said = []
     for text in re.split(r"^(?=rank \d+ )", finding.reason, flags=re.MULTILINE)[1:]:
         state, *lines = text.strip().splitlines()
-        # a traceback ends with what was raised; of a rank that died the signal or status comes first
+        # a traceback ends with the exception; for a rank that died the signal or status comes first
         told = [line for line in lines if not line.startswith("  ")]
         last = told[-1 if "raised" in state else 0] if told else ""
         said.append(f"{state} {last}".strip())

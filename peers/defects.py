@@ -1,4 +1,4 @@
-"""What is wrong, one sentence a defect; `records` says which property shows it."""
+"""The defects, one sentence each; `records` says which property shows it."""
 
 DEFECTS: dict[str, str] = {
     "open_clip mean": "With the default flags (local_loss=False, gather_with_grad=False) the gradients of the features are, after DDP's mean, 1/W of a single process's, while that of logit_scale is exact (open_clip issue 616).",

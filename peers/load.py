@@ -1,4 +1,4 @@
-"""Import a peer from build/peers, where `make peers` installs them, without what it trains with."""
+"""Import a peer from build/peers, where `make peers` installs them, without their other dependencies."""
 
 import sys
 import types

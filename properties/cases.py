@@ -66,7 +66,7 @@ class Case:
     """Where the tensors are."""
 
     def __str__(self) -> str:
-        """List what differs from the simplest case, and the shape."""
+        """List the fields that differ from the simplest case, and the shape."""
         always = ("rows", "width", "dtype", "pattern", "scale", "seed")
         shown = [f for f in fields(self) if f.name in always or getattr(self, f.name) != f.default]
         return f"Case({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
@@ -113,7 +113,7 @@ def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
     shape = (sum(case.rows), width)
     first, second = generator.standard_normal(shape), generator.standard_normal(shape)
     if case.pattern == "basis":
-        # from both ends inwards: however wide, few rows show what the last columns do
+        # from both ends inwards: few rows reach the last columns too, in every width
         inwards = np.stack([np.arange(width)[::-1], np.arange(width)], axis=1).reshape(-1)[:width]
         own = np.arange(shape[0]) % width
         first = np.eye(width)[inwards[own]]
@@ -173,7 +173,7 @@ def scalars(case: Case) -> dict[str, Array]:
 
 
 def cotangents(case: Case, shapes: list[dict[str, tuple[int, ...]]]) -> list[dict[str, Array]]:
-    """Return what each rank's outputs are multiplied with before backward, given their shapes."""
+    """Return the cotangents of every rank's terms, given their shapes."""
     generator = np.random.default_rng([case.seed, 4])
     # halves are exact in every dtype; with all the digits of the case's, a narrower one shows
     halves = generator.random() < 0.5
@@ -324,7 +324,7 @@ def cases(
     Args:
         draw: given by Hypothesis.
         world_size: number of ranks.
-        options: what to construct the subject with.
+        options: arguments of the subject's constructor.
         even: give every rank equally many rows.
         dtypes: which dtypes to choose from.
         freezable: inputs that may not require grad.
@@ -345,7 +345,7 @@ def cases(
     if chosen["pattern"] == "grid":
         chosen["scale"] = few_bits(chosen["scale"])
         chosen["bias"] = chosen["bias"] and few_bits(chosen["bias"])
-        # a long sum rounds, whatever it adds
+        # a long sum rounds, even of such numbers
         chosen["rows"] = tuple(min(rows, 2) for rows in chosen["rows"])
     chosen["scalar_shape"] = draw(st.sampled_from([(), (1,)]))
     half = chosen["dtype"] in HALVES

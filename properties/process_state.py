@@ -74,7 +74,7 @@ def snapshot() -> dict[str, Any]:
 
 
 def changed(before: dict[str, Any]) -> list[str]:
-    """Return the names of what differs from `before`."""
+    """Return the names of the settings that differ from `before`."""
     return [name for name, state in snapshot().items() if state != before[name]]
 
 
@@ -154,7 +154,7 @@ def traces(call: Callable[[], dict[str, torch.Tensor]], seed: int = 0) -> list[s
     """Return the traces that a call leaves, in words.
 
     Args:
-        call: makes the call, and returns what it was given; it is called twice, and once under no_grad.
+        call: makes the call, and returns its inputs; it is called twice, and once under no_grad.
         seed: of the random generators.
     """
     # an unusual seed: a target that seeds with 0 or 42 changes the state too

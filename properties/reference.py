@@ -19,8 +19,8 @@ class Reference:
     """The oracle's side of an example. Each part is worked out once, when it is first asked for.
 
     Args:
-        contract: what the subject must do.
-        example: what it is given.
+        contract: the subject's contract.
+        example: the input of the run.
     """
 
     def __init__(self, contract: Contract, example: Example) -> None:
@@ -98,7 +98,7 @@ class Reference:
             total = self.total(moved)
         if not isinstance(total, HyperDual):  # no term counts
             return np.zeros(len(directions)), np.zeros(len(directions))
-        # reverse mode adds up what each term of each rank gives an input, of its own rows and of all
+        # reverse mode adds up a part for each term of each rank, once for its own rows and once for all
         uses = 2 * self.case.world_size * len(self.contract.terms)
         return total.second(WEIGHING + uses)
 

@@ -30,10 +30,10 @@ class Signature:
 
 
 def read_signature(rank: int, world_size: int, subject: Subject, contract: Contract, case: Case) -> Signature:
-    """Import and construct the subject, and look at what it takes.
+    """Import and construct the subject, and read its parameters.
 
     Raises:
-        Exception: whatever the subject raises as it is imported or constructed.
+        Exception: the subject raised it as it was imported or constructed.
     """
     try:
         target = subject.resolve()
@@ -105,7 +105,7 @@ def perform(
     act: Callable[[list[Call]], T],
     steps: list[Step],
 ) -> T:
-    """Let one rank do with the subject what an act does with its calls."""
+    """Run an act on one rank, with calls of the subject."""
     target = subject.resolve()
     return act([_call(rank, world_size, target, reference(contract, Example(s.case)), s.mode) for s in steps])
 

@@ -21,7 +21,7 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> "Target":
-        """Read "package.module:Name" or "path/to/file.py:Name"; what is missing is empty."""
+        """Read "package.module:Name" or "path/to/file.py:Name"; a missing part is empty."""
         place, _, name = text.rpartition(":")
         return cls(place, name)
 
@@ -42,7 +42,7 @@ class Subject:
         target: "package.module:Name" or "path/to/file.py:Name".
         conventions: which conventions it is held to.
         even: it asks for equally many rows on every rank.
-        dtypes: what it is verified in.
+        dtypes: the dtypes of its inputs.
         strides: memory layouts of its inputs.
         options: constructor arguments to pin.
         bias: it takes a logit bias.
@@ -67,7 +67,7 @@ class Subject:
 
         Raises:
             Unresolved: there is nothing of this name.
-            Exception: whatever the target's module raises as it is imported.
+            Exception: the target's module raised it as it was imported.
         """
         target = Target.of(self.target)
         if not target.place or not target.name:
@@ -93,7 +93,7 @@ SHIPPED: dict[str, tuple[str, Subject]] = {
 
 
 class Unresolved(Exception):
-    """There is no such target; the message says what is missing."""
+    """There is no such target; the message names the missing module or attribute."""
 
 
 def _load_module(name: str) -> ModuleType:

@@ -39,7 +39,7 @@ ENVIRONMENT = {
 
 
 def local_version() -> str:
-    """Return what tells a wheel for this torch from one for another, as in 0.28.1+torch2.13.0.cpu."""
+    """Return the version of a wheel for this torch, as in 0.28.1+torch2.13.0.cpu."""
     return "torch" + metadata.version("torch").replace("+", ".")
 
 
@@ -61,7 +61,7 @@ def pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
 
 
 def check_tools() -> None:
-    """Try what the build needs and PyPI does not have, on a program of three lines.
+    """Try the compiler and the headers, which PyPI does not have, on a program of three lines.
 
     Raises:
         ValueError: some of it is missing.

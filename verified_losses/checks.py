@@ -17,7 +17,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Facts(NamedTuple):
-    """What a rank tells the others before anything else is sent."""
+    """The first message of a rank to all others."""
 
     rows: int
     """How many pairs this rank holds."""
@@ -105,7 +105,7 @@ def agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[F
 
     Args:
         transport: the ranks.
-        call: what is called, with the options that all ranks must share.
+        call: the name of the call, and the options that all ranks must share.
         check: raises TypeError or ValueError for wrong arguments, else returns this rank's facts.
 
     Returns:

@@ -231,7 +231,7 @@ class ClipLoss(nn.Module):
         return checks.agree(self.transport, call, check)
 
     def _row_weight(self, logits: Tensor) -> float:
-        """What one row of `logits` counts, so that the mean over ranks is the mean over all rows."""
+        """Return the weight of one row of `logits`; the mean over ranks is then the mean over all rows."""
         return (self.world_size if self.local_loss else 1) / logits.shape[1]
 
     def _contrastive(self, logits_per_image: Tensor, logits_per_text: Tensor) -> Tensor:

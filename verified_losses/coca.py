@@ -26,8 +26,8 @@ class CoCaLoss(ClipLoss):
     is one graph; a label outside the vocabulary then raises torch's own error.
 
     Args:
-        caption_loss_weight: what the caption term counts.
-        clip_loss_weight: what the contrastive term counts.
+        caption_loss_weight: the factor of the caption term.
+        clip_loss_weight: the factor of the contrastive term.
         pad_id: the label that is no token; it need not be in the vocabulary.
         local_loss: compare this rank's rows with all ranks', instead of all with all.
         gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.

@@ -30,7 +30,7 @@ def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any 
         group: the process group; None is the default one.
 
     Returns:
-        What `from_rank` sent, contiguous, on this tensor's device.
+        The tensor that `from_rank` sent, contiguous, on the device of `tensor`.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the rank that waits for `tensor` raises too.
@@ -60,12 +60,12 @@ def neighbour_exchange_bidir(
     Args:
         left_rank: the neighbour on the left, counted within `group`.
         right_rank: the neighbour on the right.
-        tensor_to_left: what the left neighbour gets; any shape, strides and dtype.
-        tensor_to_right: what the right neighbour gets.
+        tensor_to_left: the tensor for the left neighbour; any shape, strides and dtype.
+        tensor_to_right: the tensor for the right neighbour.
         group: the process group; None is the default one.
 
     Returns:
-        What came from the right, then what came from the left.
+        The tensor from the right neighbour, then the tensor from the left one.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the rank that waits for a tensor raises too.
@@ -90,8 +90,9 @@ def neighbour_exchange_bidir(
 def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, group: Any = None) -> Tensor:
     """`neighbour_exchange`, differentiable any number of times: gradients travel the other way.
 
-    The gradient of `tensor` is that of what `to_rank` received. Every rank takes part in the backward, so the
-    result requires grad wherever gradients are recorded, also on a rank whose own tensor does not.
+    The gradient of `tensor` is the gradient of the tensor that `to_rank` received. Every rank takes part in
+    the backward, so the result requires grad wherever gradients are recorded, also on a rank whose own tensor
+    does not.
 
     Args:
         from_rank: the rank to receive from, counted within `group`.
@@ -100,7 +101,7 @@ def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, g
         group: the process group; None is the default one.
 
     Returns:
-        What `from_rank` sent, contiguous, on this tensor's device.
+        The tensor that `from_rank` sent, contiguous, on the device of `tensor`.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the rank that waits for `tensor` raises too.
@@ -130,12 +131,12 @@ def neighbour_exchange_bidir_with_grad(
     Args:
         left_rank: the neighbour on the left, counted within `group`.
         right_rank: the neighbour on the right.
-        tensor_to_left: what the left neighbour gets; any shape, strides and dtype.
-        tensor_to_right: what the right neighbour gets.
+        tensor_to_left: the tensor for the left neighbour; any shape, strides and dtype.
+        tensor_to_right: the tensor for the right neighbour.
         group: the process group; None is the default one.
 
     Returns:
-        What came from the right, then what came from the left.
+        The tensor from the right neighbour, then the tensor from the left one.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the rank that waits for a tensor raises too.
@@ -248,7 +249,7 @@ class _ExchangeBidir(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_from_right: Tensor, grad_from_left: Tensor) -> tuple[Any, ...]:
-        # the gradient of what I sent to the left comes back from the left
+        # the gradient of the tensor sent to the left comes back from the left
         (left, right), (left_dtype, right_dtype) = ctx.sent
         grad_to_right, grad_to_left = _ExchangeBidir.apply(
             ctx.left_rank, ctx.right_rank, ctx.group, (right, left), (right_dtype, left_dtype), _anchor(),
@@ -303,7 +304,7 @@ def _swap_headers(
             wrong = ValueError(f"rank {source} could not send its tensor: see the exception on rank {source}")
         announced.append((shape[: max(ndim, 0)], _DTYPES[dtype]))
     if wrong is not None:
-        # what the neighbours wait for still goes its way, so that nobody hangs
+        # send and receive the valid tensors, so that no neighbour waits for ever
         good = [send for send, (header, _) in zip(sends, headers, strict=True) if header[0] >= 0]
         ignored = [
             (torch.empty(shape, dtype=dtype, device=device), source)

@@ -86,7 +86,7 @@ def gather_features(
 
 
 def describe(with_grad: bool, *tensors: Tensor) -> str:
-    """Say what ranks must share to gather tensors: width, dtype, and the gradients that flow back."""
+    """Return what all ranks must agree on before a gather: width, dtype, and which gradients flow back."""
     grads = [t.requires_grad and torch.is_grad_enabled() for t in tensors] if with_grad else "any"
     dtypes = " and ".join(dict.fromkeys(str(t.dtype) for t in tensors))
     return f"widths {[list(t.shape[1:]) for t in tensors]} {dtypes} requires_grad {grads}"
@@ -148,7 +148,7 @@ def _pad(matrix: Tensor, length: int) -> Tensor:
 
 
 class _GatherRows(Function):
-    """[rows[rank], d] of each matrix to [sum(rows), d]; one message whatever the number of matrices."""
+    """Gather [rows[rank], d] of each matrix to [sum(rows), d]; all matrices travel in one message."""
 
     @staticmethod
     def forward(

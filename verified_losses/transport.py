@@ -64,7 +64,7 @@ class Transport:
 
     @property
     def alone(self) -> bool:
-        """Whether there is nobody to agree with."""
+        """Whether the group has one rank alone."""
         return self.world_size == 1
 
     def is_initialized(self) -> bool:

@@ -15,7 +15,7 @@ class TwoViews(InfoNCE):
 
 
 class TwoViewsByLabel(SupervisedInfoNCE):
-    """Two views share a label of their own: what is left is NT-Xent."""
+    """Each pair of views has a label of its own, so the loss is NT-Xent."""
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         labels = torch.arange(len(first))

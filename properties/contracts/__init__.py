@@ -1,4 +1,4 @@
-"""What each kind of loss must do: one record a loss, from which every property is generated."""
+"""The contracts: for each kind of loss the inputs, the oracle and the bounds that properties compare with."""
 
 import importlib
 import inspect
@@ -34,7 +34,7 @@ class Bounds:
 
 
 class Sum:
-    """Gathers the bounds of what is summed into each rank's gradients."""
+    """Adds up the bounds of the parts of each rank's gradients."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._error = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
@@ -47,7 +47,7 @@ class Sum:
             shape = self._error[rank][name].shape
             self._error[rank][name] += times * np.reshape(part.error, shape)
             self._size[rank][name] += times * np.reshape(part.size, shape)
-            # what is counted several times is added so often, or multiplied
+            # a part that counts several times is added several times, or multiplied
             self._parts[rank][name] += max(1.0, times) * (np.reshape(part.size, shape) > 0)
 
     def bounds(self, p: Precision) -> list[dict[str, Array]]:
@@ -73,19 +73,19 @@ def call_by_name(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
 
 
 def call_in_order(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
-    """Call a loss with tensors in order, whatever it names them."""
+    """Call a loss with tensors in order; its parameters may have any names."""
     return loss(*given.values())
 
 
 class Contract(ABC):
-    """What one kind of loss must do."""
+    """The behaviour that one kind of loss must have."""
 
     name: str
     terms: tuple[str, ...]
     differentiable: tuple[str, ...]
     is_loss = True
     in_order = False
-    """Whether the subject is called with its inputs in order, whatever it names them, and nothing else."""
+    """Whether the subject is called with its inputs in order, and nothing else, under any names."""
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""
     smallest_world = 1
@@ -113,15 +113,15 @@ class Contract(ABC):
 
     @property
     def values(self) -> Values:
-        """What each option may be."""
+        """The values of each option."""
         return CONTRACTS[self.name]
 
     @abstractmethod
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
-        """Draw what to construct the subject with."""
+        """Draw the options that the subject is constructed with."""
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """Draw a case; what the subject pins is not drawn."""
+        """Draw a case; options that the subject pins are not drawn."""
         pinned = dict(subject.options)
         settings: dict[str, Any] = {
             "even": subject.even,
@@ -172,7 +172,7 @@ class Contract(ABC):
     def build(self, target: Any, case: Case, rank: int, world_size: int) -> Any:
         """Construct the subject; arguments that it does not take are left out."""
         with warnings.catch_warnings():
-            # of what the flags cannot do: which configurations are drawn is decided here
+            # warnings about flags: the contract decides which configurations are drawn
             warnings.simplefilter("ignore", UserWarning)
             return self.build_with(target, self.constructor(case), rank, world_size)
 
@@ -187,8 +187,8 @@ class Contract(ABC):
     def oracle_source(self, case: Case) -> dict[str, str]:
         """Return the oracle's terms on `rank` as Python for a counterexample.
 
-        Functions of `oracles` are at hand, and every input as the list of what the ranks are given. Without a
-        term, a counterexample quotes what the oracle gave.
+        Functions of `oracles` are at hand, and every input as the list of what the ranks are given. For a
+        term that is missing here, a counterexample quotes the value of the oracle.
         """
         return {}
 
@@ -208,8 +208,8 @@ def accepted(
 ) -> dict[str, Any]:
     """Return those of `arguments` that `target` takes.
 
-    **kwargs stands for what the same method of the next class in line takes. Where no class ends that line,
-    it takes all but those `optional` ones that nobody names.
+    **kwargs stands for the parameters of the same method of the next class in the MRO. If every class has
+    **kwargs, all arguments are taken except the `optional` ones that no class names.
     """
     if getattr(target, "__init__", None) is torch.nn.Module.__init__:
         return {}  # its signature takes all, and it refuses each
@@ -228,7 +228,7 @@ def accepted(
 
 def entry(loss: Any) -> Callable[..., Any]:
     """Return the function that a call of `loss` ends in: a module's own call takes any arguments."""
-    loss = getattr(loss, "_orig_mod", loss)  # what torch.compile wraps
+    loss = getattr(loss, "_orig_mod", loss)  # torch.compile keeps the module there
     entered: Callable[..., Any] = getattr(loss, "forward", loss)
     return entered
 

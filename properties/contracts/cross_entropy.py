@@ -1,4 +1,4 @@
-"""The contract of cross-entropy over class labels, some of which are ignored."""
+"""The contract of cross-entropy over class labels with an `ignore_index`."""
 
 from dataclasses import replace
 from typing import Any
@@ -81,7 +81,7 @@ class CrossEntropyContract(Contract):
 
 
 def _ignoring(case: Case, index: int | None) -> Case:
-    """Return the case with this label at what does not count; None where all of them do."""
+    """Return the case with `index` as the ignored label; None is for a case in which every label counts."""
     if index is None:
         return replace(case, pads="none", pad_rows=0)
     return replace(case, pad_id=index)

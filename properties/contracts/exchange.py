@@ -24,7 +24,7 @@ def bind_neighbours(target: Any, arguments: dict[str, Any], rank: int, world_siz
 
 
 class ExchangeContract(GatherContract):
-    """What a rank receives is what its neighbour sent, bit by bit; gradients travel back.
+    """A rank receives its neighbour's tensor, bit by bit; gradients travel back.
 
     The subject is one of the two exchanges with gradient, told apart by its arguments: in one direction
     image features go to the right, in both directions image features go left and text features right.

@@ -104,7 +104,7 @@ def owned(rows: list[int], rank: int, local_loss: bool) -> Array:
 
 
 def spread(part: Magnitude, places: Array, total: int) -> Magnitude:
-    """Return what some rows get as what all of `total` rows get."""
+    """Return the part of some rows as a part of all `total` rows, zero elsewhere."""
     error, size = np.zeros((total, part.error.shape[1])), np.zeros((total, part.size.shape[1]))
     error[places], size[places] = part.error, part.size
     return Magnitude(error, size)
@@ -113,7 +113,7 @@ def spread(part: Magnitude, places: Array, total: int) -> Magnitude:
 def add_rows(
     sums: Sum, name: str, part: Magnitude, features: Array, rows: list[int], times: list[float], p: Precision
 ) -> None:
-    """Add what the normalised rows of all ranks get, so many times, to the gradients of their features."""
+    """Add a part of all normalised rows, `times[rank]` times, to the gradients of their features."""
     through = rounding.through_normalize(part, features, p)
     starts = np.cumsum([0, *rows])
     for rank, count in enumerate(times):

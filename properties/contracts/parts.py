@@ -1,4 +1,4 @@
-"""What contracts share: inputs split over ranks, flags of losses that gather, the bounds of a direction."""
+"""Shared by contracts: inputs split over ranks, flags of losses that gather, the bounds of a direction."""
 
 import re
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def obeys_mean(case: Case) -> bool:
 
 
 def call_of(function: str, columns: str, case: Case, *arguments: object) -> str:
-    """Return as Python what an oracle gives for `rank`; a bias that the case lacks is 0 on every rank."""
+    """Return the call of an oracle for `rank` as Python; a bias that the case lacks is 0 on every rank."""
     if case.bias is None:
         columns = re.sub(r"\w*logit_bias", f"[0.0] * {case.world_size}", columns)
     shown = (f'"{value}"' if isinstance(value, str) else repr(value) for value in arguments)
@@ -66,7 +66,7 @@ def call_of(function: str, columns: str, case: Case, *arguments: object) -> str:
 
 
 def split_inputs(case: Case, features: dict[str, Array], shared: dict[str, Array]) -> Inputs:
-    """Give every rank its rows of the features, and its own copy of what is shared."""
+    """Give every rank its rows of the features, and its own copy of the shared inputs."""
     parts = {name: case.split(array) for name, array in features.items()}
     return [
         {name: part[rank] for name, part in parts.items()} | {k: v.copy() for k, v in shared.items()}
@@ -116,7 +116,7 @@ class Direction:
         return rounding.logits(self.scale, self.anchors, self.gallery, self.bias, p)
 
     def add_gradients(self, sums: Sum, slope: Bounded, weight: Weight, p: Precision) -> None:
-        """Add what the gradients get where `weight * slope` is the gradient of the logits."""
+        """Add the parts of the gradients; `weight * slope` is the gradient of the logits."""
         parts = rounding.through_logits(slope, weight, self.scale, self.anchors, self.gallery, p)
         sums.add(self.rank, self.scalar_names[0], parts["scale"])
         sums.add(self.rank, self.scalar_names[1], parts["bias"])
@@ -165,14 +165,14 @@ def directions(case: Case, inputs: Inputs, prefix: str = "") -> list[list[Direct
 
 
 def row_weighing(case: Case, factor: float = 1.0) -> Weight:
-    """Return what a row of both directions counts."""
+    """Return the weight of a row in both directions."""
     rows = list(case.rows)
     value = factor * row_weight(rows, case.option("local_loss")) / 2
     return Weight.of(value, factor, *rows, sum(rows), len(rows))
 
 
 def of_every_rank(case: Case, bound: Callable[[int], T]) -> list[T]:
-    """Return what `bound` gives for each rank: the same, unless anchors are local, as each holds all rows."""
+    """Return `bound(rank)` for each rank; one call is enough unless anchors are local."""
     if is_local(case):
         return [bound(rank) for rank in range(case.world_size)]
     return [bound(0)] * case.world_size

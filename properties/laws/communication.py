@@ -62,7 +62,7 @@ def compare_with_single(whole: Reference, place: Place, mean: Array, single: Arr
 
 
 def _by_oracle(whole: Reference, place: Place, shape: tuple[int, ...]) -> float:
-    """Return what the oracle gives for the whole batch at a place in a value of this shape."""
+    """Return the oracle's value for the whole batch at a place in a value of this shape."""
     if place.kind == "term":
         return float(np.broadcast_to(whole.terms[0][place.name], shape)[place.index])
     along = np.zeros(shape)
@@ -71,7 +71,7 @@ def _by_oracle(whole: Reference, place: Place, shape: tuple[int, ...]) -> float:
 
 
 def second_derivatives_travel(bench: Bench, reference: Reference) -> float:
-    """The derivative of <gradient, v> by the cotangents is what the function gives for v."""
+    """The derivative of <gradient, v> by the cotangents is the function's value at v."""
     assume(reference.case.option("gather_with_grad", True))
     pairs = bench.act(derive_by_cotangents, reference.case)
     worst = 0.0

@@ -25,7 +25,7 @@ def padding_never_matters(bench: Bench, reference: Reference) -> float:
     for rank, (before, after) in enumerate(zip(plain, filled, strict=True)):
         for name, term in before.terms.items():
             if not np.isfinite(term).all():
-                continue  # whatever lies at padding: other laws tell
+                continue  # gradients at padding are for other laws
             compare(Place("term", name, rank, "after filling the padding"), after.terms[name], term, 0.0)
         labels = other.inputs[rank]["labels"]
         gradient = after.gradients["logits"]

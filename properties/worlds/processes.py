@@ -67,7 +67,7 @@ class ProcessWorld:
         timeout: seconds that a run may take. Collectives time out at four fifths of it.
         start_timeout: seconds that the processes may take to start and join the group.
         grace: seconds that the other ranks get to report by themselves once one has failed.
-        join: what makes the ranks a group; a function that is importable by name.
+        join: makes the ranks a group; a function that is importable by name.
         prepare: what each rank calls once it has joined, in the time for starting; what it raises is for a
             later run to meet.
 
@@ -305,7 +305,7 @@ os.register_at_fork(after_in_child=_forget_children)
 
 
 def _readable(stack: str) -> str:
-    """Cut from faulthandler's dump what all ranks share: this module's frames, and those that led to it."""
+    """Cut the frames that all ranks share from faulthandler's dump: this module's, and their callers."""
     threads = [thread.partition(f'  File "{__file__}"')[0].rstrip() for thread in stack.split("\n\n")]
     return "\n\n".join(thread for thread in threads if "\n" in thread) or stack
 

@@ -22,7 +22,7 @@ Finding = Literal[
 
 
 class CommunicationError(RuntimeError):
-    """What a communication call raises in a rank once the run has failed; `finding` names the cause."""
+    """Raised by a communication call of a rank once the run has failed; `finding` names the cause."""
 
     def __init__(self, finding: Finding, message: str) -> None:
         super().__init__(finding, message)
@@ -50,7 +50,7 @@ class SimulationError(WorldError):
 
     Attributes:
         finding: The kind of failure.
-        message: What happened, with every side that took part.
+        message: The event, with every rank that took part.
         schedule: The choices taken; `SimulatedWorld(size, schedule=error.schedule)` replays the run.
         ranks: Every rank's state; where a rank waited, its Python stack.
     """

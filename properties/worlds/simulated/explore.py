@@ -15,7 +15,7 @@ class _Redundant(Exception):
 
 @dataclass(frozen=True)
 class Exploration(Generic[T]):
-    """What came of every distinct schedule, in the order in which they were tried."""
+    """The outcome of every distinct schedule, in the order in which they were tried."""
 
     outcomes: list[list[T] | Exception]
     """A schedule's results in rank order, or its SimulationError."""

@@ -549,7 +549,7 @@ for _name in (
 
 
 class RankWorld:
-    """What torch.distributed keeps of one process: its groups, by the names of c10d's own record."""
+    """The groups of one process, under the attribute names of torch.distributed's own record."""
 
     def __init__(self, network: Network, rank: int, backend: str) -> None:
         self.network = network
@@ -604,7 +604,7 @@ class _Router(threading.local):
     world: RankWorld | None = None
 
     def enter(self, world: RankWorld) -> None:
-        # c10d asks dozens of times a case: what a thread holds itself is found without a call.
+        # c10d asks dozens of times a case: attributes that a thread holds itself are found without a call.
         vars(self).update(vars(world), world=world)
 
     def leave(self) -> None:

@@ -1,4 +1,4 @@
-"""Communication between simulated ranks: what matches what, and everything that can be wrong with it."""
+"""Communication between simulated ranks: how calls match, and every error in it."""
 
 import math
 import sys
@@ -31,7 +31,7 @@ class Fault:
     """Something done to one rank at its `at`-th communication call, counted from 0, backward included.
 
     "raise" raises `InjectedFault` there; "vanish" ends the rank; "delay" lets every other rank run on for as
-    long as it can; "flip" inverts bit `bit` of what the rank hands over; "reshape" makes the rank's tensor
+    long as it can; "flip" inverts bit `bit` of the rank's first input; "reshape" makes the rank's tensor
     one row longer than its peers expect. A fault that finds nothing to do, a flip in a barrier say, does not
     happen.
     """
@@ -43,7 +43,7 @@ class Fault:
 
 
 class Key(NamedTuple):
-    """What communication is counted by."""
+    """Communication is counted by these."""
 
     rank: int
     operation: str
@@ -67,7 +67,7 @@ class Volume:
 
 
 class Signature(NamedTuple):
-    """What every rank of a collective must agree on."""
+    """The properties of a collective that every rank must agree on."""
 
     operation: str
     reduce_op: str | None = None
@@ -87,7 +87,7 @@ class Signature(NamedTuple):
         )
 
     def differences(self, other: "Signature") -> str:
-        """The names of what the two do not agree on."""
+        """Return the names of the properties that differ."""
         if self.operation != other.operation:
             return "operation"
         pairs = zip(self._fields, self, other, strict=True)
@@ -421,7 +421,7 @@ class Network:
             raise self.fail("unwaited", f"rank {rank} returned without waiting for {where}")
 
     def conclude(self) -> None:
-        """All ranks have ended: look at what remains."""
+        """All ranks have ended: look for messages that no rank received."""
         unreceived = [operation for sends in self.posted.values() for operation in sends]
         if self.starved is not None:
             finding: Finding = "deadlock" if self.failure is not None or unreceived else "needs_buffering"

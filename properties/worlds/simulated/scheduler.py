@@ -55,7 +55,7 @@ class Chooser(Protocol):
 
 
 class Network(Protocol):
-    """What the scheduler asks of the communication between its ranks."""
+    """The scheduler's view of the communication between its ranks."""
 
     def pending(self) -> list[Option]:
         """Matches that may happen now."""
@@ -98,7 +98,7 @@ class RankThread(threading.Thread):
         torch.autograd.set_multithreading_enabled(False)
         while not self.discarded:
             self.gate.acquire()
-            # The last rank to end lets the caller go, who may give this thread its next job at once.
+            # The last rank to end releases the caller, which may give this thread its next job at once.
             job, self.job = self.job, None
             if job is not None:
                 job()
