@@ -7,7 +7,7 @@ are not padding, of the cross-entropy of the next token.
 
 import numpy as np
 
-from .clip import cross_entropy
+from .clip import clip_loss, cross_entropy
 from .complex_step import Array
 
 
@@ -31,3 +31,40 @@ def caption_loss(
         return 0j
     loss: complex = np.sum(cross_entropy(logits[rank][is_token], labels[rank][is_token])) / divisor
     return loss
+
+
+def coca_loss(
+    features: tuple[list[Array], list[Array], list[Array], list[Array]],
+    logits: list[Array],
+    labels: list[Array],
+    rank: int,
+    local_loss: bool = False,
+    gather_with_grad: bool = False,
+    convention: str = "exact",
+    clip_loss_weight: float = 1.0,
+    caption_loss_weight: float = 2.0,
+    pad_id: int = 0,
+) -> tuple[complex, complex]:
+    """Return the contrastive and the caption loss of `rank`, each times its weight.
+
+    A loss of weight 0 is 0, also where its inputs are infinite or NaN.
+
+    Args:
+        features: every rank's image features, text features, logit scale and logit bias.
+        logits: [b_r, t, v] of each rank r.
+        labels: [b_r, t] token ids of each rank.
+        rank: whose loss.
+        local_loss: as for CLIP.
+        gather_with_grad: as for CLIP.
+        convention: "exact" or "open_clip", for both losses.
+        clip_loss_weight: the factor of the contrastive loss.
+        caption_loss_weight: the factor of the caption loss.
+        pad_id: the label that counts nothing.
+    """
+    contrastive = caption = 0j
+    if clip_loss_weight:
+        flags = (local_loss, gather_with_grad, convention)
+        contrastive = clip_loss_weight * clip_loss(*features, rank, *flags)
+    if caption_loss_weight:
+        caption = caption_loss_weight * caption_loss(logits, labels, rank, pad_id, convention)
+    return contrastive, caption

@@ -241,6 +241,42 @@ def test_caption_by_hand():
         assert coca.caption_loss(logits[:1], [labels[2]], 0, pad_id) == 0
 
 
+@pytest.mark.parametrize(
+    "flags", [(False, False, "exact"), (True, True, "exact"), (True, False, "open_clip")]
+)
+def test_coca_weighs_both_losses(flags):
+    image, text, scale, bias = split(features([2, 1], WIDTH, 3), [2, 1], WIDTH)
+    columns = image, text, [scale] * 2, [bias] * 2
+    # a token id of 3 is padding, so that both ranks have another number of tokens
+    logits, labels = (
+        [np.eye(4)[None], np.ones((1, 4, 4))],
+        [np.array([[0, 1, 3, 2]]), np.array([[3, 3, 3, 1]])],
+    )
+    for rank in range(2):
+        both = coca.coca_loss(columns, logits, labels, rank, *flags, 0.5, 3.0, 3)
+        assert both[0] == 0.5 * clip.clip_loss(*columns, rank, *flags)
+        assert both[1] == 3 * coca.caption_loss(logits, labels, rank, 3, flags[2])
+
+
+def test_coca_defaults():
+    image, text, scale, bias = split(features([2, 1], WIDTH, 3), [2, 1], WIDTH)
+    columns = image, text, [scale] * 2, [bias] * 2
+    logits, labels = (
+        [np.eye(4)[None], np.ones((1, 4, 4))],
+        [np.array([[0, 1, 3, 2]]), np.array([[0, 0, 0, 1]])],
+    )
+    contrastive, caption = coca.coca_loss(columns, logits, labels, 1)
+    assert contrastive == clip.clip_loss(*columns, 1, False, False, "exact")
+    assert caption == 2 * coca.caption_loss(logits, labels, 1, 0, "exact")
+
+
+def test_a_loss_of_weight_0_is_0_whatever_its_inputs():
+    infinite = [np.full((1, 2), np.inf)]
+    columns = infinite, infinite, [np.asarray(1.0)], [np.asarray(0.0)]
+    logits, labels = [np.full((1, 1, 2), np.nan)], [np.array([[1]])]
+    assert coca.coca_loss(columns, logits, labels, 0, clip_loss_weight=0.0, caption_loss_weight=0.0) == (0, 0)
+
+
 def test_caption_gradient_by_hand():
     # one token of class 1 beside a pad: softmax - onehot = (1/4, -3/4, 1/4, 1/4), and nothing for the pad
     labels = [np.array([[1, 0]])]

@@ -6,14 +6,25 @@ import numpy as np
 from hypothesis import strategies as st
 
 from verified_losses.oracles import rounding
-from verified_losses.oracles.coca import caption_loss
+from verified_losses.oracles.coca import coca_loss
 from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject
 from . import Bounds, Cotangents, Inputs, Sum
 from .clip import ClipContract
-from .parts import ASSUMED, FEATURES, call_of, column, contrastive_bounds, gather_options, obeys_mean
+from .parts import (
+    ASSUMED,
+    FEATURES,
+    STUDENT,
+    call_of,
+    column,
+    contrastive_bounds,
+    flags,
+    gather_options,
+    obeys_mean,
+    student,
+)
 
 WEIGHTS = st.sampled_from([1.0, 2.0, 0.5, 0.0])
 
@@ -29,8 +40,8 @@ class CoCaContract(ClipContract):
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         return st.builds(
-            lambda flags, clip, caption: (
-                *flags,
+            lambda drawn, clip, caption: (
+                *drawn,
                 ("clip_loss_weight", clip),
                 ("caption_loss_weight", caption),
             ),
@@ -53,25 +64,16 @@ class CoCaContract(ClipContract):
         ]
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        clip_weight, caption_weight = self._weights(case)
-        columns = column(inputs, "logits"), column(inputs, "labels")
+        columns = student(inputs), column(inputs, "logits"), column(inputs, "labels")
         return [
-            {
-                "contrastive_loss": clip_weight * terms["contrastive_loss"] if clip_weight else 0j,
-                "caption_loss": caption_weight * caption_loss(*columns, rank, case.pad_id, case.convention)
-                if caption_weight
-                else 0j,
-            }
-            for rank, terms in enumerate(super().oracle(case, inputs))
+            dict(zip(self.terms, coca_loss(*columns, rank, *self._arguments(case)), strict=True))
+            for rank in range(case.world_size)
         ]
 
     def oracle_source(self, case: Case) -> dict[str, str]:
-        clip_weight, caption_weight = self._weights(case)
-        terms = super().oracle_source(case) | {
-            "caption_loss": call_of("caption_loss", "logits, labels", case, case.pad_id, case.convention)
-        }
-        counted = zip(terms.items(), (clip_weight, caption_weight), strict=True)
-        return {name: f"{weight} * {term}" if weight else "0j" for (name, term), weight in counted}
+        columns = f"({', '.join(STUDENT)}), logits, labels"
+        both = call_of("coca_loss", columns, case, *self._arguments(case))
+        return {name: f"{both}[{place}]" for place, name in enumerate(self.terms)}
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """A term of weight 0 reaches nothing."""
@@ -104,6 +106,10 @@ class CoCaContract(ClipContract):
             gradient = rounding.weighed(slope, weight.times(cotangents[rank]["caption_loss"]), p)
             sums.add(rank, "logits", Magnitude(*(part * kept[:, None] for part in gradient)))
         return Bounds(terms, sums.bounds(p))
+
+    def _arguments(self, case: Case) -> tuple[Any, ...]:
+        """Return the oracle's arguments after the rank."""
+        return *flags(case), *self._weights(case), case.pad_id
 
     def _weights(self, case: Case) -> tuple[float, float]:
         return case.option("clip_loss_weight"), case.option("caption_loss_weight")
