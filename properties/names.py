@@ -29,7 +29,12 @@ CONTRACTS: dict[str, Values] = {
     "clip": GATHERS,
     "coca": GATHERS | {"clip_loss_weight": float, "caption_loss_weight": float, "pad_id": int},
     "distill": GATHERS,
-    "siglip": {"dist_impl": (*DIST_IMPLS, None), "cache_labels": FLAGS, "use_horovod": FLAGS},
+    "siglip": {
+        "dist_impl": (*DIST_IMPLS, None),
+        "chunk_size": int,
+        "cache_labels": FLAGS,
+        "use_horovod": FLAGS,
+    },
     "gather": GATHERS,
     "exchange": {"bidirectional": FLAGS},
     "infonce": GATHERS,

@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from verified_losses.oracles import rounding
 from verified_losses.properties.cases import DTYPES, Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import Falsified, laws
+from verified_losses.properties.reference import Reference
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify import certifier
 from verified_losses.properties.verify.arguments import ask
@@ -204,3 +208,23 @@ def test_right_parts_of_open_clip_hold(
     )
     (chosen,) = [one for one in laws() if one.name == law]
     _verify(Check(name, contracts()[contract], subject, chosen, world))
+
+
+@pytest.mark.parametrize("chunk_size", [0, 1])
+def test_a_scalars_gradient_may_be_added_up_in_half_precision_part_by_part(chunk_size: int) -> None:
+    # 128 parts of 0.95 and less: those of 128 ranks with a row each, or of 128 images scored one by one
+    parts = 128
+    rows = (parts,) if chunk_size else (1,) * parts
+    options = (("chunk_size", chunk_size),)
+    case = Case(options=options, rows=rows, dtype="bfloat16", pattern="zeros", bias=3.0)
+    reference = Reference(contracts()["siglip"], Example(case))
+    bound = reference.bounds.gradients[0]["logit_bias"]
+    exact = reference.derivative(0, "logit_bias", np.ones(()))
+    # rank 0's image is 0, so that its bias is every logit; its own text is the one positive
+    slopes = torch.full((parts,), 3.0).sigmoid() - (torch.arange(parts) == 0).float()
+    total = torch.zeros((), dtype=torch.bfloat16)
+    for part in slopes * exact / slopes.sum():
+        total = total + part.bfloat16()
+    assert abs(total.item() - exact) <= bound
+    # six roundings alone would not allow it
+    assert abs(total.item() - exact) > rounding.gamma(6, 2.0**-8) * exact

@@ -41,14 +41,17 @@ class Sum:
         self._size = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
         self._parts = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
 
-    def add(self, rank: int, name: str, part: Magnitude, times: float = 1.0) -> None:
-        """Add `times` a part to the gradient of one rank's input."""
+    def add(self, rank: int, name: str, part: Magnitude, times: float = 1.0, parts: int = 1) -> None:
+        """Add `times` a part to the gradient of one rank's input.
+
+        An implementation may work the part out in `parts` parts, and store and add them one by one.
+        """
         if name in self._error[rank]:
             shape = self._error[rank][name].shape
             self._error[rank][name] += times * np.reshape(part.error, shape)
             self._size[rank][name] += times * np.reshape(part.size, shape)
             # a part that counts several times is added several times, or multiplied
-            self._parts[rank][name] += max(1.0, times) * (np.reshape(part.size, shape) > 0)
+            self._parts[rank][name] += max(1.0, times) * parts * (np.reshape(part.size, shape) > 0)
 
     def bounds(self, p: Precision) -> list[dict[str, Array]]:
         """Return the bound of every gradient, the rounding of the sum over terms and ranks included."""

@@ -1,5 +1,6 @@
 """The contract of the sigmoid loss."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from . import Bounds, Cotangents, Inputs, Sum, accepted, call_by_name, entry
 from .clip import ClipContract
 from .parts import FEATURES, STUDENT, call_of, column, student
 
+CHUNK_SIZES = st.sampled_from([0, 0, 1, 3, 64])
+
 
 def call_with_bias(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
     """Call a loss, which may have no default for the bias, as upstream's has none."""
@@ -27,12 +30,13 @@ class SigLipContract(ClipContract):
 
     name = "siglip"
     options_in = {"horovod": (("dist_impl", "gather"), ("use_horovod", True))}
-    assumed = {}
+    assumed = {"chunk_size": 0}
     optional = ("output_dict",)
     call_with = staticmethod(call_with_bias)
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
-        return st.sampled_from([*DIST_IMPLS, None]).map(lambda impl: (("dist_impl", impl),))
+        ways = st.sampled_from([*DIST_IMPLS, None])
+        return st.builds(lambda way, size: (("dist_impl", way), ("chunk_size", size)), ways, CHUNK_SIZES)
 
     def oracle_source(self, case: Case) -> dict[str, str]:
         return {"contrastive_loss": call_of("siglip_loss", ", ".join(STUDENT), case)}
@@ -59,15 +63,17 @@ class SigLipContract(ClipContract):
             labels = -np.ones(z.value.shape)
             labels[np.arange(len(image)), starts[rank] + np.arange(len(image))] = 1
             value, slope = rounding.sigmoid_cross_entropy(z, labels, p)
-            error = rounding.total(value, weight, p, parts=case.world_size)
+            chunks = math.ceil(len(image) / (case.option("chunk_size", 0) or len(image)))
+            error = rounding.total(value, weight, p, parts=chunks * world_size)
             terms.append({"contrastive_loss": np.asarray(error)})
             gradient = weight.times(cotangents[rank]["contrastive_loss"])
             parts = rounding.through_logits(slope, gradient, float(scales[rank]), image, texts, p)
-            sums.add(rank, "image_features", parts["x"])
-            sums.add(rank, "logit_scale", parts["scale"])
-            sums.add(rank, "logit_bias", parts["bias"])
-            for other in range(case.world_size):
+            # each rank's texts, and each chunk of images, may give a part of its own
+            sums.add(rank, "image_features", parts["x"], parts=world_size)
+            sums.add(rank, "logit_scale", parts["scale"], parts=chunks * world_size)
+            sums.add(rank, "logit_bias", parts["bias"], parts=chunks * world_size)
+            for other in range(world_size):
                 rows = slice(starts[other], starts[other + 1])
                 part = Magnitude(parts["y"].error[rows], parts["y"].size[rows])
-                sums.add(other, "text_features", part)
+                sums.add(other, "text_features", part, parts=chunks)
         return Bounds(terms, sums.bounds(p))
