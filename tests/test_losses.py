@@ -37,6 +37,7 @@ from verified_losses import (
     neighbour_exchange_bidir_with_grad,
     neighbour_exchange_with_grad,
 )
+from verified_losses.coca import _at_least_one
 from verified_losses.gather import broadcast_rows, gather_rows
 from verified_losses.properties.names import LOSSES
 from verified_losses.properties.worlds.processes import shared_world
@@ -1027,3 +1028,30 @@ def test_ddp_gives_the_gradients_of_one_process(kind, options, rows):
         for gradient, value in zip(gradients, expected, strict=True):
             # a weight sums over the rows what reaches a feature
             close(gradient, value, sum(rows) * gradient_magnitude(rows), operations(rows) + 2 * sum(rows))
+
+
+def test_names_are_imported_at_first_use(monkeypatch):
+    for name in verified_losses.__all__:
+        known = getattr(verified_losses, name)
+        monkeypatch.delitem(vars(verified_losses), name)
+        assert getattr(verified_losses, name) is known
+        assert vars(verified_losses)[name] is known
+    assert {*verified_losses.__all__, "__version__"} <= {*dir(verified_losses)}
+    with pytest.raises(AttributeError) as error:
+        verified_losses.NoSuchLoss  # noqa: B018
+    assert str(error.value) == "module 'verified_losses' has no attribute 'NoSuchLoss'"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_graph_counts_tokens_in_the_dtype_of_the_loss(monkeypatch, dtype):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    logits, labels = torch.zeros(2, 3, 5, dtype=dtype), torch.tensor([[1, 0, 2], [0, 4, 0]])
+    tokens = CoCaLoss(2.0, 1.0)._count_tokens(logits, labels)
+    assert tokens == 3
+    assert tokens.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+
+
+def test_a_divisor_is_at_least_one_token():
+    for tokens, expected in (0, 1), (1, 1), (3, 3):
+        assert _at_least_one(tokens) == expected
+        assert _at_least_one(torch.tensor(tokens)) == expected
