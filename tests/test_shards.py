@@ -54,9 +54,7 @@ def test_a_shard_is_read(text: str | None, environ: dict[str, str], shard: Shard
     assert read_shard(text, environ) == shard
 
 
-@pytest.mark.parametrize(
-    "text", ["", "0/2", "3/2", "1/0", "0/0", "-1/2", "1", "1.0/2", "²/2"]
-)
+@pytest.mark.parametrize("text", ["", "0/2", "3/2", "1/0", "0/0", "-1/2", "1", "1.0/2", "²/2"])
 def test_what_is_no_shard_is_refused(text: str) -> None:
     with pytest.raises(Unusable, match="shard: expected i/n, with i from 1 to n") as refused:
         read_shard(text, {})
