@@ -48,7 +48,7 @@ soak: .venv/installed
 # What takes several machines, here as several processes of this one: workflow, Slurm, Redis, torchrun between
 # network namespaces. Needs Debian's slurmctld slurmd slurm-client munge redis-server iproute2; skips what is not there.
 cluster: .venv/installed
-	CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_nightly.py
+	CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_nightly.py tests/test_database.py tests/test_torchrun.py
 
 # Hours, not minutes: many more cases, larger worlds, another seed each night.
 nightly: .venv/installed

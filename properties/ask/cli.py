@@ -30,11 +30,13 @@ from ..verify.arguments import (
     Unusable,
     ask,
     check_config,
+    check_database,
     check_max_examples,
     read_config,
     read_seconds,
     some_dtypes,
     some_worlds,
+    without_password,
 )
 from ..verify.known import Known
 from ..verify.shards import read_shard
@@ -75,6 +77,7 @@ def certify(
     html: Path | None = None,
     junit: Path | None = None,
     shard: str | None = None,
+    database: str | None = None,
     begun: Annotated[float, Parameter(parse=False)],
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
@@ -142,6 +145,9 @@ def certify(
         which draw the cases that they draw in one run, and `verified-losses merge` makes one certificate of
         all. If not given, it is that of a Slurm job array (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT), or
         of the variable VERIFIED_LOSSES_SHARD, which reads as the option does.
+    database
+        A folder, or redis://HOST/DB, in which Hypothesis keeps cases that failed: they are tried first in the
+        next run, whatever its seed. Redis is a cache, over a local folder: a run goes on without it.
     begun
         What `time.monotonic()` was as the process began.
     """
@@ -159,6 +165,10 @@ def certify(
     some_worlds(world)
     check_max_examples(max_examples)
     some_shard = read_shard(shard, os.environ)
+    if database is not None:
+        check_database(database)
+        if "://" not in database:
+            _check_folder(Path(database), "database")
 
     server.start()  # which imports torch too
     from ..laws import laws
@@ -174,12 +184,12 @@ def certify(
     if not shipped:
         subjects = fitted(subjects, deadline)
         planned = plan(subjects, world, max_examples, only, skip)
-    command = shlex.join([*app.name, *sys.argv[1:]])
+    command = without_password(shlex.join([*app.name, *sys.argv[1:]]))
     asked_for = Asked(seed, max_examples, world, command)
     run = running.Run(subjects, planned, asked_for, accept, shard=some_shard)
     running.save(run.record, json, html, junit)
     console = running.printer()
-    running.verify(run, console, counterexamples, deadline, fail_fast, running.saver(run, json))
+    running.verify(run, console, counterexamples, deadline, fail_fast, running.saver(run, json), database)
     running.show(run, console)
     record = run.record
     running.save(record, json, html, junit)
