@@ -40,7 +40,7 @@ from ..verify.arguments import (
 )
 from ..verify.known import Known
 from ..verify.shards import read_shard
-from ..worlds import server
+from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
 AS = f"What the target must do: {', '.join(CONTRACTS)}."
@@ -117,7 +117,8 @@ def certify(
     world
         Where ranks run, separated by commas: 1 is one process, proc:2 (or 2) two real processes over gloo,
         proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
-        and schedule are drawn.
+        and schedule are drawn; torchrun is the processes that torchrun started, on several hosts:
+        torchrun --nnodes N --nproc-per-node M -m verified_losses.properties certify ... --world torchrun.
     dtype
         Of the inputs, separated by commas.
     max_examples
@@ -170,6 +171,10 @@ def certify(
         if "://" not in database:
             _check_folder(Path(database), "database")
 
+    if any(spec.kind == "torchrun" for spec in some_worlds(world)):
+        if torchrun.is_executor():
+            return torchrun.serve()
+        torchrun.lead()
     server.start()  # which imports torch too
     from ..laws import laws
     from ..show.certificate import Asked
@@ -189,6 +194,7 @@ def certify(
     run = running.Run(subjects, planned, asked_for, accept, shard=some_shard)
     running.save(run.record, json, html, junit)
     console = running.printer()
+    torchrun.last_words = running.last_words(run, json)
     running.verify(run, console, counterexamples, deadline, fail_fast, running.saver(run, json), database)
     running.show(run, console)
     record = run.record

@@ -274,5 +274,15 @@ def saver(run: Run, json: Path) -> Callable[[], None]:
     return save_so_far
 
 
+def last_words(run: Run, json: Path) -> Callable[[str], None]:
+    """Return what writes the certificate so far where the process has to end."""
+
+    def write_so_far(why: str) -> None:
+        run.not_verified.append(why)
+        records.write(run.record, json)
+
+    return write_so_far
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

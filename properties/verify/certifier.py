@@ -22,7 +22,7 @@ from ..examples import Example
 from ..laws import Bench, Law, laws
 from ..reference import reference
 from ..subjects import Subject
-from ..worlds import OutOfTime, specs
+from ..worlds import OutOfTime, WorldError, WorldLost, specs
 from ..worlds.processes import COLLECTIVE_SHARE
 from ..worlds.simulated import Sends
 from ..worlds.specs import SINGLE, WorldSpec
@@ -197,12 +197,13 @@ def verify(
     ran: list[Case] = []
     smallest: Example | None = None
     failure: Exception | None = None
+    gone = ""
     failures: dict[Example, Exception] = {}
     shrink_until = math.inf
     hung = False
 
     def run(example: Example) -> None:
-        nonlocal smallest, failure, shrink_until, hung
+        nonlocal smallest, failure, shrink_until, hung, gone
         if failures and time.monotonic() > shrink_until:
             if example in failures:  # Hypothesis asks again for the smallest, and gets what came of it
                 smallest, failure = example, failures[example]
@@ -215,7 +216,8 @@ def verify(
             ratio = falsify(check, example)
         except UnsatisfiedAssumption:
             raise
-        except OutOfTime:
+        except OutOfTime as error:
+            gone = str(error) if isinstance(error, WorldLost) else ""
             if not failures:
                 raise SkipTest(OUT_OF_TIME) from None
             return
@@ -227,6 +229,8 @@ def verify(
             shrink_until = min(
                 shrink_until, deadline, (started if hung else time.monotonic()) + SHRINK_SECONDS
             )
+            if isinstance(error, WorldError) and error.over:
+                shrink_until = 0.0  # nothing runs in that world any more
             if found and first:
                 reason = _said(error)
                 found(Finding(check, base_seed, "falsified", reason=reason, smallest=example, error=error))
@@ -260,8 +264,10 @@ def verify(
         reason = _said(failure or error)
         if isinstance(error, Flaky):
             reason = f"not every time for the same case: {reason}"
-    not_run = False
-    if verdict == "holds" and not ratios:
+    not_run = bool(gone) and verdict == "holds"
+    if not_run:
+        verdict, reason = "skipped", gone
+    elif verdict == "holds" and not ratios:
         not_run = time.monotonic() >= deadline
         reason = OUT_OF_TIME if not_run else "no case was drawn that it says something about"
         verdict = "skipped"
@@ -315,6 +321,8 @@ class Certifier:
         where = check.label, check.world.name
         if time.monotonic() >= self.deadline:
             return self.not_run(check, OUT_OF_TIME)
+        if missing := check.world.row.missing():
+            return self.not_run(check, missing)
         if where in self._hung:
             return self.not_run(check, "the target hung in this world before")
         database = self.database(check)
