@@ -260,3 +260,85 @@ def test_a_cancelled_run_writes_what_it_has(tmp_path: Path) -> None:
         run.wait()
     assert run.record["verdict"] == "incomplete"
     assert any("interrupted after" in line for line in run.record["not_verified"])
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, timeout=30, capture_output=True)
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[list[str]]]:
+    """Two hosts, which one wire joins: what a command is begun with, to run on each."""
+    if reason := services.missing("ip"):
+        pytest.skip(reason)
+    names = [f"verified-{os.getpid()}-{number}" for number in range(2)]
+    made = []
+    try:
+        for name in names:
+            try:
+                _ip("netns", "add", name)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"no network namespace can be made here: {error.stderr.decode().strip()}")
+            made.append(name)
+        _ip("-n", names[0], "link", "add", INTERFACE, "type", "veth", "peer", INTERFACE, "netns", names[1])
+        for name, address in zip(names, ADDRESSES, strict=True):
+            _ip("-n", name, "address", "add", f"{address}/24", "dev", INTERFACE)
+            for link in ("lo", INTERFACE):
+                _ip("-n", name, "link", "set", link, "up")
+        yield [["ip", "netns", "exec", name] for name in names]
+    finally:
+        for name in made:
+            _ip("netns", "delete", name)
+
+
+@cluster
+def test_two_hosts_verify_one_loss(tmp_path: Path, hosts: list[list[str]]) -> None:
+    shipped = ["--loss", "siglip", "exchange", "--world", "1,torchrun", *FEW]
+    with _running(tmp_path, *shipped, hosts=hosts, ranks=2) as run:
+        assert run.wait() == [0, 0], run.said
+    record = run.record
+    assert record["verdict"] == "holds"
+    rows = [one for certificate in record["certificates"] for one in certificate["properties"]]
+    assert {one["world"] for one in rows} == {"single", "torchrun:4"}
+    assert len(rows) == 9
+
+
+@cluster
+def test_a_host_that_is_cut_off_ends_the_run_and_accuses_nobody(
+    tmp_path: Path, hosts: list[list[str]]
+) -> None:
+    target = _target(tmp_path, "time.sleep(0.1)", rank=2)
+    target[target.index("3")] = "1000"
+    with _running(tmp_path, *target, hosts=hosts, ranks=2) as run:
+        _wait_for_calls(run, rank=2)
+        _ip("-n", hosts[1][-1], "link", "set", INTERFACE, "down")
+        assert run.agents[0].wait(LIMIT_SECONDS) == 1, run.said
+    assert run.status() == 3
+    record = run.record
+    assert record["verdict"] == "incomplete"
+    first = record["properties"][0]
+    assert (first["verdict"], first["examples"] > 0) == ("skipped", True)
+    assert "nothing was heard from host 1" in first["reason"]
+    assert not (tmp_path / "kept").exists()
+
+
+@cluster
+def test_a_defect_that_was_found_stays_where_a_host_is_cut_off(
+    tmp_path: Path, hosts: list[list[str]]
+) -> None:
+    deed = "image = given[0] if given else named['image_features']\n            time.sleep(0.1)"
+    target = _target(
+        tmp_path, f"{deed}\n            if len(image) > 0: return 2 * super().forward(*given, **named)"
+    )
+    target[target.index("3")] = "1000"
+    target[target.index("inputs*")] = "deterministic"
+    with _running(tmp_path, *target, hosts=hosts, ranks=1) as run:
+        wait_until(lambda: "FALSIFIED" in run.said and "smallest case" in run.said, run.agents[0])
+        _ip("-n", hosts[1][-1], "link", "set", INTERFACE, "down")
+        assert run.agents[0].wait(LIMIT_SECONDS) == 1, run.said
+    assert run.status() == 1
+    record = run.record
+    assert record["verdict"] == "falsified"
+    first, last = record["properties"]
+    assert (first["verdict"], last["verdict"]) == ("falsified", "skipped")
+    assert len([*(tmp_path / "kept").iterdir()]) == 1
