@@ -56,6 +56,49 @@ main()
 INTERFACE = "between"
 """Of each host, where they are network namespaces."""
 ADDRESSES = "10.77.0.1", "10.77.0.2"
+DEEDS = """
+import json, os, sys, time
+import torch, torch.distributed as dist
+from verified_losses.properties.worlds import WorldError, torchrun
+
+
+def summed(rank, size):
+    total = torch.tensor(rank + 1)
+    dist.all_reduce(total)
+    return int(total)
+
+def raising(rank, size):
+    if rank == 1:
+        raise ValueError("not here")
+    return summed(rank, size)
+
+def hanging(rank, size):
+    time.sleep(1000 * rank)
+
+def unpicklable(rank, size):
+    return lambda: rank
+
+def dying(rank, size):
+    os._exit(7 * rank) if rank else None
+
+def states(world, deed):
+    try:
+        return world.run(deed)
+    except WorldError as error:
+        return [str(state) for state in error.ranks], error.over
+
+def main():
+    torchrun.GRACE_SECONDS = 2.0
+    if torchrun.is_executor():
+        sys.exit(torchrun.serve())
+    world = torchrun.TorchrunWorld(2, 2.0)
+    told = {"summed": world.run(summed), "raised": states(world, raising)[0], "again": world.run(summed)}
+    told |= {"hung": states(world, hanging)[0], "last": world.run(summed)}
+    told["pickled"] = states(world, unpicklable)[0][1]
+    told["died"], told["over"] = states(world, dying)
+    told["lost"] = torchrun.torchrun_missing()
+    print(json.dumps(told))
+"""
 FEW = ["--max-examples", "3", "--only", "terms*", "inputs*", "deterministic"]
 
 
@@ -128,6 +171,41 @@ def _wait_for_calls(run: Run, rank: int) -> None:
     wait_until(lambda: calls.exists() and calls.stat().st_size > 10, run.agents[0])
 
 
+def test_ranks_run_what_rank_0_sends(tmp_path: Path) -> None:
+    """Without agents, which take seconds to start: what they tell their processes is set here."""
+    (tmp_path / "deeds.py").write_text(DEEDS)
+    environment = {
+        **os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2", "MASTER_ADDR": services.LOCALHOST,
+        "MASTER_PORT": str(services.free_port()),
+    }  # fmt: skip
+    command = [sys.executable, "-c", "import deeds; deeds.main()"]
+    with (
+        started(command, env=environment | {"RANK": "0"}, stdout=subprocess.PIPE) as first,
+        started(command, env=environment | {"RANK": "1"}, stderr=subprocess.PIPE) as second,
+    ):
+        said, _ = first.communicate(timeout=LIMIT_SECONDS)
+        _, last = second.communicate(timeout=LIMIT_SECONDS)
+    told = json.loads(said)
+    assert told["summed"] == [3, 3]
+    # a rank that raises keeps no other waiting, and the next run is in a new group
+    assert told["raised"][0].startswith("rank 0 raised")
+    assert "ValueError: not here" in told["raised"][1]
+    assert "Connection closed by peer" in told["raised"][0]
+    assert told["again"] == [3, 3]
+    assert "rank 1 hung" in told["hung"][1]
+    assert told["last"] == [3, 3]
+    assert "does not pickle" in told["pickled"]
+    # the process of rank 1 dies: that ends the world
+    assert told["over"] is True
+    assert told["died"][1].startswith("rank 1 exited:\nits process ended")
+    assert told["lost"] == "rank 1 exited: its process ended; torchrun's report says how; " + (
+        "torchrun starts no other in its place"
+    )
+    assert (first.returncode, second.returncode, last) == (0, 7, "")
+
+
+@cluster
 def test_two_agents_verify_one_loss(tmp_path: Path) -> None:
     shipped = ["verified_losses:ClipLoss", "--as", "clip", "--world", "torchrun", *FEW]
     with _running(tmp_path, *shipped) as run:
