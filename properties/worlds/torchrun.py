@@ -162,7 +162,7 @@ class _Group:
         import torch.distributed as dist
 
         self.leave()
-        given = dist.PrefixStore(f"verified-losses/group/{generation}", self.store)
+        given = _within(self.store, f"group/{generation}")
         dist.init_process_group(
             backend(), store=given, rank=self.rank, world_size=self.size, timeout=timedelta(seconds=seconds)
         )
@@ -497,11 +497,17 @@ class _Busy:
 
 def _store() -> Any:
     """Return torchrun's store, under a name for each of its attempts."""
-    import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=START_SECONDS)))
-    return dist.PrefixStore(f"verified-losses/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return _within(store, f"verified-losses/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}")
+
+
+def _within(store: Any, name: str) -> Any:
+    """Return a part of a store."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined, unused-ignore]
+
+    return PrefixStore(name, store)
 
 
 def _connection(link: socket.socket) -> Connection:
