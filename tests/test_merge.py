@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -225,6 +226,42 @@ def test_shards_of_different_runs_are_refused(
     said = capsys.readouterr().err
     assert named.format(*(mine / f"{index}" / "certificate.json" for index in (1, 2))) in said
     assert not (tmp_path / "merged").exists()
+
+
+def test_findings_are_merged_where_the_target_is_not(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def falsify(record: dict[str, Any]) -> None:
+        record["verdict"] = "falsified"
+        one = record["certificates"][0]
+        mark, row = "ab" if one["shard"]["index"] == 1 else "cd", one["properties"][0]
+        row |= {"verdict": "falsified", "fingerprint": mark, "counterexample": f"elsewhere/{mark}.py"}
+        found = {"property": row["property"], "world": row["world"], "fingerprint": mark, "example": "{}"}
+        one |= {"verdict": "falsified", "source": "0" * 64}
+        one["shard"]["found"] = [found]
+        one["shard"]["subject"]["target"] = one["target"] = "gone/mine.py:Loss"
+
+    def moved(record: dict[str, Any]) -> None:
+        one = record["certificates"][0]
+        one["source"] = "0" * 64
+        one["shard"]["subject"]["target"] = one["target"] = "gone/mine.py:Loss"
+
+    for index in (1, 2):
+        _spoil(mine / f"{index}", falsify)
+    _spoil(mine / "3", moved)
+    (mine / "2" / "kept").mkdir()
+    (mine / "2" / "kept" / "cd.py").write_text('# verified-losses counterexample\nHOME = "x"  # from\n')
+    assert _merge(mine, "--output", tmp_path / "merged") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note gone/mine.py:Loss: findings of different shards were not compared" in said
+    record = _read(tmp_path / "merged" / "certificate.json")
+    assert isinstance(record, Certificates)
+    rows = record.certificates[0].properties
+    named = {row.fingerprint: row.counterexample for row in rows if row.verdict == "falsified"}
+    copy = tmp_path / "merged" / "counterexamples" / "cd.py"
+    assert named == {"ab": "elsewhere/ab.py", "cd": str(copy)}
+    home = os.path.relpath(Path.cwd(), copy.parent)
+    assert copy.read_text() == f'# verified-losses counterexample\nHOME = "{home}"  # from\n'
 
 
 def test_one_file_that_is_given_twice_counts_once(shards: Path, tmp_path: Path) -> None:

@@ -306,10 +306,11 @@ def _without_shard(command: str) -> str:
 def located(left: Left) -> Left:
     """Return what a shard left, with its counterexamples named by where they are.
 
-    A file is sought by its name in the folder of the certificate and in those below; one that is not there
+    A file is sought by its name in the folder of the certificate and in those in it; one that is not there
     keeps the name that the shard gave it.
     """
-    below = {file.name: file for file in sorted(left.file.parent.rglob("*.py"))}
+    folder = left.file.parent
+    below = {file.name: file for file in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")])}
 
     def there(name: str) -> str:
         return str(below.get(Path(name).name, name))
