@@ -155,15 +155,23 @@ def test_a_shard_that_was_cut_short_is_named(
         record["verdict"] = "incomplete"
         for one in record["certificates"]:
             one["verdict"] = "incomplete"
-            one["not_verified"].append("interrupted after 3 of 4 checks")
-            one["shard"]["not_verified"].append("interrupted after 3 of 4 checks")
+            one["not_verified"] += ["interrupted after 3 of 4 checks", "no branches"]
+            one["shard"]["not_verified"] += ["interrupted after 3 of 4 checks", "no branches"]
         del record["certificates"][1]["properties"][0]
 
+    def add(record: dict[str, Any]) -> None:
+        for one in record["certificates"]:
+            one["not_verified"].append("no branches")
+            one["shard"]["not_verified"].append("no branches")
+
+    _spoil(mine / "1", add)
     _spoil(mine / "2", cut)
+    _spoil(mine / "3", add)
     assert _merge(mine, "--output", tmp_path / "merged") == 3
     said = capsys.readouterr().out
     assert "not verified: shard 2/3: cut short: 1 check did not run" in said
     assert "not verified: shard 2/3: interrupted after 3 of 4 checks" in said
+    assert said.count("no branches") == said.count("not verified: every shard: no branches") == 1
 
 
 def test_a_certificate_that_was_cut_off_is_a_missing_shard(
