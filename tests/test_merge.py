@@ -134,6 +134,21 @@ def test_shards_of_several_losses_are_merged_in_any_order(shards: Path, tmp_path
         assert not any("shard" in line for line in one.not_verified)
 
 
+def test_what_is_done_so_far_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subjects, file = {"clip": SHIPPED["clip"]}, tmp_path / "certificate.json"
+    one = run.Run(subjects, plan(subjects, "1", only=ONLY), Asked(5, 4, "1"), Known(), shard=Shard(0, 2))
+    save = run.saver(one, file)
+    save()
+    assert not file.exists(), "not at once: it costs time"
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    one.findings = [Finding(one.own[0], 5, "holds", (0.5,))]
+    save()
+    record = _read(file)
+    assert isinstance(record, Certificate)
+    assert (record.verdict, len(record.properties)) == ("incomplete", 1)
+    run.saver(one, tmp_path / "certificate.json" / "no folder")()  # raises nothing
+
+
 def test_a_missing_shard_is_named(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     paths = [shards / "1", shards / "3" / "certificate.json", tmp_path / "empty", tmp_path / "gone"]

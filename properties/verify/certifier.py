@@ -325,8 +325,15 @@ class Certifier:
             return self.not_run(check, missing)
         if where in self._hung:
             return self.not_run(check, "the target hung in this world before")
-        database = self.database(check)
-        finding = verify(check, self.max_examples, self.seed, until, self.deadline, self.found, database)
+        finding = verify(
+            check,
+            self.max_examples,
+            self.seed,
+            until,
+            self.deadline,
+            self.found,
+            database=self.database(check),
+        )
         if finding.hung:
             self._hung.add(where)
         return finding
