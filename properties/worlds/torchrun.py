@@ -11,12 +11,14 @@ Memory and files have no limits here, and what a target does to its process stay
 
 import atexit
 import contextlib
+import errno
 import math
 import os
 import pickle
 import secrets
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -43,6 +45,10 @@ GRACE_SECONDS = 3.0
 STATES: dict[str, State] = {
     "returned": "returned", "raised": "raised", "exited": "exited", "hung": "hung", "unjoined": "raised",
 }  # fmt: skip
+UNREACHABLE = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN)
+TOKEN_BYTES = 32
+HELLO = struct.Struct(f"!{TOKEN_BYTES}sII")
+"""How a rank begins: a secret that lies in the store, its rank, and which host it is on."""
 LOST = 3
 """Exit status of a rank that has lost the others."""
 
@@ -215,6 +221,7 @@ class _Peer:
         self.host = host
         self.heard = time.monotonic()
         self.closed = False
+        self.cut = False
         self.gone = ""
         """Why it says that it goes."""
         self.stack = b""
@@ -226,14 +233,19 @@ class _Peer:
         try:
             with self._sending:
                 self.link.send_bytes(pickle.dumps(message))
-        except OSError:
-            self.closed = True
+        except OSError as error:
+            self.close(error)
         return not self.closed
+
+    def close(self, error: Exception) -> None:
+        """Take note that the connection is closed: by its process, or as its host does not answer."""
+        self.cut = self.cut or (isinstance(error, OSError) and error.errno in UNREACHABLE)
+        self.closed = True
 
     @property
     def silent(self) -> bool:
-        """Whether nothing was heard of it for long."""
-        return time.monotonic() > self.heard + SILENCE_SECONDS
+        """Whether its host does not answer, or nothing was heard of it for long."""
+        return self.cut or (not self.closed and time.monotonic() > self.heard + SILENCE_SECONDS)
 
 
 class _Lead:
@@ -320,9 +332,8 @@ class _Lead:
         if absent:
             told = [f"{rank} {states[rank].state}: {_first(states[rank].detail)}" for rank in sorted(absent)]
             self.lost = f"rank {'; rank '.join(told)}; torchrun starts no other in its place"
-            signal.signal(
-                signal.SIGTERM, signal.SIG_IGN
-            )  # torchrun sends it now; what was found is to be written
+            # torchrun sends it now, and kills half a minute later: what was found is to be written first
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         unjoined = [rank for rank, (state, _) in answers.items() if state == "unjoined"]
         if unjoined and not self.lost:
             self.lost = f"rank {unjoined[0]} could not join the group: {_last(answers[unjoined[0]][1])}"
@@ -338,12 +349,11 @@ class _Lead:
         peer = self.peers[rank]
         if peer.gone:
             return RankState(rank, "exited", peer.gone)
+        if peer.silent:
+            silence = f"nothing was heard from host {peer.host} for {SILENCE_SECONDS:g} s"
+            return RankState(rank, "hung", silence)
         if peer.closed:
             return RankState(rank, "exited", "its process ended; torchrun's report says how")
-        if peer.silent:
-            return RankState(
-                rank, "hung", f"nothing was heard from host {peer.host} for {SILENCE_SECONDS:g} s"
-            )
         stack = peer.stack.decode(errors="replace") or "it did not tell its stack"
         return RankState(rank, "hung", f"no answer in {self._made[1]:g} s\n{stack}")
 
@@ -369,8 +379,10 @@ class _Lead:
 
     def _accept(self) -> None:
         """Wait for the other ranks."""
-        token, deadline = secrets.token_bytes(32), time.monotonic() + START_SECONDS
-        with socket.create_server(("", 0), backlog=self.size) as server:
+        token, deadline = secrets.token_bytes(TOKEN_BYTES), time.monotonic() + START_SECONDS
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        with socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=self.size) as server:
             self.store.set("verified-losses/lead", pickle.dumps((server.getsockname()[1], token)))
             while len(self.peers) < self.size - 1:
                 server.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -379,11 +391,15 @@ class _Lead:
                 except TimeoutError:
                     absent = sorted({*range(1, self.size)} - self.peers.keys())
                     raise TimeoutError(f"ranks {absent} did not come within {START_SECONDS:g} s") from None
-                link = _connection(accepted)
-                # what does not know the token is not unpickled
-                if link.poll(GRACE_SECONDS) and secrets.compare_digest(link.recv_bytes(64), token):
-                    rank, host = pickle.loads(link.recv_bytes())
-                    self.peers[rank] = _Peer(link, rank, host)
+                accepted.settimeout(GRACE_SECONDS)
+                with contextlib.suppress(OSError):
+                    hello = _received(accepted, HELLO.size)
+                    # who does not know the token is not heard
+                    if len(hello) == HELLO.size and secrets.compare_digest(HELLO.unpack(hello)[0], token):
+                        _, rank, host = HELLO.unpack(hello)
+                        self.peers[rank] = _Peer(_connection(accepted), rank, str(host))
+                        continue
+                accepted.close()
 
     def _listen(self, peer: _Peer) -> None:
         """Read what a rank says until it is gone."""
@@ -399,9 +415,9 @@ class _Lead:
                     elif kind == "gone":
                         peer.gone = rest[0]
                     self._news.notify_all()
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
             with self._news:
-                peer.closed = True
+                peer.close(error)
                 self._news.notify_all()
 
     def _beat(self) -> None:
@@ -440,9 +456,9 @@ def serve() -> int:
     rank, size, agent, store = int(os.environ["RANK"]), ranks(), os.getppid(), _store()
     store.wait(["verified-losses/lead"], timedelta(seconds=START_SECONDS))
     port, token = pickle.loads(store.get("verified-losses/lead"))
-    link = _connection(socket.create_connection((os.environ["MASTER_ADDR"], port), START_SECONDS))
-    link.send_bytes(token)
-    link.send_bytes(pickle.dumps((rank, os.environ.get("GROUP_RANK", "0"))))
+    reached = socket.create_connection((os.environ["MASTER_ADDR"], port), START_SECONDS)
+    reached.sendall(HELLO.pack(token, rank, int(os.environ.get("GROUP_RANK", "0"))))
+    link = _connection(reached)
     peer, group, busy = _Peer(link, 0, "0"), _Group(store, rank, size), _Busy()
 
     def go(why: str, status: int) -> None:
@@ -508,6 +524,14 @@ def _within(store: Any, name: str) -> Any:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined, unused-ignore]
 
     return PrefixStore(name, store)
+
+
+def _received(link: socket.socket, size: int) -> bytes:
+    """Return so many bytes; fewer, if the other side ends before."""
+    received = b""
+    while len(received) < size and (part := link.recv(size - len(received))):
+        received += part
+    return received
 
 
 def _connection(link: socket.socket) -> Connection:
