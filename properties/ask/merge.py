@@ -98,7 +98,8 @@ def _show(console: Console, record: Certificate | Certificates, shards: int) -> 
     colours = {"holds": "green", "falsified": "bold red", "incomplete": "yellow"}
     for one in certificates:
         cases, checks = sum(row.examples for row in one.properties), len(one.properties)
-        what = f"{one.target} as {one.contract}: {checks} checks over {cases} cases"
+        counted = f"{checks} check{'s' * (checks != 1)} over {cases} case{'s' * (cases != 1)}"
+        what = f"{one.target} as {one.contract}: {counted}"
         console.print(
             f"[{colours[one.verdict]}]{one.verdict}[/] {escape(what)}", highlight=False, soft_wrap=True
         )
