@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ def _verified(subjects: Subjects, folder: Path, shard: Shard) -> dict[str, Any]:
 
 
 def _merge(*arguments: object) -> int:
+    before = list(sys.path)
     with pytest.raises(SystemExit) as ended:
         main(["merge", *map(str, arguments)])
+    sys.path[:] = before
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
