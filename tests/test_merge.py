@@ -294,6 +294,11 @@ def test_one_file_that_is_given_twice_counts_once(shards: Path, tmp_path: Path) 
     assert _merge(shards, shards / "1", shards / "1" / "certificate.json", "--output", tmp_path / "m") == 0
 
 
+def test_they_are_merged_again_into_a_folder_beside_them(mine: Path) -> None:
+    for _ in range(2):
+        assert _merge(mine, "--output", mine / "merged") == 0
+
+
 def test_a_shard_is_not_overwritten(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (shards / "1" / "certificate.json").read_bytes()
     assert _merge(shards, "--output", shards / "1") == 2
