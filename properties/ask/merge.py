@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..show.certificate import Certificate, Certificates, Property, together
-from ..show.merge import NAME, Left, NotOneRun, Unreadable, copied, find, located, merge, read
+from ..show.merge import Left, NotOneRun, Unreadable, copied, find, located, merge, read
 from ..show.regroup import regrouped
 from ..show.text import plain, shortened
 from ..verify.arguments import Unusable
@@ -26,7 +26,9 @@ def merge_shards(paths: Sequence[Path], output: Path) -> int:
         Unusable: there is no certificate, they are not of one run, or the output cannot be written.
     """
     console = run.printer()
-    lefts, troubles = _read(paths, output)
+    lefts, troubles = _read(paths)
+    if len(lefts) > 1:  # what a merge before has written into a folder beside them is none of them
+        lefts = [left for left in lefts if left.is_shard or left.file.resolve().parent != output.resolve()]
     for trouble in troubles:
         console.print(
             f"[yellow]nothing to merge[/] {escape(plain(trouble))}", highlight=False, soft_wrap=True
@@ -51,20 +53,13 @@ def merge_shards(paths: Sequence[Path], output: Path) -> int:
     return STATUS[record.verdict]
 
 
-def _read(paths: Sequence[Path], output: Path) -> tuple[list[Left], list[str]]:
-    """Return what shards left, each file once, and why some paths gave nothing.
-
-    The output of a merge before, in a folder that is searched, is none of them.
-    """
-    before = output.resolve() / NAME
+def _read(paths: Sequence[Path]) -> tuple[list[Left], list[str]]:
+    """Return what shards left, each file once, and why some paths gave nothing."""
     files: dict[Path, Path] = {}
     lefts, troubles = [], []
     for path in paths:
         try:
-            found = {file.resolve(): file for file in find(path)}
-            if path.resolve() not in (before, before.parent):
-                found.pop(before, None)
-            files |= found
+            files |= {file.resolve(): file for file in find(path)}
         except Unreadable as error:
             troubles.append(str(error))
     for file in files.values():
