@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: verify test horovod lint bench defects mutants mutants-quick soak nightly peers clean
+.PHONY: verify test horovod lint bench defects mutants mutants-quick soak nightly cluster peers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify
@@ -44,6 +44,11 @@ mutants-quick: .venv/mutants
 MINUTES ?= 30
 soak: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.defects.soak --minutes $(MINUTES)
+
+# What takes several machines, here as several processes of this one: workflow, Slurm, Redis, torchrun between
+# network namespaces. Needs Debian's slurmctld slurmd slurm-client munge redis-server iproute2; skips what is not there.
+cluster: .venv/installed
+	CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_nightly.py tests/test_database.py tests/test_torchrun.py
 
 # Hours, not minutes: many more cases, larger worlds, another seed each night.
 nightly: .venv/installed

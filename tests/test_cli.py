@@ -21,7 +21,7 @@ from verified_losses.properties.laws import Falsified, laws
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.certificate import Asked
 from verified_losses.properties.verify.arguments import ask
-from verified_losses.properties.verify.certifier import Check, Finding, Found, verify
+from verified_losses.properties.verify.certifier import Check, Databases, Finding, Found, verify
 from verified_losses.properties.verify.known import Known
 from verified_losses.properties.verify.plan import plan
 from verified_losses.properties.worlds import RankState, WorldError
@@ -165,6 +165,7 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
             "expected a number, got True",
         ),
         (["--counterexamples", "pyproject.toml/x"], "pyproject.toml is not a folder"),
+        (["--shard", "3/2"], "--shard: expected i/n, with i from 1 to n, as 1/4, got '3/2'"),
         (["--known", "tests/no_such_file.toml"], "--known: cannot read tests/no_such_file.toml"),
     ],
 )
@@ -189,6 +190,7 @@ def test_a_wrong_argument_costs_no_import_and_no_process() -> None:
         ["--seed", "x"], ["--no-such-option"], ["--loss", "clap"], ["--world", "0"], ["--dtype", "float8"],
         ["--config", "local_loss=maybe"], ["--max-time", "soon"], ["--max-examples", "0"],
         ["--known", "tests/no_such_file.toml"], ["--convention", "ours"], ["x:y", "--as", "clop"],
+        ["--shard", "0/2"],
     ]  # fmt: skip
     script = f"""
 import sys, psutil
@@ -367,7 +369,7 @@ def test_a_finding_is_kept_if_the_run_is_interrupted_before_its_case_is_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(
-        planned: list[Check], most: int, seed: int, deadline: float, found: Found
+        planned: list[Check], most: int, seed: int, deadline: float, found: Found, database: Databases
     ) -> Iterator[Finding]:
         def interrupt(finding: Finding) -> None:
             found(finding)

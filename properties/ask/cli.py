@@ -30,14 +30,17 @@ from ..verify.arguments import (
     Unusable,
     ask,
     check_config,
+    check_database,
     check_max_examples,
     read_config,
     read_seconds,
     some_dtypes,
     some_worlds,
+    without_password,
 )
 from ..verify.known import Known
-from ..worlds import server
+from ..verify.shards import read_shard
+from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
 AS = f"What the target must do: {', '.join(CONTRACTS)}."
@@ -72,6 +75,9 @@ def certify(
     json: Path = Path("build/certificate.json"),
     counterexamples: Path = COUNTEREXAMPLES,
     html: Path | None = None,
+    junit: Path | None = None,
+    shard: str | None = None,
+    database: str | None = None,
     begun: Annotated[float, Parameter(parse=False)],
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
@@ -111,7 +117,8 @@ def certify(
     world
         Where ranks run, separated by commas: 1 is one process, proc:2 (or 2) two real processes over gloo,
         proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
-        and schedule are drawn.
+        and schedule are drawn; torchrun is the processes that torchrun started, on several hosts:
+        torchrun --nnodes N --nproc-per-node M -m verified_losses.properties certify ... --world torchrun.
     dtype
         Of the inputs, separated by commas.
     max_examples
@@ -132,6 +139,16 @@ def certify(
         Where to write the smallest failing case of every defect, as a program to run.
     html
         Where to write the certificate as a page that shows it, with what was drawn and every counterexample.
+    junit
+        Where to write the certificate as JUnit XML.
+    shard
+        Verify one part of the whole, i/n with i from 1 to n, as 1/4: each of n machines takes its checks,
+        which draw the cases that they draw in one run, and `verified-losses merge` makes one certificate of
+        all. If not given, it is that of a Slurm job array (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT), or
+        of the variable VERIFIED_LOSSES_SHARD, which reads as the option does.
+    database
+        A folder, or redis://HOST/DB, in which Hypothesis keeps cases that failed: they are tried first in the
+        next run, whatever its seed. Redis is a cache, over a local folder: a run goes on without it.
     begun
         What `time.monotonic()` was as the process began.
     """
@@ -148,7 +165,16 @@ def certify(
         subjects = {Target.of(name).name: asked}
     some_worlds(world)
     check_max_examples(max_examples)
+    some_shard = read_shard(shard, os.environ)
+    if database is not None:
+        check_database(database)
+        if "://" not in database:
+            _check_folder(Path(database), "database")
 
+    if any(spec.kind == "torchrun" for spec in some_worlds(world)):
+        if torchrun.is_executor():
+            return torchrun.serve()
+        torchrun.lead()
     server.start()  # which imports torch too
     from ..laws import laws
     from ..show.certificate import Asked
@@ -163,20 +189,43 @@ def certify(
     if not shipped:
         subjects = fitted(subjects, deadline)
         planned = plan(subjects, world, max_examples, only, skip)
-    command = shlex.join([*app.name, *sys.argv[1:]])
-    run = running.Run(subjects, planned, Asked(seed, max_examples, world, command), accept)
-    running.save(run.record, json, html)
+    command = without_password(shlex.join([*app.name, *sys.argv[1:]]))
+    asked_for = Asked(seed, max_examples, world, command)
+    run = running.Run(subjects, planned, asked_for, accept, shard=some_shard)
+    running.save(run.record, json, html, junit)
     console = running.printer()
-    running.verify(run, console, counterexamples, deadline, fail_fast)
+    torchrun.last_words = running.last_words(run, json)
+    running.verify(run, console, counterexamples, deadline, fail_fast, running.saver(run, json), database)
     running.show(run, console)
     record = run.record
-    running.save(record, json, html)
+    running.save(record, json, html, junit)
     status = running.conclude(run, record.verdict, console)
-    # not broken, so that they can be copied
-    for name, path in (("certificate", json), ("page", html)):
-        if path:
-            console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
+    running.show_files(console, json, html, junit)
     return status
+
+
+@app.command
+def merge(paths: list[Path], *, output: Path = Path("build/merged")) -> int:
+    """Make one certificate, one page and one JUnit XML of the shards of a run.
+
+    They must be of one run: the same target and source, suite, seed, worlds and versions. What is missing or
+    was cut short is named, and then the verdict is "incomplete". One defect that several shards found is
+    shown once, with the smallest case; where the target can be imported, cases are run again to tell. Exit
+    status: 0 everything holds, 1 something is falsified, 2 they cannot be merged, 3 nothing is falsified but
+    something is missing or did not run.
+
+    Parameters
+    ----------
+    paths
+        What `certify --shard` and `fuzz` left: certificates, folders that hold a certificate.json, or
+        folders of such folders.
+    output
+        Where to write certificate.json, report.html, junit.xml and counterexamples/.
+    """
+    _check_folder(output, "output")
+    from .merge import merge_shards
+
+    return merge_shards(paths, output)
 
 
 @app.command(name="schema")
@@ -228,12 +277,12 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     return NOT_RUN if states["cannot run"] else HOLDS
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, argument: str = "counterexamples") -> None:
     """Raise Unusable if a folder is none, and cannot be made."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         problem = "not writable" if there.is_dir() else "not a folder"
-        raise Unusable("counterexamples", f"cannot write into {folder}: {there} is {problem}")
+        raise Unusable(argument, f"cannot write into {folder}: {there} is {problem}")
 
 
 def _read_known(path: Path | None) -> Known:
