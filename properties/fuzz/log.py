@@ -1,0 +1,98 @@
+"""`log.ndjson`: one JSON line after another, each written whole or not at all. Imports no torch."""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from .lines import Line, decode, encode
+
+
+class Busy(Exception):
+    """Another process writes the log."""
+
+
+class Log:
+    """A log that is only ever appended to.
+
+    A line that cannot be written, as on a full disk, is kept, and written with the next one.
+
+    Args:
+        path: of the file, which is made where there is none.
+
+    Attributes:
+        lines: what it held as it was opened. A torn last line, which a kill may leave, is cut off.
+        trouble: why lines that were appended are not in the file; empty if all are.
+
+    Raises:
+        Busy: another process has it open.
+        ValueError: a line is not one of a log; the message gives its number.
+        OSError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trouble = ""
+        self._pending = bytearray()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Busy(str(path)) from error
+            self.lines, self._size = read(path)
+            os.ftruncate(self._file, self._size)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def append(self, line: Line) -> None:
+        """Write a line, after those that could not be written before."""
+        self._pending += encode(line) + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Try again to write what could not be written."""
+        while self._pending:
+            try:
+                written = os.pwrite(self._file, self._pending, self._size)
+            except OSError as error:
+                self.trouble = f"{self.path}: {error.strerror or error}"
+                whole = 0
+            else:
+                whole = self._pending.rfind(b"\n", 0, written) + 1
+            if whole == 0:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, self._size)
+                return
+            self._size += whole
+            del self._pending[:whole]
+        self.trouble = ""
+
+    def close(self) -> None:
+        """Close the file. Closing twice is harmless."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def read(path: Path) -> tuple[list[Line], int]:
+    """Return the whole lines of a log, and how many bytes they take.
+
+    Raises:
+        ValueError: a line is not one of a log; the message gives its number.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    lines = []
+    for number, text in enumerate(content[:whole].split(b"\n")[:-1], 1):
+        try:
+            lines.append(decode(text))
+        except msgspec.DecodeError as error:
+            raise ValueError(f"{path}: line {number}: {error}") from error
+    return lines, whole
+
