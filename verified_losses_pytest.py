@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--certify-max-examples", metavar="N", type=int, help="Cases for each property. Default: 25.")
     add("--certify-known", metavar="FILE", help="Findings to accept, in TOML: they are reported as xfailed.")
     add("--certify-counterexamples", metavar="DIR", help="Programs to run. Default: build/counterexamples.")
+    add("--certify-shard", metavar="I/N", help="Collect one part of the items, with i from 1 to n, as 1/4.")
     add("--certify-seed", metavar="N", type=int, help="Default: that of --hypothesis-seed, else 0.")
 
 

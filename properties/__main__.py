@@ -11,6 +11,8 @@ def main() -> None:
     """Run the command line, and exit with the status."""
     begun = time.monotonic()
     sys.unraisablehook = _interrupt_again
+    # as a scheduler's limit or a cancelled job sends it: what was done is written
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
             from .ask import cli

@@ -165,6 +165,7 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
             "expected a number, got True",
         ),
         (["--counterexamples", "pyproject.toml/x"], "pyproject.toml is not a folder"),
+        (["--shard", "3/2"], "--shard: expected i/n, with i from 1 to n, as 1/4, got '3/2'"),
         (["--known", "tests/no_such_file.toml"], "--known: cannot read tests/no_such_file.toml"),
     ],
 )
@@ -189,6 +190,7 @@ def test_a_wrong_argument_costs_no_import_and_no_process() -> None:
         ["--seed", "x"], ["--no-such-option"], ["--loss", "clap"], ["--world", "0"], ["--dtype", "float8"],
         ["--config", "local_loss=maybe"], ["--max-time", "soon"], ["--max-examples", "0"],
         ["--known", "tests/no_such_file.toml"], ["--convention", "ours"], ["x:y", "--as", "clop"],
+        ["--shard", "0/2"],
     ]  # fmt: skip
     script = f"""
 import sys, psutil

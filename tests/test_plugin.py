@@ -115,6 +115,18 @@ def test_items_are_named_and_chosen(pytester: pytest.Pytester) -> None:
     ]
 
 
+def test_each_shard_collects_its_items(pytester: pytest.Pytester) -> None:
+    targets = ["--certify", "losses:Right", "--certify-as", "clip", "--certify", "losses:Doubled"]
+    only = ["--certify-only", "terms*", "--certify-only", "gradients*", "--certify-world", "1"]
+    done = _run(
+        pytester, *targets, "--certify-as", "clip", *only, "--collect-only", "-q", "--certify-shard", "2/3"
+    )
+    assert done.ret == 0
+    assert [line for line in done.outlines if line.startswith("certify")] == [
+        "certify::Doubled::terms equal the oracle[single]"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -122,6 +134,10 @@ def test_items_are_named_and_chosen(pytester: pytest.Pytester) -> None:
         (
             ["--certify", "losses:Right", "--certify-as", "clip", "--certify-known", "x.toml"],
             "--certify-known: cannot read x.toml: No such file",
+        ),
+        (
+            ["--certify", "losses:Right", "--certify-as", "clip", "--certify-shard", "3/2"],
+            "--certify-shard: expected i/n, with i from 1 to n, as 1/4, got '3/2'",
         ),
         (["--certify", "losses:Right"], "--certify-as: expected one for each --certify, 1, got 0"),
         (["--certify", "losses:Right", "--certify-as", "clap"], "--certify-as: expected one of clip, coca"),

@@ -2,7 +2,11 @@
 
 import pytest
 
+from verified_losses.properties.subjects import SHIPPED
+from verified_losses.properties.verify import certifier
 from verified_losses.properties.verify.arguments import Unusable
+from verified_losses.properties.verify.certifier import verify
+from verified_losses.properties.verify.plan import own_checks, plan
 from verified_losses.properties.verify.shards import Shard, read_shard
 
 
@@ -89,3 +93,24 @@ def test_two_names_that_differ_are_refused() -> None:
     }
     with pytest.raises(Unusable, match="VERIFIED_LOSSES_SHARD says 2/2, Slurm's job array says 1/2"):
         read_shard(None, environ)
+
+
+def test_shards_share_every_law_and_overlap_nowhere() -> None:
+    planned = plan({label: SHIPPED[label] for label in ("clip", "exchange", "siglip")}, "1,sim:2-4,proc:2")
+    for count in (1, 2, 3, 5):
+        parts = [own_checks(planned, Shard(index, count)) for index in range(count)]
+        assert sorted(planned.index(check) for part in parts for check in part) == [*range(len(planned))]
+        for part in parts:
+            assert part == [check for check in planned if check in part], "in the order of the whole"
+        for law in {check.law.name for check in planned}:
+            shares = [sum(check.law.name == law for check in part) for part in parts]
+            assert max(shares) - min(shares) <= 1, "costly laws are shared too"
+
+
+def test_shards_draw_the_cases_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certifier, "falsify", lambda check, example: 0.0)
+    planned = plan({"exchange": SHIPPED["exchange"]}, "sim:2-4,proc:2", only=["terms*", "inputs*"])
+    whole = [verify(check, 10, 3).cases for check in planned]
+    parts = [own_checks(planned, Shard(index, 3)) for index in range(3)]
+    drawn = {planned.index(check): verify(check, 10, 3).cases for part in parts for check in part}
+    assert [drawn[place] for place in range(4)] == whole

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..names import DTYPES
+from ..show import certificate as records
 from ..show.certificate import Asked, Certificate, certificate
 from ..show.defects import Defect, explain
 from ..show.terminal import explained
@@ -16,7 +17,8 @@ from ..subjects import Target
 from ..verify.arguments import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS, Subjects, Unusable, ask
 from ..verify.certifier import Certifier, Check, Finding, verify_all
 from ..verify.known import Known
-from ..verify.plan import fitted, left_out, not_verified, plan
+from ..verify.plan import fitted, left_out, not_verified, own_checks, plan
+from ..verify.shards import read_shard
 
 if TYPE_CHECKING:
     import pytest
@@ -67,6 +69,7 @@ def certify(
     only: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | None = None,
     counterexamples: str | Path = COUNTEREXAMPLES,
+    shard: str | None = None,
 ) -> Certificate:
     """Verify an implementation: every property, in every world, over drawn cases.
 
@@ -91,6 +94,8 @@ def certify(
         only: which properties, by name; * and ? stand for any text and any letter.
         skip: which properties not.
         counterexamples: where to write the smallest failing case of every defect, as a program to run.
+        shard: verify one part of the whole, "i/n" with i from 1 to n; `verified-losses merge` makes one
+            certificate of all. The environment is not asked.
 
     Returns:
         The certificate.
@@ -104,15 +109,17 @@ def certify(
     if max_time is not None and not max_time > 0:
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
+    part = read_shard(shard, {})
     scope = world, max_examples, _listed(only), _listed(skip)
     asked = _asked(target, contract, convention, config, equal_rows, dtypes)
     plan(asked, *scope)  # wrong arguments raise before the target is imported
     subjects = fitted(asked, deadline)
-    ((_, subject),) = subjects.values()
+    ((label, (_, subject)),) = subjects.items()
     planned = plan(subjects, *scope)
+    own = own_checks(planned, part)
     try:
         findings = []
-        for finding in verify_all(planned, max_examples, seed, deadline):
+        for finding in verify_all(own, max_examples, seed, deadline):
             findings.append(finding)
             if fail_fast and finding.verdict == "falsified":
                 break
@@ -126,8 +133,9 @@ def certify(
         defects,
         Asked(seed, max_examples, world),
         Known(),
-        not_verified(planned) + left_out(planned[len(findings) :]),
-        complete=len(findings) == len(planned),
+        not_verified(planned) + left_out(own[len(findings) :]),
+        complete=len(findings) == len(own),
+        shard=records.part(label, subject, part, planned, findings),
     )
     if record.verdict != "holds":
         raise NotCertified(defects, [finding for finding in findings if finding.not_run], seed, record)

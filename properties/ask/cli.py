@@ -37,6 +37,7 @@ from ..verify.arguments import (
     some_worlds,
 )
 from ..verify.known import Known
+from ..verify.shards import read_shard
 from ..worlds import server
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
@@ -72,6 +73,8 @@ def certify(
     json: Path = Path("build/certificate.json"),
     counterexamples: Path = COUNTEREXAMPLES,
     html: Path | None = None,
+    junit: Path | None = None,
+    shard: str | None = None,
     begun: Annotated[float, Parameter(parse=False)],
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
@@ -132,6 +135,13 @@ def certify(
         Where to write the smallest failing case of every defect, as a program to run.
     html
         Where to write the certificate as a page that shows it, with what was drawn and every counterexample.
+    junit
+        Where to write the certificate as JUnit XML.
+    shard
+        Verify one part of the whole, i/n with i from 1 to n, as 1/4: each of n machines takes its checks,
+        which draw the cases that they draw in one run, and `verified-losses merge` makes one certificate of
+        all. If not given, it is that of a Slurm job array (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT), or
+        of the variable VERIFIED_LOSSES_SHARD, which reads as the option does.
     begun
         What `time.monotonic()` was as the process began.
     """
@@ -148,6 +158,7 @@ def certify(
         subjects = {Target.of(name).name: asked}
     some_worlds(world)
     check_max_examples(max_examples)
+    some_shard = read_shard(shard, os.environ)
 
     server.start()  # which imports torch too
     from ..laws import laws
@@ -164,18 +175,16 @@ def certify(
         subjects = fitted(subjects, deadline)
         planned = plan(subjects, world, max_examples, only, skip)
     command = shlex.join([*app.name, *sys.argv[1:]])
-    run = running.Run(subjects, planned, Asked(seed, max_examples, world, command), accept)
-    running.save(run.record, json, html)
+    asked_for = Asked(seed, max_examples, world, command)
+    run = running.Run(subjects, planned, asked_for, accept, shard=some_shard)
+    running.save(run.record, json, html, junit)
     console = running.printer()
-    running.verify(run, console, counterexamples, deadline, fail_fast)
+    running.verify(run, console, counterexamples, deadline, fail_fast, running.saver(run, json))
     running.show(run, console)
     record = run.record
-    running.save(record, json, html)
+    running.save(record, json, html, junit)
     status = running.conclude(run, record.verdict, console)
-    # not broken, so that they can be copied
-    for name, path in (("certificate", json), ("page", html)):
-        if path:
-            console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
+    running.show_files(console, json, html, junit)
     return status
 
 

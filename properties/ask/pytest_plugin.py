@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..verify.arguments import Subjects
     from ..verify.certifier import Certifier, Check
     from ..verify.known import Known
+    from ..verify.shards import Shard
 
 PREFIX = "--certify-"
 """How its options begin."""
@@ -38,6 +39,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.stash[KNOWN] = _known(config)
     try:
         asked = _asked(config)
+        _shard(config)
         for label in asked:  # wrong arguments raise before a target is imported
             _plan(config, {label: asked[label]})
         config.stash[SUBJECTS] = fitted(asked)
@@ -59,12 +61,15 @@ def pytest_collection_modifyitems(
 ) -> None:
     """Add the checks to what was collected."""
     from ..verify.certifier import Certifier
+    from ..verify.plan import own_checks
 
     subjects = config.stash[SUBJECTS]
     certifier = Certifier(_max_examples(config), _seed(config))
+    planned = [check for label in subjects for check in _plan(config, {label: subjects[label]})]
+    own = own_checks(planned, _shard(config))
     for label in subjects:
         name = f"certify::{label}"
-        checks = _plan(config, {label: subjects[label]})
+        checks = [check for check in own if check.label == label]
         target = Target.from_parent(session, name=name, nodeid=name, checks=checks, certifier=certifier)
         items.extend(session.genitems(target))
 
@@ -182,6 +187,12 @@ def _known(config: pytest.Config) -> "Known":
     except ValueError as error:
         raise pytest.UsageError(f"--certify-known: {error}") from error
     return known
+
+
+def _shard(config: pytest.Config) -> "Shard":
+    from ..verify.shards import read_shard
+
+    return read_shard(config.option.certify_shard, {})
 
 
 def _max_examples(config: pytest.Config) -> int:

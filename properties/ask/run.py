@@ -1,7 +1,10 @@
 """A run of `verified-losses certify`: its findings, its output and its exit status."""
 
+import contextlib
 import math
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..show import certificate as records
+from ..show import junit as junits
 from ..show import terminal
 from ..show.defects import Defect, explain
 from ..show.html import read_codes, render
@@ -18,16 +22,23 @@ from ..show.text import plain, write_whole
 from ..verify.arguments import Subjects, Unusable
 from ..verify.certifier import Check, Finding, verify_all
 from ..verify.known import Known
-from ..verify.plan import left_out, not_verified
+from ..verify.plan import left_out, not_verified, own_checks
+from ..verify.shards import Shard
 from . import FALSIFIED, HOLDS, INTERRUPTED, NOT_RUN
 
+SAVE_SECONDS = 30.0
+"""How often what was done so far is written."""
 WIDTH = 100
 """Columns of output that goes into a file or a pipe."""
 
 
 @dataclass
 class Run:
-    """The checks of a run, and their findings so far."""
+    """The checks of a run, and their findings so far.
+
+    Attributes:
+        own: those of its shard, which are all where it is whole.
+    """
 
     subjects: Subjects
     planned: list[Check]
@@ -37,8 +48,10 @@ class Run:
     defects: list[Defect] = field(default_factory=list)
     not_verified: list[str] = field(default_factory=list)
     interrupted: bool = False
+    shard: Shard = field(default_factory=Shard)
 
     def __post_init__(self) -> None:
+        self.own = own_checks(self.planned, self.shard)
         labels = {check.label for check in self.planned}
         self.not_verified += not_verified(self.planned)
         absent = [label for label in self.subjects if label not in labels]
@@ -58,7 +71,8 @@ class Run:
                     self.asked,
                     self.known,
                     self.not_verified,
-                    complete=len(self.findings) == len(self.planned),
+                    complete=len(self.findings) == len(self.own),
+                    shard=records.part(label, subject, self.shard, self.planned, self.findings),
                 )
                 for label, (contract, subject) in self.subjects.items()
                 if label in labels
@@ -80,14 +94,21 @@ def printer() -> Console:
 
 
 def verify(
-    run: Run, console: Console, counterexamples: Path, deadline: float = math.inf, fail_fast: bool = False
+    run: Run,
+    console: Console,
+    counterexamples: Path,
+    deadline: float = math.inf,
+    fail_fast: bool = False,
+    save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the checks, and print each finding as its first case fails."""
+    """Run the checks, and print each finding as its first case fails; `save` is called after each check."""
     if not console.is_terminal:
         label, *others = dict.fromkeys(check.label for check in run.planned)
         whom = f"{1 + len(others)} losses" if others else escape(label)
-        checks, most = len(run.planned), _counted(run.asked.max_examples, "case")
-        what = f"{_counted(checks, 'check')}, up to {most} each, seed {run.asked.seed}"
+        checks, most = _counted(len(run.own), "check"), _counted(run.asked.max_examples, "case")
+        if run.shard.count > 1:
+            checks = f"shard {run.shard}, {len(run.own)} of {_counted(len(run.planned), 'check')}"
+        what = f"{checks}, up to {most} each, seed {run.asked.seed}"
         console.print(f"verifying {whom}: {what}", highlight=False)
     torch.set_num_threads(1)
     announced: dict[tuple[str, str, str], Finding] = {}
@@ -100,15 +121,16 @@ def verify(
 
     columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(run.planned))
-        findings = verify_all(run.planned, run.asked.max_examples, run.asked.seed, deadline, announce)
+        task = progress.add_task("", total=len(run.own))
+        findings = verify_all(run.own, run.asked.max_examples, run.asked.seed, deadline, announce)
         try:
-            for check in run.planned:
+            for check in run.own:
                 what = f"{check.label}: {check.law.name} ({check.world.name})"
                 progress.update(task, description=what)
                 finding = next(findings)
                 run.findings.append(finding)
                 progress.advance(task)
+                save()
                 if finding.verdict == "falsified":
                     announce(finding)  # unless it was
                     reason = run.known.reason(finding)
@@ -116,11 +138,11 @@ def verify(
                         end = f"known: {reason}" if reason else f"smallest case: {finding.counterexample}"
                         console.print(f"  {escape(plain(end))}", highlight=False, soft_wrap=True)
                     if fail_fast and not reason:
-                        run.not_verified += left_out(run.planned[len(run.findings) :])
+                        run.not_verified += left_out(run.own[len(run.findings) :])
                         break
         except KeyboardInterrupt:
             run.interrupted = True
-            done = f"{len(run.findings)} of {len(run.planned)}"
+            done = f"{len(run.findings)} of {len(run.own)}"
             run.not_verified.append(f"interrupted after {done} checks")
             concluded = {finding.key for finding in run.findings}
             run.findings += [finding for key, finding in announced.items() if key not in concluded]
@@ -144,6 +166,9 @@ def show(run: Run, console: Console) -> None:
     terminal.show(console, run.defects, run.known)
     for line in run.not_verified:
         console.print(f"not verified: {line}", highlight=False)
+    if run.shard.count > 1:
+        others = _counted(len(run.planned) - len(run.own), "check")
+        console.print(f"left to the other shards: {others}; the certificate lists them", highlight=False)
     for entry in run.known.unmatched(run.findings):
         unmet = escape(plain(f"{entry.property} ({entry.reason})"))
         console.print(f"[yellow]known finding did not occur:[/] {unmet}", highlight=False)
@@ -156,18 +181,22 @@ def conclude(run: Run, verdict: str, console: Console) -> int:
         "holds": (f"{_counted(hold, 'check')} hold" + ("s" if hold == 1 else ""), "green", HOLDS),
         "falsified": (f"{bad} of {_counted(len(run.findings), 'check')} falsified", "red", FALSIFIED),
         "incomplete": (
-            f"incomplete: {hold} of {_counted(len(run.planned), 'check')} hold", "yellow", NOT_RUN,
+            f"incomplete: {hold} of {_counted(len(run.own), 'check')} hold", "yellow", NOT_RUN,
         ),
     }[verdict]  # fmt: skip
     if known := sum(finding.verdict == "falsified" for finding in run.findings) - bad:
         said += f", {known} known to fail"
     over = _counted(sum(finding.examples for finding in run.findings), "case")
+    if run.shard.count > 1:
+        said += f" in shard {run.shard}"
     console.print(f"\n[bold {colour}]{said}[/] over {over}, seed {run.asked.seed}", highlight=False)
     return INTERRUPTED if run.interrupted else status
 
 
-def save(record: records.Certificate | records.Certificates, json: Path, html: Path | None) -> None:
-    """Write the certificate, and its page if there is to be one.
+def save(
+    record: records.Certificate | records.Certificates, json: Path, html: Path | None, junit: Path | None
+) -> None:
+    """Write the certificate, and its page and its JUnit XML where they are asked for.
 
     Raises:
         Unusable: it cannot be written there.
@@ -181,6 +210,35 @@ def save(record: records.Certificate | records.Certificates, json: Path, html: P
             write_whole(html, render(record, read_codes(record)).encode())
     except OSError as error:
         raise Unusable("html", f"cannot write {html}: {error.strerror or error}") from error
+    try:
+        if junit:
+            junits.write(record, junit)
+    except OSError as error:
+        raise Unusable("junit", f"cannot write {junit}: {error.strerror or error}") from error
+
+
+def show_files(console: Console, json: Path, html: Path | None, junit: Path | None) -> None:
+    """Print where the certificate lies; the lines are not broken, so that they can be copied."""
+    for name, path in (("certificate", json), ("page", html), ("JUnit XML", junit)):
+        if path:
+            console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
+
+
+def saver(run: Run, json: Path) -> Callable[[], None]:
+    """Return what writes the certificate so far, at most every `SAVE_SECONDS`: a machine may go any time.
+
+    Nothing is raised where it cannot be written: at the end it is written again.
+    """
+    last = time.monotonic()
+
+    def save_so_far() -> None:
+        nonlocal last
+        if time.monotonic() > last + SAVE_SECONDS:
+            with contextlib.suppress(OSError):
+                records.write(run.record, json)
+            last = time.monotonic()
+
+    return save_so_far
 
 
 def _counted(number: int, noun: str) -> str:

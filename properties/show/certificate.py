@@ -18,9 +18,11 @@ import verified_losses
 
 from ..names import CONTRACTS
 from ..subjects import Subject, Target
-from ..verify.certifier import Finding, Verdict
+from ..verify.certifier import Check, Finding, Verdict
 from ..verify.fingerprints import fingerprint
 from ..verify.known import Known
+from ..verify.plan import takers
+from ..verify.shards import Shard
 from .defects import Defect
 from .drawn import Drawn, count
 from .text import plain, write_whole
@@ -52,6 +54,46 @@ class Property(msgspec.Struct, frozen=True):
     seconds: float
     errors_over_bound: list[float]
     """Of every case that holds."""
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """One law in one world, and which shard verifies it."""
+
+    property: str
+    world: str
+    shard: int
+    """From 1."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A finding of a shard, as it takes to tell whether one defect explains it and those of other shards."""
+
+    property: str
+    world: str
+    fingerprint: str
+    """Its own, where `Property.fingerprint` names the defect that explains several."""
+    example: str
+    """The smallest that falsifies it, as JSON."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Which shard of a run a certificate is of. Its verdict is that of its own checks."""
+
+    index: int
+    """From 1."""
+    count: int
+    label: str
+    """The target's name in reports."""
+    subject: Subject
+    """What was asked of the target."""
+    checks: list[Planned]
+    """All checks of the target, in order; empty where every shard verifies all, over cases of its own."""
+    found: list[Found]
+
+    @property
+    def others(self) -> list[Planned]:
+        """The checks of the other shards."""
+        return [one for one in self.checks if one.shard != self.index]
 
 
 class Issuer(msgspec.Struct, frozen=True):
@@ -88,6 +130,8 @@ class Certificate(msgspec.Struct, frozen=True):
     """For every field of a case: its values, and in how many cases each was drawn."""
     command: str
     """The command line; empty if the run was started from code."""
+    shard: Part | None = None
+    """None for a whole run, and for shards that were merged."""
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -173,6 +217,7 @@ def certificate(
     known: Known,
     not_verified: Sequence[str],
     complete: bool,
+    shard: Part | None = None,
 ) -> Certificate:
     """Assemble the record of one target."""
     named: dict[tuple[str, str, str], tuple[str, str | None]] = {
@@ -217,6 +262,36 @@ def certificate(
         list(not_verified),
         count(findings),
         plain(asked.command),
+        shard,
+    )
+
+
+def part(
+    label: str, subject: Subject, shard: Shard, planned: Sequence[Check], findings: Sequence[Finding]
+) -> Part | None:
+    """Return what a target's certificate says of its shard; None where the run is whole.
+
+    Args:
+        label: the target's name.
+        subject: the target.
+        shard: which part of the run this is.
+        planned: the checks of the whole run, of other targets too.
+        findings: those of this shard.
+    """
+    if shard.count == 1:
+        return None
+    shared = zip(planned, takers(planned, shard.count), strict=True)
+    return Part(
+        shard.index + 1,
+        shard.count,
+        label,
+        subject,
+        [Planned(one.law.name, one.world.name, 1 + taken) for one, taken in shared if one.label == label],
+        [
+            Found(one.law, one.world, fingerprint(one), one.smallest.to_json())
+            for one in findings
+            if one.loss == label and one.verdict == "falsified" and one.smallest
+        ],
     )
 
 

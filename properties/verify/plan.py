@@ -17,6 +17,7 @@ from ..worlds.specs import SINGLE
 from ..worlds.table import KINDS
 from .arguments import MAX_EXAMPLES, WORLDS, Subjects, Unusable, check_max_examples, some_worlds
 from .certifier import Check, checks
+from .shards import Shard, taker
 
 
 def plan(
@@ -39,6 +40,23 @@ def plan(
         applies = "no property that is asked for applies there"
         raise Unusable("", f"nothing to verify for {', '.join(subjects)} in world {world}: {applies}")
     return planned
+
+
+def takers(planned: Sequence[Check], count: int) -> list[int]:
+    """Return which of so many shards, from 0, takes each check.
+
+    Checks of one law cost alike: they are dealt to all shards in turn, before those of the next law.
+    """
+    order = [law.name for law in laws()]
+    by_law = sorted(range(len(planned)), key=lambda place: order.index(planned[place].law.name))
+    taken = {place: taker(number, count) for number, place in enumerate(by_law)}
+    return [taken[place] for place in range(len(planned))]
+
+
+def own_checks(planned: Sequence[Check], shard: Shard) -> list[Check]:
+    """Return the checks of a shard, in their order."""
+    taken = takers(planned, shard.count)
+    return [check for check, index in zip(planned, taken, strict=True) if index == shard.index]
 
 
 def _kept(only: Sequence[str] | None, skip: Sequence[str] | None) -> set[str]:

@@ -26,11 +26,16 @@ class Shard:
 
     def takes(self, number: int) -> bool:
         """Whether a unit of work, numbered from 0, is this part's."""
-        return number % self.count == self.index
+        return taker(number, self.count) == self.index
 
     def __str__(self) -> str:
         """Return it as people write it: i/n, from 1."""
         return f"{self.index + 1}/{self.count}"
+
+
+def taker(number: int, count: int) -> int:
+    """Return which of so many shards, from 0, takes a unit of work."""
+    return number % count
 
 
 def read_shard(text: str | None, environ: Mapping[str, str]) -> Shard:
