@@ -135,7 +135,7 @@ def certify(
         Known(),
         not_verified(planned) + left_out(own[len(findings) :]),
         complete=len(findings) == len(own),
-        shard=records.part(label, subject, part, planned, findings),
+        shard=records.part(label, subject, part, planned, findings, left_out(own[len(findings) :])),
     )
     if record.verdict != "holds":
         raise NotCertified(defects, [finding for finding in findings if finding.not_run], seed, record)

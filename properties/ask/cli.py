@@ -188,6 +188,30 @@ def certify(
     return status
 
 
+@app.command
+def merge(paths: list[Path], *, output: Path = Path("build/merged")) -> int:
+    """Make one certificate, one page and one JUnit XML of the shards of a run.
+
+    They must be of one run: the same target and source, suite, seed, worlds and versions. What is missing or
+    was cut short is named, and then the verdict is "incomplete". One defect that several shards found is
+    shown once, with the smallest case; where the target can be imported, cases are run again to tell. Exit
+    status: 0 everything holds, 1 something is falsified, 2 they cannot be merged, 3 nothing is falsified but
+    something is missing or did not run.
+
+    Parameters
+    ----------
+    paths
+        What `certify --shard` and `fuzz` left: certificates, folders that hold a certificate.json, or
+        folders of such folders.
+    output
+        Where to write certificate.json, report.html, junit.xml and counterexamples/.
+    """
+    _check_folder(output, "output")
+    from .merge import merge_shards
+
+    return merge_shards(paths, output)
+
+
 @app.command(name="schema")
 def print_schema() -> int:
     """Print the JSON schema of certificates."""
@@ -237,12 +261,12 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     return NOT_RUN if states["cannot run"] else HOLDS
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, argument: str = "counterexamples") -> None:
     """Raise Unusable if a folder is none, and cannot be made."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         problem = "not writable" if there.is_dir() else "not a folder"
-        raise Unusable("counterexamples", f"cannot write into {folder}: {there} is {problem}")
+        raise Unusable(argument, f"cannot write into {folder}: {there} is {problem}")
 
 
 def _read_known(path: Path | None) -> Known:

@@ -56,6 +56,7 @@ class Run:
         self.not_verified += not_verified(self.planned)
         absent = [label for label in self.subjects if label not in labels]
         self.not_verified += [f"{label}: not in these worlds" for label in absent]
+        self._shared = len(self.not_verified)  # by all shards
 
     @property
     def record(self) -> records.Certificate | records.Certificates:
@@ -72,7 +73,14 @@ class Run:
                     self.known,
                     self.not_verified,
                     complete=len(self.findings) == len(self.own),
-                    shard=records.part(label, subject, self.shard, self.planned, self.findings),
+                    shard=records.part(
+                        label,
+                        subject,
+                        self.shard,
+                        self.planned,
+                        self.findings,
+                        self.not_verified[self._shared :],
+                    ),
                 )
                 for label, (contract, subject) in self.subjects.items()
                 if label in labels

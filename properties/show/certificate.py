@@ -89,6 +89,8 @@ class Part(msgspec.Struct, frozen=True):
     checks: list[Planned]
     """All checks of the target, in order; empty where every shard verifies all, over cases of its own."""
     found: list[Found]
+    not_verified: list[str]
+    """Those lines of the certificate that are of this shard alone."""
 
     @property
     def others(self) -> list[Planned]:
@@ -267,7 +269,12 @@ def certificate(
 
 
 def part(
-    label: str, subject: Subject, shard: Shard, planned: Sequence[Check], findings: Sequence[Finding]
+    label: str,
+    subject: Subject,
+    shard: Shard,
+    planned: Sequence[Check],
+    findings: Sequence[Finding],
+    not_verified: Sequence[str],
 ) -> Part | None:
     """Return what a target's certificate says of its shard; None where the run is whole.
 
@@ -277,6 +284,7 @@ def part(
         shard: which part of the run this is.
         planned: the checks of the whole run, of other targets too.
         findings: those of this shard.
+        not_verified: what is not verified in this shard alone.
     """
     if shard.count == 1:
         return None
@@ -292,6 +300,7 @@ def part(
             for one in findings
             if one.loss == label and one.verdict == "falsified" and one.smallest
         ],
+        list(not_verified),
     )
 
 

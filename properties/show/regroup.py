@@ -1,0 +1,96 @@
+"""Findings of several shards that one defect explains."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from hypothesis.errors import HypothesisDeprecationWarning, UnsatisfiedAssumption
+
+from ..examples import Example
+from ..subjects import Subject
+from ..verify.arguments import Unusable
+from ..verify.certifier import Check, Finding, falsify
+from ..verify.fingerprints import fingerprint
+from ..verify.plan import plan
+from ..worlds import OutOfTime
+from .certificate import Certificate, Part, issuer, source_hash
+from .defects import explain
+
+AGAIN_SECONDS = 60.0
+"""How long findings are looked at again, before it is compared which are one."""
+
+
+def regrouped(merged: Certificate, shards: Sequence[Certificate], folder: Path) -> tuple[Certificate, str]:
+    """Tell, as one run does, which findings of different shards are one defect, and write its counterexample.
+
+    For that the smallest cases are run again, where the target and the suite are those of the shards. A case
+    that does not fail again as it did leaves its finding as it was.
+
+    Args:
+        merged: the certificate of one target.
+        shards: those that it was made of.
+        folder: where to write counterexamples.
+
+    Returns:
+        The certificate, and why findings were not compared, if so.
+    """
+    parts = [one.shard for one in shards if one.shard and one.shard.found]
+    if len(parts) < 2:
+        return merged, ""
+    subject = parts[0].subject
+    if source_hash(subject) != merged.source or issuer() != merged.issuer:
+        other = "the source of the target or of the suite is another than that which was verified"
+        return merged, f"{merged.target}: findings of different shards were not compared: {other}"
+    try:
+        defects = explain(_found_again(merged, parts), folder)
+    finally:
+        subject.worlds().close()
+    named = {
+        (finding.law, finding.world): (fingerprint(defect.leader), str(defect.file or "") or None)
+        for defect in defects
+        for finding in (defect.leader, *defect.others)
+    }
+    rows = []
+    for one in merged.properties:
+        mark, file = named.get((one.property, one.world), (one.fingerprint, one.counterexample))
+        rows.append(msgspec.structs.replace(one, fingerprint=mark, counterexample=file))
+    return msgspec.structs.replace(merged, properties=rows), ""
+
+
+def _found_again(merged: Certificate, parts: Sequence[Part]) -> list[Finding]:
+    """Run the smallest cases again; return the findings that they give again."""
+    label, subject, deadline = parts[0].label, parts[0].subject, time.monotonic() + AGAIN_SECONDS
+    subject.worlds().until = deadline
+    planned = _planned(label, merged.contract, subject, merged.worlds)
+    findings = []
+    for found in (found for part in parts for found in part.found):
+        check = planned.get((found.property, found.world))
+        if check and time.monotonic() < deadline:
+            finding = _again(check, merged.seed, Example.from_json(found.example))
+            if finding and fingerprint(finding) == found.fingerprint:
+                findings.append(finding)
+    return findings
+
+
+def _planned(label: str, contract: str, subject: Subject, worlds: str) -> dict[tuple[str, str], Check]:
+    try:
+        return {(one.law.name, one.world.name): one for one in plan({label: (contract, subject)}, worlds)}
+    except Unusable:  # a kind of world that is not here
+        return {}
+
+
+def _again(check: Check, seed: int, example: Example) -> Finding | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", HypothesisDeprecationWarning
+            )  # of `assume` where nothing is drawn
+            falsify(check, example)
+    except (UnsatisfiedAssumption, OutOfTime):
+        return None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        return Finding(check, seed, "falsified", reason=reason, smallest=example, error=error)
+    return None
