@@ -63,7 +63,7 @@ class Find(msgspec.Struct, frozen=True, tag="find", tag_field="kind"):
     headline: str
     reason: str
     example: str
-    """The smallest, as JSON."""
+    """The smallest, as JSON; empty where it is not known, as of a find of an earlier run."""
     failure: Failure
     hung: bool
     is_new: bool = True

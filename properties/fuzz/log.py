@@ -4,9 +4,11 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from ..verify.arguments import Unusable
 from .lines import Line, decode, encode
 
 
@@ -96,3 +98,20 @@ def read(path: Path) -> tuple[list[Line], int]:
             raise ValueError(f"{path}: line {number}: {error}") from error
     return lines, whole
 
+
+def compare(prefix: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that a run goes on as it began.
+
+    Args:
+        prefix: said before the name of what differs: an option's "--".
+        before: values by name, of the run that is gone on with.
+        now: of this one.
+
+    Raises:
+        Unusable: a value differs.
+    """
+    for name in dict.fromkeys([*before, *now]):
+        if before.get(name) != now.get(name):
+            what = f"{prefix}{name.replace('_', '-') if prefix == '--' else name}"
+            both = f"the run in the folder has {before.get(name)!r}, this one {now.get(name)!r}"
+            raise Unusable("resume", f"{what} differs: {both}")

@@ -23,9 +23,9 @@ SATURATED = 17.0
 """Beyond this, exp(-logit) is lost beside 1 in float32."""
 FLAGS = ("convention", "local_loss", "gather_with_grad", "dist_impl", "bidirectional")
 ALWAYS = {
-    "one row on a rank", "more than 64 rows in all", "more than 128 columns", "drawn cotangents", "scale above 50",
-    "no bias", "scalars of shape [1]", "saturated logits", "features of few bits", "duplicate rows",
-    *(f"width of remainder {rest} by 8" for rest in range(8)),
+    "one row on a rank", "more than 64 rows in all", "more than 128 columns", "drawn cotangents",
+    "scale above 50", "no bias", "scalars of shape [1]", "saturated logits", "features of few bits",
+    "duplicate rows", *(f"width of remainder {rest} by 8" for rest in range(8)),
 }  # fmt: skip
 """The regions that cases of every contract can lie in."""
 PADDED = {"padding but for one token", "padding inside a caption", "pad id other than 0"}
@@ -103,7 +103,11 @@ def _flag_regions(contract: Contract, subject: Subject) -> set[str]:
     choices = [[pinned[name]] if name in pinned else list(values[name]) for name in flags]  # type: ignore[arg-type]
     if "bidirectional" in flags and "bidirectional" not in pinned:
         choices = [[False]]
-    return {", ".join(map("{}={}".format, flags, one)) for one in itertools.product(*choices)} if flags else set()
+    return (
+        {", ".join(map("{}={}".format, flags, one)) for one in itertools.product(*choices)}
+        if flags
+        else set()
+    )
 
 
 def table(cases: Iterable[Case]) -> dict[str, int]:

@@ -74,6 +74,8 @@ class Finding:
     """It was asked for, and could not run."""
     more: int = 0
     """How many cases were checked besides those of `ratios`, which of very many are a sample."""
+    fingerprint: str = ""
+    """Where it is known already, as of one that was read from a file."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -192,8 +194,8 @@ def verify(
         until: when `time.monotonic()` is past it, no more than one case is drawn.
         deadline: when it is past that, no case is: one that runs is given up.
         found: told of the first case that falsifies it, at once.
-        passes: asked of each case that fails, before it falsifies anything; it may raise SkipTest, after which
-            no more is drawn.
+        passes: asked of each case that fails, before it falsifies anything; it may raise SkipTest, and
+            then no more is drawn.
         aim: draw cases after those whose error over bound is large, once half of them are drawn.
     """
     begun = time.monotonic()
