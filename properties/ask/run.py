@@ -191,9 +191,10 @@ def conclude(run: Run, verdict: str, console: Console) -> int:
     hold = sum(finding.verdict == "holds" for finding in run.findings)
     bad = len({finding.key for finding in run.falsified})
     failed = {finding.key for finding in run.findings if finding.verdict == "falsified"}
+    ran = len({finding.key for finding in run.findings})
     said, colour, status = {
         "holds": (f"{_counted(hold, 'check')} hold" + ("s" if hold == 1 else ""), "green", HOLDS),
-        "falsified": (f"{bad} of {_counted(len({one.key for one in run.findings}), 'check')} falsified", "red", FALSIFIED),
+        "falsified": (f"{bad} of {_counted(ran, 'check')} falsified", "red", FALSIFIED),
         "incomplete": (
             f"incomplete: {hold} of {_counted(len(run.own), 'check')} hold", "yellow", NOT_RUN,
         ),
