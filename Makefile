@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: verify test horovod lint bench defects mutants mutants-quick soak nightly peers clean
+.PHONY: verify test horovod lint bench defects mutants mutants-quick soak fuzz-test nightly peers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify
@@ -45,10 +45,15 @@ MINUTES ?= 30
 soak: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.defects.soak --minutes $(MINUTES)
 
-# Hours, not minutes: many more cases, larger worlds, another seed each night.
+# Runs the fuzz command itself, with planted defects, and kills it in several ways: minutes.
+fuzz-test: .venv/installed
+	FUZZ_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py
+
+# Hours, not minutes: larger worlds, another seed each night; finds stay in build/nightly, and are run again first.
+TIME ?= 8h
 nightly: .venv/installed
-	$(BIN)/verified-losses certify --max-examples 2000 --world 1,sim:2-64,proc:2-4 \
-		--seed $$(date +%Y%m%d) --json build/nightly.json
+	$(BIN)/verified-losses fuzz --world 1,sim:2-64,proc:2-4 --max-time $(TIME) \
+		--seed $$(date +%Y%m%d) --folder build/nightly
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_simulated_programs.py
 
 # Certifies released losses of other packages, and writes peers/FINDINGS.md; needs the network once.

@@ -58,21 +58,18 @@ class Log:
 
     def flush(self) -> None:
         """Try again to write what could not be written."""
-        while self._pending:
-            try:
-                written = os.pwrite(self._file, self._pending, self._size)
-            except OSError as error:
-                self.trouble = f"{self.path}: {error.strerror or error}"
-                whole = 0
-            else:
-                whole = self._pending.rfind(b"\n", 0, written) + 1
-            if whole == 0:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._file, self._size)
-                return
-            self._size += whole
-            del self._pending[:whole]
         self.trouble = ""
+        written = 0
+        try:
+            while written < len(self._pending):
+                written += os.pwrite(self._file, self._pending[written:], self._size + written)
+        except OSError as error:
+            self.trouble = f"{self.path}: {error.strerror or error}"
+            written = self._pending.rfind(b"\n", 0, written) + 1  # the whole lines among it
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._size + written)
+        self._size += written
+        del self._pending[:written]
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
