@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import msgspec
 import psutil
 import pytest
+from hypothesis import Phase
 from rich.console import Console
 
 from verified_losses.properties.ask import fuzz_run
@@ -61,11 +63,14 @@ def _terms(note: str = "", observed: float = 2.0) -> Falsified:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Check, Example], float]], None]:
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Put a function in the place of what runs a law on an example, and of what explains findings."""
 
-    def judge_by(judge: Callable[[Check, Example], float]) -> None:
+    def judge_by(judge: Callable[[Check, Example], float], shrink: bool = False) -> None:
         monkeypatch.setattr(certifier, "falsify", judge)
+        if not shrink:  # which takes most of the time
+            phases = SimpleNamespace(generate=Phase.generate, target=Phase.target, shrink=Phase.reuse)
+            monkeypatch.setattr(certifier, "Phase", phases)
         monkeypatch.setattr(unit, "render", lambda finding, path: f"{MARK} {fingerprint(finding)}\n")
         monkeypatch.setattr("verified_losses.properties.verify.grouping.falsify", judge)
 
@@ -348,7 +353,7 @@ def test_a_find_keeps_its_fingerprint_as_it_is_made_smaller(judged: Any) -> None
         # whatever is smaller fails otherwise
         raise _terms(f" of {min(sum(example.case.rows), 3)} rows")
 
-    judged(judge)
+    judged(judge, shrink=True)
     _, (early, find) = _unit(set())
     assert find.fingerprint == early.fingerprint
     assert find.failure.message.partition(":")[0] == early.failure.message.partition(":")[0]
