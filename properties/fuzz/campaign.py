@@ -92,7 +92,7 @@ class Campaign:
     corpus: set[str]
     workers: Workers
     view: View
-    save: Callable[["Campaign"], None]
+    save: Callable[["Campaign"], object]
     tallies: dict[int, Tally] = field(init=False)
     begun: float = field(default_factory=time.monotonic)
     why: str = ""
@@ -197,11 +197,7 @@ class Campaign:
         with self._signals():
             try:
                 while not self.why:
-                    self.why = self._over()
-                    if not self.why:
-                        self._deal()
-                        for event in self.workers.wait(TICK_SECONDS):
-                            self._take(event)
+                    self.step()
                     self.view.tick(self)
                     if time.monotonic() > saved + SAVE_SECONDS:
                         saved = time.monotonic()
@@ -212,6 +208,14 @@ class Campaign:
                 self.workers.close()
             for find in list(self._early.values()):
                 self._keep_unfinished(find)
+
+    def step(self) -> None:
+        """Deal out units, and take what has come of some."""
+        self.why = self._over()
+        if not self.why:
+            self._deal()
+            for event in self.workers.wait(TICK_SECONDS):
+                self._take(event)
 
     def end(self, status: int) -> None:
         """Write the last line, and once more what could not be written."""

@@ -20,7 +20,7 @@ def recorded(error: Exception) -> Failure:
     if isinstance(error, Falsified):
         return Failure(name, str(error), None if error.place is None else _packed(error.place))
     if isinstance(error, WorldError):
-        ranks = [(state.rank, state.state, state.detail) for state in error.ranks]
+        ranks: list[tuple[int, str, str]] = [(state.rank, state.state, state.detail) for state in error.ranks]
         if isinstance(error, SimulationError):
             return Failure(name, error.message, world=error.world, ranks=ranks, finding=error.finding)
         return Failure(name, "", world=error.world, ranks=ranks)

@@ -154,7 +154,7 @@ def run(
 
 def _watch(check: Check, deadline: float) -> None:
     """Let the target's processes note the branches that it takes."""
-    if branches.available():
+    if branches.available() and not _is_compiled(check):
         check.subject.worlds().until = deadline
         place = Target.of(check.subject.target).place
         with contextlib.suppress(WorldError, OutOfTime):  # the first case meets it, and says so
@@ -163,10 +163,15 @@ def _watch(check: Check, deadline: float) -> None:
 
 def _branches(check: Check) -> list[str]:
     """Return the branches that were noted; none where a failure has cost the processes."""
-    if branches.available() and time.monotonic() < check.subject.worlds().until:
+    if branches.available() and not _is_compiled(check) and time.monotonic() < check.subject.worlds().until:
         with contextlib.suppress(WorldError, OutOfTime):
             return sorted({one for taken in _ranks(check).run(branches.taken) for one in taken})
     return []
+
+
+def _is_compiled(check: Check) -> bool:
+    """Whether torch.compile reads the target's bytecode, which monitoring changes."""
+    return "compiled" in check.law.modes
 
 
 def _ranks(check: Check) -> World:
