@@ -899,7 +899,7 @@ class Hangs(verified_losses.ClipLoss):
 
 @long
 def test_all_of_it_takes_the_time_that_was_asked_for(tmp_path: Path) -> None:
-    for seconds in (15, 40):
+    for seconds in (20, 40):
         begun = time.monotonic()
         asked = ["--loss", "clip", "siglip", "--max-time", f"{seconds}s"]
         status, printed = _fuzz(tmp_path / str(seconds), *asked)

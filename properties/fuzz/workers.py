@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process, process
@@ -41,6 +42,8 @@ class Told(msgspec.Struct, frozen=True):
     find: Find | None = None
     code: str = ""
     done: Done | None = None
+    error: str = ""
+    """Why the process cannot go on: a traceback."""
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -154,6 +157,8 @@ class Processes:
         except (EOFError, OSError):
             worker.process.join(REAP_SECONDS)
             return self._lose(number, f"its process ended with status {worker.process.exitcode}")
+        if told.error:
+            return self._lose(number, told.error)
         if told.done:
             del self._jobs[number]
         return [told]
@@ -191,7 +196,22 @@ def _work(pipe: connection.Connection, scope: Scope, folder: Path, path: Sequenc
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    # the fork server of a process that is ended may live some seconds longer: it must hold no one's pipe open
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
     sys.path[:] = path
+
+    def send(told: Told) -> None:
+        pipe.send_bytes(msgspec.json.encode(told))
+
+    try:
+        _run_units(pipe, scope, folder, send)
+    except Exception:
+        send(Told(error=traceback.format_exc()))
+
+
+def _run_units(pipe: connection.Connection, scope: Scope, folder: Path, send: Callable[[Told], None]) -> None:
     import torch
 
     from .unit import run
@@ -201,13 +221,11 @@ def _work(pipe: connection.Connection, scope: Scope, folder: Path, path: Sequenc
     while True:
         job = msgspec.json.decode(pipe.recv_bytes(), type=Job)
         check = checks[job.unit.check]
-        tell = _teller(pipe)
-        done = run(job.unit, check, job.known, job.unmet, job.deadline, folder, tell)
-        pipe.send_bytes(msgspec.json.encode(Told(done=done)))
 
+        def tell(find: Find, code: str) -> None:
+            send(Told(find=find, code=code))
 
-def _teller(pipe: connection.Connection) -> Callable[[Find, str], None]:
-    return lambda find, code: pipe.send_bytes(msgspec.json.encode(Told(find=find, code=code)))
+        send(Told(done=run(job.unit, check, job.known, job.unmet, job.deadline, folder, tell)))
 
 
 def _exit_with_parent() -> None:
