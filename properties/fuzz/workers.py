@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+import psutil
 
 from ..verify.arguments import Subjects
 from ..verify.plan import plan
@@ -144,7 +145,7 @@ class Processes:
         """End them. Closing twice is harmless."""
         for worker in self._workers:
             if worker:
-                worker.process.kill()
+                _kill(worker.process)
         for number, worker in enumerate(self._workers):
             if worker:
                 worker.process.join(REAP_SECONDS)
@@ -169,7 +170,7 @@ class Processes:
         worker = self._workers[number]
         assert worker is not None
         self._workers[number] = None
-        worker.process.kill()
+        _kill(worker.process)
         worker.process.join(REAP_SECONDS)
         worker.pipe.close()
         return [Lost(job.unit, why)]
@@ -189,6 +190,17 @@ def _start(scope: Scope, folder: Path) -> _Worker:
         child.start()
         theirs.close()
     return _Worker(child, ours)
+
+
+def _kill(worker: process.BaseProcess) -> None:
+    """Kill a process and its fork server, which may be importing torch; its ranks end by themselves."""
+    helpers: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        helpers = psutil.Process(worker.pid).children()
+    worker.kill()
+    for helper in helpers:
+        with contextlib.suppress(psutil.Error):
+            helper.kill()
 
 
 def _work(pipe: connection.Connection, scope: Scope, folder: Path, path: Sequence[str]) -> None:
