@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: verify test horovod lint bench defects mutants mutants-quick soak fuzz-test nightly peers clean
+.PHONY: verify test horovod lint bench defects mutants mutants-quick soak fuzz-test nightly cluster peers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify
@@ -48,6 +48,11 @@ soak: .venv/installed
 # Runs the fuzz command itself, with planted defects, and kills it in several ways: minutes.
 fuzz-test: .venv/installed
 	FUZZ_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py
+
+# What takes several machines, here as several processes of this one: workflow, Slurm, Redis, torchrun between
+# network namespaces. Needs Debian's slurmctld slurmd slurm-client munge redis-server iproute2; skips what is not there.
+cluster: .venv/installed
+	CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_nightly.py tests/test_database.py tests/test_torchrun.py
 
 # Hours, not minutes: larger worlds, another seed each night; finds stay in build/nightly, and are run again first.
 TIME ?= 8h

@@ -17,9 +17,9 @@ from verified_losses.properties.laws import Falsified, laws
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify import certifier
 from verified_losses.properties.verify.arguments import ask
-from verified_losses.properties.verify.certifier import Check, Finding, checks, falsify, verify
+from verified_losses.properties.verify.certifier import Certifier, Check, Finding, checks, falsify, verify
 from verified_losses.properties.verify.plan import fitted, plan
-from verified_losses.properties.worlds import OutOfTime
+from verified_losses.properties.worlds import OutOfTime, RankState, WorldError, WorldLost
 from verified_losses.properties.worlds.specs import WorldSpec, parse
 from verified_losses.properties.worlds.table import KINDS
 
@@ -108,6 +108,40 @@ def test_a_call_that_is_given_up_falsifies_nothing(monkeypatch: pytest.MonkeyPat
     deadline = time.monotonic() + 0.1
     finding = verify(check, 25, deadline=deadline)
     assert (finding.verdict, finding.reason, len(ran)) == ("skipped", "out of time", 1)
+
+
+def test_a_world_that_is_lost_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge() -> float:
+        if len(ran) > 3:
+            raise WorldLost("host 1 is gone")
+        return 0.5
+
+    check, ran = _first(monkeypatch, judge)
+    finding = verify(check, 25)
+    assert (finding.verdict, finding.reason, finding.not_run) == ("skipped", "host 1 is gone", True)
+    assert (finding.examples, len(ran)) == (3, 4)
+
+
+def test_a_case_that_ends_its_world_is_not_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge() -> float:
+        if len(ran) == 3:
+            raise WorldError(
+                "torchrun:2", [RankState(0, "returned", ""), RankState(1, "exited", "")], over=True
+            )
+        return 0.5
+
+    check, ran = _first(monkeypatch, judge)
+    finding = verify(check, 25)
+    assert (finding.verdict, finding.smallest, len(ran)) == ("falsified", ran[2], 3)
+    assert "not every time" not in finding.reason
+
+
+def test_no_check_runs_in_a_world_that_is_not_there_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, ran = _first(monkeypatch, lambda: 0.5)
+    row = dataclasses.replace(KINDS["single"], missing=lambda: "host 1 is gone")
+    monkeypatch.setitem(KINDS, "single", row)
+    finding = Certifier(25).verify(check)
+    assert (finding.reason, finding.not_run, ran) == ("host 1 is gone", True, [])
 
 
 def test_no_counterexample_is_made_smaller_once_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

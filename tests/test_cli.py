@@ -21,7 +21,7 @@ from verified_losses.properties.laws import Falsified, laws
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.certificate import Asked
 from verified_losses.properties.verify.arguments import ask
-from verified_losses.properties.verify.certifier import Check, Finding, Found, verify
+from verified_losses.properties.verify.certifier import Check, Databases, Finding, Found, verify
 from verified_losses.properties.verify.known import Known
 from verified_losses.properties.verify.plan import plan
 from verified_losses.properties.worlds import RankState, WorldError
@@ -369,7 +369,7 @@ def test_a_finding_is_kept_if_the_run_is_interrupted_before_its_case_is_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(
-        planned: list[Check], most: int, seed: int, deadline: float, found: Found
+        planned: list[Check], most: int, seed: int, deadline: float, found: Found, database: Databases
     ) -> Iterator[Finding]:
         def interrupt(finding: Finding) -> None:
             found(finding)

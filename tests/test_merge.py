@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,21 @@ def test_shards_of_several_losses_are_merged_in_any_order(shards: Path, tmp_path
         assert not any("shard" in line for line in one.not_verified)
 
 
+def test_what_is_done_so_far_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subjects, file = {"clip": SHIPPED["clip"]}, tmp_path / "certificate.json"
+    one = run.Run(subjects, plan(subjects, "1", only=ONLY), Asked(5, 4, "1"), Known(), shard=Shard(0, 2))
+    save = run.saver(one, file)
+    save()
+    assert not file.exists(), "not at once: it costs time"
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    one.findings = [Finding(one.own[0], 5, "holds", (0.5,))]
+    save()
+    record = _read(file)
+    assert isinstance(record, Certificate)
+    assert (record.verdict, len(record.properties)) == ("incomplete", 1)
+    run.saver(one, tmp_path / "certificate.json" / "no folder")()  # raises nothing
+
+
 def test_a_missing_shard_is_named(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     paths = [shards / "1", shards / "3" / "certificate.json", tmp_path / "empty", tmp_path / "gone"]
@@ -154,15 +170,23 @@ def test_a_shard_that_was_cut_short_is_named(
         record["verdict"] = "incomplete"
         for one in record["certificates"]:
             one["verdict"] = "incomplete"
-            one["not_verified"].append("interrupted after 3 of 4 checks")
-            one["shard"]["not_verified"].append("interrupted after 3 of 4 checks")
+            one["not_verified"] += ["interrupted after 3 of 4 checks", "no branches"]
+            one["shard"]["not_verified"] += ["interrupted after 3 of 4 checks", "no branches"]
         del record["certificates"][1]["properties"][0]
 
+    def add(record: dict[str, Any]) -> None:
+        for one in record["certificates"]:
+            one["not_verified"].append("no branches")
+            one["shard"]["not_verified"].append("no branches")
+
+    _spoil(mine / "1", add)
     _spoil(mine / "2", cut)
+    _spoil(mine / "3", add)
     assert _merge(mine, "--output", tmp_path / "merged") == 3
     said = capsys.readouterr().out
     assert "not verified: shard 2/3: cut short: 1 check did not run" in said
     assert "not verified: shard 2/3: interrupted after 3 of 4 checks" in said
+    assert said.count("no branches") == said.count("not verified: every shard: no branches") == 1
 
 
 def test_a_certificate_that_was_cut_off_is_a_missing_shard(
@@ -225,6 +249,42 @@ def test_shards_of_different_runs_are_refused(
     said = capsys.readouterr().err
     assert named.format(*(mine / f"{index}" / "certificate.json" for index in (1, 2))) in said
     assert not (tmp_path / "merged").exists()
+
+
+def test_findings_are_merged_where_the_target_is_not(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def falsify(record: dict[str, Any]) -> None:
+        record["verdict"] = "falsified"
+        one = record["certificates"][0]
+        mark, row = "ab" if one["shard"]["index"] == 1 else "cd", one["properties"][0]
+        row |= {"verdict": "falsified", "fingerprint": mark, "counterexample": f"elsewhere/{mark}.py"}
+        found = {"property": row["property"], "world": row["world"], "fingerprint": mark, "example": "{}"}
+        one |= {"verdict": "falsified", "source": "0" * 64}
+        one["shard"]["found"] = [found]
+        one["shard"]["subject"]["target"] = one["target"] = "gone/mine.py:Loss"
+
+    def moved(record: dict[str, Any]) -> None:
+        one = record["certificates"][0]
+        one["source"] = "0" * 64
+        one["shard"]["subject"]["target"] = one["target"] = "gone/mine.py:Loss"
+
+    for index in (1, 2):
+        _spoil(mine / f"{index}", falsify)
+    _spoil(mine / "3", moved)
+    (mine / "2" / "kept").mkdir()
+    (mine / "2" / "kept" / "cd.py").write_text('# verified-losses counterexample\nHOME = "x"  # from\n')
+    assert _merge(mine, "--output", tmp_path / "merged") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note gone/mine.py:Loss: findings of different shards were not compared" in said
+    record = _read(tmp_path / "merged" / "certificate.json")
+    assert isinstance(record, Certificates)
+    rows = record.certificates[0].properties
+    named = {row.fingerprint: row.counterexample for row in rows if row.verdict == "falsified"}
+    copy = tmp_path / "merged" / "counterexamples" / "cd.py"
+    assert named == {"ab": "elsewhere/ab.py", "cd": str(copy)}
+    home = os.path.relpath(Path.cwd(), copy.parent)
+    assert copy.read_text() == f'# verified-losses counterexample\nHOME = "{home}"  # from\n'
 
 
 def test_one_file_that_is_given_twice_counts_once(shards: Path, tmp_path: Path) -> None:

@@ -30,15 +30,17 @@ from ..verify.arguments import (
     Unusable,
     ask,
     check_config,
+    check_database,
     check_max_examples,
     read_config,
     read_seconds,
     some_dtypes,
     some_worlds,
+    without_password,
 )
 from ..verify.known import Known
 from ..verify.shards import read_shard
-from ..worlds import server
+from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
 AS = f"What the target must do: {', '.join(CONTRACTS)}."
@@ -75,6 +77,7 @@ def certify(
     html: Path | None = None,
     junit: Path | None = None,
     shard: str | None = None,
+    database: str | None = None,
     begun: Annotated[float, Parameter(parse=False)],
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
@@ -114,7 +117,8 @@ def certify(
     world
         Where ranks run, separated by commas: 1 is one process, proc:2 (or 2) two real processes over gloo,
         proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
-        and schedule are drawn.
+        and schedule are drawn; torchrun is the processes that torchrun started, on several hosts:
+        torchrun --nnodes N --nproc-per-node M -m verified_losses.properties certify ... --world torchrun.
     dtype
         Of the inputs, separated by commas.
     max_examples
@@ -142,6 +146,9 @@ def certify(
         which draw the cases that they draw in one run, and `verified-losses merge` makes one certificate of
         all. If not given, it is that of a Slurm job array (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT), or
         of the variable VERIFIED_LOSSES_SHARD, which reads as the option does.
+    database
+        A folder, or redis://HOST/DB, in which Hypothesis keeps cases that failed: they are tried first in the
+        next run, whatever its seed. Redis is a cache, over a local folder: a run goes on without it.
     begun
         What `time.monotonic()` was as the process began.
     """
@@ -159,7 +166,15 @@ def certify(
     some_worlds(world)
     check_max_examples(max_examples)
     some_shard = read_shard(shard, os.environ)
+    if database is not None:
+        check_database(database)
+        if "://" not in database:
+            _check_folder(Path(database), "database")
 
+    if any(spec.kind == "torchrun" for spec in some_worlds(world)):
+        if torchrun.is_executor():
+            return torchrun.serve()
+        torchrun.lead()
     server.start()  # which imports torch too
     from ..laws import laws
     from ..show.certificate import Asked
@@ -174,12 +189,13 @@ def certify(
     if not shipped:
         subjects = fitted(subjects, deadline)
         planned = plan(subjects, world, max_examples, only, skip)
-    command = shlex.join([*app.name, *sys.argv[1:]])
+    command = without_password(shlex.join([*app.name, *sys.argv[1:]]))
     asked_for = Asked(seed, max_examples, world, command)
     run = running.Run(subjects, planned, asked_for, accept, shard=some_shard)
     running.save(run.record, json, html, junit)
     console = running.printer()
-    running.verify(run, console, counterexamples, deadline, fail_fast, running.saver(run, json))
+    torchrun.last_words = running.last_words(run, json)
+    running.verify(run, console, counterexamples, deadline, fail_fast, running.saver(run, json), database)
     running.show(run, console)
     record = run.record
     running.save(record, json, html, junit)

@@ -21,7 +21,8 @@ from ..show.drawn import Drawn
 from ..show.html import read_codes, render
 from ..show.text import plain, write_whole
 from ..verify.arguments import Subjects, Unusable
-from ..verify.certifier import Check, Finding, verify_all
+from ..verify.certifier import Check, Databases, Finding, verify_all
+from ..verify.database import of_check, open_database
 from ..verify.known import Known
 from ..verify.plan import left_out, not_verified, own_checks
 from ..verify.shards import Shard
@@ -112,8 +113,19 @@ def verify(
     deadline: float = math.inf,
     fail_fast: bool = False,
     save: Callable[[], None] = lambda: None,
+    database: str | None = None,
 ) -> None:
-    """Run the checks, and print each finding as its first case fails; `save` is called after each check."""
+    """Run the checks, and print each finding as its first case fails.
+
+    Args:
+        run: the checks.
+        console: where to print.
+        counterexamples: where to write the smallest case of each defect.
+        deadline: what `time.monotonic()` is when no time is left.
+        fail_fast: stop at the first finding that is not known.
+        save: called after each check.
+        database: where failing cases are kept, to be tried first.
+    """
     if not console.is_terminal:
         label, *others = dict.fromkeys(check.label for check in run.planned)
         whom = f"{1 + len(others)} losses" if others else escape(label)
@@ -134,7 +146,8 @@ def verify(
     columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("", total=len(run.own))
-        findings = verify_all(run.own, run.asked.max_examples, run.asked.seed, deadline, announce)
+        asked, kept = run.asked, _databases(database, console)
+        findings = verify_all(run.own, asked.max_examples, asked.seed, deadline, announce, kept)
         try:
             for check in run.own:
                 what = f"{check.label}: {check.law.name} ({check.world.name})"
@@ -239,6 +252,18 @@ def show_files(console: Console, json: Path, html: Path | None, junit: Path | No
             console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
 
 
+def _databases(database: str | None, console: Console) -> Databases:
+    """Return where the failing cases of a check are kept."""
+    if database is None:
+        return lambda check: None
+
+    def say(trouble: str) -> None:
+        console.print(f"[yellow]note[/] {escape(plain(trouble))}", highlight=False, soft_wrap=True)
+
+    opened = open_database(database, say)
+    return lambda check: of_check(opened, check)
+
+
 def saver(run: Run, json: Path) -> Callable[[], None]:
     """Return what writes the certificate so far, at most every `SAVE_SECONDS`: a machine may go any time.
 
@@ -254,6 +279,16 @@ def saver(run: Run, json: Path) -> Callable[[], None]:
             last = time.monotonic()
 
     return save_so_far
+
+
+def last_words(run: Run, json: Path) -> Callable[[str], None]:
+    """Return what writes the certificate so far where the process has to end."""
+
+    def write_so_far(why: str) -> None:
+        run.not_verified.append(why)
+        records.write(run.record, json)
+
+    return write_so_far
 
 
 def _counted(number: int, noun: str) -> str:

@@ -65,8 +65,8 @@ def _add_suite(
 
 def _add_case(suite: ElementTree.Element, name: str, found: Property) -> str:
     """Add the case of a law in a world; return its outcome, or nothing if it holds."""
-    named = {"classname": _text(name), "name": f"{found.property} [{found.world}]"}
-    case = ElementTree.SubElement(suite, "testcase", **named, time=f"{found.seconds:.3f}")
+    named, seconds = f"{found.property} [{found.world}]", f"{found.seconds:.3f}"
+    case = ElementTree.SubElement(suite, "testcase", classname=_text(name), name=named, time=seconds)
     if found.verdict == "falsified" and not found.known:
         message, *_ = shortened(found.reason).splitlines() or [""]
         where = f" ({found.counterexample})" if found.counterexample else ""

@@ -259,8 +259,14 @@ def _lines(targets: Sequence[Sequence[Certificate]]) -> list[str]:
         if row.verdict == "skipped"
     ]
     said = {f"{_part(one).index}/{_part(one).count}": _part(one).not_verified for one in shards}
-    known = {line for lines in said.values() for line in lines}
-    own = [f"shard {name}: {line}" for name, lines in said.items() for line in lines if line not in skipped]
+    known = list(dict.fromkeys(line for lines in said.values() for line in lines))
+    of_all = [line for line in known if len(said) > 1 and all(line in lines for lines in said.values())]
+    own = [
+        f"{'every shard' if line in of_all else f'shard {name}'}: {line}"
+        for name, lines in said.items()
+        for line in lines
+        if line not in skipped
+    ]
     return list(
         dict.fromkeys([*common, *(line for line in skipped if line in known), *own, *_absent(targets)])
     )
@@ -306,10 +312,11 @@ def _without_shard(command: str) -> str:
 def located(left: Left) -> Left:
     """Return what a shard left, with its counterexamples named by where they are.
 
-    A file is sought by its name in the folder of the certificate and in those below; one that is not there
+    A file is sought by its name in the folder of the certificate and in those in it; one that is not there
     keeps the name that the shard gave it.
     """
-    below = {file.name: file for file in sorted(left.file.parent.rglob("*.py"))}
+    folder = left.file.parent
+    below = {file.name: file for file in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")])}
 
     def there(name: str) -> str:
         return str(below.get(Path(name).name, name))

@@ -40,7 +40,7 @@ def regrouped(merged: Certificate, shards: Sequence[Certificate], folder: Path) 
     if len(parts) < 2:
         return merged, ""
     subject = parts[0].subject
-    if source_hash(subject) != merged.source or issuer() != merged.issuer:
+    if _source(subject) != merged.source or issuer() != merged.issuer:
         other = "the source of the target or of the suite is another than that which was verified"
         return merged, f"{merged.target}: findings of different shards were not compared: {other}"
     try:
@@ -57,6 +57,14 @@ def regrouped(merged: Certificate, shards: Sequence[Certificate], folder: Path) 
         mark, file = named.get((one.property, one.world), (one.fingerprint, one.counterexample))
         rows.append(msgspec.structs.replace(one, fingerprint=mark, counterexample=file))
     return msgspec.structs.replace(merged, properties=rows), ""
+
+
+def _source(subject: Subject) -> str:
+    """Return the hash of a target's source; nothing, where it is not here."""
+    try:
+        return source_hash(subject)
+    except (OSError, ValueError):
+        return ""
 
 
 def _found_again(merged: Certificate, parts: Sequence[Part]) -> list[Finding]:

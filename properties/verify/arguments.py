@@ -4,12 +4,14 @@ Imports no torch: a wrong argument is refused before torch is imported.
 """
 
 import ast
+import importlib.util
 import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..names import CONTRACTS, CONVENTIONS, DTYPES
 from ..subjects import Subject
@@ -160,6 +162,36 @@ def check_max_examples(number: int) -> None:
     """
     if number < 1:
         raise Unusable("max_examples", f"expected at least 1, got {number}")
+
+
+def check_database(text: str) -> None:
+    """Check where a database of failing cases is to be.
+
+    Raises:
+        Unusable: it is neither a folder nor redis://HOST/DB, or what talks to Redis is not installed.
+    """
+    scheme, separator, _ = text.partition("://")
+    if not text.strip():
+        raise Unusable("database", f"expected a folder or redis://HOST/DB, got {text!r}")
+    if not separator:
+        return
+    shown = without_password(text)
+    expected = f"expected a folder, redis://HOST/DB or rediss://HOST/DB, DB being a number, got {shown!r}"
+    try:
+        place = urlsplit(text)
+        usable = place.hostname and (place.port is None or place.port > 0)
+    except ValueError:
+        usable = None
+    if scheme not in ("redis", "rediss") or not usable or not re.fullmatch(r"/?[0-9]*", place.path):
+        raise Unusable("database", expected)
+    if importlib.util.find_spec("redis") is None:
+        extra = "verified-losses[redis]"
+        raise Unusable("database", f"{shown} needs the package redis: pip install '{extra}'")
+
+
+def without_password(text: str) -> str:
+    """Return a text without the user names and passwords in its addresses."""
+    return re.sub(r"(rediss?://)[^@/\s]*@", r"\1***@", text)
 
 
 def read_seconds(text: str) -> float:

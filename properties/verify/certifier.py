@@ -11,6 +11,7 @@ from unittest import SkipTest, mock
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis import strategies as st
+from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
@@ -21,7 +22,7 @@ from ..examples import Example
 from ..laws import Bench, Law, laws
 from ..reference import reference
 from ..subjects import Subject
-from ..worlds import OutOfTime, specs
+from ..worlds import OutOfTime, WorldError, WorldLost, specs
 from ..worlds.processes import COLLECTIVE_SHARE
 from ..worlds.simulated import Sends
 from ..worlds.specs import SINGLE, WorldSpec
@@ -116,6 +117,7 @@ class Finding:
 Found = Callable[[Finding], None]
 Passes = Callable[[Example, Exception, bool], bool]
 """Whether a failure is to count as none: gets the example, what it raised, and whether it was cut off."""
+Databases = Callable[[Check], ExampleDatabase | None]
 
 
 def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) -> Iterator[Check]:
@@ -179,6 +181,7 @@ def verify(
     until: float = math.inf,
     deadline: float = math.inf,
     found: Found | None = None,
+    database: ExampleDatabase | None = None,
     passes: Passes | None = None,
     aim: bool = False,
 ) -> Finding:
@@ -197,6 +200,7 @@ def verify(
         passes: asked of each case that fails, before it falsifies anything; it may raise SkipTest, and
             then no more is drawn.
         aim: draw cases after those whose error over bound is large, once half of them are drawn.
+        database: keeps cases that falsify this check, which are tried first, before those of the seed.
     """
     begun = time.monotonic()
     check.subject.worlds().until = deadline
@@ -204,12 +208,13 @@ def verify(
     ran: list[Case] = []
     smallest: Example | None = None
     failure: Exception | None = None
+    gone = ""
     failures: dict[Example, Exception] = {}
     shrink_until = math.inf
     hung = False
 
     def run(example: Example) -> None:
-        nonlocal smallest, failure, shrink_until, hung
+        nonlocal smallest, failure, shrink_until, hung, gone
         if failures and time.monotonic() > shrink_until:
             if example in failures:  # Hypothesis asks again for the smallest, and gets what came of it
                 smallest, failure = example, failures[example]
@@ -222,7 +227,8 @@ def verify(
             ratio = falsify(check, example)
         except UnsatisfiedAssumption:
             raise
-        except OutOfTime:
+        except OutOfTime as error:
+            gone = str(error) if isinstance(error, WorldLost) else ""
             if not failures:
                 raise SkipTest(OUT_OF_TIME) from None
             return
@@ -236,6 +242,8 @@ def verify(
             shrink_until = min(
                 shrink_until, deadline, (started if hung else time.monotonic()) + SHRINK_SECONDS
             )
+            if isinstance(error, WorldError) and error.over:
+                shrink_until = 0.0  # nothing runs in that world any more
             if found and first:
                 reason = _said(error)
                 found(Finding(check, base_seed, "falsified", reason=reason, smallest=example, error=error))
@@ -248,15 +256,22 @@ def verify(
 
     configured = settings(
         max_examples=max(1, round(max_examples * check.law.share)),
-        database=None,
+        database=database,
+        derandomize=False,  # the seed is given; under CI, Hypothesis would refuse a database
         deadline=None,
-        phases=[Phase.generate, *[Phase.target] * aim, Phase.shrink],
+        phases=[
+            *[Phase.reuse] * (database is not None),
+            Phase.generate,
+            *[Phase.target] * aim,
+            Phase.shrink,
+        ],
         verbosity=Verbosity.quiet,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
     # every law and world draws cases of its own: what one misses another may meet
-    test = seed(f"{base_seed} {check.law.name} {check.world.name}")(configured(given(examples(check))(run)))
+    seeded = seed(f"{base_seed} {check.law.name} {check.world.name}")(given(examples(check))(run))
+    test = configured(seeded)  # after the seed, which would take the database away
     verdict: Verdict = "holds"
     reason = ""
     try:
@@ -269,8 +284,10 @@ def verify(
         reason = _said(failure or error)
         if isinstance(error, Flaky):
             reason = f"not every time for the same case: {reason}"
-    not_run = False
-    if verdict == "holds" and not ratios:
+    not_run = bool(gone) and verdict == "holds"
+    if not_run:
+        verdict, reason = "skipped", gone
+    elif verdict == "holds" and not ratios:
         not_run = time.monotonic() >= deadline
         reason = OUT_OF_TIME if not_run else "no case was drawn that it says something about"
         verdict = "skipped"
@@ -301,12 +318,19 @@ class Certifier:
         seed: the same seed draws the same cases.
         deadline: when `time.monotonic()` is past it, nothing more is run.
         found: told of a finding as its first case fails, before that is made smaller.
+        database: returns what keeps cases that falsify a check, which are tried first.
     """
 
     def __init__(
-        self, max_examples: int, seed: int = 0, deadline: float = math.inf, found: Found | None = None
+        self,
+        max_examples: int,
+        seed: int = 0,
+        deadline: float = math.inf,
+        found: Found | None = None,
+        database: Databases = lambda check: None,
     ) -> None:
         self.max_examples = max_examples
+        self.database = database
         self.seed = seed
         self.deadline = deadline
         self.found = found
@@ -317,9 +341,19 @@ class Certifier:
         where = check.label, check.world.name
         if time.monotonic() >= self.deadline:
             return self.not_run(check, OUT_OF_TIME)
+        if missing := check.world.row.missing():
+            return self.not_run(check, missing)
         if where in self._hung:
             return self.not_run(check, "the target hung in this world before")
-        finding = verify(check, self.max_examples, self.seed, until, self.deadline, self.found)
+        finding = verify(
+            check,
+            self.max_examples,
+            self.seed,
+            until,
+            self.deadline,
+            self.found,
+            database=self.database(check),
+        )
         if finding.hung:
             self._hung.add(where)
         return finding
@@ -335,6 +369,7 @@ def verify_all(
     base_seed: int = 0,
     deadline: float = math.inf,
     found: Found | None = None,
+    database: Databases = lambda check: None,
 ) -> Iterator[Finding]:
     """Run checks one by one.
 
@@ -345,8 +380,9 @@ def verify_all(
         deadline: what `time.monotonic()` is when the time for all of them is over. Each gets a fair share, in
             which at least one case is run; those for which no time is left are skipped.
         found: told of a finding as its first case fails, before that is made smaller.
+        database: returns what keeps cases that falsify a check, which are tried first.
     """
-    certifier = Certifier(max_examples, base_seed, deadline, found)
+    certifier = Certifier(max_examples, base_seed, deadline, found, database)
     for done, check in enumerate(planned):
         if time.monotonic() < deadline:  # out of the time of all, not of this check's share
             worlds = check.subject.worlds()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 T = TypeVar("T")
+State = Literal["returned", "raised", "exited", "killed", "hung"]
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class RankState:
     """The state of one rank after a run that failed."""
 
     rank: int
-    state: Literal["returned", "raised", "exited", "killed", "hung"]
+    state: State
     detail: str
     """The traceback where it raised or hung, the exit status or the signal's name where it died."""
 
@@ -21,12 +22,19 @@ class RankState:
 
 
 class WorldError(Exception):
-    """A run in which at least one rank did not return. Every rank's state is in `ranks`."""
+    """A run in which at least one rank did not return.
 
-    def __init__(self, world: str, ranks: list[RankState]) -> None:
-        super().__init__(world, ranks)
+    Args:
+        world: its name.
+        ranks: every rank's state.
+        over: whether the world cannot be used any more.
+    """
+
+    def __init__(self, world: str, ranks: list[RankState], over: bool = False) -> None:
+        super().__init__(world, ranks, over)
         self.world = world
         self.ranks = ranks
+        self.over = over
 
     def __str__(self) -> str:
         return f"world {self.world}: not every rank returned\n" + "\n".join(map(str, self.ranks))
@@ -34,6 +42,10 @@ class WorldError(Exception):
 
 class OutOfTime(Exception):
     """A run was given up before its own time was over, as its caller had no more."""
+
+
+class WorldLost(OutOfTime):
+    """A world is gone, by no fault of the target: a host was lost, or a run before has ended it."""
 
 
 class World(Protocol):
@@ -55,4 +67,15 @@ class World(Protocol):
 
     def close(self) -> None:
         """End the world's processes. Closing twice is harmless."""
+        ...
+
+
+class Pool(World, Protocol):
+    """A world of processes, which are kept from run to run."""
+
+    until: float
+    """When `time.monotonic()` is past it, what runs is given up."""
+
+    def start(self) -> None:
+        """Start the processes, if there are none; otherwise the first run does."""
         ...

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import World, WorldError
-from .processes import ProcessWorld
 
 T = TypeVar("T")
 
@@ -22,7 +21,7 @@ class IsolatedWorld:
         traffic: the volume of the last run, where `inner` counts it.
     """
 
-    def __init__(self, inner: World, host: ProcessWorld) -> None:
+    def __init__(self, inner: World, host: World) -> None:
         self.inner = inner
         self.host = host
         self.name, self.size = inner.name, inner.size

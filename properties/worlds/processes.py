@@ -159,7 +159,7 @@ class ProcessWorld:
         self._folder = Path(tempfile.mkdtemp(prefix=f"world-{self.size}-"))
         # at exit too, before multiprocessing would wait for the ranks without a limit; not in a fork
         self._end = util.Finalize(self, _end, (self._ranks, self._folder), exitpriority=0)
-        environment = {**os.environ, **server.RANK_ENVIRONMENT}
+        environment = server.rank_environment()
         with server.launching() as context:
             for rank in range(self.size):
                 ours, theirs = context.Pipe()

@@ -28,6 +28,23 @@ RANK_ENVIRONMENT = {
 }
 
 
+TORCHRUN = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
+    *("ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+"""What torchrun tells its processes, besides TORCHELASTIC_*: nothing of it is true of a rank of ours."""
+
+
+def rank_environment() -> dict[str, str]:
+    """Return the environment of a rank."""
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in TORCHRUN and not name.startswith("TORCHELASTIC_")
+    }
+    return {**own, **RANK_ENVIRONMENT}
+
+
 def start() -> None:
     """Start the server, unless it runs, and do not wait for it: the first rank does."""
     with launching():

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import OutOfTime, World, WorldError
+from . import OutOfTime, Pool, World, WorldError
 from .isolated import IsolatedWorld
-from .processes import COLLECTIVE_SHARE, ProcessWorld
+from .processes import COLLECTIVE_SHARE
 from .table import KINDS, Kind, Prepare
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Worlds:
         self.target = target
         self.prepare = prepare
         self.until = math.inf
-        self._pools: dict[tuple[str, int, float], ProcessWorld] = {}
+        self._pools: dict[tuple[str, int, float], Pool] = {}
 
     def open(
         self,
@@ -103,7 +103,7 @@ class Worlds:
         for pool in self._pools.values():
             pool.close()
 
-    def _pool(self, spec: WorldSpec, patience: float = 1.0) -> ProcessWorld:
+    def _pool(self, spec: WorldSpec, patience: float = 1.0) -> Pool:
         key = spec.kind, spec.sizes[0], patience
         if key not in self._pools:
             self._pools[key] = spec.row.processes(spec.sizes[0], patience * RUN_SECONDS, self.prepare)
@@ -130,20 +130,26 @@ def parse(text: str) -> list[WorldSpec]:
     Args:
         text: parts separated by commas: "1" or "single" is this process, "3" and "proc:3" are three processes
             over gloo, "proc:2-4" pools of two, three and four, "hvd:2-3" pools of two and three Horovod
-            ranks, "sim:2-8" simulated worlds of two to eight ranks.
+            ranks, "sim:2-8" simulated worlds of two to eight ranks, "torchrun" the processes that it started.
 
     Raises:
         ValueError: a part reads otherwise, asks for too many ranks, or for Horovod where it is not installed.
     """
     specs: list[WorldSpec] = []
+    given = {kind.prefix: kind for kind in KINDS.values() if kind.size}
     for part in text.split(","):
         match = re.fullmatch(r"(?:([a-z]+):)?(\d+)(?:-(\d+))?", part.strip())
         if part.strip() == "single" or (match and match[0] == "1"):
             specs.append(SINGLE)
             continue
-        rows = {kind.prefix: kind for kind in KINDS.values() if kind.largest > 1}
+        if part.strip() in given:
+            specs.append(_given(given[part.strip()]))
+            continue
+        rows = {kind.prefix: kind for kind in KINDS.values() if kind.largest > 1 and not kind.size}
         if not match or (match[3] and not match[1]) or (match[1] or "proc") not in rows:
-            raise ValueError(f"expected parts like 1, 3, proc:2-4, hvd:2 or sim:2-8, got {part.strip()!r}")
+            raise ValueError(
+                f"expected parts like 1, 3, proc:2-4, hvd:2, sim:2-8 or torchrun, got {part.strip()!r}"
+            )
         kind = rows[match[1] or "proc"]
         if match[3] and int(match[3]) < int(match[2]):
             raise ValueError(f"expected the smaller number of ranks first, got {part.strip()!r}")
@@ -154,3 +160,13 @@ def parse(text: str) -> list[WorldSpec]:
             raise ValueError(f"{part.strip()}: {missing}")
         specs += [WorldSpec(kind.name, one) for one in ([sizes] if kind.is_drawn else [(n,) for n in sizes])]
     return list(dict.fromkeys(specs))
+
+
+def _given(kind: Kind) -> WorldSpec:
+    """Return the world whose number of ranks is given by whoever started this process."""
+    if missing := kind.missing():
+        raise ValueError(f"{kind.prefix}: {missing}")
+    assert kind.size is not None
+    if not 2 <= kind.size() <= kind.largest:
+        raise ValueError(f"{kind.prefix}: expected from 2 to {kind.largest} ranks, got {kind.size()}")
+    return WorldSpec(kind.name, (kind.size(),))

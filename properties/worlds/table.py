@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..standalone.launch import GLOO, HOROVOD
-from . import World
+from . import Pool, World
 from .horovod import HorovodWorld, horovod_missing
 from .processes import ProcessWorld, join_nothing
 from .single import SingleWorld
+from .torchrun import TorchrunWorld, ranks, torchrun_missing
 
 if TYPE_CHECKING:
     from .simulated import Sends
@@ -30,7 +31,7 @@ class Kind:
     """As people write it: proc:2."""
     largest: int
     """The most ranks."""
-    processes: Callable[[int, float, Prepare], ProcessWorld]
+    processes: Callable[[int, float, Prepare], Pool]
     """Makes the processes of so many ranks, which may take so many seconds for a run."""
     inside: Callable[..., World] | None = None
     """Makes the world, of size, schedule, sends and seconds, where one process holds all ranks."""
@@ -45,7 +46,11 @@ class Kind:
     title: str = ""
     """Its name in a certificate if no such world ran; empty for the kinds of the default."""
     missing: Callable[[], str | None] = lambda: None
-    """Returns why there can be no such world here, if so."""
+    """Returns why there can be no such world here, or none any more, if so."""
+    size: Callable[[], int] | None = None
+    """Returns the number of ranks, where it is given by what started this process."""
+    again: str = ""
+    """The kind in which a counterexample is run again; empty for this one."""
 
     @property
     def shares_process(self) -> bool:
@@ -84,6 +89,12 @@ KINDS = {
             lambda size, seconds, prepare: HorovodWorld(size, seconds, prepare=prepare),
             options=(("use_horovod", True),), over="Horovod", talk=HOROVOD, title="Horovod",
             missing=lambda: horovod_missing(),
+        ),
+        Kind(
+            "torchrun", "torchrun", 1024,
+            lambda size, seconds, prepare: TorchrunWorld(size, seconds),
+            missing=lambda: torchrun_missing(),
+            size=ranks, again="processes",
         ),
     )
 }  # fmt: skip
