@@ -70,8 +70,8 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def judge_by(judge: Callable[[Check, Example], float], shrink: bool = False) -> None:
         monkeypatch.setattr(certifier, "falsify", judge)
         if not shrink:  # which takes most of the time
-            phases = SimpleNamespace(generate=Phase.generate, target=Phase.target, shrink=Phase.reuse)
-            monkeypatch.setattr(certifier, "Phase", phases)
+            phases = {name: Phase[name] for name in ("reuse", "generate", "target")}
+            monkeypatch.setattr(certifier, "Phase", SimpleNamespace(**phases, shrink=Phase.reuse))
         monkeypatch.setattr(unit, "render", lambda finding, path: f"{MARK} {fingerprint(finding)}\n")
         monkeypatch.setattr("verified_losses.properties.verify.grouping.falsify", judge)
 
@@ -664,6 +664,7 @@ def test_a_find_that_is_still_there_is_a_finding_of_its_check(tmp_path: Path) ->
         (["--max-examples", "0"], "--max-examples: expected at least 1"),
         (["--shard", "3/2"], "--shard: expected i/n"),
         (["--world", "0"], "--world: expected"),
+        (["--world", "torchrun"], "--world: torchrun: "),
         (["--known", "tests/no_such_file.toml"], "--known: cannot read tests/no_such_file.toml"),
         (["--folder", "/proc/no/such"], "--folder: cannot write /proc/no/such"),
         (["replay", "--folder", "build/no/such"], "--folder: there is no folder build/no/such"),
@@ -770,6 +771,38 @@ def test_the_folder_holds_what_was_found(
     status, printed = ask("--fail-fast")
     assert (status, printed.count("still there: ")) == (0, 2), printed
     assert "nothing new was found" in printed
+
+
+def test_a_check_has_one_row_for_each_defect(
+    tmp_path: Path, judged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(check: Check, example: Example) -> float:
+        if check.law.name == LAWS[0]:
+            raise _terms(" of float64" if example.case.dtype == "float64" else "")
+        return 0.0
+
+    judged(judge)
+    monkeypatch.setattr(fuzz_run, "Processes", lambda jobs, scope, folder: _Inline(scope.plan(), folder))
+    asked = [
+        "fuzz",
+        "--loss",
+        "clip",
+        "--world",
+        "1",
+        "--only",
+        *LAWS,
+        "--max-examples",
+        "9",
+        "--rounds",
+        "3",
+    ]
+    with pytest.raises(SystemExit, match="1"):
+        main([*asked, "--folder", str(tmp_path)])
+    assert len(list((tmp_path / "finds").iterdir())) == 2
+    record = json.loads((tmp_path / "certificate.json").read_text())
+    assert [(one["property"], one["verdict"]) for one in record["properties"]] == [
+        (LAWS[0], "falsified"), (LAWS[1], "holds"),
+    ]  # fmt: skip
 
 
 def _accept(folder: Path, law: str) -> str:

@@ -135,7 +135,8 @@ def run_fuzz(
     _check_folder(folder, "folder")
     accept = _read_known(known)
     subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","))
-    some_worlds(world)
+    if any(spec.kind == "torchrun" for spec in some_worlds(world)):
+        raise Unusable("world", "torchrun: each process that draws starts ranks of its own; certify takes it")
     check_max_examples(max_examples)
     if rounds is not None and rounds < 1:
         raise Unusable("rounds", f"expected at least 1, got {rounds}")

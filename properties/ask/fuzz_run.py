@@ -22,7 +22,7 @@ from ..show.certificate import Asked, source_hash, versions
 from ..show.counterexample import file_name
 from ..show.defects import Defect
 from ..verify.arguments import Subjects, Unusable
-from ..verify.certifier import Check
+from ..verify.certifier import Check, Finding
 from ..verify.grouping import GROUP_SECONDS, group
 from ..verify.known import Known
 from ..verify.plan import fitted, own_checks
@@ -135,6 +135,9 @@ class _Report:
         run.findings, run.drawn = campaign.findings(), drawn(campaign.tallies.values())
         wrong = [finding for finding in run.findings if finding.verdict == "falsified"]
         groups = group(wrong, seconds) if seconds > 0 else [[one] for one in wrong]
+        groups = [_once_a_check(members) for members in groups]
+        shown = {id(one) for members in groups for one in members}
+        run.findings = [one for one in run.findings if one.verdict != "falsified" or id(one) in shown]
         finds = self.folder / corpus.FOLDER
         run.defects = [
             Defect(leader, tuple(others), finds / file_name(leader.check, leader.fingerprint))
@@ -174,6 +177,14 @@ class _Report:
         for line in unwritten:
             console.print(f"[bold red]not written[/] {escape(line)}", soft_wrap=True, highlight=False)
         return USAGE if unwritten or not is_written else status
+
+
+def _once_a_check(findings: list[Finding]) -> list[Finding]:
+    """Return the findings of one defect, of several of one check the first, which has its cases."""
+    first: dict[tuple[str, str, str], Finding] = {}
+    for finding in findings:
+        first.setdefault(finding.key, finding)
+    return list(first.values())
 
 
 def _begun(request: Request, subjects: Subjects, log: Log) -> Begun:
