@@ -495,7 +495,15 @@ def test_a_find_whose_case_is_not_small_yet_is_kept_as_the_run_ends(tmp_path: Pa
     campaign.run()
     (find,) = campaign.finds
     assert (find.is_small, campaign.why) == (False, "SIGTERM")
-    assert (tmp_path / "finds" / find.file).read_text().startswith(MARK)
+    path = tmp_path / "finds" / find.file
+    assert path.read_text().startswith(MARK)
+    path.write_text("")
+    campaign.log.close()
+    resumed = _campaign(tmp_path, rounds=1)
+    resumed.run()
+    (small,) = resumed.finds
+    assert (small.is_small, small.fingerprint) == (True, find.fingerprint)
+    assert path.read_text().startswith(MARK)
 
 
 def test_a_unit_whose_process_is_lost_is_run_again_and_then_left_out(tmp_path: Path, judged: Any) -> None:

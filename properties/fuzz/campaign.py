@@ -166,7 +166,7 @@ class Campaign:
         """Take up what a log holds. Units that were cut short are not counted, and run again."""
         for line in lines:
             if isinstance(line, Find):
-                self.tallies[line.unit.check].finds.setdefault(line.fingerprint, line)
+                self.tallies[line.unit.check].keep(line)
             elif isinstance(line, Done) and line.is_whole:
                 self.tallies[line.unit.check].take(line)
 
@@ -187,8 +187,7 @@ class Campaign:
     def take_old(self, find: Find) -> None:
         """Take a find of an earlier run that is still there."""
         tally = self.tallies[find.unit.check]
-        if find.fingerprint not in tally.finds:
-            tally.finds[find.fingerprint] = find
+        if tally.keep(find):
             self._write_line(find)
 
     def run(self) -> None:
@@ -288,10 +287,10 @@ class Campaign:
         tally = self.tallies[find.unit.check]
         self._early.pop(tally.number, None)
         files = {one.file for one in self.finds}
+        is_small = all(one.is_small for one in self.finds if one.file == find.file)
         if code:
-            self._write_find(find, code, find.file in files)
-        if find.fingerprint not in tally.finds:
-            tally.finds[find.fingerprint] = find
+            self._write_find(find, code, find.file in files and is_small)
+        if tally.keep(find):
             self._write_line(find)
         if find.file not in files:
             self.view.found(find, self._reason(find))

@@ -37,6 +37,7 @@ class Screen:
         # refreshed by hand: a thread would print into what this one prints
         live = Live(console=console, auto_refresh=False, transient=True)
         self._live = live if console.is_terminal else None
+        self._announced: set[str] = set()
         self._last = time.monotonic()
         self._rates: deque[tuple[float, int]] = deque([(self._last, 0)])
 
@@ -56,11 +57,13 @@ class Screen:
                 self._print(f"[yellow]known[/] {escape(find.headline)} ({escape(plain(known))})")
         elif not find.is_new:
             self._print(f"[bold red]still there[/] {escape(find.headline)}")
-        elif not find.is_small:
+        elif find.file not in self._announced:
+            self._announced.add(find.file)
             self._print(f"[bold red]FALSIFIED[/] {escape(find.headline)}")
         else:
             case = plain(str(Example.from_json(find.example)))
-            self._print(f"  smallest case: {escape(case)}")
+            so_far = "" if find.is_small else " so far"
+            self._print(f"  smallest case{so_far}: {escape(case)}")
             self._print(f"  run: python {escape(str(self.folder / corpus.FOLDER / find.file))}")
 
     def said(self, text: str) -> None:

@@ -72,6 +72,14 @@ class Tally:
             self.course.take(regions, new, max(done.ratios, default=0.0), done.finds, done.hung)
         return new
 
+    def keep(self, find: Find) -> bool:
+        """Keep a find, unless there is one of its fingerprint that is as small; return whether it is kept."""
+        before = self.finds.get(find.fingerprint)
+        if before is not None and (before.is_small or not find.is_small):
+            return False
+        self.finds[find.fingerprint] = find
+        return True
+
     def findings(self) -> list[Finding]:
         """Return what is reported of the check: a finding a fingerprint, or that it holds, or did not run."""
         ratios = self.ratios()
