@@ -7,6 +7,7 @@ command itself too, with planted defects, and kills it in several ways.
 import errno
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -37,7 +38,7 @@ from verified_losses.properties.fuzz.live import Screen
 from verified_losses.properties.fuzz.log import Busy, Log, read
 from verified_losses.properties.fuzz.schedule import FIRST, MOST_DOUBLINGS, Course
 from verified_losses.properties.fuzz.tally import SAMPLE, Tally
-from verified_losses.properties.fuzz.workers import Event, Job, Lost, Told
+from verified_losses.properties.fuzz.workers import Event, Job, Lost, Processes, Scope, Told
 from verified_losses.properties.laws import Falsified, Place
 from verified_losses.properties.show.counterexample import MARK
 from verified_losses.properties.subjects import SHIPPED
@@ -937,6 +938,42 @@ class Hangs(verified_losses.ClipLoss):
     record = json.loads((tmp_path / "certificate.json").read_text())
     assert {one["verdict"] for one in record["properties"]} == {"falsified"}
     assert all(one["examples"] > 10 for one in record["properties"]), printed
+
+
+@long
+def test_a_process_that_dies_is_replaced_and_says_why_it_cannot_go_on(tmp_path: Path) -> None:
+    scope = Scope(CLIP, "1", tuple(LAWS))
+
+    def ended(workers: Processes) -> Event:
+        for _ in range(LIMIT_SECONDS):
+            if events := workers.wait(1.0):
+                return events[-1]
+        raise AssertionError("no answer")
+
+    asked = Job(Unit(0, "clip", LAWS[0], "single", 0, 0, 3), [], [], time.monotonic() + LIMIT_SECONDS)
+    workers = Processes(1, scope, tmp_path)
+    try:
+        workers.start(0, asked)
+        assert workers.idle() == []
+        (drawing,) = [one for one in multiprocessing.active_children() if not one.daemon]
+        drawing.kill()
+        assert ended(workers) == Lost(asked.unit, "its process ended with status -9")
+        assert workers.idle() == [0]
+        workers.start(0, asked)
+        done = ended(workers)
+        assert isinstance(done, Told)
+        assert done.done is not None
+        assert len(done.done.ratios) == 3
+    finally:
+        workers.close()
+    workers = Processes(1, Scope(CLIP, "no such world"), tmp_path)
+    try:
+        workers.start(0, asked)
+        lost = ended(workers)
+        assert isinstance(lost, Lost)
+        assert "Unusable: world: expected parts like" in lost.why
+    finally:
+        workers.close()
 
 
 @long

@@ -127,8 +127,9 @@ class Campaign:
 
     @property
     def round(self) -> int:
-        """The round in which some check is, from 0."""
-        return min((tally.course.round for tally in self.tallies.values()), default=0)
+        """The round in which some check is, from 0; at the end the last."""
+        first = min((tally.course.round for tally in self.tallies.values()), default=0)
+        return first if self.plan.rounds is None else min(first, self.plan.rounds - 1)
 
     @property
     def finds(self) -> list[Find]:
