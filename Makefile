@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: verify test horovod lint bench defects mutants mutants-quick soak nightly cluster peers clean
+.PHONY: verify test horovod lint bench defects mutants mutants-quick soak fuzz-test nightly cluster peers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify
@@ -45,15 +45,20 @@ MINUTES ?= 30
 soak: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.defects.soak --minutes $(MINUTES)
 
+# Runs the fuzz command itself, with planted defects, and kills it in several ways: minutes.
+fuzz-test: .venv/installed
+	FUZZ_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py
+
 # What takes several machines, here as several processes of this one: workflow, Slurm, Redis, torchrun between
 # network namespaces. Needs Debian's slurmctld slurmd slurm-client munge redis-server iproute2; skips what is not there.
 cluster: .venv/installed
 	CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_nightly.py tests/test_database.py tests/test_torchrun.py
 
-# Hours, not minutes: many more cases, larger worlds, another seed each night.
+# Hours, not minutes: larger worlds, another seed each night; finds stay in build/nightly, and are run again first.
+TIME ?= 8h
 nightly: .venv/installed
-	$(BIN)/verified-losses certify --max-examples 2000 --world 1,sim:2-64,proc:2-4 \
-		--seed $$(date +%Y%m%d) --json build/nightly.json
+	$(BIN)/verified-losses fuzz --world 1,sim:2-64,proc:2-4 --max-time $(TIME) \
+		--seed $$(date +%Y%m%d) --folder build/nightly
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_simulated_programs.py
 
 # Certifies released losses of other packages, and writes peers/FINDINGS.md; needs the network once.

@@ -13,9 +13,9 @@ from verified_losses.properties import names
 from verified_losses.properties.cases import Case, feature_pair, shapes, share_out, sizes
 from verified_losses.properties.contracts import Contract, contracts
 from verified_losses.properties.examples import Example
-from verified_losses.properties.show.drawn import TILE, regions, table
+from verified_losses.properties.show.drawn import TILE, added, count, every_region, regions, table
 from verified_losses.properties.subjects import SHIPPED, Subject
-from verified_losses.properties.verify.certifier import checks, examples, without_local_constants
+from verified_losses.properties.verify.certifier import Finding, checks, examples, without_local_constants
 from verified_losses.properties.worlds.specs import parse
 
 WITHIN = 200
@@ -95,6 +95,45 @@ def _drawn(label: str) -> dict[str, int]:
 def test_every_region_is_found(label: str) -> None:
     found, contract = _drawn(label), contracts()[SHIPPED[label][0]]
     assert [region for region in _expected(contract) if not found.get(region)] == []
+
+
+@pytest.mark.parametrize("label", SHIPPED)
+def test_cases_lie_in_regions_that_are_listed(label: str) -> None:
+    name, subject = SHIPPED[label]
+    contract = contracts()[name]
+    listed = every_region(contract, subject, range(contract.smallest_world, LARGEST_WORLD + 1))
+    assert set(_drawn(label)) <= listed
+    assert set(_expected(contract)) <= listed
+    assert len(listed) - len(_drawn(label)) <= 3, "regions are listed in which no case lies"
+
+
+def test_what_a_subject_pins_leaves_regions_out() -> None:
+    contract, pinned = contracts()["clip"], (("local_loss", True), ("gather_with_grad", True))
+    narrow = Subject(
+        "any:Loss", even=True, dtypes=("float32",), strides=("contiguous",), options=pinned, output_dict=False
+    )
+    listed = every_region(contract, narrow, [1, 2])
+    drawn = set(regions(find(contract.cases(narrow, 2), lambda case: True)))
+    assert drawn <= listed
+    assert not listed & {
+        "rows that differ between ranks",
+        "dtype float64",
+        "a dict",
+        "wide scalars",
+        "world of 3",
+    }
+    assert [name for name in listed if "inputs" in name] == ["contiguous inputs"]
+    flags = "convention=exact, local_loss=True, gather_with_grad=True"
+    assert [name for name in listed if "local_loss" in name] == [flags]
+
+
+def test_counts_of_what_was_drawn_are_added_up() -> None:
+    (check, *_) = checks({"clip": SHIPPED["clip"]}, parse("1"))
+    cases = tuple(Case(rows=(1 + number,), dtype=names.DTYPES[number % 4]) for number in range(9))
+    findings = [Finding(check, 0, "holds", (0.0,) * 3, cases[at : at + 3]) for at in (0, 3, 6)]
+    whole, parts = count(findings), [count([one]) for one in findings]
+    assert added(parts) == whole
+    assert [list(values) for values in added(parts).values()] == [list(values) for values in whole.values()]
 
 
 @pytest.mark.parametrize("name", contracts())

@@ -1,4 +1,4 @@
 """Input: the command, code, pytest."""
 
-HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
+HOLDS, FALSIFIED, USAGE, NOT_RUN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 """Exit statuses."""

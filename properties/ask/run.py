@@ -17,6 +17,7 @@ from ..show import certificate as records
 from ..show import junit as junits
 from ..show import terminal
 from ..show.defects import Defect, explain
+from ..show.drawn import Drawn
 from ..show.html import read_codes, render
 from ..show.text import plain, write_whole
 from ..verify.arguments import Subjects, Unusable
@@ -50,6 +51,8 @@ class Run:
     not_verified: list[str] = field(default_factory=list)
     interrupted: bool = False
     shard: Shard = field(default_factory=Shard)
+    drawn: dict[str, Drawn] = field(default_factory=dict)
+    """By name of the loss, where the findings do not hold all cases."""
 
     def __post_init__(self) -> None:
         self.own = own_checks(self.planned, self.shard)
@@ -73,7 +76,7 @@ class Run:
                     self.asked,
                     self.known,
                     self.not_verified,
-                    complete=len(self.findings) == len(self.own),
+                    complete=len({finding.key for finding in self.findings}) == len(self.own),
                     shard=records.part(
                         label,
                         subject,
@@ -82,6 +85,7 @@ class Run:
                         self.findings,
                         self.not_verified[self._shared :],
                     ),
+                    drawn=self.drawn.get(label),
                 )
                 for label, (contract, subject) in self.subjects.items()
                 if label in labels
@@ -197,15 +201,18 @@ def show(run: Run, console: Console) -> None:
 
 def conclude(run: Run, verdict: str, console: Console) -> int:
     """Print the verdict, and return the exit status."""
-    hold, bad = sum(finding.verdict == "holds" for finding in run.findings), len(run.falsified)
+    hold = sum(finding.verdict == "holds" for finding in run.findings)
+    bad = len({finding.key for finding in run.falsified})
+    failed = {finding.key for finding in run.findings if finding.verdict == "falsified"}
+    ran = len({finding.key for finding in run.findings})
     said, colour, status = {
         "holds": (f"{_counted(hold, 'check')} hold" + ("s" if hold == 1 else ""), "green", HOLDS),
-        "falsified": (f"{bad} of {_counted(len(run.findings), 'check')} falsified", "red", FALSIFIED),
+        "falsified": (f"{bad} of {_counted(ran, 'check')} falsified", "red", FALSIFIED),
         "incomplete": (
             f"incomplete: {hold} of {_counted(len(run.own), 'check')} hold", "yellow", NOT_RUN,
         ),
     }[verdict]  # fmt: skip
-    if known := sum(finding.verdict == "falsified" for finding in run.findings) - bad:
+    if known := len(failed) - bad:
         said += f", {known} known to fail"
     over = _counted(sum(finding.examples for finding in run.findings), "case")
     if run.shard.count > 1:

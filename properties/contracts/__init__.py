@@ -92,6 +92,8 @@ class Contract(ABC):
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""
     smallest_world = 1
+    most_rows: int | None = None
+    """Of a rank, where no case has as many as others."""
     is_mean = True
     """Whether the mean over ranks equals the single process, in some configurations."""
     options_in: dict[str, Options | None] = {}

@@ -36,6 +36,7 @@ class InfoNceContract(ClipContract):
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = VIEWS
     constructed = (*ClipContract.constructed, "scale")
+    most_rows = MOST_ROWS
     drawn: dict[str, Any] = {"scales": SCALES.filter(bool)}  # a temperature is its inverse
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:

@@ -53,7 +53,7 @@ class Property(msgspec.Struct, frozen=True):
     """Why this finding is accepted; empty where it is not."""
     seconds: float
     errors_over_bound: list[float]
-    """Of every case that holds."""
+    """Of every case that holds; of very many, of a fuzz run, a sample that holds the worst."""
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -220,10 +220,24 @@ def certificate(
     not_verified: Sequence[str],
     complete: bool,
     shard: Part | None = None,
+    drawn: Drawn | None = None,
 ) -> Certificate:
-    """Assemble the record of one target."""
-    named: dict[tuple[str, str, str], tuple[str, str | None]] = {
-        finding.key: (fingerprint(defect.leader), str(defect.file) if defect.file else None)
+    """Assemble the record of one target.
+
+    Args:
+        subject: the target.
+        contract: what it is held to.
+        findings: what came of its checks; of one that fails in several ways, one finding each.
+        defects: those findings that are falsified, grouped.
+        asked: the arguments of the run.
+        known: what is accepted.
+        not_verified: what did not run, and why.
+        complete: whether all checks ran.
+        shard: which part of a run this is.
+        drawn: counts of the cases, where the findings do not hold all of them.
+    """
+    named: dict[int, tuple[str, str | None]] = {
+        id(finding): (fingerprint(defect.leader), str(defect.file) if defect.file else None)
         for defect in defects
         for finding in (defect.leader, *defect.others)
     }
@@ -235,7 +249,7 @@ def certificate(
             finding.verdict,
             finding.worst_error_over_bound,
             plain(finding.reason),
-            *named.get(finding.key, ("", None)),
+            *named.get(id(finding), ("", None)),
             finding.counterexample,
             plain(known.reason(finding)),
             round(finding.seconds, 3),
@@ -262,7 +276,7 @@ def certificate(
         source_hash(subject),
         issuer(),
         list(not_verified),
-        count(findings),
+        count(findings) if drawn is None else drawn,
         plain(asked.command),
         shard,
     )

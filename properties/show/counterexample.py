@@ -89,12 +89,16 @@ def write(finding: Finding, folder: Path) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    check = finding.check
-    words = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{check.label}-{check.law.name}")
-    path = folder / f"{words}-{fingerprint(finding)}.py"
+    path = folder / file_name(finding.check, fingerprint(finding))
     # whole: another certifier may write the same file, or a reader meet half of it
     write_whole(path, render(finding, path).encode())
     return path
+
+
+def file_name(check: Check, fingerprint: str) -> str:
+    """Return the name of a finding's file."""
+    words = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{check.label}-{check.law.name}")
+    return f"{words}-{fingerprint}.py"
 
 
 def render(finding: Finding, path: Path) -> str:

@@ -1,5 +1,6 @@
 """Statistics of the drawn cases: for every field, its values, and in how many cases each was drawn."""
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -9,6 +10,8 @@ import numpy as np
 
 from ..cases import Case, captions, feature_pair
 from ..contracts import Contract
+from ..names import HALVES, STRIDES
+from ..subjects import Subject
 from ..verify.certifier import Finding
 
 Drawn = dict[str, dict[str, int]]
@@ -18,7 +21,14 @@ TILE = 64
 """Rows that a tile or chunk in common use holds."""
 SATURATED = 17.0
 """Beyond this, exp(-logit) is lost beside 1 in float32."""
-FLAGS = ("local_loss", "gather_with_grad", "convention", "dist_impl", "bidirectional")
+FLAGS = ("convention", "local_loss", "gather_with_grad", "dist_impl", "bidirectional")
+ALWAYS = {
+    "one row on a rank", "more than 64 rows in all", "more than 128 columns", "drawn cotangents",
+    "scale above 50", "no bias", "scalars of shape [1]", "saturated logits", "features of few bits",
+    "duplicate rows", *(f"width of remainder {rest} by 8" for rest in range(8)),
+}  # fmt: skip
+"""The regions that cases of every contract can lie in."""
+PADDED = {"padding but for one token", "padding inside a caption", "pad id other than 0"}
 Facet = Callable[[Case], Iterable[str]]
 """What a case counts for; one case may count for several values, or for none."""
 
@@ -54,6 +64,50 @@ def regions(case: Case) -> frozenset[str]:
     if flags:
         named.add(", ".join(flags))
     return frozenset(named | _padding(case))
+
+
+def every_region(contract: Contract, subject: Subject, sizes: Iterable[int]) -> frozenset[str]:
+    """Return the regions that cases of a subject can lie in, in worlds of these sizes."""
+    sizes = set(sizes)
+    several, scaled = max(sizes, default=1) > 1, "scales" not in contract.drawn
+    given = {
+        "one row in all": 1 in sizes,
+        "rows that differ between ranks": several and not subject.even,
+        f"more than {TILE} rows on a rank": (contract.most_rows or math.inf) > TILE,
+        "wide scalars": bool(set(HALVES) & set(subject.dtypes)),
+        "scale 0": scaled,
+        "a dict": subject.output_dict,
+    }
+    named = ALWAYS | {name for name, inside in given.items() if inside}
+    named |= {f"world of {size}" for size in sizes} | {f"dtype {dtype}" for dtype in subject.dtypes}
+    drawn = {"strides": STRIDES, "cotangent_strides": ("contiguous",), **contract.drawn}
+    own = subject.strides != STRIDES
+    for name, what in (("strides", "inputs"), ("cotangent_strides", "cotangents")):
+        narrowed = own and name in ("strides", *contract.drawn)
+        named |= {f"{layout} {what}" for layout in (subject.strides if narrowed else drawn[name])}
+    if contract.drawn.get("captions"):
+        rarely = type(contract).defined is Contract.defined
+        named |= PADDED | ({"padding alone"} if rarely else set())
+        named |= {"one rank of padding"} if rarely and several else set()
+    frozen = contract.drawn.get("freezable", contract.differentiable)
+    named |= {f"frozen {name}" for name in frozen if len(frozen) > 1}
+    return frozenset(named | _flag_regions(contract, subject))
+
+
+def _flag_regions(contract: Contract, subject: Subject) -> set[str]:
+    """Return the combinations of flags that cases of a subject can have."""
+    pinned = dict(subject.options)
+    values = contract.values | {"convention": subject.conventions} if "convention" in contract.values else {}
+    values = values or contract.values
+    flags = [name for name in FLAGS if name in values]
+    choices = [[pinned[name]] if name in pinned else list(values[name]) for name in flags]  # type: ignore[arg-type]
+    if "bidirectional" in flags and "bidirectional" not in pinned:
+        choices = [[False]]
+    return (
+        {", ".join(map("{}={}".format, flags, one)) for one in itertools.product(*choices)}
+        if flags
+        else set()
+    )
 
 
 def table(cases: Iterable[Case]) -> dict[str, int]:
@@ -97,6 +151,18 @@ def count(findings: Sequence[Finding]) -> Drawn:
         name: {value: values[value] for value in sorted(values, key=in_order)}
         for name, values in counts.items()
         if values
+    }
+
+
+def added(several: Iterable[Drawn]) -> Drawn:
+    """Return the sum of several counts."""
+    counts: dict[str, Counter[str]] = {}
+    for drawn in several:
+        for name, values in drawn.items():
+            counts.setdefault(name, Counter()).update(values)
+    return {
+        name: {value: values[value] for value in sorted(values, key=in_order)}
+        for name, values in counts.items()
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 from unittest import SkipTest, mock
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis import strategies as st
 from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
@@ -73,6 +73,10 @@ class Finding:
     """The target had to be cut off."""
     not_run: bool = False
     """It was asked for, and could not run."""
+    more: int = 0
+    """How many cases were checked besides those of `ratios`, which of very many are a sample."""
+    fingerprint: str = ""
+    """Where it is known already, as of one that was read from a file."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -97,7 +101,7 @@ class Finding:
     @property
     def examples(self) -> int:
         """How many cases were checked."""
-        return len(self.ratios)
+        return len(self.ratios) + self.more
 
     @property
     def worst_error_over_bound(self) -> float:
@@ -111,6 +115,8 @@ class Finding:
 
 
 Found = Callable[[Finding], None]
+Passes = Callable[[Example, Exception, bool], bool]
+"""Whether a failure is to count as none: gets the example, what it raised, and whether it was cut off."""
 Databases = Callable[[Check], ExampleDatabase | None]
 
 
@@ -176,6 +182,8 @@ def verify(
     deadline: float = math.inf,
     found: Found | None = None,
     database: ExampleDatabase | None = None,
+    passes: Passes | None = None,
+    aim: bool = False,
 ) -> Finding:
     """Run one check over up to `max_examples` cases (a law's share of them), reproducibly by seed.
 
@@ -189,6 +197,9 @@ def verify(
         until: when `time.monotonic()` is past it, no more than one case is drawn.
         deadline: when it is past that, no case is: one that runs is given up.
         found: told of the first case that falsifies it, at once.
+        passes: asked of each case that fails, before it falsifies anything; it may raise SkipTest, and
+            then no more is drawn.
+        aim: draw cases after those whose error over bound is large, once half of them are drawn.
         database: keeps cases that falsify this check, which are tried first, before those of the seed.
     """
     begun = time.monotonic()
@@ -222,10 +233,12 @@ def verify(
                 raise SkipTest(OUT_OF_TIME) from None
             return
         except Exception as error:
-            first = not failures
-            smallest, failure, failures[example] = example, error, error
             # the least time after which something cuts off a call
-            hung = time.monotonic() - started > COLLECTIVE_SHARE * specs.RUN_SECONDS * check.law.patience
+            cut_off = time.monotonic() - started > COLLECTIVE_SHARE * specs.RUN_SECONDS * check.law.patience
+            if passes and passes(example, error, cut_off):
+                return
+            first, hung = not failures, cut_off
+            smallest, failure, failures[example] = example, error, error
             shrink_until = min(
                 shrink_until, deadline, (started if hung else time.monotonic()) + SHRINK_SECONDS
             )
@@ -238,13 +251,20 @@ def verify(
         if not failures:
             ratios.append(ratio)
             ran.append(example.case)
+            if aim and ratio:  # where all are 0 there is nothing to aim at
+                target(ratio)
 
     configured = settings(
         max_examples=max(1, round(max_examples * check.law.share)),
         database=database,
         derandomize=False,  # the seed is given; under CI, Hypothesis would refuse a database
         deadline=None,
-        phases=[*[Phase.reuse] * (database is not None), Phase.generate, Phase.shrink],
+        phases=[
+            *[Phase.reuse] * (database is not None),
+            Phase.generate,
+            *[Phase.target] * aim,
+            Phase.shrink,
+        ],
         verbosity=Verbosity.quiet,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),

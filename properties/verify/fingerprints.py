@@ -42,6 +42,8 @@ def not_finite(error: Exception | None) -> bool:
 
 def fingerprint(finding: Finding) -> str:
     """Return twelve hexadecimal digits: the same for one defect seen by one law, whatever the seed."""
+    if finding.fingerprint:
+        return finding.fingerprint
     check = finding.check
     several = max(check.world.sizes) > 1
     parts = [
