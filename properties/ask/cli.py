@@ -19,6 +19,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
+from ..devices import CPU
 from ..names import CONTRACTS, DTYPES, LOSSES, Convention
 from ..show.text import own, plain
 from ..subjects import SHIPPED, Target
@@ -33,6 +34,7 @@ from ..verify.arguments import (
     check_max_examples,
     read_config,
     read_seconds,
+    some_devices,
     some_dtypes,
     some_worlds,
 )
@@ -63,6 +65,7 @@ def certify(
     only: Several = None,
     skip: Several = None,
     world: str = WORLDS,
+    device: str = CPU,
     dtype: str = ",".join(DTYPES),
     max_examples: int = MAX_EXAMPLES,
     max_time: str | None = None,
@@ -110,8 +113,11 @@ def certify(
         Which properties not.
     world
         Where ranks run, separated by commas: 1 is one process, proc:2 (or 2) two real processes over gloo,
-        proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
-        and schedule are drawn.
+        proc:2-4 pools of two to four, hvd:2 two processes over Horovod, nccl:2 two over NCCL, sim:2-8
+        simulated ranks whose number and schedule are drawn.
+    device
+        Where the tensors are, separated by commas: cpu, cuda (the first GPU), cuda:1, or all, the CPU and every
+        GPU that is there. Each world runs on each of them; nccl takes GPUs of its own, one a rank.
     dtype
         Of the inputs, separated by commas.
     max_examples
@@ -146,25 +152,27 @@ def certify(
         name = _stranger(target, loss)
         asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
         subjects = {Target.of(name).name: asked}
-    some_worlds(world)
+    asked_for = some_devices(device)
+    some_worlds(world, asked_for)
     check_max_examples(max_examples)
 
     server.start()  # which imports torch too
     from ..laws import laws
     from ..show.certificate import Asked
-    from ..verify.plan import fitted, plan
+    from ..verify.plan import fitted, plan, working
     from . import run as running
 
     try:
         accept.check([law.name for law in laws()])
     except ValueError as error:
         raise Unusable("known", str(error)) from error
-    planned = plan(subjects, world, max_examples, only, skip)
+    places = working(asked_for)
+    planned = plan(subjects, world, max_examples, only, skip, places)
     if not shipped:
-        subjects = fitted(subjects, deadline)
-        planned = plan(subjects, world, max_examples, only, skip)
+        subjects = fitted(subjects, deadline, places[0])
+        planned = plan(subjects, world, max_examples, only, skip, places)
     command = shlex.join([*app.name, *sys.argv[1:]])
-    run = running.Run(subjects, planned, Asked(seed, max_examples, world, command), accept)
+    run = running.Run(subjects, planned, Asked(seed, max_examples, world, command, ",".join(places)), accept)
     running.save(run.record, json, html)
     console = running.printer()
     running.verify(run, console, counterexamples, deadline, fail_fast)

@@ -58,12 +58,17 @@ class Run:
                     self.asked,
                     self.known,
                     self.not_verified,
-                    complete=len(self.findings) == len(self.planned),
+                    complete=self.complete,
                 )
                 for label, (contract, subject) in self.subjects.items()
                 if label in labels
             ]
         )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every check has come to a finding."""
+        return len(self.findings) == len(self.planned)
 
     @property
     def falsified(self) -> list[Finding]:
@@ -137,6 +142,8 @@ def verify(
 def show(run: Run, console: Console) -> None:
     """Print a line a check, then each defect once, then what is not verified."""
     console.print(terminal.table(run.findings, run.known))
+    for line in terminal.devices(records.used(run.findings, run.asked, run.known, run.complete)):
+        console.print(escape(plain(line)), highlight=False)
     if run.falsified:
         wrong = [defect for defect in run.defects if not terminal.accepted(defect, run.known)]
         counted = f"{_counted(len(run.falsified), 'finding')}, {_counted(len(wrong), 'defect')}:"

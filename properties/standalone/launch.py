@@ -83,6 +83,20 @@ def over_gloo(target: Any, rank: int) -> list[Any]:
     return everyone
 
 
+def over_nccl(target: Any, rank: int) -> list[Any]:
+    """Return what every rank saw, over NCCL."""
+    import torch
+    import torch.distributed as dist
+
+    os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"  # where there are fewer GPUs than ranks
+    torch.cuda.set_device(rank % torch.cuda.device_count())
+    dist.init_process_group("nccl", timeout=timedelta(seconds=0.8 * file.SECONDS))
+    everyone: list[Any] = [None] * file.WORLD_SIZE
+    dist.all_gather_object(everyone, file.act(target, rank))
+    dist.destroy_process_group()
+    return everyone
+
+
 def over_horovod(target: Any, rank: int) -> list[Any]:
     """Return what every rank saw, over Horovod."""
     import horovod.torch as hvd
@@ -164,4 +178,5 @@ def launched() -> int:
 
 ALONE = (python, alone)
 GLOO = (torchrun, over_gloo)
+NCCL = (torchrun, over_nccl)
 HOROVOD = (horovodrun, over_horovod)
