@@ -26,7 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--certify-config", metavar="NAME=VALUE,...", help="Options of the loss to pin.")
     add("--certify-equal-rows", action="store_true", default=None, help="Give every rank equally many rows.")
     add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
-    add("--certify-device", metavar="DEVICES", help="Where the tensors are: cpu (default), cuda, cuda:1, all.")
+    add(
+        "--certify-device", metavar="DEVICES", help="Where the tensors are: cpu (default), cuda, cuda:1, all."
+    )
     add("--certify-dtype", metavar="DTYPES", help="Of the inputs, separated by commas. Default: all.")
     add(
         "--certify-only", metavar="PROPERTY", action="append", help="Which properties; * and ? as in a shell."

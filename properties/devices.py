@@ -1,4 +1,7 @@
-"""Devices, as people name them: "cpu", "cuda", "cuda:1", "all". Imports torch only to look which of them are there."""
+"""Devices, as people name them: "cpu", "cuda", "cuda:1", "all".
+
+Imports torch only to look which of them are there.
+"""
 
 import ctypes
 import platform

@@ -42,7 +42,7 @@ class Example:
         return self.schedule is None and self.sends == "rendezvous"
 
     def on(self, device: str, cpu_scalars: bool = False) -> "Example":
-        """Return the same with all tensors on another device; with `cpu_scalars`, but for scalars of shape []."""
+        """Return the same on another device; with `cpu_scalars`, scalars of shape [] are on the CPU."""
 
         def moved(case: Case) -> Case:
             return replace(case, device=device, cpu_scalars=cpu_scalars and case.scalar_shape == ())
@@ -55,7 +55,9 @@ class Example:
         fields = msgspec.to_builtins(self)
         for one in (fields, *fields["steps"]):
             if not one["case"]["cpu_scalars"]:
-                del one["case"]["cpu_scalars"]  # an example of the CPU reads as it did before there was another
+                del one["case"][
+                    "cpu_scalars"
+                ]  # an example of the CPU reads as it did before there was another
         return msgspec.json.encode(fields).decode()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The shipped losses as targets that bring the stand-in for a GPU with them, to whichever process imports them."""
+"""The shipped losses as targets that bring the stand-in for a GPU to whichever process imports them."""
 
 from verified_losses import (
     ClipLoss,

@@ -1,7 +1,7 @@
 """A stand-in for a GPU, `standin:0` and `standin:1`: torch's PrivateUse1 device over the memory of the CPU.
 
-It shows which tensors are where, that nothing mixes devices, and that storages, strides and addresses are used as on
-a GPU. It cannot show streams, asynchronous kernels, what a GPU's kernels round, or NCCL.
+It shows which tensors are where, that nothing mixes devices, and that storages, strides and addresses are used
+as on a GPU. It cannot show streams, asynchronous kernels, what a GPU's kernels round, or NCCL.
 """
 
 import functools
@@ -15,11 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from verified_losses.properties import devices
+
 SOURCE = Path(__file__).with_name("standin.cpp")
 FOLDER = Path(__file__).parents[1] / "build" / "standin"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 COMPILE_SECONDS = 300
 COUNT = 2
+KIND = devices.Kind("standin", lambda: None, lambda: COUNT, lambda index: devices.Facts(f"stand-in {index}"))
+"""Its row beside CUDA's, while a test asks for it."""
 
 
 def load() -> None:
@@ -40,6 +44,8 @@ def load() -> None:
         device_count=lambda: COUNT,
         current_device=torch.accelerator.current_device_index,
         set_device=torch.accelerator.set_device_index,
+        manual_seed_all=lambda seed: None,
+        _is_in_bad_fork=lambda: False,
     )
     torch._register_device_module("standin", module)
 

@@ -163,7 +163,7 @@ def certification(
         target: as for `certify`. It is looked at when the first test runs.
         contract: as for `certify`, and so are all the others.
         world: where ranks run.
-        device: where the tensors are, as for `certify`. Whether it is there is looked at when the first test runs.
+        device: where the tensors are, as for `certify`. They are looked for when the first test runs.
         max_examples: cases drawn for each property.
         seed: of the cases.
         only: which properties.

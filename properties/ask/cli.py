@@ -116,8 +116,8 @@ def certify(
         proc:2-4 pools of two to four, hvd:2 two processes over Horovod, nccl:2 two over NCCL, sim:2-8
         simulated ranks whose number and schedule are drawn.
     device
-        Where the tensors are, separated by commas: cpu, cuda (the first GPU), cuda:1, or all, the CPU and every
-        GPU that is there. Each world runs on each of them; nccl takes GPUs of its own, one a rank.
+        Where the tensors are, separated by commas: cpu, cuda (the first GPU), cuda:1, or all, the CPU and
+        every GPU that is there. Each world runs on each of them; nccl takes GPUs of its own, one a rank.
     dtype
         Of the inputs, separated by commas.
     max_examples

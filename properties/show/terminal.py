@@ -42,7 +42,11 @@ def devices(used: Sequence[Device]) -> list[str]:
     lines = []
     for one in used:
         software = [("driver", one.driver), ("CUDA", one.cuda), ("NCCL", one.nccl)]
-        named = [one.name, f"torch {one.torch}", *(f"{what} {version}" for what, version in software if version)]
+        named = [
+            one.name,
+            f"torch {one.torch}",
+            *(f"{what} {version}" for what, version in software if version),
+        ]
         if one.verdict != "not verified":
             lines.append(f"{one.device} ({', '.join(named)}): {one.verdict}")
             lines += [f"{one.device}: {note}" for note in one.notes]

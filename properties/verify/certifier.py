@@ -293,7 +293,9 @@ def verify(
 
 def _lost(check: Check, error: Exception) -> str:
     """Return why the device of a check is gone, where a rank failed: that is no fault of the target."""
-    if not isinstance(error, WorldError) or (isinstance(error, SimulationError) and error.finding != "raised"):
+    if not isinstance(error, WorldError) or (
+        isinstance(error, SimulationError) and error.finding != "raised"
+    ):
         return ""
     return probe.trouble(check.world.device) or ""
 

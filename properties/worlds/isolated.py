@@ -13,8 +13,8 @@ T = TypeVar("T")
 class IsolatedWorld:
     """`inner`, in the one process of `host`. The process outlives an exception, but not a crash or a hang.
 
-    After those, `host` starts another process by itself at the next run. So it does where a run has raised and
-    left the device unusable: the error of a kernel is raised by all later calls of its process.
+    After those, `host` starts another process by itself at the next run. So it does where a run has raised
+    and left the device unusable: the error of a kernel is raised by all later calls of its process.
 
     Args:
         inner: a world that needs no process but the caller's.

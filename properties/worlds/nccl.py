@@ -97,12 +97,14 @@ def _try(size: int) -> Placement:
     finally:
         world.close()
     right = [float(sum(range(size)))] * 3
-    wrong = next((f"rank {rank} got {seen}, not {right}" for rank, seen in enumerate(sums) if seen != right), "")
+    wrong = next(
+        (f"rank {rank} got {seen}, not {right}" for rank, seen in enumerate(sums) if seen != right), ""
+    )
     return Placement(device, f"{size} ranks, {how}", wrong)
 
 
 def exchange(rank: int, size: int) -> list[float]:
-    """Return what a rank gets over a sum, a gather and messages round a ring: each time the sum of all ranks."""
+    """Return the sum of all ranks, as reduced, as gathered, and as passed round a ring."""
     import torch
     import torch.distributed as dist
 
@@ -126,8 +128,9 @@ def exchange(rank: int, size: int) -> list[float]:
 
 
 def placed(spec: "WorldSpec", instead: str) -> "WorldSpec":
-    """Return an NCCL world on the devices that its ranks have, or, where NCCL does not join them there, one of kind
-    `instead` with the same number of ranks on the first device.
+    """Return an NCCL world on the devices that its ranks have.
+
+    Where NCCL does not join them there, it is one of kind `instead`, with all ranks on the first device.
     """
     where = placement(spec.sizes[0])
     if not where.trouble:

@@ -81,9 +81,9 @@ class ProcessWorld:
         until: when `time.monotonic()` is past it, a run, or a start, that no rank has failed is given up.
 
     A rank may hold `MEMORY_BYTES` and write files of `FILE_BYTES`, its output included: beyond, allocating
-    and writing raise in it. On a device other than the CPU it may hold so much of that one's memory; there the
-    CPU's is not limited, as CUDA reserves more addresses than any limit. Processes that it leaves behind are
-    killed with it.
+    and writing raise in it. On a device other than the CPU it may hold so much of that one's memory; the
+    CPU's is not limited then, as CUDA reserves more addresses than any limit. Processes that it leaves behind
+    are killed with it.
 
     Raises:
         ValueError: `size` is less than 1, or a time is not positive.

@@ -45,7 +45,6 @@ class WorldSpec:
         where = "" if self.device == devices.CPU or self.row.only_on else f" on {self.device}"
         return (self.kind if self.row.largest == 1 else f"{self.kind}:{ranks}") + where
 
-
     @property
     def alone(self) -> "WorldSpec":
         """One process on the same device, or on the first rank's."""
@@ -141,12 +140,12 @@ def parse(text: str, places: Sequence[str] = (devices.CPU,)) -> list[WorldSpec]:
     Args:
         text: parts separated by commas: "1" or "single" is this process, "3" and "proc:3" are three processes
             over gloo, "proc:2-4" pools of two, three and four, "hvd:2-3" pools of two and three Horovod
-            ranks, "nccl:2" two processes over NCCL, on GPUs whichever devices are asked for, "sim:2-8" simulated
-            worlds of two to eight ranks.
+            ranks, "nccl:2" two processes over NCCL, on GPUs whichever devices are asked for, "sim:2-8"
+            simulated worlds of two to eight ranks.
         places: the devices.
 
     Raises:
-        ValueError: a part reads otherwise, asks for too many ranks, or for Horovod or NCCL where it is not there.
+        ValueError: a part reads otherwise, asks for too many ranks, or for Horovod or NCCL where there is none.
     """
     specs: list[WorldSpec] = []
     parts: dict[str, str] = {}
@@ -157,7 +156,9 @@ def parse(text: str, places: Sequence[str] = (devices.CPU,)) -> list[WorldSpec]:
             continue
         rows = {kind.prefix: kind for kind in KINDS.values() if kind.largest > 1}
         if not match or (match[3] and not match[1]) or (match[1] or "proc") not in rows:
-            raise ValueError(f"expected parts like 1, 3, proc:2-4, hvd:2, nccl:2 or sim:2-8, got {part.strip()!r}")
+            raise ValueError(
+                f"expected parts like 1, 3, proc:2-4, hvd:2, nccl:2 or sim:2-8, got {part.strip()!r}"
+            )
         kind = rows[match[1] or "proc"]
         if match[3] and int(match[3]) < int(match[2]):
             raise ValueError(f"expected the smaller number of ranks first, got {part.strip()!r}")
