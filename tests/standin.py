@@ -1,7 +1,7 @@
 """A stand-in for a GPU, `standin:0` and `standin:1`: torch's PrivateUse1 device over the memory of the CPU.
 
-It shows which tensors are where, that nothing mixes devices, and that storages, strides and addresses are used
-as on a GPU. It cannot show streams, asynchronous kernels, what a GPU's kernels round, or NCCL.
+It shows which tensors are where, that nothing mixes devices, and that storages, strides and addresses are
+used as on a GPU. It cannot show streams, asynchronous kernels, what a GPU's kernels round, or NCCL.
 """
 
 import functools

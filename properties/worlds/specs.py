@@ -145,7 +145,7 @@ def parse(text: str, places: Sequence[str] = (devices.CPU,)) -> list[WorldSpec]:
         places: the devices.
 
     Raises:
-        ValueError: a part reads otherwise, asks for too many ranks, or for Horovod or NCCL where there is none.
+        ValueError: a part reads otherwise, asks for too many ranks, or for Horovod or NCCL where it is not.
     """
     specs: list[WorldSpec] = []
     parts: dict[str, str] = {}
