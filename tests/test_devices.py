@@ -248,10 +248,9 @@ def _everything() -> list[Any]:
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("device", ["standin:0", "cuda:0"], ids=["standin", "cuda"], indirect=True)
 @pytest.mark.parametrize("check", _everything())
 def test_shipped_losses_hold(check: Check, device: str) -> None:
-    if device == "cpu":
-        pytest.skip("in tests/test_certify.py")
     finding = verify(replace(check, world=replace(check.world, device=device)), 3, 1)
     assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
     assert {case.device for case in finding.cases} == {device}
@@ -495,11 +494,10 @@ def wait_for_ever(rank: int, size: int) -> None:
 # Targets that ask for CUDA themselves.
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"], ids=["cpu", "cuda"], indirect=True)
 def test_a_target_that_asks_for_cuda_is_told_where_it_is_verified(
     device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if device == "standin:0":
-        pytest.skip("it has no CUDA's name")
     asked = ["--as", "clip", "--world", "1", "--device", device, "--max-examples", "2", "--only", "terms*"]
     asked += ["--json", str(tmp_path / "one.json"), "--counterexamples", str(tmp_path)]
     status = {name: certified(f"tests.asks_for_cuda:{name}", *asked) for name in ("Moves", "Reads")}

@@ -114,12 +114,12 @@ def on_device(rank: int) -> bool:
     """Make a rank's device the current one; say so if it is not there."""
     import torch
 
-    device = torch.device(file.DEVICES[rank % len(file.DEVICES)])
+    device = file.DEVICES[rank % len(file.DEVICES)]
     try:
         torch.ones(1, device=device)
         torch.accelerator.set_device_index(device)
     except Exception as error:
-        print(f"{device} is not there: {str(error).partition(chr(10))[0]}")
+        print(f"{device} is not there: {str(error).splitlines()[0]}")
         return False
     return True
 
