@@ -3,11 +3,11 @@
     python tools/gpu.py                  # `make gpu`
     python tools/gpu.py --packages 3.12  # no more than install what it needs, for a machine without a network
 
-Certifies all shipped losses on CUDA, runs the tests of devices there, and times the losses. Everything is written
-to build/gpu/: certificate.json and certificate.html, those of NCCL worlds, the output of every step, figures, and
-summary.json. No torch is installed; what else is missing goes into build/gpu/packages. A step that fails, or
-takes longer than it may, does not stop the others. Exit status: 0 all went well, 1 something did not, 2 there is
-no torch, no GPU, or something that it needs cannot be installed.
+Certifies all shipped losses on CUDA, runs the tests of devices there, and times the losses. Everything is
+written to build/gpu/: certificate.json and certificate.html, those of NCCL worlds, the output of every step,
+figures, and summary.json. No torch is installed; what else is missing goes into build/gpu/packages. A step
+that fails, or takes longer than it may, does not stop the others. Exit status: 0 all went well, 1 something
+did not, 2 there is no torch, no GPU, or something that it needs cannot be installed.
 """
 
 import argparse

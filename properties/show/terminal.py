@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..devices import asks_for_cuda
+from ..devices import CPU, asks_for_cuda
 from ..laws import Falsified
 from ..verify.certifier import Finding
 from ..verify.known import Known
@@ -38,18 +38,20 @@ def table(findings: Sequence[Finding], known: Known) -> Table:
 
 
 def devices(used: Sequence[Device]) -> list[str]:
-    """Return a line for each device on which something was to run."""
+    """Return a line for each device on which something was to run; nothing where that is the CPU alone."""
+    asked_for = [one for one in used if one.verdict != "not verified"]
+    if [one.device for one in asked_for] == [CPU]:
+        return []
     lines = []
-    for one in used:
+    for one in asked_for:
         software = [("driver", one.driver), ("CUDA", one.cuda), ("NCCL", one.nccl)]
         named = [
             one.name,
             f"torch {one.torch}",
             *(f"{what} {version}" for what, version in software if version),
         ]
-        if one.verdict != "not verified":
-            lines.append(f"{one.device} ({', '.join(named)}): {one.verdict}")
-            lines += [f"{one.device}: {note}" for note in one.notes]
+        lines.append(f"{one.device} ({', '.join(named)}): {one.verdict}")
+        lines += [f"{one.device}: {note}" for note in one.notes]
     return lines
 
 
