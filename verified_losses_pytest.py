@@ -26,12 +26,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--certify-config", metavar="NAME=VALUE,...", help="Options of the loss to pin.")
     add("--certify-equal-rows", action="store_true", default=None, help="Give every rank equally many rows.")
     add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
+    add(
+        "--certify-device", metavar="DEVICES", help="Where the tensors are: cpu (default), cuda, cuda:1, all."
+    )
     add("--certify-dtype", metavar="DTYPES", help="Of the inputs, separated by commas. Default: all.")
     add(
         "--certify-only", metavar="PROPERTY", action="append", help="Which properties; * and ? as in a shell."
     )
     add("--certify-skip", metavar="PROPERTY", action="append", help="Which properties not.")
     add("--certify-max-examples", metavar="N", type=int, help="Cases for each property. Default: 25.")
+    add("--certify-max-time", metavar="TIME", help="For everything, as 60s or 5m.")
     add("--certify-known", metavar="FILE", help="Findings to accept, in TOML: they are reported as xfailed.")
     add("--certify-counterexamples", metavar="DIR", help="Programs to run. Default: build/counterexamples.")
     add("--certify-shard", metavar="I/N", help="Collect one part of the items, with i from 1 to n, as 1/4.")

@@ -1,6 +1,7 @@
 """Time every loss, forward and backward, beside open_clip's in the same run.
 
     python benchmarks/losses.py --json build/losses.json
+    python benchmarks/losses.py --device cuda
 
 One process, then two over gloo, one thread each. Calls alternate, ours and theirs; each pair of
 neighbouring calls gives a ratio, and the median ratio counts, so that a change of the machine's speed
@@ -63,8 +64,13 @@ def configurations(world_size: int) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def arguments(loss: str) -> tuple[list[Any], list[Tensor]]:
-    """Return the arguments of a loss, and which of them get gradients."""
+def arguments(loss: str, device: str) -> tuple[list[Any], list[Tensor]]:
+    """Return the arguments of a loss, on a device, and which of them get gradients."""
+    with torch.device(device):
+        return _arguments(loss, device)
+
+
+def _arguments(loss: str) -> tuple[list[Any], list[Tensor]]:
     image, text, teacher_image, teacher_text = normalize(torch.randn(4, BATCH, WIDTH), dim=-1)
     scale, bias = torch.tensor(14.0), torch.tensor(-10.0)
     logits = torch.randn(BATCH, LENGTH, VOCABULARY) if loss == "CoCaLoss" else torch.empty(0)
@@ -83,19 +89,24 @@ def arguments(loss: str) -> tuple[list[Any], list[Tensor]]:
 
 def stopwatch(module: Any, inputs: list[Any], leaves: list[Tensor], world_size: int) -> Callable[[], float]:
     """Return a function that runs forward and backward once and returns the seconds it took."""
+    on_gpu = leaves[0].device.type != "cpu"
 
     def once() -> float:
         if world_size > 1:
             dist.barrier()
+        if on_gpu:
+            torch.accelerator.synchronize()
         start = time.perf_counter()
         loss = module(*inputs)
         torch.autograd.grad(loss[0] + loss[1] if isinstance(loss, tuple) else loss, leaves)
+        if on_gpu:
+            torch.accelerator.synchronize()
         return time.perf_counter() - start
 
     return once
 
 
-def measure(rank: int, world_size: int, seconds: float, only: str) -> list[Row]:
+def measure(rank: int, world_size: int, seconds: float, only: str, device: str = "cpu") -> list[Row]:
     """Time every configuration for about `seconds`; a call takes as long as on its slowest rank."""
     torch.set_num_threads(1)
     torch.manual_seed(rank)
@@ -165,18 +176,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time every loss beside open_clip's.")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each configuration")
     parser.add_argument("--only", default="", help="losses whose name contains this")
+    parser.add_argument("--device", default="cpu", help="on another than the CPU, one process alone is timed")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
     args = parser.parse_args()
-    print(f"batch {BATCH} a process, width {WIDTH}, torch {torch.__version__}, one thread a process\n")
+    where = "one thread a process" if args.device == "cpu" else f"on {args.device}"
+    print(f"batch {BATCH} a process, width {WIDTH}, torch {torch.__version__}, {where}\n")
     print("| processes | loss | options | ours, ms | open_clip, ms | ratio | middle half |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    rows = measure(0, 1, args.seconds, args.only)
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(measure_rank, (2, args.seconds, args.only, folder), nprocs=2)
-        rows += json.loads(Path(folder, "rows.json").read_text())
+    rows = measure(0, 1, args.seconds, args.only, args.device)
+    if args.device == "cpu":
+        with tempfile.TemporaryDirectory() as folder:
+            spawn(measure_rank, (2, args.seconds, args.only, folder), nprocs=2)
+            rows += json.loads(Path(folder, "rows.json").read_text())
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        record = {"torch": torch.__version__, "device": args.device, "rows": rows}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from verified_losses.oracles import dtypes
 from verified_losses.oracles.complex_step import Array
 
+from . import devices
 from .names import DTYPES, HALVES, STRIDES
 from .standalone.acts import to_array
 
@@ -62,8 +63,10 @@ class Case:
     seed: int = 0
     pad_content: int = 0
     """A seed that fills the logits at padding; 0 leaves them."""
-    device: str = "cpu"
-    """Where the tensors are."""
+    device: str = devices.CPU
+    """Where the tensors are, or those devices that ranks have in turn: "cuda:0/cuda:1"."""
+    cpu_scalars: bool = False
+    """Scale and bias of no dimensions on the CPU beside features on another device."""
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the shape."""
@@ -85,6 +88,14 @@ class Case:
         """Whose gradients a loss is to have; "exact", those of one process, where nothing was drawn."""
         value: str = self.option("convention", "exact")
         return value
+
+    def device_of(self, rank: int) -> str:
+        """Return where a rank's tensors are."""
+        return devices.of_rank(self.device, rank)
+
+    def scalar_device(self, rank: int) -> str:
+        """Return where a rank's scale and bias are."""
+        return devices.CPU if self.cpu_scalars else self.device_of(rank)
 
     def split(self, array: Array) -> list[Array]:
         """Split a global batch over the ranks."""

@@ -41,14 +41,24 @@ class Example:
         """Whether real processes meet the same: a schedule of simulated ranks may be another."""
         return self.schedule is None and self.sends == "rendezvous"
 
-    def on(self, device: str) -> "Example":
-        """Return the same with all tensors on another device."""
-        steps = tuple(replace(step, case=replace(step.case, device=device)) for step in self.steps)
-        return replace(self, case=replace(self.case, device=device), steps=steps)
+    def on(self, device: str, cpu_scalars: bool = False) -> "Example":
+        """Return the same on another device; with `cpu_scalars`, scalars of shape [] are on the CPU."""
+
+        def moved(case: Case) -> Case:
+            return replace(case, device=device, cpu_scalars=cpu_scalars and case.scalar_shape == ())
+
+        steps = tuple(replace(step, case=moved(step.case)) for step in self.steps)
+        return replace(self, case=moved(self.case), steps=steps)
 
     def to_json(self) -> str:
         """Return the example as JSON; `from_json` reads it."""
-        return msgspec.json.encode(self).decode()
+        fields = msgspec.to_builtins(self)
+        for one in (fields, *fields["steps"]):
+            if not one["case"]["cpu_scalars"]:
+                del one["case"][
+                    "cpu_scalars"
+                ]  # an example of the CPU reads as it did before there was another
+        return msgspec.json.encode(fields).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Example":

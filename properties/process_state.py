@@ -42,12 +42,33 @@ def _set_numpy_generator(state: tuple[Any, ...]) -> None:
     np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
 
 
+def _gpu_generators() -> tuple[bytes, ...]:
+    """Return their states; none before CUDA is initialised, which takes seconds and memory."""
+    if not torch.cuda.is_initialized():
+        return ()
+    return tuple(one.get_state().numpy().tobytes() for one in torch.cuda.default_generators)
+
+
+def _set_gpu_generators(states: tuple[bytes, ...]) -> None:
+    for one, state in zip(torch.cuda.default_generators, states, strict=True):
+        one.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+def _current_device() -> int | tuple[()]:
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or (accelerator.type == "cuda" and not torch.cuda.is_initialized()):
+        return ()
+    return torch.accelerator.current_device_index()
+
+
 _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "torch's random generator": (_generator, _set_generator),
     "Python's random generator": (random.getstate, random.setstate),
     "NumPy's random generator": (_numpy_generator, _set_numpy_generator),
+    "a GPU's random generator": (_gpu_generators, _set_gpu_generators),
+    "the current device": (_current_device, torch.accelerator.set_device_index),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
@@ -75,7 +96,11 @@ def snapshot() -> dict[str, Any]:
 
 def changed(before: dict[str, Any]) -> list[str]:
     """Return the names of the settings that differ from `before`."""
-    return [name for name, state in snapshot().items() if state != before[name]]
+    return [
+        name
+        for name, state in snapshot().items()
+        if state != before[name] and before[name] != ()  # which a device has that was not initialised
+    ]
 
 
 @contextmanager

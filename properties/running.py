@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from . import devices
 from .cases import Case, tensor
 from .contracts import Contract, accepted, entry
 from .examples import Example, Step
@@ -36,6 +37,7 @@ def read_signature(rank: int, world_size: int, subject: Subject, contract: Contr
         Exception: the subject raised it as it was imported or constructed.
     """
     try:
+        devices.use(case.device_of(rank))
         target = subject.resolve()
     except Unresolved as error:
         return Signature(str(error))
@@ -107,6 +109,7 @@ def perform(
 ) -> T:
     """Run an act on one rank, with calls of the subject."""
     target = subject.resolve()
+    devices.use(steps[0].case.device_of(rank))
     return act([_call(rank, world_size, target, reference(contract, Example(s.case)), s.mode) for s in steps])
 
 
@@ -115,7 +118,7 @@ def _call(rank: int, world_size: int, target: Any, given: Reference, mode: str) 
 
     def cotangent(name: str, term: torch.Tensor) -> torch.Tensor:
         dtype = str(term.dtype).removeprefix("torch.")
-        return tensor(given.cotangents[rank][name], dtype, case.cotangent_strides, False, case.device)
+        return tensor(given.cotangents[rank][name], dtype, case.cotangent_strides, False, str(term.device))
 
     return Call(
         lambda: contract.build(target, case, rank, world_size),
@@ -134,8 +137,10 @@ def inputs(rank: int, given: Reference, train: bool = True) -> dict[str, torch.T
     tensors = {}
     for name, array in given.inputs[rank].items():
         if np.issubdtype(array.dtype, np.integer):
-            tensors[name] = torch.tensor(array, device=case.device)
+            tensors[name] = torch.tensor(array, device=case.device_of(rank))
         else:
-            dtype = case.scalar_dtype if name in given.contract.scalars else case.dtype
-            tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen, case.device)
+            is_scalar = name in given.contract.scalars
+            dtype = case.scalar_dtype if is_scalar else case.dtype
+            place = case.scalar_device(rank) if is_scalar else case.device_of(rank)
+            tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen, place)
     return tensors

@@ -2,7 +2,12 @@
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from verified_losses.properties import devices
+
+from . import standin
 
 for name in [*os.environ]:  # a test is of the whole, wherever the suite runs
     if name.startswith("SLURM_ARRAY_") or name == "VERIFIED_LOSSES_SHARD":
@@ -13,3 +18,15 @@ pytest_plugins = ["pytester"]
 settings.register_profile("gate", derandomize=True, database=None, deadline=None)
 settings.register_profile("nightly", max_examples=100_000, database=None, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
+
+
+@pytest.fixture(params=["cpu", "standin:0", "cuda:0"], ids=["cpu", "standin", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A device, in each of them that is here: the CPU, a stand-in for a GPU, the first GPU."""
+    name: str = request.param
+    if name.startswith("standin"):
+        standin.load()
+        monkeypatch.setitem(devices.KINDS, "standin", standin.KIND)
+    if absent := devices.absent(name):
+        pytest.skip(absent)
+    return name

@@ -1,5 +1,6 @@
 """The API: a certificate, or an exception that a person can act on."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -177,8 +178,10 @@ def test_hints_name_arguments_as_they_are_given(
         option = SimpleNamespace(certify_counterexamples=None)
         place, stash = SimpleNamespace(dir=tmp_path), {pytest_plugin.KNOWN: Known()}
         config = SimpleNamespace(option=option, invocation_params=place, stash=stash)
-        certifier = SimpleNamespace(verify=lambda check: finding)
-        item: Any = SimpleNamespace(config=config, certifier=certifier, check=check)
+        certifier = SimpleNamespace(verify=lambda check, until: finding, deadline=math.inf)
+        session = SimpleNamespace(items=[])
+        item: Any = SimpleNamespace(config=config, certifier=certifier, check=check, session=session)
+        session.items.append(item)
         with pytest.raises(NotCertified) as raised:
             pytest_plugin.Property.runtest(item)
         text = str(raised.value)

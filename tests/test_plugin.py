@@ -125,6 +125,14 @@ def test_items_are_named_and_chosen_within_a_shard(pytester: pytest.Pytester) ->
             ["--certify", "losses:Right", "--certify-as", "clip", "--certify-shard", "3/2"],
             "--certify-shard: expected i/n, with i from 1 to n, as 1/4, got '3/2'",
         ),
+        (
+            ["--certify", "losses:Right", "--certify-as", "clip", "--certify-device", "gpu"],
+            "--certify-device: expected cpu, cuda, cuda:1 or all, separated by commas, got 'gpu'",
+        ),
+        (
+            ["--certify", "losses:Right", "--certify-as", "clip", "--certify-max-time", "soon"],
+            "--certify-max-time: expected seconds, or a time like 60s, 5m or 1h, got 'soon'",
+        ),
         (["--certify", "losses:Right"], "--certify-as: expected one for each --certify, 1, got 0"),
         (["--certify", "losses:Right", "--certify-as", "clap"], "--certify-as: expected one of clip, coca"),
         (
@@ -140,6 +148,13 @@ def test_a_wrong_argument_is_named(pytester: pytest.Pytester, arguments: list[st
     assert f"ERROR: {named}" in said
     assert ("my own mistake" in said) == ("Broken" in named)
     assert "INTERNALERROR" not in said
+
+
+def test_what_time_does_not_allow_is_not_certified(pytester: pytest.Pytester) -> None:
+    asked = ["--certify-as", "clip", "--certify-world", "1", "--certify-only", "terms*"]
+    done = _run(pytester, "--certify", "losses:Right", *asked, "--certify-max-time", "0.001s")
+    done.assert_outcomes(failed=1)
+    assert "Right: terms equal the oracle was not verified in world single: out of time" in done.stdout.str()
 
 
 def test_a_missing_dependency_is_named(pytester: pytest.Pytester) -> None:

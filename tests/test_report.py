@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 import verified_losses
+from verified_losses.properties import devices
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
@@ -411,14 +412,26 @@ def test_a_certificate_names_its_issuer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "said"),
-    [(False, "CUDA: no device here"), (True, "CUDA: not verified: every tensor was on the CPU")],
+    ("missing", "said"),
+    [
+        ("no device was found: no driver", ["CUDA: no device was found: no driver"]),
+        (None, ["CUDA: not verified: not requested (add --device cuda)"]),
+    ],
 )
 def test_cuda_is_not_verified_with_a_device_either(
-    monkeypatch: pytest.MonkeyPatch, device: bool, said: str
+    monkeypatch: pytest.MonkeyPatch, missing: str | None, said: list[str]
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: device)
-    assert [line for line in not_verified(_checks()) if line.startswith("CUDA")] == [said]
+    cuda = replace(devices.KINDS["cuda"], missing=lambda: missing)
+    monkeypatch.setitem(devices.KINDS, "cuda", cuda)
+
+    def lines(*places: str) -> list[str]:
+        worlds = parse("1", places)
+        found = not_verified(list(checks({"ClipLoss": ("clip", SUBJECT)}, worlds)))
+        return [line for line in found if line.startswith(("CUDA", "CPU"))]
+
+    assert lines("cpu") == said
+    assert lines("cuda:1") == ["CPU: not verified: not requested (add --device cpu)"]
+    assert lines("cpu", "cuda:0") == []
 
 
 @pytest.mark.parametrize("contract", ["clip", "siglip", "exchange", "cross_entropy"])

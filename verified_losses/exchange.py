@@ -320,8 +320,18 @@ _receive_shapes = eager(_swap_headers)
 
 
 def _transfer(sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]], group: Any) -> None:
+    landing = receives
+    if dist.get_backend(group) == "gloo":  # which sends the CPU's memory alone
+        sends = [(tensor.cpu(), rank) for tensor, rank in sends]
+        landing = [
+            (tensor if tensor.is_cpu else torch.empty_like(tensor, device="cpu"), rank)
+            for tensor, rank in receives
+        ]
     ops = [
         dist.P2POp(dist.isend, tensor.contiguous(), group=group, group_peer=rank) for tensor, rank in sends
-    ] + [dist.P2POp(dist.irecv, tensor, group=group, group_peer=rank) for tensor, rank in receives]
+    ] + [dist.P2POp(dist.irecv, tensor, group=group, group_peer=rank) for tensor, rank in landing]
     for work in dist.batch_isend_irecv(ops):
         work.wait()
+    for (tensor, _), (landed, _) in zip(receives, landing, strict=True):
+        if landed is not tensor:
+            tensor.copy_(landed)

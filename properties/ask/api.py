@@ -8,16 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..devices import CPU, expand
 from ..names import DTYPES
 from ..show import certificate as records
 from ..show.certificate import Asked, Certificate, certificate
 from ..show.defects import Defect, explain
 from ..show.terminal import explained
 from ..subjects import Target
-from ..verify.arguments import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS, Subjects, Unusable, ask
+from ..verify.arguments import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS, Subjects, Unusable, ask, some_devices
 from ..verify.certifier import Certifier, Check, Finding, verify_all
 from ..verify.known import Known
-from ..verify.plan import fitted, left_out, not_verified, own_checks, plan
+from ..verify.plan import fitted, left_out, not_verified, own_checks, plan, working
 from ..verify.shards import read_shard
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def certify(
     config: Mapping[str, Any] | None = None,
     equal_rows: bool = False,
     world: str = WORLDS,
+    device: str = CPU,
     dtypes: Sequence[str] = DTYPES,
     max_examples: int = MAX_EXAMPLES,
     max_time: float | None = None,
@@ -86,6 +88,7 @@ def certify(
         config: options to pin. It is given, and held to, no other value of them.
         equal_rows: give every rank equally many rows.
         world: where ranks run, as "1,sim:2-8,proc:2".
+        device: where the tensors are, as "cpu,cuda:1"; "all" is the CPU and every GPU.
         dtypes: of the inputs.
         max_examples: cases drawn for each property; costly properties take a share of it.
         max_time: seconds for everything; None for as many as it takes.
@@ -110,10 +113,11 @@ def certify(
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
-    scope = world, max_examples, _listed(only), _listed(skip)
     asked = _asked(target, contract, convention, config, equal_rows, dtypes)
+    places = working(some_devices(device))
+    scope = world, max_examples, _listed(only), _listed(skip), places
     plan(asked, *scope)  # wrong arguments raise before the target is imported
-    subjects = fitted(asked, deadline)
+    subjects = fitted(asked, deadline, places[0])
     ((label, (_, subject)),) = subjects.items()
     planned = plan(subjects, *scope)
     own = own_checks(planned, part)
@@ -131,7 +135,7 @@ def certify(
         contract,
         findings,
         defects,
-        Asked(seed, max_examples, world),
+        Asked(seed, max_examples, world, devices=",".join(places)),
         Known(),
         not_verified(planned) + left_out(own[len(findings) :]),
         complete=len(findings) == len(own),
@@ -147,6 +151,7 @@ def certification(
     contract: str,
     *,
     world: str = WORLDS,
+    device: str = CPU,
     max_examples: int = MAX_EXAMPLES,
     seed: int = 0,
     only: str | Sequence[str] | None = None,
@@ -166,6 +171,7 @@ def certification(
         target: as for `certify`. It is looked at when the first test runs.
         contract: as for `certify`, and so are all the others.
         world: where ranks run.
+        device: where the tensors are, as for `certify`. They are looked for when the first test runs.
         max_examples: cases drawn for each property.
         seed: of the cases.
         only: which properties.
@@ -180,7 +186,8 @@ def certification(
     import pytest
 
     asked = _asked(target, contract, **options)
-    scope = world, max_examples, _listed(only), _listed(skip)
+    places = expand(some_devices(device))
+    scope = world, max_examples, _listed(only), _listed(skip), places
     certifier, folder = Certifier(max_examples, seed), Path(counterexamples).absolute()
     found: list[Check] | Unusable | None = None
 
@@ -188,7 +195,7 @@ def certification(
         nonlocal found
         if found is None:
             try:
-                found = plan(fitted(asked), *scope)
+                found = plan(fitted(asked, device=working(places)[0]), *scope)
             except Unusable as error:
                 found = error
         if isinstance(found, Unusable):

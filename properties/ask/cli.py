@@ -19,6 +19,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
+from ..devices import CPU
 from ..names import CONTRACTS, DTYPES, LOSSES, Convention
 from ..show.text import own, plain
 from ..subjects import SHIPPED, Target
@@ -34,6 +35,7 @@ from ..verify.arguments import (
     check_max_examples,
     read_config,
     read_seconds,
+    some_devices,
     some_dtypes,
     some_worlds,
     without_password,
@@ -66,6 +68,7 @@ def certify(
     only: Several = None,
     skip: Several = None,
     world: str = WORLDS,
+    device: str = CPU,
     dtype: str = ",".join(DTYPES),
     max_examples: int = MAX_EXAMPLES,
     max_time: str | None = None,
@@ -116,9 +119,13 @@ def certify(
         Which properties not.
     world
         Where ranks run, separated by commas: 1 is one process, proc:2 (or 2) two real processes over gloo,
-        proc:2-4 pools of two to four, hvd:2 two processes over Horovod, sim:2-8 simulated ranks whose number
-        and schedule are drawn; torchrun is the processes that torchrun started, on several hosts:
-        torchrun --nnodes N --nproc-per-node M -m verified_losses.properties certify ... --world torchrun.
+        proc:2-4 pools of two to four, hvd:2 two processes over Horovod, nccl:2 two over NCCL, sim:2-8
+        simulated ranks whose number and schedule are drawn; torchrun is the processes that torchrun started,
+        on several hosts: torchrun --nnodes N --nproc-per-node M -m verified_losses.properties certify ...
+        --world torchrun.
+    device
+        Where the tensors are, separated by commas: cpu, cuda (the first GPU), cuda:1, or all, the CPU and
+        every GPU that is there. Each world runs on each of them; nccl takes GPUs of its own, one a rank.
     dtype
         Of the inputs, separated by commas.
     max_examples
@@ -163,7 +170,8 @@ def certify(
         name = _stranger(target, loss)
         asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
         subjects = {Target.of(name).name: asked}
-    some_worlds(world)
+    asked_for = some_devices(device)
+    worlds = some_worlds(world, asked_for)
     check_max_examples(max_examples)
     some_shard = read_shard(shard, os.environ)
     if database is not None:
@@ -171,27 +179,28 @@ def certify(
         if "://" not in database:
             _check_folder(Path(database), "database")
 
-    if any(spec.kind == "torchrun" for spec in some_worlds(world)):
+    if any(spec.kind == "torchrun" for spec in worlds):
         if torchrun.is_executor():
             return torchrun.serve()
         torchrun.lead()
     server.start()  # which imports torch too
     from ..laws import laws
     from ..show.certificate import Asked
-    from ..verify.plan import fitted, plan
+    from ..verify.plan import fitted, plan, working
     from . import run as running
 
     try:
         accept.check([law.name for law in laws()])
     except ValueError as error:
         raise Unusable("known", str(error)) from error
-    planned = plan(subjects, world, max_examples, only, skip)
+    places = working(asked_for)
+    planned = plan(subjects, world, max_examples, only, skip, places)
     if not shipped:
-        subjects = fitted(subjects, deadline)
-        planned = plan(subjects, world, max_examples, only, skip)
+        subjects = fitted(subjects, deadline, places[0])
+        planned = plan(subjects, world, max_examples, only, skip, places)
     command = without_password(shlex.join([*app.name, *sys.argv[1:]]))
-    asked_for = Asked(seed, max_examples, world, command)
-    run = running.Run(subjects, planned, asked_for, accept, shard=some_shard)
+    arguments = Asked(seed, max_examples, world, command, ",".join(places))
+    run = running.Run(subjects, planned, arguments, accept, shard=some_shard)
     running.save(run.record, json, html, junit)
     console = running.printer()
     torchrun.last_words = running.last_words(run, json)

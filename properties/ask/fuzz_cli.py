@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from ..devices import CPU
 from ..fuzz.lines import Begun, Ended, Line, Replayed
 from ..fuzz.log import Busy, Log, compare
 from ..names import DTYPES, Convention
@@ -25,6 +26,7 @@ from ..verify.arguments import (
     check_max_examples,
     read_config,
     read_seconds,
+    some_devices,
     some_worlds,
 )
 from ..verify.shards import Shard, read_shard
@@ -52,6 +54,7 @@ def run_fuzz(
     only: Several = None,
     skip: Several = None,
     world: str = WORLDS,
+    device: str = CPU,
     dtype: str = ",".join(DTYPES),
     max_examples: int = MAX_EXAMPLES,
     max_time: str | None = None,
@@ -101,6 +104,8 @@ def run_fuzz(
         Which properties not.
     world
         Where ranks run, as for certify.
+    device
+        Where the tensors are, as for certify.
     dtype
         Of the inputs, separated by commas.
     max_examples
@@ -135,7 +140,8 @@ def run_fuzz(
     _check_folder(folder, "folder")
     accept = _read_known(known)
     subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","))
-    if any(spec.kind == "torchrun" for spec in some_worlds(world)):
+    asked_for = some_devices(device)
+    if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
         raise Unusable("world", "torchrun: each process that draws starts ranks of its own; certify takes it")
     check_max_examples(max_examples)
     if rounds is not None and rounds < 1:
@@ -145,7 +151,7 @@ def run_fuzz(
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
         "equal_rows": equal_rows, "loss": loss or [], "only": only or [], "skip": skip or [], "world": world,
-        "dtype": dtype, "max_examples": max_examples, "seed": seed,
+        "device": device, "dtype": dtype, "max_examples": max_examples, "seed": seed,
     }  # fmt: skip
     log = _open(folder, resume, arguments, part)
     try:
@@ -154,8 +160,8 @@ def run_fuzz(
 
         command = shlex.join([*app.name, *sys.argv[1:]])
         request = Request(
-            subjects, bool(target), world, tuple(only or ()), tuple(skip or ()), arguments, max_examples,
-            rounds, fail_fast, seed, processes, accept, folder, part, begun, seconds, command,
+            subjects, bool(target), world, asked_for, tuple(only or ()), tuple(skip or ()), arguments,
+            max_examples, rounds, fail_fast, seed, processes, accept, folder, part, begun, seconds, command,
         )  # fmt: skip
         return run(request, log)
     finally:

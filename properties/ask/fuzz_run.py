@@ -25,7 +25,7 @@ from ..verify.arguments import Subjects, Unusable
 from ..verify.certifier import Check, Finding
 from ..verify.grouping import GROUP_SECONDS, group
 from ..verify.known import Known
-from ..verify.plan import fitted, own_checks
+from ..verify.plan import fitted, own_checks, working
 from ..verify.shards import Shard
 from . import FALSIFIED, HOLDS, INTERRUPTED, TERMINATED, USAGE
 from . import run as running
@@ -49,6 +49,8 @@ class Request:
     are_strange: bool
     """Whether they are targets of the user's."""
     world: str
+    asked_for: tuple[str, ...]
+    """The names of devices."""
     only: tuple[str, ...]
     skip: tuple[str, ...]
     arguments: dict[str, Any]
@@ -66,9 +68,9 @@ class Request:
     """For everything; infinite if there is no end."""
     command: str
 
-    def scope(self, subjects: Subjects) -> Scope:
-        """Return what is planned of these subjects: where a device is chosen, it is here that it enters."""
-        return Scope(subjects, self.world, self.only, self.skip)
+    def scope(self, subjects: Subjects, places: tuple[str, ...]) -> Scope:
+        """Return what is planned of these subjects, on these devices."""
+        return Scope(subjects, self.world, self.only, self.skip, places)
 
 
 def run(request: Request, log: Log) -> int:
@@ -83,10 +85,11 @@ def run(request: Request, log: Log) -> int:
         raise Unusable("known", str(error)) from error
     deadline = request.begun + request.seconds
     subjects = request.subjects
-    request.scope(subjects).plan()  # wrong arguments are refused before a target is imported
+    places = working(request.asked_for)
+    request.scope(subjects, places).plan()  # wrong arguments are refused before a target is imported
     if request.are_strange:
-        subjects = fitted(subjects, deadline)
-    scope = request.scope(subjects)
+        subjects = fitted(subjects, deadline, places[0])
+    scope = request.scope(subjects, places)
     planned: list[Check] = scope.plan()
     mine = {id(check) for check in own_checks(planned, request.shard)}
     own = {number: check for number, check in enumerate(planned) if id(check) in mine}
@@ -102,7 +105,7 @@ def run(request: Request, log: Log) -> int:
 
     reserve = min(RESERVE_SECONDS, RESERVE_SHARE * request.seconds)
     plan = Plan(request.seed, request.most, request.rounds, deadline - reserve, request.fail_fast)
-    report = _Report(request, subjects, planned)
+    report = _Report(request, subjects, planned, places)
     screen = Screen(console, request.folder, plan.deadline)
     campaign = Campaign(
         own, plan, log, request.folder, request.known, set(begun.corpus),
@@ -121,8 +124,10 @@ def run(request: Request, log: Log) -> int:
 class _Report:
     """Certificate, page and JUnit XML of a run."""
 
-    def __init__(self, request: Request, subjects: Subjects, planned: list[Check]) -> None:
-        asked = Asked(request.seed, request.most, request.world, request.command)
+    def __init__(
+        self, request: Request, subjects: Subjects, planned: list[Check], places: tuple[str, ...]
+    ) -> None:
+        asked = Asked(request.seed, request.most, request.world, request.command, ",".join(places))
         self.folder = request.folder
         self.run = running.Run(subjects, planned, asked, request.known, shard=request.shard)
         self._basis = list(self.run.not_verified)

@@ -1,10 +1,12 @@
 """`pytest --certify TARGET --certify-as CONTRACT`: one test item for each property and world."""
 
+import math
 import pickle
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -16,33 +18,56 @@ if TYPE_CHECKING:
 
 PREFIX = "--certify-"
 """How its options begin."""
-SUBJECTS: "pytest.StashKey[Subjects]" = pytest.StashKey()
 KNOWN: "pytest.StashKey[Known]" = pytest.StashKey()
+
+
+class Found(NamedTuple):
+    """What one process finds out, and tells the workers of xdist."""
+
+    subjects: "Subjects"
+    """The targets, each asked only for what it takes."""
+    devices: tuple[str, ...]
+    placements: dict[int, Any]
+    """Of ranks of NCCL."""
+    deadline: float
+    """What `time.monotonic()` is when the time for all checks is over."""
+
+
+FOUND: pytest.StashKey[Found] = pytest.StashKey()
 
 
 @pytest.hookimpl(trylast=True)  # once Hypothesis's own plugin has ended its initialisation
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Look at the targets, in one process, which tells the workers of xdist their signatures."""
-    config = session.config
+    """Look at the devices and the targets, in one process, which tells the workers of xdist what it found."""
+    begun, config = time.monotonic(), session.config
     sys.path.append(str(config.invocation_params.dir))  # a module beside the caller is found
     if hasattr(config, "workerinput"):
-        config.stash[SUBJECTS] = pickle.loads(config.workerinput["certify"])
+        from ..worlds import nccl
+
+        config.stash[FOUND] = pickle.loads(config.workerinput["certify"])
+        nccl.PLACED.update(config.stash[FOUND].placements)
         config.stash[KNOWN] = _known(config)
         return
     try:
+        from ..devices import CPU
         from ..show.text import shortened
-        from ..verify.arguments import Unusable
-        from ..verify.plan import fitted
+        from ..verify.arguments import Unusable, read_seconds, some_devices
+        from ..verify.plan import fitted, working
+        from ..worlds import nccl
     except ImportError as error:
         raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
     _seed(config)
     config.stash[KNOWN] = _known(config)
     try:
+        limit = config.option.certify_max_time
+        deadline = begun + (math.inf if limit is None else read_seconds(limit))
         asked = _asked(config)
         _shard(config)
+        places = working(some_devices(config.option.certify_device or CPU))
         for label in asked:  # wrong arguments raise before a target is imported
-            _plan(config, {label: asked[label]})
-        config.stash[SUBJECTS] = fitted(asked)
+            _plan(config, {label: asked[label]}, places)
+        subjects = fitted(asked, deadline, places[0])
+        config.stash[FOUND] = Found(subjects, places, nccl.PLACED, deadline)
     except Unusable as error:
         said = error.as_option(PREFIX)
         raise pytest.UsageError(f"{said}\n{shortened(error.detail)}" if error.detail else said) from error
@@ -51,8 +76,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of xdist what the targets take."""
-    if SUBJECTS in node.config.stash:
-        node.workerinput["certify"] = pickle.dumps(node.config.stash[SUBJECTS])
+    if FOUND in node.config.stash:
+        node.workerinput["certify"] = pickle.dumps(node.config.stash[FOUND])
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and the like choose
@@ -63,9 +88,9 @@ def pytest_collection_modifyitems(
     from ..verify.certifier import Certifier
     from ..verify.plan import own_checks
 
-    subjects = config.stash[SUBJECTS]
-    certifier = Certifier(_max_examples(config), _seed(config))
-    planned = [check for label in subjects for check in _plan(config, {label: subjects[label]})]
+    subjects, places, _, deadline = config.stash[FOUND]
+    certifier = Certifier(_max_examples(config), _seed(config), deadline)
+    planned = [check for label in subjects for check in _plan(config, {label: subjects[label]}, places)]
     own = own_checks(planned, _shard(config))
     for label in subjects:
         name = f"certify::{label}"
@@ -104,7 +129,10 @@ class Property(pytest.Item):
         from .api import conclude
 
         folder = self.config.option.certify_counterexamples or COUNTEREXAMPLES
-        finding = self.certifier.verify(self.check)
+        items, now = self.session.items, time.monotonic()
+        later = sum(isinstance(one, Property) for one in items[items.index(self) + 1 :])
+        share = (self.certifier.deadline - now) / (1 + later)
+        finding = self.certifier.verify(self.check, now + share)
         if reason := self.config.stash[KNOWN].reason(finding):
             pytest.xfail(reason)
         conclude(finding, self.config.invocation_params.dir / folder, PREFIX)
@@ -163,13 +191,13 @@ def _labels(pairs: list[tuple[str, str]]) -> list[str]:
     raise pytest.UsageError(f"--certify: {twice} was given twice")
 
 
-def _plan(config: pytest.Config, subjects: "Subjects") -> "list[Check]":
+def _plan(config: pytest.Config, subjects: "Subjects", places: tuple[str, ...]) -> "list[Check]":
     from ..verify.arguments import WORLDS
     from ..verify.plan import plan
 
     option = config.option
     world = option.certify_world or WORLDS
-    return plan(subjects, world, _max_examples(config), option.certify_only, option.certify_skip)
+    return plan(subjects, world, _max_examples(config), option.certify_only, option.certify_skip, places)
 
 
 def _known(config: pytest.Config) -> "Known":

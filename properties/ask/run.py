@@ -76,7 +76,7 @@ class Run:
                     self.asked,
                     self.known,
                     self.not_verified,
-                    complete=len({finding.key for finding in self.findings}) == len(self.own),
+                    complete=self.complete,
                     shard=records.part(
                         label,
                         subject,
@@ -91,6 +91,11 @@ class Run:
                 if label in labels
             ]
         )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every check of its shard has come to a finding."""
+        return len({finding.key for finding in self.findings}) == len(self.own)
 
     @property
     def falsified(self) -> list[Finding]:
@@ -184,6 +189,8 @@ def verify(
 def show(run: Run, console: Console) -> None:
     """Print a line a check, then each defect once, then what is not verified."""
     console.print(terminal.table(run.findings, run.known))
+    for line in terminal.devices(records.used(run.findings, run.asked, run.known, run.complete)):
+        console.print(escape(plain(line)), highlight=False)
     if run.falsified:
         wrong = [defect for defect in run.defects if not terminal.accepted(defect, run.known)]
         counted = f"{_counted(len(run.falsified), 'finding')}, {_counted(len(wrong), 'defect')}:"

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 import psutil
 
+from ..devices import CPU
 from ..verify.arguments import Subjects
 from ..verify.plan import plan
 from ..worlds import server
@@ -65,10 +66,12 @@ class Scope:
     world: str
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    places: tuple[str, ...] = (CPU,)
+    """The devices."""
 
     def plan(self) -> list[Any]:
         """Return the checks, in the order in which units number them."""
-        return plan(self.subjects, self.world, only=self.only, skip=self.skip)
+        return plan(self.subjects, self.world, only=self.only, skip=self.skip, places=self.places)
 
 
 class Workers(Protocol):

@@ -219,11 +219,11 @@ def check_again(law: str, contract: str, subject: Subject, world: str, example: 
     """
     (asked,) = [one for one in laws() if one.name == law]
     found, held_to = Example.from_json(example), contracts()[contract]
-    kind, size = KINDS[world], found.case.world_size
+    kind, size, device = KINDS[world], found.case.world_size, found.case.device
     ranks: World = (
-        kind.inside(size, found.schedule, found.sends, seconds)
+        kind.inside(size, found.schedule, found.sends, seconds, device)
         if kind.inside
-        else kind.processes(size, seconds, subject.resolve)
+        else kind.processes(size, seconds, subject.resolve, device)
     )
     asked.check(Bench(held_to, subject, ranks, SingleWorld()), Reference(held_to, found))
 

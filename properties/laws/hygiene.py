@@ -49,8 +49,9 @@ def outputs_well_formed(bench: Bench, reference: Reference) -> float:
             right, seen = contract.structure(case), outcome.structure
             place = Place("structure", rank=rank, expected=right, observed=seen)
             raise Falsified(f"rank {rank}: expected {right}, observed {seen}", place)
-        fit = [[f"{dtype} {case.device}"] for dtype in sorted(allowed)]
-        compare_types(rank, outcome, fit, f"every term in {sorted(allowed)} on {case.device}")
+        device = case.device_of(rank)
+        fit = [[f"{dtype} {device}"] for dtype in sorted(allowed)]
+        compare_types(rank, outcome, fit, f"every term in {sorted(allowed)} on {device}")
         for name, shape in shapes[rank].items():
             if outcome.terms[name].shape != shape:
                 raise misshapen(Place("term", name, rank), outcome.terms[name].shape, shape)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import msgspec
 
 import verified_losses
 
+from .. import devices
 from ..names import CONTRACTS
 from ..subjects import Subject, Target
 from ..verify.certifier import Check, Finding, Verdict
@@ -23,11 +25,12 @@ from ..verify.fingerprints import fingerprint
 from ..verify.known import Known
 from ..verify.plan import takers
 from ..verify.shards import Shard
+from ..worlds import probe
 from .defects import Defect
 from .drawn import Drawn, count
 from .text import plain, write_whole
 
-CERTIFICATE_VERSION = 3
+CERTIFICATE_VERSION = 4
 SUITE = ("oracles", "properties")
 """Folders of this package that are the suite, and no part of the losses."""
 
@@ -37,6 +40,8 @@ class Property(msgspec.Struct, frozen=True):
 
     property: str
     world: str
+    device: str
+    """Where the tensors were, or the devices that ranks had in turn."""
     examples: int
     verdict: Verdict
     worst_error_over_bound: float
@@ -98,6 +103,28 @@ class Part(msgspec.Struct, frozen=True):
         return [one for one in self.checks if one.shard != self.index]
 
 
+class Device(msgspec.Struct, frozen=True):
+    """A device: what it is, and what was verified there."""
+
+    device: str
+    name: str
+    """That of its maker; empty where it was not looked at."""
+    driver: str
+    """The driver's version; empty for the CPU."""
+    torch: str
+    """The build of torch."""
+    cuda: str
+    """The version of CUDA that torch is built with; empty for the CPU."""
+    nccl: str
+    """The version of NCCL that torch is built with; empty for the CPU."""
+    worlds: list[str]
+    """In which something ran there."""
+    verdict: Literal["holds", "falsified", "incomplete", "not verified"]
+    """"not verified" where nothing was to run there."""
+    notes: list[str]
+    """Why something did not run there, and where ranks were put."""
+
+
 class Issuer(msgspec.Struct, frozen=True):
     """The suite that issued a certificate."""
 
@@ -123,6 +150,7 @@ class Certificate(msgspec.Struct, frozen=True):
     seed: int
     max_examples: int
     worlds: str
+    devices: list[Device]
     source: str
     """SHA-256 of the target's source: its file, or all of its top-level package."""
     issuer: Issuer
@@ -152,6 +180,7 @@ class Asked:
     max_examples: int
     worlds: str
     command: str = ""
+    devices: str = devices.CPU
 
 
 def schema() -> dict[str, Any]:
@@ -245,6 +274,7 @@ def certificate(
         Property(
             finding.law,
             finding.world,
+            finding.check.world.device,
             finding.examples,
             finding.verdict,
             finding.worst_error_over_bound,
@@ -257,11 +287,7 @@ def certificate(
         )
         for finding in findings
     ]
-    verdict: Literal["holds", "falsified", "incomplete"] = "holds"
-    if any(one.verdict == "falsified" and not one.known for one in properties):
-        verdict = "falsified"
-    elif not complete or any(finding.not_run for finding in findings):
-        verdict = "incomplete"
+    verdict = concluded(findings, known, complete)
     return Certificate(
         CERTIFICATE_VERSION,
         plain(subject.target),
@@ -273,6 +299,7 @@ def certificate(
         asked.seed,
         asked.max_examples,
         asked.worlds,
+        used(findings, asked, known, complete),
         source_hash(subject),
         issuer(),
         list(not_verified),
@@ -316,6 +343,45 @@ def part(
         ],
         list(not_verified),
     )
+
+
+def concluded(
+    findings: Sequence[Finding], known: Known, complete: bool = True
+) -> Literal["holds", "falsified", "incomplete"]:
+    """Return the verdict of some findings, which are all that there are to come or not."""
+    if any(one.verdict == "falsified" and not known.reason(one) for one in findings):
+        return "falsified"
+    return "holds" if complete and not any(one.not_run for one in findings) else "incomplete"
+
+
+def used(findings: Sequence[Finding], asked: Asked, known: Known, complete: bool) -> list[Device]:
+    """Return the devices that were asked for or used, and CUDA where it was not."""
+    ran_on = [one.check.world.device.split("/") for one in findings]
+    there: list[Device] = []
+    for device in dict.fromkeys([*asked.devices.split(","), *chain.from_iterable(ran_on)]):
+        own = [one for one, ranks in zip(findings, ran_on, strict=True) if device in ranks]
+        facts = probe.look(device)
+        notes = [f"{one.world}: {one.check.world.found}" for one in own if one.check.world.found]
+        notes += [f"{one.law} in world {one.world}: {one.reason}" for one in own if one.not_run]
+        worlds = dict.fromkeys(one.world for one in own if one.examples)
+        there.append(
+            Device(
+                device, facts.name, facts.driver, _torch(), facts.cuda, facts.nccl, list(worlds),
+                concluded(own, known, complete), list(dict.fromkeys(notes)),
+            )
+        )  # fmt: skip
+    for kind in devices.KINDS.values():
+        if not any(devices.kind_of(one.device) == kind.name for one in there):
+            why = kind.missing() or f"not requested (add --device {kind.name})"
+            there.append(Device(kind.name, "", "", _torch(), "", "", [], "not verified", [why]))
+    return there
+
+
+def _torch() -> str:
+    # not what is installed says: a local build has the same version as a release
+    import torch
+
+    return str(torch.__version__)
 
 
 def together(certificates: Sequence[Certificate]) -> Certificate | Certificates:

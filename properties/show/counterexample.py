@@ -18,6 +18,7 @@ from verified_losses.oracles.complex_step import Array
 
 from ..cases import LAYOUTS, Case, has_layout, rounded
 from ..contracts import Contract, Inputs
+from ..devices import CPU
 from ..examples import Example, Mode
 from ..laws import INFERENCE, Falsified, Law, Place
 from ..laws.gradients import curves
@@ -141,6 +142,7 @@ def render(finding: Finding, path: Path) -> str:
         "call": contract.call_with,
         "judge": judge,
         "decide": launch.by_law if by_law else launch.by_judge,
+        "ready": launch.on_cpu if case.device == CPU else launch.on_device,
         "start": start,
         "gathered": gathered,
     }
@@ -237,7 +239,8 @@ def _title(check: Check, case: Case) -> str:
     ranks = "one process" if case.world_size == 1 else f"{case.world_size} ranks"
     contract = check.contract
     convention = f", convention {case.convention}" if "convention" in contract.values else ""
-    return f'{check.label}: "{check.law.name}" does not hold in {ranks} ({contract.name}{convention}).'
+    where = "" if case.device == CPU else f" on {case.device.replace('/', ', ')}"
+    return f'{check.label}: "{check.law.name}" does not hold in {ranks}{where} ({contract.name}{convention}).'
 
 
 def _quoted(reason: str) -> str:
@@ -276,6 +279,7 @@ def _given(check: Check, example: Example, place: Place) -> dict[str, tuple[Any,
         "LAW": (check.law.name, ""),
         "CONTRACT": (check.contract.name, ""),
         "CONVENTIONS": (check.subject.conventions, ""),
+        "DEVICES": (tuple(example.case.device.split("/")), "of the ranks, in turn"),
         "WORLD": (check.world.row.again or check.world.row.name, "in which kind of world it was seen"),
         "EXAMPLE": (example.to_json(), ""),
         "COTANGENTS": (None, "ones"),
@@ -306,11 +310,11 @@ def _literals(contract: Contract, one: Given) -> list[dict[str, str]]:
                 case.scalar_dtype if name in contract.scalars else case.dtype,
                 case.strides,
                 one.mode != "inference" and name not in case.frozen,
-                case.device,
+                case.scalar_device(rank) if name in contract.scalars else case.device_of(rank),
             )
             for name, array in given.items()
         }
-        for given in contract.inputs(case)
+        for rank, given in enumerate(contract.inputs(case))
     ]
 
 

@@ -228,6 +228,7 @@ FACETS: dict[str, Facet] = {
     "cotangents": lambda case: [case.cotangents],
     "layout of the cotangents": lambda case: [case.cotangent_strides],
     "regions": regions,
+    "device": lambda case: [case.device],
     "returned": lambda case: ["dict" if case.output_dict else "tuple or tensor"],
 }
 SCALARS: dict[str, Facet] = {
@@ -235,6 +236,7 @@ SCALARS: dict[str, Facet] = {
     "logit bias": lambda case: [decade(case.bias)],
     "shape of the scalars": lambda case: [str(list(case.scalar_shape))],
     "dtype of the scalars": lambda case: [case.scalar_dtype],
+    "device of the scalars": lambda case: [case.scalar_device(0)],
 }
 CAPTIONS: dict[str, Facet] = {
     "padding": lambda case: [case.pads],

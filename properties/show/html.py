@@ -26,6 +26,7 @@ MARKS = {
     "incomplete": "◐",
     "known": "≈",
     "skipped": "–",
+    "not verified": "–",
 }  # fmt: skip
 """Beside the word and the colour of a verdict."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .certificate import Certificate, Certificates, Part, Property, decode, together
+from .certificate import Certificate, Certificates, Device, Part, Property, decode, together
 from .drawn import Drawn, in_order
 from .text import write_whole
 
@@ -164,6 +164,7 @@ def _merged(shards: Sequence[Certificate], lines: list[str]) -> Certificate:
         first,
         verdict=verdict,
         properties=properties,
+        devices=_devices(shards),
         not_verified=lines,
         drawn=_together(one.drawn for one in shards),
         command=_without_shard(first.command),
@@ -180,6 +181,30 @@ def _rows(shards: Sequence[Certificate]) -> list[Property]:
         for one in shard.properties:
             by_check.setdefault((one.property, one.world), []).append(one)
     return [row for rows in by_check.values() for row in combine(rows)]
+
+
+def _devices(shards: Sequence[Certificate]) -> list[Device]:
+    """Return the devices of all shards: one of the same name, driver and builds once."""
+    order = list(dict.fromkeys(one.world for one in _part(shards[0]).checks))
+    same: dict[tuple[str, ...], list[Device]] = {}
+    for one in (device for shard in shards for device in shard.devices):
+        what = one.device, one.name, one.driver, one.torch, one.cuda, one.nccl
+        same.setdefault(what, []).append(one)
+    verdicts = ["falsified", "incomplete", "holds", "not verified"]
+    is_short = bool(_lacking(shards))
+    merged = []
+    for parts in same.values():
+        worlds = dict.fromkeys(world for one in parts for world in one.worlds)
+        verdict = min((one.verdict for one in parts), key=verdicts.index)
+        merged.append(
+            msgspec.structs.replace(
+                parts[0],
+                worlds=sorted(worlds, key=lambda world: order.index(world) if world in order else -1),
+                verdict="incomplete" if verdict == "holds" and is_short else verdict,
+                notes=list(dict.fromkeys(note for one in parts for note in one.notes)),
+            )
+        )
+    return merged
 
 
 def _part(certificate: Certificate) -> Part:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 from hypothesis.errors import HypothesisDeprecationWarning, UnsatisfiedAssumption
 
+from ..devices import absent
 from ..examples import Example
 from ..subjects import Subject
 from ..verify.arguments import Unusable
@@ -71,7 +72,8 @@ def _found_again(merged: Certificate, parts: Sequence[Part]) -> list[Finding]:
     """Run the smallest cases again; return the findings that they give again."""
     label, subject, deadline = parts[0].label, parts[0].subject, time.monotonic() + AGAIN_SECONDS
     subject.worlds().until = deadline
-    planned = _planned(label, merged.contract, subject, merged.worlds)
+    places = [one.device for one in merged.devices if one.verdict != "not verified"]
+    planned = _planned(label, merged.contract, subject, merged.worlds, places)
     findings = []
     for found in (found for part in parts for found in part.found):
         check = planned.get((found.property, found.world))
@@ -82,9 +84,13 @@ def _found_again(merged: Certificate, parts: Sequence[Part]) -> list[Finding]:
     return findings
 
 
-def _planned(label: str, contract: str, subject: Subject, worlds: str) -> dict[tuple[str, str], Check]:
+def _planned(
+    label: str, contract: str, subject: Subject, worlds: str, places: Sequence[str]
+) -> dict[tuple[str, str], Check]:
+    here = [place for place in places if not absent(place)]
     try:
-        return {(one.law.name, one.world.name): one for one in plan({label: (contract, subject)}, worlds)}
+        planned = plan({label: (contract, subject)}, worlds, places=here)
+        return {(one.law.name, one.world.name): one for one in planned}
     except Unusable:  # a kind of world that is not here
         return {}
 

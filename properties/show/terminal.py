@@ -7,11 +7,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..devices import CPU, asks_for_cuda
 from ..laws import Falsified
 from ..verify.certifier import Finding
 from ..verify.known import Known
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
+from .certificate import Device
 from .defects import Defect
 from .text import as_text, plain, shortened
 
@@ -33,6 +35,24 @@ def table(findings: Sequence[Finding], known: Known) -> Table:
             ratio if finding.verdict == "holds" else "", f"[{colour}]{verdict}[/]",
         )  # fmt: skip
     return laid
+
+
+def devices(used: Sequence[Device]) -> list[str]:
+    """Return a line for each device on which something was to run; nothing where that is the CPU alone."""
+    asked_for = [one for one in used if one.verdict != "not verified"]
+    if [one.device for one in asked_for] == [CPU]:
+        return []
+    lines = []
+    for one in asked_for:
+        software = [("driver", one.driver), ("CUDA", one.cuda), ("NCCL", one.nccl)]
+        named = [
+            one.name,
+            f"torch {one.torch}",
+            *(f"{what} {version}" for what, version in software if version),
+        ]
+        lines.append(f"{one.device} ({', '.join(named)}): {one.verdict}")
+        lines += [f"{one.device}: {note}" for note in one.notes]
+    return lines
 
 
 def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
@@ -58,9 +78,7 @@ def headline(finding: Finding) -> str:
     elif isinstance(error, SimulationError) and error.finding != "raised":
         how = f"{error.finding}: {error.message}"
     elif isinstance(error, WorldError):
-        rank = next(state for state in error.ranks if state.state != "returned")
-        lines = rank.detail.strip().splitlines() or [""]
-        how = f"rank {rank.rank} {rank.state}: {lines[-1 if rank.state == 'raised' else 0]}"
+        how = next(state for state in error.ranks if state.state != "returned").said
     how = shortened(plain(how)).partition("\n")[0]
     return f"{finding.loss}: {finding.law} in world {finding.world}: {how}"
 
@@ -88,9 +106,14 @@ def explained(defect: Defect, prefix: str) -> str:
 
 def hints(finding: Finding, prefix: str) -> list[str]:
     """Return the explanations of a finding other than a defect."""
-    if finding.smallest is None or (case := finding.smallest.case).world_size == 1:
+    if finding.smallest is None:
         return []
-    found = []
+    case, found = finding.smallest.case, []
+    if asks_for_cuda(case.device, finding.reason):
+        asked = _argument("device", "cuda", prefix)
+        found.append(f"the target asks for CUDA: where there is a GPU, {asked} verifies it there")
+    if case.world_size == 1:
+        return found
     place = finding.error.place if isinstance(finding.error, Falsified) else None
     exact = case.convention == "exact"
     if place and place.kind == "gradient" and exact and case.option("gather_with_grad", True) is False:

@@ -5,6 +5,7 @@ from typing import Any
 ARGUMENTS: dict[str, Any] = {}
 TARGET = HOME = WHERE = KIND = NAME = LAW = CONTRACT = WORLD = EXAMPLE = ""
 TERMS: tuple[str, ...] = ()
+DEVICES: tuple[str, ...] = ()
 CONVENTIONS: tuple[str, ...] = ()
 INDEX: tuple[int, ...] = ()
 ALLOWED: list[Any] = []
@@ -14,4 +15,4 @@ COTANGENTS: Any = None
 ALONG: Any = None
 
 inputs: Any = None
-whole = act = act_alone = oracle = build = call = judge = decide = start = gathered = inputs
+whole = act = act_alone = oracle = build = call = judge = decide = ready = start = gathered = inputs

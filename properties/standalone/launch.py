@@ -83,6 +83,18 @@ def over_gloo(target: Any, rank: int) -> list[Any]:
     return everyone
 
 
+def over_nccl(target: Any, rank: int) -> list[Any]:
+    """Return what every rank saw, over NCCL."""
+    import torch.distributed as dist
+
+    os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"  # where ranks share a GPU
+    dist.init_process_group("nccl", timeout=timedelta(seconds=0.8 * file.SECONDS))
+    everyone: list[Any] = [None] * file.WORLD_SIZE
+    dist.all_gather_object(everyone, file.act(target, rank))
+    dist.destroy_process_group()
+    return everyone
+
+
 def over_horovod(target: Any, rank: int) -> list[Any]:
     """Return what every rank saw, over Horovod."""
     import horovod.torch as hvd
@@ -93,6 +105,25 @@ def over_horovod(target: Any, rank: int) -> list[Any]:
     return everyone
 
 
+def on_cpu(rank: int) -> bool:
+    """The CPU is always there."""
+    return True
+
+
+def on_device(rank: int) -> bool:
+    """Make a rank's device the current one; say so if it is not there."""
+    import torch
+
+    device = file.DEVICES[rank % len(file.DEVICES)]
+    try:
+        torch.ones(1, device=device)
+        torch.accelerator.set_device_index(device)
+    except Exception as error:
+        print(f"{device} is not there: {str(error).splitlines()[0]}")
+        return False
+    return True
+
+
 def verdict(rank: int) -> int:
     """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
     faulthandler.dump_traceback_later(file.SECONDS, exit=True)  # a rank that hangs prints its stack
@@ -100,6 +131,8 @@ def verdict(rank: int) -> int:
         target = find_target()
     except BaseException:
         traceback.print_exc()
+        return 2
+    if not file.ready(rank):
         return 2
     everyone = file.gathered(target, rank)
     return 0 if rank > 0 else file.decide(target, everyone)
@@ -164,4 +197,5 @@ def launched() -> int:
 
 ALONE = (python, alone)
 GLOO = (torchrun, over_gloo)
+NCCL = (torchrun, over_nccl)
 HOROVOD = (horovodrun, over_horovod)

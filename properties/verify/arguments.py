@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .. import devices
 from ..names import CONTRACTS, CONVENTIONS, DTYPES
 from ..subjects import Subject
 from ..worlds.specs import WorldSpec, parse
@@ -142,16 +143,28 @@ def _value(text: str) -> Any:
     return text
 
 
-def some_worlds(world: str) -> list[WorldSpec]:
-    """Return the worlds of these names.
+def some_worlds(world: str, places: Sequence[str] = (devices.CPU,)) -> list[WorldSpec]:
+    """Return the worlds of these names, on each of some devices.
 
     Raises:
         Unusable: there are no such worlds.
     """
     try:
-        return parse(world)
+        return parse(world, places)
     except ValueError as error:
         raise Unusable("world", str(error)) from error
+
+
+def some_devices(text: str) -> tuple[str, ...]:
+    """Return the names of devices, in one form; whether they are there is not looked at.
+
+    Raises:
+        Unusable: a part is no such name.
+    """
+    try:
+        return devices.read(text)
+    except ValueError as error:
+        raise Unusable("device", str(error)) from error
 
 
 def check_max_examples(number: int) -> None:

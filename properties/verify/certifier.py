@@ -16,16 +16,17 @@ from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
+from .. import devices
 from ..cases import Case
 from ..contracts import Contract, contracts
 from ..examples import Example
 from ..laws import Bench, Law, laws
 from ..reference import reference
 from ..subjects import Subject
-from ..worlds import OutOfTime, WorldError, WorldLost, specs
+from ..worlds import OutOfTime, WorldError, WorldLost, probe, specs
 from ..worlds.processes import COLLECTIVE_SHARE
-from ..worlds.simulated import Sends
-from ..worlds.specs import SINGLE, WorldSpec
+from ..worlds.simulated import Sends, SimulationError
+from ..worlds.specs import WorldSpec
 
 SHRINK_SECONDS = 5.0
 """How long a counterexample is made smaller."""
@@ -73,6 +74,8 @@ class Finding:
     """The target had to be cut off."""
     not_run: bool = False
     """It was asked for, and could not run."""
+    lost: bool = False
+    """The device was gone."""
     more: int = 0
     """How many cases were checked besides those of `ratios`, which of very many are a sample."""
     fingerprint: str = ""
@@ -144,7 +147,7 @@ def examples(check: Check) -> st.SearchStrategy[Example]:
 @st.composite
 def _placed(draw: st.DrawFn, check: Check) -> Example:
     example: Example = draw(check.law.draw(check.contract, check.subject, check.world.sizes[0]))
-    return example.on(check.world.device)
+    return _moved(draw, check, example)
 
 
 @st.composite
@@ -154,7 +157,15 @@ def _scheduled(draw: st.DrawFn, check: Check) -> Example:
     schedule = draw(st.none() | st.integers(0, 2**16))
     sends: list[Sends] = ["rendezvous", "buffered", "drawn"]
     scheduled = dataclasses.replace(example, schedule=schedule, sends=draw(st.sampled_from(sends)))
-    return scheduled.on(check.world.device)
+    return _moved(draw, check, scheduled)
+
+
+def _moved(draw: st.DrawFn, check: Check, example: Example) -> Example:
+    """Return an example on the device of its world; there its scalars may stay on the CPU."""
+    contract, device = check.contract, check.world.device
+    if device == devices.CPU or not set(contract.scalars) & set(contract.differentiable):
+        return example.on(device)
+    return example.on(device, cpu_scalars=draw(st.booleans()))
 
 
 def falsify(check: Check, example: Example) -> float:
@@ -165,7 +176,7 @@ def falsify(check: Check, example: Example) -> float:
     """
     worlds, size = check.subject.worlds(), example.case.world_size
     world = worlds.open(check.world, check.law.patience, size, example.schedule, example.sends)
-    bench = Bench(check.contract, check.subject, world, worlds.open(SINGLE))
+    bench = Bench(check.contract, check.subject, world, worlds.open(check.world.alone))
     return check.law.check(bench, reference(check.contract, example))
 
 
@@ -212,9 +223,10 @@ def verify(
     failures: dict[Example, Exception] = {}
     shrink_until = math.inf
     hung = False
+    lost = ""
 
     def run(example: Example) -> None:
-        nonlocal smallest, failure, shrink_until, hung, gone
+        nonlocal smallest, failure, shrink_until, hung, gone, lost
         if failures and time.monotonic() > shrink_until:
             if example in failures:  # Hypothesis asks again for the smallest, and gets what came of it
                 smallest, failure = example, failures[example]
@@ -233,6 +245,8 @@ def verify(
                 raise SkipTest(OUT_OF_TIME) from None
             return
         except Exception as error:
+            if not failures and (lost := _lost(check, error)):
+                raise SkipTest(lost) from error
             # the least time after which something cuts off a call
             cut_off = time.monotonic() - started > COLLECTIVE_SHARE * specs.RUN_SECONDS * check.law.patience
             if passes and passes(example, error, cut_off):
@@ -284,9 +298,9 @@ def verify(
         reason = _said(failure or error)
         if isinstance(error, Flaky):
             reason = f"not every time for the same case: {reason}"
-    not_run = bool(gone) and verdict == "holds"
+    not_run = bool(lost or gone) and verdict == "holds"
     if not_run:
-        verdict, reason = "skipped", gone
+        verdict, reason = "skipped", lost or gone
     elif verdict == "holds" and not ratios:
         not_run = time.monotonic() >= deadline
         reason = OUT_OF_TIME if not_run else "no case was drawn that it says something about"
@@ -303,7 +317,17 @@ def verify(
         failure,
         hung,
         not_run,
+        bool(lost),
     )
+
+
+def _lost(check: Check, error: Exception) -> str:
+    """Return why the device of a check is gone, where a rank failed: that is no fault of the target."""
+    if not isinstance(error, WorldError) or (
+        isinstance(error, SimulationError) and error.finding != "raised"
+    ):
+        return ""
+    return probe.trouble(check.world.device) or ""
 
 
 def _said(error: Exception) -> str:
@@ -312,6 +336,8 @@ def _said(error: Exception) -> str:
 
 class Certifier:
     """Runs checks one by one; where a target hung, its other checks in that world are not run.
+
+    Nor are any on a device once it is gone.
 
     Args:
         max_examples: how many cases to draw for each.
@@ -335,6 +361,7 @@ class Certifier:
         self.deadline = deadline
         self.found = found
         self._hung: set[tuple[str, str]] = set()
+        self._lost: dict[str, str] = {}
 
     def verify(self, check: Check, until: float = math.inf) -> Finding:
         """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
@@ -345,6 +372,8 @@ class Certifier:
             return self.not_run(check, missing)
         if where in self._hung:
             return self.not_run(check, "the target hung in this world before")
+        if reason := self._lost.get(check.world.device):
+            return self.not_run(check, reason)
         finding = verify(
             check,
             self.max_examples,
@@ -356,6 +385,8 @@ class Certifier:
         )
         if finding.hung:
             self._hung.add(where)
+        if finding.lost:
+            self._lost[check.world.device] = finding.reason
         return finding
 
     def not_run(self, check: Check, reason: str) -> Finding:

@@ -5,15 +5,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from hypothesis import Verbosity, find, settings
 
+from .. import devices
 from ..contracts import Contract, contracts
 from ..laws import laws
 from ..running import read_signature
 from ..subjects import Subject
-from ..worlds import OutOfTime, WorldError
-from ..worlds.specs import SINGLE
+from ..worlds import OutOfTime, WorldError, probe
+from ..worlds.specs import SINGLE, placed
 from ..worlds.table import KINDS
 from .arguments import MAX_EXAMPLES, WORLDS, Subjects, Unusable, check_max_examples, some_worlds
 from .certifier import Check, checks
@@ -26,16 +26,17 @@ def plan(
     max_examples: int = MAX_EXAMPLES,
     only: Sequence[str] | None = None,
     skip: Sequence[str] | None = None,
+    places: Sequence[str] = (devices.CPU,),
 ) -> list[Check]:
     """List the checks: the same arguments, the same list. No target is looked at.
 
     Raises:
         Unusable: an argument is.
     """
-    worlds = some_worlds(world)
+    worlds = some_worlds(world, places)
     check_max_examples(max_examples)
     kept = _kept(only, skip)
-    planned = [check for check in checks(subjects, worlds) if check.law.name in kept]
+    planned = [check for check in checks(subjects, placed(worlds)) if check.law.name in kept]
     if not planned:
         applies = "no property that is asked for applies there"
         raise Unusable("", f"nothing to verify for {', '.join(subjects)} in world {world}: {applies}")
@@ -70,7 +71,25 @@ def _kept(only: Sequence[str] | None, skip: Sequence[str] | None) -> set[str]:
     return {name for name in wanted if not any(fnmatch.fnmatch(name, one) for one in skip or [])}
 
 
-def fitted(subjects: Subjects, deadline: float = math.inf) -> Subjects:
+def working(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the devices that these names ask for, each looked at.
+
+    Raises:
+        Unusable: one is not there, or does not work.
+    """
+    found = devices.expand(names)
+    for device in found:
+        if absent := devices.absent(device):
+            raise Unusable("device", absent)
+    for device in found:
+        try:
+            probe.look(device)
+        except ValueError as error:
+            raise Unusable("device", str(error)) from error
+    return found
+
+
+def fitted(subjects: Subjects, deadline: float = math.inf, device: str = devices.CPU) -> Subjects:
     """Return the subjects, each asked only for what it takes. The targets are imported and constructed.
 
     When `time.monotonic()` is past the deadline, those that are not are returned as they are.
@@ -79,25 +98,29 @@ def fitted(subjects: Subjects, deadline: float = math.inf) -> Subjects:
         Unusable: a target cannot be verified.
     """
     return {
-        label: (name, _fitted(subject, contracts()[name], deadline))
+        label: (name, _fitted(subject, contracts()[name], deadline, device))
         for label, (name, subject) in subjects.items()
     }
 
 
-def _fitted(asked: Subject, contract: Contract, deadline: float) -> Subject:
+def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) -> Subject:
     quiet = settings(database=None, deadline=None, verbosity=Verbosity.quiet)
     size = contract.smallest_world
     simplest = find(contract.cases(replace(asked, options=()), size), lambda case: True, settings=quiet)
+    simplest = replace(simplest, device=device)
     worlds = asked.worlds()
     worlds.until = deadline
     try:
-        (signature,) = worlds.open(SINGLE).run(read_signature, asked, contract, simplest)
+        alone = worlds.open(replace(SINGLE, device=device))
+        (signature,) = alone.run(read_signature, asked, contract, simplest)
     except OutOfTime:
         return asked
     except WorldError as error:
         (rank,) = error.ranks
         happened = {"raised": "raised", "hung": "hung"}.get(rank.state, "ended its process")
         problem = f"{asked.target}: {happened} as it was imported or constructed"
+        if devices.asks_for_cuda(device, rank.detail):
+            problem += ": it asks for CUDA, so verify it with device cuda, where there is a GPU"
         raise Unusable("", problem, rank.detail) from error
     if signature.unusable:
         raise Unusable("", f"{asked.target}: {signature.unusable}")
@@ -118,9 +141,12 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
             lines.append(f"{kind.title}: {why}")
         elif kind.title and without:
             lines.append(f"{kind.title}: {', '.join(without)} did not run over it")
-    if not any(check.world.device.startswith("cuda") for check in planned):
-        on_cpu = "not verified: every tensor was on the CPU"
-        lines.append(f"CUDA: {on_cpu if torch.cuda.is_available() else 'no device here'}")
+    ran_on = {devices.kind_of(check.world.device) for check in planned}
+    if "cuda" not in ran_on:
+        missing = devices.KINDS["cuda"].missing()
+        lines.append(f"CUDA: {missing or 'not verified: not requested (add --device cuda)'}")
+    if devices.CPU not in ran_on:
+        lines.append("CPU: not verified: not requested (add --device cpu)")
     return lines
 
 

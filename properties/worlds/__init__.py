@@ -20,6 +20,12 @@ class RankState:
     def __str__(self) -> str:
         return f"rank {self.rank} {self.state}" + (f":\n{self.detail}" if self.detail else "")
 
+    @property
+    def said(self) -> str:
+        """The state in a line: of a traceback the exception, else the first line."""
+        lines = [line for line in self.detail.strip().splitlines() if line.strip()] or [""]
+        return f"rank {self.rank} {self.state}: {lines[-1 if self.state == 'raised' else 0]}"
+
 
 class WorldError(Exception):
     """A run in which at least one rank did not return.

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .. import devices
 from .processes import ProcessWorld
 
 LOCALHOST = "127.0.0.1"
@@ -42,14 +43,15 @@ class HorovodWorld(ProcessWorld):
         start_timeout: float = 120.0,
         grace: float = 3.0,
         prepare: Callable[[], object] | None = None,
+        device: str = devices.CPU,
     ) -> None:
-        super().__init__(size, timeout, start_timeout, grace, prepare=prepare)
+        super().__init__(size, timeout, start_timeout, grace, prepare=prepare, device=device)
         if missing := horovod_missing():
             raise ImportError(missing)
 
     def _start(self) -> None:
         with _rendezvous(self.size) as port:
-            self.join = functools.partial(_join, port=port)
+            self.join = self._placed(functools.partial(_join, port=port))
             super()._start()
 
 

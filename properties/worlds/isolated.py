@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from .. import devices
 from . import World, WorldError
 
 T = TypeVar("T")
@@ -11,19 +12,22 @@ T = TypeVar("T")
 class IsolatedWorld:
     """`inner`, in the one process of `host`. The process outlives an exception, but not a crash or a hang.
 
-    After those, `host` starts another process by itself at the next run.
+    After those, `host` starts another process by itself at the next run. So it does where a run has raised
+    and left the device unusable: the error of a kernel is raised by all later calls of its process.
 
     Args:
         inner: a world that needs no process but the caller's.
         host: a world of one process, which joins nothing.
+        device: where the tensors are.
 
     Attributes:
         traffic: the volume of the last run, where `inner` counts it.
     """
 
-    def __init__(self, inner: World, host: World) -> None:
+    def __init__(self, inner: World, host: World, device: str = devices.CPU) -> None:
         self.inner = inner
         self.host = host
+        self.device = device
         self.name, self.size = inner.name, inner.size
         self.traffic: dict[Any, Any] = {}
 
@@ -33,10 +37,14 @@ class IsolatedWorld:
         Function, arguments and results travel pickled, as in `ProcessWorld`.
         """
         try:
-            ((outcome, self.traffic),) = self.host.run(_run, self.inner, function, arguments)
+            ((outcome, self.traffic, works),) = self.host.run(
+                _run, self.inner, function, arguments, self.device
+            )
         except WorldError as error:
             raise WorldError(self.name, error.ranks) from error
         if isinstance(outcome, WorldError):
+            if not works:
+                self.host.close()
             raise outcome
         return outcome
 
@@ -45,11 +53,17 @@ class IsolatedWorld:
 
 
 def _run(
-    rank: int, size: int, inner: World, function: Callable[..., T], arguments: tuple[object, ...]
-) -> tuple[list[T] | WorldError, dict[Any, Any]]:
+    rank: int,
+    size: int,
+    inner: World,
+    function: Callable[..., T],
+    arguments: tuple[object, ...],
+    device: str,
+) -> tuple[list[T] | WorldError, dict[Any, Any], bool]:
     outcome: list[T] | WorldError
+    works = True
     try:
         outcome = inner.run(function, *arguments)
     except WorldError as error:
-        outcome = error
-    return outcome, getattr(inner, "traffic", {})
+        outcome, works = error, devices.works(device)
+    return outcome, getattr(inner, "traffic", {}), works

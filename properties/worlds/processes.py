@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import functools
 import math
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from multiprocessing import connection, forkserver, process, util
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from .. import devices
 from . import OutOfTime, RankState, WorldError, server
 
 T = TypeVar("T")
@@ -32,11 +34,6 @@ STACK_SECONDS = 1.0
 OUTPUT_TAIL = 2000
 MEMORY_BYTES = 8 * 2**30
 FILE_BYTES = 2**28
-LIMITS = {
-    resource.RLIMIT_CORE: 0,
-    resource.RLIMIT_DATA: MEMORY_BYTES,
-    resource.RLIMIT_FSIZE: FILE_BYTES,
-}
 
 
 Join = Callable[[int, int, Path, float], None]
@@ -56,6 +53,14 @@ def join_nothing(rank: int, size: int, folder: Path, collective_timeout: float) 
     """Leave torch.distributed uninitialised."""
 
 
+def join_on(rank: int, size: int, folder: Path, collective_timeout: float, device: str, join: Join) -> None:
+    """Join a group as `join` does, on a device, or on those that ranks have in turn."""
+    own = devices.of_rank(device, rank)
+    devices.use(own)
+    devices.limit(own, MEMORY_BYTES)
+    join(rank, size, folder, collective_timeout)
+
+
 class ProcessWorld:
     """`size` real processes joined in a gloo group, started at the first run and kept until a run fails.
 
@@ -70,12 +75,15 @@ class ProcessWorld:
         join: makes the ranks a group; a function that is importable by name.
         prepare: what each rank calls once it has joined, in the time for starting; what it raises is for a
             later run to meet.
+        device: where its tensors are, or those devices that ranks have in turn.
 
     Attributes:
         until: when `time.monotonic()` is past it, a run, or a start, that no rank has failed is given up.
 
     A rank may hold `MEMORY_BYTES` and write files of `FILE_BYTES`, its output included: beyond, allocating
-    and writing raise in it. Processes that it leaves behind are killed with it.
+    and writing raise in it. On a device other than the CPU it may hold so much of that one's memory; the
+    CPU's is not limited then, as CUDA reserves more addresses than any limit. Processes that it leaves behind
+    are killed with it.
 
     Raises:
         ValueError: `size` is less than 1, or a time is not positive.
@@ -91,6 +99,7 @@ class ProcessWorld:
         grace: float = 3.0,
         join: Join = join_gloo,
         prepare: Callable[[], object] | None = None,
+        device: str = devices.CPU,
     ) -> None:
         self._end: util.Finalize[None] | None = None
         if size < 1:
@@ -102,8 +111,12 @@ class ProcessWorld:
         self.timeout = timeout
         self.start_timeout = start_timeout
         self.grace = grace
-        self.join = join
+        self.device = device
+        self.join = self._placed(join)
         self.prepare = prepare
+        self.limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: FILE_BYTES}
+        if device == devices.CPU:
+            self.limits[resource.RLIMIT_DATA] = MEMORY_BYTES
         self.until = math.inf
         self._owner = os.getpid()
         self._ranks: list[_Rank] = []
@@ -149,6 +162,12 @@ class ProcessWorld:
             self.close()
             raise
 
+    def _placed(self, join: Join) -> Join:
+        """Return what joins the ranks, each on its device."""
+        if self.device == devices.CPU:
+            return join
+        return functools.partial(join_on, device=self.device, join=join)
+
     def close(self) -> None:
         """Kill the ranks, if there are any. Closing twice is harmless; a later run starts a new pool."""
         if self._end:
@@ -164,7 +183,7 @@ class ProcessWorld:
             for rank in range(self.size):
                 ours, theirs = context.Pipe()
                 limit = COLLECTIVE_SHARE * self.timeout
-                given = rank, self.size, theirs, self._folder, environment, self.join, limit
+                given = rank, self.size, theirs, self._folder, environment, self.limits, self.join, limit
                 child = context.Process(target=_rank_main, args=given, daemon=True)
                 child.start()
                 theirs.close()
@@ -316,6 +335,7 @@ def _rank_main(
     pipe: connection.Connection,
     folder: Path,
     environment: dict[str, str],
+    limits: dict[int, int],
     join: Join,
     collective_timeout: float,
 ) -> None:
@@ -327,7 +347,7 @@ def _rank_main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the dispatcher decides
     threading.Thread(target=_exit_with_dispatcher, args=[folder], daemon=True).start()
     os.setsid()
-    for limited, most in LIMITS.items():
+    for limited, most in limits.items():
         resource.setrlimit(limited, (most, most))
     output = os.open(folder / f"output-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(output, 1)

@@ -1,12 +1,14 @@
-"""Which worlds to verify in, as people name them: "1,sim:2-8,proc:2,hvd:2"."""
+"""Which worlds to verify in, as people name them: "1,sim:2-8,proc:2,hvd:2,nccl:2"."""
 
 import contextlib
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .. import devices
 from . import OutOfTime, Pool, World, WorldError
 from .isolated import IsolatedWorld
 from .processes import COLLECTIVE_SHARE
@@ -25,8 +27,10 @@ class WorldSpec:
 
     kind: str
     sizes: tuple[int, ...]
-    device: str = "cpu"
-    """Where the tensors are."""
+    device: str = devices.CPU
+    """Where the tensors are, or those devices that ranks have in turn: "cuda:0/cuda:1"."""
+    found: str = field(default="", compare=False)
+    """What was found as it was looked for where its ranks can be."""
 
     @property
     def row(self) -> Kind:
@@ -38,8 +42,13 @@ class WorldSpec:
         """As reports show it."""
         first, last = self.sizes[0], self.sizes[-1]
         ranks = f"{first}" if first == last else f"{first}-{last}"
-        where = "" if self.device == "cpu" else f" on {self.device}"
+        where = "" if self.device == devices.CPU or self.row.only_on else f" on {self.device}"
         return (self.kind if self.row.largest == 1 else f"{self.kind}:{ranks}") + where
+
+    @property
+    def alone(self) -> "WorldSpec":
+        """One process on the same device, or on the first rank's."""
+        return WorldSpec("single", (1,), devices.of_rank(self.device, 0))
 
 
 SINGLE = WorldSpec("single", (1,))
@@ -62,7 +71,7 @@ class Worlds:
         self.target = target
         self.prepare = prepare
         self.until = math.inf
-        self._pools: dict[tuple[str, int, float], Pool] = {}
+        self._pools: dict[tuple[str, int, float, str], Pool] = {}
 
     def open(
         self,
@@ -85,18 +94,18 @@ class Worlds:
             return self._pool(spec, patience)
         # less than its process may take, so that it says itself where it hung
         seconds = COLLECTIVE_SHARE * RUN_SECONDS
-        inner = spec.row.inside(size or spec.sizes[0], schedule, sends, seconds)
-        return self.isolated(inner)
+        inner = spec.row.inside(size or spec.sizes[0], schedule, sends, seconds, spec.device)
+        return self.isolated(inner, spec)
 
     def start(self, spec: WorldSpec, patience: float = 1.0) -> None:
         """Start the processes in which a kind of world runs."""
-        pool = self._pool(spec, patience) if spec.row.inside is None else self._pool(SINGLE)
+        pool = self._pool(spec, patience) if spec.row.inside is None else self._pool(spec.alone)
         with contextlib.suppress(WorldError, OutOfTime):  # the first run meets it, and says so
             pool.start()
 
-    def isolated(self, inner: World) -> World:
-        """Return a world of one process, in a process of the target's."""
-        return IsolatedWorld(inner, self._pool(SINGLE))
+    def isolated(self, inner: World, spec: WorldSpec) -> World:
+        """Return the world of a kind that takes one process, in a process of the target's."""
+        return IsolatedWorld(inner, self._pool(spec.alone), spec.device)
 
     def close(self) -> None:
         """End the processes."""
@@ -104,9 +113,10 @@ class Worlds:
             pool.close()
 
     def _pool(self, spec: WorldSpec, patience: float = 1.0) -> Pool:
-        key = spec.kind, spec.sizes[0], patience
+        key = spec.kind, spec.sizes[0], patience, spec.device
         if key not in self._pools:
-            self._pools[key] = spec.row.processes(spec.sizes[0], patience * RUN_SECONDS, self.prepare)
+            seconds = patience * RUN_SECONDS
+            self._pools[key] = spec.row.processes(spec.sizes[0], seconds, self.prepare, spec.device)
         self._pools[key].until = self.until
         return self._pools[key]
 
@@ -124,19 +134,22 @@ def worlds_of(target: str, prepare: Prepare) -> Worlds:
     return worlds
 
 
-def parse(text: str) -> list[WorldSpec]:
-    """Return the worlds that `text` lists.
+def parse(text: str, places: Sequence[str] = (devices.CPU,)) -> list[WorldSpec]:
+    """Return the worlds that `text` lists, on each of some devices.
 
     Args:
         text: parts separated by commas: "1" or "single" is this process, "3" and "proc:3" are three processes
             over gloo, "proc:2-4" pools of two, three and four, "hvd:2-3" pools of two and three Horovod
-            ranks, "sim:2-8" simulated worlds of two to eight ranks, "torchrun" the processes that it started.
+            ranks, "nccl:2" two processes over NCCL, on GPUs whichever devices are asked for, "sim:2-8"
+            simulated worlds of two to eight ranks, "torchrun" the processes that it started.
+        places: the devices.
 
     Raises:
-        ValueError: a part reads otherwise, asks for too many ranks, or for Horovod where it is not installed.
+        ValueError: a part reads otherwise, asks for too many ranks, or for Horovod or NCCL where it is not.
     """
     specs: list[WorldSpec] = []
     given = {kind.prefix: kind for kind in KINDS.values() if kind.size}
+    parts: dict[str, str] = {}
     for part in text.split(","):
         match = re.fullmatch(r"(?:([a-z]+):)?(\d+)(?:-(\d+))?", part.strip())
         if part.strip() == "single" or (match and match[0] == "1"):
@@ -148,7 +161,8 @@ def parse(text: str) -> list[WorldSpec]:
         rows = {kind.prefix: kind for kind in KINDS.values() if kind.largest > 1 and not kind.size}
         if not match or (match[3] and not match[1]) or (match[1] or "proc") not in rows:
             raise ValueError(
-                f"expected parts like 1, 3, proc:2-4, hvd:2, sim:2-8 or torchrun, got {part.strip()!r}"
+                "expected parts like 1, 3, proc:2-4, hvd:2, nccl:2, sim:2-8 or torchrun, "
+                f"got {part.strip()!r}"
             )
         kind = rows[match[1] or "proc"]
         if match[3] and int(match[3]) < int(match[2]):
@@ -156,14 +170,22 @@ def parse(text: str) -> list[WorldSpec]:
         sizes = tuple(range(int(match[2]), int(match[3] or match[2]) + 1))
         if sizes[0] < 2 or sizes[-1] > kind.largest:
             raise ValueError(f"expected from 2 to {kind.largest} ranks, got {part.strip()!r}")
-        if missing := kind.missing():
-            raise ValueError(f"{part.strip()}: {missing}")
+        parts.setdefault(kind.name, part.strip())
         specs += [WorldSpec(kind.name, one) for one in ([sizes] if kind.is_drawn else [(n,) for n in sizes])]
-    return list(dict.fromkeys(specs))
+    for name, part in parts.items():  # once all are read: to look for NCCL imports torch
+        if missing := KINDS[name].missing():
+            raise ValueError(f"{part}: {missing}")
+    everywhere = [replace(spec, device=spec.row.only_on or place) for place in places for spec in specs]
+    return list(dict.fromkeys(everywhere))
+
+
+def placed(specs: Sequence[WorldSpec]) -> list[WorldSpec]:
+    """Return the worlds on the devices that their ranks have: NCCL is tried, once for each size."""
+    return list(dict.fromkeys(spec.row.place(spec) for spec in specs))
 
 
 def _given(kind: Kind) -> WorldSpec:
-    """Return the world whose number of ranks is given by whoever started this process."""
+    """Return the world whose number of ranks torchrun, which started this process, gives."""
     if missing := kind.missing():
         raise ValueError(f"{kind.prefix}: {missing}")
     assert kind.size is not None

@@ -24,13 +24,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import devices
 from . import OutOfTime, RankState, State, WorldError, WorldLost
 from .processes import COLLECTIVE_SHARE, LINGER_SECONDS
+
+if TYPE_CHECKING:
+    from .specs import WorldSpec
 
 T = TypeVar("T")
 
@@ -60,6 +65,15 @@ def ranks() -> int:
     """Return how many processes torchrun started; 0 if it did not start this one."""
     text = os.environ.get("WORLD_SIZE", "")
     return int(text) if text.isdecimal() and os.environ.get("MASTER_ADDR") else 0
+
+
+def placed(spec: "WorldSpec") -> "WorldSpec":
+    """Return the world on the devices that its ranks have: the GPUs of each host, in turn."""
+    if devices.kind_of(spec.device) not in devices.KINDS:
+        return spec
+    kind, local = devices.kind_of(spec.device), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = min(devices.KINDS[kind].count(), local)
+    return replace(spec, device="/".join(f"{kind}:{index}" for index in range(count)))
 
 
 def is_executor() -> bool:

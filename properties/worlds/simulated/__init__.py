@@ -98,7 +98,7 @@ class SimulatedWorld:
 
     Unchanged code that uses torch.distributed with the default group, or with groups from `new_group`, runs
     in it; what it does not implement raises a NotImplementedError that names the operation. Each rank has its
-    own copy of the arguments, its own state of torch's CPU generator (forked from the caller's) and its own
+    own copy of the arguments, its own states of torch's generators (forked from the caller's) and its own
     warning filters. Module globals are shared: what keeps a cache in one shares it between ranks, where
     processes would not. Intra-operator parallelism is off during a run.
 

@@ -486,6 +486,11 @@ class SimulatedGroup(_ProcessGroup):  # type: ignore[misc]
     def _peer(self, name: str, tensors: Tensors, peer: int | None, tag: int) -> dist.Work:
         (tensor,) = tensors
         _expect(tensor.is_contiguous(), f"{name}: the tensor must be contiguous")
+        # gloo has no point-to-point of a GPU's memory
+        _expect(
+            tensor.device.type == "cpu" or self.backend != "gloo",
+            f"{name}: gloo sends no tensor of {tensor.device}",
+        )
         _expect(peer is None or 0 <= peer < self.width, f"{name}: no rank {peer} in {self.members}")
         sends, size = name == "send", _bytes(tensors)
         return self._start(

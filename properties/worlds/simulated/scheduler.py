@@ -119,10 +119,15 @@ def _borrow(count: int) -> list[RankThread]:
     return threads
 
 
+def _gpu_generators() -> Sequence[torch.Generator]:
+    return torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+
+
 class _Ambient(NamedTuple):
     """State that a process owns and that the ranks of one process would otherwise share."""
 
     random: torch.Tensor
+    gpus: list[torch.Tensor]
     # What `warnings.catch_warnings` replaces:
     filters: list[Any]
     show: Any
@@ -131,10 +136,14 @@ class _Ambient(NamedTuple):
     @classmethod
     def read(cls) -> "_Ambient":
         state = torch.default_generator.get_state()
-        return cls(state, _warnings.filters, _warnings.showwarning, _warnings._showwarnmsg_impl)
+        # cheap: no kernel waits
+        gpus = [one.get_state() for one in _gpu_generators()]
+        return cls(state, gpus, _warnings.filters, _warnings.showwarning, _warnings._showwarnmsg_impl)
 
     def write(self) -> None:
         torch.default_generator.set_state(self.random)
+        for generator, gpu in zip(_gpu_generators(), self.gpus, strict=False):
+            generator.set_state(gpu)
         if _warnings.filters != self.filters:
             # Only what the filters say, not which list says it, outdates what warnings remembers.
             _warnings._filters_mutated()
