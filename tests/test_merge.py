@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ def _verified(subjects: Subjects, folder: Path, shard: Shard) -> dict[str, Any]:
 
 
 def _merge(*arguments: object) -> int:
+    before = list(sys.path)
     with pytest.raises(SystemExit) as ended:
         main(["merge", *map(str, arguments)])
+    sys.path[:] = before
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
@@ -289,6 +292,11 @@ def test_findings_are_merged_where_the_target_is_not(
 
 def test_one_file_that_is_given_twice_counts_once(shards: Path, tmp_path: Path) -> None:
     assert _merge(shards, shards / "1", shards / "1" / "certificate.json", "--output", tmp_path / "m") == 0
+
+
+def test_they_are_merged_again_into_a_folder_beside_them(mine: Path) -> None:
+    for _ in range(2):
+        assert _merge(mine, "--output", mine / "merged") == 0
 
 
 def test_a_shard_is_not_overwritten(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

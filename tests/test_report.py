@@ -27,7 +27,8 @@ from verified_losses.properties.show.html import Distribution, read_codes, rende
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import Check, Finding, checks
 from verified_losses.properties.verify.known import Entry, Known
-from verified_losses.properties.verify.plan import not_verified
+from verified_losses.properties.verify.plan import not_verified, own_checks
+from verified_losses.properties.verify.shards import Shard
 from verified_losses.properties.worlds import table
 from verified_losses.properties.worlds.specs import parse
 
@@ -175,6 +176,25 @@ def test_a_page_shows_every_check_and_what_was_drawn() -> None:
         "CUDA: none",
     ):
         assert told in text
+
+
+def test_a_shard_says_so_and_what_the_others_verify(tmp_path: Path) -> None:
+    planned, shard = _checks(), Shard(0, 2)
+    own = own_checks(planned, shard)
+    falsified = _falsified(own[0])
+    part = records.part("ClipLoss", SUBJECT, shard, planned, [falsified], ["interrupted"])
+    record = msgspec.structs.replace(_certificate([falsified, _holding(own[1])]), shard=part)
+    _validate(record, tmp_path / "certificate.json")
+    assert records.decode((tmp_path / "certificate.json").read_bytes()) == record
+    assert part is not None
+    assert [(one.property, one.world) for one in part.others] == [
+        (check.law.name, check.world.name) for check in planned if check not in own
+    ]
+    assert [Example.from_json(one.example) for one in part.found] == [falsified.smallest]
+    text = "".join(_page(record).text)
+    assert "shard 1 of 2: the verdict is that of its own checks" in text
+    assert f"{len(planned) - len(own)} checks of other shards" in text
+    assert records.part("ClipLoss", SUBJECT, Shard(), planned, [], []) is None
 
 
 def test_a_page_shows_counterexamples_with_their_code_once(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ def merge_shards(paths: Sequence[Path], output: Path) -> int:
     """
     console = run.printer()
     lefts, troubles = _read(paths)
+    if len(lefts) > 1:  # what a merge before has written into a folder beside them is none of them
+        lefts = [left for left in lefts if left.is_shard or left.file.resolve().parent != output.resolve()]
     for trouble in troubles:
         console.print(
             f"[yellow]nothing to merge[/] {escape(plain(trouble))}", highlight=False, soft_wrap=True
@@ -98,7 +100,8 @@ def _show(console: Console, record: Certificate | Certificates, shards: int) -> 
     colours = {"holds": "green", "falsified": "bold red", "incomplete": "yellow"}
     for one in certificates:
         cases, checks = sum(row.examples for row in one.properties), len(one.properties)
-        what = f"{one.target} as {one.contract}: {checks} checks over {cases} cases"
+        counted = f"{checks} check{'s' * (checks != 1)} over {cases} case{'s' * (cases != 1)}"
+        what = f"{one.target} as {one.contract}: {counted}"
         console.print(
             f"[{colours[one.verdict]}]{one.verdict}[/] {escape(what)}", highlight=False, soft_wrap=True
         )

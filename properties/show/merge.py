@@ -46,6 +46,11 @@ class Left:
         return self.record.certificates if isinstance(self.record, Certificates) else [self.record]
 
     @property
+    def is_shard(self) -> bool:
+        """Whether it is of a shard, and not of a whole run."""
+        return self.certificates[0].shard is not None
+
+    @property
     def index(self) -> int:
         """Which shard it is, from 1."""
         part = self.certificates[0].shard
