@@ -694,6 +694,26 @@ def test_a_wrong_argument_is_named(
     assert (ended.value.code, capsys.readouterr().err.count(said)) == (2, 1)
 
 
+def test_a_wrong_argument_costs_no_import_and_no_process(tmp_path: Path) -> None:
+    _started(tmp_path)
+    wrong = [["--loss", "clap"], ["--jobs", "0"], ["--world", "0"], ["--resume", "--seed", "4"], []]
+    script = f"""
+import sys, psutil
+from verified_losses.properties.__main__ import main
+for arguments in {wrong}:
+    given = ["--world", "1", "--loss", "clip", "--folder", {str(tmp_path)!r}]
+    sys.argv = ["verified-losses", "fuzz", *given, *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        print(ended.code)
+print(*sys.modules.keys() & {{"torch", "numpy", "hypothesis"}}, *psutil.Process().children())
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert done.stdout.splitlines() == ["2"] * len(wrong) + [""], done.stdout + done.stderr
+
+
 def _started(folder: Path, *lines: Line, **arguments: Any) -> None:
     log = Log(folder / LOG)
     given = {
