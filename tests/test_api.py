@@ -192,7 +192,7 @@ def test_hints_name_arguments_as_they_are_given(
 def test_a_target_that_hung_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
-    def hang(check: Check, *arguments: Any) -> Finding:
+    def hang(check: Check, *arguments: Any, **named: Any) -> Finding:
         ran.append(check)
         return Finding(check, 0, "falsified", hung=True)
 

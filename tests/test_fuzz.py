@@ -329,7 +329,7 @@ def test_a_failure_that_is_read_from_the_log_has_its_fingerprint(error: Exceptio
 def _unit(known: set[str], unmet: set[str] | None = None) -> tuple[Done, list[Find]]:
     check = _planned()[0]
     told: list[Find] = []
-    asked = Unit(0, "clip", check.law.name, check.world.name, 0, 0, 200)
+    asked = Unit(0, "clip", check.law.name, check.world.name, 0, 0, 100)
     folder = Path("build/fuzz")
     done = unit.run(asked, check, known, unmet or (), math.inf, folder, lambda find, code: told.append(find))
     return done, told
@@ -347,7 +347,7 @@ def test_a_known_failure_is_counted_and_another_found(judged: Any) -> None:
     done, told = _unit(set(kinds))
     assert told == []
     assert all(done.finds[kind] > 1 for kind in kinds)
-    assert len(done.ratios) + sum(done.finds.values()) == 200
+    assert len(done.ratios) + sum(done.finds.values()) == 100
 
 
 def test_a_find_keeps_its_fingerprint_as_it_is_made_smaller(judged: Any) -> None:
@@ -692,6 +692,26 @@ def test_a_wrong_argument_is_named(
     with pytest.raises(SystemExit) as ended:
         main(["fuzz", *arguments, *folder])
     assert (ended.value.code, capsys.readouterr().err.count(said)) == (2, 1)
+
+
+def test_a_wrong_argument_costs_no_import_and_no_process(tmp_path: Path) -> None:
+    _started(tmp_path)
+    wrong = [["--loss", "clap"], ["--jobs", "0"], ["--world", "0"], ["--resume", "--seed", "4"], []]
+    script = f"""
+import sys, psutil
+from verified_losses.properties.__main__ import main
+for arguments in {wrong}:
+    given = ["--world", "1", "--loss", "clip", "--folder", {str(tmp_path)!r}]
+    sys.argv = ["verified-losses", "fuzz", *given, *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        print(ended.code)
+print(*sys.modules.keys() & {{"torch", "numpy", "hypothesis"}}, *psutil.Process().children())
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert done.stdout.splitlines() == ["2"] * len(wrong) + [""], done.stdout + done.stderr
 
 
 def _started(folder: Path, *lines: Line, **arguments: Any) -> None:

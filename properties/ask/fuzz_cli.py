@@ -39,7 +39,7 @@ MAX_EXAMPLES = 100
 LOG = "log.ndjson"
 REPLAY_SECONDS = 120.0
 
-fuzz = App(name="fuzz", help="Certify losses again and again, with new seeds, until the time is over.")
+fuzz = App(name="fuzz")
 app.command(fuzz)
 
 
