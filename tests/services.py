@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .children import started
+import psutil
+
+from .children import kill_with_descendants, started
 
 LOCALHOST = "127.0.0.1"
 START_SECONDS = 60.0
@@ -85,7 +87,25 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         run(munge, (folder / "munge.socket").is_socket)
         run(["slurmctld", "-D"], reached)
         run(["slurmd", "-D"], idle)
-        yield environment
+        try:
+            yield environment
+        finally:
+            _end_steps(configuration)
+
+
+def _end_steps(configuration: Path) -> None:
+    """Kill the daemons of jobs, which are nobody's children, with what they started."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("slurmstepd") and _is_of(process, configuration):
+                kill_with_descendants(process)
+
+
+def _is_of(process: psutil.Process, configuration: Path) -> bool:
+    # its environment as it lies there: the title that it has given itself has moved the first of it
+    with contextlib.suppress(OSError):
+        return f"SLURM_CONF={configuration}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes()
+    return False
 
 
 def _configured(folder: Path) -> Path:
