@@ -718,7 +718,8 @@ def _started(folder: Path, *lines: Line, **arguments: Any) -> None:
     log = Log(folder / LOG)
     given = {
         "target": [], "as": None, "convention": "exact", "config": "", "equal_rows": False, "loss": ["clip"],
-        "only": [], "skip": [], "world": "1", "dtype": "float64,float32,bfloat16,float16", "seed": 0,
+        "only": [], "skip": [], "world": "1", "device": "cpu",
+        "dtype": "float64,float32,bfloat16,float16", "seed": 0,
         "max_examples": 100,
     }  # fmt: skip
     log.append(Begun(1, {}, given | arguments, "1/1", [], {"clip": "other"}, {}, "", ""))

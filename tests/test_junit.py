@@ -13,7 +13,8 @@ HOSTILE = "]]></failure> & \x1b[31m \x00 \ud800 \ufffe \r"
 
 def _found(verdict: str = "holds", **given: object) -> Property:
     fields = {
-        "property": "terms equal the oracle", "world": "single", "examples": 3, "verdict": verdict,
+        "property": "terms equal the oracle", "world": "single", "device": "cpu", "examples": 3,
+        "verdict": verdict,
         "worst_error_over_bound": 0.1, "reason": "", "fingerprint": "", "counterexample": None, "case": "",
         "known": "", "seconds": 1.5, "errors_over_bound": [],
     }  # fmt: skip
@@ -24,6 +25,7 @@ def _record(*found: Property, verdict: str = "holds", target: str = "m:Loss", **
     fields = {
         "version": 1, "target": target, "contract": "clip", "convention": "exact", "verdict": verdict,
         "properties": list(found), "versions": {"torch": "2"}, "seed": 7, "max_examples": 25, "worlds": "1",
+        "devices": [],
         "source": "", "issuer": Issuer("1", "", ""), "not_verified": ["CUDA: no"], "drawn": {}, "command": "",
     }  # fmt: skip
     return msgspec.convert(fields | given, Certificate)

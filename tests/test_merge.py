@@ -308,7 +308,8 @@ def test_a_shard_is_not_overwritten(shards: Path, capsys: pytest.CaptureFixture[
 
 def _row(verdict: str, case: str = "", mark: str = "", **given: object) -> Property:
     fields = {
-        "property": "p", "world": "w", "examples": 2, "verdict": verdict, "worst_error_over_bound": 0.0,
+        "property": "p", "world": "w", "device": "cpu", "examples": 2, "verdict": verdict,
+        "worst_error_over_bound": 0.0,
         "reason": case, "fingerprint": mark, "counterexample": f"{case}.py", "case": case, "known": "",
         "seconds": 1.0, "errors_over_bound": [0.5, 0.25],
     }  # fmt: skip
