@@ -33,6 +33,7 @@ from verified_losses.properties.show import counterexample, terminal
 from verified_losses.properties.show.html import render
 from verified_losses.properties.subjects import SHIPPED
 from verified_losses.properties.verify import certifier
+from verified_losses.properties.verify import plan as planning
 from verified_losses.properties.verify.arguments import Unusable, some_devices
 from verified_losses.properties.verify.certifier import (
     Certifier,
@@ -431,10 +432,12 @@ def test_where_nccl_does_not_share_a_gpu_gloo_takes_its_place(monkeypatch: pytes
     monkeypatch.setattr(nccl.NcclWorld, "run", run)
     monkeypatch.setattr(certifier, "falsify", lambda check, example: 0.0)
     monkeypatch.setattr(Worlds, "start", lambda self, spec, patience: None)
-    planned = plan({"clip": SHIPPED["clip"]}, "nccl:2", only=["terms*"])
+    planned = plan({"clip": SHIPPED["clip"]}, "2,nccl:2", only=["terms*"], places=["cuda:0"])
     assert {check.world.name for check in planned} == {"processes:2 on cuda:0"}
     (check,) = planned
     assert "in the place of nccl:2" in check.world.found
+    (line,) = [line for line in planning.not_verified(planned) if line.startswith("NCCL")]
+    assert line == f"NCCL: {check.world.found}"
     assert "Duplicate GPU detected" in check.world.found
     finding = verify(check, 2)
     used = records.used([finding], records.Asked(0, 2, "nccl:2"), Known(), True)
