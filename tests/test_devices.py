@@ -33,6 +33,7 @@ from verified_losses.properties.show import counterexample, terminal
 from verified_losses.properties.show.html import render
 from verified_losses.properties.subjects import SHIPPED
 from verified_losses.properties.verify import certifier
+from verified_losses.properties.verify import plan as planning
 from verified_losses.properties.verify.arguments import Unusable, some_devices
 from verified_losses.properties.verify.certifier import (
     Certifier,
@@ -257,15 +258,23 @@ def test_ranks_have_devices_in_turn() -> None:
 # What runs on them.
 
 
+ON_STAND_IN = ("clip", "siglip", "exchange")
+"""Between them they take every way of the others."""
+
+
 def _everything() -> list[Any]:
-    planned = checks(SHIPPED, parse("1,sim:2-4"))
-    return [pytest.param(one, id=f"{one.label}-{one.law.name}-{one.world.kind}") for one in planned]
+    planned = list(checks(SHIPPED, parse("1,sim:2-4")))
+    places = [("standin:0", one) for one in planned if one.label in ON_STAND_IN]
+    places += [("cuda:0", one) for one in planned]
+    return [
+        pytest.param(place, one, id=f"{place[:-2]}-{one.label}-{one.law.name}-{one.world.kind}")
+        for place, one in places
+    ]
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize("device", ["standin:0", "cuda:0"], ids=["standin", "cuda"], indirect=True)
-@pytest.mark.parametrize("check", _everything())
-def test_shipped_losses_hold(check: Check, device: str) -> None:
+@pytest.mark.parametrize(("device", "check"), _everything(), indirect=["device"])
+def test_shipped_losses_hold(device: str, check: Check) -> None:
     finding = verify(replace(check, world=replace(check.world, device=device)), 2, 1)
     assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
     assert {case.device for case in finding.cases} == {device}
@@ -431,10 +440,12 @@ def test_where_nccl_does_not_share_a_gpu_gloo_takes_its_place(monkeypatch: pytes
     monkeypatch.setattr(nccl.NcclWorld, "run", run)
     monkeypatch.setattr(certifier, "falsify", lambda check, example: 0.0)
     monkeypatch.setattr(Worlds, "start", lambda self, spec, patience: None)
-    planned = plan({"clip": SHIPPED["clip"]}, "nccl:2", only=["terms*"])
+    planned = plan({"clip": SHIPPED["clip"]}, "2,nccl:2", only=["terms*"], places=["cuda:0"])
     assert {check.world.name for check in planned} == {"processes:2 on cuda:0"}
     (check,) = planned
     assert "in the place of nccl:2" in check.world.found
+    (line,) = [line for line in planning.not_verified(planned) if line.startswith("NCCL")]
+    assert line == f"NCCL: {check.world.found}"
     assert "Duplicate GPU detected" in check.world.found
     finding = verify(check, 2)
     used = records.used([finding], records.Asked(0, 2, "nccl:2"), Known(), True)

@@ -137,7 +137,8 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
         ran = {check.label for check in planned if check.world.kind == kind.name}
         without = [label for label in labels if label not in ran]
         if kind.title and not ran:
-            why = kind.missing() or f"not requested (add {kind.prefix}:2 to the worlds)"
+            notes = [check.world.found for check in planned if f"place of {kind.name}:" in check.world.found]
+            why = kind.missing() or next(iter(notes), f"not requested (add {kind.prefix}:2 to the worlds)")
             lines.append(f"{kind.title}: {why}")
         elif kind.title and without:
             lines.append(f"{kind.title}: {', '.join(without)} did not run over it")

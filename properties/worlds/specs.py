@@ -181,7 +181,11 @@ def parse(text: str, places: Sequence[str] = (devices.CPU,)) -> list[WorldSpec]:
 
 def placed(specs: Sequence[WorldSpec]) -> list[WorldSpec]:
     """Return the worlds on the devices that their ranks have: NCCL is tried, once for each size."""
-    return list(dict.fromkeys(spec.row.place(spec) for spec in specs))
+    found: dict[WorldSpec, WorldSpec] = {}
+    for spec in (one.row.place(one) for one in specs):
+        if spec.found or spec not in found:  # what was asked for may also take another's place
+            found[spec] = spec
+    return list(found.values())
 
 
 def _given(kind: Kind) -> WorldSpec:
