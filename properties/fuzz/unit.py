@@ -17,7 +17,6 @@ from ..verify.certifier import Check, Finding, verify
 from ..verify.fingerprints import fingerprint
 from ..worlds import OutOfTime, World, WorldError
 from ..worlds.simulated import SimulationError
-from ..worlds.specs import SINGLE
 from . import branches
 from .failures import recorded
 from .lines import Done, Find, Unit
@@ -176,5 +175,5 @@ def _is_compiled(check: Check) -> bool:
 
 def _ranks(check: Check) -> World:
     """Return the world of the processes that a check's target runs in, without simulated ranks in them."""
-    spec = SINGLE if check.world.row.inside else check.world
+    spec = check.world.alone if check.world.row.inside else check.world
     return check.subject.worlds().open(spec, check.law.patience)

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from .certificate import Certificate, Certificates, Device, Part, Property, decode, together
-from .drawn import Drawn, in_order
+from .drawn import added
 from .text import write_whole
 
 NAME = "certificate.json"
@@ -166,7 +166,7 @@ def _merged(shards: Sequence[Certificate], lines: list[str]) -> Certificate:
         properties=properties,
         devices=_devices(shards),
         not_verified=lines,
-        drawn=_together(one.drawn for one in shards),
+        drawn=added(one.drawn for one in shards),
         command=_without_shard(first.command),
         shard=None,
     )
@@ -316,17 +316,6 @@ def _absent(targets: Sequence[Sequence[Certificate]]) -> list[str]:
         elif index in lacking:
             lines.append(f"shard {index}/{count}: cut short: {many} did not run")
     return lines
-
-
-def _together(parts: Iterable[Drawn]) -> Drawn:
-    """Add up the counts of what was drawn."""
-    counts: dict[str, Counter[str]] = {}
-    for part in parts:
-        for name, values in part.items():
-            counts.setdefault(name, Counter()).update(values)
-    return {
-        name: {value: some[value] for value in sorted(some, key=in_order)} for name, some in counts.items()
-    }
 
 
 def _without_shard(command: str) -> str:
