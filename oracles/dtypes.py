@@ -40,11 +40,11 @@ class Matmul(NamedTuple):
 TENSOR_CORE = 22
 """Of the additions of a tensor core.
 
-It adds the products of an instruction and the sum so far: all are shifted to the exponent of the largest, and
-what falls off is cut. Of four products and one sum in 24 bits (Fasi, Higham, Mikaitis & Pranesh, Numerical
-behavior of NVIDIA tensor cores, PeerJ Computer Science 7, 2021), each loses at most 2**-23 of the largest, and
-so does their sum as it is normalised: no more than 6 * 2**-23 in four products, which have 4 * 2**-22.
-Later ones add more products at once and keep more bits, and lose less.
+It adds the products of an instruction and the sum so far in 24 bits: all are shifted to the exponent of the
+largest, and what falls off is cut (Fasi, Higham, Mikaitis & Pranesh, Numerical behavior of NVIDIA tensor
+cores, PeerJ Computer Science 7, 2021). So each but the largest loses at most 2**-23 of that, and so does
+their sum as it is normalised: n products lose n + 1 times 2**-23, which is at most n times 2**-22. Later
+ones keep more bits.
 """
 MATMULS = {
     "exact": Matmul(),
@@ -54,5 +54,6 @@ MATMULS = {
     "half": Matmul(("float16",), additions=10, splits=True),
 }
 """How matrices may be multiplied: as on a CPU; in TF32; by tensor cores that add up in float32, and with the
-parts of a sum in half precision; and by those that add up in half precision. GPUs convert float32 to TF32 to the
-nearest, so 11 bits: a kernel that hands tensor cores what it has not converted has 10, and is not covered."""
+parts of a sum in half precision; and by those that add up in half precision. cuBLAS rounds float32 to the
+nearest of TF32, so 11 bits: a kernel that hands tensor cores what it has not rounded has 10, which is not
+covered."""

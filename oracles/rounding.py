@@ -86,11 +86,11 @@ class Precision:
         """Bound what a product of matrices errs by besides the rounding of `terms` products and their sum.
 
         A product of two rounded factors is x (1 + d) y (1 + e) with |d|, |e| <= `factors`, so it errs by
-        gamma_2 of that, relative to |x y| (Higham 2002, lemma 3.1). A sum that is taken in s parts, each stored
-        and then added up, rounds each term at most s times more: once as its part is stored, s - 1 times as
-        parts are added in whichever order; that is gamma_s of `parts`. Both together multiply (lemma 3.3). Each
-        part holds `SLICE` terms or more but for the last, so s is at most the quotient of both, rounded up; a
-        single part is the sum itself.
+        gamma_2 of that, relative to |x y| (Higham 2002, lemma 3.1). A sum that is taken in s parts, each
+        stored and then added up, rounds each term at most s times more: once as its part is stored, s - 1
+        times as parts are added in whichever order; that is gamma_s of `parts`. The errors of both multiply,
+        as in the proof of lemma 3.3. Each part holds `SLICE` terms or more but for the last, so s is at most
+        the quotient of both, rounded up; a single part is the sum itself.
 
         Returns:
             The error relative to the sum of the magnitudes.
@@ -98,7 +98,7 @@ class Precision:
         parts = -(-terms // SLICE)
         split = gamma(parts if parts > 1 else 0, self.parts)
         rounded = gamma(2, self.factors)
-        return float(rounded + split + rounded * split)
+        return float(rounded + (1 + rounded) * split)
 
     @property
     def narrowed(self) -> float:
@@ -196,10 +196,10 @@ def added(small: Array, result: Array, u: float) -> Array:
 def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bounded:
     """Bound scale * x @ y.T + bias, [n, d] and [m, d] to [n, m].
 
-    With products p of d terms, whose magnitudes add up to P, what is computed is p (1 + a) (1 + b) (1 + c):
-    |a| <= gamma_d for the products and all but one addition, |b| for the scale, and |c| as `Precision.coarser`
-    bounds it for matrices that are rounded first, and sums that are taken in parts. So it errs by at most
-    ((1 + |a|) (1 + |b|) (1 + |c|) - 1) P.
+    Of d terms p[k], whose magnitudes add up to P, each is computed as p[k] (1 + a) (1 + b) (1 + c), with a, b
+    and c of its own: |a| <= gamma_d for the product and all but one addition, |b| for the scale, and |c| as
+    `Precision.coarser` bounds it for matrices that are rounded first, and sums that are taken in parts. So
+    the sum errs by at most ((1 + |a|) (1 + |b|) (1 + |c|) - 1) P.
     """
     plain = scale * x @ y.T
     products = abs(scale) * abs(x) @ abs(y).T
@@ -227,7 +227,7 @@ def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bound
         error += np.where(rounds, p.stored * (abs(value) + error) + p.narrowed * abs(bias), 0)
     lost = p.tiny * (2 + abs(y).sum(1)[None, :] + abs(scale) * x.shape[1])
     if p.factors:
-        lost += p.tiny * abs(scale) * (abs(x).sum(1)[:, None] + abs(y).sum(1))
+        lost = lost + p.tiny * abs(scale) * (abs(x).sum(1)[:, None] + abs(y).sum(1))
     return Bounded(value, error + np.where(rounds, lost, 0))
 
 
@@ -426,7 +426,7 @@ def through_logits(
         additions[name] = np.maximum(terms - 1, 0) + inexact(features).any(0)
         rounded = gamma(additions[name] + inexact(scale), p.multiplied) + gamma(5, p.narrowed)
         coarser = p.coarser(len(features))
-        rounded = (rounded + coarser + rounded * coarser) * products
+        rounded = (rounded + (1 + rounded) * coarser) * products
         lost = p.tiny * (2 + abs(features).sum(0))[None, :] * max(abs(scale), 1)
         if p.factors:
             lost = lost + p.tiny * abs(scale) * size.sum(1)[:, None]

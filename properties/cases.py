@@ -69,7 +69,7 @@ class Case:
     cpu_scalars: bool = False
     """Scale and bias of no dimensions on the CPU beside features on another device."""
     matmul: str = devices.EXACT
-    """How its device multiplies matrices: one of `oracles.dtypes.MATMULS`, which `devices.matmul_of` tells."""
+    """How its device multiplies matrices: one of `oracles.dtypes.MATMULS`, as `devices.matmul_of` tells."""
 
     def __str__(self) -> str:
         """List what differs from the simplest case, and the shape."""
