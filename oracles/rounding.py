@@ -211,9 +211,10 @@ def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bound
     if p.factors:
         # the scale is multiplied with either matrix first, or with neither
         cut_x, cut_y = (
-            (narrower(matrix, p.factors) | narrower(scale * matrix, p.factors)).any(1) for matrix in (x, y)
+            np.any(narrower(matrix, p.factors) | narrower(scale * matrix, p.factors), axis=1, keepdims=True)
+            for matrix in (x, y)
         )
-        rounds |= cut_x[:, None] | cut_y
+        rounds |= cut_x | cut_y.T
     # a rounding for each product that is not zero, and all but one addition; the scale is multiplied with
     # features or products, and cast where it is wider
     terms = (x != 0).astype(float) @ (y != 0).astype(float).T
