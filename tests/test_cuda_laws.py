@@ -1,9 +1,9 @@
 """Over a stand-in for `torch.cuda` its laws catch what is planted for each, and accuse no right loss."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import Bench, Falsified, Unanswered, laws
+from verified_losses.properties.laws.cuda import recorded
 from verified_losses.properties.show.counterexample import render
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import Check, Finding, checks, verify
@@ -23,6 +24,7 @@ from verified_losses.properties.worlds import WorldError
 from verified_losses.properties.worlds.single import SingleWorld
 from verified_losses.properties.worlds.specs import WorldSpec, parse
 
+T = TypeVar("T")
 LAWS = {law.name: law for law in laws() if law.needs == "cuda"}
 STREAMS, GRAPHS, WAITS, MEMORY = LAWS
 MODEL = "terms equal the oracle"
@@ -38,12 +40,27 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
         yield installed
 
 
-def asked(law: str, name: str, subject: Subject, case: Case = CASE) -> float:
+class OnDevice(SingleWorld):
+    """One rank, whose tensors are the device's; the oracle's are not."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
+        with self.device:
+            return super().run(function, *arguments)
+
+
+def asked(device: Device, law: str, name: str, subject: Subject, case: Case = CASE) -> float:
     contract = contracts()[name]
     if "logit_bias" not in contract.differentiable:
         case = dataclasses.replace(case, bias=None)
-    bench = Bench(contract, subject, SingleWorld(), SingleWorld())
-    return LAWS[law].check(bench, bench.reference(case))
+    bench = Bench(contract, subject, OnDevice(device), SingleWorld())
+    for known in (case, recorded(case)):  # made here, not on the device
+        assert bench.reference(known).inputs
+        assert bench.reference(known).cotangents
+    (found,) = [one for one in laws() if one.name == law]
+    return found.check(bench, bench.reference(case))
 
 
 class OwnStream(ClipLoss):
@@ -167,14 +184,12 @@ PLANTED = [
 @pytest.mark.parametrize(("law", "loss"), PLANTED, ids=lambda one: getattr(one, "__name__", one))
 def test_what_is_planted_is_caught(device: Device, law: str, loss: type) -> None:
     with pytest.raises(Falsified):
-        asked(law, "clip", subject_of(loss))
+        asked(device, law, "clip", subject_of(loss))
 
 
 @pytest.mark.parametrize("loss", [loss for law, loss in PLANTED if law != STREAMS])
 def test_a_law_of_values_sees_nothing_of_it(device: Device, loss: type) -> None:
-    law = next(law for law in laws() if law.name == MODEL)
-    bench = Bench(contracts()["clip"], subject_of(loss), SingleWorld(), SingleWorld())
-    assert law.check(bench, bench.reference(CASE)) <= 1
+    assert asked(device, MODEL, "clip", subject_of(loss)) <= 1
 
 
 def test_every_law_has_something_planted() -> None:
@@ -191,26 +206,26 @@ def test_shipped_losses_hold(device: Device, law: str, label: str) -> None:
         # its labels are checked, which reads them
         said = "cannot be captured" if law == GRAPHS else "does not state"
         with pytest.raises(Unanswered, match=said):
-            asked(law, name, subject, case)
+            asked(device, law, name, subject, case)
         case = dataclasses.replace(case, options=(("clip_loss_weight", 1.0), ("caption_loss_weight", 0.0)))
-    assert asked(law, name, subject, case) <= 1
+    assert asked(device, law, name, subject, case) <= 1
 
 
 @pytest.mark.parametrize("cotangent_strides", ["contiguous", "expanded"])
 @pytest.mark.parametrize("law", [STREAMS, MEMORY])
 def test_gathers_hold(device: Device, law: str, cotangent_strides: str) -> None:
     case = dataclasses.replace(CASE, cotangent_strides=cotangent_strides)
-    assert asked(law, *SHIPPED["gather"], case) <= 1
+    assert asked(device, law, *SHIPPED["gather"], case) <= 1
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_a_right_loss_with_streams_of_its_own_holds(device: Device, law: str) -> None:
-    assert asked(law, "clip", subject_of(OwnStreamWaits)) <= 1
+    assert asked(device, law, "clip", subject_of(OwnStreamWaits)) <= 1
 
 
 def test_a_loss_that_waits_is_not_asked(device: Device) -> None:
     with pytest.raises(Unanswered, match="does not state"):
-        asked(WAITS, "clip", subject_of(ReadsAndSaysSo))
+        asked(device, WAITS, "clip", subject_of(ReadsAndSaysSo))
 
 
 class RefusesCapture(ClipLoss):
@@ -237,7 +252,7 @@ class WaitsInCapture(ClipLoss):
 )
 def test_a_capture_that_is_refused_is_a_reason_and_no_defect(device: Device, loss: type, said: str) -> None:
     with pytest.raises(Unanswered, match=f"cannot be captured: {said}"):
-        asked(GRAPHS, "clip", subject_of(loss))
+        asked(device, GRAPHS, "clip", subject_of(loss))
     assert device.graph is None
     assert device.current is device.default
     assert device.sync_mode == 0
@@ -251,7 +266,7 @@ class Fails(ClipLoss):
 @pytest.mark.parametrize("law", LAWS)
 def test_a_loss_that_fails_is_no_refusal(device: Device, law: str) -> None:
     with pytest.raises(WorldError, match="broken"):
-        asked(law, "clip", subject_of(Fails))
+        asked(device, law, "clip", subject_of(Fails))
 
 
 def test_scalars_of_the_cpu_are_moved(device: Device) -> None:
@@ -263,7 +278,7 @@ def test_scalars_of_the_cpu_are_moved(device: Device) -> None:
 def test_a_counterexample_quotes_the_act(device: Device, law: str, loss: type, tmp_path: Path) -> None:
     subject = subject_of(loss)
     with pytest.raises(Falsified) as found:
-        asked(law, "clip", subject)
+        asked(device, law, "clip", subject)
     check = Check("Loss", contracts()["clip"], subject, LAWS[law], WorldSpec("single", (1,), "cuda:0"))
     example = Example(CASE).on("cuda:0", cpu_scalars=True)
     reason, error = str(found.value), found.value
@@ -312,28 +327,31 @@ def _refuses(bench: Bench, reference: Any) -> float:
 
 
 def test_what_is_read_too_early_is_no_number(device: Device) -> None:
-    side = torch.cuda.Stream()
-    one = torch.ones(3)
-    with torch.cuda.stream(side):
-        assert (one + 1).isnan().all()
-        side.wait_stream(torch.cuda.current_stream())  # itself: nothing
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        two = one + 1
-        assert two.sum().item() == 6
-    assert (two * 1).isnan().all()
-    torch.cuda.synchronize()
-    assert (two * 1).sum().item() == 6
+    with device:
+        side = torch.cuda.Stream()
+        one = torch.ones(3)
+        with torch.cuda.stream(side):
+            early = one + 1
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            two = one + 1
+        unread = two * 1
+        torch.cuda.synchronize()
+        read = two * 1
+    assert early.isnan().all()
+    assert two.tolist() == read.tolist() == [2, 2, 2]
+    assert unread.isnan().all()
 
 
 def test_a_graph_does_it_again(device: Device) -> None:
-    given = torch.ones(3, requires_grad=True)
-    graph: Any = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = (given * given).sum()
-        out.backward()
-    given.detach().fill_(3)
-    graph.replay()
+    with device:
+        given = torch.ones(3, requires_grad=True)
+        graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = (given * given).sum()
+            out.backward()
+        given.detach().fill_(3)
+        graph.replay()
     assert given.grad is not None
     assert (out.item(), given.grad.tolist()) == (27, [6, 6, 6])
 
