@@ -102,6 +102,79 @@ class DefaultStream(ClipLoss):
         return super().forward(image_features, **named)
 
 
+class TwoStreams(ClipLoss):
+    """It prepares images and texts on a stream each; both wait, and are waited for."""
+
+    def forward(self, image_features: Tensor, text_features: Tensor, **named: Any) -> Any:
+        here, ready = torch.cuda.current_stream(), []
+        for features in (image_features, text_features):
+            own = torch.cuda.Stream()
+            own.wait_stream(here)
+            with torch.cuda.stream(own):
+                ready.append(features * 1.0)
+            here.wait_stream(own)
+        return super().forward(*ready, **named)
+
+
+class CachesLabels(ClipLoss):
+    """It makes its labels once, on the stream of the first call."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**{**named, "cache_labels": True})
+
+
+class Scratch(ClipLoss):
+    """Every call overwrites one buffer, on the stream of the call."""
+
+    buffer: Tensor | None = None
+
+    def forward(self, image_features: Tensor, **named: Any) -> Any:
+        if self.buffer is None:
+            with torch.inference_mode(False):
+                self.buffer = torch.empty(image_features.shape, dtype=image_features.dtype)
+        self.buffer.copy_(image_features.detach())
+        return super().forward(image_features + (self.buffer - image_features.detach()), **named)
+
+
+class FillsABufferElsewhere(Scratch):
+    """Every call fills one buffer on a stream of its own, and reads it at once."""
+
+    def forward(self, image_features: Tensor, **named: Any) -> Any:
+        if self.buffer is None:
+            with torch.inference_mode(False):
+                self.buffer = torch.empty(image_features.shape, dtype=image_features.dtype)
+        own = torch.cuda.Stream()
+        own.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(own):
+            self.buffer.copy_(image_features.detach())
+        return ClipLoss.forward(self, image_features + (self.buffer - image_features.detach()), **named)
+
+
+class History(ClipLoss):
+    """It keeps all losses in one tensor, which grows."""
+
+    history: Tensor | None = None
+
+    def forward(self, **named: Any) -> Any:
+        out = super().forward(**named)
+        one = next(iter(out.values())) if isinstance(out, dict) else out
+        one = one.detach().reshape(1)
+        self.history = one.clone() if self.history is None else torch.cat([self.history, one])
+        return out
+
+
+class LetsGo(ClipLoss):
+    """It holds a tensor for its first two calls, and none later."""
+
+    calls = 0
+    held: Tensor | None = None
+
+    def forward(self, image_features: Tensor, **named: Any) -> Any:
+        self.calls += 1
+        self.held = image_features.detach().clone() if self.calls < 3 else None
+        return super().forward(image_features, **named)
+
+
 class CapturesANumber(ClipLoss):
     """It reads the scale once, as it is first called: what is captured has that number."""
 
@@ -175,9 +248,10 @@ def subject_of(loss: type) -> Subject:
 
 PLANTED = [
     (STREAMS, OwnStream), (STREAMS, OwnStreamIsNotWaitedFor), (STREAMS, DefaultStream),
+    (STREAMS, FillsABufferElsewhere),
     (GRAPHS, CapturesANumber), (GRAPHS, CachesAtCapture),
     (WAITS, Reads), (WAITS, ReadsInBackward),
-    (MEMORY, KeepsResults), (MEMORY, KeepsCopies),
+    (MEMORY, KeepsResults), (MEMORY, KeepsCopies), (MEMORY, History),
 ]  # fmt: skip
 
 
@@ -219,8 +293,11 @@ def test_gathers_hold(device: Device, law: str, cotangent_strides: str) -> None:
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_a_right_loss_with_streams_of_its_own_holds(device: Device, law: str) -> None:
-    assert asked(device, law, "clip", subject_of(OwnStreamWaits)) <= 1
+@pytest.mark.parametrize("loss", [OwnStreamWaits, TwoStreams, CachesLabels, Scratch, LetsGo])
+def test_right_losses_with_streams_and_buffers_of_their_own_hold(
+    device: Device, law: str, loss: type
+) -> None:
+    assert asked(device, law, "clip", subject_of(loss)) <= 1
 
 
 def test_a_loss_that_waits_is_not_asked(device: Device) -> None:
