@@ -139,7 +139,10 @@ class HyperDual(NDArrayOperatorsMixin):
     def _matmul(self, other: "HyperDual") -> "HyperDual":
         # a factor of all products may be derived by adding up all pairs of rows at once
         count = self.shape[1] + self.shape[0] * other.shape[1]
-        return self._with(_products(self.parts, other.parts, np.matmul, count, self.p))
+        # reverse mode multiplies the matrices of each pair of axes
+        terms = max(*self.shape, other.shape[1])
+        further = self.p.coarser(terms) + gamma(count, self.p.additions)
+        return self._with(_products(self.parts, other.parts, np.matmul, count, self.p, further))
 
     def _divide(self, other: "HyperDual") -> "HyperDual":
         return self._multiply(other._of_power(-1.0))
@@ -226,14 +229,15 @@ def _uses(*numbers: HyperDual) -> int:
 
 def _product(
     first: Array, second: Array, p: Precision, times: Callable[[Array, Array], Array] = np.multiply,
-    roundings: int = 1,
+    roundings: int = 1, further: float = 0.0,
 ) -> Array:  # fmt: skip
-    """Return the product of two triples of value, size and error."""
+    """Return the product of two triples of value, size and error; `further` is what else it errs by."""
     (value, size, error), (other_value, other_size, other_error) = first, second
     result = times(size, other_size)
     erring = times(size + error, other_error) + times(error, other_size)
     return np.stack([
-        times(value, other_value), result, erring + gamma(roundings, p.stored) * (result + erring) + p.tiny,
+        times(value, other_value), result,
+        erring + (gamma(roundings, p.stored) + further) * (result + erring) + p.tiny,
     ])  # fmt: skip
 
 
@@ -245,12 +249,13 @@ def _sum(triples: Sequence[Array], roundings: int, p: Precision) -> Array:
 
 
 def _products(
-    first: Array, second: Array, times: Callable[[Array, Array], Array], roundings: int, p: Precision
-) -> Array:
+    first: Array, second: Array, times: Callable[[Array, Array], Array], roundings: int, p: Precision,
+    further: float = 0.0,
+) -> Array:  # fmt: skip
     """Return the parts of the product of two arrays of parts, by the rule of Leibniz."""
 
     def product(one: Array, other: Array) -> Array:
-        return _product(one, other, p, times, roundings)
+        return _product(one, other, p, times, roundings, further)
 
     x, y = first[:, :, :1], second[:, :, :1]
     along_x, along_y = first[:, :, 1:], second[:, :, 1:]

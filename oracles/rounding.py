@@ -15,7 +15,7 @@ few enough bits. The other roundings are those that some right implementation ma
 - means may be sums that are divided, or means of parts that are multiplied again.
 
 Half-precision tensors are modelled as the libraries compute them: what is stored is rounded to half
-precision, what is accumulated is rounded to float32.
+precision, what is accumulated is rounded to float32. How GPUs multiply matrices otherwise, `MATMULS` says.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .complex_step import Array
-from .dtypes import DTYPES
+from .dtypes import DTYPES, MATMULS
 
 FLOAT64 = 2.0**-53
 FLOAT32 = 2.0**-24
@@ -34,6 +34,8 @@ BASE_TWO = 1.25
 """Roundings of an exponent that is multiplied with log2(e): of the product, and a quarter in the constant."""
 WEIGHING = 4
 """Roundings of a sum that is divided and multiplied by numbers of rows and ranks, one after another."""
+SLICE = 16
+"""Terms of a product of matrices that are in one part of its sum at least: those of one instruction."""
 CAP = 100.0
 """Larger logit errors make the bound useless, so they are capped: their exponentials stay finite."""
 
@@ -54,12 +56,49 @@ class Precision:
     tiny: float
     exponentials: float = 0.0
     """The unit roundoff in which a softmax stores exponentials and adds them; 0 if that is `accumulated`."""
+    factors: float = 0.0
+    """The unit roundoff to which both matrices of a product are rounded first; 0 if they are not."""
+    additions: float = 0.0
+    """The unit roundoff of an addition in a product of matrices; 0 if that is `accumulated`."""
+    parts: float = 0.0
+    """The unit roundoff in which parts of such a sum are stored, and added up; 0 if they are not."""
 
     @staticmethod
-    def of(dtype: str) -> "Precision":
-        """Return the arithmetic of one of `DTYPES`."""
-        kind = DTYPES[dtype]
-        return Precision(2.0**-kind.bits, 2.0 ** -DTYPES[kind.accumulated].bits, 2.0**kind.tiny)
+    def of(dtype: str, matmul: str = "exact") -> "Precision":
+        """Return the arithmetic of one of `DTYPES` whose matrices are multiplied as one of `MATMULS` says."""
+        kind, how = DTYPES[dtype], MATMULS[matmul]
+        p = Precision(2.0**-kind.bits, 2.0 ** -DTYPES[kind.accumulated].bits, 2.0**kind.tiny)
+        if dtype not in how.dtypes:
+            return p
+        return replace(
+            p,
+            factors=2.0**-how.factors if how.factors else 0.0,
+            additions=2.0**-how.additions if how.additions else 0.0,
+            parts=p.stored if how.splits else 0.0,
+        )
+
+    @property
+    def multiplied(self) -> float:
+        """The unit roundoff of an addition in a product of matrices."""
+        return self.additions or self.accumulated
+
+    def coarser(self, terms: int) -> float:
+        """Bound what a product of matrices errs by besides the rounding of `terms` products and their sum.
+
+        A product of two rounded factors is x (1 + d) y (1 + e) with |d|, |e| <= `factors`, so it errs by
+        gamma_2 of that, relative to |x y| (Higham 2002, lemma 3.1). A sum that is taken in s parts, each
+        stored and then added up, rounds each term at most s times more: once as its part is stored, s - 1
+        times as parts are added in whichever order; that is gamma_s of `parts`. The errors of both multiply,
+        as in the proof of lemma 3.3. Each part holds `SLICE` terms or more but for the last, so s is at most
+        the quotient of both, rounded up; a single part is the sum itself.
+
+        Returns:
+            The error relative to the sum of the magnitudes.
+        """
+        parts = -(-terms // SLICE)
+        split = gamma(parts if parts > 1 else 0, self.parts)
+        rounded = gamma(2, self.factors)
+        return float(rounded + (1 + rounded) * split)
 
     @property
     def narrowed(self) -> float:
@@ -125,6 +164,12 @@ class Weight(NamedTuple):
         return Weight(self.value * float(cotangent), self.roundings + int(inexact(cotangent)))
 
 
+def narrower(values: Array, u: float) -> Array:
+    """Return which values have more bits than a unit roundoff of `u` keeps: none where that is 0."""
+    rounds: Array = abs(values) * u >= spacing(values)
+    return rounds
+
+
 def summed(sizes: Array, u: float) -> Array:
     """Bound the rounding of a sum along the last axis, in any order, of terms of these magnitudes.
 
@@ -149,7 +194,13 @@ def added(small: Array, result: Array, u: float) -> Array:
 
 
 def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bounded:
-    """Bound scale * x @ y.T + bias, [n, d] and [m, d] to [n, m]."""
+    """Bound scale * x @ y.T + bias, [n, d] and [m, d] to [n, m].
+
+    Of d terms p[k], whose magnitudes add up to P, each is computed as p[k] (1 + a) (1 + b) (1 + c), with a, b
+    and c of its own: |a| <= gamma_d for the product and all but one addition, |b| for the scale, and |c| as
+    `Precision.coarser` bounds it for matrices that are rounded first, and sums that are taken in parts. So
+    the sum errs by at most ((1 + |a|) (1 + |b|) (1 + |c|) - 1) P.
+    """
     plain = scale * x @ y.T
     products = abs(scale) * abs(x) @ abs(y).T
     # of what are all products multiples? then none of them rounds, nor does a sum that is short enough
@@ -157,11 +208,18 @@ def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bound
     unit = of_scale * of_x * of_y
     least = np.minimum(unit, np.minimum(of_scale * of_x, of_x * of_y))
     rounds = (products * p.stored > unit) | (least < p.tiny)
+    if p.factors:
+        # the scale is multiplied with either matrix first, or with neither
+        cut_x, cut_y = (
+            np.any(narrower(matrix, p.factors) | narrower(scale * matrix, p.factors), axis=1, keepdims=True)
+            for matrix in (x, y)
+        )
+        rounds |= cut_x | cut_y.T
     # a rounding for each product that is not zero, and all but one addition; the scale is multiplied with
     # features or products, and cast where it is wider
     terms = (x != 0).astype(float) @ (y != 0).astype(float).T
     scaling = gamma(inexact(scale), p.accumulated) + gamma(2 * inexact(scale), p.narrowed)
-    relative = (1 + gamma(terms, p.accumulated)) * (1 + scaling) - 1
+    relative = (1 + gamma(terms, p.multiplied)) * (1 + scaling) * (1 + p.coarser(x.shape[1])) - 1
     error = np.where(rounds, relative * products, 0)
     error += np.where(rounds, p.narrowed * (abs(plain) + error), 0)
     value = plain + bias
@@ -169,6 +227,8 @@ def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bound
         rounds |= (products + abs(bias)) * p.stored > np.minimum(unit, spacing(np.asarray(bias)))
         error += np.where(rounds, p.stored * (abs(value) + error) + p.narrowed * abs(bias), 0)
     lost = p.tiny * (2 + abs(y).sum(1)[None, :] + abs(scale) * x.shape[1])
+    if p.factors:
+        lost = lost + p.tiny * abs(scale) * (abs(x).sum(1)[:, None] + abs(y).sum(1))
     return Bounded(value, error + np.where(rounds, lost, 0))
 
 
@@ -352,7 +412,11 @@ def weighed(slope: Bounded, weight: Weight, p: Precision) -> Magnitude:
 def through_logits(
     slope: Bounded, weight: Weight, scale: float, x: Array, y: Array, p: Precision
 ) -> dict[str, Magnitude]:
-    """Bound the gradients of x, y, scale and bias where `weight * slope` is the gradient of the logits."""
+    """Bound the gradients of x, y, scale and bias where `weight * slope` is the gradient of the logits.
+
+    Those of x and y are products of matrices, and that of the scale is a sum over one: they err as `logits`
+    does, the gradient of the logits being one of the matrices that are rounded first.
+    """
     w = p.accumulated
     e, g = weighed(slope, weight, p)
     bounds = {}
@@ -361,18 +425,25 @@ def through_logits(
         products = abs(scale) * size @ abs(features)
         terms = (size != 0).astype(float) @ (features != 0).astype(float)
         additions[name] = np.maximum(terms - 1, 0) + inexact(features).any(0)
-        rounded = (gamma(additions[name] + inexact(scale), w) + gamma(5, p.narrowed)) * products
+        rounded = gamma(additions[name] + inexact(scale), p.multiplied) + gamma(5, p.narrowed)
+        coarser = p.coarser(len(features))
+        rounded = (rounded + (1 + rounded) * coarser) * products
         lost = p.tiny * (2 + abs(features).sum(0))[None, :] * max(abs(scale), 1)
+        if p.factors:
+            lost = lost + p.tiny * abs(scale) * size.sum(1)[:, None]
         bounds[name] = Magnitude(abs(scale) * error @ abs(features) + rounded + lost, products)
     products = (abs(x) * (g @ abs(y))).sum()
     error = (abs(x) * (e @ abs(y))).sum() + p.tiny * (2 + abs(x).sum() + abs(y).sum())
     # features are multiplied with features first, or either with the gradient
     first = [
-        (x.shape[1] + 1, g * (abs(x) @ abs(y).T)),
-        (additions["x"].max() + 1, abs(x) * (g @ abs(y))),
-        (additions["y"].max() + 1, abs(y) * (g.T @ abs(x))),
+        (x.shape[1], x.shape[1] + 1, g * (abs(x) @ abs(y).T)),
+        (len(y), additions["x"].max() + 1, abs(x) * (g @ abs(y))),
+        (len(x), additions["y"].max() + 1, abs(y) * (g.T @ abs(x))),
     ]
-    error += max(gamma(count, w) * products + summed(sizes.ravel(), w) for count, sizes in first)
+    error += max(
+        (gamma(count, p.multiplied) + p.coarser(terms)) * products + summed(sizes.ravel(), w)
+        for terms, count, sizes in first
+    )
     error += gamma(6, p.narrowed) * products
     bounds["scale"] = Magnitude(np.asarray(error), np.asarray(products))
     error = e.sum() + summed(g.ravel(), w) + gamma(3, p.narrowed) * g.sum()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles import dtypes
 from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.rounding import Precision
 
 from . import devices
 from .names import DTYPES, HALVES, STRIDES
@@ -67,6 +68,8 @@ class Case:
     """Where the tensors are, or those devices that ranks have in turn: "cuda:0/cuda:1"."""
     cpu_scalars: bool = False
     """Scale and bias of no dimensions on the CPU beside features on another device."""
+    matmul: str = devices.EXACT
+    """How its device multiplies matrices: one of `oracles.dtypes.MATMULS`, as `devices.matmul_of` tells."""
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the shape."""
@@ -96,6 +99,11 @@ class Case:
     def scalar_device(self, rank: int) -> str:
         """Return where a rank's scale and bias are."""
         return devices.CPU if self.cpu_scalars else self.device_of(rank)
+
+    @property
+    def precision(self) -> Precision:
+        """The arithmetic that its bounds are of."""
+        return Precision.of(self.dtype, self.matmul)
 
     def split(self, array: Array) -> list[Array]:
         """Split a global batch over the ranks."""

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CPU = "cpu"
+EXACT = "exact"
 ALL = "all"
 
 
@@ -181,6 +183,32 @@ def use(device: str) -> None:
     accelerator = torch.accelerator.current_accelerator()
     if device != CPU and accelerator is not None and accelerator.type == kind_of(device):
         torch.accelerator.set_device_index(index_of(device))
+
+
+def matmul_of(dtype: str, device: str) -> str:
+    """Return how a device multiplies matrices of a dtype, by torch's settings now.
+
+    Returns:
+        One of `oracles.dtypes.MATMULS`; "exact" of any device but CUDA's.
+    """
+    if kind_of(device) != "cuda":
+        return EXACT
+    import torch
+
+    products: Any = torch.backends.cuda.matmul
+    if dtype == "float32":
+        # set by the older functions too
+        new = getattr(products, "fp32_precision", None)
+        return "tf32" if (products.allow_tf32 if new is None else new == "tf32") else EXACT
+    if dtype == "float16" and getattr(products, "allow_fp16_accumulation", False):
+        return "half"
+    reduced = {
+        "float16": "allow_fp16_reduced_precision_reduction",
+        "bfloat16": "allow_bf16_reduced_precision_reduction",
+    }
+    if dtype not in reduced:
+        return EXACT
+    return "reduced" if getattr(products, reduced[dtype]) else "truncated"
 
 
 def limit(device: str, most: int) -> None:

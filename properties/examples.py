@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from . import devices
 from .cases import Case
 from .worlds.simulated import Sends
 
@@ -42,10 +43,15 @@ class Example:
         return self.schedule is None and self.sends == "rendezvous"
 
     def on(self, device: str, cpu_scalars: bool = False) -> "Example":
-        """Return the same on another device; with `cpu_scalars`, scalars of shape [] are on the CPU."""
+        """Return the same on another device, as it multiplies now; scalars of shape [] may be on the CPU."""
 
         def moved(case: Case) -> Case:
-            return replace(case, device=device, cpu_scalars=cpu_scalars and case.scalar_shape == ())
+            return replace(
+                case,
+                device=device,
+                cpu_scalars=cpu_scalars and case.scalar_shape == (),
+                matmul=devices.matmul_of(case.dtype, device),
+            )
 
         steps = tuple(replace(step, case=moved(step.case)) for step in self.steps)
         return replace(self, case=moved(self.case), steps=steps)
@@ -57,6 +63,8 @@ class Example:
             # an example of the CPU reads as it did before there was another device
             if not one["case"].get("cpu_scalars"):
                 one["case"].pop("cpu_scalars", None)
+            if one["case"].get("matmul") == devices.EXACT:
+                del one["case"]["matmul"]
         return msgspec.json.encode(fields).decode()
 
     @classmethod

@@ -4,12 +4,13 @@ import contextlib
 import gc
 import glob
 import io
+import operator
 import os
 import random
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +62,65 @@ def _current_device() -> int | tuple[()]:
     return torch.accelerator.current_device_index()
 
 
+def _read(path: str) -> Any:
+    """Return a setting of torch; None where it has none, or says that it was set in two ways."""
+    try:
+        return operator.attrgetter(path)(torch.backends)
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _write(paths: Iterable[str], values: Iterable[Any]) -> None:
+    for path, value in zip(paths, values, strict=True):
+        if value is not None and _read(path) != value:  # it may follow another
+            owner, _, name = path.rpartition(".")
+            setattr(operator.attrgetter(owner)(torch.backends) if owner else torch.backends, name, value)
+
+
+_OF_PRODUCTS = ("fp32_precision", "cuda.matmul.fp32_precision", "mkldnn.matmul.fp32_precision")
+_OF_CONVOLUTIONS = ("cudnn.allow_tf32", "cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision")
+_REDUCTIONS = tuple(f"cuda.matmul.allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16"))
+
+
+def _float32_products() -> tuple[str | None, ...]:
+    """Return what the older function says, None once newer settings contradict it, and those."""
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        precision = None
+    return precision, *map(_read, _OF_PRODUCTS)
+
+
+def _set_float32_products(state: tuple[str | None, ...]) -> None:
+    precision, *newer = state
+    if precision is not None:
+        torch.set_float32_matmul_precision(precision)  # which sets the newer ones
+    _write(_OF_PRODUCTS, newer)
+
+
+def _convolutions() -> tuple[Any, ...]:
+    return tuple(map(_read, _OF_CONVOLUTIONS))
+
+
+def _set_convolutions(state: tuple[Any, ...]) -> None:
+    _write(_OF_CONVOLUTIONS, state)
+
+
+def _half_products() -> tuple[Any, ...]:
+    """Return for each dtype whether parts of sums may be rounded, and whether there may be parts."""
+    splits = [(_read(path), _read(f"{path}_split_k")) for path in _REDUCTIONS]
+    return *splits, _read("cuda.matmul.allow_fp16_accumulation")
+
+
+def _set_half_products(state: tuple[Any, ...]) -> None:
+    *reductions, accumulation = state
+    for path, (reduced, splits) in zip(_REDUCTIONS, reductions, strict=True):
+        _write([path], [reduced])
+        if splits is not None and _read(f"{path}_split_k") != splits:
+            setattr(torch.backends.cuda.matmul, path.rpartition(".")[2], (reduced, splits))
+    _write(["cuda.matmul.allow_fp16_accumulation"], [accumulation])
+
+
 _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -74,10 +134,9 @@ _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,
     ),
-    "the precision of float32 products": (
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-    ),
+    "the precision of float32 products": (_float32_products, _set_float32_products),
+    "the precision of convolutions": (_convolutions, _set_convolutions),
+    "the precision of products in half precision": (_half_products, _set_half_products),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "autocast": (
         lambda: torch.is_autocast_enabled("cpu"),

@@ -7,7 +7,7 @@ import numpy as np
 
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.hyper_dual import HyperDual
-from verified_losses.oracles.rounding import FLOAT64, WEIGHING, Precision
+from verified_losses.oracles.rounding import FLOAT64, WEIGHING
 
 from .cases import Case
 from .contracts import Bounds, Contract, Cotangents, Inputs
@@ -60,7 +60,7 @@ class Reference:
     @property
     def slack(self) -> float:
         """The factor of a bound that covers the oracle's own rounding."""
-        return 1 + FLOAT64 / Precision.of(self.case.dtype).accumulated
+        return 1 + FLOAT64 / self.case.precision.accumulated
 
     def total(self, inputs: Inputs) -> Any:
         """Return the sum over ranks and terms of cotangent times term, which all ranks' backwards derive."""
@@ -81,7 +81,7 @@ class Reference:
             moves: how all inputs that are moved move together.
             directions: a rank, the name of one of its inputs and how that moves, for each second derivative.
         """
-        p = Precision.of(self.case.dtype)
+        p = self.case.precision
         moved: list[dict[str, Any]] = []
         for place, given in enumerate(self.inputs):
             numbers: dict[str, Any] = dict(given)

@@ -66,7 +66,10 @@ def test_right_variants_are_never_accused(planted: Planted) -> None:
 
 
 def test_every_law_catches_a_defect() -> None:
-    assert {law for planted in DEFECTS for law in planted.caught_by} == {law.name for law in laws()}
+    # of those of CUDA, tests/test_cuda_laws.py says it
+    assert {law for planted in DEFECTS for law in planted.caught_by} == {
+        law.name for law in laws() if not law.needs
+    }
 
 
 def test_ids_are_unique() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from verified_losses.properties.process_state import preserved, traces
+from verified_losses.properties.process_state import preserved, snapshot, traces
 
 KEPT: list[Any] = []
 CACHE: dict[int, torch.Tensor] = {}
@@ -68,6 +68,43 @@ def _start_process() -> None:
 )
 def test_what_is_left_behind_is_said(misbehave: Callable[[], object], said: str) -> None:
     assert _left(misbehave) == [said]
+
+
+PRODUCTS: Any = torch.backends.cuda.matmul
+FLOAT32 = "the precision of float32 products"
+HALF = "the precision of products in half precision"
+SETTINGS = [
+    (PRODUCTS, "allow_tf32", True, FLOAT32),
+    (PRODUCTS, "fp32_precision", "tf32", FLOAT32),
+    (torch.backends, "fp32_precision", "tf32", FLOAT32),
+    (torch.backends.mkldnn.matmul, "fp32_precision", "bf16", FLOAT32),
+    (torch.backends.cudnn, "allow_tf32", False, "the precision of convolutions"),
+    (torch.backends.cudnn.conv, "fp32_precision", "ieee", "the precision of convolutions"),
+    (PRODUCTS, "allow_bf16_reduced_precision_reduction", False, HALF),
+    (PRODUCTS, "allow_bf16_reduced_precision_reduction", (False, False), HALF),
+    (PRODUCTS, "allow_fp16_reduced_precision_reduction", False, HALF),
+    (PRODUCTS, "allow_fp16_accumulation", True, HALF),
+]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "said"), SETTINGS, ids=[f"{name}={value}" for _, name, value, _ in SETTINGS]
+)
+def test_a_precision_that_is_set_is_said_and_put_back(owner: Any, name: str, value: Any, said: str) -> None:
+    try:
+        getattr(owner, name)
+        if isinstance(value, tuple):
+            getattr(owner, f"{name}_split_k")
+    except AttributeError:
+        pytest.skip(f"torch {torch.__version__} has no {name}")
+    before = snapshot()
+    with preserved():
+        found = _left(lambda: setattr(owner, name, value))
+        assert f"changed {said}" in found
+        # one setting of all of torch is of convolutions too
+        assert {one.partition(" of ")[0] for one in found} == {"changed the precision"}
+        assert len(found) == 1 or owner is torch.backends
+    assert snapshot() == before
 
 
 def test_a_patch_of_torch_is_said() -> None:

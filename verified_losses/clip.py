@@ -93,6 +93,11 @@ class ClipLoss(nn.Module):
         """Return the options that differ from their defaults, which `repr` shows."""
         return checks.options(self, ClipLoss.__init__)
 
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether the host waits for the GPU: in one process no call does but the first, if all is on it."""
+        return self.world_size > 1
+
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Return the column of each row's partner.
 

@@ -105,6 +105,11 @@ class CoCaLoss(ClipLoss):
         """Return the options that differ from their defaults, which `repr` shows."""
         return checks.options(self, CoCaLoss.__init__)
 
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether the host waits for the GPU: labels that are checked are read, unless captions count 0."""
+        return super().waits_for_device or bool(self.caption_loss_weight)
+
     @overload  # type: ignore[override]
     def forward(
         self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,

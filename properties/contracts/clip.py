@@ -5,7 +5,6 @@ from typing import Any
 from hypothesis import strategies as st
 
 from verified_losses.oracles.clip import clip_loss
-from verified_losses.oracles.rounding import Precision
 
 from ..cases import Case, Options, feature_pair, scalars
 from ..subjects import Subject
@@ -55,4 +54,4 @@ class ClipContract(Contract):
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         sums = Sum(inputs)
         terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, cotangents, sums)
-        return Bounds(terms, sums.bounds(Precision.of(case.dtype)))
+        return Bounds(terms, sums.bounds(case.precision))

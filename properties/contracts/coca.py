@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles import rounding
 from verified_losses.oracles.coca import coca_loss
-from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
+from verified_losses.oracles.rounding import Bounded, Magnitude, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject
@@ -85,7 +85,7 @@ class CoCaContract(ClipContract):
         }
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = Precision.of(case.dtype)
+        p = case.precision
         clip_weight, caption_weight = self._weights(case)
         sums = Sum(inputs)
         terms = contrastive_bounds(case, inputs, "contrastive_loss", clip_weight, cotangents, sums)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles import rounding
 from verified_losses.oracles.cross_entropy import cross_entropy_loss
-from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
+from verified_losses.oracles.rounding import Bounded, Magnitude, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject
@@ -63,7 +63,7 @@ class CrossEntropyContract(Contract):
         return {"loss": f"cross_entropy_loss(logits[rank], labels[rank], {case.pad_id})"}
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = Precision.of(case.dtype)
+        p = case.precision
         sums = Sum(inputs)
         terms = []
         for rank, given in enumerate(inputs):

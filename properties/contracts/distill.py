@@ -6,7 +6,7 @@ import numpy as np
 
 from verified_losses.oracles import rounding
 from verified_losses.oracles.distill import distill_loss
-from verified_losses.oracles.rounding import Bounded, Precision
+from verified_losses.oracles.rounding import Bounded
 
 from ..cases import Case, feature_pair, scalars
 from . import Bounds, Cotangents, Inputs, Sum
@@ -64,7 +64,7 @@ class DistillContract(ClipContract):
         return {name: want and not (exact and name in TEACHER) for name, want in expected.items()}
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = Precision.of(case.dtype)
+        p = case.precision
         sums = Sum(inputs)
         terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, cotangents, sums)
         weight = row_weighing(case)

@@ -75,7 +75,7 @@ class ExchangeContract(GatherContract):
         for rank, given in enumerate(inputs):
             for name, array in given.items():
                 sums.add(rank, name, Magnitude(np.zeros(array.shape), np.zeros(array.shape)))
-        return Bounds(zeros, sums.bounds(Precision(0.0, Precision.of(case.dtype).accumulated, 0.0)))
+        return Bounds(zeros, sums.bounds(Precision(0.0, case.precision.accumulated, 0.0)))
 
     def oracle_source(self, case: Case) -> dict[str, str]:
         if self._both(case):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.gather import gather_features, occurrences
-from verified_losses.oracles.rounding import Magnitude, Precision
+from verified_losses.oracles.rounding import Magnitude
 
 from ..cases import Case, Options, feature_pair
 from ..names import STRIDES
@@ -63,7 +63,7 @@ class GatherContract(Contract):
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         """Nothing may happen to values; gradients are a sum over ranks."""
-        p = Precision.of(case.dtype)
+        p = case.precision
         sums = Sum(inputs)
         for rank, cotangent in enumerate(cotangents):
             times = occurrences(rank, case.world_size, *self._flags(case))

@@ -70,7 +70,7 @@ class InfoNceContract(ClipContract):
         return {"contrastive_loss": call_of(f"{self.name}_loss", columns, case, *flags(case))}
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = Precision.of(case.dtype)
+        p = case.precision
         sums = Sum(inputs)
         local_loss, gather_with_grad, convention = flags(case)
         rows = list(case.rows)

@@ -7,7 +7,7 @@ from verified_losses.oracles.clip import row_weight
 from verified_losses.oracles.gather import occurrences
 from verified_losses.oracles.infonce import normalize
 from verified_losses.oracles.ntxent import ntxent_loss, places
-from verified_losses.oracles.rounding import Bounded, Magnitude, Precision, Weight
+from verified_losses.oracles.rounding import Bounded, Magnitude, Weight
 
 from ..cases import Case
 from . import Bounds, Cotangents, Inputs, Sum
@@ -36,7 +36,7 @@ class NTXentContract(InfoNceContract):
         ]
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = Precision.of(case.dtype)
+        p = case.precision
         sums = Sum(inputs)
         local = is_local(case)
         rows = list(case.rows)

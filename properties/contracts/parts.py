@@ -194,7 +194,7 @@ def contrastive_bounds(
     case: Case, inputs: Inputs, term: str, factor: float, cotangents: Cotangents, sums: Sum
 ) -> list[dict[str, Array]]:
     """Bound the contrastive term of every rank, and add its gradients to `sums`."""
-    p = Precision.of(case.dtype)
+    p = case.precision
     weight = row_weighing(case, factor)
     pairs = directions(case, inputs)
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from verified_losses.oracles import rounding
-from verified_losses.oracles.rounding import Magnitude, Precision, Weight
+from verified_losses.oracles.rounding import Magnitude, Weight
 from verified_losses.oracles.siglip import siglip_loss
 
 from ..cases import Case, Options
@@ -49,7 +49,7 @@ class SigLipContract(ClipContract):
         return [{"contrastive_loss": siglip_loss(*columns, rank)} for rank in range(case.world_size)]
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = Precision.of(case.dtype)
+        p = case.precision
         sums = Sum(inputs)
         texts = np.concatenate(column(inputs, "text_features"))
         scales, biases = column(inputs, "logit_scale"), column(inputs, "logit_bias")

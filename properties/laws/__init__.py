@@ -9,10 +9,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
 from numpy.typing import ArrayLike
 
 from verified_losses.oracles.complex_step import Array
 
+from .. import devices
 from ..cases import Case
 from ..contracts import Contract, contracts
 from ..examples import Example, Mode, Step
@@ -71,6 +73,14 @@ class Falsified(AssertionError):
     def __init__(self, message: str, place: Place | None = None) -> None:
         super().__init__(message)
         self.place = place
+
+
+class Unanswered(UnsatisfiedAssumption):
+    """A law says nothing about a case, for this reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.words = reason
 
 
 @st.composite
@@ -133,6 +143,8 @@ class Law:
     """Whether it may run where ranks are threads of one process, as in simulated worlds."""
     patience: float = 1.0
     """How much longer than others a call may take."""
+    needs: str = ""
+    """The kind of device that it is about, where that is one kind: "cuda"."""
     share: float = 1.0
     """The share of `max_examples` that is drawn: costly laws take fewer."""
 
@@ -147,6 +159,10 @@ class Law:
     """Returns the case that it calls with, for the one that was drawn."""
     other: tuple[str, str, Callable[[Case], Case]] | None = None
     """A second call: its name, what it is given in words, and its case."""
+
+    def is_of(self, device: str) -> bool:
+        """Whether the law says anything about what runs on a device."""
+        return self.needs in ("", devices.kind_of(device))
 
     def fits(self, contract: Contract, world_size: int) -> bool:
         """Whether the law says anything about a contract in a world of this size."""
@@ -230,7 +246,7 @@ def check_again(law: str, contract: str, subject: Subject, world: str, example: 
 
 def laws() -> list[Law]:
     """Return every law, the most telling first."""
-    from . import communication, compiled, gradients, hygiene, metamorphic, values
+    from . import communication, compiled, cuda, gradients, hygiene, metamorphic, values
 
-    modules = (values, compiled, gradients, communication, hygiene, metamorphic)
+    modules = (values, compiled, gradients, communication, hygiene, metamorphic, cuda)
     return [law for module in modules for law in module.LAWS]

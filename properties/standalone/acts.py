@@ -1,8 +1,9 @@
 """What a rank does with a loss, and what it sees."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,6 +43,8 @@ class Outcome:
     gradients: dict[str, Array | None] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
     """Inputs whose content the call altered, and cotangents whose content its backward did."""
+    refused: str = ""
+    """Why there is nothing to see: the target does not take part, which is no defect."""
 
     @property
     def types(self) -> list[str]:
@@ -228,6 +231,165 @@ def leave_behind(calls: list[Call], seed: int = 0) -> list[str]:
         return given
 
     return traces(again, seed)
+
+
+class Warm(NamedTuple):
+    """An object that was called and derived once, and what it is called with again."""
+
+    loss: Any
+    given: dict[str, torch.Tensor]
+    terms: dict[str, torch.Tensor]
+    cotangents: dict[str, torch.Tensor]
+
+
+def warm(one: Call) -> Warm:
+    """Call and derive once: what is made at the first call is made then."""
+    loss, given = one.build(), one.given()
+    terms = terms_of(one, loss, given)
+    live = {name: term for name, term in terms.items() if term.requires_grad}
+    cotangents = {name: one.cotangent(name, term) for name, term in live.items()}
+    derive(terms, cotangents)
+    forget(given)
+    return Warm(loss, given, terms, cotangents)
+
+
+def derive(terms: dict[str, torch.Tensor], cotangents: dict[str, torch.Tensor]) -> None:
+    """Run backward, with cotangents that are there already: nothing is read or copied to the device."""
+    if cotangents:
+        torch.autograd.backward([terms[name] for name in cotangents], list(cotangents.values()))
+
+
+def forget(given: dict[str, torch.Tensor]) -> None:
+    """Drop the gradients."""
+    for value in given.values():
+        value.grad = None
+
+
+def fill(tensors: dict[str, torch.Tensor], values: dict[str, torch.Tensor] | None = None) -> None:
+    """Give the tensors these values, in their own memory; without values, what is no number, or zero."""
+    for name, tensor in tensors.items():
+        once = tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())
+        memory = tensor.detach()[once]  # of one element that lies in many places, one
+        if values is not None:
+            memory.copy_(values[name].detach()[once])
+        else:
+            memory.fill_(float("nan") if memory.is_floating_point() else 0)
+
+
+def seen(terms: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> Outcome:
+    """Return the values of terms and gradients."""
+    floating = {name: value for name, value in given.items() if value.is_floating_point()}
+    gradients = {name: None if v.grad is None else to_array(v.grad) for name, v in floating.items()}
+    return Outcome("", {name: to_array(term) for name, term in terms.items()}, {}, gradients)
+
+
+LATE_CYCLES = 20_000_000
+"""Of a GPU's clock, about ten milliseconds."""
+
+
+def run_on_stream(calls: list[Call]) -> list[Outcome]:
+    """Run a call on a stream other than the default one, on which its inputs get their values late."""
+    one = calls[0]
+    loss, given, _, cotangents = warm(one)
+    values, weights = one.given(), {name: value.clone() for name, value in cotangents.items()}
+    fill(given)
+    fill(cotangents)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(LATE_CYCLES)
+        fill(given, values)
+        fill(cotangents, weights)
+        terms = terms_of(one, loss, given)
+        derive(terms, cotangents)
+    torch.cuda.current_stream().wait_stream(side)
+    return [seen(terms, given)]
+
+
+def waiting(function: Callable[[], object]) -> str:
+    """Return what in a function makes the host wait for the device, in words."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        function()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return f"waits for the device: {error}".splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return ""
+
+
+WARM_UPS = 3
+"""Calls on a side stream before one is captured, as torch asks for."""
+
+
+def replay(calls: list[Call]) -> list[Outcome]:
+    """Capture the second call and its backward as a CUDA graph; replay it with the first one's inputs."""
+    one, recorded = calls
+    loss, given, terms, cotangents = warm(recorded)
+    values = one.given()
+    weights = {name: one.cotangent(name, terms[name]) for name in cotangents}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            derive(terms_of(recorded, loss, given), cotangents)
+            forget(given)
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    # what waits fails, and a capture that fails may leave torch's allocator in the midst of it
+    if why := waiting(lambda: derive(terms_of(recorded, loss, given), cotangents)):
+        return [Outcome("", {}, {}, refused=f"it cannot be captured: {why}")]
+    forget(given)
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            terms = terms_of(recorded, loss, given)
+            derive(terms, cotangents)
+    except Exception as error:
+        torch.cuda.set_stream(current)
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        return [Outcome("", {}, {}, refused=f"it cannot be captured: {why}")]
+    fill(given, values)
+    fill(cotangents, weights)
+    graph.replay()
+    torch.cuda.synchronize()
+    return [seen(terms, given)]
+
+
+def wait_for_device(calls: list[Call]) -> list[str]:
+    """Return what makes the host wait for the device, in the second call of an object and its backward.
+
+    An object that does not state that it never waits is not asked: "" alone.
+    """
+    one = calls[0]
+    loss, given, _, cotangents = warm(one)
+    if getattr(loss, "waits_for_device", True):
+        return [""]
+    torch.cuda.synchronize()
+    why = waiting(lambda: derive(terms_of(one, loss, given), cotangents))
+    return [why] if why else []
+
+
+def hold_memory(calls: list[Call]) -> list[str]:
+    """Return how much more memory of the device is held after the third call of an object than the second."""
+    one = calls[0]
+    loss = one.build()
+
+    def held() -> int:
+        given = one.given()
+        backward(one, terms_of(one, loss, given))
+        del given
+        gc.collect()
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    held()
+    second, third = held(), held()
+    return [] if third <= second else [f"holds {third - second} more bytes of the device"]
 
 
 def called(

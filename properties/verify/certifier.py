@@ -20,7 +20,7 @@ from .. import devices
 from ..cases import Case
 from ..contracts import Contract, contracts
 from ..examples import Example
-from ..laws import Bench, Law, laws
+from ..laws import Bench, Law, Unanswered, laws
 from ..reference import reference
 from ..subjects import Subject
 from ..worlds import OutOfTime, WorldError, WorldLost, probe, specs
@@ -134,7 +134,8 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
             placed = dataclasses.replace(subject, options=subject.options + options)
             for law in laws():
                 check = Check(label, known[name], placed, law, world)
-                if check.sizes and (law.simulated or not world.row.shares_process):
+                fits = law.is_of(world.device) and (law.simulated or not world.row.shares_process)
+                if check.sizes and fits:
                     yield check
 
 
@@ -224,9 +225,10 @@ def verify(
     shrink_until = math.inf
     hung = False
     lost = ""
+    unanswered = "no case was drawn that it says something about"
 
     def run(example: Example) -> None:
-        nonlocal smallest, failure, shrink_until, hung, gone, lost
+        nonlocal smallest, failure, shrink_until, hung, gone, lost, unanswered
         if failures and time.monotonic() > shrink_until:
             if example in failures:  # Hypothesis asks again for the smallest, and gets what came of it
                 smallest, failure = example, failures[example]
@@ -237,7 +239,9 @@ def verify(
             raise SkipTest(OUT_OF_TIME)  # Hypothesis draws no more
         try:
             ratio = falsify(check, example)
-        except UnsatisfiedAssumption:
+        except UnsatisfiedAssumption as unsatisfied:
+            if isinstance(unsatisfied, Unanswered):
+                unanswered = unsatisfied.words
             raise
         except OutOfTime as error:
             gone = str(error) if isinstance(error, WorldLost) else ""
@@ -303,7 +307,7 @@ def verify(
         verdict, reason = "skipped", lost or gone
     elif verdict == "holds" and not ratios:
         not_run = time.monotonic() >= deadline
-        reason = OUT_OF_TIME if not_run else "no case was drawn that it says something about"
+        reason = OUT_OF_TIME if not_run else unanswered
         verdict = "skipped"
     return Finding(
         check,

@@ -107,5 +107,6 @@ def _applies(law: Law, check: Check, found: Check, example: Example) -> bool:
         and (law.draw is plain_examples or law.takes(example.case))
         and law.share >= CHEAP
         and (law.simulated or not found.world.row.shares_process)
+        and law.is_of(found.world.device)
         and law.fits(check.contract, example.case.world_size)
     )

@@ -849,6 +849,21 @@ class SetsMatmulPrecision(_Traces):
         torch.set_float32_matmul_precision("high")
 
 
+class AllowsTf32(_Traces):
+    def leave(self, logits: Tensor, loss: Tensor) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
+class PrefersTf32(_Traces):
+    def leave(self, logits: Tensor, loss: Tensor) -> None:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+class AllowsReducedPrecision(_Traces):
+    def leave(self, logits: Tensor, loss: Tensor) -> None:
+        torch.backends.cuda.matmul.allow_fp16_accumulation = True
+
+
 class SetsEnvironment(_Traces):
     def leave(self, logits: Tensor, loss: Tensor) -> None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

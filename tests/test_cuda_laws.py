@@ -1,0 +1,438 @@
+"""Over a stand-in for `torch.cuda` its laws catch what is planted for each, and accuse no right loss."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import pretend_cuda
+from tests.pretend_cuda import Device
+from verified_losses import ClipLoss
+from verified_losses.properties.cases import Case
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.examples import Example
+from verified_losses.properties.laws import Bench, Falsified, Unanswered, laws
+from verified_losses.properties.laws.cuda import recorded
+from verified_losses.properties.show.counterexample import render
+from verified_losses.properties.subjects import SHIPPED, Subject
+from verified_losses.properties.verify.certifier import Check, Finding, checks, verify
+from verified_losses.properties.worlds import WorldError
+from verified_losses.properties.worlds.single import SingleWorld
+from verified_losses.properties.worlds.specs import WorldSpec, parse
+
+T = TypeVar("T")
+LAWS = {law.name: law for law in laws() if law.needs == "cuda"}
+STREAMS, GRAPHS, WAITS, MEMORY = LAWS
+MODEL = "terms equal the oracle"
+CASE = Case(
+    rows=(5,), width=3, dtype="float32", pattern="unit", scale=2.0, bias=-0.5, vocabulary=4, length=3,
+    pad_id=1, pads="inside", teacher_width=2, cotangents="drawn", seed=3,
+)  # fmt: skip
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    with pretend_cuda.installed(monkeypatch) as installed:
+        yield installed
+
+
+class OnDevice(SingleWorld):
+    """One rank, whose tensors are the device's; the oracle's are not."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
+        with self.device:
+            return super().run(function, *arguments)
+
+
+def asked(device: Device, law: str, name: str, subject: Subject, case: Case = CASE) -> float:
+    contract = contracts()[name]
+    if "logit_bias" not in contract.differentiable:
+        case = dataclasses.replace(case, bias=None)
+    bench = Bench(contract, subject, OnDevice(device), SingleWorld())
+    for known in (case, recorded(case)):  # made here, not on the device
+        assert bench.reference(known).inputs
+        assert bench.reference(known).cotangents
+    (found,) = [one for one in laws() if one.name == law]
+    return found.check(bench, bench.reference(case))
+
+
+class OwnStream(ClipLoss):
+    """It launches on a stream of its own, for which nobody waits."""
+
+    def forward(self, **named: Any) -> Any:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return super().forward(**named)
+
+
+class OwnStreamWaits(ClipLoss):
+    """It launches on a stream of its own, which waits, and is waited for."""
+
+    def forward(self, **named: Any) -> Any:
+        own = torch.cuda.Stream()
+        own.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(own):
+            out = super().forward(**named)
+        torch.cuda.current_stream().wait_stream(own)
+        return out
+
+
+class OwnStreamIsNotWaitedFor(ClipLoss):
+    """Its own stream waits for the inputs; nobody waits for its result."""
+
+    def forward(self, **named: Any) -> Any:
+        own = torch.cuda.Stream()
+        own.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(own):
+            return super().forward(**named)
+
+
+class DefaultStream(ClipLoss):
+    """It scales on the default stream, whichever is the current one."""
+
+    def forward(self, image_features: Tensor, **named: Any) -> Any:
+        with torch.cuda.stream(torch.cuda.default_stream()):
+            image_features = image_features * 1.0
+        return super().forward(image_features, **named)
+
+
+class TwoStreams(ClipLoss):
+    """It prepares images and texts on a stream each; both wait, and are waited for."""
+
+    def forward(self, image_features: Tensor, text_features: Tensor, **named: Any) -> Any:
+        here, ready = torch.cuda.current_stream(), []
+        for features in (image_features, text_features):
+            own = torch.cuda.Stream()
+            own.wait_stream(here)
+            with torch.cuda.stream(own):
+                ready.append(features * 1.0)
+            here.wait_stream(own)
+        return super().forward(*ready, **named)
+
+
+class CachesLabels(ClipLoss):
+    """It makes its labels once, on the stream of the first call."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**{**named, "cache_labels": True})
+
+
+class Scratch(ClipLoss):
+    """Every call overwrites one buffer, on the stream of the call."""
+
+    buffer: Tensor | None = None
+
+    def forward(self, image_features: Tensor, **named: Any) -> Any:
+        if self.buffer is None:
+            with torch.inference_mode(False):
+                self.buffer = torch.empty(image_features.shape, dtype=image_features.dtype)
+        self.buffer.copy_(image_features.detach())
+        return super().forward(image_features + (self.buffer - image_features.detach()), **named)
+
+
+class FillsABufferElsewhere(Scratch):
+    """Every call fills one buffer on a stream of its own, and reads it at once."""
+
+    def forward(self, image_features: Tensor, **named: Any) -> Any:
+        if self.buffer is None:
+            with torch.inference_mode(False):
+                self.buffer = torch.empty(image_features.shape, dtype=image_features.dtype)
+        own = torch.cuda.Stream()
+        own.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(own):
+            self.buffer.copy_(image_features.detach())
+        return ClipLoss.forward(self, image_features + (self.buffer - image_features.detach()), **named)
+
+
+class History(ClipLoss):
+    """It keeps all losses in one tensor, which grows."""
+
+    history: Tensor | None = None
+
+    def forward(self, **named: Any) -> Any:
+        out = super().forward(**named)
+        one = next(iter(out.values())) if isinstance(out, dict) else out
+        one = one.detach().reshape(1)
+        self.history = one.clone() if self.history is None else torch.cat([self.history, one])
+        return out
+
+
+class LetsGo(ClipLoss):
+    """It holds a tensor for its first two calls, and none later."""
+
+    calls = 0
+    held: Tensor | None = None
+
+    def forward(self, image_features: Tensor, **named: Any) -> Any:
+        self.calls += 1
+        self.held = image_features.detach().clone() if self.calls < 3 else None
+        return super().forward(image_features, **named)
+
+
+class CapturesANumber(ClipLoss):
+    """It reads the scale once, as it is first called: what is captured has that number."""
+
+    number: float | None = None
+
+    def forward(self, logit_scale: Any, **named: Any) -> Any:
+        if self.number is None:
+            self.number = float(logit_scale.detach())
+        return super().forward(logit_scale=logit_scale - logit_scale.detach() + self.number, **named)
+
+
+class Reads(ClipLoss):
+    """It reads the scale on every call, and states that it does not."""
+
+    def forward(self, logit_scale: Any, **named: Any) -> Any:
+        if logit_scale.item() > 1e6:
+            raise ValueError("too large")
+        return super().forward(logit_scale=logit_scale, **named)
+
+
+class ReadsAndSaysSo(Reads):
+    waits_for_device = True
+
+
+class ReadsInBackward(ClipLoss):
+    """Its backward waits."""
+
+    def forward(self, image_features: Tensor, **named: Any) -> Any:
+        image = image_features * 1.0
+        if image.requires_grad:
+            image.register_hook(lambda gradient: gradient if gradient.abs().sum().item() >= 0 else None)
+        return super().forward(image, **named)
+
+
+class KeepsResults(ClipLoss):
+    """It keeps every result."""
+
+    kept: ClassVar[list[Tensor]] = []
+
+    def forward(self, **named: Any) -> Any:
+        out = super().forward(**named)
+        self.kept.append(next(iter(out.values())) if isinstance(out, dict) else out)
+        return out
+
+
+class KeepsCopies(ClipLoss):
+    """Every object keeps a copy of what it was given, of each call."""
+
+    def forward(self, image_features: Tensor, **named: Any) -> Any:
+        vars(self).setdefault("copies", []).append(image_features.detach().clone())
+        return super().forward(image_features, **named)
+
+
+class CachesAtCapture(ClipLoss):
+    """It keeps the logits' scale that it first makes after some calls, keyed by nothing."""
+
+    calls = 0
+
+    def forward(self, logit_scale: Any, **named: Any) -> Any:
+        self.calls += 1
+        if self.calls == 2:
+            self.doubled = (2 * logit_scale).detach()
+        if self.calls > 2:
+            logit_scale = logit_scale - logit_scale.detach() + self.doubled / 2
+        return super().forward(logit_scale=logit_scale, **named)
+
+
+def subject_of(loss: type) -> Subject:
+    return Subject(f"{__name__}:{loss.__name__}")
+
+
+PLANTED = [
+    (STREAMS, OwnStream), (STREAMS, OwnStreamIsNotWaitedFor), (STREAMS, DefaultStream),
+    (STREAMS, FillsABufferElsewhere),
+    (GRAPHS, CapturesANumber), (GRAPHS, CachesAtCapture),
+    (WAITS, Reads), (WAITS, ReadsInBackward),
+    (MEMORY, KeepsResults), (MEMORY, KeepsCopies), (MEMORY, History),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("law", "loss"), PLANTED, ids=lambda one: getattr(one, "__name__", one))
+def test_what_is_planted_is_caught(device: Device, law: str, loss: type) -> None:
+    with pytest.raises(Falsified):
+        asked(device, law, "clip", subject_of(loss))
+
+
+@pytest.mark.parametrize("loss", [loss for law, loss in PLANTED if law != STREAMS])
+def test_a_law_of_values_sees_nothing_of_it(device: Device, loss: type) -> None:
+    assert asked(device, MODEL, "clip", subject_of(loss)) <= 1
+
+
+def test_every_law_has_something_planted() -> None:
+    assert {law for law, _ in PLANTED} == set(LAWS)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("label", ["clip", "coca", "distill", "siglip"])
+def test_shipped_losses_hold(device: Device, law: str, label: str) -> None:
+    name, subject = SHIPPED[label]
+    options = (("clip_loss_weight", 1.0), ("caption_loss_weight", 2.0)) if label == "coca" else ()
+    case = dataclasses.replace(CASE, options=(*options, *subject.options))
+    if label == "coca" and law in (GRAPHS, WAITS):
+        # its labels are checked, which reads them
+        said = "cannot be captured" if law == GRAPHS else "does not state"
+        with pytest.raises(Unanswered, match=said):
+            asked(device, law, name, subject, case)
+        case = dataclasses.replace(case, options=(("clip_loss_weight", 1.0), ("caption_loss_weight", 0.0)))
+    assert asked(device, law, name, subject, case) <= 1
+
+
+@pytest.mark.parametrize("cotangent_strides", ["contiguous", "expanded"])
+@pytest.mark.parametrize("law", [STREAMS, MEMORY])
+def test_gathers_hold(device: Device, law: str, cotangent_strides: str) -> None:
+    case = dataclasses.replace(CASE, cotangent_strides=cotangent_strides)
+    assert asked(device, law, *SHIPPED["gather"], case) <= 1
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("loss", [OwnStreamWaits, TwoStreams, CachesLabels, Scratch, LetsGo])
+def test_right_losses_with_streams_and_buffers_of_their_own_hold(
+    device: Device, law: str, loss: type
+) -> None:
+    assert asked(device, law, "clip", subject_of(loss)) <= 1
+
+
+def test_a_loss_that_waits_is_not_asked(device: Device) -> None:
+    with pytest.raises(Unanswered, match="does not state"):
+        asked(device, WAITS, "clip", subject_of(ReadsAndSaysSo))
+
+
+class RefusesCapture(ClipLoss):
+    def forward(self, **named: Any) -> Any:
+        if torch.cuda.is_current_stream_capturing():
+            raise NotImplementedError("no graphs")
+        return super().forward(**named)
+
+
+class WaitsInCapture(ClipLoss):
+    def forward(self, **named: Any) -> Any:
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return super().forward(**named)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (Reads, "waits for the device: called a synchronizing CUDA operation"),
+        (RefusesCapture, "NotImplementedError: no graphs"),
+        (WaitsInCapture, "RuntimeError: operation not permitted when stream is capturing"),
+    ],
+)
+def test_a_capture_that_is_refused_is_a_reason_and_no_defect(device: Device, loss: type, said: str) -> None:
+    with pytest.raises(Unanswered, match=f"cannot be captured: {said}"):
+        asked(device, GRAPHS, "clip", subject_of(loss))
+    assert device.graph is None
+    assert device.current is device.default
+    assert device.sync_mode == 0
+
+
+class Fails(ClipLoss):
+    def forward(self, **named: Any) -> Any:
+        raise ValueError("broken")
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_loss_that_fails_is_no_refusal(device: Device, law: str) -> None:
+    with pytest.raises(WorldError, match="broken"):
+        asked(device, law, "clip", subject_of(Fails))
+
+
+def test_scalars_of_the_cpu_are_moved(device: Device) -> None:
+    case = dataclasses.replace(CASE, cpu_scalars=True)
+    assert [LAWS[law].prepare(case).cpu_scalars for law in (STREAMS, GRAPHS, WAITS)] == [False] * 3
+
+
+@pytest.mark.parametrize(("law", "loss"), PLANTED, ids=lambda one: getattr(one, "__name__", one))
+def test_a_counterexample_quotes_the_act(device: Device, law: str, loss: type, tmp_path: Path) -> None:
+    subject = subject_of(loss)
+    with pytest.raises(Falsified) as found:
+        asked(device, law, "clip", subject)
+    check = Check("Loss", contracts()["clip"], subject, LAWS[law], WorldSpec("single", (1,), "cuda:0"))
+    example = Example(CASE).on("cuda:0", cpu_scalars=True)
+    reason, error = str(found.value), found.value
+    text = render(
+        Finding(check, 0, "falsified", reason=reason, smallest=example, error=error), tmp_path / "one.py"
+    )
+    compile(text, "one.py", "exec")
+    assert f"def {LAWS[law].act.__name__}(" in text
+    assert "def recorded(" in text if law == GRAPHS else "recorded(" not in text
+    assert "device=" in text
+
+
+# Where they are asked.
+
+
+def test_the_cpu_is_not_asked() -> None:
+    planned = list(checks(SHIPPED, parse("1,2,sim:2-8")))
+    assert not [check for check in planned if check.law.needs]
+
+
+def test_a_gpu_is_asked() -> None:
+    worlds = [WorldSpec("single", (1,), "cuda:0"), WorldSpec("processes", (2,), "cuda:0/cuda:1")]
+    planned = {(check.label, check.world.sizes[0], check.law.name) for check in checks(SHIPPED, worlds)}
+    on = {law: {(label, size) for label, size, name in planned if name == law} for law in LAWS}
+    one, losses = 1, {"clip", "coca", "distill", "siglip"}
+    assert on[GRAPHS] == on[WAITS] == {(label, one) for label in losses}
+    exchanges = {(label, 2) for label in SHIPPED} | {(label, 1) for label in (*losses, "gather")}
+    assert on[STREAMS] == on[MEMORY] == exchanges
+    simulated = checks(SHIPPED, [WorldSpec("simulated", (2, 3), "cuda:0")])
+    assert not [check for check in simulated if check.law.needs]
+
+
+def test_why_no_case_says_anything_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    law = dataclasses.replace(LAWS[GRAPHS], needs="", check=_refuses)
+    (check,) = [one for one in checks(SHIPPED, parse("1")) if one.label == "clip" and one.law.name == MODEL]
+    finding = verify(dataclasses.replace(check, law=law), 3)
+    assert (finding.verdict, finding.reason) == ("skipped", "it cannot be captured: because")
+    assert not finding.not_run
+
+
+def _refuses(bench: Bench, reference: Any) -> float:
+    raise Unanswered("it cannot be captured: because")
+
+
+# The stand-in itself.
+
+
+def test_what_is_read_too_early_is_no_number(device: Device) -> None:
+    with device:
+        side = torch.cuda.Stream()
+        one = torch.ones(3)
+        with torch.cuda.stream(side):
+            early = one + 1
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            two = one + 1
+        unread = two * 1
+        torch.cuda.synchronize()
+        read = two * 1
+    assert early.isnan().all()
+    assert two.tolist() == read.tolist() == [2, 2, 2]
+    assert unread.isnan().all()
+
+
+def test_a_graph_does_it_again(device: Device) -> None:
+    with device:
+        given = torch.ones(3, requires_grad=True)
+        graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = (given * given).sum()
+            out.backward()
+        given.detach().fill_(3)
+        graph.replay()
+    assert given.grad is not None
+    assert (out.item(), given.grad.tolist()) == (27, [6, 6, 6])
+
+
+def test_an_example_of_cuda_reads_back() -> None:
+    example = Example(CASE).on("cuda:0", cpu_scalars=True)
+    assert Example.from_json(example.to_json()) == example
