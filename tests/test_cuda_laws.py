@@ -12,6 +12,7 @@ from torch import Tensor
 from tests import pretend_cuda
 from tests.pretend_cuda import Device
 from verified_losses import ClipLoss
+from verified_losses.properties import devices
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
@@ -436,3 +437,19 @@ def test_a_graph_does_it_again(device: Device) -> None:
 def test_an_example_of_cuda_reads_back() -> None:
     example = Example(CASE).on("cuda:0", cpu_scalars=True)
     assert Example.from_json(example.to_json()) == example
+
+
+# On a GPU.
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("label", SHIPPED)
+def test_shipped_losses_hold_on_a_gpu(label: str, law: str) -> None:
+    if why := devices.absent("cuda:0"):
+        pytest.skip(why)
+    planned = checks(SHIPPED, [WorldSpec("single", (1,), "cuda:0")])
+    for check in planned:
+        if (check.label, check.law.name) == (label, law):
+            finding = verify(check, 30)
+            refuses = label == "coca" and law in (GRAPHS, WAITS)
+            assert finding.verdict == "holds" or (refuses and finding.verdict == "skipped"), finding.reason

@@ -29,7 +29,7 @@ FOLDER = ROOT / "build" / "gpu"
 PACKAGES = FOLDER / "packages"
 PEER = "open_clip_torch==3.3.0"
 """What figures are compared with; without its dependencies, which bring another torch."""
-TESTS = ["tests/test_devices.py"]
+TESTS = ["tests/test_devices.py", "tests/test_cuda_laws.py::test_shipped_losses_hold_on_a_gpu"]
 INSTALL_SECONDS = 300
 MEMORY_OF_A_WORKER = 8
 """GiB of a GPU that a worker of the tests may take: each has processes with contexts of their own."""
