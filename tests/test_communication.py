@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from verified_losses import ClipLoss, SigLipLoss
+from verified_losses.gather import gather_pair
 from verified_losses.properties.worlds.simulated import SimulatedWorld
+from verified_losses.transport import Transport
 
 ROWS, WIDTH, SIZES = 3, 5, (2, 3, 4, 5)
 ITEM = torch.float64.itemsize
@@ -65,3 +67,17 @@ def test_texts_travel_as_asked(dist_impl: str, expected: str) -> None:
     assert {name for (name, phase), sizes in sent.items() if phase == "forward" and max(sizes) >= texts} == {
         expected
     }
+
+
+def _gathered(rank: int, size: int, text_dtype: torch.dtype) -> list[torch.dtype]:
+    image = torch.ones(ROWS, WIDTH, dtype=torch.float64)
+    transport = Transport(rank, size)
+    pair = gather_pair(image, image.to(text_dtype), (ROWS,) * size, False, True, "exact", transport)
+    return [features.dtype for features in pair]
+
+
+@pytest.mark.parametrize(("text_dtype", "messages"), [(torch.float64, 1), (torch.float32, 2)])
+def test_features_of_one_dtype_travel_together(text_dtype: torch.dtype, messages: int) -> None:
+    world = SimulatedWorld(2)
+    assert world.run(_gathered, text_dtype) == [[torch.float64, text_dtype]] * 2
+    assert {volume.calls for volume in world.traffic.values()} == {messages}
