@@ -38,6 +38,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/losses.py --json build/benchmarks/losses.json
 	$(BIN)/python benchmarks/worlds.py --json build/benchmarks/worlds.json
 	$(BIN)/python benchmarks/simulated_world.py --loss verified_losses
+	$(BIN)/python benchmarks/fuzz.py --json build/benchmarks/fuzz.json
 
 # Every planted defect and every right variant, certified as a stranger's loss, with three seeds.
 defects: .venv/installed
