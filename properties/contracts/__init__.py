@@ -209,7 +209,7 @@ class Contract(ABC):
 
 
 def accepted(
-    target: Any, arguments: dict[str, Any], optional: tuple[str, ...] = ("convention",)
+    target: Any, arguments: dict[str, Any], optional: tuple[str, ...] = ("convention", "chunk_size")
 ) -> dict[str, Any]:
     """Return those of `arguments` that `target` takes.
 
