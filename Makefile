@@ -26,7 +26,7 @@ gpu-packages:
 # Builds Horovod at the first call, for three minutes; tools/horovod_wheel.py says where the wheel is kept.
 horovod: .venv/installed
 	wheel=$$($(BIN)/python tools/horovod_wheel.py) && $(BIN)/python -m pip install --quiet "$$wheel"
-	HOROVOD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_horovod.py
+	HOROVOD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_horovod.py
 	$(BIN)/verified-losses certify --world hvd:2,hvd:3 --max-examples 5 --json build/horovod.json
 
 lint: .venv/installed
