@@ -210,6 +210,20 @@ def test_second_derivatives_are_taken_in_a_dtype_that_is_asked_for(
     assert finding.verdict == ("holds" if drawn else "skipped")
 
 
+@pytest.mark.parametrize(
+    ("dtypes", "drawn"), [(DTYPES, "float64"), (DTYPES[1:], "float32"), (DTYPES[2:], "bfloat16")]
+)
+def test_compiled_calls_are_in_a_dtype_that_is_asked_for(
+    dtypes: tuple[str, ...], drawn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract, subject = SHIPPED["clip"]
+    planned = checks({"clip": (contract, dataclasses.replace(subject, dtypes=dtypes))}, parse("2"))
+    (check,) = [one for one in planned if one.law.name == "compiled equals eager"]
+    monkeypatch.setattr(certifier, "falsify", lambda check, example: 0.0)
+    cases = verify(check, EXAMPLES).cases
+    assert {check.law.prepare(case).dtype for case in cases} == {drawn}
+
+
 OPEN_CLIP = importlib.util.find_spec("open_clip")
 AGREE = [("clip", "ClipLoss", (("gather_with_grad", True), ("local_loss", local))) for local in (False, True)]
 AGREE += [("siglip", "SigLipLoss", (("dist_impl", name),)) for name in ("bidir", "shift", "reduce", "gather")]
