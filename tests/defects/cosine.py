@@ -28,8 +28,9 @@ class InfoNCE:
         """Return which of all rows are anchors, and what each weighs."""
         if self.world_size == 1 or not self.flags.get("local_loss"):
             return slice(0, total), 1 / total
-        counts = [torch.zeros((), dtype=torch.long) for _ in range(self.world_size)]
-        torch.distributed.all_gather(counts, torch.tensor(own))
+        # of shape [1]: torch.compile raises for tensors of no dimensions (torch 2.13)
+        counts = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
+        torch.distributed.all_gather(counts, torch.tensor([own]))
         before = int(sum(counts[: self.rank]))
         return slice(before, before + own), self.world_size / total
 
