@@ -160,14 +160,14 @@ def certify(
         What `time.monotonic()` was as the process began.
     """
     deadline = begun + (math.inf if max_time is None else read_seconds(max_time))
-    _check_folder(counterexamples)
-    accept = _read_known(known)
+    check_folder(counterexamples)
+    accept = read_known(known)
     dtypes = dtype.split(",")
     shipped = target is None and contract is None
     if shipped:
-        subjects = _shipped(loss, config, dtypes)
+        subjects = shipped_subjects(loss, config, dtypes)
     else:
-        name = _stranger(target, loss)
+        name = named_target(target, loss)
         asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
         subjects = {Target.of(name).name: asked}
     asked_for = some_devices(device)
@@ -177,7 +177,7 @@ def certify(
     if database is not None:
         check_database(database)
         if "://" not in database:
-            _check_folder(Path(database), "database")
+            check_folder(Path(database), "database")
 
     if any(spec.kind == "torchrun" for spec in worlds):
         if torchrun.is_executor():
@@ -231,7 +231,7 @@ def merge(paths: list[Path], *, output: Path = Path("build/merged")) -> int:
     output
         Where to write certificate.json, report.html, junit.xml and counterexamples/.
     """
-    _check_folder(output, "output")
+    check_folder(output, "output")
     from .merge import merge_shards
 
     return merge_shards(paths, output)
@@ -286,7 +286,7 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     return NOT_RUN if states["cannot run"] else HOLDS
 
 
-def _check_folder(folder: Path, argument: str = "counterexamples") -> None:
+def check_folder(folder: Path, argument: str = "counterexamples") -> None:
     """Raise Unusable if a folder is none, and cannot be made."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
@@ -294,7 +294,7 @@ def _check_folder(folder: Path, argument: str = "counterexamples") -> None:
         raise Unusable(argument, f"cannot write into {folder}: {there} is {problem}")
 
 
-def _read_known(path: Path | None) -> Known:
+def read_known(path: Path | None) -> Known:
     try:
         return Known() if path is None else Known.read(path)
     except OSError as error:
@@ -303,7 +303,7 @@ def _read_known(path: Path | None) -> Known:
         raise Unusable("known", str(error)) from error
 
 
-def _shipped(names: list[str] | None, config: str, dtypes: list[str]) -> Subjects:
+def shipped_subjects(names: list[str] | None, config: str, dtypes: list[str]) -> Subjects:
     unknown = sorted(set(names or []) - set(SHIPPED))
     if unknown:
         raise Unusable("loss", f"expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
@@ -316,7 +316,7 @@ def _shipped(names: list[str] | None, config: str, dtypes: list[str]) -> Subject
     return chosen
 
 
-def _stranger(target: str | None, loss: list[str] | None) -> str:
+def named_target(target: str | None, loss: list[str] | None) -> str:
     if loss:
         raise Unusable("loss", "names shipped losses; leave it out where a target is given")
     if not target:

@@ -32,7 +32,17 @@ from ..verify.arguments import (
 from ..verify.shards import Shard, read_shard
 from ..worlds import server
 from . import HOLDS
-from .cli import AS, LOSS, Several, _check_folder, _read_known, _shipped, _stranger, app, replay_saved
+from .cli import (
+    AS,
+    LOSS,
+    Several,
+    app,
+    check_folder,
+    named_target,
+    read_known,
+    replay_saved,
+    shipped_subjects,
+)
 
 FOLDER = Path("build/fuzz")
 MAX_EXAMPLES = 100
@@ -137,8 +147,8 @@ def run_fuzz(
         What `time.monotonic()` was as the process began.
     """
     seconds = math.inf if max_time is None else read_seconds(max_time)
-    _check_folder(folder, "folder")
-    accept = _read_known(known)
+    check_folder(folder, "folder")
+    accept = read_known(known)
     subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","))
     asked_for = some_devices(device)
     if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
@@ -242,8 +252,8 @@ def _subjects(
     dtypes: list[str],
 ) -> Subjects:
     if not targets and contract is None:
-        return _shipped(loss, config, dtypes)
-    names = [_stranger(one, loss) for one in targets or ("",)]
+        return shipped_subjects(loss, config, dtypes)
+    names = [named_target(one, loss) for one in targets or ("",)]
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise Unusable("", f"expected each target once, got {', '.join(twice)} several times")
     short = Counter(Target.of(name).name for name in names)
