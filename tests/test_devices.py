@@ -1,4 +1,4 @@
-"""Devices: as they are asked for, what is drawn and run on them, and what is said of them."""
+"""Devices: their names, the cases and worlds on them, and the reports about them."""
 
 import contextlib
 import functools

@@ -1004,7 +1004,7 @@ def test_all_of_it_takes_the_time_that_was_asked_for(tmp_path: Path) -> None:
         asked = ["--loss", "clip", "siglip", "--max-time", f"{seconds}s"]
         status, printed = _fuzz(tmp_path / str(seconds), *asked)
         assert status in (0, 3), printed
-        assert abs(time.monotonic() - begun - seconds) < 5 + 1  # of which Python takes one to start
+        assert abs(time.monotonic() - begun - seconds) < 5 + 1  # Python takes one second to start
 
 
 @pytest.fixture

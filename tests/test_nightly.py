@@ -28,7 +28,7 @@ cluster = pytest.mark.skipif("CLUSTER" not in os.environ, reason="`make cluster`
 
 
 def _expressions(text: str, known: dict[str, str]) -> str:
-    """Put values in the place of a workflow's expressions, of which no other is used."""
+    """Replace a workflow's expressions by values; a workflow uses no expressions but these."""
     return re.sub(r"\$\{\{ *(.+?) *\}\}", lambda found: known[found[1]], text)
 
 

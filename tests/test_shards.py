@@ -75,7 +75,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
         ({"ID": "x", "COUNT": "2"}, "whole numbers"),
         ({"ID": "1", "COUNT": "2", "STEP": "0"}, "equal steps"),
         ({"ID": "2", "COUNT": "2"}, "equal steps"),
-        # --array 1,3,7, of which no task may run as if it were of another array
+        # --array 1,3,7: no task may run as if it were of another array
         ({"ID": "1", "COUNT": "3", "MIN": "1", "MAX": "7"}, "equal steps"),
         ({"ID": "2", "COUNT": "4", "MIN": "1", "MAX": "7", "STEP": "2"}, "equal steps"),
     ],

@@ -54,7 +54,7 @@ class Request:
     only: tuple[str, ...]
     skip: tuple[str, ...]
     arguments: dict[str, Any]
-    """Those that choose what is drawn and what it is held to, as they were given."""
+    """The arguments that choose the cases and the contract, as they were given."""
     most: int
     rounds: int | None
     fail_fast: bool

@@ -22,7 +22,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def larger_ones(paths: Sequence[Path]) -> list[Path]:
-    """Return the counterexamples of which there is a smaller one, for the same target and fingerprint."""
+    """Return the counterexamples that have a smaller one of the same target and fingerprint."""
     smallest: dict[tuple[str, str], Path] = {}
     larger = []
     for path in sorted(paths, key=lambda path: (path.stat().st_size, path.name)):

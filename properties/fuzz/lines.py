@@ -16,7 +16,7 @@ class Begun(msgspec.Struct, frozen=True, tag="begun", tag_field="kind"):
     targets: dict[str, str]
     """By name of the loss."""
     arguments: dict[str, Any]
-    """Those that choose what is drawn and what it is held to."""
+    """The arguments that choose the cases and the contract."""
     shard: str
     corpus: list[str]
     """Names of the finds that were there before, and are not fixed."""

@@ -133,7 +133,7 @@ def _compare(one: Left, other: Left) -> None:
     for ours, theirs in zip(one.certificates, other.certificates, strict=True):
         for name in SAME:
             mine, others = getattr(ours, name), getattr(theirs, name)
-            if isinstance(mine, dict | msgspec.Struct):  # of which the part that differs is to be named
+            if isinstance(mine, dict | msgspec.Struct):  # the error names the part that differs
                 mine, others = msgspec.to_builtins(mine), msgspec.to_builtins(others)
                 for key in dict.fromkeys([*mine, *others]):
                     differ(f"{name}: {key}", mine.get(key, "none"), others.get(key, "none"))
