@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,6 +30,28 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
         finally:
             if process.poll() is None:
                 kill_with_descendants(psutil.Process(process.pid))
+
+
+def refused_early(command: str, wrong: Sequence[Sequence[str]]) -> list[str]:
+    """Return what a process prints that is given wrong arguments one after another.
+
+    It is a line each with the exit status, and one with the costly modules that it has imported and the
+    processes that it has started.
+    """
+    script = f"""
+import sys, psutil
+from verified_losses.properties.__main__ import main
+for arguments in {[list(one) for one in wrong]}:
+    sys.argv = ["verified-losses", {command!r}, *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        print(ended.code)
+print(*sys.modules.keys() & {{"torch", "numpy", "hypothesis"}}, *psutil.Process().children())
+"""
+    asked = [sys.executable, "-c", script]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    return [*done.stdout.splitlines(), *([done.stderr] if done.returncode else [])]
 
 
 def kill_with_descendants(process: psutil.Process) -> None:

@@ -27,7 +27,7 @@ from verified_losses.properties.verify.plan import plan
 from verified_losses.properties.worlds import RankState, WorldError
 from verified_losses.properties.worlds.simulated import SimulationError
 
-from .children import LIMIT_SECONDS, started, wait_until
+from .children import LIMIT_SECONDS, refused_early, started, wait_until
 
 COMMAND = [sys.executable, "-m", "verified_losses.properties", "certify"]
 
@@ -193,20 +193,7 @@ def test_a_wrong_argument_costs_no_import_and_no_process() -> None:
         ["--known", "tests/no_such_file.toml"], ["--convention", "ours"], ["x:y", "--as", "clop"],
         ["--shard", "0/2"],
     ]  # fmt: skip
-    script = f"""
-import sys, psutil
-from verified_losses.properties.__main__ import main
-for arguments in {wrong}:
-    sys.argv = ["verified-losses", "certify", *arguments]
-    try:
-        main()
-    except SystemExit as ended:
-        print(ended.code)
-print(*sys.modules.keys() & {{"torch", "numpy", "hypothesis"}}, *psutil.Process().children())
-"""
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    assert done.stdout.splitlines() == ["2"] * len(wrong) + [""], done.stdout + done.stderr
+    assert refused_early("certify", wrong) == ["2"] * len(wrong) + [""]
 
 
 def test_a_targets_own_traceback_is_shown_alone(

@@ -479,6 +479,7 @@ cuda = devices.KINDS["cuda"]
 devices.KINDS["cuda"] = dataclasses.replace(cuda, missing=lambda: None, count=lambda: 1)
 from verified_losses.properties.worlds import table
 table.nccl_missing = lambda: None
+nccl.NcclWorld.usual_join = staticmethod(nccl.ProcessWorld.usual_join)
 nccl.NcclWorld.__init__ = lambda self, size, timeout, start_timeout, device: nccl.ProcessWorld.__init__(
     self, size, timeout, start_timeout)
 nccl.exchange = wait_for_ever

@@ -50,7 +50,7 @@ from verified_losses.properties.verify.plan import plan
 from verified_losses.properties.worlds import RankState, WorldError
 from verified_losses.properties.worlds.simulated import SimulationError
 
-from .children import LIMIT_SECONDS, started, wait_until
+from .children import LIMIT_SECONDS, refused_early, started, wait_until
 
 COMMAND = [sys.executable, "-m", "verified_losses.properties", "fuzz"]
 WRONG = ["tests.defects.clip:OnlyImageToText", "--as", "clip", "--world", "1", "--jobs", "1"]
@@ -697,21 +697,8 @@ def test_a_wrong_argument_is_named(
 def test_a_wrong_argument_costs_no_import_and_no_process(tmp_path: Path) -> None:
     _started(tmp_path)
     wrong = [["--loss", "clap"], ["--jobs", "0"], ["--world", "0"], ["--resume", "--seed", "4"], []]
-    script = f"""
-import sys, psutil
-from verified_losses.properties.__main__ import main
-for arguments in {wrong}:
-    given = ["--world", "1", "--loss", "clip", "--folder", {str(tmp_path)!r}]
-    sys.argv = ["verified-losses", "fuzz", *given, *arguments]
-    try:
-        main()
-    except SystemExit as ended:
-        print(ended.code)
-print(*sys.modules.keys() & {{"torch", "numpy", "hypothesis"}}, *psutil.Process().children())
-"""
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    assert done.stdout.splitlines() == ["2"] * len(wrong) + [""], done.stdout + done.stderr
+    given = ["--world", "1", "--loss", "clip", "--folder", str(tmp_path)]
+    assert refused_early("fuzz", [[*given, *arguments] for arguments in wrong]) == ["2"] * len(wrong) + [""]
 
 
 def _started(folder: Path, *lines: Line, **arguments: Any) -> None:

@@ -1,5 +1,6 @@
 """The files of .github/workflows and of Slurm: their commands are read here, and run by `make cluster`."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +129,22 @@ def test_the_workflow_runs(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@contextlib.contextmanager
+def _cluster(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Start a Slurm; yield a folder with the examples and the command, and the environment."""
+    folder, slurm = tmp_path / "run", tmp_path / "slurm"
+    folder.mkdir()
+    slurm.mkdir()
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    _installed(folder)
+    with services.slurm(slurm) as environment:
+        yield folder, environment
+
+
 @cluster
 @pytest.mark.skipif(bool(services.missing(*SLURM)), reason=services.missing(*SLURM))
 def test_a_job_array_of_slurm_runs(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copytree(ROOT / "examples", folder / "examples")
-    _installed(folder)
-    (tmp_path / "slurm").mkdir()
-    with services.slurm(tmp_path / "slurm") as environment:
+    with _cluster(tmp_path) as (folder, environment):
         submit = ["examples/nightly_slurm.sh", "--array", "3-5:2"]  # numbered otherwise than from 1
         done = subprocess.run(
             submit,
@@ -161,12 +170,7 @@ def test_a_job_array_of_slurm_runs(tmp_path: Path) -> None:
 @cluster
 @pytest.mark.skipif(bool(services.missing(*SLURM)), reason=services.missing(*SLURM))
 def test_a_shard_that_slurm_cancels_leaves_what_it_has(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copytree(ROOT / "examples", folder / "examples")
-    _installed(folder)
-    (tmp_path / "slurm").mkdir()
-    with services.slurm(tmp_path / "slurm") as environment:
+    with _cluster(tmp_path) as (folder, environment):
         (folder / "build").mkdir()
         command = ["sbatch", "--parsable", "--array", "1-2", "examples/nightly.sbatch"]
         given = environment | {"EXAMPLES": "100000", "WORLD": "1"}

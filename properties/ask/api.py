@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..devices import CPU, expand
 from ..names import DTYPES
-from ..show import certificate as records
-from ..show.certificate import Asked, Certificate, certificate
+from ..show.certificate import Asked, Certificate
 from ..show.defects import Defect, explain
 from ..show.terminal import explained
 from ..subjects import Target
 from ..verify.arguments import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS, Subjects, Unusable, ask, some_devices
 from ..verify.certifier import Certifier, Check, Finding, verify_all
 from ..verify.known import Known
-from ..verify.plan import fitted, left_out, not_verified, own_checks, plan, working
+from ..verify.plan import fitted, left_out, plan, working
 from ..verify.shards import read_shard
+from .run import Run
 
 if TYPE_CHECKING:
     import pytest
@@ -118,31 +118,23 @@ def certify(
     scope = world, max_examples, _listed(only), _listed(skip), places
     plan(asked, *scope)  # wrong arguments raise before the target is imported
     subjects = fitted(asked, deadline, places[0])
-    ((label, (_, subject)),) = subjects.items()
-    planned = plan(subjects, *scope)
-    own = own_checks(planned, part)
+    ((_, subject),) = subjects.values()
+    arguments = Asked(seed, max_examples, world, devices=",".join(places))
+    run = Run(subjects, plan(subjects, *scope), arguments, Known(), shard=part)
     try:
-        findings = []
-        for finding in verify_all(own, max_examples, seed, deadline):
-            findings.append(finding)
+        for finding in verify_all(run.own, max_examples, seed, deadline):
+            run.findings.append(finding)
             if fail_fast and finding.verdict == "falsified":
                 break
-        defects = explain(findings, Path(counterexamples), deadline)
+        run.defects = explain(run.findings, Path(counterexamples), deadline)
     finally:
         subject.worlds().close()
-    record = certificate(
-        subject,
-        contract,
-        findings,
-        defects,
-        Asked(seed, max_examples, world, devices=",".join(places)),
-        Known(),
-        not_verified(planned) + left_out(own[len(findings) :]),
-        complete=len(findings) == len(own),
-        shard=records.part(label, subject, part, planned, findings, left_out(own[len(findings) :])),
-    )
+    run.not_verified += left_out(run.own[len(run.findings) :])
+    record = run.record
+    assert isinstance(record, Certificate)
     if record.verdict != "holds":
-        raise NotCertified(defects, [finding for finding in findings if finding.not_run], seed, record)
+        not_run = [finding for finding in run.findings if finding.not_run]
+        raise NotCertified(run.defects, not_run, seed, record)
     return record
 
 

@@ -97,8 +97,9 @@ def every_region(contract: Contract, subject: Subject, sizes: Iterable[int]) -> 
 def _flag_regions(contract: Contract, subject: Subject) -> set[str]:
     """Return the combinations of flags that cases of a subject can have."""
     pinned = dict(subject.options)
-    values = contract.values | {"convention": subject.conventions} if "convention" in contract.values else {}
-    values = values or contract.values
+    values = dict(contract.values)
+    if "convention" in values:
+        values["convention"] = subject.conventions
     flags = [name for name in FLAGS if name in values]
     choices = [[pinned[name]] if name in pinned else list(values[name]) for name in flags]  # type: ignore[arg-type]
     if "bidirectional" in flags and "bidirectional" not in pinned:

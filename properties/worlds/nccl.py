@@ -1,7 +1,6 @@
 """A world of real processes over NCCL, one GPU each, or several on one where NCCL does that."""
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,26 +39,10 @@ def join_nccl(rank: int, size: int, folder: Path, collective_timeout: float) -> 
 
 
 class NcclWorld(ProcessWorld):
-    """`size` real processes joined in an NCCL group, on devices that they have in turn.
-
-    Args: as for `ProcessWorld`, but for `join`.
-
-    Raises:
-        ValueError: as `ProcessWorld`.
-    """
+    """Real processes joined in an NCCL group, on devices that they have in turn; see `ProcessWorld`."""
 
     kind = "nccl"
-
-    def __init__(
-        self,
-        size: int,
-        timeout: float = 60.0,
-        start_timeout: float = 120.0,
-        grace: float = 3.0,
-        prepare: Callable[[], object] | None = None,
-        device: str = "cuda:0",
-    ) -> None:
-        super().__init__(size, timeout, start_timeout, grace, join_nccl, prepare, device)
+    usual_join = staticmethod(join_nccl)
 
 
 class Placement(NamedTuple):

@@ -72,7 +72,7 @@ class ProcessWorld:
         timeout: seconds that a run may take. Collectives time out at four fifths of it.
         start_timeout: seconds that the processes may take to start and join the group.
         grace: seconds that the other ranks get to report by themselves once one has failed.
-        join: makes the ranks a group; a function that is importable by name.
+        join: makes the ranks a group; a function that is importable by name. If not given, `usual_join`.
         prepare: what each rank calls once it has joined, in the time for starting; what it raises is for a
             later run to meet.
         device: where its tensors are, or those devices that ranks have in turn.
@@ -90,6 +90,8 @@ class ProcessWorld:
     """
 
     kind = "processes"
+    usual_join: Join = staticmethod(join_gloo)
+    """Makes the ranks a group where no `join` is given."""
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class ProcessWorld:
         timeout: float = 60.0,
         start_timeout: float = 120.0,
         grace: float = 3.0,
-        join: Join = join_gloo,
+        join: Join | None = None,
         prepare: Callable[[], object] | None = None,
         device: str = devices.CPU,
     ) -> None:
@@ -112,7 +114,7 @@ class ProcessWorld:
         self.start_timeout = start_timeout
         self.grace = grace
         self.device = device
-        self.join = self._placed(join)
+        self.join = self._placed(join or self.usual_join)
         self.prepare = prepare
         self.limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: FILE_BYTES}
         if device == devices.CPU:
