@@ -1,8 +1,11 @@
 """Runs a subject on one rank."""
 
 import inspect
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,8 +15,10 @@ from . import devices
 from .cases import Case, tensor
 from .contracts import Contract, accepted, entry
 from .examples import Example, Step
+from .forms import NAMES, Form, source
 from .reference import Reference, reference
 from .standalone.acts import Call
+from .standalone.calls import as_it_is, call_holding, row_labels
 from .subjects import Subject, Target, Unresolved
 
 T = TypeVar("T")
@@ -24,6 +29,8 @@ class Signature:
     """The arguments of its contract that a subject takes, or why it cannot be verified."""
 
     unusable: str = ""
+    hopeless: bool = False
+    """Whether no other form would make it usable."""
     options: tuple[str, ...] = ()
     """Which of the contract's options the constructor takes."""
     bias: bool = True
@@ -40,9 +47,10 @@ def read_signature(rank: int, world_size: int, subject: Subject, contract: Contr
         devices.use(case.device_of(rank))
         target = subject.resolve()
     except Unresolved as error:
-        return Signature(str(error))
+        return Signature(str(error), hopeless=True)
     if not callable(target):
-        return Signature(f"expected a class or a function, got {type(target).__name__} {target!r}")
+        wrong = f"expected a class or a function, got {type(target).__name__} {target!r}"
+        return Signature(wrong, hopeless=True)
     known = {**contract.constructor(case), "rank": rank, "world_size": world_size}
     pinned = dict(subject.options)
     unknown = sorted(pinned.keys() - accepted(target, pinned).keys() - known.keys())
@@ -54,7 +62,8 @@ def read_signature(rank: int, world_size: int, subject: Subject, contract: Contr
             "give a function that returns it constructed"
         )
     if unknown:
-        return Signature(f"{name} takes no {', '.join(unknown)}, nor does the contract {contract.name}")
+        wrong = f"{name} takes no {', '.join(unknown)}, nor does the contract {contract.name}"
+        return Signature(wrong, hopeless=True)
     call = target
     if contract.is_loss:
         case = replace(case, options=tuple((dict(case.options) | pinned).items()))
@@ -69,7 +78,7 @@ def read_signature(rank: int, world_size: int, subject: Subject, contract: Contr
             except TypeError as error:
                 wrong = f"{len(tensors)} tensors in order; {name}: {error}"
                 return Signature(f"the contract {contract.name} calls with {wrong}")
-            return Signature("", tuple(accepted(target, options)), bias=False, output_dict=False)
+            return Signature("", options=tuple(accepted(target, options)), bias=False, output_dict=False)
         given = {**tensors, "output_dict": False, "logit_bias": None}
         needed = [
             one
@@ -82,6 +91,7 @@ def read_signature(rank: int, world_size: int, subject: Subject, contract: Contr
             return Signature(f"the contract {contract.name} calls with {', '.join(tensors)}; {name} {wrong}")
     return Signature(
         "",
+        False,
         tuple(accepted(target, options)),
         "logit_bias" in accepted(call, {"logit_bias": None}, contract.optional),
         "output_dict" in accepted(call, {"output_dict": False}, contract.optional),
@@ -110,19 +120,62 @@ def perform(
     """Run an act on one rank, with calls of the subject."""
     target = subject.resolve()
     devices.use(steps[0].case.device_of(rank))
-    return act([_call(rank, world_size, target, reference(contract, Example(s.case)), s.mode) for s in steps])
+    references = [(reference(contract, Example(step.case)), step.mode) for step in steps]
+    return act([_call(rank, world_size, subject, target, given, mode) for given, mode in references])
 
 
-def _call(rank: int, world_size: int, target: Any, given: Reference, mode: str) -> Call:
+def constructor(contract: Contract, form: Form, case: Case) -> dict[str, Any]:
+    """Return the arguments that the target is constructed with, but for the rank's place."""
+    arguments = contract.constructor(case)
+    for argument, name in form.arguments:
+        known = {"ARGUMENTS": contract.constructor(case), "given": contract.inputs(case)[0], "math": math}
+        value = eval(NAMES[contract.name][name].source, known)
+        arguments[argument] = float(np.asarray(value).reshape(()))
+    if form.rows:
+        arguments[form.rows] = case.rows[0]
+    return arguments
+
+
+def build(
+    contract: Contract, form: Form, target: Any, case: Case, rank: int, world_size: int
+) -> Any:
+    """Construct the subject, unless it is called itself; arguments that it does not take are left out."""
+    if not form.constructed:
+        return target
+    with warnings.catch_warnings():
+        # warnings about flags: the contract decides which configurations are drawn
+        warnings.simplefilter("ignore", UserWarning)
+        return contract.build_with(target, constructor(contract, form, case), rank, world_size)
+
+
+def call_of(contract: Contract, subject: Subject, case: Case) -> Callable[[Any, dict[str, Any], int], Any]:
+    """Return what calls a loss with tensors, on a rank."""
+    form = subject.form
+    if not form.call:
+        return lambda loss, given, rank: contract.call(loss, given, case, rank)
+    names: dict[str, Any] = {
+        "ARGUMENTS": constructor(contract, form, case),
+        "math": math,
+        "torch": torch,
+        **{function.__name__: function for function in (partial, call_holding, row_labels)},
+    }
+    exec(source(form, contract.name, case.features == "unit"), names)
+    return lambda loss, given, rank: names["call_form"](loss, given, case.output_dict)
+
+
+def _call(
+    rank: int, world_size: int, subject: Subject, target: Any, given: Reference, mode: str
+) -> Call:
     contract, case = given.contract, given.case
+    call = call_of(contract, subject, case)
 
     def cotangent(name: str, term: torch.Tensor) -> torch.Tensor:
         dtype = str(term.dtype).removeprefix("torch.")
         return tensor(given.cotangents[rank][name], dtype, case.cotangent_strides, False, str(term.device))
 
     return Call(
-        lambda: contract.build(target, case, rank, world_size),
-        lambda loss, tensors: contract.call(loss, tensors, case, rank),
+        lambda: build(contract, subject.form, target, case, rank, world_size),
+        lambda loss, tensors: call(loss, tensors, rank),
         lambda: inputs(rank, given, mode != "inference"),
         cotangent,
         contract.terms,

@@ -32,6 +32,7 @@ class InfoNceContract(ClipContract):
 
     name = "infonce"
     in_order = True
+    normalizes = True
     call_with = staticmethod(call_in_order)
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = VIEWS

@@ -6,7 +6,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from ..examples import Example, Mode
 from ..laws import INFERENCE, Falsified, Law, Place
 from ..laws.gradients import curves
 from ..reference import reference
+from ..forms import Form, source
+from ..running import constructor
 from ..standalone import launch
 from ..standalone.acts import called, derive_twice
+from ..standalone.calls import as_it_is, call_holding, row_labels
 from ..standalone.judges import (
     Judge,
     judge_form,
@@ -106,6 +109,7 @@ def render(finding: Finding, path: Path) -> str:
     """Return the text of a finding's file, which is to lie at `path`."""
     check, example = finding.check, finding.smallest
     contract, law, row = check.contract, check.law, check.world.row
+    form = check.subject.form
     assert example is not None
     judge, place = _judge(law, finding.error)
     by_law = judge is None or not example.is_plain
@@ -128,8 +132,8 @@ def render(finding: Finding, path: Path) -> str:
             calls.append(other.called())
         else:
             oracle_case = other.case
-            arguments = _arguments(contract.constructor(other.case))
-            differs = arguments != _arguments(contract.constructor(case))
+            arguments = _arguments(constructor(contract, form, other.case))
+            differs = arguments != _arguments(constructor(contract, form, case))
             alone = other.called("world_size=1", *[f"arguments={arguments}"] * differs, rank="0")
 
     ranks = {one.name: _literals(contract, one) for one in given}
@@ -137,9 +141,10 @@ def render(finding: Finding, path: Path) -> str:
     layouts |= {name for name in LAYOUTS if any(f"{name}(" in str(literals) for literals in ranks.values())}
     launched = case.world_size > 1 or judge is judge_nothing  # a crash must not take the verdict with it
     start, gathered = row.talk if case.world_size > 1 else launch.ALONE
+    builds = contract.build_with if form.constructed else as_it_is
     names: dict[str, Callable[..., Any]] = {
-        "build": contract.build_with,
-        "call": contract.call_with,
+        "build": builds,
+        "call": call_form if form.call else contract.call_with,
         "judge": judge,
         "decide": launch.by_law if by_law else launch.by_judge,
         "ready": launch.on_cpu if case.device == CPU else launch.on_device,
@@ -147,8 +152,10 @@ def render(finding: Finding, path: Path) -> str:
         "gathered": gathered,
     }
     quotes = Quotes()
-    built = contract.build_with, contract.call_with
+    built = (builds, *form_functions(form)) if form.call else (builds, contract.call_with)
     acts = quotes.source(*(LAYOUTS[one] for one in LAYOUTS if one in layouts), *built, called, law.act)
+    if form.call:
+        acts += "\n\n\n" + source(form, contract.name, case.features == "unit")
     judged = quotes.source(judge)
     terms = contract.oracle_source(oracle_case)
     oracle = quotes.source(*oracle_functions(contract, terms)) if "oracle" in quotes.given else ""
@@ -179,10 +186,10 @@ def render(finding: Finding, path: Path) -> str:
         file_name=path.name,
         world_size=case.world_size,
         over=row.over,
-        imports=sorted(quotes.imports | ALWAYS),
+        imports=sorted(quotes.imports | ALWAYS | imports_of(acts)),
         target=_portable(check.subject.target),
         home=os.path.relpath(Path.cwd(), path.parent),
-        arguments=_arguments(contract.constructor(case)),
+        arguments=_arguments(constructor(contract, form, case)),
         terms=contract.terms,
         seconds=SECONDS,
         constants=constants,
@@ -204,6 +211,28 @@ def render(finding: Finding, path: Path) -> str:
         main="launched()" if launched else "verdict(0)",
     )
     return re.sub(r"\n{4,}", "\n\n\n", text)
+
+
+def call_form(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
+    """Stand for the function of a form, which a file holds as text."""
+    raise NotImplementedError
+
+
+def form_functions(form: Form) -> list[Callable[..., Any]]:
+    """Return the functions that a form's call needs."""
+    return [call_holding] * bool(form.parameters) + [row_labels] * ("labels" in form.names())
+
+
+def form_fields(form: Form) -> dict[str, Any]:
+    """Return those fields of a form that are not empty."""
+    plain = Form()
+    return {one.name: getattr(form, one.name) for one in fields(form) if getattr(form, one.name) != getattr(plain, one.name)}
+
+
+def imports_of(text: str) -> set[str]:
+    """Return the imports that a form's call needs."""
+    needed = {"from functools import partial": "partial(", "import math": "math."}
+    return {statement for statement, used in needed.items() if used in text}
 
 
 def _judge(law: Law, error: Exception | None) -> tuple[Judge | None, Place]:
@@ -279,6 +308,7 @@ def _given(check: Check, example: Example, place: Place) -> dict[str, tuple[Any,
         "LAW": (check.law.name, ""),
         "CONTRACT": (check.contract.name, ""),
         "CONVENTIONS": (check.subject.conventions, ""),
+        "FORM": (form_fields(check.subject.form), "how the target is called"),
         "DEVICES": (tuple(example.case.device.split("/")), "of the ranks, in turn"),
         "WORLD": (check.world.row.again or check.world.row.name, "in which kind of world it was seen"),
         "EXAMPLE": (example.to_json(), ""),

@@ -10,6 +10,7 @@ CONVENTIONS: tuple[str, ...] = ()
 INDEX: tuple[int, ...] = ()
 ALLOWED: list[Any] = []
 RANK, WORLD_SIZE, SECONDS, IS_SHARED = 0, 1, 60, False
+FORM: dict[str, Any] = {}
 EXPECTED = BOUND = 0.0
 COTANGENTS: Any = None
 ALONG: Any = None

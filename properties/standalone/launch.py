@@ -54,12 +54,13 @@ def by_law(target: Any, ranks: list[Any]) -> int:
 def judge_with_properties() -> bool | None:
     """Let the law itself judge in the world where it was seen not to hold, which may be no real one."""
     try:
+        from verified_losses.properties.forms import Form
         from verified_losses.properties.laws import check_again
         from verified_losses.properties.subjects import Subject
     except ImportError:
         return None
     try:
-        subject = Subject(file.TARGET, file.CONVENTIONS)
+        subject = Subject(file.TARGET, file.CONVENTIONS, form=Form(**file.FORM))
         check_again(file.LAW, file.CONTRACT, subject, file.WORLD, file.EXAMPLE, file.SECONDS / 2)
     except Exception:
         traceback.print_exc()

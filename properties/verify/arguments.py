@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import devices
-from ..names import CONTRACTS, CONVENTIONS, DTYPES
+from ..forms import Form, check_call, read_parameter
+from ..names import CONTRACTS, CONVENTIONS, DTYPES, FEATURE_KINDS, ROWS_OF, Features
 from ..subjects import Subject
 from ..worlds.specs import WorldSpec, parse
 
@@ -66,8 +67,13 @@ def ask(
     config: tuple[tuple[str, Any], ...] = (),
     equal_rows: bool = False,
     dtypes: Sequence[str] = DTYPES,
+    call: str = "",
+    parameters: Sequence[str] = (),
+    features: str = "",
 ) -> tuple[str, Subject]:
     """Return the contract's name, and the target as a subject.
+
+    What is not stated of `call`, `parameters` and `features` is found out by `fitted`.
 
     Raises:
         Unusable: an argument is. The target itself is not looked at: see `fitted`.
@@ -80,7 +86,31 @@ def ask(
     if convention != "exact" and "convention" not in CONTRACTS[contract]:
         raise Unusable("convention", f"the contract {contract} has none: expected exact, got {convention}")
     check_config(contract, config)
-    return contract, Subject(target, (convention,), equal_rows, some_dtypes(dtypes), options=config)
+    form = _form(contract, call, parameters)
+    if features not in FEATURE_KINDS or (features and contract not in ROWS_OF):
+        expected = ", ".join(FEATURE_KINDS[1:]) if contract in ROWS_OF else f"nothing for {contract}"
+        raise Unusable("features", f"expected one of {expected}, got {features}")
+    rows: Features = features  # type: ignore[assignment]
+    kept = some_dtypes(dtypes)
+    return contract, Subject(
+        target, (convention,), equal_rows, kept, options=config, features=rows, form=form
+    )
+
+
+def _form(contract: str, call: str, parameters: Sequence[str]) -> Form:
+    """Return the form that is stated."""
+    if call:
+        try:
+            check_call(call, contract)
+        except ValueError as error:
+            raise Unusable("call", str(error)) from error
+    held = []
+    for text in parameters:
+        try:
+            held.append(read_parameter(text, contract))
+        except ValueError as error:
+            raise Unusable("parameter", str(error)) from error
+    return Form(call, parameters=tuple(held))
 
 
 def check_config(contract: str, config: tuple[tuple[str, Any], ...]) -> None:

@@ -129,7 +129,7 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
     for label, (name, subject) in subjects.items():
         for world in worlds:
             options = known[name].options_in.get(world.kind, world.row.options)
-            if options is None:
+            if options is None or (not subject.gathers and world.sizes[-1] > 1):
                 continue
             placed = dataclasses.replace(subject, options=subject.options + options)
             for law in laws():

@@ -8,12 +8,17 @@ from dataclasses import replace
 from hypothesis import Verbosity, find, settings
 
 from .. import devices
+from ..cases import Case
 from ..contracts import Contract, contracts
 from ..laws import laws
-from ..running import read_signature
+from ..examples import Step
+from ..forms import NAMES
+from ..inspection import Inspection, constants_of, fitting, inspect_target, takes_scale
+from ..running import perform
+from ..standalone.acts import run_each
 from ..subjects import Subject
 from ..worlds import OutOfTime, WorldError, probe
-from ..worlds.specs import SINGLE, placed
+from ..worlds.specs import SINGLE, WorldSpec, placed
 from ..worlds.table import KINDS
 from .arguments import MAX_EXAMPLES, WORLDS, Subjects, Unusable, check_max_examples, some_worlds
 from .certifier import Check, checks
@@ -106,13 +111,13 @@ def fitted(subjects: Subjects, deadline: float = math.inf, device: str = devices
 def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) -> Subject:
     quiet = settings(database=None, deadline=None, verbosity=Verbosity.quiet)
     size = contract.smallest_world
-    simplest = find(contract.cases(replace(asked, options=()), size), lambda case: True, settings=quiet)
-    simplest = replace(simplest, device=device)
+    drawn = contract.cases(replace(asked, options=(), features=""), size)
+    simplest = replace(find(drawn, lambda case: True, settings=quiet), device=device)
     worlds = asked.worlds()
     worlds.until = deadline
     try:
         alone = worlds.open(replace(SINGLE, device=device))
-        (signature,) = alone.run(read_signature, asked, contract, simplest)
+        (found,) = alone.run(inspect_target, asked, contract, probes(simplest, asked))
     except OutOfTime:
         return asked
     except WorldError as error:
@@ -122,11 +127,59 @@ def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) ->
         if devices.asks_for_cuda(device, rank.detail):
             problem += ": it asks for CUDA, so verify it with device cuda, where there is a GPU"
         raise Unusable("", problem, rank.detail) from error
+    signature = found.signature
     if signature.unusable:
-        raise Unusable("", f"{asked.target}: {signature.unusable}")
+        raise Unusable("", f"{asked.target}: {signature.unusable}", found.detail)
     assumed = {name: value for name, value in contract.assumed.items() if name not in signature.options}
     options = tuple((assumed | dict(asked.options)).items())
-    return replace(asked, options=options, bias=signature.bias, output_dict=signature.output_dict)
+    subject = _with_form(replace(asked, options=options), contract, found)
+    talks = not contract.is_mean or communicates(subject, contract, simplest, signature.options)
+    return replace(subject, gathers=talks)
+
+
+def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject:
+    form, options = found.form, found.signature.options
+    if contract.name not in NAMES:
+        return replace(asked, bias=found.signature.bias, output_dict=found.signature.output_dict)
+    return replace(
+        asked,
+        bias=found.signature.bias,
+        output_dict=found.signature.output_dict,
+        form=form,
+        features=found.features,
+        held=form.held(contract.name),
+        constants=constants_of(form, contract, options),
+        scales=asked.scales if takes_scale(form, contract, options) else "one",
+        defaults=found.defaults,
+        even=asked.even or bool(form.rows),
+    )
+
+
+def probes(simplest: Case, asked: Subject) -> list[Case]:
+    """Return the cases that a target is inspected with: few rows of no unit norm, and two scales."""
+    dtype = "float32" if "float32" in asked.dtypes else asked.dtypes[0]
+    plain = replace(
+        simplest, rows=(5,), width=4, dtype=dtype, pattern="grid", scale=1.5, bias=-1.0, seed=3,
+        vocabulary=5, length=2, teacher_width=3, output_dict=False,
+    )  # fmt: skip
+    return [plain, replace(plain, rows=(3,), scale=3.0, bias=0.5, seed=4)]
+
+
+def communicates(subject: Subject, contract: Contract, simplest: Case, options: tuple[str, ...]) -> bool:
+    """Whether two ranks of a subject send anything to one another, or raise as they try."""
+    if not contract.is_loss:
+        return True
+    if contract.name not in NAMES:
+        return True
+    probe = replace(probes(simplest, subject)[0], rows=(2, 2))
+    case = fitting(probe, subject.form, subject.features, contract, options)
+    spec = WorldSpec("simulated", (2,), case.device)
+    ranks = subject.worlds().open(spec, size=2)
+    try:
+        ranks.run(perform, subject, contract, run_each, [Step(case)])
+    except (WorldError, OutOfTime):
+        return True
+    return bool(getattr(ranks, "traffic", {}))
 
 
 def not_verified(planned: Sequence[Check]) -> list[str]:

@@ -1,0 +1,238 @@
+"""Forms: how a target is constructed, called and read, where it is not as its contract says. Imports no torch.
+
+A form is a Python expression over a contract's names, as `target(scale * text @ image.T)`. What a certifier
+runs, and what a counterexample holds, is the same generated function.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Name(NamedTuple):
+    """A name that an expression may hold."""
+
+    source: str
+    """Its value as Python, in a function that is given a call's tensors and the constructor's arguments."""
+    input: str = ""
+    """Which of the contract's inputs it is; empty where it is none, or several."""
+    held: str = ""
+    """What makes the input of it, where it is held in another form: a kind of `names.HELD`."""
+
+
+def _given(name: str, held: str = "") -> Name:
+    return Name(f'given["{name}"]', name, held)
+
+
+def _scale(prefix: str = "") -> dict[str, Name]:
+    name = f"{prefix}logit_scale"
+    return {
+        f"{prefix}scale": _given(name),
+        f"{prefix}temperature": _given(name, "inverse"),
+        f"{prefix}log_scale": _given(name, "exp"),
+        f"{prefix}log_temperature": _given(name, "exp_negative"),
+        f"{prefix}bias": _given(f"{prefix}logit_bias"),
+    }
+
+
+_PAIR = {"image": _given("image_features"), "text": _given("text_features"), **_scale()}
+_VIEWS = {
+    "first": _given("first"),
+    "second": _given("second"),
+    "temperature": Name('ARGUMENTS["temperature"]'),
+    "scale": Name('1 / ARGUMENTS["temperature"]'),
+    "log_scale": Name('-math.log(ARGUMENTS["temperature"])'),
+    "log_temperature": Name('math.log(ARGUMENTS["temperature"])'),
+}
+_ROWS = "row_labels({0})"
+_CAPTIONS = {"logits": _given("logits"), "labels": _given("labels")}
+NAMES: dict[str, dict[str, Name]] = {
+    "clip": _PAIR | {"labels": Name(_ROWS.format('given["image_features"]'))},
+    "siglip": _PAIR,
+    "coca": _PAIR | _CAPTIONS,
+    "distill": _PAIR
+    | {"dist_image": _given("dist_image_features"), "dist_text": _given("dist_text_features")}
+    | _scale("dist_"),
+    "infonce": _VIEWS | {"labels": Name(_ROWS.format('given["first"]'))},
+    "ntxent": _VIEWS | {"labels": Name(_ROWS.format('given["first"]'))},
+    "cross_entropy": _CAPTIONS | {"ignore_index": Name('ARGUMENTS["ignore_index"]')},
+}
+"""By contract: what an expression may name besides `target`, `torch` and Python's own functions."""
+PLAIN = ("len", "float", "int", "dict", "list", "tuple", "None", "True", "False")
+"""Of Python's own, what an expression may name."""
+ROWS = ("image_features", "text_features", "dist_image_features", "dist_text_features", "first", "second")
+"""Inputs whose rows a loss may normalise."""
+HELD = {"scale": "", "temperature": "inverse", "log_scale": "exp", "log_temperature": "exp_negative"}
+"""By the name of what is held: what makes a scale of it."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a target is constructed, called and read; empty where it is as its contract says.
+
+    Args:
+        call: an expression of `target` and a contract's names, whose value is the loss: a tensor where the
+            contract has one term, else a dict of them or a tuple.
+        arguments: of the constructor, each with one of the contract's names, as ("tau", "temperature").
+        parameters: of the module, each with one of the contract's names, as ("t_prime", "log_scale").
+        constructed: the target is constructed, and what is called is the result.
+        rows: the constructor's argument that is told how many rows a rank has.
+    """
+
+    call: str = ""
+    arguments: tuple[tuple[str, str], ...] = ()
+    parameters: tuple[tuple[str, str], ...] = ()
+    constructed: bool = True
+    rows: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the target is constructed and called as the contract says."""
+        return self == Form()
+
+    def names(self) -> tuple[str, ...]:
+        """Return which names of the contract it holds."""
+        bound = [name for _, name in (*self.arguments, *self.parameters)]
+        return tuple(dict.fromkeys([*(names_in(self.call) if self.call else []), *bound]))
+
+    def held(self, contract: str) -> tuple[tuple[str, str], ...]:
+        """Return which inputs the target takes in another form, and what makes them of it."""
+        known = NAMES[contract]
+        held = {known[name].input: known[name].held for name in self.names() if name in known}
+        return tuple((name, kind) for name, kind in held.items() if name and kind)
+
+    def constants(self, contract: str) -> tuple[str, ...]:
+        """Return which inputs the constructor gets, as numbers."""
+        names = [NAMES[contract][name].input for _, name in self.arguments]
+        return tuple(dict.fromkeys(filter(None, names)))
+
+
+def names_in(expression: str) -> Iterator[str]:
+    """Yield the names that an expression reads, in order.
+
+    Raises:
+        SyntaxError: it is no expression.
+    """
+    tree = ast.parse(expression, mode="eval")
+    bound = {one.arg for one in ast.walk(tree) if isinstance(one, ast.arg)}
+    reads = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    bound |= {node.id for node in reads if isinstance(node.ctx, ast.Store)}
+    for node in sorted(reads, key=lambda node: (node.lineno, node.col_offset)):
+        if isinstance(node.ctx, ast.Load) and node.id not in bound:
+            yield node.id
+
+
+def check_call(expression: str, contract: str) -> None:
+    """Check an expression that somebody wrote.
+
+    Raises:
+        ValueError: it is no expression, calls no `target`, or names what the contract does not have.
+    """
+    if contract not in NAMES:
+        raise ValueError(f"the contract {contract} has one form alone: leave it out")
+    allowed = NAMES[contract]
+    expected = f"expected an expression of target, {', '.join(allowed)} and torch"
+    try:
+        names = list(names_in(expression))
+    except SyntaxError as error:
+        raise ValueError(f"{expected}, got {expression!r}: {error.msg}") from error
+    unknown = [name for name in names if name not in (*allowed, *PLAIN, "target", "torch")]
+    if unknown:
+        raise ValueError(f"{expected}; {', '.join(dict.fromkeys(unknown))} in {expression!r} is none")
+    if "target" not in names:
+        raise ValueError(f"{expected}: {expression!r} does not call the target")
+    inputs = [allowed[name].input for name in dict.fromkeys(names) if name in allowed]
+    twice = sorted({one for one in inputs if one and inputs.count(one) > 1})
+    if twice:
+        forms = [name for name in allowed if allowed[name].input == twice[0]]
+        raise ValueError(f"expected one of {', '.join(forms)}: all are {twice[0]}, in {expression!r}")
+
+
+def read_parameter(text: str, contract: str) -> tuple[str, str]:
+    """Read "logit_scale=exp(t_prime)": which parameter of the module, or argument of the constructor, is what.
+
+    Returns:
+        Its name, and one of the contract's.
+
+    Raises:
+        ValueError: it reads otherwise.
+    """
+    known = NAMES.get(contract, {})
+    left, equals, right = (part.strip() for part in text.partition("="))
+    names = {"logit_scale": "scale", "logit_bias": "bias"}
+    names |= {f"dist_{long}": f"dist_{short}" for long, short in names.items()}
+    name = names.get(left, left)
+    scales = [one for one in known if known[one].source and one.split("dist_")[-1] in HELD or "bias" in one]
+    expected = f"expected {' or '.join(scales) or 'nothing'} = NAME, exp(NAME), 1 / NAME or exp(-NAME)"
+    if not equals or name not in scales:
+        raise ValueError(f"{expected}, got {text!r}")
+    try:
+        tree = ast.parse(right, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"{expected}, got {text!r}") from error
+    kind, path = _kind_of(tree)
+    if path is None or (kind and "bias" in name):
+        raise ValueError(f"{expected}, got {text!r}")
+    return path, _as_held(name, kind)
+
+
+def _kind_of(tree: ast.expr) -> tuple[str, str | None]:
+    """Return how an expression makes its value of the only name in it, and that name."""
+    match tree:
+        case ast.Call(func=ast.Name(id="exp"), args=[ast.UnaryOp(op=ast.USub(), operand=inner)], keywords=[]):
+            return "exp_negative", _path(inner)
+        case ast.Call(func=ast.Name(id="exp"), args=[inner], keywords=[]):
+            return "exp", _path(inner)
+        case ast.BinOp(left=ast.Constant(value=1 | 1.0), op=ast.Div(), right=inner):
+            return "inverse", _path(inner)
+    return "", _path(tree)
+
+
+def _path(tree: ast.expr) -> str | None:
+    if isinstance(tree, ast.Name):
+        return tree.id
+    if isinstance(tree, ast.Attribute) and (owner := _path(tree.value)):
+        return f"{owner}.{tree.attr}"
+    return None
+
+
+INVERTED = {"": "inverse", "exp": "exp_negative", "inverse": "", "exp_negative": "exp"}
+"""What makes the inverse, by what makes the value."""
+
+
+def _as_held(name: str, kind: str) -> str:
+    """Return the name of what is held, where `name` is made of it by `kind`."""
+    prefix = "dist_" if name.startswith("dist_") else ""
+    short = name.removeprefix(prefix)
+    if short == "bias":
+        return name
+    made = INVERTED[kind] if short == "temperature" else kind
+    if short in ("log_scale", "log_temperature"):
+        made = HELD[short] if not kind else ""
+    return prefix + next(one for one, how in HELD.items() if how == made)
+
+
+def source(form: Form, contract: str, unit: bool = False) -> str:
+    """Return the function `call_form`, which calls a loss, as Python.
+
+    Args:
+        form: one with a call.
+        contract: whose names it holds.
+        unit: rows are normalised before they are given.
+    """
+    known = NAMES[contract]
+    lines = []
+    for name in dict.fromkeys(names_in(form.call)):
+        if name in known:
+            value = known[name].source
+            if unit and known[name].input in ROWS:
+                value = f"torch.nn.functional.normalize({value}, dim=-1)"
+            lines.append(f"{name} = {value}")
+    if form.parameters:
+        held = ", ".join(f'"{path}": {known[name].source}' for path, name in form.parameters)
+        lines.append(f"target = partial(call_holding, loss, {{{held}}})")
+    else:
+        lines.append("target = loss")
+    body = "\n".join(f"    {line}" for line in [*lines, f"return {form.call}"])
+    return f'def call_form(loss, given, output_dict):\n    """Call the loss as its form says."""\n{body}\n'

@@ -1,0 +1,308 @@
+"""The forms that losses are known to have: what the names of their parameters mean. Imports no torch."""
+
+import ast
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .forms import NAMES, Form
+
+ROLES: dict[str, str] = {
+    "image": """image_features image_embeds image_embeddings image_embedding image_embed image_emb image_feats
+        image_feat image_latents images image img img_emb img_embs img_embed img_embeds img_features img_feats
+        img_feat img_embeddings vision_features vision_embeds vision_embeddings vision_feats visual_features
+        visual_embeds visual_emb visual video_features video_embeds video_embd video_emb video v_features v_emb
+        zimg z_img z_image image_z i_e im im_emb a_features audio_features audio_embeds x1 z_a feat_i feats_i
+        embeddings_a emb_a modality_1 view1""",
+    "text": """text_features text_embeds text_embeddings text_embedding text_embed text_emb text_feats text_feat
+        text_latents texts text txt txt_emb txt_embs txt_embed txt_embeds txt_features txt_feats txt_feat
+        txt_embeddings language_features language_embeds lang_features caption_features caption_embeds
+        caption_emb captions caption ztxt z_txt z_text text_z t_e cap cap_emb t_features t_emb x2 z_b feat_t
+        feats_t embeddings_b emb_b modality_2 view2""",
+    "first": """query queries q query_embeds query_embeddings query_emb query_features query_reps query_rep q_reps
+        q_emb q_embs anchor anchors anchor_embeddings z_i zi z1 z_1 zis h_i h1 hidden1 x1 x_i out_1 out1 first
+        view1 view_1 emb_i emb1 emb_a p1 z_a feat1 feats1 features1 features_1 rep1 reps1 proj_1 embeddings_a
+        image_features image_embeds img_emb source src left a""",
+    "second": """key keys k key_embeds key_embeddings k_emb positive positives pos positive_key positive_embeddings
+        passage passages p_reps passage_reps passage_embeds p_emb doc docs document documents doc_embeddings
+        doc_embeds candidates z_j zj z2 z_2 zjs h_j h2 hidden2 x2 x_j out_2 out2 second view2 view_2 emb_j emb2
+        emb_b p2 z_b feat2 feats2 features2 features_2 rep2 reps2 proj_2 embeddings_b text_features text_embeds
+        txt_emb target_embeddings tgt right b targets_emb""",
+    "both": """z features feats x embeddings embeds emb representations reps projections proj h out outputs hidden
+        features_list zs""",
+    "scale": "logit_scale scale logit_scale_exp exp_logit_scale s scale_factor inverse_temperature inv_temp beta",
+    "temperature": "temperature temp tau t temperature_param temp_param",
+    "log_scale": "log_logit_scale log_scale logit_scale_log log_inv_temperature",
+    "log_temperature": "log_temperature log_temp log_tau",
+    "bias": "logit_bias bias b",
+    "per_image": "logits_per_image image_logits logits_image i2t sim_i2t logits_i2t logit_per_image per_image",
+    "per_text": "logits_per_text text_logits logits_text t2i sim_t2i logits_t2i similarity logit_per_text per_text",
+    "similarity": """logits logit sim sims scores score similarities similarity_matrix sim_matrix sim_mat
+        simi scores_matrix logits_matrix output outputs pred preds prediction predictions input inp""",
+    "labels": "labels label target targets y gt ground_truth indexes index ids idx",
+    "classes": "vocab_size num_classes n_classes num_items",
+    "rows": "batch_size bs batchsize n_views_batch batch local_batch_size",
+}  # fmt: skip
+"""By what a parameter is: its names in use, in lower case without leading underscores."""
+MEANT: dict[str, tuple[str, ...]] = {
+    role: tuple(names.split()) for role, names in ROLES.items()
+}
+
+PAIR: dict[str, tuple[str, ...]] = {
+    "image": ("image",),
+    "text": ("text",),
+    "scale": ("scale", "log_scale"),
+    "temperature": ("temperature", "log_temperature", "scale", "log_scale"),
+    "log_scale": ("log_scale",),
+    "log_temperature": ("log_temperature",),
+    "bias": ("bias",),
+    "per_image": ("{scaled}image @ text.T{biased}",),
+    "per_text": ("{scaled}text @ image.T{biased}",),
+    "similarity": ("{scaled}image @ text.T{biased}",),
+    "labels": ("labels", "torch.eye(len(image), dtype=image.dtype)"),
+}
+TEACHER = {
+    f"dist_{role}": tuple(f"dist_{one}" for one in PAIR[role]) for role in ("image", "text", "scale", "bias")
+}
+VIEWS: dict[str, tuple[str, ...]] = {
+    "first": ("first",),
+    "second": ("second",),
+    "scale": ("scale", "torch.tensor(scale)"),
+    "temperature": ("temperature", "torch.tensor(temperature)"),
+    "log_scale": ("log_scale",),
+    "log_temperature": ("log_temperature",),
+    "per_image": ("first @ second.T{heated}",),
+    "per_text": ("second @ first.T{heated}",),
+    "similarity": ("first @ second.T{heated}",),
+    "labels": ("labels",),
+}
+BOTH = VIEWS | {
+    "both": (
+        "torch.cat([first, second])",
+        "torch.stack([first, second], 1).flatten(0, 1)",
+        "torch.stack([first, second], 1)",
+    ),
+    "labels": ("labels", "torch.cat([labels, labels])", "labels.repeat_interleave(2)"),
+    "rows": ("len(first)",),
+}
+MEANINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "clip": PAIR,
+    "siglip": PAIR,
+    "coca": PAIR | {"similarity": ("logits",), "labels": ("labels",)},
+    "distill": PAIR | TEACHER,
+    "infonce": VIEWS,
+    "ntxent": BOTH,
+    "cross_entropy": {
+        "similarity": ("logits",),
+        "labels": ("labels",),
+        "classes": ("logits.shape[-1]",),
+    },
+}
+"""By contract: what each role may be given, in the order in which it is tried."""
+TENSORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "clip": (("image", "text"), ("image", "text", "scale"), ("similarity",), ("per_image", "per_text")),
+    "siglip": (("image", "text"), ("image", "text", "scale", "bias"), ("similarity",), ("per_image", "per_text")),
+    "coca": (("image", "text", "similarity", "labels"),),
+    "distill": (("image", "text", "scale", "dist_image", "dist_text", "dist_scale"),),
+    "infonce": (("first", "second"), ("first", "second", "temperature"), ("similarity",), ("similarity", "labels")),
+    "ntxent": (("first", "second"), ("first", "second", "temperature"), ("both",), ("both", "labels")),
+    "cross_entropy": (("similarity", "labels"),),
+}
+"""By contract: what the parameters of a target are whose names say nothing, in order."""
+HOLDERS = {
+    "scale": ("log_scale", "scale", "temperature", "log_temperature"),
+    "temperature": ("temperature", "log_temperature", "scale", "log_scale"),
+    "log_scale": ("log_scale", "log_temperature"),
+    "log_temperature": ("log_temperature", "log_scale"),
+    "bias": ("bias",),
+}
+"""By the role of a module's parameter: what it may hold, in the order in which it is tried."""
+PRIMES = {"t_prime": "log_scale", "t": "log_scale", "b_prime": "bias", "log_t": "log_scale"}
+MOST = 64
+"""Forms that are tried of one target."""
+
+
+def role_of(name: str, among: Sequence[str]) -> str:
+    """Return what a parameter is by its name; empty if that says nothing."""
+    plain = name.lower().strip("_")
+    for role in among:
+        prefix = "dist_" if role.startswith("dist_") else ""
+        if prefix and not plain.startswith(("dist_", "teacher_", "t_")):
+            continue
+        if plain.removeprefix("dist_").removeprefix("teacher_") in MEANT[role.removeprefix(prefix)]:
+            if prefix or not plain.startswith(("dist_", "teacher_")):
+                return role
+    return ""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A parameter of a function."""
+
+    name: str
+    required: bool
+    by_name: bool
+
+
+def parameters_of(function: Callable[..., Any]) -> list[Taken]:
+    """Return the parameters of a function, without those that stand for any."""
+    found = []
+    for name, one in inspect.signature(function).parameters.items():
+        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+            continue
+        found.append(Taken(name, one.default is one.empty, one.kind is not one.POSITIONAL_ONLY))
+    return found
+
+
+def calls(
+    function: Callable[..., Any], contract: str, given: Sequence[str] = (), keys: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield the calls that the parameters of a function allow, as expressions.
+
+    Args:
+        function: what is called.
+        contract: whose names the expressions hold.
+        given: which names the target has elsewhere: a temperature in its constructor.
+        keys: what the function reads of its only argument.
+    """
+    parameters, roles = parameters_of(function), MEANINGS[contract]
+    required = [one for one in parameters if one.required]
+    named = {one.name: role_of(one.name, tuple(roles)) for one in parameters}
+    unnamed = [one for one in required if not named[one.name]]
+    assignments = [named]
+    if unnamed or not required:
+        assignments = []
+        for order in TENSORS[contract]:
+            free = [role for role in order if role not in named.values()]
+            if len(unnamed) <= len(free) and required:
+                assignments.append(
+                    named | {one.name: role for one, role in zip(unnamed, free, strict=False)}
+                )
+    # two tensors may bear any names: those of labels, or of documents
+    if len(required) == 2 and not unnamed:
+        for order in TENSORS[contract]:
+            if len(order) == 2:
+                assignments.append(named | {one.name: r for one, r in zip(required, order, strict=True)})
+    for assigned in assignments:
+        yield from _expressions(parameters, assigned, contract, given)
+    if keys and len(required) == 1:
+        parts = {key: role_of(key, tuple(roles)) for key in keys}
+        if {"image", "text"} <= set(parts.values()) or {"first", "second"} <= set(parts.values()):
+            taken = [Taken(key, True, True) for key in keys if parts[key]]
+            for one in _expressions(taken, parts, contract, given):
+                inner = one.removeprefix("target(").removesuffix(")")
+                yield f"target(dict({inner}))"
+
+
+def _expressions(
+    parameters: Sequence[Taken], assigned: dict[str, str], contract: str, given: Sequence[str]
+) -> Iterator[str]:
+    roles = MEANINGS[contract]
+    taken = [one for one in parameters if assigned.get(one.name)]
+    if any(one.required and not assigned.get(one.name) for one in parameters):
+        return
+    has = {assigned[one.name] for one in taken}
+    scaled = bool(has & {"scale", "temperature", "log_scale", "log_temperature"}) or any(
+        "scale" in name or "temperature" in name for name in given
+    )
+    known = NAMES[contract]
+    scales = [""] if scaled or "scale" not in known else ["scale * ", ""]
+    heats = [""] if scaled or "temperature" not in known else [" / temperature", ""]
+    biases = ["", " + bias"] if contract == "siglip" and "bias" not in (has | set(given)) else [""]
+    choices = [roles[assigned[one.name]] for one in taken]
+    seen = set()
+    for bias, heat, (place, scale) in itertools.product(biases, heats, enumerate(scales)):
+        if contract in ("infonce", "ntxent") and place:
+            continue
+        for chosen in itertools.product(*choices):
+            values = [one.format(scaled=scale, biased=bias, heated=heat) for one in chosen]
+            parts = [
+                f"{one.name}={value}" if one.by_name else value
+                for one, value in zip(taken, values, strict=True)
+            ]
+            expression = f"target({', '.join(parts)})"
+            if expression not in seen:
+                seen.add(expression)
+                yield expression
+
+
+def keys_read(function: Callable[..., Any]) -> list[str]:
+    """Return which keys a function reads of its only argument, by its source; nothing where that is not there."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return []
+    names = {one.name for one in parameters_of(function) if one.required}
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key))) if name in names:
+                found.append(key)
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id=name), attr="get"), args=[ast.Constant(value=str(key)), *_]
+            ) if name in names:
+                found.append(key)
+    return list(dict.fromkeys(found))
+
+
+def constructions(
+    target: Callable[..., Any], contract: str, passed: Sequence[str]
+) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
+    """Yield what a constructor may be given besides what the contract passes: its arguments, and that of rows."""
+    known = NAMES[contract]
+    choices: list[list[tuple[str, str] | None]] = []
+    rows = ""
+    for one in parameters_of(target):
+        if one.name in passed:
+            continue
+        role = role_of(one.name, ("scale", "temperature", "log_scale", "log_temperature", "rows"))
+        if role == "rows" and one.required:
+            rows = one.name
+        elif role in HOLDERS and any(name in known for name in HOLDERS[role]):
+            names = [name for name in MEANINGS[contract].get(role, ()) if name in known]
+            options: list[tuple[str, str] | None] = [(one.name, name) for name in names]
+            choices.append(options if one.required else [*options, None])
+    for chosen in itertools.product(*choices):
+        yield tuple(one for one in chosen if one), rows
+
+
+def holdings(
+    scalars: Sequence[str], contract: str, taken: Sequence[str]
+) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Yield what the scalar parameters of a module may hold, of what a call does not give.
+
+    Args:
+        scalars: the paths of its parameters of one element.
+        contract: whose names are held.
+        taken: the names that are given otherwise.
+    """
+    known = NAMES[contract]
+    inputs = {known[name].input for name in taken if name in known}
+    choices: list[list[tuple[str, str]]] = []
+    for path in scalars:
+        last = path.rpartition(".")[2]
+        role = PRIMES.get(last) or role_of(last, tuple(HOLDERS))
+        if not role and len(scalars) == 1:
+            role = "temperature"
+        names = [n for n in HOLDERS.get(role, ()) if n in known and known[n].input not in inputs]
+        names = [name for name in names if known[name].input]
+        if names:
+            choices.append([(path, name) for name in names])
+    for chosen in itertools.product(*choices):
+        held = [known[name].input for _, name in chosen]
+        if len(set(held)) == len(held):
+            yield chosen
+
+
+def form_of(
+    call: str,
+    arguments: tuple[tuple[str, str], ...] = (),
+    rows: str = "",
+    parameters: tuple[tuple[str, str], ...] = (),
+    constructed: bool = True,
+) -> Form:
+    """Return a form."""
+    return Form(call, arguments, parameters, constructed, rows)

@@ -1,0 +1,351 @@
+"""The inspection: finds out how a target is called before anything is judged.
+
+It constructs the target, calls it in the forms that its parameters allow, on two small cases, and keeps the form
+whose values are the oracle's; where none is, the first in which it can be called at all.
+"""
+
+import inspect
+import itertools
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import devices
+from .cases import Case
+from .contracts import Contract, accepted, entry
+from .examples import Example
+from .forms import HELD, NAMES, Form
+from .forms_known import MOST, calls, constructions, holdings, keys_read, parameters_of
+from .names import ROWS_OF, Features
+from .reference import reference
+from .running import Signature, build, call_of, inputs, read_signature
+from .standalone.acts import read, to_array
+from .subjects import Subject, Target
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is found out about a target.
+
+    Args:
+        signature: which of the contract's arguments it takes, or why it is unusable.
+        form: how it is constructed and called.
+        features: what it does with rows.
+        matches: whether its values are the oracle's in this form.
+        defaults: arguments of its constructor that it is not given, with their defaults.
+        detail: the traceback of the call that came furthest, where none returned a loss.
+    """
+
+    signature: Signature
+    form: Form = field(default_factory=Form)
+    features: Features = ""
+    matches: bool = False
+    defaults: tuple[tuple[str, str], ...] = ()
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of one form."""
+
+    form: Form
+    features: Features
+    matches: bool = False
+    error: str = ""
+    invariant: bool = False
+    """Whether rows of twice the length gave the same."""
+
+
+def inspect_target(
+    rank: int, world_size: int, subject: Subject, contract: Contract, probes: list[Case]
+) -> Inspection:
+    """Find the form of a target.
+
+    Args:
+        rank: of this process.
+        world_size: number of ranks.
+        subject: its `form` and `features` are kept where they are stated.
+        contract: what it is held to.
+        probes: the cases to call it with.
+
+    Raises:
+        Exception: the target raised it as it was imported or constructed.
+    """
+    devices.use(probes[0].device_of(rank))
+    stated = subject.form
+    signature = read_signature(rank, world_size, subject, contract, probes[0])
+    if not contract.is_loss or contract.name not in NAMES or signature.hopeless:
+        return Inspection(signature)
+    target = subject.resolve()
+    defaults = _defaults(target, contract, subject, probes[0])
+    candidates = _candidates(target, contract, subject, probes[0], signature)
+    if stated.call:
+        candidates = iter([stated])
+    listed = list(itertools.islice(candidates, MOST))
+    tried = _try(listed, target, contract, subject, probes, signature.options)
+    if tried is None or (tried.error and not signature.unusable):
+        return Inspection(signature, defaults=defaults)
+    if tried.error:
+        return Inspection(
+            replace(signature, unusable=_unknown(target, contract, subject, signature)),
+            defaults=defaults,
+            detail=tried.error,
+        )
+    form, known = tried.form, NAMES[contract.name]
+    if not form.is_plain:
+        taken = {known[name].input for name in form.names() if name in known}
+        signature = replace(signature, unusable="", bias="logit_bias" in taken, output_dict=False)
+        if not tried.matches and not takes_scale(form, contract, signature.options):
+            why = _unknown(target, contract, subject, replace(signature, unusable="it takes no logit_scale"))
+            return Inspection(replace(signature, unusable=why), form, defaults=defaults)
+    bound = {name for name, _ in form.arguments} | {form.rows}
+    return Inspection(
+        signature,
+        form,
+        tried.features,
+        tried.matches,
+        tuple(one for one in defaults if one[0] not in bound),
+    )
+
+
+def _candidates(
+    target: Any, contract: Contract, subject: Subject, case: Case, signature: Signature
+) -> Iterator[Form]:
+    """Yield the forms that a target may have, the likeliest first."""
+    stated = subject.form
+    if not signature.unusable and not stated.parameters and not stated.arguments:
+        yield Form()
+    if not inspect.isclass(target) and signature.unusable:
+        for call in calls(target, contract.name, (), keys_read(target)):
+            yield Form(call, constructed=False)
+        return
+    passed = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
+    for arguments, rows in constructions(target, contract.name, tuple(passed)):
+        arguments = stated.arguments or arguments
+        if any(one.required and one.name not in {*passed, *dict(arguments), rows} for one in parameters_of(target)):
+            continue
+        try:
+            loss = build(contract, Form("", arguments, rows=rows), target, case, 0, 1)
+            function = entry(loss)
+            scalars = _scalars(loss)
+        except Exception:
+            continue
+        given = [name for _, name in arguments]
+        owned = [stated.parameters] if stated.parameters else [*holdings(scalars, contract.name, given), ()]
+        for held in owned:
+            names = [*given, *(name for _, name in held)]
+            for call in calls(function, contract.name, names, keys_read(function)):
+                form = Form(call, arguments, tuple(held), rows=rows)
+                if _is_once(form, contract.name):
+                    yield form
+
+
+def _scalars(loss: Any) -> list[str]:
+    if not isinstance(loss, torch.nn.Module):
+        return []
+    return [name for name, one in loss.named_parameters() if one.numel() == 1 and one.is_floating_point()]
+
+
+def _is_once(form: Form, contract: str) -> bool:
+    """Whether no input of the contract is given twice."""
+    known = NAMES[contract]
+    found = [known[name].input for name in form.names() if name in known]
+    given = [one for one in found if one]
+    return len(given) == len(set(given))
+
+
+def _try(
+    candidates: list[Form],
+    target: Any,
+    contract: Contract,
+    subject: Subject,
+    probes: list[Case],
+    options: tuple[str, ...],
+) -> Tried | None:
+    """Try forms; return the first whose values are the oracle's, else the first that returned a loss, else one."""
+    modes = [subject.features] if subject.features else modes_of(contract)
+    results: list[Tried] = []
+    for features in modes:
+        failed = {tried.form for tried in results if tried.error}
+        for form in candidates:
+            if form in failed:
+                continue
+            cases = [fitting(case, form, features, contract, options) for case in probes]
+            for tried in _attempt(form, features, target, contract, subject, cases):
+                if tried.matches:
+                    return tried
+                results.append(tried)
+    for tried in results:
+        if not tried.error:
+            normalises = tried.invariant and not subject.features and "normalized" in modes
+            return replace(tried, features="normalized") if normalises else tried
+    return results[0] if results else None
+
+
+def modes_of(contract: Contract) -> list[Features]:
+    """Return what the losses of a contract may do with rows, what it says first."""
+    if contract.name not in ROWS_OF:
+        return [""]
+    return ["", "raw" if contract.normalizes else "normalized", "unit"]
+
+
+def _attempt(
+    form: Form, features: Features, target: Any, contract: Contract, subject: Subject, cases: list[Case]
+) -> Iterator[Tried]:
+    """Yield what comes of a form, for each way to read what it returns."""
+    asked = replace(subject, form=form, features=features)
+    try:
+        outputs = [_value(case, asked, contract, target) for case in cases]
+    except Exception:
+        yield Tried(form, features, error=traceback.format_exc())
+        return
+    if form.is_plain or len(contract.terms) > 1:
+        yield _compared(form, features, contract, cases, outputs, asked, target)
+        return
+    for reading in readings(outputs[0]):
+        whole = replace(form, call=f"{form.call}{reading}")
+        asked = replace(subject, form=whole, features=features)
+        try:
+            read_outputs = [_value(case, asked, contract, target) for case in cases]
+        except Exception:
+            yield Tried(whole, features, error=traceback.format_exc())
+            continue
+        yield _compared(whole, features, contract, cases, read_outputs, asked, target)
+
+
+def _compared(
+    form: Form,
+    features: Features,
+    contract: Contract,
+    cases: list[Case],
+    outputs: list[Any],
+    asked: Subject,
+    target: Any,
+) -> Tried:
+    matches = all(_equals(contract, case, output) for case, output in zip(cases, outputs, strict=True))
+    invariant = False
+    if not matches:
+        try:
+            again = _value(cases[0], asked, contract, target, times=2.0)
+            invariant = bool(np.allclose(_first(again, contract), _first(outputs[0], contract), rtol=1e-3))
+        except Exception:
+            invariant = False
+    return Tried(form, features, matches, invariant=invariant)
+
+
+def fitting(
+    case: Case, form: Form, features: Features, contract: Contract, options: tuple[str, ...]
+) -> Case:
+    """Return a case as a form takes it; `options` are those that the constructor takes."""
+    held, constants = form.held(contract.name), constants_of(form, contract, options)
+    known = NAMES[contract.name]
+    if not form.is_plain:
+        taken = {known[name].input for name in form.names() if name in known}
+        case = replace(case, bias=case.bias if "logit_bias" in taken else None)
+    if not takes_scale(form, contract, options):
+        case = replace(case, scale=1.0)
+    return replace(case, features=features, held=held, frozen=tuple(sorted({*case.frozen, *constants})))
+
+
+def takes_scale(form: Form, contract: Contract, options: tuple[str, ...]) -> bool:
+    """Whether a target takes a scale or a temperature, in its constructor or its call."""
+    known = NAMES[contract.name]
+    if "scale" not in known:
+        return True
+    if form.is_plain:
+        return "logit_scale" in contract.differentiable or "temperature" in options
+    names = [name for name in form.names() if name in HELD and name in known]
+    # a constructor takes the temperature by the contract's own name
+    return bool(names) or (form.constructed and "logit_scale" not in contract.differentiable and "temperature" in options)
+
+
+def constants_of(form: Form, contract: Contract, options: tuple[str, ...]) -> tuple[str, ...]:
+    """Return which inputs of a contract a target does not get as tensors."""
+    constants = form.constants(contract.name)
+    if "logit_scale" in contract.differentiable and not takes_scale(form, contract, options):
+        return (*constants, "logit_scale")
+    return constants
+
+
+def _value(case: Case, subject: Subject, contract: Contract, target: Any, times: float = 1.0) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _called(case, subject, contract, target, times)
+
+
+def _called(case: Case, subject: Subject, contract: Contract, target: Any, times: float) -> Any:
+    loss = build(contract, subject.form, target, case, 0, 1)
+    given = inputs(0, reference(contract, Example(case)), False)
+    if times != 1:
+        rows = [name for name, value in given.items() if value.is_floating_point() and value.ndim == 2]
+        given |= {name: given[name] * times for name in rows}
+    return call_of(contract, subject, case)(loss, given, 0)
+
+
+def _first(output: Any, contract: Contract) -> Any:
+    (value, *_) = read(output, contract.terms)[1].values()
+    return to_array(value)
+
+
+def _equals(contract: Contract, case: Case, output: Any) -> bool:
+    expected = reference(contract, Example(case))
+    found = read(output, contract.terms)[1]
+    for name, right in expected.terms[0].items():
+        value = found.get(name)
+        if not isinstance(value, torch.Tensor) or value.numel() != np.size(right):
+            return False
+        error = abs(to_array(value).reshape(np.shape(right)) - right)
+        if not np.all(error <= expected.bounds.terms[0][name] * expected.slack):
+            return False
+    return True
+
+
+def readings(output: Any) -> list[str]:
+    """Return the ways to read a loss out of what was returned, as the end of an expression."""
+    if isinstance(output, torch.Tensor):
+        return [""] if output.numel() == 1 else [".mean()"]
+    if isinstance(output, Mapping):
+        return [f'["{key}"]' for key in sorted(output, key=_by_name) if _is_scalar(output[key])]
+    if isinstance(output, tuple | list):
+        return [f"[{place}]" for place, one in enumerate(output) if _is_scalar(one)]
+    named = [name for name in dir(output) if not name.startswith("_")]
+    return [f".{name}" for name in sorted(named, key=_by_name) if _is_scalar(getattr(output, name, None))]
+
+
+def _by_name(key: Any) -> tuple[bool, bool, str]:
+    return str(key) != "loss", "loss" not in str(key), str(key)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point()
+
+
+def _defaults(
+    target: Callable[..., Any], contract: Contract, subject: Subject, case: Case
+) -> tuple[tuple[str, str], ...]:
+    """Return the arguments of a class's constructor that nobody passes, with their defaults."""
+    if not inspect.isclass(target) or target.__init__ is torch.nn.Module.__init__:
+        return ()
+    known = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
+    passed = accepted(target, known)
+    return tuple(
+        (name, repr(one.default))
+        for name, one in inspect.signature(target).parameters.items()
+        if name not in passed and one.default is not one.empty
+    )
+
+
+def _unknown(target: Any, contract: Contract, subject: Subject, signature: Signature) -> str:
+    """Return why a target cannot be verified, and how to state its form."""
+    name = Target.of(subject.target).name
+    names = [one for one in NAMES[contract.name] if one not in ("labels", "ignore_index")]
+    return (
+        f"{signature.unusable}. No form that is known fits; state one with --call, as "
+        f"--call 'target({', '.join(names[:3])})', where target is "
+        f"{name}{' constructed' if inspect.isclass(target) else ''}, of the names {', '.join(names)}"
+    )
