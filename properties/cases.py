@@ -17,7 +17,7 @@ from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.rounding import Precision
 
 from . import devices
-from .names import DTYPES, HALVES, STRIDES
+from .names import DTYPES, HALVES, STRIDES, Features, Held
 from .standalone.acts import to_array
 
 T = TypeVar("T")
@@ -70,6 +70,10 @@ class Case:
     """Scale and bias of no dimensions on the CPU beside features on another device."""
     matmul: str = devices.EXACT
     """How its device multiplies matrices: one of `oracles.dtypes.MATMULS`, as `devices.matmul_of` tells."""
+    features: Features = ""
+    """What is done with rows of features."""
+    held: Held = ()
+    """The inputs whose tensors hold another form of them."""
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the shape."""

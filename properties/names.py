@@ -14,6 +14,18 @@ CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 DTYPES = tuple(dtypes.DTYPES)
 HALVES = tuple(name for name, kind in dtypes.DTYPES.items() if kind.accumulated != name)
 """The dtypes that are added up in a wider one."""
+Features = Literal["", "raw", "normalized", "unit"]
+"""What a loss does with rows of features: what its contract says; takes them as they are; normalises them; or
+gets rows that the caller has normalised, whatever it does with them."""
+FEATURE_KINDS: tuple[Features, ...] = get_args(Features)
+Holding = Literal["exp", "inverse", "exp_negative"]
+"""How an input s follows from what a loss holds, t: exp(t), 1 / t or exp(-t)."""
+HOLDINGS: tuple[Holding, ...] = get_args(Holding)
+Held = tuple[tuple[str, Holding], ...]
+"""The inputs that a loss holds in another form, and in which."""
+Scales = Literal["positive", "any"]
+"""The logit scales that a loss takes: those above 0 alone, or 0 too."""
+
 STRIDES = ("contiguous", "transposed", "sliced", "narrowed", "shortened")
 
 FLAGS = (False, True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from .names import CONTRACTS, CONVENTIONS, DTYPES, LOSSES, STRIDES
+from .names import CONTRACTS, CONVENTIONS, DTYPES, LOSSES, STRIDES, Features, Held, Scales
 from .worlds.specs import Worlds, worlds_of
 
 
@@ -47,6 +47,10 @@ class Subject:
         options: constructor arguments to pin.
         bias: it takes a logit bias.
         output_dict: it can be asked for a dict.
+        features: what it does with rows of features.
+        held: inputs that it takes in another form.
+        scales: the logit scales that it takes.
+        constants: inputs that it takes as tensors of no gradient, or as numbers.
     """
 
     target: str
@@ -57,6 +61,10 @@ class Subject:
     options: tuple[tuple[str, Any], ...] = ()
     bias: bool = True
     output_dict: bool = True
+    features: Features = ""
+    held: Held = ()
+    scales: Scales = "positive"
+    constants: tuple[str, ...] = ()
 
     def worlds(self) -> Worlds:
         """Return the worlds of the target, apart from those of any other."""
@@ -85,6 +93,7 @@ SHIPPED: dict[str, tuple[str, Subject]] = {
             f"verified_losses:{loss.name}",
             CONVENTIONS if "convention" in CONTRACTS[loss.contract] else ("exact",),
             options=loss.options,
+            scales="any",
         ),
     )
     for label, loss in LOSSES.items()

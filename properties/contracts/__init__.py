@@ -5,7 +5,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,14 @@ class Contract(ABC):
                 name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
             }
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
-        return independent(cases(world_size, options, **settings))
+        drawn = independent(cases(world_size, options, **settings))
+        if not (subject.features or subject.held or subject.constants):
+            return drawn
+        return drawn.map(lambda case: self._of_subject(case, subject))
+
+    def _of_subject(self, case: Case, subject: Subject) -> Case:
+        frozen = tuple(sorted({*case.frozen, *subject.constants}))
+        return replace(case, features=subject.features, held=subject.held, frozen=frozen)
 
     @abstractmethod
     def inputs(self, case: Case) -> Inputs:
