@@ -23,8 +23,8 @@ Holding = Literal["exp", "inverse", "exp_negative"]
 HOLDINGS: tuple[Holding, ...] = get_args(Holding)
 Held = tuple[tuple[str, Holding], ...]
 """The inputs that a loss holds in another form, and in which."""
-Scales = Literal["positive", "any"]
-"""The logit scales that a loss takes: those above 0 alone, or 0 too."""
+Scales = Literal["positive", "any", "one"]
+"""The logit scales that a loss takes: those above 0 alone, or 0 too; or 1, where it takes none."""
 
 STRIDES = ("contiguous", "transposed", "sliced", "narrowed", "shortened")
 

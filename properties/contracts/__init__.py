@@ -140,6 +140,8 @@ class Contract(ABC):
             "pad_ids": (pinned["pad_id"],) if "pad_id" in pinned else PAD_IDS,
         }
         settings |= self.drawn
+        if subject.scales == "one":
+            settings["scales"] = st.just(1.0)
         if subject.strides != STRIDES:
             settings |= {
                 name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
