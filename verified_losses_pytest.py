@@ -24,6 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--certify-convention", metavar="NAME", help="Which gradients: exact (default) or open_clip.")
     add("--certify-config", metavar="NAME=VALUE,...", help="Options of the loss to pin.")
+    add("--certify-call", metavar="EXPRESSION", help="How it is called, as 'target(scale * text @ image.T)'.")
+    add(
+        "--certify-parameter",
+        metavar="NAME=VALUE",
+        action="append",
+        help="What the module holds itself, as logit_scale=exp(t_prime).",
+    )
+    add("--certify-features", metavar="KIND", help="What it does with rows: raw, normalized or unit.")
     add("--certify-equal-rows", action="store_true", default=None, help="Give every rank equally many rows.")
     add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
     add(

@@ -163,7 +163,7 @@ def read_parameter(text: str, contract: str) -> tuple[str, str]:
     names = {"logit_scale": "scale", "logit_bias": "bias"}
     names |= {f"dist_{long}": f"dist_{short}" for long, short in names.items()}
     name = names.get(left, left)
-    scales = [one for one in known if known[one].source and one.split("dist_")[-1] in HELD or "bias" in one]
+    scales = [one for one in known if (known[one].source and one.split("dist_")[-1] in HELD) or "bias" in one]
     expected = f"expected {' or '.join(scales) or 'nothing'} = NAME, exp(NAME), 1 / NAME or exp(-NAME)"
     if not equals or name not in scales:
         raise ValueError(f"{expected}, got {text!r}")

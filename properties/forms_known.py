@@ -47,9 +47,7 @@ ROLES: dict[str, str] = {
     "rows": "batch_size bs batchsize n_views_batch batch local_batch_size",
 }  # fmt: skip
 """By what a parameter is: its names in use, in lower case without leading underscores."""
-MEANT: dict[str, tuple[str, ...]] = {
-    role: tuple(names.split()) for role, names in ROLES.items()
-}
+MEANT: dict[str, tuple[str, ...]] = {role: tuple(names.split()) for role, names in ROLES.items()}
 
 PAIR: dict[str, tuple[str, ...]] = {
     "image": ("image",),
@@ -104,10 +102,20 @@ MEANINGS: dict[str, dict[str, tuple[str, ...]]] = {
 """By contract: what each role may be given, in the order in which it is tried."""
 TENSORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "clip": (("image", "text"), ("image", "text", "scale"), ("similarity",), ("per_image", "per_text")),
-    "siglip": (("image", "text"), ("image", "text", "scale", "bias"), ("similarity",), ("per_image", "per_text")),
+    "siglip": (
+        ("image", "text"),
+        ("image", "text", "scale", "bias"),
+        ("similarity",),
+        ("per_image", "per_text"),
+    ),
     "coca": (("image", "text", "similarity", "labels"),),
     "distill": (("image", "text", "scale", "dist_image", "dist_text", "dist_scale"),),
-    "infonce": (("first", "second"), ("first", "second", "temperature"), ("similarity",), ("similarity", "labels")),
+    "infonce": (
+        ("first", "second"),
+        ("first", "second", "temperature"),
+        ("similarity",),
+        ("similarity", "labels"),
+    ),
     "ntxent": (("first", "second"), ("first", "second", "temperature"), ("both",), ("both", "labels")),
     "cross_entropy": (("similarity", "labels"),),
 }
@@ -178,9 +186,7 @@ def calls(
         for order in TENSORS[contract]:
             free = [role for role in order if role not in named.values()]
             if len(unnamed) <= len(free) and required:
-                assignments.append(
-                    named | {one.name: role for one, role in zip(unnamed, free, strict=False)}
-                )
+                assignments.append(named | {one.name: role for one, role in zip(unnamed, free, strict=False)})
     # two tensors may bear any names: those of labels, or of documents
     if len(required) == 2 and not unnamed:
         for order in TENSORS[contract]:
@@ -242,7 +248,8 @@ def keys_read(function: Callable[..., Any]) -> list[str]:
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key))) if name in names:
                 found.append(key)
             case ast.Call(
-                func=ast.Attribute(value=ast.Name(id=name), attr="get"), args=[ast.Constant(value=str(key)), *_]
+                func=ast.Attribute(value=ast.Name(id=name), attr="get"),
+                args=[ast.Constant(value=str(key)), *_],
             ) if name in names:
                 found.append(key)
     return list(dict.fromkeys(found))

@@ -127,7 +127,10 @@ def _candidates(
     passed = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
     for arguments, rows in constructions(target, contract.name, tuple(passed)):
         arguments = stated.arguments or arguments
-        if any(one.required and one.name not in {*passed, *dict(arguments), rows} for one in parameters_of(target)):
+        if any(
+            one.required and one.name not in {*passed, *dict(arguments), rows}
+            for one in parameters_of(target)
+        ):
             continue
         try:
             loss = build(contract, Form("", arguments, rows=rows), target, case, 0, 1)
@@ -238,9 +241,7 @@ def _compared(
     return Tried(form, features, matches, invariant=invariant)
 
 
-def fitting(
-    case: Case, form: Form, features: Features, contract: Contract, options: tuple[str, ...]
-) -> Case:
+def fitting(case: Case, form: Form, features: Features, contract: Contract, options: tuple[str, ...]) -> Case:
     """Return a case as a form takes it; `options` are those that the constructor takes."""
     held, constants = form.held(contract.name), constants_of(form, contract, options)
     known = NAMES[contract.name]
@@ -261,7 +262,9 @@ def takes_scale(form: Form, contract: Contract, options: tuple[str, ...]) -> boo
         return "logit_scale" in contract.differentiable or "temperature" in options
     names = [name for name in form.names() if name in HELD and name in known]
     # a constructor takes the temperature by the contract's own name
-    return bool(names) or (form.constructed and "logit_scale" not in contract.differentiable and "temperature" in options)
+    return bool(names) or (
+        form.constructed and "logit_scale" not in contract.differentiable and "temperature" in options
+    )
 
 
 def constants_of(form: Form, contract: Contract, options: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from .examples import Example, Step
 from .forms import NAMES, Form, source
 from .reference import Reference, reference
 from .standalone.acts import Call
-from .standalone.calls import as_it_is, call_holding, row_labels
+from .standalone.calls import call_holding, row_labels
 from .subjects import Subject, Target, Unresolved
 
 T = TypeVar("T")
@@ -136,9 +136,7 @@ def constructor(contract: Contract, form: Form, case: Case) -> dict[str, Any]:
     return arguments
 
 
-def build(
-    contract: Contract, form: Form, target: Any, case: Case, rank: int, world_size: int
-) -> Any:
+def build(contract: Contract, form: Form, target: Any, case: Case, rank: int, world_size: int) -> Any:
     """Construct the subject, unless it is called itself; arguments that it does not take are left out."""
     if not form.constructed:
         return target
@@ -163,9 +161,7 @@ def call_of(contract: Contract, subject: Subject, case: Case) -> Callable[[Any, 
     return lambda loss, given, rank: names["call_form"](loss, given, case.output_dict)
 
 
-def _call(
-    rank: int, world_size: int, subject: Subject, target: Any, given: Reference, mode: str
-) -> Call:
+def _call(rank: int, world_size: int, subject: Subject, target: Any, given: Reference, mode: str) -> Call:
     contract, case = given.contract, given.case
     call = call_of(contract, subject, case)
 

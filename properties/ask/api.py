@@ -60,6 +60,9 @@ def certify(
     *,
     convention: str = "exact",
     config: Mapping[str, Any] | None = None,
+    call: str = "",
+    parameters: str | Sequence[str] = (),
+    features: str = "",
     equal_rows: bool = False,
     world: str = WORLDS,
     device: str = CPU,
@@ -86,6 +89,10 @@ def certify(
         convention: which gradients it is held to: "exact", or those of "open_clip", where the contract has
             the option.
         config: options to pin. It is given, and held to, no other value of them.
+        call: how it is called, where that is not found out: an expression of `target` and the contract's names,
+            as "target(scale * text @ image.T)".
+        parameters: what its module holds itself, as "logit_scale=exp(t_prime)".
+        features: "raw", "normalized" or "unit", where what it does with rows is not to be found out.
         equal_rows: give every rank equally many rows.
         world: where ranks run, as "1,sim:2-8,proc:2".
         device: where the tensors are, as "cpu,cuda:1"; "all" is the CPU and every GPU.
@@ -113,7 +120,7 @@ def certify(
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
-    asked = _asked(target, contract, convention, config, equal_rows, dtypes)
+    asked = _asked(target, contract, convention, config, equal_rows, dtypes, call, parameters, features)
     places = working(some_devices(device))
     scope = world, max_examples, _listed(only), _listed(skip), places
     plan(asked, *scope)  # wrong arguments raise before the target is imported
@@ -169,7 +176,7 @@ def certification(
         only: which properties.
         skip: which properties not.
         counterexamples: where to write programs.
-        options: convention, config, equal_rows and dtypes.
+        options: convention, config, call, parameters, features, equal_rows and dtypes.
 
     Raises:
         TypeError: the target is neither text nor a class or function.
@@ -181,28 +188,33 @@ def certification(
     places = expand(some_devices(device))
     scope = world, max_examples, _listed(only), _listed(skip), places
     certifier, folder = Certifier(max_examples, seed), Path(counterexamples).absolute()
-    found: list[Check] | Unusable | None = None
+    found: dict[str, Check] | Unusable | None = None
 
-    def ready() -> list[Check]:
+    def ready() -> dict[str, Check]:
         nonlocal found
         if found is None:
             try:
-                found = plan(fitted(asked, device=working(places)[0]), *scope)
+                found = named(fitted(asked, device=working(places)[0]))
             except Unusable as error:
                 found = error
         if isinstance(found, Unusable):
             pytest.fail(str(found), pytrace=False)
         return found
 
-    def numbered(number: int) -> Callable[[], None]:
+    def named(subjects: Subjects) -> dict[str, Check]:
+        return {f"{check.law.name}-{check.world.name}": check for check in plan(subjects, *scope)}
+
+    def of(name: str) -> Callable[[], None]:
         def check() -> None:
             __tracebackhide__ = True
-            conclude(certifier.verify(ready()[number]), folder)
+            if name not in ready():
+                pytest.skip("the target does not gather: it is verified in one process")
+            conclude(certifier.verify(ready()[name]), folder)
 
         return check
 
-    names = [f"{check.law.name}-{check.world.name}" for check in plan(asked, *scope)]
-    return pytest.mark.parametrize("check", [numbered(number) for number in range(len(names))], ids=names)
+    names = list(named(asked))
+    return pytest.mark.parametrize("check", [of(name) for name in names], ids=names)
 
 
 def conclude(finding: Finding, counterexamples: Path, prefix: str = "") -> None:
@@ -230,9 +242,13 @@ def _asked(
     config: Mapping[str, Any] | None = None,
     equal_rows: bool = False,
     dtypes: str | Sequence[str] = DTYPES,
+    call: str = "",
+    parameters: str | Sequence[str] = (),
+    features: str = "",
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
-    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes))
+    form = call, _listed(parameters), features
+    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *form)
     return {Target.of(name).name: asked}
 
 

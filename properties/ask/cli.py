@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..devices import CPU
+from ..forms import NAMES
 from ..names import CONTRACTS, DTYPES, LOSSES, Convention
 from ..show.text import own, plain
 from ..subjects import SHIPPED, Target
@@ -63,6 +64,9 @@ def certify(
     contract: Annotated[str | None, Parameter(name="--as", help=AS)] = None,
     convention: Convention = "exact",
     config: str = "",
+    call: str = "",
+    parameter: Several = None,
+    features: str = "",
     equal_rows: bool = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
@@ -97,10 +101,9 @@ def certify(
     Parameters
     ----------
     target
-        An implementation, package.module:Name or path/to/file.py:Name: a class, or a function that returns
-        an object, with open_clip's constructor and call arguments by keyword; for infonce, ntxent and
-        cross_entropy it is called with two tensors in order. Arguments that it does not take are left out. It
-        runs in processes of its own; a call of more than 20 s counts as hung.
+        An implementation, package.module:Name or path/to/file.py:Name: a class, a function, or a function
+        that returns an object. How it is called is found out first, and printed. It runs in processes of its
+        own; a call of more than 20 s counts as hung.
     contract
         What the target must do.
     convention
@@ -109,6 +112,14 @@ def certify(
     config
         Options to pin, as local_loss=true,gather_with_grad=true. The target is given, and held to, no other
         value of them; all values are drawn of those that are not pinned.
+    call
+        How the target is called, where that is not found out: an expression of target and what the contract
+        has, as 'target(scale * text @ image.T)' or 'target(image, text)["loss"]'.
+    parameter
+        What the module holds itself, as logit_scale=exp(t_prime) or temperature=tau.
+    features
+        raw: the target takes rows as they are; normalized: it normalises them; unit: it gets rows that are
+        normalised, whichever it does. Found out, if not given.
     equal_rows
         Give every rank equally many rows, for a target that cannot do otherwise.
     loss
@@ -165,10 +176,12 @@ def certify(
     dtypes = dtype.split(",")
     shipped = target is None and contract is None
     if shipped:
+        check_no_form(call, parameter, features)
         subjects = shipped_subjects(loss, config, dtypes)
     else:
         name = named_target(target, loss)
-        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
+        form = call, parameter or (), features
+        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes, *form)
         subjects = {Target.of(name).name: asked}
     asked_for = some_devices(device)
     worlds = some_worlds(world, asked_for)
@@ -211,6 +224,43 @@ def certify(
     status = running.conclude(run, record.verdict, console)
     running.show_files(console, json, html, junit)
     return status
+
+
+@app.command
+def inspect(
+    target: str,
+    *,
+    contract: Annotated[str | None, Parameter(name="--as", help=AS)] = None,
+    call: str = "",
+    parameter: Several = None,
+    features: str = "",
+) -> int:
+    """Find out how a loss is called, and which contract it fits, and print the command that certifies it.
+
+    Nothing is verified. Exit status: 0 a contract fits, 1 none does, 2 the target is unusable.
+
+    Parameters
+    ----------
+    target
+        An implementation, package.module:Name or path/to/file.py:Name.
+    contract
+        What the target must do, where that is known.
+    call
+        How the target is called, as for certify.
+    parameter
+        What the module holds itself, as for certify.
+    features
+        What the target does with rows, as for certify.
+    """
+    name = named_target(target, None)
+    names = [contract] if contract else list(NAMES)
+    asked = {
+        one: ask(name, one, call=call, parameters=parameter or (), features=features)[1] for one in names
+    }
+    server.start()
+    from .inspect import inspected
+
+    return inspected(asked)
 
 
 @app.command
@@ -314,6 +364,13 @@ def shipped_subjects(names: list[str] | None, config: str, dtypes: list[str]) ->
             check_config(contract, pinned)
             chosen[label] = contract, replace(subject, options=(*subject.options, *pinned), dtypes=kept)
     return chosen
+
+
+def check_no_form(call: str, parameter: list[str] | None, features: str) -> None:
+    """Raise Unusable if a form is stated for the shipped losses, which have their own."""
+    for name, value in (("call", call), ("parameter", parameter), ("features", features)):
+        if value:
+            raise Unusable(name, "expected a target beside it: the shipped losses have a form of their own")
 
 
 def named_target(target: str | None, loss: list[str] | None) -> str:

@@ -38,6 +38,7 @@ from .cli import (
     Several,
     app,
     check_folder,
+    check_no_form,
     named_target,
     read_known,
     replay_saved,
@@ -59,6 +60,9 @@ def run_fuzz(
     contract: Annotated[str | None, Parameter(name="--as", help=AS)] = None,
     convention: Convention = "exact",
     config: str = "",
+    call: str = "",
+    parameter: Several = None,
+    features: str = "",
     equal_rows: bool = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
@@ -104,6 +108,12 @@ def run_fuzz(
         Which gradients they are held to: exact, or those of open_clip, where the contract has the option.
     config
         Options to pin, as local_loss=true,gather_with_grad=true.
+    call
+        How they are called, as for certify.
+    parameter
+        What they hold themselves, as for certify.
+    features
+        What they do with rows, as for certify.
     equal_rows
         Give every rank equally many rows.
     loss
@@ -149,7 +159,8 @@ def run_fuzz(
     seconds = math.inf if max_time is None else read_seconds(max_time)
     check_folder(folder, "folder")
     accept = read_known(known)
-    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","))
+    form = call, parameter or [], features
+    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), form)
     asked_for = some_devices(device)
     if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
         raise Unusable("world", "torchrun: each process that draws starts ranks of its own; certify takes it")
@@ -160,6 +171,7 @@ def run_fuzz(
     part = read_shard(shard, os.environ)
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
+        "call": call, "parameter": parameter or [], "features": features,
         "equal_rows": equal_rows, "loss": loss or [], "only": only or [], "skip": skip or [], "world": world,
         "device": device, "dtype": dtype, "max_examples": max_examples, "seed": seed,
     }  # fmt: skip
@@ -250,8 +262,10 @@ def _subjects(
     equal_rows: bool,
     loss: list[str] | None,
     dtypes: list[str],
+    form: tuple[str, list[str], str],
 ) -> Subjects:
     if not targets and contract is None:
+        check_no_form(*form)
         return shipped_subjects(loss, config, dtypes)
     names = [named_target(one, loss) for one in targets or ("",)]
     if twice := [name for name, number in Counter(names).items() if number > 1]:
@@ -260,7 +274,7 @@ def _subjects(
     pinned = read_config(config)
     return {
         Target.of(name).name if short[Target.of(name).name] == 1 else name: ask(
-            name, contract, convention, pinned, equal_rows, dtypes
+            name, contract, convention, pinned, equal_rows, dtypes, *form
         )
         for name in names
     }

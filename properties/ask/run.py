@@ -18,8 +18,10 @@ from ..show import junit as junits
 from ..show import terminal
 from ..show.defects import Defect, explain
 from ..show.drawn import Drawn
+from ..show.forms import described
 from ..show.html import read_codes, render
 from ..show.text import plain, write_whole
+from ..subjects import SHIPPED
 from ..verify.arguments import Subjects, Unusable
 from ..verify.certifier import Check, Databases, Finding, verify_all
 from ..verify.database import of_check, open_database
@@ -139,6 +141,9 @@ def verify(
             checks = f"shard {run.shard}, {len(run.own)} of {_counted(len(run.planned), 'check')}"
         what = f"{checks}, up to {most} each, seed {run.asked.seed}"
         console.print(f"verifying {whom}: {what}", highlight=False)
+    for label, (contract, subject) in run.subjects.items():
+        for line in described(contract, subject) if label not in SHIPPED else []:
+            console.print(escape(plain(f"{label}: {line}")), highlight=False, soft_wrap=True)
     torch.set_num_threads(1)
     announced: dict[tuple[str, str, str], Finding] = {}
 

@@ -20,10 +20,10 @@ from ..cases import LAYOUTS, Case, has_layout, rounded
 from ..contracts import Contract, Inputs
 from ..devices import CPU
 from ..examples import Example, Mode
+from ..forms import Form, source
 from ..laws import INFERENCE, Falsified, Law, Place
 from ..laws.gradients import curves
 from ..reference import reference
-from ..forms import Form, source
 from ..running import constructor
 from ..standalone import launch
 from ..standalone.acts import called, derive_twice
@@ -226,7 +226,11 @@ def form_functions(form: Form) -> list[Callable[..., Any]]:
 def form_fields(form: Form) -> dict[str, Any]:
     """Return those fields of a form that are not empty."""
     plain = Form()
-    return {one.name: getattr(form, one.name) for one in fields(form) if getattr(form, one.name) != getattr(plain, one.name)}
+    return {
+        one.name: getattr(form, one.name)
+        for one in fields(form)
+        if getattr(form, one.name) != getattr(plain, one.name)
+    }
 
 
 def imports_of(text: str) -> set[str]:

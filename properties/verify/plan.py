@@ -10,10 +10,10 @@ from hypothesis import Verbosity, find, settings
 from .. import devices
 from ..cases import Case
 from ..contracts import Contract, contracts
-from ..laws import laws
 from ..examples import Step
 from ..forms import NAMES
 from ..inspection import Inspection, constants_of, fitting, inspect_target, takes_scale
+from ..laws import laws
 from ..running import perform
 from ..standalone.acts import run_each
 from ..subjects import Subject
@@ -108,7 +108,20 @@ def fitted(subjects: Subjects, deadline: float = math.inf, device: str = devices
     }
 
 
+def inspection(asked: Subject, name: str) -> tuple[Subject, bool]:
+    """Return a subject asked only for what it takes, and whether its values are the oracle's.
+
+    Raises:
+        Unusable: it cannot be verified as this contract.
+    """
+    return _inspected(asked, contracts()[name], math.inf, devices.CPU)
+
+
 def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) -> Subject:
+    return _inspected(asked, contract, deadline, device)[0]
+
+
+def _inspected(asked: Subject, contract: Contract, deadline: float, device: str) -> tuple[Subject, bool]:
     quiet = settings(database=None, deadline=None, verbosity=Verbosity.quiet)
     size = contract.smallest_world
     drawn = contract.cases(replace(asked, options=(), features=""), size)
@@ -119,7 +132,7 @@ def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) ->
         alone = worlds.open(replace(SINGLE, device=device))
         (found,) = alone.run(inspect_target, asked, contract, probes(simplest, asked))
     except OutOfTime:
-        return asked
+        return asked, False
     except WorldError as error:
         (rank,) = error.ranks
         happened = {"raised": "raised", "hung": "hung"}.get(rank.state, "ended its process")
@@ -134,7 +147,7 @@ def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) ->
     options = tuple((assumed | dict(asked.options)).items())
     subject = _with_form(replace(asked, options=options), contract, found)
     talks = not contract.is_mean or communicates(subject, contract, simplest, signature.options)
-    return replace(subject, gathers=talks)
+    return replace(subject, gathers=talks), found.matches
 
 
 def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject:

@@ -1,0 +1,45 @@
+"""The command `verified-losses inspect`: how a target is called, and which contracts fit."""
+
+import shlex
+
+from rich.console import Console
+from rich.markup import escape
+
+from ..show.forms import described
+from ..show.text import plain
+from ..subjects import Subject
+from ..verify.arguments import Unusable
+from ..verify.plan import inspection
+from . import FALSIFIED, HOLDS
+
+
+def inspected(asked: dict[str, Subject]) -> int:
+    """Print what a target is as each of some contracts; return the exit status.
+
+    Raises:
+        Unusable: the target cannot be imported, or fits no contract for a reason that is the same for all.
+    """
+    console = Console(emoji=False)
+    reasons: dict[str, Unusable] = {}
+    fitting, called = [], []
+    for name, subject in asked.items():
+        try:
+            found, matches = inspection(subject, name)
+        except Unusable as error:
+            reasons[name] = error
+            continue
+        (fitting if matches else called).append((name, found))
+    if not fitting and not called:
+        raise next(iter(reasons.values()))
+    for name, found in fitting or called:
+        said = (
+            "its values are the oracle's"
+            if fitting
+            else "it can be called, but its values are not the oracle's"
+        )
+        console.print(f"[bold]{escape(name)}[/]: {said}", highlight=False)
+        for line in described(name, found):
+            console.print(f"  {escape(plain(line))}", highlight=False, soft_wrap=True)
+        command = shlex.join(["verified-losses", "certify", found.target, "--as", name])
+        console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+    return HOLDS if fitting else FALSIFIED

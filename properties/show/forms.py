@@ -1,0 +1,46 @@
+"""How a target is called, in words."""
+
+from ..forms import Form
+from ..names import ROWS_OF
+from ..subjects import Subject, Target
+
+ROWS = {
+    "": "takes rows as they are",
+    "raw": "takes rows as they are",
+    "normalized": "normalises rows",
+    "unit": "gets normalised rows",
+}
+NORMALIZES = ("infonce", "ntxent")
+"""The contracts whose losses normalise rows, unless it is found or stated that they do not."""
+
+
+def described(contract: str, subject: Subject) -> list[str]:
+    """Return how a target is constructed and called, and what it does with rows, a line each."""
+    form, name, lines = subject.form, Target.of(subject.target).name, []
+    if form.call:
+        built = f"{name}({', '.join(f'{argument}={value}' for argument, value in arguments(form))})"
+        called = form.call.replace("target", built if form.constructed and arguments(form) else name)
+        lines.append(f"calls {called}")
+    lines += [f"{path} holds {held_as(held)}" for path, held in form.parameters]
+    if contract in ROWS_OF:
+        lines.append(
+            ROWS["normalized" if contract in NORMALIZES and not subject.features else subject.features]
+        )
+    if subject.scales == "one" and contract in ROWS_OF:
+        lines.append("takes no scale: it is 1 in every case")
+    if subject.defaults:
+        left = ", ".join(f"{argument}={value}" for argument, value in subject.defaults)
+        lines.append(f"left at their defaults: {left}")
+    if not subject.gathers:
+        lines.append("does not gather: verified in one process; its negatives are local")
+    return lines
+
+
+def arguments(form: Form) -> list[tuple[str, str]]:
+    """Return what the constructor is given besides what the contract says."""
+    return [*form.arguments, *([(form.rows, "rows")] if form.rows else [])]
+
+
+def held_as(name: str) -> str:
+    """Return a name of the contract as what a parameter holds."""
+    return name.replace("_", " ")
