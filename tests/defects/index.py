@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verified_losses.properties.cases import DTYPES, Case
+from verified_losses.properties.names import Features, Held, Scales
 from verified_losses.properties.subjects import Subject
 
 TERMS, GRADS, COTANGENTS = "terms equal the oracle", "gradients equal the oracle", "cotangents pass through"
@@ -65,6 +66,10 @@ class Planted:
     """Properties that say nothing about it."""
     dtypes: tuple[str, ...] = DTYPES
     """What it is held to."""
+    features: Features = ""
+    held: Held = ()
+    scales: Scales = "any"
+    """Which it takes, where it holds nothing else."""
     module: str = ""
     """Where it is, if not in the module named like the contract."""
 
@@ -77,7 +82,15 @@ class Planted:
     def subject(self) -> Subject:
         """As a stranger's loss is certified."""
         target = f"tests.defects.{self.module or self.contract}:{self.name}"
-        return Subject(target, even=self.even, dtypes=self.dtypes, options=self.options)
+        return Subject(
+            target,
+            even=self.even,
+            dtypes=self.dtypes,
+            options=self.options,
+            features=self.features,
+            held=self.held,
+            scales="positive" if self.held else self.scales,
+        )
 
     def is_smallest(self, case: Case) -> bool:
         """Whether no smaller case shows the defect."""
