@@ -137,24 +137,27 @@ class NTXentNormalizesAgain(NTXent):
         return super().__call__(F.normalize(out0), F.normalize(out1))
 
 
+class TakesRowsAsTheyAre(Clip):
+    pass
+
+
+class InfoNCENormalizes(InfoNCE):
+    pass
+
+
 class LengthDetached(NormalizesFirst):
     def unit(self, rows: Tensor) -> Tensor:
         return rows / rows.detach().norm(dim=-1, keepdim=True)
 
 
-class LengthWithEpsilon(NormalizesFirst):
+class LengthPlusEpsilon(NormalizesFirst):
     def unit(self, rows: Tensor) -> Tensor:
-        return rows / (rows.norm(dim=-1, keepdim=True) + 1e-3)
+        return rows / (rows.norm(dim=-1, keepdim=True) + 1e-4)
 
 
-class ImagesAlone(Clip):
-    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
-        return super().product(F.normalize(anchors), gallery, scale, bias)
-
-
-class NormalizesColumns(NormalizesFirst):
+class NormalizesInBFloat16(NormalizesFirst):
     def unit(self, rows: Tensor) -> Tensor:
-        return F.normalize(rows, dim=0)
+        return F.normalize(rows.bfloat16(), dim=-1).to(rows.dtype)
 
 
 # What is held for the scale
@@ -212,18 +215,23 @@ class DistillHoldsLogarithms(Distill):
         return super().product(anchors, gallery, scale.exp(), bias)
 
 
+class NeedsPositiveScale(Clip):
+    """It divides by the scale."""
+
+    def product(self, anchors: Tensor, gallery: Tensor, scale: Tensor, bias: Scalar | None) -> Tensor:
+        return super().product(anchors, gallery, 1 / (1 / scale), bias)
+
+
 class ForgetsExponential(Clip):
     pass
 
 
-class ExponentialDetached(Clip):
+class SlopeOfScale(Clip):
     def product(self, anchors: Tensor, gallery: Tensor, scale: Tensor, bias: Scalar | None) -> Tensor:
-        factor = scale * scale.exp().detach() / scale.detach()
+        factor = scale.detach().exp() + scale - scale.detach()
         return super().product(anchors, gallery, factor, bias)
 
 
-class SmallScalesOff(Clip):
-    """It divides by the scale's logarithm, so it is right for no scale of 0."""
-
+class ScaleInBFloat16(Clip):
     def product(self, anchors: Tensor, gallery: Tensor, scale: Tensor, bias: Scalar | None) -> Tensor:
-        return super().product(anchors, gallery, scale.log().exp(), bias)
+        return super().product(anchors, gallery, scale.exp().bfloat16().to(scale.dtype), bias)
