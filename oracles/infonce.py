@@ -28,13 +28,27 @@ def infonce_loss(
     local_loss: bool = False,
     gather_with_grad: bool = False,
     convention: str = "exact",
+    cosine: bool = True,
 ) -> complex:
-    """Return the loss of `rank`, given every rank's [n_r, d] queries and keys; flags as for CLIP."""
+    """Return the loss of `rank`, given every rank's [n_r, d] queries and keys.
+
+    Args:
+        queries: of each rank.
+        keys: of each rank.
+        temperature: what similarities are divided by.
+        rank: whose loss.
+        local_loss: as for CLIP, and so are the flags that follow.
+        gather_with_grad: whether gathered rows carry gradient.
+        convention: "exact" or "open_clip".
+        cosine: the similarity is the cosine; else it is the dot product.
+    """
     rows = [len(features) for features in queries]
     flags = (local_loss, gather_with_grad, convention)
-    all_keys = normalize(gather_features(keys, rank, *flags))
+    all_keys = gather_features(keys, rank, *flags)
     anchors = queries[rank] if local_loss else gather_features(queries, rank, *flags)
-    logits = normalize(anchors) @ all_keys.T / temperature
+    if cosine:
+        anchors, all_keys = normalize(anchors), normalize(all_keys)
+    logits = anchors @ all_keys.T / temperature
     labels = get_ground_truth(rows, rank, local_loss)
     loss: complex = np.sum(cross_entropy(logits, labels)) * row_weight(rows, local_loss)
     return loss

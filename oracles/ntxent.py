@@ -29,13 +29,27 @@ def ntxent_loss(
     local_loss: bool = False,
     gather_with_grad: bool = False,
     convention: str = "exact",
+    cosine: bool = True,
 ) -> complex:
-    """Return the loss of `rank`, given both views of every rank, [n_r, d]; flags as for CLIP."""
+    """Return the loss of `rank`, given both views of every rank, [n_r, d].
+
+    Args:
+        first: the first views of each rank.
+        second: the second views of each rank.
+        temperature: what similarities are divided by.
+        rank: whose loss.
+        local_loss: as for CLIP, and so are the flags that follow.
+        gather_with_grad: whether gathered rows carry gradient.
+        convention: "exact" or "open_clip".
+        cosine: the similarity is the cosine; else it is the dot product.
+    """
     rows = [len(features) for features in first]
     flags = (local_loss, gather_with_grad, convention)
-    views = normalize(np.concatenate([gather_features(view, rank, *flags) for view in (first, second)]))
+    views = np.concatenate([gather_features(view, rank, *flags) for view in (first, second)])
     own, partner = places(rows, rank, local_loss)
-    anchors = normalize(np.concatenate([first[rank], second[rank]])) if local_loss else views
+    anchors = np.concatenate([first[rank], second[rank]]) if local_loss else views
+    if cosine:
+        anchors, views = normalize(anchors), normalize(views)
     logits = anchors @ views.T / temperature
     # a view is not looked for by itself: its column is left out, and those behind it move up
     others = np.arange(len(views)) != own[:, None]

@@ -25,6 +25,7 @@ import numpy as np
 
 from .complex_step import Array
 from .dtypes import DTYPES, MATMULS
+from .held import SLOPES
 
 FLOAT64 = 2.0**-53
 FLOAT32 = 2.0**-24
@@ -193,13 +194,46 @@ def added(small: Array, result: Array, u: float) -> Array:
     return rounded
 
 
-def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bounded:
+class Further(NamedTuple):
+    """How far what logits are made of errs by itself, relative to it."""
+
+    rows: float = 0.0
+    """An element of a row of features."""
+    scale: float = 0.0
+    bias: float = 0.0
+
+    @property
+    def products(self) -> float:
+        """A product of an element of one row and one of another."""
+        return (1 + self.rows) ** 2 - 1
+
+    @property
+    def scaled(self) -> float:
+        """An element of a row, multiplied with the scale."""
+        return (1 + self.rows) * (1 + self.scale) - 1
+
+    @property
+    def logits(self) -> float:
+        """A product of two such elements and the scale."""
+        return (1 + self.products) * (1 + self.scale) - 1
+
+
+NOTHING = Further()
+
+
+def logits(
+    scale: float, x: Array, y: Array, bias: float, p: Precision, further: Further = NOTHING
+) -> Bounded:
     """Bound scale * x @ y.T + bias, [n, d] and [m, d] to [n, m].
 
     Of d terms p[k], whose magnitudes add up to P, each is computed as p[k] (1 + a) (1 + b) (1 + c), with a, b
     and c of its own: |a| <= gamma_d for the product and all but one addition, |b| for the scale, and |c| as
     `Precision.coarser` bounds it for matrices that are rounded first, and sums that are taken in parts. So
     the sum errs by at most ((1 + |a|) (1 + |b|) (1 + |c|) - 1) P.
+
+    Rows and a scale that err by themselves, as `further` says, give each term one more such factor (Higham
+    2002, lemma 3.1). Nothing is exact then, and an element of a normalised row may underflow: it meets one
+    of at most 1.
     """
     plain = scale * x @ y.T
     products = abs(scale) * abs(x) @ abs(y).T
@@ -215,20 +249,26 @@ def logits(scale: float, x: Array, y: Array, bias: float, p: Precision) -> Bound
             for matrix in (x, y)
         )
         rounds |= cut_x | cut_y.T
+    rounds = rounds | (further.logits > 0)
     # a rounding for each product that is not zero, and all but one addition; the scale is multiplied with
     # features or products, and cast where it is wider
     terms = (x != 0).astype(float) @ (y != 0).astype(float).T
     scaling = gamma(inexact(scale), p.accumulated) + gamma(2 * inexact(scale), p.narrowed)
     relative = (1 + gamma(terms, p.multiplied)) * (1 + scaling) * (1 + p.coarser(x.shape[1])) - 1
+    relative = relative + (1 + relative) * further.logits
     error = np.where(rounds, relative * products, 0)
     error += np.where(rounds, p.narrowed * (abs(plain) + error), 0)
     value = plain + bias
     if bias:
         rounds |= (products + abs(bias)) * p.stored > np.minimum(unit, spacing(np.asarray(bias)))
+        rounds |= further.bias > 0
+        error += further.bias * abs(bias)
         error += np.where(rounds, p.stored * (abs(value) + error) + p.narrowed * abs(bias), 0)
     lost = p.tiny * (2 + abs(y).sum(1)[None, :] + abs(scale) * x.shape[1])
     if p.factors:
         lost = lost + p.tiny * abs(scale) * (abs(x).sum(1)[:, None] + abs(y).sum(1))
+    if further.rows:
+        lost = lost + p.tiny * 2 * x.shape[1] * abs(scale)
     return Bounded(value, error + np.where(rounds, lost, 0))
 
 
@@ -410,12 +450,19 @@ def weighed(slope: Bounded, weight: Weight, p: Precision) -> Magnitude:
 
 
 def through_logits(
-    slope: Bounded, weight: Weight, scale: float, x: Array, y: Array, p: Precision
+    slope: Bounded,
+    weight: Weight,
+    scale: float,
+    x: Array,
+    y: Array,
+    p: Precision,
+    further: Further = NOTHING,
 ) -> dict[str, Magnitude]:
     """Bound the gradients of x, y, scale and bias where `weight * slope` is the gradient of the logits.
 
     Those of x and y are products of matrices, and that of the scale is a sum over one: they err as `logits`
-    does, the gradient of the logits being one of the matrices that are rounded first.
+    does, the gradient of the logits being one of the matrices that are rounded first. What rows and scale err
+    by themselves counts as in `logits`, one row less for the gradient of a row, the scale less for its own.
     """
     w = p.accumulated
     e, g = weighed(slope, weight, p)
@@ -424,14 +471,17 @@ def through_logits(
     for name, features, error, size in (("x", y, e, g), ("y", x, e.T, g.T)):
         products = abs(scale) * size @ abs(features)
         terms = (size != 0).astype(float) @ (features != 0).astype(float)
-        additions[name] = np.maximum(terms - 1, 0) + inexact(features).any(0)
-        rounded = gamma(additions[name] + inexact(scale), p.multiplied) + gamma(5, p.narrowed)
+        additions[name] = np.maximum(terms - 1, 0) + (inexact(features).any(0) | (further.rows > 0))
+        scaling = inexact(scale) | (further.scale > 0)
+        rounded = gamma(additions[name] + scaling, p.multiplied) + gamma(5, p.narrowed)
         coarser = p.coarser(len(features))
-        rounded = (rounded + (1 + rounded) * coarser) * products
+        rounded = rounded + (1 + rounded) * coarser
+        rounded = (rounded + (1 + rounded) * further.scaled) * products
         lost = p.tiny * (2 + abs(features).sum(0))[None, :] * max(abs(scale), 1)
-        if p.factors:
+        if p.factors or further.rows:
             lost = lost + p.tiny * abs(scale) * size.sum(1)[:, None]
-        bounds[name] = Magnitude(abs(scale) * error @ abs(features) + rounded + lost, products)
+        erring = abs(scale) * error @ abs(features)
+        bounds[name] = Magnitude(erring * (1 + further.scaled) + rounded + lost, products)
     products = (abs(x) * (g @ abs(y))).sum()
     error = (abs(x) * (e @ abs(y))).sum() + p.tiny * (2 + abs(x).sum() + abs(y).sum())
     # features are multiplied with features first, or either with the gradient
@@ -445,40 +495,65 @@ def through_logits(
         for terms, count, sizes in first
     )
     error += gamma(6, p.narrowed) * products
+    error = error * (1 + further.products) + further.products * products
     bounds["scale"] = Magnitude(np.asarray(error), np.asarray(products))
     error = e.sum() + summed(g.ravel(), w) + gamma(3, p.narrowed) * g.sum()
     bounds["bias"] = Magnitude(np.asarray(error), np.asarray(g.sum()))
     return bounds
 
 
-def _normalization(width: int, p: Precision) -> float:
+def normalization(width: int, p: Precision) -> float:
     """Return the relative error of an element of x / |x|: half of the sum's, the root and the quotient."""
     return float(gamma(width / 2 + 2, p.accumulated) + gamma(3, p.stored))
 
 
-def cosine_logits(temperature: float, x: Array, y: Array, p: Precision) -> Bounded:
-    """Bound x @ y.T / temperature, where the rows of x and y were normalised by the subject."""
-    plain = logits(1 / temperature, x, y, 0.0, p)
-    products = abs(x) @ abs(y).T / temperature
-    # a quotient may be a product with the reciprocal; an element that underflows meets one of at most 1
-    further = 2 * _normalization(x.shape[1], p) + 3 * p.accumulated
-    return Bounded(plain.value, plain.error + further * products + p.tiny * 2 * x.shape[1] / temperature)
+def renormalization(width: int, p: Precision) -> float:
+    """Return the same where x / |x| was stored, and may have been normalised again.
+
+    What was stored is c x[k] (1 + a[k]) / |x|, |a[k]| at most u for the quotient, with a c that all elements
+    share: the error of the norm. A second normalisation divides by c |x (1 + a)| / |x|, so c cancels, and
+    what is left of the first are the a[k], once as they are and once in the norm. Without a second one, what
+    is stored errs as `normalization` says.
+    """
+    first = float(gamma(2, p.stored))
+    return first + (1 + first) * normalization(width, p)
 
 
-def through_cosine(
-    slope: Bounded, weight: Weight, temperature: float, x: Array, y: Array, p: Precision
-) -> tuple[Magnitude, Magnitude]:
-    """Bound the gradients of the [n, d] and [m, d] normalised rows; `weight * slope` is the logits'."""
-    parts = through_logits(slope, weight, 1 / temperature, x, y, p)
-    further = _normalization(x.shape[1], p) + 3 * p.accumulated
-    first, second = (
-        Magnitude(part.error + further * part.size, part.size) for part in (parts["x"], parts["y"])
-    )
-    return first, second
+def holding(kind: str, scale: float, p: Precision) -> float:
+    """Return the relative error of a scale of which something else is held, as `held.HELD` names it.
+
+    A quotient rounds once. An exponential errs by `ELEMENTARY` roundings, and, taken to base two, by those of
+    its exponent (Higham 2002, section 3.3: e^(t + d) errs by e^d - 1); its inverse may be taken. In half
+    precision either is stored. An exponential of 0, and a power of two, are exact.
+    """
+    if not kind or scale == 1:
+        return 0.0
+    if kind == "inverse":
+        return float((gamma(1, p.accumulated) + gamma(1, p.narrowed)) * inexact(scale))
+    exponent = np.expm1(BASE_TWO * p.accumulated * abs(np.log(scale)))
+    return float(exponent + gamma(ELEMENTARY + 1, p.accumulated) + gamma(1, p.narrowed))
 
 
-def through_normalize(gradient: Magnitude, features: Array, p: Precision) -> Magnitude:
-    """Bound the gradient of [n, d] features through x / |x|: (g - x (x.g) / |x|^2) / |x|."""
+def through_held(kind: str, gradient: Magnitude, scale: Array, p: Precision) -> Magnitude:
+    """Bound the gradient of what is held for a scale, given that of the scale.
+
+    The scale moves as fast as its exponential, or its square; either is made of what errs as `holding` says,
+    at most twice, multiplied, and in half precision stored, each time.
+    """
+    slope = SLOPES[kind](scale)
+    factor = holding(kind, float(scale.reshape(())), p)
+    relative = (1 + factor) ** 2 * (1 + gamma(2, p.accumulated)) * (1 + gamma(4, p.narrowed)) - 1
+    error = slope * ((1 + relative) * gradient.error + relative * gradient.size)
+    return Magnitude(error + p.tiny * (1 + slope), slope * gradient.size)
+
+
+def through_normalize(
+    gradient: Magnitude, features: Array, p: Precision, parts: Array | float = 1
+) -> Magnitude:
+    """Bound the gradient of [n, d] features through x / |x|: (g - x (x.g) / |x|^2) / |x|.
+
+    It is linear in g: what g is summed from may be taken through it in `parts`, which are then summed.
+    """
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     unit = abs(features) / norms
     width = features.shape[1]
@@ -489,5 +564,19 @@ def through_normalize(gradient: Magnitude, features: Array, p: Precision) -> Mag
 
     size = projected(gradient.size)
     rounded = (gamma(2 * width + 8, p.accumulated) + gamma(14, p.stored)) * size
-    lost = p.tiny * (4 + 2 * width) * (1 + 1 / norms) ** 2
+    lost = p.tiny * (4 + 2 * width) * (1 + 1 / norms) ** 2 * np.maximum(parts, 1)
     return Magnitude(projected(gradient.error) + rounded + lost, size)
+
+
+def through_renormalize(
+    gradient: Magnitude, features: Array, p: Precision, parts: Array | float = 1
+) -> Magnitude:
+    """Bound the gradient of [n, d] features through two normalisations, the second of which may be missing.
+
+    The second one's rows err by two roundings, and are twice in its gradient; their norm errs as
+    `normalization` says. Where it is missing, the first is given no more than what it would be.
+    """
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    error, size = through_normalize(gradient, unit, p, parts)
+    further = normalization(features.shape[1], p) + gamma(4, p.stored)
+    return through_normalize(Magnitude(error + further * (error + size), size), features, p, parts)

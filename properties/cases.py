@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles import dtypes
 from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.held import OF_SCALE
 from verified_losses.oracles.rounding import Precision
 
 from . import devices
@@ -157,7 +158,9 @@ def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
         second = -first
     elif case.pattern == "large":
         first, second = 30 * first, 20 * second
-    limit = min(LARGEST_LOGIT, 2.0 ** (dtypes.DTYPES[case.dtype].huge - 6))
+    # a gradient by a temperature divides logits by it once more
+    further = max(case.scale, 1.0) if ("logit_scale", "inverse") in case.held else 1.0
+    limit = min(LARGEST_LOGIT, 2.0 ** (dtypes.DTYPES[case.dtype].huge - 6) / further)
     largest = np.sqrt(abs(case.scale) * np.max(abs(first @ second.T), initial=0) / limit)
     first, second = first / max(largest, 1), second / max(largest, 1)
     return rounded(first, case.dtype), rounded(second, case.dtype)
@@ -189,9 +192,22 @@ def captions(case: Case) -> tuple[Array, Array]:
     return rounded(logits, case.dtype), labels
 
 
-def scalars(case: Case) -> dict[str, Array]:
-    """Return the logit scale and, where there is one, the bias."""
+def without_zeros(views: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Return features without rows of zeros, whose length cannot be made 1."""
+    first, second = (view.copy() for view in views)
+    for view in (first, second):
+        view[~view.any(axis=1), 0] = 1
+    return first, second
+
+
+def scalars(case: Case, prefix: str = "") -> dict[str, Array]:
+    """Return the logit scale and, where there is one, the bias, under names with a prefix.
+
+    Where something else is held for one of them, it is returned for the value that was drawn.
+    """
     values = {"logit_scale": case.scale} | ({} if case.bias is None else {"logit_bias": case.bias})
+    values = {f"{prefix}{name}": value for name, value in values.items()}
+    values |= {name: OF_SCALE[kind](values[name]) for name, kind in case.held if name in values}
     return {name: rounded(np.full(case.scalar_shape, v), case.scalar_dtype) for name, v in values.items()}
 
 
@@ -320,8 +336,27 @@ def independent(strategy: st.SearchStrategy[T]) -> st.SearchStrategy[T]:
 # CLIP starts at 1 / 0.07 and stops at 100, SigLIP starts at 10; others stop elsewhere, or have none
 USUAL_SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 100.0, 150.0, 0.0])
 SCALES = USUAL_SCALES | st.floats(-5, 5).map(lambda x: float(f"{math.exp(x):.3g}"))
+POSITIVE_SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 100.0, 150.0]) | st.floats(-5, 5).map(
+    lambda x: float(f"{math.exp(x):.3g}")
+)
+# losses that hold its logarithm, or a temperature, stop it at 100
+HELD_SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 50.0, 99.0]) | st.floats(0, 4.5).map(
+    lambda x: float(f"{math.exp(x):.3g}")
+)
 BIASES = st.sampled_from([None, 0.0, -10.0]) | st.floats(-16, 16).map(lambda x: float(f"{x:.3g}"))
 BOOLEANS = st.booleans()
+
+
+def unsigned_zero(bias: float | None) -> float | None:
+    """Return a bias that is not -0.0."""
+    return None if bias is None else bias + 0.0
+
+
+def held_bias(bias: float | None) -> float | None:
+    """Return a bias that has a logarithm and an inverse."""
+    return None if bias is None else abs(bias) or 1.0
+
+
 SEEDS = st.integers(0, 2**16)
 
 

@@ -49,7 +49,7 @@ class Reference:
     @cached_property
     def terms(self) -> Cotangents:
         """Every rank's terms."""
-        everyone = self.contract.oracle(self.case, self.inputs)
+        everyone = self._oracle(self.inputs)
         return [{name: np.real(value) for name, value in terms.items()} for terms in everyone]
 
     @cached_property
@@ -64,7 +64,10 @@ class Reference:
 
     def total(self, inputs: Inputs) -> Any:
         """Return the sum over ranks and terms of cotangent times term, which all ranks' backwards derive."""
-        return total(self.contract.oracle(self.case, inputs), self.cotangents)
+        return total(self._oracle(inputs), self.cotangents)
+
+    def _oracle(self, inputs: Inputs) -> list[dict[str, Any]]:
+        return self.contract.oracle(self.case, self.contract.prepared(self.case, inputs))
 
     def derivative(self, rank: int, name: str, along: Array) -> float:
         """Return the derivative of `total` as one input of one rank moves along a direction."""

@@ -4,8 +4,9 @@ import importlib
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,36 @@ import torch
 from hypothesis import strategies as st
 
 from verified_losses.oracles.complex_step import Array
-from verified_losses.oracles.rounding import Magnitude, Precision, gamma
+from verified_losses.oracles.held import HELD
+from verified_losses.oracles.infonce import normalize
+from verified_losses.oracles.rounding import (
+    Further,
+    Magnitude,
+    Precision,
+    gamma,
+    holding,
+    normalization,
+    renormalization,
+    through_held,
+    through_normalize,
+    through_renormalize,
+)
 
-from ..cases import BIASES, BOOLEANS, PAD_IDS, Case, Options, cases, cotangents, independent
-from ..names import CONTRACTS, STRIDES, Values
+from ..cases import (
+    BIASES,
+    BOOLEANS,
+    HELD_SCALES,
+    PAD_IDS,
+    POSITIVE_SCALES,
+    Case,
+    Options,
+    cases,
+    cotangents,
+    held_bias,
+    independent,
+    unsigned_zero,
+)
+from ..names import CONTRACTS, STRIDES, Features, Values
 from ..subjects import Subject
 
 Inputs = list[dict[str, Array]]
@@ -33,10 +60,14 @@ class Bounds:
     gradients: list[dict[str, Array]]
 
 
+Through = Mapping[str, Callable[[Magnitude, Array, Array], Magnitude]]
+
+
 class Sum:
     """Adds up the bounds of the parts of each rank's gradients."""
 
     def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
         self._error = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
         self._size = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
         self._parts = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
@@ -53,15 +84,28 @@ class Sum:
             # a part that counts several times is added several times, or multiplied
             self._parts[rank][name] += max(1.0, times) * parts * (np.reshape(part.size, shape) > 0)
 
-    def bounds(self, p: Precision) -> list[dict[str, Array]]:
-        """Return the bound of every gradient, the rounding of the sum over terms and ranks included."""
-        return [
+    def bounds(self, p: Precision, through: Through | None = None) -> list[dict[str, Array]]:
+        """Return the bound of every gradient, the rounding of the sum over terms and ranks included.
+
+        Args:
+            p: the arithmetic.
+            through: by input, what bounds its gradient given that of what is made of it, as it stands here,
+                the input's own values, and in how many parts either may be summed.
+        """
+        ways = through or {}
+        added = [
             {
                 name: error[name] + gamma(np.maximum(parts[name] - 1, 0), p.stored) * size[name] + p.tiny
                 for name in error
             }
             for error, size, parts in zip(self._error, self._size, self._parts, strict=True)
         ]
+        for rank, bounds in enumerate(added):
+            given, parts = self._inputs[rank], self._parts[rank]
+            for name in ways.keys() & bounds.keys():
+                made = Magnitude(bounds[name], self._size[rank][name])
+                bounds[name] = ways[name](made, given[name], parts[name]).error
+        return added
 
 
 def construct(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
@@ -107,6 +151,12 @@ class Contract(ABC):
     constructed: tuple[str, ...] = ("options", "pad_id")
     """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
+    rows: tuple[str, ...] = ()
+    """Its inputs that are rows of features, of which a subject may make rows of length 1."""
+    features: Features = "raw"
+    """What a subject does with them that has not stated otherwise."""
+    oracle_normalizes = False
+    """Whether the oracle normalises them itself, where the subject does."""
     build_with: Callable[[Any, dict[str, Any], int, int], Any] = staticmethod(construct)
     """Constructs a target with arguments, on a rank of so many: a function that counterexamples quote."""
     call_with: Callable[[Any, dict[str, Any], bool], Any] = staticmethod(call_by_name)
@@ -128,7 +178,12 @@ class Contract(ABC):
         """Draw the options that the subject is constructed with."""
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
-        """Draw a case; options that the subject pins are not drawn."""
+        """Draw a case; options that the subject pins are not drawn.
+
+        Raises:
+            ValueError: the subject says of features, or of what it holds, what the contract has not.
+        """
+        self._check(subject)
         pinned = dict(subject.options)
         settings: dict[str, Any] = {
             "even": subject.even,
@@ -139,6 +194,10 @@ class Contract(ABC):
             "output_dicts": BOOLEANS if subject.output_dict else st.just(False),
             "pad_ids": (pinned["pad_id"],) if "pad_id" in pinned else PAD_IDS,
         }
+        held = dict(subject.held)
+        if subject.scales == "positive" and "logit_scale" in self.differentiable:
+            settings["scales"] = HELD_SCALES if "logit_scale" in held else POSITIVE_SCALES
+            settings["biases"] = settings["biases"].map(held_bias if "logit_bias" in held else unsigned_zero)
         settings |= self.drawn
         if subject.scales == "one":
             settings["scales"] = st.just(1.0)
@@ -151,6 +210,19 @@ class Contract(ABC):
         if not (subject.features or subject.held or subject.constants):
             return drawn
         return drawn.map(lambda case: self._of_subject(case, subject))
+
+    def _check(self, subject: Subject) -> None:
+        if subject.features and not self.rows:
+            raise ValueError(
+                f"features: the contract {self.name} has no rows of features, got {subject.features!r}"
+            )
+        known = [name for name in self.scalars if name in self.differentiable and name != "dist_logit_bias"]
+        for name, kind in subject.held:
+            if name not in known or kind not in HELD:
+                expected = f"held: the contract {self.name} expects of {known} one of {list(HELD)}"
+                raise ValueError(f"{expected}, got {name}={kind}")
+        if subject.held and subject.scales == "any":
+            raise ValueError('scales: expected "positive" where a subject holds something else, got "any"')
 
     def _of_subject(self, case: Case, subject: Subject) -> Case:
         frozen = tuple(sorted({*case.frozen, *subject.constants}))
@@ -167,6 +239,48 @@ class Contract(ABC):
     @abstractmethod
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         """Return the error bounds of every term, and of every gradient for the cotangents `cotangents`."""
+
+    def normalizations(self, case: Case) -> int:
+        """Return how often rows of features may be normalised, by a caller and by the subject."""
+        return {"raw": 0, "normalized": 1, "unit": 2}[case.features or self.features]
+
+    def preparations(self, case: Case) -> dict[str, tuple[Callable[[Any], Any], ...]]:
+        """Return by input what is done with it, in order, before the oracle gets it."""
+        times = self.normalizations(case)
+        done: dict[str, tuple[Callable[[Any], Any], ...]] = {name: (HELD[kind],) for name, kind in case.held}
+        # twice where both may: second derivatives are bounded by what the oracle computes
+        rows = (normalize,) * (times - (1 if times and self.oracle_normalizes else 0))
+        return done | (dict.fromkeys(self.rows, rows) if rows else {})
+
+    def prepared(self, case: Case, inputs: Inputs) -> Inputs:
+        """Return what the oracle gets, given every rank's inputs, which may be complex."""
+        done = self.preparations(case)
+        ready = [dict(given) for given in inputs]
+        for given in ready:
+            for name in done.keys() & given.keys():
+                for function in done[name]:
+                    given[name] = function(given[name])
+        return ready
+
+    def further(self, case: Case, inputs: Inputs, width: int, prefix: str = "") -> Further:
+        """Return how far prepared rows of a width, and the scalars with a prefix, err by themselves."""
+        p, held = case.precision, dict(case.held)
+        relative = (lambda width, p: 0.0, normalization, renormalization)[self.normalizations(case)]
+        scalars = [
+            holding(held.get(name, ""), float(inputs[0][name].reshape(())), p) if name in inputs[0] else 0.0
+            for name in (f"{prefix}logit_scale", f"{prefix}logit_bias")
+        ]
+        return Further(relative(width, p), *scalars)
+
+    def through(self, case: Case) -> Through:
+        """Return what bounds gradients of inputs, given those of what is made of them."""
+        p = case.precision
+        normalized = {1: through_normalize, 2: through_renormalize}.get(self.normalizations(case))
+        found: dict[str, Any] = {name: partial(_through_held, kind=kind, p=p) for name, kind in case.held}
+        if normalized:
+            bound = normalized
+            found |= dict.fromkeys(self.rows, lambda made, rows, parts: bound(made, rows, p, parts))
+        return found
 
     def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
         """Return the shape of every rank's terms."""
@@ -217,6 +331,10 @@ class Contract(ABC):
     def cotangents(self, case: Case) -> Cotangents:
         """Return the cotangents of the case."""
         return cotangents(case, self.term_shapes(case))
+
+
+def _through_held(made: Magnitude, held: Array, parts: Array, kind: str, p: Precision) -> Magnitude:
+    return through_held(kind, made, HELD[kind](held), p)
 
 
 def accepted(

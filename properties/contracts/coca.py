@@ -88,7 +88,8 @@ class CoCaContract(ClipContract):
         p = case.precision
         clip_weight, caption_weight = self._weights(case)
         sums = Sum(inputs)
-        terms = contrastive_bounds(case, inputs, "contrastive_loss", clip_weight, cotangents, sums)
+        pairs = self.directions(case, inputs)
+        terms = contrastive_bounds(case, pairs, "contrastive_loss", clip_weight, cotangents, sums)
         tokens = [int(np.count_nonzero(given["labels"] != case.pad_id)) for given in inputs]
         for rank, given in enumerate(inputs):
             divisor = sum(tokens) / len(tokens) if case.convention == "exact" else tokens[rank]
@@ -105,7 +106,7 @@ class CoCaContract(ClipContract):
             terms[rank]["caption_loss"] = np.asarray(error if caption_weight else 0.0)
             gradient = rounding.weighed(slope, weight.times(cotangents[rank]["caption_loss"]), p)
             sums.add(rank, "logits", Magnitude(*(part * kept[:, None] for part in gradient)))
-        return Bounds(terms, sums.bounds(p))
+        return Bounds(terms, sums.bounds(p, self.through(case)))
 
     def _arguments(self, case: Case) -> tuple[Any, ...]:
         """Return the oracle's arguments after the rank."""

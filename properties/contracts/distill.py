@@ -8,7 +8,7 @@ from verified_losses.oracles import rounding
 from verified_losses.oracles.distill import distill_loss
 from verified_losses.oracles.rounding import Bounded
 
-from ..cases import Case, feature_pair, scalars
+from ..cases import Case, scalars
 from . import Bounds, Cotangents, Inputs, Sum
 from .clip import ClipContract
 from .parts import (
@@ -33,13 +33,14 @@ class DistillContract(ClipContract):
     name = "distill"
     terms: tuple[str, ...] = ("contrastive_loss", "distill_loss")
     differentiable: tuple[str, ...] = (*STUDENT, *TEACHER)
+    rows = (*STUDENT[:2], *TEACHER[:2])
     drawn = {"teacher": True}
 
     def inputs(self, case: Case) -> Inputs:
-        pair = feature_pair(case, case.teacher_width, 2)
+        pair = self.pair(case, case.teacher_width, 2)
         # the teacher's pairs match less well: its scale is its own
         teacher_case = dataclasses.replace(case, scale=case.scale / 4, bias=case.bias and -case.bias)
-        shared = {f"dist_{name}": value for name, value in scalars(teacher_case).items()}
+        shared = scalars(teacher_case, "dist_")
         teacher = split_inputs(case, dict(zip(TEACHER[:2], pair, strict=True)), shared)
         return [own | other for own, other in zip(super().inputs(case), teacher, strict=True)]
 
@@ -66,9 +67,11 @@ class DistillContract(ClipContract):
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = case.precision
         sums = Sum(inputs)
-        terms = contrastive_bounds(case, inputs, "contrastive_loss", 1.0, cotangents, sums)
+        students, ready = self.directions(case, inputs), self.prepared(case, inputs)
+        further = self.further(case, ready, case.teacher_width, "dist_")
+        teachers = directions(case, ready, further, "dist_")
+        terms = contrastive_bounds(case, students, "contrastive_loss", 1.0, cotangents, sums)
         weight = row_weighing(case)
-        students, teachers = directions(case, inputs), directions(case, inputs, "dist_")
         constant = case.convention == "exact"
 
         def entropies(rank: int) -> list[tuple[Bounded, Bounded, Bounded | None]]:
@@ -88,4 +91,4 @@ class DistillContract(ClipContract):
                     teachers[rank][side].add_gradients(sums, of_targets, gradient, p)
             values = joined([value for value, _, _ in bounded])
             terms[rank]["distill_loss"] = np.asarray(rounding.total(values, weight, p, parts=4))
-        return Bounds(terms, sums.bounds(p))
+        return Bounds(terms, sums.bounds(p, self.through(case)))

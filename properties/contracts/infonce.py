@@ -11,9 +11,9 @@ from verified_losses.oracles.clip import get_ground_truth, row_weight
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.gather import occurrences
 from verified_losses.oracles.infonce import infonce_loss, normalize
-from verified_losses.oracles.rounding import Magnitude, Precision, Weight
+from verified_losses.oracles.rounding import Magnitude, Weight, gamma
 
-from ..cases import SCALES, Case, feature_pair
+from ..cases import SCALES, Case
 from ..subjects import Subject
 from . import Bounds, Cotangents, Inputs, Sum, call_in_order
 from .clip import ClipContract
@@ -31,6 +31,9 @@ class InfoNceContract(ClipContract):
     """
 
     name = "infonce"
+    rows = VIEWS
+    features = "normalized"
+    oracle_normalizes = True
     in_order = True
     normalizes = True
     call_with = staticmethod(call_in_order)
@@ -44,11 +47,7 @@ class InfoNceContract(ClipContract):
         return super().cases(subject, world_size).map(_fewer_rows)
 
     def inputs(self, case: Case) -> Inputs:
-        views = [array.copy() for array in feature_pair(case, case.width, 1)]
-        for view in views:
-            # the cosine with a row of zeros is not defined
-            view[~view.any(axis=1), 0] = 1
-        return split_inputs(case, dict(zip(VIEWS, views, strict=True)), {})
+        return split_inputs(case, dict(zip(VIEWS, self.pair(case, case.width, 1), strict=True)), {})
 
     def constructor(self, case: Case) -> dict[str, Any]:
         return {**dict(case.options), "temperature": 1 / case.scale}
@@ -62,36 +61,56 @@ class InfoNceContract(ClipContract):
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
         first, second = (column(inputs, name) for name in VIEWS)
         return [
-            {"contrastive_loss": infonce_loss(first, second, 1 / case.scale, rank, *flags(case))}
+            {
+                "contrastive_loss": infonce_loss(
+                    first, second, 1 / case.scale, rank, *flags(case), *self._dot(case)
+                )
+            }
             for rank in range(case.world_size)
         ]
 
     def oracle_source(self, case: Case) -> dict[str, str]:
         columns = f"{', '.join(VIEWS)}, {1 / case.scale!r}"
-        return {"contrastive_loss": call_of(f"{self.name}_loss", columns, case, *flags(case))}
+        arguments = *flags(case), *self._dot(case)
+        return {"contrastive_loss": call_of(f"{self.name}_loss", columns, case, *arguments)}
+
+    def further(self, case: Case, inputs: Inputs, width: int, prefix: str = "") -> rounding.Further:
+        """Count the roundings of the temperature too: of a quotient, or a product with its reciprocal."""
+        of_temperature = gamma(3, case.precision.accumulated)
+        return super().further(case, inputs, width, prefix)._replace(scale=float(of_temperature))
+
+    def ready(self, case: Case, inputs: Inputs) -> list[Array]:
+        """Return both views of all ranks, as the logits are made of them."""
+        views = [np.concatenate(column(self.prepared(case, inputs), name)) for name in VIEWS]
+        return [normalize(view) for view in views] if self.normalizations(case) else views
+
+    def _dot(self, case: Case) -> tuple[bool, ...]:
+        """Return the oracle's last argument where the similarity is no cosine."""
+        return () if self.normalizations(case) else (False,)
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = case.precision
         sums = Sum(inputs)
         local_loss, gather_with_grad, convention = flags(case)
         rows = list(case.rows)
-        queries, keys = (np.concatenate(column(inputs, name)) for name in VIEWS)
+        queries, keys = self.ready(case, inputs)
+        further = self.further(case, inputs, case.width)
         terms = []
         for rank in range(case.world_size):
             own = owned(rows, rank, local_loss)
-            z = rounding.cosine_logits(1 / case.scale, normalize(queries[own]), normalize(keys), p)
+            z = rounding.logits(case.scale, queries[own], keys, 0.0, p, further)
             labels = get_ground_truth(rows, rank, local_loss)
             weight = Weight.of(row_weight(rows, is_local(case)), *rows, sum(rows), len(rows))
             value, slope = rounding.cross_entropy(z, one_hot(labels, z), p)
             terms.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
             gradient = weight.times(cotangents[rank]["contrastive_loss"])
-            unit = normalize(queries[own]), normalize(keys)
-            x, y = rounding.through_cosine(slope, gradient, 1 / case.scale, *unit, p)
+            given = slope, gradient, case.scale, queries[own], keys, p, further
+            parts = rounding.through_logits(*given)
             times = occurrences(rank, case.world_size, local_loss, gather_with_grad, convention)
             own_times = [float(r == rank) for r in range(case.world_size)] if is_local(case) else times
-            add_rows(sums, VIEWS[0], spread(x, own, len(queries)), queries, rows, own_times, p)
-            add_rows(sums, VIEWS[1], y, keys, rows, times, p)
-        return Bounds(terms, sums.bounds(p))
+            add_rows(sums, VIEWS[0], spread(parts["x"], own, len(queries)), rows, own_times)
+            add_rows(sums, VIEWS[1], parts["y"], rows, times)
+        return Bounds(terms, sums.bounds(p, self.through(case)))
 
 
 def _fewer_rows(case: Case) -> Case:
@@ -112,13 +131,10 @@ def spread(part: Magnitude, places: Array, total: int) -> Magnitude:
     return Magnitude(error, size)
 
 
-def add_rows(
-    sums: Sum, name: str, part: Magnitude, features: Array, rows: list[int], times: list[float], p: Precision
-) -> None:
-    """Add a part of all normalised rows, `times[rank]` times, to the gradients of their features."""
-    through = rounding.through_normalize(part, features, p)
+def add_rows(sums: Sum, name: str, part: Magnitude, rows: list[int], times: list[float]) -> None:
+    """Add a part of all rows, `times[rank]` times, to the gradients of each rank's."""
     starts = np.cumsum([0, *rows])
     for rank, count in enumerate(times):
         if count:
             own = slice(starts[rank], starts[rank + 1])
-            sums.add(rank, name, Magnitude(through.error[own], through.size[own]), count)
+            sums.add(rank, name, Magnitude(part.error[own], part.size[own]), count)

@@ -5,7 +5,6 @@ import numpy as np
 from verified_losses.oracles import rounding
 from verified_losses.oracles.clip import row_weight
 from verified_losses.oracles.gather import occurrences
-from verified_losses.oracles.infonce import normalize
 from verified_losses.oracles.ntxent import ntxent_loss, places
 from verified_losses.oracles.rounding import Bounded, Magnitude, Weight
 
@@ -31,7 +30,11 @@ class NTXentContract(InfoNceContract):
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
         first, second = (column(inputs, name) for name in VIEWS)
         return [
-            {"contrastive_loss": ntxent_loss(first, second, 1 / case.scale, rank, *flags(case))}
+            {
+                "contrastive_loss": ntxent_loss(
+                    first, second, 1 / case.scale, rank, *flags(case), *self._dot(case)
+                )
+            }
             for rank in range(case.world_size)
         ]
 
@@ -40,13 +43,14 @@ class NTXentContract(InfoNceContract):
         sums = Sum(inputs)
         local = is_local(case)
         rows = list(case.rows)
-        both = [np.concatenate(column(inputs, name)) for name in VIEWS]
-        unit = normalize(np.concatenate(both))
+        both = self.ready(case, inputs)
+        views = np.concatenate(both)
+        further = self.further(case, inputs, case.width)
         for_each = []
         for rank in range(case.world_size):
             own, partner = places(rows, rank, local)
-            z = rounding.cosine_logits(1 / case.scale, unit[own], unit, p)
-            others = np.arange(len(unit)) != own[:, None]
+            z = rounding.logits(case.scale, views[own], views, 0.0, p, further)
+            others = np.arange(len(views)) != own[:, None]
             kept = Bounded(*(array[others].reshape(len(own), -1) for array in z))
             weight = Weight.of(row_weight(rows, local) / 2, *rows, sum(rows), len(rows))
             value, slope = rounding.cross_entropy(kept, one_hot(partner - (partner > own), kept), p)
@@ -55,14 +59,13 @@ class NTXentContract(InfoNceContract):
             for array, given in zip(full, slope, strict=True):
                 array[others] = given.ravel()
             gradient = weight.times(cotangents[rank]["contrastive_loss"])
-            x, y = rounding.through_cosine(full, gradient, 1 / case.scale, unit[own], unit, p)
-            x = spread(x, own, len(unit))
+            given = full, gradient, case.scale, views[own], views, p, further
+            parts = rounding.through_logits(*given)
+            x = spread(parts["x"], own, len(views))
             times = occurrences(rank, case.world_size, *flags(case))
             own_times = [float(r == rank) for r in range(case.world_size)] if local else times
             for place, (name, features) in enumerate(zip(VIEWS, both, strict=True)):
                 half = slice(place * len(features), (place + 1) * len(features))
-                for part, count in (x, own_times), (y, times):
-                    add_rows(
-                        sums, name, Magnitude(part.error[half], part.size[half]), features, rows, count, p
-                    )
-        return Bounds(for_each, sums.bounds(p))
+                for part, count in (x, own_times), (parts["y"], times):
+                    add_rows(sums, name, Magnitude(part.error[half], part.size[half]), rows, count)
+        return Bounds(for_each, sums.bounds(p, self.through(case)))

@@ -12,7 +12,7 @@ from verified_losses.oracles import rounding
 from verified_losses.oracles.clip import get_ground_truth, row_weight
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.gather import occurrences
-from verified_losses.oracles.rounding import Bounded, Precision, Weight
+from verified_losses.oracles.rounding import Bounded, Further, Precision, Weight
 
 from ..cases import Case, Options
 from ..subjects import Subject
@@ -109,15 +109,17 @@ class Direction:
     """How often each rank's rows carry gradient as anchors, and as gallery."""
     rows: list[int]
     local: bool
+    further: Further
     scalar_names: tuple[str, str] = field(default=("logit_scale", "logit_bias"))
 
     def logits(self, p: Precision) -> Bounded:
         """Bound the logits."""
-        return rounding.logits(self.scale, self.anchors, self.gallery, self.bias, p)
+        return rounding.logits(self.scale, self.anchors, self.gallery, self.bias, p, self.further)
 
     def add_gradients(self, sums: Sum, slope: Bounded, weight: Weight, p: Precision) -> None:
         """Add the parts of the gradients; `weight * slope` is the gradient of the logits."""
-        parts = rounding.through_logits(slope, weight, self.scale, self.anchors, self.gallery, p)
+        given = slope, weight, self.scale, self.anchors, self.gallery, p, self.further
+        parts = rounding.through_logits(*given)
         sums.add(self.rank, self.scalar_names[0], parts["scale"])
         sums.add(self.rank, self.scalar_names[1], parts["bias"])
         starts = np.cumsum([0, *self.rows])
@@ -132,8 +134,8 @@ class Direction:
                     sums.add(rank, name, part, count)
 
 
-def directions(case: Case, inputs: Inputs, prefix: str = "") -> list[list[Direction]]:
-    """Return both directions of every rank."""
+def directions(case: Case, inputs: Inputs, further: Further, prefix: str = "") -> list[list[Direction]]:
+    """Return both directions of every rank, given prepared inputs and how far they err by themselves."""
     local_loss, gather_with_grad, convention = flags(case)
     scale_name, bias_name = f"{prefix}logit_scale", f"{prefix}logit_bias"
     rows = list(case.rows)
@@ -157,6 +159,7 @@ def directions(case: Case, inputs: Inputs, prefix: str = "") -> list[list[Direct
                     (times, times),
                     rows,
                     is_local(case),
+                    further,
                     (scale_name, bias_name),
                 )
             )
@@ -191,12 +194,16 @@ def one_hot(labels: Array, z: Bounded) -> Bounded:
 
 
 def contrastive_bounds(
-    case: Case, inputs: Inputs, term: str, factor: float, cotangents: Cotangents, sums: Sum
+    case: Case,
+    pairs: list[list[Direction]],
+    term: str,
+    factor: float,
+    cotangents: Cotangents,
+    sums: Sum,
 ) -> list[dict[str, Array]]:
-    """Bound the contrastive term of every rank, and add its gradients to `sums`."""
+    """Bound the contrastive term of every rank, given its directions, and add its gradients to `sums`."""
     p = case.precision
     weight = row_weighing(case, factor)
-    pairs = directions(case, inputs)
 
     def entropies(rank: int) -> list[tuple[Bounded, Bounded]]:
         bounded = []

@@ -51,15 +51,17 @@ class SigLipContract(ClipContract):
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = case.precision
         sums = Sum(inputs)
-        texts = np.concatenate(column(inputs, "text_features"))
-        scales, biases = column(inputs, "logit_scale"), column(inputs, "logit_bias")
+        ready = self.prepared(case, inputs)
+        further = self.further(case, ready, case.width)
+        texts = np.concatenate(column(ready, "text_features"))
+        scales, biases = column(ready, "logit_scale"), column(ready, "logit_bias")
         starts = np.cumsum([0, *case.rows])
         total, world_size = sum(case.rows), case.world_size
         weight = Weight.of(world_size / total, *case.rows, total, world_size)
         terms = []
-        for rank, given in enumerate(inputs):
+        for rank, given in enumerate(ready):
             image = given[FEATURES[0]]
-            z = rounding.logits(float(scales[rank]), image, texts, float(biases[rank]), p)
+            z = rounding.logits(float(scales[rank]), image, texts, float(biases[rank]), p, further)
             labels = -np.ones(z.value.shape)
             labels[np.arange(len(image)), starts[rank] + np.arange(len(image))] = 1
             value, slope = rounding.sigmoid_cross_entropy(z, labels, p)
@@ -67,7 +69,7 @@ class SigLipContract(ClipContract):
             error = rounding.total(value, weight, p, parts=chunks * world_size)
             terms.append({"contrastive_loss": np.asarray(error)})
             gradient = weight.times(cotangents[rank]["contrastive_loss"])
-            parts = rounding.through_logits(slope, gradient, float(scales[rank]), image, texts, p)
+            parts = rounding.through_logits(slope, gradient, float(scales[rank]), image, texts, p, further)
             # each rank's texts, and each chunk of images, may give a part of its own
             sums.add(rank, "image_features", parts["x"], parts=world_size)
             sums.add(rank, "logit_scale", parts["scale"], parts=chunks * world_size)
@@ -76,4 +78,4 @@ class SigLipContract(ClipContract):
                 rows = slice(starts[other], starts[other + 1])
                 part = Magnitude(parts["y"].error[rows], parts["y"].size[rows])
                 sums.add(other, "text_features", part, parts=chunks)
-        return Bounds(terms, sums.bounds(p))
+        return Bounds(terms, sums.bounds(p, self.through(case)))

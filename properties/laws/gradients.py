@@ -143,6 +143,7 @@ def _small(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: in
     dtypes = [dtype for dtype in SUMMED_IN_ITSELF if dtype in subject.dtypes]
     assume(dtypes)
     small = _made_small(draw(contract.cases(subject, world_size)), dtypes[0])
+    small = dataclasses.replace(small, frozen=tuple(sorted(subject.constants)))
     assume(contract.defined(small))
     return Example(small)
 

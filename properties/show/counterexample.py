@@ -158,7 +158,12 @@ def render(finding: Finding, path: Path) -> str:
         acts += "\n\n\n" + source(form, contract.name, case.features == "unit")
     judged = quotes.source(judge)
     terms = contract.oracle_source(oracle_case)
-    oracle = quotes.source(*oracle_functions(contract, terms)) if "oracle" in quotes.given else ""
+    columns = [
+        name for name in contract.inputs(case)[0] if re.search(rf"\b{name}\b", " ".join(terms.values()))
+    ]
+    done = {name: steps for name, steps in contract.preparations(oracle_case).items() if name in columns}
+    functions = oracle_functions(contract, terms) + [step for steps in done.values() for step in steps]
+    oracle = quotes.source(*functions) if "oracle" in quotes.given else ""
     run = quotes.source(launch.launched if launched else launch.verdict)
     run += "\n\n\n" + quotes.source(*(names[one] for one in names if one in quotes.given))
 
@@ -202,9 +207,8 @@ def render(finding: Finding, path: Path) -> str:
         acts=acts,
         judged=judged,
         oracle=oracle,
-        columns=[
-            name for name in contract.inputs(case)[0] if re.search(rf"\b{name}\b", " ".join(terms.values()))
-        ],
+        columns=columns,
+        prepared={name: _applied(steps, "one") for name, steps in done.items()},
         oracle_terms=terms,
         run=run,
         names={name: value.__name__ for name, value in names.items() if name in quotes.given},
@@ -266,6 +270,13 @@ def oracle_functions(contract: Contract, terms: dict[str, str]) -> list[Callable
     known = [vars(sys.modules[kind.__module__]) for kind in type(contract).__mro__]
     found = [names[word] for names in known for word in sorted(words & names.keys())]
     return [one for one in found if getattr(one, "__module__", "").startswith(oracles.__name__)]
+
+
+def _applied(steps: tuple[Callable[..., Any], ...], name: str) -> str:
+    """Return functions, applied one after another, as Python."""
+    for step in steps:
+        name = f"{step.__name__}({name})"
+    return name
 
 
 def _title(check: Check, case: Case) -> str:

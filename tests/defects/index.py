@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verified_losses.properties.cases import DTYPES, Case
+from verified_losses.properties.names import Features, Held, Scales
 from verified_losses.properties.subjects import Subject
 
 TERMS, GRADS, COTANGENTS = "terms equal the oracle", "gradients equal the oracle", "cotangents pass through"
@@ -31,6 +32,8 @@ STABLE_PRETRAINING = "https://github.com/galilai-group/stable-pretraining"
 TORCH = "https://github.com/pytorch/pytorch"
 
 LOCAL = (("local_loss", True), ("gather_with_grad", True))
+
+LOGARITHM: Held = (("logit_scale", "exp"),)
 
 SIZES: dict[str, Callable[[Case], int]] = {
     "rows": lambda case: sum(case.rows),
@@ -65,6 +68,10 @@ class Planted:
     """Properties that say nothing about it."""
     dtypes: tuple[str, ...] = DTYPES
     """What it is held to."""
+    features: Features = ""
+    held: Held = ()
+    scales: Scales = "any"
+    """Which it takes, where it holds nothing else."""
     module: str = ""
     """Where it is, if not in the module named like the contract."""
 
@@ -77,7 +84,15 @@ class Planted:
     def subject(self) -> Subject:
         """As a stranger's loss is certified."""
         target = f"tests.defects.{self.module or self.contract}:{self.name}"
-        return Subject(target, even=self.even, dtypes=self.dtypes, options=self.options)
+        return Subject(
+            target,
+            even=self.even,
+            dtypes=self.dtypes,
+            options=self.options,
+            features=self.features,
+            held=self.held,
+            scales="positive" if self.held else self.scales,
+        )
 
     def is_smallest(self, case: Case) -> bool:
         """Whether no smaller case shows the defect."""
@@ -270,6 +285,14 @@ DEFECTS = [
     Planted("distill", "TurnsGradientsOn", "gradients are turned on after the teacher, whatever they were", "", (TRACE,)),
     Planted("distill", "TeacherCached", "the teacher's logits of an earlier batch of this size are used", "", (FRESH,)),
     Planted("distill", "FrozenStudentNoTeacher", "a frozen student is not taught", "", (TERMS,)),
+    Planted("clip", "TakesRowsAsTheyAre", "rows are not normalised", "", (TERMS,), features="normalized", module="forms"),
+    Planted("clip", "LengthDetached", "the gradient goes past the rows' lengths", "", (GRADS,), features="normalized", module="forms"),
+    Planted("clip", "LengthPlusEpsilon", "rows are divided by their length and a little more", "", (TERMS,), features="normalized", module="forms"),
+    Planted("clip", "NormalizesInBFloat16", "float32 rows are normalised in bfloat16", "", (TERMS,), features="normalized", module="forms"),
+    Planted("infonce", "InfoNCENormalizes", "rows that are to be taken as they are are normalised", "", (TERMS,), features="raw", module="forms"),
+    Planted("clip", "ForgetsExponential", "the scale's logarithm is taken for the scale", "", (TERMS,), held=LOGARITHM, module="forms"),
+    Planted("clip", "SlopeOfScale", "the gradient of the scale's logarithm is the scale's", "", (GRADS,), held=LOGARITHM, module="forms"),
+    Planted("clip", "ScaleInBFloat16", "a float32 scale passes through bfloat16", "", (TERMS,), held=LOGARITHM, module="forms"),
     Planted("siglip", "BiasUnused", "the bias is accepted, and not used", f"{OPEN_CLIP}/issues/1076", (TERMS,)),
     Planted("siglip", "BiasOrDefault", "`bias or default` replaces no bias, and 0", "", (TERMS,)),
     Planted("siglip", "BiasTwice", "the bias counts twice", LOSS, (TERMS,)),
@@ -420,6 +443,18 @@ RIGHT = [
     Planted("clip", "UpstreamsArgumentsPassedOn", module="right"),
     Planted("clip", "HoldsClip", module="right"),
     Planted("clip", "makes_clip", module="right"),
+    Planted("clip", "NormalizesFirst", features="normalized", module="forms"),
+    Planted("clip", "CosineSimilarity", features="normalized", module="forms"),
+    Planted("clip", "NormalizesTwice", features="unit", module="forms"),
+    Planted("siglip", "SigLipHoldsLogarithm", features="normalized", held=LOGARITHM, module="forms"),
+    Planted("coca", "CoCaNormalizes", features="normalized", module="forms"),
+    Planted("distill", "DistillNormalizes", features="normalized", module="forms"),
+    Planted("infonce", "InfoNCEOfDots", features="raw", module="forms"),
+    Planted("infonce", "InfoNCETakesUnit", features="unit", module="forms"),
+    Planted("ntxent", "NTXentOfDots", features="raw", module="forms"),
+    Planted("clip", "HoldsLogarithmNormalizes", features="normalized", held=LOGARITHM, module="forms"),
+    Planted("clip", "DividesByTemperature", held=(("logit_scale", "inverse"),), module="forms"),
+    Planted("clip", "NeedsPositiveScale", scales="positive", module="forms"),
     Planted("siglip", "HoldsSigLip", module="right"),
     Planted("coca", "MasksTokens", module="right"),
     Planted("coca", "ClassesSecond", module="right"),

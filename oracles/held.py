@@ -1,0 +1,41 @@
+"""What losses hold in the place of a scale: its logarithm, its inverse, or the logarithm of that.
+
+Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, section 2.5,
+https://arxiv.org/abs/2103.00020, hold the logarithm t of the scale exp(t).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def exp(held: Any) -> Any:
+    """Return the scale whose logarithm is held."""
+    return np.exp(held)
+
+
+def inverse(held: Any) -> Any:
+    """Return the scale whose inverse, a temperature, is held."""
+    return 1 / held
+
+
+def exp_negative(held: Any) -> Any:
+    """Return the scale where the logarithm of its inverse is held."""
+    return 1 / np.exp(held)
+
+
+HELD: dict[str, Callable[[Any], Any]] = {one.__name__: one for one in (exp, inverse, exp_negative)}
+"""By what is held, the scale."""
+OF_SCALE: dict[str, Callable[[Any], Any]] = {
+    "exp": np.log,
+    "inverse": inverse,
+    "exp_negative": lambda scale: -np.log(scale),
+}
+"""By the same names, what is held for a scale above 0."""
+SLOPES: dict[str, Callable[[Any], Any]] = {
+    "exp": lambda scale: scale,
+    "inverse": lambda scale: scale**2,
+    "exp_negative": lambda scale: scale,
+}
+"""By the same names, how fast the scale moves as what is held does, but for the sign."""
