@@ -188,7 +188,7 @@ def calls(
             if len(unnamed) <= len(free) and required:
                 assignments.append(named | {one.name: role for one, role in zip(unnamed, free, strict=False)})
     # two tensors may bear any names: those of labels, or of documents
-    if len(required) == 2 and not unnamed:
+    if len(required) == 2:
         for order in TENSORS[contract]:
             if len(order) == 2:
                 assignments.append(named | {one.name: r for one, r in zip(required, order, strict=True)})
