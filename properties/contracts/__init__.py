@@ -192,10 +192,9 @@ class Contract(ABC):
             "output_dicts": BOOLEANS if subject.output_dict else st.just(False),
             "pad_ids": (pinned["pad_id"],) if "pad_id" in pinned else PAD_IDS,
         }
-        held = dict(subject.held)
-        if subject.scales == "positive" and "logit_scale" in self.differentiable:
-            settings["scales"] = HELD_SCALES if "logit_scale" in held else POSITIVE_SCALES
-            settings["biases"] = settings["biases"].map(held_bias if "logit_bias" in held else unsigned_zero)
+        if (scales := self.scales_of(subject)) is not None:
+            bias = held_bias if "logit_bias" in dict(subject.held) else unsigned_zero
+            settings |= {"scales": scales, "biases": settings["biases"].map(bias)}
         settings |= self.drawn
         if subject.strides != STRIDES:
             settings |= {
@@ -206,6 +205,12 @@ class Contract(ABC):
         if not (subject.features or subject.held or subject.constants):
             return drawn
         return drawn.map(lambda case: self._of_subject(case, subject))
+
+    def scales_of(self, subject: Subject) -> st.SearchStrategy[float] | None:
+        """Return the scales above 0 that are drawn for a subject; None where any are, or none matters."""
+        if subject.scales == "any" or "logit_scale" not in self.differentiable:
+            return None
+        return HELD_SCALES if "logit_scale" in dict(subject.held) else POSITIVE_SCALES
 
     def _check(self, subject: Subject) -> None:
         if subject.features and not self.rows:
