@@ -205,8 +205,6 @@ EXP: Held = (("logit_scale", "exp"),)
          "text_features = [normalize(one) for one in text_features]"),
         ("clip", "unit", (), "LengthDetached", "cotangents pass through", "NormalizesTwice",
          "text_features = [normalize(normalize(one)) for one in text_features]"),
-        ("clip", "normalized", EXP, "NormalizesFirst", "terms equal the oracle", "HoldsLogarithmNormalizes",
-         "logit_scale = [exp(one) for one in logit_scale]"),
         ("clip", "", EXP, "SlopeOfScale", "gradients equal the oracle", "HoldsLogarithm",
          "logit_scale = [exp(one) for one in logit_scale]"),
         ("clip", "", (("logit_scale", "inverse"),), "TakesRowsAsTheyAre", "terms equal the oracle",
