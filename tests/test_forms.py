@@ -380,6 +380,7 @@ def test_constants_are_frozen_in_every_case() -> None:
     ("contract", "fields", "message"),
     [
         ("gather", {"features": "raw"}, "features: the contract gather has no rows of features, got 'raw'"),
+        ("clip", {"features": "rows"}, "features: expected one of .*'unit'.*, got 'rows'"),
         ("cross_entropy", {"features": "unit"}, "features: the contract cross_entropy has no rows"),
         ("clip", {"held": (("scale", "exp"),)}, "held: .*expects of .*logit_scale.* got scale=exp"),
         ("clip", {"held": (("logit_scale", "log"),)}, "one of .*'exp_negative'.*, got logit_scale=log"),

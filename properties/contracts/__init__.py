@@ -43,7 +43,7 @@ from ..cases import (
     independent,
     unsigned_zero,
 )
-from ..names import CONTRACTS, STRIDES, Features, Values
+from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
 from ..subjects import Subject
 
 Inputs = list[dict[str, Array]]
@@ -61,6 +61,7 @@ class Bounds:
 
 
 Through = Mapping[str, Callable[[Magnitude, Array, Array], Magnitude]]
+"""By input, what bounds its gradient: given that of what is made of the input, its values, and the parts."""
 
 
 class Sum:
@@ -89,8 +90,7 @@ class Sum:
 
         Args:
             p: the arithmetic.
-            through: by input, what bounds its gradient given that of what is made of it, as it stands here,
-                the input's own values, and in how many parts either may be summed.
+            through: for inputs of which something is made first, whose gradient it is that stands here.
         """
         ways = through or {}
         added = [
@@ -213,6 +213,8 @@ class Contract(ABC):
         return HELD_SCALES if "logit_scale" in dict(subject.held) else POSITIVE_SCALES
 
     def _check(self, subject: Subject) -> None:
+        if subject.features not in FEATURE_KINDS:
+            raise ValueError(f"features: expected one of {list(FEATURE_KINDS)}, got {subject.features!r}")
         if subject.features and not self.rows:
             raise ValueError(
                 f"features: the contract {self.name} has no rows of features, got {subject.features!r}"
