@@ -472,8 +472,7 @@ def through_logits(
         products = abs(scale) * size @ abs(features)
         terms = (size != 0).astype(float) @ (features != 0).astype(float)
         additions[name] = np.maximum(terms - 1, 0) + (inexact(features).any(0) | (further.rows > 0))
-        scaling = inexact(scale) | (further.scale > 0)
-        rounded = gamma(additions[name] + scaling, p.multiplied) + gamma(5, p.narrowed)
+        rounded = gamma(additions[name] + inexact(scale), p.multiplied) + gamma(5, p.narrowed)
         coarser = p.coarser(len(features))
         rounded = rounded + (1 + rounded) * coarser
         rounded = (rounded + (1 + rounded) * further.scaled) * products

@@ -353,8 +353,8 @@ def unsigned_zero(bias: float | None) -> float | None:
 
 
 def held_bias(bias: float | None) -> float | None:
-    """Return a bias that has a logarithm and an inverse."""
-    return None if bias is None else abs(bias) or 1.0
+    """Return a bias whose logarithm and inverse are no larger than those that losses hold."""
+    return None if bias is None else max(abs(bias), 0.5)
 
 
 SEEDS = st.integers(0, 2**16)

@@ -24,6 +24,7 @@ from verified_losses.properties.examples import Example, Step
 from verified_losses.properties.laws import Falsified, Place, laws
 from verified_losses.properties.laws.communication import compare_with_single
 from verified_losses.properties.laws.hygiene import _same_bits
+from verified_losses.properties.names import Features, Held
 from verified_losses.properties.reference import Reference
 from verified_losses.properties.show import counterexample
 from verified_losses.properties.show.replay import replay
@@ -190,6 +191,46 @@ def test_file_judges_as_the_law_does(
     assert "expected" in shown
     assert "observed" in shown
     assert holds(file, RIGHT[finding.check.contract.name], monkeypatch)
+
+
+EXP: Held = (("logit_scale", "exp"),)
+
+
+@pytest.mark.parametrize(
+    ("contract", "features", "held", "wrong", "law", "right", "shown"),
+    [
+        ("clip", "normalized", (), "TakesRowsAsTheyAre", "terms equal the oracle", "NormalizesFirst",
+         "image_features = [normalize(one) for one in image_features]"),
+        ("clip", "normalized", (), "LengthDetached", "gradients equal the oracle", "DividesByLength",
+         "text_features = [normalize(one) for one in text_features]"),
+        ("clip", "unit", (), "LengthDetached", "cotangents pass through", "NormalizesTwice",
+         "text_features = [normalize(normalize(one)) for one in text_features]"),
+        ("clip", "", EXP, "SlopeOfScale", "gradients equal the oracle", "HoldsLogarithm",
+         "logit_scale = [exp(one) for one in logit_scale]"),
+        ("clip", "", (("logit_scale", "inverse"),), "TakesRowsAsTheyAre", "terms equal the oracle",
+         "DividesByTemperature", "logit_scale = [inverse(one) for one in logit_scale]"),
+        ("infonce", "raw", (), "InfoNCENormalizes", "terms equal the oracle", "InfoNCEOfDots", "False)"),
+        ("infonce", "unit", (), "InfoNCEOfDots", "gradients equal the oracle", "InfoNCENormalizesAgain",
+         "first = [normalize(one) for one in first]"),
+    ],
+)  # fmt: skip
+def test_file_of_a_form_judges_as_the_law_does(
+    contract: str,
+    features: Features,
+    held: Held,
+    wrong: str,
+    law: str,
+    right: str,
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    subject = Subject(f"tests.defects.forms:{wrong}", features=features, held=held)
+    (check,) = [one for one in checks({wrong: (contract, subject)}, parse("1")) if one.law.name == law]
+    file = counterexample.write(verify(check, EXAMPLES), tmp_path)
+    assert shown in file.read_text()
+    assert not holds(file, subject.target, monkeypatch)
+    assert holds(file, f"tests.defects.forms:{right}", monkeypatch)
 
 
 @pytest.mark.parametrize(

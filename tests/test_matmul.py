@@ -233,9 +233,10 @@ def test_cosines_err_within_their_bound_and_past_that_of_plain_products() -> Non
         x, y = (made(m, 3, m.either(2, 9), True)[:, :2] + 0.01 for _ in range(2))
         unit_x, unit_y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
         found = m.stored(m.matrix(m.stored(unit_x), m.stored(unit_y)) / 0.07)
-        bound = rounding.cosine_logits(0.07, unit_x, unit_y, m.precision)
+        further = rounding.Further(rounding.normalization(2, m.precision), 3 * m.precision.accumulated)
+        bound = rounding.logits(1 / 0.07, unit_x, unit_y, 0.0, m.precision, further)
         assert worst(found, bound.value, bound.error) <= 1
-        plain = rounding.cosine_logits(0.07, unit_x, unit_y, m.plain())
+        plain = rounding.logits(1 / 0.07, unit_x, unit_y, 0.0, m.plain(), further)
         past = max(past, worst(found, bound.value, plain.error))
     assert past > 1
 

@@ -5,6 +5,7 @@ arithmetic so coarse that no term of a bound hides behind another. That the boun
 in few bits, in orders and forms that are drawn.
 """
 
+import itertools
 import math
 import random
 from fractions import Fraction
@@ -18,14 +19,17 @@ from verified_losses.oracles import rounding
 from verified_losses.oracles.clip import log_softmax
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.dtypes import DTYPES
+from verified_losses.oracles.held import HELD
 from verified_losses.oracles.rounding import (
     BASE_TWO,
     CAP,
     ELEMENTARY,
     FLOAT32,
     FLOAT64,
+    NOTHING,
     WEIGHING,
     Bounded,
+    Further,
     Magnitude,
     Precision,
     Weight,
@@ -205,13 +209,14 @@ def scalar_added(small, result, u):
     return sum(min(roundoff * abs(result), abs(small)) for roundoff in (u, FLOAT64))
 
 
-def scalar_logit(scale, x, y, bias, p):
+def scalar_logit(scale, x, y, bias, p, further=NOTHING):
     """Return one logit and its error; x and y are one row each."""
     products = sum(abs(scale * a * b) for a, b in zip(x, y, strict=True))
     x_unit, y_unit = min(map(scalar_spacing, x)), min(map(scalar_spacing, y))
     unit = scalar_spacing(scale) * x_unit * y_unit
     least = min(unit, scalar_spacing(scale) * x_unit, x_unit * y_unit)
-    rounds = products > unit / p.stored or least < p.tiny
+    own = (1 + further.rows) ** 2 * (1 + further.scale)
+    rounds = products > unit / p.stored or least < p.tiny or own > 1
     error = 0.0
     value = scale * sum(a * b for a, b in zip(x, y, strict=True))
     if rounds:
@@ -219,15 +224,16 @@ def scalar_logit(scale, x, y, bias, p):
         grown = 1 + scalar_gamma(terms, p.accumulated)
         if scalar_inexact(scale):
             grown *= 1 + scalar_gamma(1, p.accumulated) + scalar_gamma(2, p.narrowed)
-        error = (grown - 1) * products
+        error = (grown * own - 1) * products
         error += p.narrowed * (abs(value) + error)
     value += bias
     if bias:
-        rounds |= products + abs(bias) > min(unit, scalar_spacing(bias)) / p.stored
+        rounds |= products + abs(bias) > min(unit, scalar_spacing(bias)) / p.stored or further.bias > 0
+        error += further.bias * abs(bias)
         if rounds:
             error += p.stored * (abs(value) + error) + p.narrowed * abs(bias)
     if rounds:
-        error += p.tiny * (2 + sum(map(abs, y)) + abs(scale) * len(x))
+        error += p.tiny * (2 + sum(map(abs, y)) + abs(scale) * len(x) * (3 if further.rows else 1))
     return value, error
 
 
@@ -354,7 +360,7 @@ def scalar_weighed(slope, error, weight, p):
     return abs(weight.value) * error + relative * size + p.tiny, size
 
 
-def scalar_through(errors, sizes, scale, features, p):
+def scalar_through(errors, sizes, scale, features, p, further):
     """Return the errors and sizes of one side's gradient, and its most additions; errors are [n, m]."""
     width = range(len(features[0]))
     found, most = [], 0
@@ -365,23 +371,26 @@ def scalar_through(errors, sizes, scale, features, p):
             products = sum(abs(scale) * g * f for g, f in zip(row_sizes, column, strict=True))
             error = sum(abs(scale) * g * f for g, f in zip(row_errors, column, strict=True))
             terms = sum(g * f != 0 for g, f in zip(row_sizes, column, strict=True))
-            count = max(terms - 1, 0) + any(map(scalar_inexact, column))
+            count = max(terms - 1, 0) + (any(map(scalar_inexact, column)) or further.rows > 0)
             most = max(most, count)
-            error += scalar_gamma(count + scalar_inexact(scale), p.accumulated) * products
-            error += scalar_gamma(5, p.narrowed) * products
+            rounded = scalar_gamma(count + scalar_inexact(scale), p.accumulated)
+            own = (1 + further.rows) * (1 + further.scale)
+            error = (error + (1 + rounded + scalar_gamma(5, p.narrowed)) * products) * own - products
+            error += p.tiny * abs(scale) * sum(row_sizes) * (further.rows > 0)
             error += p.tiny * (2 + sum(column)) * max(abs(scale), 1)
             row.append((error, products))
         found.append(row)
     return found, most
 
 
-def scalar_through_logits(slope, error, weight, scale, x, y, p):
+def scalar_through_logits(slope, error, weight, scale, x, y, p, further=NOTHING):
     """Return the errors and sizes of x's and y's elements, the scale and the bias."""
     n, m, d = range(len(x)), range(len(y)), range(len(x[0]))
     pairs = [[scalar_weighed(slope[i][j], error[i][j], weight, p) for j in m] for i in n]
     e, g = ([[pair[part] for pair in row] for row in pairs] for part in (0, 1))
-    of_x, x_most = scalar_through(e, g, scale, y, p)
-    of_y, y_most = scalar_through(list(zip(*e, strict=True)), list(zip(*g, strict=True)), scale, x, p)
+    of_x, x_most = scalar_through(e, g, scale, y, p, further)
+    transposed = (list(zip(*part, strict=True)) for part in (e, g))
+    of_y, y_most = scalar_through(*transposed, scale, x, p, further)
     every = [(i, j, k) for i in n for j in m for k in d]
     products = sum(g[i][j] * abs(x[i][k] * y[j][k]) for i, j, k in every)
     scale_error = sum(e[i][j] * abs(x[i][k] * y[j][k]) for i, j, k in every)
@@ -394,6 +403,7 @@ def scalar_through_logits(slope, error, weight, scale, x, y, p):
     w = p.accumulated
     scale_error += max(scalar_gamma(count, w) * products + scalar_summed(sizes, w) for count, sizes in ways)
     scale_error += scalar_gamma(6, p.narrowed) * products
+    scale_error = (scale_error + products) * (1 + further.rows) ** 2 - products
     flat = [v for row in g for v in row]
     bias_error = sum(v for row in e for v in row) + scalar_summed(flat, w)
     bias_error += scalar_gamma(3, p.narrowed) * sum(flat)
@@ -404,7 +414,33 @@ def scalar_normalization(width, p):
     return scalar_gamma(width / 2 + 2, p.accumulated) + scalar_gamma(3, p.stored)
 
 
-def scalar_normalize(errors, sizes, features, p):
+def scalar_renormalize(errors, sizes, features, p):
+    """Return the same of a row that is normalised twice."""
+    norm = math.sqrt(sum(v * v for v in features))
+    again = scalar_normalize(errors, sizes, [v / norm for v in features], p)
+    further = scalar_normalization(len(features), p) + scalar_gamma(4, p.stored)
+    errors, sizes = zip(*((error + further * (error + size), size) for error, size in again), strict=True)
+    return scalar_normalize(errors, sizes, features, p)
+
+
+def scalar_holding(kind, held, p):
+    """Return the relative error of the scale that follows from what is held."""
+    if kind == "inverse":
+        return (scalar_gamma(1, p.accumulated) + scalar_gamma(1, p.narrowed)) * (math.frexp(held)[0] != 0.5)
+    relative = math.exp(BASE_TWO * p.accumulated * held) - 1
+    return relative + scalar_gamma(ELEMENTARY + 1, p.accumulated) + scalar_gamma(1, p.narrowed)
+
+
+def scalar_held(kind, held, error, size, p):
+    """Return the error and the size of the gradient of what is held."""
+    slope = {"exp": math.exp(held), "inverse": 1 / held**2, "exp_negative": math.exp(-held)}[kind]
+    relative = (1 + scalar_holding(kind, held, p)) ** 2
+    relative *= (1 + scalar_gamma(2, p.accumulated)) * (1 + scalar_gamma(4, p.narrowed))
+    error += (relative - 1) * (error + size)
+    return slope * error + p.tiny * (1 + slope), slope * size
+
+
+def scalar_normalize(errors, sizes, features, p, parts=1):
     """Return the errors and sizes of one row's gradient."""
     norm = math.sqrt(sum(v * v for v in features))
     width = range(len(features))
@@ -415,7 +451,7 @@ def scalar_normalize(errors, sizes, features, p):
             for part in (errors, sizes)
         )
         relative = scalar_gamma(2 * len(width) + 8, p.accumulated) + scalar_gamma(14, p.stored)
-        lost = p.tiny * (4 + 2 * len(width)) * (1 + 1 / norm) ** 2
+        lost = p.tiny * (4 + 2 * len(width)) * (1 + 1 / norm) ** 2 * parts
         found.append((error + relative * size + lost, size))
     return found
 
@@ -514,27 +550,30 @@ def test_bounds_equal_the_second_formulation(p, seed):
     for name, part in found.items():
         same(np.stack(part, -1), expected[name])
 
-    temperature = 1 / (abs(scale) + 1)
-    further = scalar_normalization(d, p) + 3 * p.accumulated
-    found = rounding.through_cosine(slope, weight, temperature, x, y, p)
-    expected = scalar_through_logits(*lists[:2], weight, 1 / temperature, *lists[2:], p)
-    for part, name in zip(found, "xy", strict=True):
-        wanted = [[(error + further * size, size) for error, size in row] for row in expected[name]]
-        same(np.stack(part, -1), wanted)
-
-    z = rounding.cosine_logits(temperature, x, y, p)
-    further = 2 * scalar_normalization(d, p) + 3 * p.accumulated
-    for i, a in enumerate(x.tolist()):
-        for j, b in enumerate(y.tolist()):
-            value, error = scalar_logit(1 / temperature, a, b, 0.0, p)
-            error += further * sum(abs(q * r) for q, r in zip(a, b, strict=True)) / temperature
-            same((z.value[i, j], z.error[i, j]), (value, error + p.tiny * 2 * d / temperature))
+    further = Further(*rng.choice([0.0, 2.0**-5, 2.0**-9], 3).tolist())
+    z = rounding.logits(scale, x, y, bias, p, further)
+    expected = [[scalar_logit(scale, a, b, bias, p, further) for b in y.tolist()] for a in x.tolist()]
+    same(np.stack(z, -1), expected)
+    found = rounding.through_logits(slope, weight, scale, x, y, p, further)
+    expected = scalar_through_logits(*lists[:2], weight, scale, *lists[2:], p, further)
+    for name, part in found.items():
+        same(np.stack(part, -1), expected[name])
 
     features = x + 1
     gradient = Magnitude(abs(drawn(rng, n, d)), abs(drawn(rng, n, d)))
-    rows = zip(*(part.tolist() for part in (*gradient, features)), strict=True)
+    rows = list(zip(*(part.tolist() for part in (*gradient, features)), strict=True))
     found = rounding.through_normalize(gradient, features, p)
     same(np.stack(found, -1), [scalar_normalize(*row, p) for row in rows])
+    found = rounding.through_normalize(gradient, features, p, parts)
+    same(np.stack(found, -1), [scalar_normalize(*row, p, parts) for row in rows])
+    found = rounding.through_renormalize(gradient, features, p)
+    same(np.stack(found, -1), [scalar_renormalize(*row, p) for row in rows])
+    for kind, held in itertools.product(HELD, (0.75, 2.0)):
+        value = float(HELD[kind](held))
+        same([rounding.holding(kind, value, p)], [scalar_holding(kind, held, p)])
+        part = Magnitude(np.array(0.5), np.array(3.0))
+        found = rounding.through_held(kind, part, np.array(value), p)
+        same(np.array(found), scalar_held(kind, held, *map(float, part), p))
 
 
 def test_a_difference_of_as_many_units_as_fit_is_exact():
@@ -882,15 +921,18 @@ def test_normalised_rows_err_within_their_bounds(bits, seed):
         temperature = m.either(0.25, 0.0625 * 3)
         (_, x), (_, y) = map(normalised, raw)
         logit = m.store(m.rounded(m.store(m.dot(x, y)) / temperature))
-        bound = rounding.cosine_logits(temperature, unit[:1], unit[1:], p)
+        further = Further(rounding.normalization(width, p), 3 * p.accumulated)
+        bound = rounding.logits(1 / temperature, unit[:1], unit[1:], 0.0, p, further)
         holds(logit, unit[0] @ unit[1] / temperature, bound.error.item())
 
         slope = m.number(bits[0], high=0)
         weight = Weight.of(1.0)
-        parts = rounding.through_cosine(bounded([[slope]]), weight, temperature, unit[:1], unit[1:], p)
+        parts = rounding.through_logits(
+            bounded([[slope]]), weight, 1 / temperature, unit[:1], unit[1:], p, further
+        )
         found = [[m.store(m.store(m.rounded(slope / temperature)) * v) for v in row] for row in (y, x)]
-        for gradient, part, of in zip(found, parts, unit[::-1], strict=True):
-            holds(gradient, slope / temperature * of, part.error[0])
+        for gradient, name, of in zip(found, "xy", unit[::-1], strict=True):
+            holds(gradient, slope / temperature * of, parts[name].error[0])
 
         gradient = m.numbers(1, width, bits[0])[0]
         size = Magnitude(np.full((1, width), 2.0**-7), abs(gradient)[None] + 2.0**-7)

@@ -43,7 +43,7 @@ from ..cases import (
     independent,
     unsigned_zero,
 )
-from ..names import CONTRACTS, STRIDES, Features, Values
+from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
 from ..subjects import Subject
 
 Inputs = list[dict[str, Array]]
@@ -61,6 +61,7 @@ class Bounds:
 
 
 Through = Mapping[str, Callable[[Magnitude, Array, Array], Magnitude]]
+"""By input, what bounds its gradient: given that of what is made of the input, its values, and the parts."""
 
 
 class Sum:
@@ -89,8 +90,7 @@ class Sum:
 
         Args:
             p: the arithmetic.
-            through: by input, what bounds its gradient given that of what is made of it, as it stands here,
-                the input's own values, and in how many parts either may be summed.
+            through: for inputs of which something is made first, whose gradient it is that stands here.
         """
         ways = through or {}
         added = [
@@ -194,10 +194,9 @@ class Contract(ABC):
             "output_dicts": BOOLEANS if subject.output_dict else st.just(False),
             "pad_ids": (pinned["pad_id"],) if "pad_id" in pinned else PAD_IDS,
         }
-        held = dict(subject.held)
-        if subject.scales == "positive" and "logit_scale" in self.differentiable:
-            settings["scales"] = HELD_SCALES if "logit_scale" in held else POSITIVE_SCALES
-            settings["biases"] = settings["biases"].map(held_bias if "logit_bias" in held else unsigned_zero)
+        if (scales := self.scales_of(subject)) is not None:
+            bias = held_bias if "logit_bias" in dict(subject.held) else unsigned_zero
+            settings |= {"scales": scales, "biases": settings["biases"].map(bias)}
         settings |= self.drawn
         if subject.scales == "one":
             settings["scales"] = st.just(1.0)
@@ -211,7 +210,15 @@ class Contract(ABC):
             return drawn
         return drawn.map(lambda case: self._of_subject(case, subject))
 
+    def scales_of(self, subject: Subject) -> st.SearchStrategy[float] | None:
+        """Return the scales above 0 that are drawn for a subject; None where any are, or none matters."""
+        if subject.scales == "any" or "logit_scale" not in self.differentiable:
+            return None
+        return HELD_SCALES if "logit_scale" in dict(subject.held) else POSITIVE_SCALES
+
     def _check(self, subject: Subject) -> None:
+        if subject.features not in FEATURE_KINDS:
+            raise ValueError(f"features: expected one of {list(FEATURE_KINDS)}, got {subject.features!r}")
         if subject.features and not self.rows:
             raise ValueError(
                 f"features: the contract {self.name} has no rows of features, got {subject.features!r}"

@@ -59,8 +59,8 @@ class NTXentContract(InfoNceContract):
             for array, given in zip(full, slope, strict=True):
                 array[others] = given.ravel()
             gradient = weight.times(cotangents[rank]["contrastive_loss"])
-            given = full, gradient, case.scale, views[own], views, p, further
-            parts = rounding.through_logits(*given)
+            operands = full, gradient, case.scale, views[own], views, p, further
+            parts = rounding.through_logits(*operands)
             x = spread(parts["x"], own, len(views))
             times = occurrences(rank, case.world_size, *flags(case))
             own_times = [float(r == rank) for r in range(case.world_size)] if local else times

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ..cases import Case, captions, feature_pair
+from verified_losses.oracles.infonce import normalize
+
+from ..cases import Case, captions, feature_pair, without_zeros
 from ..contracts import Contract
 from ..names import HALVES, STRIDES
 from ..subjects import Subject
@@ -69,7 +71,8 @@ def regions(case: Case) -> frozenset[str]:
 def every_region(contract: Contract, subject: Subject, sizes: Iterable[int]) -> frozenset[str]:
     """Return the regions that cases of a subject can lie in, in worlds of these sizes."""
     sizes = set(sizes)
-    several, scaled = max(sizes, default=1) > 1, "scales" not in contract.drawn
+    several = max(sizes, default=1) > 1
+    scaled = "scales" not in contract.drawn and contract.scales_of(subject) is None
     given = {
         "one row in all": 1 in sizes,
         "rows that differ between ranks": several and not subject.even,
@@ -119,6 +122,8 @@ def table(cases: Iterable[Case]) -> dict[str, int]:
 
 def _largest_logit(case: Case) -> float:
     image, text = feature_pair(case, case.width, 1)
+    if case.features in ("normalized", "unit"):
+        image, text = map(normalize, without_zeros((image, text)))
     return float(np.max(abs(case.scale * image @ text.T + (case.bias or 0))))
 
 
