@@ -56,6 +56,6 @@ MATMULS = {
 """How matrices may be multiplied: as on a CPU; in TF32; by tensor cores that add up in float32, and with the
 parts of a sum in half precision; and by those that add up in half precision.
 
-cuBLAS rounds float32 to the nearest of TF32, as cvt.rna.tf32.f32 does. Tensor cores that are handed float32 as
-it is ignore the bits that TF32 does not have, as with Triton's tl.dot (triton-lang/triton, issue 4574). So an
-element errs by a unit in the last of its 11 bits, 2**-10, where rounding alone errs by half of one."""
+cuBLAS rounds float32 to the nearest of TF32, as cvt.rna.tf32.f32 does. Tensor cores that are handed float32
+as it is ignore the bits that TF32 does not have, as with Triton's tl.dot (triton-lang/triton, issue 4574). So
+an element errs by a unit in the last of its 11 bits, 2**-10, where rounding alone errs by half of one."""

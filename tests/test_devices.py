@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -149,6 +150,38 @@ def test_the_driver_has_its_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.absent("cuda:0") is None
     monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
     assert devices.absent("cuda:0") == f"cuda:0: torch {torch.__version__} is built without CUDA"
+
+
+BUILT = "__version__ = '9.9'\ncuda = {!r}\nhip = {!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "driver", "said"),
+    [
+        (BUILT.format(None, None), False, "torch 9.9 is built without CUDA"),
+        (BUILT.format("13.0", None), True, None),
+        (BUILT.format("13.0", None), False, "no device was found: there is no NVIDIA driver: gone"),
+        (BUILT.format(None, "6.4"), False, None),
+        ("", False, None),
+    ],
+)
+def test_a_device_is_ruled_out_without_torch(
+    version: str, driver: bool, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> None:
+        if not driver:
+            raise OSError("gone")
+
+    (tmp_path / "version.py").write_text(version)
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(devices.ctypes, "CDLL", load)
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    assert devices.cuda_ruled_out() is None, "torch itself says it"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert devices.cuda_ruled_out() == said
+    assert devices.ruled_out("cuda:1") == (said and f"cuda:1: {said}")
+    assert devices.ruled_out("cpu") is devices.ruled_out("all") is None
 
 
 def test_a_device_that_does_not_work_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ from verified_losses.properties.verify.known import Known
 from verified_losses.properties.verify.plan import plan
 from verified_losses.properties.verify.shards import Shard
 
+from .children import refused_early
+
 WRONG = "tests.defects.clip:OnlyImageToText"
 ONLY = ["terms*", "gradients*", "inputs*"]
 
@@ -205,7 +207,33 @@ def test_a_certificate_that_was_cut_off_is_a_missing_shard(
     for index in (1, 3):
         (mine / f"{index}" / "certificate.json").write_text("{}")
     assert _merge(mine, "--output", tmp_path / "none") == 2
-    assert "expected at least one certificate" in capsys.readouterr().err
+    assert "error PATHS: expected at least one certificate" in capsys.readouterr().err
+
+
+def test_paths_without_a_certificate_are_refused_at_once(tmp_path: Path) -> None:
+    gone = [["--output", str(tmp_path)], [str(tmp_path), str(tmp_path / "gone")]]
+    assert refused_early("merge", gone) == ["2", "2", ""]
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        ([], "error PATHS: expected certificates of shards, or folders that hold them, got nothing\n"),
+        (
+            ["{0}/gone"],
+            "error PATHS: expected at least one certificate of a shard: {0}/gone: there is no such",
+        ),
+        (
+            ["{0}"],
+            "error PATHS: expected at least one certificate of a shard: {0}: it holds no certificate.json",
+        ),
+    ],
+)
+def test_paths_without_a_certificate_are_named(
+    paths: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _merge(*(path.format(tmp_path) for path in paths), "--output", tmp_path / "merged") == 2
+    assert said.format(tmp_path) in capsys.readouterr().err
 
 
 def _set(name: str, value: object) -> Callable[[dict[str, Any]], None]:

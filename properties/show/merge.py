@@ -11,12 +11,11 @@ from typing import Any
 
 import msgspec
 
+from ..verify.shards import Unreadable
 from .certificate import Certificate, Certificates, Device, Part, Property, decode, together
 from .drawn import added
 from .text import write_whole
 
-NAME = "certificate.json"
-"""Of a shard's certificate, in its folder."""
 SAME = ("version", "convention", "seed", "max_examples", "worlds", "source", "issuer", "versions")
 """Fields of a certificate that all shards of a run have in common."""
 SAME_PART = ("count", "label", "subject", "checks")
@@ -27,10 +26,6 @@ HOME = re.compile(r'^HOME = "[^"\n]*"', re.MULTILINE)
 
 class NotOneRun(ValueError):
     """Certificates are not of different shards of one run; the message says what differs."""
-
-
-class Unreadable(ValueError):
-    """A file holds no certificate."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +50,6 @@ class Left:
         """Which shard it is, from 1."""
         part = self.certificates[0].shard
         return part.index if part else 1
-
-
-def find(path: Path) -> list[Path]:
-    """Return the certificates that a path names: a file, that in a folder, or those in the folders in it.
-
-    Raises:
-        Unreadable: there is none.
-    """
-    if not path.is_dir():
-        if not path.exists():
-            raise Unreadable(f"{path}: there is no such file or folder")
-        return [path]
-    if (path / NAME).is_file():
-        return [path / NAME]
-    below = sorted(path.glob(f"*/{NAME}"))
-    if not below:
-        raise Unreadable(f"{path}: it holds no {NAME}, nor does a folder in it")
-    return below
 
 
 def read(file: Path) -> Left:
