@@ -217,6 +217,13 @@ def use(device: str) -> None:
         torch.accelerator.set_device_index(index_of(device))
 
 
+_REDUCED = {
+    "float16": "allow_fp16_reduced_precision_reduction",
+    "bfloat16": "allow_bf16_reduced_precision_reduction",
+}
+"""Whether parts of a sum may be stored in a dtype."""
+
+
 def matmul_of(dtype: str, device: str) -> str:
     """Return how a device multiplies matrices of a dtype, by torch's settings now.
 
@@ -234,13 +241,20 @@ def matmul_of(dtype: str, device: str) -> str:
         return "tf32" if (products.allow_tf32 if new is None else new == "tf32") else EXACT
     if dtype == "float16" and getattr(products, "allow_fp16_accumulation", False):
         return "half"
-    reduced = {
-        "float16": "allow_fp16_reduced_precision_reduction",
-        "bfloat16": "allow_bf16_reduced_precision_reduction",
-    }
-    if dtype not in reduced:
+    if dtype not in _REDUCED:
         return EXACT
-    return "reduced" if getattr(products, reduced[dtype]) else "truncated"
+    return "reduced" if getattr(products, _REDUCED[dtype]) else "truncated"
+
+
+def products_of(dtype: str, matmul: str) -> dict[str, bool]:
+    """Return the settings of `torch.backends.cuda.matmul` under which `matmul_of` tells this of a dtype."""
+    if dtype == "float32":
+        return {"allow_tf32": matmul == "tf32"}
+    if matmul == "half":
+        return {"allow_fp16_accumulation": True}
+    if matmul in ("reduced", "truncated"):
+        return {_REDUCED[dtype]: matmul == "reduced"}
+    return {}
 
 
 def limit(device: str, most: int) -> None:

@@ -1,5 +1,6 @@
 """Devices: their names, the cases and worlds on them, and the reports about them."""
 
+import ast
 import contextlib
 import functools
 import json
@@ -32,6 +33,7 @@ from verified_losses.properties.running import inputs
 from verified_losses.properties.show import certificate as records
 from verified_losses.properties.show import counterexample, terminal
 from verified_losses.properties.show.html import render
+from verified_losses.properties.standalone import file, launch
 from verified_losses.properties.subjects import SHIPPED
 from verified_losses.properties.verify import certifier
 from verified_losses.properties.verify import plan as planning
@@ -566,6 +568,40 @@ def test_a_finding_over_nccl_is_a_file_that_starts_its_ranks_so(
     assert 'DEVICES = ("cuda:0", "cuda:1")  # of the ranks, in turn' in text
     features = [re.findall(r'device="(cuda:\d)"', one) for one in text.split('"logit_scale"')[:2]]
     assert features == [["cuda:0", "cuda:0"], ["cuda:1", "cuda:1"]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "matmul", "settings"),
+    [
+        ("float32", "tf32", {"allow_tf32": True}),
+        ("float32", "exact", {"allow_tf32": False}),
+        ("float64", "exact", {}),
+        ("bfloat16", "truncated", {"allow_bf16_reduced_precision_reduction": False}),
+        ("float16", "reduced", {"allow_fp16_reduced_precision_reduction": True}),
+        ("float16", "half", {"allow_fp16_accumulation": True}),
+    ],
+)
+def test_a_file_multiplies_as_the_device_did(
+    dtype: str, matmul: str, settings: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(rows=(1,), dtype=dtype, device="cuda:0", matmul=matmul)
+    check = replace(one_check("cpu", "terms equal the oracle"), world=replace(parse("1")[0], device="cuda:0"))
+    place = Place("term", "contrastive_loss", 0, expected=1.0, observed=2.0, bound=0.1)
+    error = Falsified("wrong", place)
+    finding = Finding(check, 0, "falsified", reason="wrong", smallest=Example(case), error=error)
+    text = counterexample.render(finding, tmp_path / "one.py")
+    line = re.search("^PRODUCTS = (.*)  # settings of torch.backends.cuda.matmul$", text, re.MULTILINE)
+    assert line is not None
+    assert ast.literal_eval(line[1]) == settings
+
+    class Products:
+        pass
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Products)
+    monkeypatch.setattr(file, "PRODUCTS", settings)
+    monkeypatch.setattr(file, "DEVICES", ("no such device",))
+    assert not launch.on_device(0)
+    assert {name: getattr(Products, name) for name in settings} == settings
 
 
 def test_pages_and_terminals_show_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,6 +378,9 @@ def test_a_case_of_cuda_is_of_the_settings(dtype: str, setting: str, value: obje
         assert example.case.matmul == expected
         assert Example.from_json(example.to_json()) == example
         assert ("matmul" in str(example)) == (expected != "exact")
+        if setting != "fp32_precision":  # after which torch refuses to tell the older one
+            for name, kept in devices.products_of(dtype, expected).items():
+                assert getattr(products, name) == kept
         assert devices.matmul_of(dtype, "cpu") == devices.matmul_of(dtype, "standin:0") == "exact"
     finally:
         if setting:
