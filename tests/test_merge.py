@@ -318,6 +318,19 @@ def test_findings_are_merged_where_the_target_is_not(
     assert copy.read_text() == f'# verified-losses counterexample\nHOME = "{home}"  # from\n'
 
 
+def test_no_find_of_a_shard_is_lost(mine: Path, tmp_path: Path) -> None:
+    """A certificate names one file of each defect; fuzzing leaves one of each fingerprint."""
+    left = {"1/finds/a-1.py": "longer", "1/finds/b-2.py": 'HOME = "x"\n', "2/finds/a-1.py": "short"}
+    for name, text in left.items():
+        (mine / name).parent.mkdir(exist_ok=True)
+        (mine / name).write_text(text)
+    output = tmp_path / "merged"
+    assert _merge(mine, "--output", output) == 0
+    found = {file.name: file.read_text() for file in (output / "finds").iterdir()}
+    home = os.path.relpath(Path.cwd(), output / "finds")
+    assert found == {"a-1.py": "short", "b-2.py": f'HOME = "{home}"\n'}
+
+
 def test_one_file_that_is_given_twice_counts_once(shards: Path, tmp_path: Path) -> None:
     assert _merge(shards, shards / "1", shards / "1" / "certificate.json", "--output", tmp_path / "m") == 0
 

@@ -237,7 +237,8 @@ def merge(*paths: Path, output: Path = Path("build/merged")) -> int:
         What `certify --shard` and `fuzz` left: certificates, folders that hold a certificate.json, or
         folders of such folders.
     output
-        Where to write certificate.json, report.html, junit.xml and counterexamples/.
+        Where to write certificate.json, report.html, junit.xml, counterexamples/, and finds/, all that fuzz
+        has left, for `fuzz replay --folder`.
     """
     check_folder(output, "output")
     if not paths:

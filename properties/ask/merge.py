@@ -8,8 +8,9 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
+from ..fuzz import corpus
 from ..show.certificate import Certificate, Certificates, Property, together
-from ..show.merge import Left, NotOneRun, copied, located, merge, read
+from ..show.merge import Left, NotOneRun, copied, copy_finds, located, merge, read
 from ..show.regroup import regrouped
 from ..show.text import plain, shortened
 from ..verify.arguments import Unusable
@@ -53,6 +54,8 @@ def merge_shards(files: Sequence[Path], troubles: list[str], output: Path) -> in
     json, html, junit = (output / name for name in FILES)
     try:
         record = copied(_compared(record, lefts, folder, console), folder)
+        finds = [find for left in lefts for find in corpus.files(left.file.parent / corpus.FOLDER)]
+        copy_finds(finds, output / corpus.FOLDER)
     except OSError as error:
         raise Unusable("output", f"cannot write {output}: {error.strerror or error}") from error
     run.save(record, json, html, junit)

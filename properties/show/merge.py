@@ -331,12 +331,30 @@ def copied(record: Certificate | Certificates, folder: Path) -> Certificate | Ce
         file, target = Path(name), folder / Path(name).name
         if not file.is_file():
             return name
-        text = file.read_bytes().decode(errors="surrogateescape")
-        home = f'HOME = "{os.path.relpath(Path.cwd(), folder)}"'
-        write_whole(target, HOME.sub(lambda line: home, text, count=1).encode(errors="surrogateescape"))
+        _copy(file, target)
         return str(target)
 
     return _renamed(record, copy)
+
+
+def copy_finds(files: Sequence[Path], folder: Path) -> None:
+    """Copy all counterexamples of some folders into one; of those with one name, the smallest.
+
+    Raises:
+        OSError: one cannot be read or written.
+    """
+    smallest: dict[str, Path] = {}
+    for file in sorted(files, key=lambda file: (file.stat().st_size, file)):
+        smallest.setdefault(file.name, file)
+    for name, file in smallest.items():
+        _copy(file, folder / name)
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a counterexample, and let it name the current folder from its new place."""
+    text = file.read_bytes().decode(errors="surrogateescape")
+    home = f'HOME = "{os.path.relpath(Path.cwd(), target.parent)}"'
+    write_whole(target, HOME.sub(lambda line: home, text, count=1).encode(errors="surrogateescape"))
 
 
 def _renamed(record: Certificate | Certificates, rename: Callable[[str], str]) -> Certificate | Certificates:
