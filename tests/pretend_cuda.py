@@ -173,7 +173,8 @@ def checks(label: str, contract: str, subject: Subject) -> Iterator[list[Check]]
     """Let a target be asked about the laws of CUDA, over this."""
     (single,) = parse("1")
     with pytest.MonkeyPatch.context() as patch, installed(patch) as device:
-        asked = [placed(law, device) for law in laws() if law.needs == "cuda"]
+        known = [dataclasses.replace(law, share=1.0) for law in laws() if law.needs == "cuda"]
+        asked = [placed(law, device) for law in known]
         yield [Check(label, contracts()[contract], subject, law, single) for law in asked]
 
 
