@@ -852,6 +852,17 @@ def _check_junit(path: Path, failures: int, tests: int) -> None:
             assert ".py" in str(failure.get("message"))
 
 
+def test_a_signal_as_the_first_certificate_is_written_ends_a_run_as_any_later(
+    tmp_path: Path, judged: Any
+) -> None:
+    judged(lambda check, example: 0.0)
+    campaign = _campaign(tmp_path)
+    campaign.save = lambda campaign: os.kill(os.getpid(), signal.SIGTERM)
+    campaign.run()
+    assert campaign.why == "SIGTERM"
+    assert "SIGTERM in round 1" in campaign.missed()
+
+
 def test_a_killed_run_leaves_a_whole_log_and_nothing_running(tmp_path: Path) -> None:
     log = tmp_path / LOG
     asked = [*WRONG, "--only", "terms*", "inputs*", "--rounds", "1000", "--folder", str(tmp_path)]

@@ -110,7 +110,6 @@ def run(request: Request, log: Log) -> int:
     for find in _old_finds(request, states, own):
         campaign.take_old(find)
     _announce(console, request, subjects, campaign)
-    report.save(campaign)
     with screen:
         campaign.run()
     return report.conclude(campaign, console, deadline)
