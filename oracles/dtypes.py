@@ -30,7 +30,7 @@ class Matmul(NamedTuple):
     dtypes: tuple[str, ...] = ()
     """Whose matrices; others are multiplied as by "exact"."""
     factors: int = 0
-    """Bits that the elements of both matrices are rounded to."""
+    """Bits that the elements of both matrices keep; those that have more are rounded or cut."""
     additions: int = 0
     """An addition errs by at most 2**-additions."""
     splits: bool = False
@@ -54,6 +54,8 @@ MATMULS = {
     "half": Matmul(("float16",), additions=10, splits=True),
 }
 """How matrices may be multiplied: as on a CPU; in TF32; by tensor cores that add up in float32, and with the
-parts of a sum in half precision; and by those that add up in half precision. cuBLAS rounds float32 to the
-nearest of TF32, so 11 bits: a kernel that hands tensor cores what it has not rounded has 10, which is not
-covered."""
+parts of a sum in half precision; and by those that add up in half precision.
+
+cuBLAS rounds float32 to the nearest of TF32, as cvt.rna.tf32.f32 does. Tensor cores that are handed float32
+as it is ignore the bits that TF32 does not have, as with Triton's tl.dot (triton-lang/triton, issue 4574). So
+an element errs by a unit in the last of its 11 bits, 2**-10, where rounding alone errs by half of one."""

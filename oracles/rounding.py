@@ -58,7 +58,7 @@ class Precision:
     exponentials: float = 0.0
     """The unit roundoff in which a softmax stores exponentials and adds them; 0 if that is `accumulated`."""
     factors: float = 0.0
-    """The unit roundoff to which both matrices of a product are rounded first; 0 if they are not."""
+    """How far the elements of both matrices of a product may be cut first, relative to them; else 0."""
     additions: float = 0.0
     """The unit roundoff of an addition in a product of matrices; 0 if that is `accumulated`."""
     parts: float = 0.0
@@ -73,10 +73,15 @@ class Precision:
             return p
         return replace(
             p,
-            factors=2.0**-how.factors if how.factors else 0.0,
+            factors=2.0 ** (1 - how.factors) if how.factors else 0.0,
             additions=2.0**-how.additions if how.additions else 0.0,
             parts=p.stored if how.splits else 0.0,
         )
+
+    @property
+    def kept(self) -> float:
+        """The unit roundoff of the bits that elements of matrices keep: what has no more is not cut."""
+        return self.factors / 2
 
     @property
     def multiplied(self) -> float:
@@ -86,7 +91,7 @@ class Precision:
     def coarser(self, terms: int) -> float:
         """Bound what a product of matrices errs by besides the rounding of `terms` products and their sum.
 
-        A product of two rounded factors is x (1 + d) y (1 + e) with |d|, |e| <= `factors`, so it errs by
+        A product of two factors that are cut is x (1 + d) y (1 + e) with |d|, |e| <= `factors`, so it errs by
         gamma_2 of that, relative to |x y| (Higham 2002, lemma 3.1). A sum that is taken in s parts, each
         stored and then added up, rounds each term at most s times more: once as its part is stored, s - 1
         times as parts are added in whichever order; that is gamma_s of `parts`. The errors of both multiply,
@@ -245,7 +250,7 @@ def logits(
     if p.factors:
         # the scale is multiplied with either matrix first, or with neither
         cut_x, cut_y = (
-            np.any(narrower(matrix, p.factors) | narrower(scale * matrix, p.factors), axis=1, keepdims=True)
+            np.any(narrower(matrix, p.kept) | narrower(scale * matrix, p.kept), axis=1, keepdims=True)
             for matrix in (x, y)
         )
         rounds |= cut_x | cut_y.T

@@ -4,8 +4,11 @@ Imports torch only to look which of them are there.
 """
 
 import ctypes
+import importlib.util
 import platform
 import re
+import runpy
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,12 +40,35 @@ class Kind:
     name: str
     """As torch names it."""
     missing: Callable[[], str | None]
-    """Returns why there is none here, if so."""
+    """Returns why there is none here, if so; imports torch."""
     count: Callable[[], int]
     facts: Callable[[int], Facts]
     """Returns those of the device of an index; initialises it."""
     limit: Callable[[int, int], None] = lambda index, most: None
     """Lets this process hold so many bytes of the device of an index, and no more."""
+    ruled_out: Callable[[], str | None] = lambda: None
+    """Returns the same as `missing`, as far as that shows without torch."""
+
+
+def cuda_ruled_out() -> str | None:
+    """Return why there is no CUDA device here, if that shows without importing torch."""
+    spec = importlib.util.find_spec("torch")
+    if "torch" in sys.modules or spec is None or spec.origin is None:
+        return None
+    with suppress(OSError, KeyError):  # another torch may not say it there
+        built = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+        if built["cuda"] is None and built["hip"] is None:
+            return _built_without(built["__version__"])
+        if built["cuda"] and sys.platform == "linux":
+            try:
+                ctypes.CDLL("libcuda.so.1")
+            except OSError as error:
+                return f"no device was found: there is no NVIDIA driver: {error}"
+    return None
+
+
+def _built_without(version: str) -> str:
+    return f"torch {version} is built without CUDA"
 
 
 def cuda_missing() -> str | None:
@@ -50,7 +76,7 @@ def cuda_missing() -> str | None:
     import torch
 
     if not torch.backends.cuda.is_built():
-        return f"torch {torch.__version__} is built without CUDA"
+        return _built_without(torch.__version__)
     if _cuda_count():
         return None
     try:
@@ -98,7 +124,7 @@ def _cpu_facts() -> Facts:
     return Facts(platform.processor() or platform.machine())
 
 
-KINDS = {"cuda": Kind("cuda", cuda_missing, _cuda_count, _cuda_facts, _limit_cuda)}
+KINDS = {"cuda": Kind("cuda", cuda_missing, _cuda_count, _cuda_facts, _limit_cuda, cuda_ruled_out)}
 
 
 def kind_of(device: str) -> str:
@@ -147,6 +173,12 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def ruled_out(device: str) -> str | None:
+    """Return why a device is not there, if that shows without importing torch."""
+    why = KINDS[kind_of(device)].ruled_out() if kind_of(device) in KINDS else None
+    return why and f"{device}: {why}"
+
+
 def absent(device: str) -> str | None:
     """Return why a device is not there, if so."""
     if device == CPU:
@@ -185,6 +217,13 @@ def use(device: str) -> None:
         torch.accelerator.set_device_index(index_of(device))
 
 
+_REDUCED = {
+    "float16": "allow_fp16_reduced_precision_reduction",
+    "bfloat16": "allow_bf16_reduced_precision_reduction",
+}
+"""Whether parts of a sum may be stored in a dtype."""
+
+
 def matmul_of(dtype: str, device: str) -> str:
     """Return how a device multiplies matrices of a dtype, by torch's settings now.
 
@@ -202,13 +241,20 @@ def matmul_of(dtype: str, device: str) -> str:
         return "tf32" if (products.allow_tf32 if new is None else new == "tf32") else EXACT
     if dtype == "float16" and getattr(products, "allow_fp16_accumulation", False):
         return "half"
-    reduced = {
-        "float16": "allow_fp16_reduced_precision_reduction",
-        "bfloat16": "allow_bf16_reduced_precision_reduction",
-    }
-    if dtype not in reduced:
+    if dtype not in _REDUCED:
         return EXACT
-    return "reduced" if getattr(products, reduced[dtype]) else "truncated"
+    return "reduced" if getattr(products, _REDUCED[dtype]) else "truncated"
+
+
+def products_of(dtype: str, matmul: str) -> dict[str, bool]:
+    """Return the settings of `torch.backends.cuda.matmul` under which `matmul_of` tells this of a dtype."""
+    if dtype == "float32":
+        return {"allow_tf32": matmul == "tf32"}
+    if matmul == "half":
+        return {"allow_fp16_accumulation": True}
+    if matmul in ("reduced", "truncated"):
+        return {_REDUCED[dtype]: matmul == "reduced"}
+    return {}
 
 
 def limit(device: str, most: int) -> None:

@@ -57,6 +57,30 @@ CONTRACTS: dict[str, Values] = {
 each name."""
 
 
+LAWS = (
+    "terms equal the oracle",
+    "compiled keeps dtypes",
+    "compiled equals eager",
+    "gradients equal the oracle",
+    "cotangents pass through",
+    "twice differentiable",
+    "mean over ranks equals single process",
+    "second derivatives travel",
+    "backward is silent",
+    "inputs unchanged",
+    "outputs well formed",
+    "deterministic",
+    "leaves no trace",
+    "used equals fresh",
+    "padding never matters",
+    "other streams equal the default",
+    "replayed equals eager",
+    "never waits for the device",
+    "memory is returned",
+)
+"""The names of the properties, as `laws.laws` lists them."""
+
+
 class Shipped(NamedTuple):
     """A certified loss."""
 

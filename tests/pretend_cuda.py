@@ -10,14 +10,26 @@ from the host, which calls of libraries wait or cannot be captured, memory that 
 how a caching allocator hands it out, nor what kernels round.
 """
 
+import dataclasses
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.laws import Bench, Law, laws
+from verified_losses.properties.laws.cuda import recorded
+from verified_losses.properties.reference import Reference
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify.certifier import Check
+from verified_losses.properties.worlds.single import SingleWorld
+from verified_losses.properties.worlds.specs import parse
+
+T = TypeVar("T")
 
 SYNCHRONIZES = "called a synchronizing CUDA operation"
 CAPTURES = "operation not permitted when stream is capturing"
@@ -28,6 +40,8 @@ WAITING = (
     "aten::is_nonzero",
     "aten::masked_select",
 )
+SHARE = 0.4
+"""Of the cases that are asked for, for each law."""
 TO_HOST = ("cpu", "tolist", "numpy", "item")
 
 
@@ -95,9 +109,9 @@ class Device(TorchDispatchMode):
     def synchronize(self) -> None:
         """Wait for all streams."""
         self.check()
+        now = {stream: stream.time for stream in self.streams}
         for stream in self.streams:
-            for other in self.streams:
-                stream.wait_stream(other)
+            stream.waited = now.copy()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -128,6 +142,43 @@ class Device(TorchDispatchMode):
             wrong = torch.full_like(out, float("nan")) if out.is_floating_point() else torch.zeros_like(out)
             return wrong, [wrong]
         return out, _tensors(out)
+
+
+class OnDevice(SingleWorld):
+    """One rank, whose tensors are the device's; the oracle's are not."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def run(self, function: Callable[..., T], *arguments: object) -> list[T]:
+        """Run a function on the rank."""
+        with self.device:
+            return super().run(function, *arguments)
+
+
+def placed(law: Law, device: Device) -> Law:
+    """Return the law with its subject on the device, in this process."""
+
+    def check(bench: Bench, reference: Reference) -> float:
+        ours = Bench(bench.contract, bench.subject, OnDevice(device), SingleWorld())
+        for case in (reference.case, law.prepare(reference.case)):
+            for known in (case, recorded(case)):  # made here, not on the device
+                assert ours.reference(known).inputs
+                assert ours.reference(known).cotangents
+        return law.check(ours, reference)
+
+    return dataclasses.replace(law, check=check, needs="")
+
+
+@contextmanager
+def checks(label: str, contract: str, subject: Subject) -> Iterator[list[Check]]:
+    """Let a target be asked about the laws of CUDA, over this."""
+    (single,) = parse("1")
+    with pytest.MonkeyPatch.context() as patch, installed(patch) as device:
+        # the tenth that some have on a GPU is two cases of the default budget
+        known = [dataclasses.replace(law, share=SHARE) for law in laws() if law.needs == "cuda"]
+        asked = [placed(law, device) for law in known]
+        yield [Check(label, contracts()[contract], subject, law, single) for law in asked]
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from verified_losses.properties import devices
 from verified_losses.properties.ask import run
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.laws import Falsified, laws
+from verified_losses.properties.names import LAWS
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.certificate import Asked
 from verified_losses.properties.verify.arguments import ask
@@ -120,6 +122,10 @@ def test_its_version_is_that_of_the_package() -> None:
     assert shown.stdout.strip() == metadata.version("verified-losses")
 
 
+def test_the_names_of_all_properties_are_known_without_them() -> None:
+    assert [law.name for law in laws()] == list(LAWS)
+
+
 def test_a_known_property_must_be_one(tmp_path: Path) -> None:
     file = tmp_path / "known.toml"
     file.write_text('[[known]]\nproperty = "terms equals"\nreason = "x"\n')
@@ -135,7 +141,13 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
         (["--world", "two"], "--world: expected parts like"),
         (["--device", "gpu"], "--device: expected cpu, cuda, cuda:1 or all, separated by commas, got 'gpu'"),
         (["--max-examples", "0"], "--max-examples: expected at least 1, got 0"),
-        (["--max-examples", "x"], "--max-examples"),
+        (["--max-examples", "x"], "error --max-examples: expected a whole number, got 'x'\n"),
+        (["--seed", "-1"], "--seed: expected 0 or more, got -1"),
+        (["--max-time", "-1s"], "--max-time: expected seconds, or a time like 60s, 5m or 1h, got '-1s'"),
+        (["--max-time"], "error --max-time: expected a value after it, got nothing\n"),
+        (["--fail-fast=3"], "error --fail-fast: expected nothing, true or false, got '3'\n"),
+        (["--convention", "ours"], "error --convention: expected one of exact, open_clip, got 'ours'\n"),
+        (["--no-such-option"], "error Unknown option: --no-such-option.\n"),
         (["--loss", "exchange", "--world", "1"], "nothing to verify for exchange"),
         (["no_such_module:Loss", "--as", "clip"], "no_such_module:Loss: there is no module no_such_module"),
         (["torch.nn:NoSuchLoss", "--as", "clip"], "NoSuchLoss"),
@@ -168,6 +180,9 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
         (["--counterexamples", "pyproject.toml/x"], "pyproject.toml is not a folder"),
         (["--shard", "3/2"], "--shard: expected i/n, with i from 1 to n, as 1/4, got '3/2'"),
         (["--known", "tests/no_such_file.toml"], "--known: cannot read tests/no_such_file.toml"),
+        (["--html", "tests"], "--html: cannot write tests: it is a folder"),
+        (["mine.py", "--as", "clip"], "mine.py: expected MODULE:NAME or FILE.py:NAME, got 'mine.py'"),
+        ([".mine:Loss", "--as", "clip"], ".mine:Loss: there is no module .mine"),
     ],
 )
 def test_a_wrong_argument_is_named(
@@ -191,8 +206,12 @@ def test_a_wrong_argument_costs_no_import_and_no_process() -> None:
         ["--seed", "x"], ["--no-such-option"], ["--loss", "clap"], ["--world", "0"], ["--dtype", "float8"],
         ["--config", "local_loss=maybe"], ["--max-time", "soon"], ["--max-examples", "0"],
         ["--known", "tests/no_such_file.toml"], ["--convention", "ours"], ["x:y", "--as", "clop"],
-        ["--shard", "0/2"],
+        ["--shard", "0/2"], ["--seed", "-1"], ["--max-time", "-1s"], ["--only", "beauty"],
+        ["--junit", "pyproject.toml/x"], ["tests/no_such_file.py:Loss", "--as", "clip"],
+        ["no_such_module:Loss", "--as", "clip"],
     ]  # fmt: skip
+    if devices.absent("cuda:0"):
+        wrong.append(["--device", "cuda"])
     assert refused_early("certify", wrong) == ["2"] * len(wrong) + [""]
 
 

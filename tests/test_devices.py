@@ -1,5 +1,6 @@
 """Devices: their names, the cases and worlds on them, and the reports about them."""
 
+import ast
 import contextlib
 import functools
 import json
@@ -11,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -31,6 +33,7 @@ from verified_losses.properties.running import inputs
 from verified_losses.properties.show import certificate as records
 from verified_losses.properties.show import counterexample, terminal
 from verified_losses.properties.show.html import render
+from verified_losses.properties.standalone import file, launch
 from verified_losses.properties.subjects import SHIPPED
 from verified_losses.properties.verify import certifier
 from verified_losses.properties.verify import plan as planning
@@ -149,6 +152,38 @@ def test_the_driver_has_its_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.absent("cuda:0") is None
     monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
     assert devices.absent("cuda:0") == f"cuda:0: torch {torch.__version__} is built without CUDA"
+
+
+BUILT = "__version__ = '9.9'\ncuda = {!r}\nhip = {!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "driver", "said"),
+    [
+        (BUILT.format(None, None), False, "torch 9.9 is built without CUDA"),
+        (BUILT.format("13.0", None), True, None),
+        (BUILT.format("13.0", None), False, "no device was found: there is no NVIDIA driver: gone"),
+        (BUILT.format(None, "6.4"), False, None),
+        ("", False, None),
+    ],
+)
+def test_a_device_is_ruled_out_without_torch(
+    version: str, driver: bool, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> None:
+        if not driver:
+            raise OSError("gone")
+
+    (tmp_path / "version.py").write_text(version)
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(devices.ctypes, "CDLL", load)
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    assert devices.cuda_ruled_out() is None, "torch itself says it"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert devices.cuda_ruled_out() == said
+    assert devices.ruled_out("cuda:1") == (said and f"cuda:1: {said}")
+    assert devices.ruled_out("cpu") is devices.ruled_out("all") is None
 
 
 def test_a_device_that_does_not_work_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,6 +568,40 @@ def test_a_finding_over_nccl_is_a_file_that_starts_its_ranks_so(
     assert 'DEVICES = ("cuda:0", "cuda:1")  # of the ranks, in turn' in text
     features = [re.findall(r'device="(cuda:\d)"', one) for one in text.split('"logit_scale"')[:2]]
     assert features == [["cuda:0", "cuda:0"], ["cuda:1", "cuda:1"]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "matmul", "settings"),
+    [
+        ("float32", "tf32", {"allow_tf32": True}),
+        ("float32", "exact", {"allow_tf32": False}),
+        ("float64", "exact", {}),
+        ("bfloat16", "truncated", {"allow_bf16_reduced_precision_reduction": False}),
+        ("float16", "reduced", {"allow_fp16_reduced_precision_reduction": True}),
+        ("float16", "half", {"allow_fp16_accumulation": True}),
+    ],
+)
+def test_a_file_multiplies_as_the_device_did(
+    dtype: str, matmul: str, settings: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(rows=(1,), dtype=dtype, device="cuda:0", matmul=matmul)
+    check = replace(one_check("cpu", "terms equal the oracle"), world=replace(parse("1")[0], device="cuda:0"))
+    place = Place("term", "contrastive_loss", 0, expected=1.0, observed=2.0, bound=0.1)
+    error = Falsified("wrong", place)
+    finding = Finding(check, 0, "falsified", reason="wrong", smallest=Example(case), error=error)
+    text = counterexample.render(finding, tmp_path / "one.py")
+    line = re.search("^PRODUCTS = (.*)  # settings of torch.backends.cuda.matmul$", text, re.MULTILINE)
+    assert line is not None
+    assert ast.literal_eval(line[1]) == settings
+
+    class Products:
+        pass
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Products)
+    monkeypatch.setattr(file, "PRODUCTS", settings)
+    monkeypatch.setattr(file, "DEVICES", ("no such device",))
+    assert not launch.on_device(0)
+    assert {name: getattr(Products, name) for name in settings} == settings
 
 
 def test_pages_and_terminals_show_devices(monkeypatch: pytest.MonkeyPatch) -> None:

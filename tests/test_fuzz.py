@@ -27,6 +27,7 @@ import pytest
 from hypothesis import Phase
 from rich.console import Console
 
+from verified_losses.properties import devices
 from verified_losses.properties.ask import fuzz_run
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.ask.fuzz_cli import LOG
@@ -669,13 +670,18 @@ def test_a_find_that_is_still_there_is_a_finding_of_its_check(tmp_path: Path) ->
         (["a:A", "a:A", "--as", "clip"], "expected each target once, got a:A several times"),
         (["--jobs", "0"], "--jobs: expected auto, or a number of processes from 1 on, got '0'"),
         (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
+        (["--rounds", "x"], "error --rounds: expected a whole number, got 'x'"),
+        (["--max-time", "-1s"], "--max-time: expected seconds, or a time like 60s, 5m or 1h, got '-1s'"),
+        (["--seed", "-1"], "--seed: expected 0 or more, got -1"),
+        (["--only", "beauty"], "--only: expected some of terms equal the oracle"),
+        (["no_such_file.py:A", "--as", "clip"], "no_such_file.py:A: there is no file no_such_file.py"),
         (["--max-time", "soon"], "--max-time: expected seconds"),
         (["--max-examples", "0"], "--max-examples: expected at least 1"),
         (["--shard", "3/2"], "--shard: expected i/n"),
         (["--world", "0"], "--world: expected"),
         (["--world", "torchrun"], "--world: torchrun: "),
         (["--known", "tests/no_such_file.toml"], "--known: cannot read tests/no_such_file.toml"),
-        (["--folder", "/proc/no/such"], "--folder: cannot write /proc/no/such"),
+        (["--folder", "/proc/no/such"], "--folder: cannot write into /proc/no/such"),
         (["replay", "--folder", "build/no/such"], "--folder: there is no folder build/no/such"),
         (["prune", "--folder", "build/no/such"], "--folder: there is no folder build/no/such"),
     ],
@@ -696,9 +702,16 @@ def test_a_wrong_argument_is_named(
 
 def test_a_wrong_argument_costs_no_import_and_no_process(tmp_path: Path) -> None:
     _started(tmp_path)
-    wrong = [["--loss", "clap"], ["--jobs", "0"], ["--world", "0"], ["--resume", "--seed", "4"], []]
+    wrong = [
+        ["--loss", "clap"], ["--jobs", "0"], ["--world", "0"], ["--resume", "--seed", "4"], ["--seed", "-1"],
+        ["--only", "beauty"], [],
+    ]  # fmt: skip
+    if devices.absent("cuda:0"):
+        wrong.append(["--device", "cuda"])
     given = ["--world", "1", "--loss", "clip", "--folder", str(tmp_path)]
-    assert refused_early("fuzz", [[*given, *arguments] for arguments in wrong]) == ["2"] * len(wrong) + [""]
+    targets = [["no_such_file.py:A", "--as", "clip"], ["no_such_module:A", "--as", "clip"]]
+    asked = [*targets, *([*given, *arguments] for arguments in wrong)]
+    assert refused_early("fuzz", asked) == ["2"] * len(asked) + [""]
 
 
 def _started(folder: Path, *lines: Line, **arguments: Any) -> None:
@@ -837,6 +850,17 @@ def _check_junit(path: Path, failures: int, tests: int) -> None:
         for failure in case.findall("failure"):
             assert "expected 1, observed" in str(failure.get("message"))
             assert ".py" in str(failure.get("message"))
+
+
+def test_a_signal_as_the_first_certificate_is_written_ends_a_run_as_any_later(
+    tmp_path: Path, judged: Any
+) -> None:
+    judged(lambda check, example: 0.0)
+    campaign = _campaign(tmp_path)
+    campaign.save = lambda campaign: os.kill(os.getpid(), signal.SIGTERM)
+    campaign.run()
+    assert campaign.why == "SIGTERM"
+    assert "SIGTERM in round 1" in campaign.missed()
 
 
 def test_a_killed_run_leaves_a_whole_log_and_nothing_running(tmp_path: Path) -> None:

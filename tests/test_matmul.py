@@ -5,12 +5,16 @@ each wider bound is needed. What a GPU's own libraries do is seen on a GPU alone
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd.function import Function
 
+from tests.defects.plain import Clip, Scalar, flat
 from tests.test_rounding import Machine
 from verified_losses.oracles import rounding
 from verified_losses.oracles.complex_step import Array
@@ -21,7 +25,10 @@ from verified_losses.properties import devices
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
+from verified_losses.properties.laws import Bench, Falsified, laws
 from verified_losses.properties.reference import reference
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.worlds.single import SingleWorld
 
 HALVES = ("bfloat16", "float16")
 REPEATS = 12
@@ -39,12 +46,16 @@ class TensorCore(Machine):
         super().__init__(kind.bits, DTYPES[kind.accumulated].bits, seed)
         self.precision = Precision.of(dtype, matmul)
         self.how = MATMULS[matmul]
+        self.cuts = self.either(True, False)
+        """What has too many bits, as tensor cores do that are handed it; else it is rounded before."""
 
     def factor(self, value: float) -> float:
         if not self.how.factors or not value:
             return value
         mantissa, exponent = math.frexp(value)
         scaled = math.ldexp(mantissa, self.how.factors)
+        if self.cuts:
+            return math.ldexp(math.trunc(scaled), exponent - self.how.factors)
         nearest = self.either(round(scaled), math.copysign(math.floor(abs(scaled) + 0.5), scaled))
         return math.ldexp(nearest, exponent - self.how.factors)
 
@@ -97,7 +108,7 @@ def worst(observed: Array, expected: Array, error: Array) -> float:
 @pytest.mark.parametrize(
     ("dtype", "matmul", "expected"),
     [
-        ("float32", "tf32", (2.0**-11, 2.0**-22, 0.0)),
+        ("float32", "tf32", (2.0**-10, 2.0**-22, 0.0)),
         ("bfloat16", "truncated", (0.0, 2.0**-22, 0.0)),
         ("float16", "truncated", (0.0, 2.0**-22, 0.0)),
         ("bfloat16", "reduced", (0.0, 2.0**-22, 2.0**-8)),
@@ -161,6 +172,17 @@ def test_few_bits_are_exact_in_tf32_and_more_are_not() -> None:
         assert rounding.logits(scale, x, y, 0.0, Precision.of("float32")).error.item() == 0
     # 6 and 7 bits are 13
     assert rounding.logits(127.0, 63 * one, one, 0.0, p).error.item() > 0
+
+
+def test_what_tensor_cores_cut_errs_by_twice_what_rounding_does() -> None:
+    p, m = Precision.of("float32", "tf32"), TensorCore("float32", "tf32", 0)
+    rounded = replace(p, factors=p.kept)
+    x = np.full((1, 20), 1 + 2.0**-10 - 2.0**-23)
+    bound, narrow = (rounding.logits(1.0, x, x, 0.0, one) for one in (p, rounded))
+    for m.cuts in (True, False):
+        found = m.matrix(x, x)
+        assert worst(found, bound.value, bound.error) <= 1
+        assert (worst(found, bound.value, narrow.error) > 1) == m.cuts
 
 
 def made(m: TensorCore, rows: int, columns: int, same_sign: bool) -> Array:
@@ -264,6 +286,45 @@ def test_second_derivatives_have_room_for_rounded_factors() -> None:
     assert error(Precision.of("float32", "tf32")) > error(Precision.of("float32")) + 4 * 2.0**-11
 
 
+class Cut(Function):
+    """A product of matrices whose elements keep the bits of TF32, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        return Cut.of(x) @ Cut.of(y).T
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        x, y = ctx.saved_tensors
+        return Cut.apply(slope, y.T), Cut.apply(slope.T, x.T)
+
+    @staticmethod
+    def of(tensor: Tensor) -> Tensor:
+        return (tensor.detach().contiguous().view(torch.int32) & -(2**13)).view(torch.float32)
+
+
+class CutClip(Clip):
+    """Its kernel hands tensor cores float32 as it is."""
+
+    def product(self, x: Tensor, y: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        logits: Tensor = flat(scale) * Cut.apply(x, y)
+        return logits if bias is None else logits + flat(bias)
+
+
+CUT = Subject(f"{__name__}:{CutClip.__name__}")
+FINE = Case(rows=(7,), width=16, dtype="float32", pattern="unit", scale=20.0, cotangents="drawn", seed=3)
+
+
+@pytest.mark.parametrize("law", [law.name for law in laws() if law.simulated and "oracle" in law.name])
+def test_a_loss_that_cuts_is_right_in_tf32_alone(law: str) -> None:
+    (found,) = [one for one in laws() if one.name == law]
+    bench = Bench(contracts()["clip"], CUT, SingleWorld(), SingleWorld())
+    assert found.check(bench, bench.reference(replace(FINE, matmul="tf32"))) <= 1
+    with pytest.raises(Falsified):
+        found.check(bench, bench.reference(FINE))
+
+
 # Which of them a case has.
 
 
@@ -318,6 +379,9 @@ def test_a_case_of_cuda_is_of_the_settings(dtype: str, setting: str, value: obje
         assert example.case.matmul == expected
         assert Example.from_json(example.to_json()) == example
         assert ("matmul" in str(example)) == (expected != "exact")
+        if setting != "fp32_precision":  # after which torch refuses to tell the older one
+            for name, kept in devices.products_of(dtype, expected).items():
+                assert getattr(products, name) == kept
         assert devices.matmul_of(dtype, "cpu") == devices.matmul_of(dtype, "standin:0") == "exact"
     finally:
         if setting:

@@ -26,6 +26,8 @@ from verified_losses.properties.verify.known import Known
 from verified_losses.properties.verify.plan import plan
 from verified_losses.properties.verify.shards import Shard
 
+from .children import refused_early
+
 WRONG = "tests.defects.clip:OnlyImageToText"
 ONLY = ["terms*", "gradients*", "inputs*"]
 
@@ -205,7 +207,33 @@ def test_a_certificate_that_was_cut_off_is_a_missing_shard(
     for index in (1, 3):
         (mine / f"{index}" / "certificate.json").write_text("{}")
     assert _merge(mine, "--output", tmp_path / "none") == 2
-    assert "expected at least one certificate" in capsys.readouterr().err
+    assert "error PATHS: expected at least one certificate" in capsys.readouterr().err
+
+
+def test_paths_without_a_certificate_are_refused_at_once(tmp_path: Path) -> None:
+    gone = [["--output", str(tmp_path)], [str(tmp_path), str(tmp_path / "gone")]]
+    assert refused_early("merge", gone) == ["2", "2", ""]
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        ([], "error PATHS: expected certificates of shards, or folders that hold them, got nothing\n"),
+        (
+            ["{0}/gone"],
+            "error PATHS: expected at least one certificate of a shard: {0}/gone: there is no such",
+        ),
+        (
+            ["{0}"],
+            "error PATHS: expected at least one certificate of a shard: {0}: it holds no certificate.json",
+        ),
+    ],
+)
+def test_paths_without_a_certificate_are_named(
+    paths: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _merge(*(path.format(tmp_path) for path in paths), "--output", tmp_path / "merged") == 2
+    assert said.format(tmp_path) in capsys.readouterr().err
 
 
 def _set(name: str, value: object) -> Callable[[dict[str, Any]], None]:
@@ -288,6 +316,19 @@ def test_findings_are_merged_where_the_target_is_not(
     assert named == {"ab": "elsewhere/ab.py", "cd": str(copy)}
     home = os.path.relpath(Path.cwd(), copy.parent)
     assert copy.read_text() == f'# verified-losses counterexample\nHOME = "{home}"  # from\n'
+
+
+def test_no_find_of_a_shard_is_lost(mine: Path, tmp_path: Path) -> None:
+    """A certificate names one file of each defect; fuzzing leaves one of each fingerprint."""
+    left = {"1/finds/a-1.py": "longer", "1/finds/b-2.py": 'HOME = "x"\n', "2/finds/a-1.py": "short"}
+    for name, text in left.items():
+        (mine / name).parent.mkdir(exist_ok=True)
+        (mine / name).write_text(text)
+    output = tmp_path / "merged"
+    assert _merge(mine, "--output", output) == 0
+    found = {file.name: file.read_text() for file in (output / "finds").iterdir()}
+    home = os.path.relpath(Path.cwd(), output / "finds")
+    assert found == {"a-1.py": "short", "b-2.py": f'HOME = "{home}"\n'}
 
 
 def test_one_file_that_is_given_twice_counts_once(shards: Path, tmp_path: Path) -> None:

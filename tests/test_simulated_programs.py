@@ -39,6 +39,7 @@ class Case(NamedTuple):
     steps: list[Step]
 
 
+TORCH_VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 REDUCE_OPS = ["SUM", "PRODUCT", "MIN", "MAX"]
 PLAIN = [
     "all_reduce",
@@ -50,7 +51,7 @@ PLAIN = [
     "broadcast",
     "gather",
     "scatter",
-    "all_to_all",
+    *["all_to_all"] * (TORCH_VERSION >= (2, 12)),  # gloo of torch 2.11 has none of lists
     "all_to_all_single",
     "barrier",
     "objects",

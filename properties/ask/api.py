@@ -14,7 +14,16 @@ from ..show.certificate import Asked, Certificate
 from ..show.defects import Defect, explain
 from ..show.terminal import explained
 from ..subjects import Target
-from ..verify.arguments import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS, Subjects, Unusable, ask, some_devices
+from ..verify.arguments import (
+    COUNTEREXAMPLES,
+    MAX_EXAMPLES,
+    WORLDS,
+    Subjects,
+    Unusable,
+    ask,
+    check_seed,
+    some_devices,
+)
 from ..verify.certifier import Certifier, Check, Finding, verify_all
 from ..verify.known import Known
 from ..verify.plan import fitted, left_out, plan, working
@@ -122,6 +131,7 @@ def certify(
     part = read_shard(shard, {})
     asked = _asked(target, contract, convention, config, equal_rows, dtypes, call, parameters, features)
     places = working(some_devices(device))
+    check_seed(seed)
     scope = world, max_examples, _listed(only), _listed(skip), places
     plan(asked, *scope)  # wrong arguments raise before the target is imported
     subjects = fitted(asked, deadline, places[0])
@@ -186,6 +196,7 @@ def certification(
 
     asked = _asked(target, contract, **options)
     places = expand(some_devices(device))
+    check_seed(seed)
     scope = world, max_examples, _listed(only), _listed(skip), places
     certifier, folder = Certifier(max_examples, seed), Path(counterexamples).absolute()
     found: dict[str, Check] | Unusable | None = None

@@ -13,15 +13,15 @@ from collections import Counter
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from cyclopts import App, Parameter
+from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Parameter
 from rich.console import Console
 from rich.markup import escape
 
 from ..devices import CPU
 from ..forms import NAMES
-from ..names import CONTRACTS, DTYPES, LOSSES, Convention
+from ..names import CONTRACTS, DTYPES, LAWS, LOSSES, Convention
 from ..show.text import own, plain
 from ..subjects import SHIPPED, Target
 from ..verify.arguments import (
@@ -33,7 +33,12 @@ from ..verify.arguments import (
     ask,
     check_config,
     check_database,
+    check_file,
+    check_folder,
     check_max_examples,
+    check_seed,
+    check_target,
+    kept_laws,
     read_config,
     read_seconds,
     some_devices,
@@ -42,12 +47,15 @@ from ..verify.arguments import (
     without_password,
 )
 from ..verify.known import Known
-from ..verify.shards import read_shard
+from ..verify.shards import found, read_shard
 from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
 AS = f"What the target must do: {', '.join(CONTRACTS)}."
 LOSS = f"Which shipped losses: {', '.join(LOSSES)}. Else all."
+KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
+"""What a value of a type is, in words."""
+Time = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
 
 app = App(
@@ -75,7 +83,7 @@ def certify(
     device: str = CPU,
     dtype: str = ",".join(DTYPES),
     max_examples: int = MAX_EXAMPLES,
-    max_time: str | None = None,
+    max_time: Time = None,
     fail_fast: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     known: Path | None = None,
@@ -171,7 +179,11 @@ def certify(
         What `time.monotonic()` was as the process began.
     """
     deadline = begun + (math.inf if max_time is None else read_seconds(max_time))
-    check_folder(counterexamples)
+    check_folder(counterexamples, "counterexamples")
+    for argument, file in (("json", json), ("html", html), ("junit", junit)):
+        check_file(file, argument)
+    check_seed(seed)
+    kept_laws(LAWS, only, skip)
     accept = read_known(known)
     dtypes = dtype.split(",")
     shipped = target is None and contract is None
@@ -182,6 +194,7 @@ def certify(
         name = named_target(target, loss)
         form = call, parameter or (), features
         asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes, *form)
+        check_target(name)
         subjects = {Target.of(name).name: asked}
     asked_for = some_devices(device)
     worlds = some_worlds(world, asked_for)
@@ -197,15 +210,10 @@ def certify(
             return torchrun.serve()
         torchrun.lead()
     server.start()  # which imports torch too
-    from ..laws import laws
     from ..show.certificate import Asked
     from ..verify.plan import fitted, plan, working
     from . import run as running
 
-    try:
-        accept.check([law.name for law in laws()])
-    except ValueError as error:
-        raise Unusable("known", str(error)) from error
     places = working(asked_for)
     planned = plan(subjects, world, max_examples, only, skip, places)
     if not shipped:
@@ -253,6 +261,7 @@ def inspect(
         What the target does with rows, as for certify.
     """
     name = named_target(target, None)
+    check_target(name)
     names = [contract] if contract else list(NAMES)
     asked = {
         one: ask(name, one, call=call, parameters=parameter or (), features=features)[1] for one in names
@@ -264,7 +273,7 @@ def inspect(
 
 
 @app.command
-def merge(paths: list[Path], *, output: Path = Path("build/merged")) -> int:
+def merge(*paths: Path, output: Path = Path("build/merged")) -> int:
     """Make one certificate, one page and one JUnit XML of the shards of a run.
 
     They must be of one run: the same target and source, suite, seed, worlds and versions. What is missing or
@@ -279,12 +288,18 @@ def merge(paths: list[Path], *, output: Path = Path("build/merged")) -> int:
         What `certify --shard` and `fuzz` left: certificates, folders that hold a certificate.json, or
         folders of such folders.
     output
-        Where to write certificate.json, report.html, junit.xml and counterexamples/.
+        Where to write certificate.json, report.html, junit.xml, counterexamples/, and finds/, all that fuzz
+        has left, for `fuzz replay --folder`.
     """
     check_folder(output, "output")
+    if not paths:
+        raise Unusable("PATHS", "expected certificates of shards, or folders that hold them, got nothing")
+    files, troubles = found(paths)
+    if not files:
+        raise Unusable("PATHS", f"expected at least one certificate of a shard: {'; '.join(troubles)}")
     from .merge import merge_shards
 
-    return merge_shards(paths, output)
+    return merge_shards(files, troubles, output)
 
 
 @app.command(name="schema")
@@ -336,17 +351,11 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     return NOT_RUN if states["cannot run"] else HOLDS
 
 
-def check_folder(folder: Path, argument: str = "counterexamples") -> None:
-    """Raise Unusable if a folder is none, and cannot be made."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        problem = "not writable" if there.is_dir() else "not a folder"
-        raise Unusable(argument, f"cannot write into {folder}: {there} is {problem}")
-
-
 def read_known(path: Path | None) -> Known:
     try:
-        return Known() if path is None else Known.read(path)
+        known = Known() if path is None else Known.read(path)
+        known.check(LAWS)
+        return known
     except OSError as error:
         raise Unusable("known", f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -391,18 +400,32 @@ def main(arguments: list[str] | None = None, begun: float | None = None) -> None
     """
     times = {"begun": time.monotonic() if begun is None else begun}
     console = Console(stderr=True, emoji=False)
+
+    def refuse(said: str) -> int:
+        console.print(f"[bold red]error[/] {escape(said)}", highlight=False, soft_wrap=True)
+        return USAGE
+
     try:
-        command, bound, unparsed = app.parse_args(arguments, exit_on_error=False, print_error=True)
+        command, bound, unparsed = app.parse_args(arguments, exit_on_error=False, print_error=False)
         given: dict[str, Any] = {name: times[name] for name in unparsed}
         status = command(*bound.args, **bound.kwargs, **given)
     except Unusable as error:
         if error.detail:
             console.print(escape(own(plain(error.detail))), highlight=False, soft_wrap=True)
-        said = error.as_option("--")
-        console.print(f"[bold red]error[/] {escape(said)}", highlight=False, soft_wrap=True)
-        status = USAGE
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "cyclopts":
-            raise
-        status = USAGE
+        status = refuse(error.as_option("--"))
+    except CycloptsError as error:
+        status = refuse(_unparsed(error))
     sys.exit(status if isinstance(status, int) else HOLDS)
+
+
+def _unparsed(error: CycloptsError) -> str:
+    """Return in one line what cannot be read of the command line."""
+    if isinstance(error, CoercionError) and error.token is not None and error.token.keyword:
+        wanted: Any = error.target_type
+        choices = ", ".join(map(str, get_args(wanted)))
+        kind = f"one of {choices}" if choices else KINDS.get(wanted, str(wanted))
+        return f"{error.token.keyword}: expected {kind}, got {error.token.value!r}"
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return f"{error.argument.name}: expected a value after it, got nothing"
+    error.verbose = False
+    return " ".join(str(error).split())

@@ -16,14 +16,18 @@ from cyclopts import App, Parameter
 from ..devices import CPU
 from ..fuzz.lines import Begun, Ended, Line, Replayed
 from ..fuzz.log import Busy, Log, compare
-from ..names import DTYPES, Convention
+from ..names import DTYPES, LAWS, Convention
 from ..subjects import Target
 from ..verify.arguments import (
     WORLDS,
     Subjects,
     Unusable,
     ask,
+    check_folder,
     check_max_examples,
+    check_seed,
+    check_target,
+    kept_laws,
     read_config,
     read_seconds,
     some_devices,
@@ -36,8 +40,8 @@ from .cli import (
     AS,
     LOSS,
     Several,
+    Time,
     app,
-    check_folder,
     check_no_form,
     named_target,
     read_known,
@@ -71,7 +75,7 @@ def run_fuzz(
     device: str = CPU,
     dtype: str = ",".join(DTYPES),
     max_examples: int = MAX_EXAMPLES,
-    max_time: str | None = None,
+    max_time: Time = None,
     rounds: int | None = None,
     fail_fast: Annotated[bool, Parameter(negative=())] = False,
     resume: Annotated[bool, Parameter(negative=())] = False,
@@ -158,6 +162,8 @@ def run_fuzz(
     """
     seconds = math.inf if max_time is None else read_seconds(max_time)
     check_folder(folder, "folder")
+    check_seed(seed)
+    kept_laws(LAWS, only, skip)
     accept = read_known(known)
     form = call, parameter or [], features
     subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), form)
@@ -272,12 +278,15 @@ def _subjects(
         raise Unusable("", f"expected each target once, got {', '.join(twice)} several times")
     short = Counter(Target.of(name).name for name in names)
     pinned = read_config(config)
-    return {
+    subjects = {
         Target.of(name).name if short[Target.of(name).name] == 1 else name: ask(
             name, contract, convention, pinned, equal_rows, dtypes, *form
         )
         for name in names
     }
+    for name in names:
+        check_target(name)
+    return subjects
 
 
 def _read_jobs(text: str) -> int:

@@ -16,7 +16,6 @@ from ..fuzz.live import Screen
 from ..fuzz.log import Log, compare
 from ..fuzz.tally import drawn
 from ..fuzz.workers import Processes, Scope
-from ..laws import laws
 from ..show import replay
 from ..show.certificate import Asked, source_hash, versions
 from ..show.counterexample import file_name
@@ -79,10 +78,6 @@ def run(request: Request, log: Log) -> int:
     Raises:
         Unusable: an argument, a target, or the run to go on from is.
     """
-    try:
-        request.known.check([law.name for law in laws()])
-    except ValueError as error:
-        raise Unusable("known", str(error)) from error
     deadline = request.begun + request.seconds
     subjects = request.subjects
     places = working(request.asked_for)
@@ -115,7 +110,6 @@ def run(request: Request, log: Log) -> int:
     for find in _old_finds(request, states, own):
         campaign.take_old(find)
     _announce(console, request, subjects, campaign)
-    report.save(campaign)
     with screen:
         campaign.run()
     return report.conclude(campaign, console, deadline)

@@ -8,33 +8,42 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
+from ..fuzz import corpus
 from ..show.certificate import Certificate, Certificates, Property, together
-from ..show.merge import Left, NotOneRun, Unreadable, copied, find, located, merge, read
+from ..show.merge import Left, NotOneRun, copied, copy_finds, located, merge, read
 from ..show.regroup import regrouped
 from ..show.text import plain, shortened
 from ..verify.arguments import Unusable
+from ..verify.shards import Unreadable
 from . import FALSIFIED, HOLDS, NOT_RUN, run
 
 STATUS = {"holds": HOLDS, "falsified": FALSIFIED, "incomplete": NOT_RUN}
 FILES = "certificate.json", "report.html", "junit.xml"
 
 
-def merge_shards(paths: Sequence[Path], output: Path) -> int:
+def merge_shards(files: Sequence[Path], troubles: list[str], output: Path) -> int:
     """Make one certificate of what shards left, write it with its page and JUnit XML; return the exit status.
+
+    Args:
+        files: their certificates.
+        troubles: why what else was given names none.
+        output: where to write.
 
     Raises:
         Unusable: there is no certificate, they are not of one run, or the output cannot be written.
     """
     console = run.printer()
-    lefts, troubles = _read(paths)
+    lefts, unread = _read(files)
     if len(lefts) > 1:  # what a merge before has written into a folder beside them is none of them
         lefts = [left for left in lefts if left.is_shard or left.file.resolve().parent != output.resolve()]
-    for trouble in troubles:
+    for trouble in [*troubles, *unread]:
         console.print(
             f"[yellow]nothing to merge[/] {escape(plain(trouble))}", highlight=False, soft_wrap=True
         )
     if not lefts:
-        raise Unusable("", "expected at least one certificate of a shard; there is none that can be read")
+        raise Unusable(
+            "PATHS", "expected at least one certificate of a shard; there is none that can be read"
+        )
     if output.resolve() in [left.file.resolve().parent for left in lefts]:
         raise Unusable("output", f"expected a folder of its own, got that of a shard, {output}")
     try:
@@ -45,6 +54,8 @@ def merge_shards(paths: Sequence[Path], output: Path) -> int:
     json, html, junit = (output / name for name in FILES)
     try:
         record = copied(_compared(record, lefts, folder, console), folder)
+        finds = [find for left in lefts for find in corpus.files(left.file.parent / corpus.FOLDER)]
+        copy_finds(finds, output / corpus.FOLDER)
     except OSError as error:
         raise Unusable("output", f"cannot write {output}: {error.strerror or error}") from error
     run.save(record, json, html, junit)
@@ -53,16 +64,10 @@ def merge_shards(paths: Sequence[Path], output: Path) -> int:
     return STATUS[record.verdict]
 
 
-def _read(paths: Sequence[Path]) -> tuple[list[Left], list[str]]:
-    """Return what shards left, each file once, and why some paths gave nothing."""
-    files: dict[Path, Path] = {}
+def _read(files: Sequence[Path]) -> tuple[list[Left], list[str]]:
+    """Return what shards left, and why some files hold nothing."""
     lefts, troubles = [], []
-    for path in paths:
-        try:
-            files |= {file.resolve(): file for file in find(path)}
-        except Unreadable as error:
-            troubles.append(str(error))
-    for file in files.values():
+    for file in files:
         try:
             lefts.append(read(file))
         except Unreadable as error:

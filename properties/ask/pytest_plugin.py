@@ -51,7 +51,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     try:
         from ..devices import CPU
         from ..show.text import shortened
-        from ..verify.arguments import Unusable, read_seconds, some_devices
+        from ..verify.arguments import Unusable, check_seed, read_seconds, some_devices
         from ..verify.plan import fitted, working
         from ..worlds import nccl
     except ImportError as error:
@@ -61,6 +61,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     try:
         limit = config.option.certify_max_time
         deadline = begun + (math.inf if limit is None else read_seconds(limit))
+        check_seed(_seed(config))
         asked = _asked(config)
         _shard(config)
         places = working(some_devices(config.option.certify_device or CPU))

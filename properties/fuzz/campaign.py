@@ -196,6 +196,7 @@ class Campaign:
         saved = self.begun
         with self._signals():
             try:
+                self.save(self)  # from here on there is something to say of a run that is ended
                 while not self.why:
                     self.step()
                     self.view.tick(self)

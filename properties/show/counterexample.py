@@ -18,7 +18,7 @@ from verified_losses.oracles.complex_step import Array
 
 from ..cases import LAYOUTS, Case, has_layout, rounded
 from ..contracts import Contract, Inputs
-from ..devices import CPU
+from ..devices import CPU, kind_of, products_of
 from ..examples import Example, Mode
 from ..forms import Form, source
 from ..laws import INFERENCE, Falsified, Law, Place
@@ -325,6 +325,7 @@ def _given(check: Check, example: Example, place: Place) -> dict[str, tuple[Any,
         "CONVENTIONS": (check.subject.conventions, ""),
         "FORM": (form_fields(check.subject.form), "how the target is called"),
         "DEVICES": (tuple(example.case.device.split("/")), "of the ranks, in turn"),
+        "PRODUCTS": (_products(example), "settings of torch.backends.cuda.matmul"),
         "WORLD": (check.world.row.again or check.world.row.name, "in which kind of world it was seen"),
         "EXAMPLE": (example.to_json(), ""),
         "COTANGENTS": (None, "ones"),
@@ -339,6 +340,15 @@ def _given(check: Check, example: Example, place: Place) -> dict[str, tuple[Any,
         "ALLOWED": (allowed, "what is documented"),
         "BOUND": (float(f"{place.bound:.4g}"), why if place.bound else "nothing may be rounded"),
     }
+
+
+def _products(example: Example) -> dict[str, bool]:
+    """Return how the device of an example multiplied matrices."""
+    settings: dict[str, bool] = {}
+    for case in (*(step.case for step in example.steps), example.case):
+        if kind_of(case.device) == "cuda":
+            settings |= products_of(case.dtype, case.matmul)
+    return settings
 
 
 def _listed(ranks: Inputs, dtype: str) -> list[dict[str, Any]]:

@@ -11,12 +11,11 @@ from typing import Any
 
 import msgspec
 
+from ..verify.shards import Unreadable
 from .certificate import Certificate, Certificates, Device, Part, Property, decode, together
 from .drawn import added
 from .text import write_whole
 
-NAME = "certificate.json"
-"""Of a shard's certificate, in its folder."""
 SAME = ("version", "convention", "seed", "max_examples", "worlds", "source", "issuer", "versions")
 """Fields of a certificate that all shards of a run have in common."""
 SAME_PART = ("count", "label", "subject", "checks")
@@ -27,10 +26,6 @@ HOME = re.compile(r'^HOME = "[^"\n]*"', re.MULTILINE)
 
 class NotOneRun(ValueError):
     """Certificates are not of different shards of one run; the message says what differs."""
-
-
-class Unreadable(ValueError):
-    """A file holds no certificate."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +50,6 @@ class Left:
         """Which shard it is, from 1."""
         part = self.certificates[0].shard
         return part.index if part else 1
-
-
-def find(path: Path) -> list[Path]:
-    """Return the certificates that a path names: a file, that in a folder, or those in the folders in it.
-
-    Raises:
-        Unreadable: there is none.
-    """
-    if not path.is_dir():
-        if not path.exists():
-            raise Unreadable(f"{path}: there is no such file or folder")
-        return [path]
-    if (path / NAME).is_file():
-        return [path / NAME]
-    below = sorted(path.glob(f"*/{NAME}"))
-    if not below:
-        raise Unreadable(f"{path}: it holds no {NAME}, nor does a folder in it")
-    return below
 
 
 def read(file: Path) -> Left:
@@ -354,12 +331,30 @@ def copied(record: Certificate | Certificates, folder: Path) -> Certificate | Ce
         file, target = Path(name), folder / Path(name).name
         if not file.is_file():
             return name
-        text = file.read_bytes().decode(errors="surrogateescape")
-        home = f'HOME = "{os.path.relpath(Path.cwd(), folder)}"'
-        write_whole(target, HOME.sub(lambda line: home, text, count=1).encode(errors="surrogateescape"))
+        _copy(file, target)
         return str(target)
 
     return _renamed(record, copy)
+
+
+def copy_finds(files: Sequence[Path], folder: Path) -> None:
+    """Copy all counterexamples of some folders into one; of those with one name, the smallest.
+
+    Raises:
+        OSError: one cannot be read or written.
+    """
+    smallest: dict[str, Path] = {}
+    for file in sorted(files, key=lambda file: (file.stat().st_size, file)):
+        smallest.setdefault(file.name, file)
+    for name, file in smallest.items():
+        _copy(file, folder / name)
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a counterexample, and let it name the current folder from its new place."""
+    text = file.read_bytes().decode(errors="surrogateescape")
+    home = f'HOME = "{os.path.relpath(Path.cwd(), target.parent)}"'
+    write_whole(target, HOME.sub(lambda line: home, text, count=1).encode(errors="surrogateescape"))
 
 
 def _renamed(record: Certificate | Certificates, rename: Callable[[str], str]) -> Certificate | Certificates:

@@ -108,8 +108,11 @@ def names_read(source: str) -> set[str]:
     """Return the names that code reads of its module."""
 
     def walk(table: symtable.SymbolTable) -> Iterator[str]:
+        is_module = table.get_type() == "module"
         for symbol in table.get_symbols():
-            if symbol.is_global() or (table.get_type() == "module" and symbol.is_referenced()):
+            # from Python 3.12 on, what runs through a comprehension of a module is assigned in the module
+            reads = symbol.is_referenced() and not symbol.is_assigned()
+            if reads if is_module else symbol.is_global():
                 yield symbol.get_name()
         for child in table.get_children():
             yield from walk(child)

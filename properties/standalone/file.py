@@ -6,6 +6,7 @@ ARGUMENTS: dict[str, Any] = {}
 TARGET = HOME = WHERE = KIND = NAME = LAW = CONTRACT = WORLD = EXAMPLE = ""
 TERMS: tuple[str, ...] = ()
 DEVICES: tuple[str, ...] = ()
+PRODUCTS: dict[str, bool] = {}
 CONVENTIONS: tuple[str, ...] = ()
 INDEX: tuple[int, ...] = ()
 ALLOWED: list[Any] = []

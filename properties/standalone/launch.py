@@ -112,9 +112,11 @@ def on_cpu(rank: int) -> bool:
 
 
 def on_device(rank: int) -> bool:
-    """Make a rank's device the current one; say so if it is not there."""
+    """Make a rank's device the current one, multiplying as it did; say so if it is not there."""
     import torch
 
+    for name, value in file.PRODUCTS.items():
+        setattr(torch.backends.cuda.matmul, name, value)
     device = file.DEVICES[rank % len(file.DEVICES)]
     try:
         torch.ones(1, device=device)

@@ -4,10 +4,13 @@ Imports no torch: a wrong argument is refused before torch is imported.
 """
 
 import ast
+import fnmatch
 import importlib.util
 import json
 import math
 import re
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from urllib.parse import urlsplit
 from .. import devices
 from ..forms import Form, check_call, read_parameter
 from ..names import CONTRACTS, CONVENTIONS, DTYPES, FEATURE_KINDS, ROWS_OF, Features
-from ..subjects import Subject
+from ..subjects import Subject, Target
 from ..worlds.specs import WorldSpec, parse
 
 WORLDS = "1,sim:2-8,proc:2"
@@ -37,7 +40,7 @@ class Unusable(ValueError):
     """An argument, or a target, is unusable.
 
     Args:
-        argument: its name, as `certify` has it; empty where it is the target.
+        argument: its name, as `certify` has it, in capitals where it is no option; empty for the target.
         problem: what is wrong with it.
         detail: the target's own traceback.
     """
@@ -56,6 +59,8 @@ class Unusable(ValueError):
         """Return it, without the detail, as said of an option."""
         if not self.argument:
             return self.problem
+        if self.argument.isupper():  # it has a place, and no name before it
+            return f"{self.argument}: {self.problem}"
         option = {"contract": "as", "dtypes": "dtype"}.get(self.argument, self.argument.replace("_", "-"))
         return f"{prefix}{option}: {self.problem}"
 
@@ -186,15 +191,19 @@ def some_worlds(world: str, places: Sequence[str] = (devices.CPU,)) -> list[Worl
 
 
 def some_devices(text: str) -> tuple[str, ...]:
-    """Return the names of devices, in one form; whether they are there is not looked at.
+    """Return the names of devices, in one form.
 
     Raises:
-        Unusable: a part is no such name.
+        Unusable: a part is no such name, or a device is not there, as far as that shows without torch.
     """
     try:
-        return devices.read(text)
+        names = devices.read(text)
     except ValueError as error:
         raise Unusable("device", str(error)) from error
+    for name in names:
+        if why := devices.ruled_out(name):
+            raise Unusable("device", why)
+    return names
 
 
 def check_max_examples(number: int) -> None:
@@ -205,6 +214,87 @@ def check_max_examples(number: int) -> None:
     """
     if number < 1:
         raise Unusable("max_examples", f"expected at least 1, got {number}")
+
+
+def check_seed(number: int) -> None:
+    """Check the seed of the cases.
+
+    Raises:
+        Unusable: it is negative.
+    """
+    if number < 0:
+        raise Unusable("seed", f"expected 0 or more, got {number}")
+
+
+def kept_laws(
+    names: Sequence[str], only: Sequence[str] | None, skip: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return those of these names of laws that patterns keep.
+
+    Raises:
+        Unusable: a pattern matches none.
+    """
+    for argument, patterns in (("only", only), ("skip", skip)):
+        for pattern in patterns or []:
+            if not fnmatch.filter(names, pattern):
+                raise Unusable(argument, f"expected some of {', '.join(names)}, got {pattern!r}")
+    wanted = [name for name in names if any(fnmatch.fnmatch(name, one) for one in only or ["*"])]
+    return tuple(name for name in wanted if not any(fnmatch.fnmatch(name, one) for one in skip or []))
+
+
+def check_target(text: str) -> None:
+    """Check a target as far as that goes without importing it.
+
+    Raises:
+        Unusable: it is none, or its file or the package that it is in is not there.
+    """
+    target = Target.of(text)
+    if not target.place or not target.name:
+        raise Unusable("", f"{text}: expected MODULE:NAME or FILE.py:NAME, got {text!r}")
+    if target.file:
+        if not target.file.is_file():
+            raise Unusable("", f"{text}: there is no file {target.file}")
+        return
+    package = target.place.partition(".")[0]
+    try:
+        is_there = package in sys.modules or importlib.util.find_spec(package) is not None
+    except ValueError:
+        is_there = False
+    if not is_there:
+        raise Unusable("", f"{text}: there is no module {package or target.place}")
+
+
+def check_folder(folder: Path, argument: str) -> None:
+    """Check that a folder can be written, or made where there is none.
+
+    Raises:
+        Unusable: it cannot.
+    """
+    _check_place(folder, folder, argument, "write into")
+
+
+def check_file(file: Path | None, argument: str) -> None:
+    """Check that a file can be written, where there is to be one.
+
+    Raises:
+        Unusable: it cannot.
+    """
+    if file is not None and file.is_dir():
+        raise Unusable(argument, f"cannot write {file}: it is a folder")
+    if file is not None:
+        _check_place(file.parent, file, argument, "write")
+
+
+def _check_place(folder: Path, path: Path, argument: str, what: str) -> None:
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise Unusable(argument, f"cannot {what} {path}: {there} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        problem = f"cannot {what} {path}: {there} is not writable: {error.strerror or error}"
+        raise Unusable(argument, problem) from error
 
 
 def check_database(text: str) -> None:

@@ -1,6 +1,5 @@
 """What people ask for, made into the checks to run."""
 
-import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +19,15 @@ from ..subjects import Subject
 from ..worlds import OutOfTime, WorldError, probe
 from ..worlds.specs import SINGLE, WorldSpec, placed
 from ..worlds.table import KINDS
-from .arguments import MAX_EXAMPLES, WORLDS, Subjects, Unusable, check_max_examples, some_worlds
+from .arguments import (
+    MAX_EXAMPLES,
+    WORLDS,
+    Subjects,
+    Unusable,
+    check_max_examples,
+    kept_laws,
+    some_worlds,
+)
 from .certifier import Check, checks
 from .shards import Shard, taker
 
@@ -40,7 +47,7 @@ def plan(
     """
     worlds = some_worlds(world, places)
     check_max_examples(max_examples)
-    kept = _kept(only, skip)
+    kept = kept_laws([law.name for law in laws()], only, skip)
     planned = [check for check in checks(subjects, placed(worlds)) if check.law.name in kept]
     if not planned:
         applies = "no property that is asked for applies there"
@@ -63,17 +70,6 @@ def own_checks(planned: Sequence[Check], shard: Shard) -> list[Check]:
     """Return the checks of a shard, in their order."""
     taken = takers(planned, shard.count)
     return [check for check, index in zip(planned, taken, strict=True) if index == shard.index]
-
-
-def _kept(only: Sequence[str] | None, skip: Sequence[str] | None) -> set[str]:
-    """Return the names of the laws to verify."""
-    names = [law.name for law in laws()]
-    for argument, patterns in (("only", only), ("skip", skip)):
-        for pattern in patterns or []:
-            if not fnmatch.filter(names, pattern):
-                raise Unusable(argument, f"expected some of {', '.join(names)}, got {pattern!r}")
-    wanted = [name for name in names if any(fnmatch.fnmatch(name, one) for one in only or ["*"])]
-    return {name for name in wanted if not any(fnmatch.fnmatch(name, one) for one in skip or [])}
 
 
 def working(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,11 +1,14 @@
 """Shards: a run split over machines that know nothing of one another. Imports no torch."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .arguments import Unusable
 
+NAME = "certificate.json"
+"""Of a shard's certificate, in its folder."""
 VARIABLE = "VERIFIED_LOSSES_SHARD"
 """The environment variable that names a shard as the option does."""
 SLURM = "SLURM_ARRAY_TASK_"
@@ -31,6 +34,40 @@ class Shard:
     def __str__(self) -> str:
         """Return it as people write it: i/n, from 1."""
         return f"{self.index + 1}/{self.count}"
+
+
+class Unreadable(ValueError):
+    """A file holds no certificate."""
+
+
+def found(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the certificates that paths name, each once, and why some paths name none."""
+    files: dict[Path, Path] = {}
+    troubles = []
+    for path in paths:
+        try:
+            files |= {file.resolve(): file for file in find(path)}
+        except Unreadable as error:
+            troubles.append(str(error))
+    return list(files.values()), troubles
+
+
+def find(path: Path) -> list[Path]:
+    """Return the certificates that a path names: a file, that in a folder, or those in the folders in it.
+
+    Raises:
+        Unreadable: there is none.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            raise Unreadable(f"{path}: there is no such file or folder")
+        return [path]
+    if (path / NAME).is_file():
+        return [path / NAME]
+    below = sorted(path.glob(f"*/{NAME}"))
+    if not below:
+        raise Unreadable(f"{path}: it holds no {NAME}, nor does a folder in it")
+    return below
 
 
 def taker(number: int, count: int) -> int:

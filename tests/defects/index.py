@@ -14,6 +14,8 @@ FORMED, SECOND, TWICE = "outputs well formed", "second derivatives travel", "twi
 TRACE, COMPILED, SILENT = "leaves no trace", "compiled equals eager", "backward is silent"
 NARROWED = "compiled keeps dtypes"
 INPUTS, SAME, PADDING = "inputs unchanged", "deterministic", "padding never matters"
+STREAMS, GRAPHS = "other streams equal the default", "replayed equals eager"
+WAITS, MEMORY = "never waits for the device", "memory is returned"
 
 
 OPEN_CLIP = "https://github.com/mlfoundations/open_clip"
@@ -399,6 +401,27 @@ HOROVOD = [
     Planted("clip", "ChunksByWorldSize", "gathered rows are split into equal parts, whatever each rank holds", LOSS, (TERMS, MEAN), "hvd:2", options=(("local_loss", False), ("gather_with_grad", False)), module="horovod"),
 ]  # fmt: skip
 """Defects of what runs over Horovod."""
+
+CUDA = [
+    Planted("clip", "OwnStream", "its own stream does not wait for the inputs", "", (STREAMS,), module="cuda"),
+    Planted("clip", "OwnStreamIsNotWaitedFor", "nobody waits for the result of its own stream", "", (STREAMS,), module="cuda"),
+    Planted("clip", "DefaultStream", "it scales on the default stream, whichever is the current one", "", (STREAMS,), module="cuda"),
+    Planted("clip", "FillsABufferElsewhere", "a buffer is filled on one stream, and read on another", "", (STREAMS,), module="cuda"),
+    Planted("clip", "CapturesANumber", "the scale is a number of the host, which a graph keeps", "", (GRAPHS,), module="cuda"),
+    Planted("clip", "CachesAtCapture", "what depends on the inputs is kept from an earlier call", "", (GRAPHS,), module="cuda"),
+    Planted("clip", "Reads", "the host reads the scale, and it states that it does not wait", "", (WAITS,), module="cuda"),
+    Planted("clip", "ReadsInBackward", "the host waits in backward", "", (WAITS,), module="cuda"),
+    Planted("clip", "KeepsResults", "every result is kept", "", (MEMORY,), module="cuda"),
+    Planted("clip", "KeepsCopies", "a copy of what it was given is kept, of each call", "", (MEMORY,), module="cuda"),
+    Planted("clip", "History", "all losses are kept in one tensor, which grows", "", (MEMORY,), module="cuda"),
+    Planted("clip", "OwnStreamWaits", module="cuda"),
+    Planted("clip", "TwoStreams", module="cuda"),
+    Planted("clip", "CachesLabels", module="cuda"),
+    Planted("clip", "Scratch", module="cuda"),
+    Planted("clip", "LetsGo", module="cuda"),
+    Planted("clip", "ReadsAndSaysSo", module="cuda", skips=(GRAPHS, WAITS)),
+]  # fmt: skip
+"""Defects, and right variants, that the laws of CUDA are asked about, over a stand-in for it."""
 
 RIGHT = [
     Planted("clip", "LogSumExp", module="right"),

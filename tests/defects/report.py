@@ -1,5 +1,6 @@
 """What catches the planted defects: `python -m tests.defects.report`, or `make defects`."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -26,7 +27,8 @@ from verified_losses.properties.show import drawn
 from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
-from .index import DEFECTS, RIGHT, Planted
+from .. import pretend_cuda
+from .index import CUDA, DEFECTS, RIGHT, Planted
 
 WORLDS = "1,sim:2-8,proc:2"
 EXAMPLES = 25
@@ -105,19 +107,20 @@ def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Tri
     started = time.monotonic()
     examples = 0
     held: list[Case] = []
-    for check in checks({planted.id: (planted.contract, planted.subject)}, parse(worlds)):
-        watched, watch = _watched(check, stop=False)
-        finding = verify(watched, max_examples, seed)
-        examples += watch.examples
-        held += finding.cases
-        if finding.verdict == "falsified":
-            seconds = (watch.caught_at or time.monotonic()) - started
-            return Trial(
-                seed, finding.law, finding.world, examples, seconds,
-                finding.counterexample, finding.reason, not planted.explains(finding.reason),
-                finding.smallest is not None and planted.is_smallest(finding.smallest.case),
-                drawn.table(held),
-            )  # fmt: skip
+    with _planned(planted, worlds) as planned:
+        for check in planned:
+            watched, watch = _watched(check, stop=False)
+            finding = verify(watched, max_examples, seed)
+            examples += watch.examples
+            held += finding.cases
+            if finding.verdict == "falsified":
+                seconds = (watch.caught_at or time.monotonic()) - started
+                return Trial(
+                    seed, finding.law, finding.world, examples, seconds,
+                    finding.counterexample, finding.reason, not planted.explains(finding.reason),
+                    finding.smallest is not None and planted.is_smallest(finding.smallest.case),
+                    drawn.table(held),
+                )  # fmt: skip
     return Trial(seed, examples=examples, seconds=time.monotonic() - started, drawn=drawn.table(held))
 
 
@@ -133,10 +136,18 @@ def reason_if_falsified(check: Check, max_examples: int, seed: int) -> str:
 def all_catchers(planted: Planted, seed: int, worlds: str, max_examples: int) -> list[str]:
     """Return every property that does not hold."""
     found: list[str] = []
-    for check in checks({planted.id: (planted.contract, planted.subject)}, parse(worlds)):
-        if check.law.name not in found and reason_if_falsified(check, max_examples, seed):
-            found.append(check.law.name)
+    with _planned(planted, worlds) as planned:
+        for check in planned:
+            if check.law.name not in found and reason_if_falsified(check, max_examples, seed):
+                found.append(check.law.name)
     return found
+
+
+def _planned(planted: Planted, worlds: str) -> contextlib.AbstractContextManager[Iterable[Check]]:
+    """Return what it is asked about: on a CPU in these worlds, or over the stand-in for CUDA."""
+    if planted in CUDA:
+        return pretend_cuda.checks(planted.id, planted.contract, planted.subject)
+    return contextlib.nullcontext(checks({planted.id: (planted.contract, planted.subject)}, parse(worlds)))
 
 
 def _end_with_parent() -> None:
@@ -202,7 +213,7 @@ def report(
         Where to write the results.
     """
     seeds = seed or [0, 1, 2]
-    chosen = [p for p in [*DEFECTS, *RIGHT] if not only or any(part in p.id for part in only)]
+    chosen = [p for p in [*DEFECTS, *CUDA, *RIGHT] if not only or any(part in p.id for part in only)]
     results: dict[str, Result] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     console = Console()
