@@ -64,6 +64,7 @@ def certify(
     convention: Convention = "exact",
     config: str = "",
     equal_rows: bool = False,
+    interpret: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -109,6 +110,8 @@ def certify(
     config
         Options to pin, as local_loss=true,gather_with_grad=true. The target is given, and held to, no other
         value of them; all values are drawn of those that are not pinned.
+    interpret
+        Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
     equal_rows
         Give every rank equally many rows, for a target that cannot do otherwise.
     loss
@@ -168,7 +171,7 @@ def certify(
         subjects = shipped_subjects(loss, config, dtypes)
     else:
         name = named_target(target, loss)
-        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
+        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes, interpret)
         subjects = {Target.of(name).name: asked}
     asked_for = some_devices(device)
     worlds = some_worlds(world, asked_for)

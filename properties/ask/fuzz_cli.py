@@ -60,6 +60,7 @@ def run_fuzz(
     convention: Convention = "exact",
     config: str = "",
     equal_rows: bool = False,
+    interpret: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -104,6 +105,8 @@ def run_fuzz(
         Which gradients they are held to: exact, or those of open_clip, where the contract has the option.
     config
         Options to pin, as local_loss=true,gather_with_grad=true.
+    interpret
+        Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
     equal_rows
         Give every rank equally many rows.
     loss
@@ -149,7 +152,7 @@ def run_fuzz(
     seconds = math.inf if max_time is None else read_seconds(max_time)
     check_folder(folder, "folder")
     accept = read_known(known)
-    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","))
+    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), interpret)
     asked_for = some_devices(device)
     if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
         raise Unusable("world", "torchrun: each process that draws starts ranks of its own; certify takes it")
@@ -160,8 +163,8 @@ def run_fuzz(
     part = read_shard(shard, os.environ)
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
-        "equal_rows": equal_rows, "loss": loss or [], "only": only or [], "skip": skip or [], "world": world,
-        "device": device, "dtype": dtype, "max_examples": max_examples, "seed": seed,
+        "equal_rows": equal_rows, "interpret": interpret, "loss": loss or [], "only": only or [],
+        "skip": skip or [], "world": world, "device": device, "dtype": dtype, "max_examples": max_examples, "seed": seed,
     }  # fmt: skip
     log = _open(folder, resume, arguments, part)
     try:
@@ -250,6 +253,7 @@ def _subjects(
     equal_rows: bool,
     loss: list[str] | None,
     dtypes: list[str],
+    interpret: bool,
 ) -> Subjects:
     if not targets and contract is None:
         return shipped_subjects(loss, config, dtypes)
@@ -260,7 +264,7 @@ def _subjects(
     pinned = read_config(config)
     return {
         Target.of(name).name if short[Target.of(name).name] == 1 else name: ask(
-            name, contract, convention, pinned, equal_rows, dtypes
+            name, contract, convention, pinned, equal_rows, dtypes, interpret
         )
         for name in names
     }

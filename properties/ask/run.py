@@ -139,6 +139,8 @@ def verify(
             checks = f"shard {run.shard}, {len(run.own)} of {_counted(len(run.planned), 'check')}"
         what = f"{checks}, up to {most} each, seed {run.asked.seed}"
         console.print(f"verifying {whom}: {what}", highlight=False)
+    for line in terminal.loaded(subject for _, subject in run.subjects.values()):
+        console.print(escape(plain(line)), highlight=False, soft_wrap=True)
     torch.set_num_threads(1)
     announced: dict[tuple[str, str, str], Finding] = {}
 

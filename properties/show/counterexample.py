@@ -23,7 +23,7 @@ from ..examples import Example, Mode
 from ..laws import INFERENCE, Falsified, Law, Place
 from ..laws.gradients import curves
 from ..reference import reference
-from ..standalone import launch
+from ..standalone import launch, loading
 from ..standalone.acts import called, derive_twice
 from ..standalone.judges import (
     Judge,
@@ -33,7 +33,7 @@ from ..standalone.judges import (
     judge_term,
     judge_words,
 )
-from ..subjects import Target
+from ..subjects import Subject, Target
 from ..verify.certifier import Check, Finding
 from ..verify.fingerprints import fingerprint
 from ..worlds import WorldError
@@ -138,6 +138,7 @@ def render(finding: Finding, path: Path) -> str:
     launched = case.world_size > 1 or judge is judge_nothing  # a crash must not take the verdict with it
     start, gathered = row.talk if case.world_size > 1 else launch.ALONE
     names: dict[str, Callable[..., Any]] = {
+        "load": loader(check.subject),
         "build": contract.build_with,
         "call": contract.call_with,
         "judge": judge,
@@ -233,6 +234,15 @@ def oracle_functions(contract: Contract, terms: dict[str, str]) -> list[Callable
     known = [vars(sys.modules[kind.__module__]) for kind in type(contract).__mro__]
     found = [names[word] for names in known for word in sorted(words & names.keys())]
     return [one for one in found if getattr(one, "__module__", "").startswith(oracles.__name__)]
+
+
+def loader(subject: Subject) -> Callable[[str], Any]:
+    """Return what loads a target: the shortest function that can."""
+    if subject.interpret:
+        return launch.load_interpreted
+    file = Target.of(subject.target).file
+    alone = file is None or not file.is_file() or loading.is_plain(file)
+    return launch.load_alone if alone and not subject.stubbed else loading.load
 
 
 def _title(check: Check, case: Case) -> str:

@@ -66,6 +66,7 @@ def ask(
     config: tuple[tuple[str, Any], ...] = (),
     equal_rows: bool = False,
     dtypes: Sequence[str] = DTYPES,
+    interpret: bool = False,
 ) -> tuple[str, Subject]:
     """Return the contract's name, and the target as a subject.
 
@@ -80,7 +81,10 @@ def ask(
     if convention != "exact" and "convention" not in CONTRACTS[contract]:
         raise Unusable("convention", f"the contract {contract} has none: expected exact, got {convention}")
     check_config(contract, config)
-    return contract, Subject(target, (convention,), equal_rows, some_dtypes(dtypes), options=config)
+    if interpret and importlib.util.find_spec("triton") is None:
+        raise Unusable("interpret", "triton is not installed: pip install triton")
+    kept = some_dtypes(dtypes)
+    return contract, Subject(target, (convention,), equal_rows, kept, options=config, interpret=interpret)
 
 
 def check_config(contract: str, config: tuple[tuple[str, Any], ...]) -> None:

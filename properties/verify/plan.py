@@ -126,7 +126,13 @@ def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) ->
         raise Unusable("", f"{asked.target}: {signature.unusable}")
     assumed = {name: value for name, value in contract.assumed.items() if name not in signature.options}
     options = tuple((assumed | dict(asked.options)).items())
-    return replace(asked, options=options, bias=signature.bias, output_dict=signature.output_dict)
+    return replace(
+        asked,
+        options=options,
+        bias=signature.bias,
+        output_dict=signature.output_dict,
+        stubbed=signature.stubbed,
+    )
 
 
 def not_verified(planned: Sequence[Check]) -> list[str]:
