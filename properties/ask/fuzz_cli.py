@@ -164,7 +164,8 @@ def run_fuzz(
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
         "equal_rows": equal_rows, "interpret": interpret, "loss": loss or [], "only": only or [],
-        "skip": skip or [], "world": world, "device": device, "dtype": dtype, "max_examples": max_examples, "seed": seed,
+        "skip": skip or [], "world": world, "device": device, "dtype": dtype,
+        "max_examples": max_examples, "seed": seed,
     }  # fmt: skip
     log = _open(folder, resume, arguments, part)
     try:

@@ -5,7 +5,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from verified_losses.oracles.rounding import Magnitude, Precision, gamma
 from ..cases import BIASES, BOOLEANS, PAD_IDS, Case, Options, cases, cotangents, independent
 from ..names import CONTRACTS, STRIDES, Values
 from ..subjects import Subject
+
+SMALL_ROWS, SMALL_WIDTH = 9, 33
+"""Of a case whose kernels are interpreted: beyond the powers of two that blocks have."""
 
 Inputs = list[dict[str, Array]]
 """Every rank's inputs by name."""
@@ -143,7 +146,8 @@ class Contract(ABC):
                 name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
             }
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
-        return independent(cases(world_size, options, **settings))
+        drawn = cases(world_size, options, **settings)
+        return independent(drawn.map(_small) if subject.interpret else drawn)
 
     @abstractmethod
     def inputs(self, case: Case) -> Inputs:
@@ -206,6 +210,13 @@ class Contract(ABC):
     def cotangents(self, case: Case) -> Cotangents:
         """Return the cotangents of the case."""
         return cotangents(case, self.term_shapes(case))
+
+
+def _small(case: Case) -> Case:
+    """Return a case that Triton's interpreter runs in a second."""
+    return replace(
+        case, rows=tuple(min(rows, SMALL_ROWS) for rows in case.rows), width=min(case.width, SMALL_WIDTH)
+    )
 
 
 def accepted(

@@ -164,7 +164,7 @@ STUBS = Stubs()
 
 
 def load(place: str) -> ModuleType:
-    """Import a target's module, named or a file; missing packages are stubbed, one after another as they are met.
+    """Import a target's module, named or a file; missing packages are stubbed, as they are met.
 
     Raises:
         ModuleNotFoundError: the module itself is missing, or an installed package lacks what it needs.
@@ -191,9 +191,9 @@ def of_target(error: BaseException, place: str) -> bool:
     """Whether an import that failed stands in the target's own code, and not in an installed package."""
     importer, trace = "", error.__traceback__
     while trace:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith("<frozen") and (installed_in(file) or not in_python(file)):
-            importer = file
+        code = trace.tb_frame.f_code.co_filename
+        if not code.startswith("<frozen") and (installed_in(code) or not in_python(code)):
+            importer = code
         trace = trace.tb_next
     own = installed_in(str(Path(place).resolve())) if place.endswith(".py") else place.partition(".")[0]
     return installed_in(importer) in ("", own)
