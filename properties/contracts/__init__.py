@@ -1,5 +1,6 @@
 """The contracts: for each kind of loss the inputs, the oracle and the bounds that properties compare with."""
 
+import functools
 import importlib
 import inspect
 import warnings
@@ -227,11 +228,12 @@ def accepted(
     **kwargs stands for the parameters of the same method of the next class in the MRO. If every class has
     **kwargs, all arguments are taken except the `optional` ones that no class names.
     """
-    if getattr(target, "__init__", None) is torch.nn.Module.__init__:
+    if getattr(_unwrapped(target), "__init__", None) is torch.nn.Module.__init__:
         return {}  # its signature takes all, and it refuses each
-    is_class = inspect.isclass(target)
-    owner = target if is_class else type(getattr(target, "__self__", target))
-    method = "__init__" if is_class else getattr(target, "__name__", "__call__")
+    inner = _unwrapped(target)
+    is_class = inspect.isclass(inner)
+    owner = inner if is_class else type(getattr(inner, "__self__", inner))
+    method = "__init__" if is_class else getattr(inner, "__name__", "__call__")
     classes = [base for base in owner.__mro__ if base not in (object, torch.nn.Module)]
     named: set[str] = set()
     for function in [target, *(getattr(base, method) for base in classes if method in vars(base))]:
@@ -240,6 +242,15 @@ def accepted(
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return {name: value for name, value in arguments.items() if name in named}
     return {name: value for name, value in arguments.items() if name in named or name not in optional}
+
+
+def _unwrapped(target: Any) -> Any:
+    """Return what a decorator with functools.wraps, or functools.partial, was given."""
+    while True:
+        inner = target.func if isinstance(target, functools.partial) else getattr(target, "__wrapped__", None)
+        if not callable(inner):
+            return target
+        target = inner
 
 
 def entry(loss: Any) -> Callable[..., Any]:
