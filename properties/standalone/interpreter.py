@@ -30,7 +30,7 @@ def interpret() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
-    torch.Tensor.is_cuda = property(is_cuda)  # type: ignore[assignment, method-assign]
+    torch.Tensor.is_cuda = property(is_cuda)  # type: ignore[assignment]
     with contextlib.suppress(ModuleNotFoundError):
         import triton
 
