@@ -85,6 +85,7 @@ def test_torchs_other_gathers_work_between_simulated_ranks() -> None:
         assert gradient.unique().tolist() == [1 + 2 + 3]
 
 
+@pytest.mark.filterwarnings("ignore")  # torch deprecates what Lightning calls
 def test_the_stand_in_gathers_as_lightning_does() -> None:
     module = pytest.importorskip("lightning.fabric.utilities.distributed", exc_type=ImportError)
     real = module._all_gather_ddp_if_available
