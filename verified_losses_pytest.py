@@ -33,6 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--certify-features", metavar="KIND", help="What it does with rows: raw, normalized or unit.")
     add("--certify-equal-rows", action="store_true", default=None, help="Give every rank equally many rows.")
+    add(
+        "--certify-interpret",
+        action="store_true",
+        default=None,
+        help="Run Triton kernels on the CPU, interpreted.",
+    )
     add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
     add(
         "--certify-device", metavar="DEVICES", help="Where the tensors are: cpu (default), cuda, cuda:1, all."

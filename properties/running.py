@@ -19,7 +19,7 @@ from .forms import NAMES, Form, source
 from .reference import Reference, reference
 from .standalone.acts import Call
 from .standalone.calls import call_holding, row_labels
-from .subjects import Subject, Target, Unresolved
+from .subjects import Subject, Target, Unresolved, stubbed
 
 T = TypeVar("T")
 
@@ -35,6 +35,8 @@ class Signature:
     """Which of the contract's options the constructor takes."""
     bias: bool = True
     output_dict: bool = True
+    stubbed: tuple[str, ...] = ()
+    """The packages that it imports and that are not installed."""
 
 
 def read_signature(rank: int, world_size: int, subject: Subject, contract: Contract, case: Case) -> Signature:
@@ -43,6 +45,10 @@ def read_signature(rank: int, world_size: int, subject: Subject, contract: Contr
     Raises:
         Exception: the subject raised it as it was imported or constructed.
     """
+    return replace(_read(rank, world_size, subject, contract, case), stubbed=stubbed())
+
+
+def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case: Case) -> Signature:
     try:
         devices.use(case.device_of(rank))
         target = subject.resolve()

@@ -1,8 +1,5 @@
 """The implementation under test: its target, and the options it is verified with. Imports no torch."""
 
-import importlib
-import importlib.util
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +7,8 @@ from typing import Any, NamedTuple
 
 from .forms import Form
 from .names import CONTRACTS, CONVENTIONS, DTYPES, LOSSES, STRIDES, Features, Held, Scales
+from .standalone.interpreter import interpret
+from .standalone.loading import STUBS, load
 from .worlds.specs import Worlds, worlds_of
 
 
@@ -55,6 +54,8 @@ class Subject:
         form: how it is constructed and called.
         defaults: arguments of its constructor that nobody gives it, with their defaults.
         gathers: its ranks communicate.
+        interpret: its Triton kernels run in Triton's interpreter, on the CPU.
+        stubbed: the packages that it imports and that are not installed.
     """
 
     target: str
@@ -72,6 +73,8 @@ class Subject:
     form: Form = Form()
     defaults: tuple[tuple[str, str], ...] = ()
     gathers: bool = True
+    interpret: bool = False
+    stubbed: tuple[str, ...] = ()
 
     def worlds(self) -> Worlds:
         """Return the worlds of the target, apart from those of any other."""
@@ -87,10 +90,17 @@ class Subject:
         target = Target.of(self.target)
         if not target.place or not target.name:
             raise Unresolved(f"expected MODULE:NAME or FILE.py:NAME, got {self.target!r}")
-        module = _load_file(target.file) if target.file else _load_module(target.place)
+        if self.interpret:
+            interpret()
+        module = _module(target)
         if not hasattr(module, target.name):
             raise Unresolved(f"there is no {target.name} in {target.place}")
         return getattr(module, target.name)
+
+
+def stubbed() -> tuple[str, ...]:
+    """Return the packages that this process has stubs of."""
+    return tuple(STUBS.names)
 
 
 SHIPPED: dict[str, tuple[str, Subject]] = {
@@ -112,27 +122,14 @@ class Unresolved(Exception):
     """There is no such target; the message names the missing module or attribute."""
 
 
-def _load_module(name: str) -> ModuleType:
+def _module(target: Target) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        return load(target.place)
+    except FileNotFoundError as error:
+        if target.file and not target.file.is_file():
+            raise Unresolved(f"there is no file {target.place}") from error
+        raise
     except ModuleNotFoundError as error:
-        if error.name and f"{name}.".startswith(f"{error.name}."):
+        if error.name and not target.file and f"{target.place}.".startswith(f"{error.name}."):
             raise Unresolved(f"there is no module {error.name}") from error
         raise  # the module is there; an import of its own is missing
-
-
-def _load_file(path: Path) -> ModuleType:
-    key = f"_subject_{path.stem}_{abs(hash(str(path.resolve())))}"
-    if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)  # as python does: it may import the files beside it
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise Unresolved(f"there is no file {path}")
-        sys.modules[key] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[key])
-        except BaseException:
-            del sys.modules[key]
-            raise
-    return sys.modules[key]

@@ -1,5 +1,7 @@
 """Which arguments a target is given, however it names them."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +51,20 @@ class _Bare(nn.Module):
     def forward(self) -> None: ...
 
 
+def _decorated(target: Any) -> Any:
+    @functools.wraps(target)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return target(*args, **kwargs)
+
+    return wrapper
+
+
+@dataclasses.dataclass
+class _Data:
+    rank: int = 0
+    other: int = 1
+
+
 def _make(**kwargs: Any) -> None: ...
 
 
@@ -64,6 +80,11 @@ def _make(**kwargs: Any) -> None: ...
         (_Bare, []),
         (_make, ["local_loss", "rank", "slope"]),
         (lambda rank: None, ["rank"]),
+        (_decorated(_PassesOn), ["local_loss", "rank"]),
+        (_decorated(_Bare), []),
+        (functools.partial(_Empty, slope=3), ["local_loss", "rank", "slope"]),
+        (functools.partial(_decorated(_PassesOn)), ["local_loss", "rank"]),
+        (_Data, ["rank"]),
     ],
 )
 def test_a_target_is_given_what_it_or_its_bases_name(target: Callable[..., Any], names: list[str]) -> None:

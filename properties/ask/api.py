@@ -73,6 +73,7 @@ def certify(
     parameters: str | Sequence[str] = (),
     features: str = "",
     equal_rows: bool = False,
+    interpret: bool = False,
     world: str = WORLDS,
     device: str = CPU,
     dtypes: Sequence[str] = DTYPES,
@@ -103,6 +104,7 @@ def certify(
         parameters: what its module holds itself, as "logit_scale=exp(t_prime)".
         features: "raw", "normalized" or "unit", where what it does with rows is not to be found out.
         equal_rows: give every rank equally many rows.
+        interpret: run its Triton kernels on the CPU, in Triton's interpreter; cases stay small.
         world: where ranks run, as "1,sim:2-8,proc:2".
         device: where the tensors are, as "cpu,cuda:1"; "all" is the CPU and every GPU.
         dtypes: of the inputs.
@@ -129,7 +131,8 @@ def certify(
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
-    asked = _asked(target, contract, convention, config, equal_rows, dtypes, call, parameters, features)
+    form = {"call": call, "parameters": parameters, "features": features, "interpret": interpret}
+    asked = _asked(target, contract, convention, config, equal_rows, dtypes, **form)
     places = working(some_devices(device))
     check_seed(seed)
     scope = world, max_examples, _listed(only), _listed(skip), places
@@ -186,7 +189,7 @@ def certification(
         only: which properties.
         skip: which properties not.
         counterexamples: where to write programs.
-        options: convention, config, call, parameters, features, equal_rows and dtypes.
+        options: convention, config, call, parameters, features, equal_rows, dtypes and interpret.
 
     Raises:
         TypeError: the target is neither text nor a class or function.
@@ -256,10 +259,11 @@ def _asked(
     call: str = "",
     parameters: str | Sequence[str] = (),
     features: str = "",
+    interpret: bool = False,
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
     form = call, _listed(parameters), features
-    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *form)
+    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *form, interpret)
     return {Target.of(name).name: asked}
 
 

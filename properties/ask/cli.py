@@ -76,6 +76,7 @@ def certify(
     parameter: Several = None,
     features: str = "",
     equal_rows: bool = False,
+    interpret: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -128,6 +129,8 @@ def certify(
     features
         raw: the target takes rows as they are; normalized: it normalises them; unit: it gets rows that are
         normalised, whichever it does. Found out, if not given.
+    interpret
+        Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
     equal_rows
         Give every rank equally many rows, for a target that cannot do otherwise.
     loss
@@ -193,7 +196,8 @@ def certify(
     else:
         name = named_target(target, loss)
         form = call, parameter or (), features
-        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes, *form)
+        pinned = read_config(config)
+        asked = ask(name, contract, convention, pinned, equal_rows, dtypes, *form, interpret)
         check_target(name)
         subjects = {Target.of(name).name: asked}
     asked_for = some_devices(device)

@@ -68,6 +68,7 @@ def run_fuzz(
     parameter: Several = None,
     features: str = "",
     equal_rows: bool = False,
+    interpret: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -118,6 +119,8 @@ def run_fuzz(
         What they hold themselves, as for certify.
     features
         What they do with rows, as for certify.
+    interpret
+        Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
     equal_rows
         Give every rank equally many rows.
     loss
@@ -165,7 +168,7 @@ def run_fuzz(
     check_seed(seed)
     kept_laws(LAWS, only, skip)
     accept = read_known(known)
-    form = call, parameter or [], features
+    form = call, parameter or [], features, interpret
     subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), form)
     asked_for = some_devices(device)
     if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
@@ -178,8 +181,9 @@ def run_fuzz(
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
         "call": call, "parameter": parameter or [], "features": features,
-        "equal_rows": equal_rows, "loss": loss or [], "only": only or [], "skip": skip or [], "world": world,
-        "device": device, "dtype": dtype, "max_examples": max_examples, "seed": seed,
+        "equal_rows": equal_rows, "interpret": interpret, "loss": loss or [], "only": only or [],
+        "skip": skip or [], "world": world, "device": device, "dtype": dtype,
+        "max_examples": max_examples, "seed": seed,
     }  # fmt: skip
     log = _open(folder, resume, arguments, part)
     try:
@@ -268,10 +272,10 @@ def _subjects(
     equal_rows: bool,
     loss: list[str] | None,
     dtypes: list[str],
-    form: tuple[str, list[str], str],
+    form: tuple[str, list[str], str, bool],
 ) -> Subjects:
     if not targets and contract is None:
-        check_no_form(*form)
+        check_no_form(*form[:3])
         return shipped_subjects(loss, config, dtypes)
     names = [named_target(one, loss) for one in targets or ("",)]
     if twice := [name for name, number in Counter(names).items() if number > 1]:

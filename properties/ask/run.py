@@ -144,6 +144,8 @@ def verify(
     for label, (contract, subject) in run.subjects.items():
         for line in described(contract, subject) if label not in SHIPPED else []:
             console.print(escape(plain(f"{label}: {line}")), highlight=False, soft_wrap=True)
+    for line in terminal.loaded(subject for _, subject in run.subjects.values()):
+        console.print(escape(plain(line)), highlight=False, soft_wrap=True)
     torch.set_num_threads(1)
     announced: dict[tuple[str, str, str], Finding] = {}
 

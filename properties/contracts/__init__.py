@@ -1,5 +1,6 @@
 """The contracts: for each kind of loss the inputs, the oracle and the bounds that properties compare with."""
 
+import functools
 import importlib
 import inspect
 import warnings
@@ -45,6 +46,9 @@ from ..cases import (
 )
 from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
 from ..subjects import Subject
+
+SMALL_ROWS, SMALL_WIDTH = 9, 33
+"""Of a case whose kernels are interpreted: beyond the powers of two that blocks have."""
 
 Inputs = list[dict[str, Array]]
 """Every rank's inputs by name."""
@@ -205,7 +209,8 @@ class Contract(ABC):
                 name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
             }
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
-        drawn = independent(cases(world_size, options, **settings))
+        drawn = cases(world_size, options, **settings)
+        drawn = independent(drawn.map(_small) if subject.interpret else drawn)
         if not (subject.features or subject.held or subject.constants):
             return drawn
         return drawn.map(lambda case: self._of_subject(case, subject))
@@ -344,6 +349,13 @@ def _through_held(made: Magnitude, held: Array, parts: Array, kind: str, p: Prec
     return through_held(kind, made, HELD[kind](held), p)
 
 
+def _small(case: Case) -> Case:
+    """Return a case that Triton's interpreter runs in a second."""
+    return replace(
+        case, rows=tuple(min(rows, SMALL_ROWS) for rows in case.rows), width=min(case.width, SMALL_WIDTH)
+    )
+
+
 def accepted(
     target: Any, arguments: dict[str, Any], optional: tuple[str, ...] = ("convention", "chunk_size")
 ) -> dict[str, Any]:
@@ -352,11 +364,12 @@ def accepted(
     **kwargs stands for the parameters of the same method of the next class in the MRO. If every class has
     **kwargs, all arguments are taken except the `optional` ones that no class names.
     """
-    if getattr(target, "__init__", None) is torch.nn.Module.__init__:
+    if getattr(_unwrapped(target), "__init__", None) is torch.nn.Module.__init__:
         return {}  # its signature takes all, and it refuses each
-    is_class = inspect.isclass(target)
-    owner = target if is_class else type(getattr(target, "__self__", target))
-    method = "__init__" if is_class else getattr(target, "__name__", "__call__")
+    inner = _unwrapped(target)
+    is_class = inspect.isclass(inner)
+    owner = inner if is_class else type(getattr(inner, "__self__", inner))
+    method = "__init__" if is_class else getattr(inner, "__name__", "__call__")
     classes = [base for base in owner.__mro__ if base not in (object, torch.nn.Module)]
     named: set[str] = set()
     for function in [target, *(getattr(base, method) for base in classes if method in vars(base))]:
@@ -365,6 +378,15 @@ def accepted(
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return {name: value for name, value in arguments.items() if name in named}
     return {name: value for name, value in arguments.items() if name in named or name not in optional}
+
+
+def _unwrapped(target: Any) -> Any:
+    """Return what a decorator with functools.wraps, or functools.partial, was given."""
+    while True:
+        inner = target.func if isinstance(target, functools.partial) else getattr(target, "__wrapped__", None)
+        if not callable(inner):
+            return target
+        target = inner
 
 
 def entry(loss: Any) -> Callable[..., Any]:

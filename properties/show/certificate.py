@@ -162,6 +162,10 @@ class Certificate(msgspec.Struct, frozen=True):
     """The command line; empty if the run was started from code."""
     shard: Part | None = None
     """None for a whole run, and for shards that were merged."""
+    stubbed: list[str] = []
+    """The packages that the target imports, that are not installed, and that stubs stood for."""
+    interpreted: bool = False
+    """Whether its Triton kernels ran in Triton's interpreter."""
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -306,6 +310,8 @@ def certificate(
         count(findings) if drawn is None else drawn,
         plain(asked.command),
         shard,
+        list(subject.stubbed),
+        subject.interpret,
     )
 
 

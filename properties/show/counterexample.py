@@ -25,7 +25,7 @@ from ..laws import INFERENCE, Falsified, Law, Place
 from ..laws.gradients import curves
 from ..reference import reference
 from ..running import constructor
-from ..standalone import launch
+from ..standalone import launch, loading
 from ..standalone.acts import called, derive_twice
 from ..standalone.calls import as_it_is, call_holding, row_labels
 from ..standalone.judges import (
@@ -36,7 +36,7 @@ from ..standalone.judges import (
     judge_term,
     judge_words,
 )
-from ..subjects import Target
+from ..subjects import Subject, Target
 from ..verify.certifier import Check, Finding
 from ..verify.fingerprints import fingerprint
 from ..worlds import WorldError
@@ -143,6 +143,7 @@ def render(finding: Finding, path: Path) -> str:
     start, gathered = row.talk if case.world_size > 1 else launch.ALONE
     builds = contract.build_with if form.constructed else as_it_is
     names: dict[str, Callable[..., Any]] = {
+        "load": loader(check.subject),
         "build": builds,
         "call": call_form if form.call else contract.call_with,
         "judge": judge,
@@ -277,6 +278,15 @@ def _applied(steps: tuple[Callable[..., Any], ...], name: str) -> str:
     for step in steps:
         name = f"{step.__name__}({name})"
     return name
+
+
+def loader(subject: Subject) -> Callable[[str], Any]:
+    """Return what loads a target: the shortest function that can."""
+    if subject.interpret:
+        return launch.load_interpreted
+    file = Target.of(subject.target).file
+    alone = file is None or not file.is_file() or loading.is_plain(file)
+    return launch.load_alone if alone and not subject.stubbed else loading.load
 
 
 def _title(check: Check, case: Case) -> str:

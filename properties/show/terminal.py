@@ -1,6 +1,6 @@
 """Terminal output: the table of the checks, and the defects."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..devices import CPU, asks_for_cuda
 from ..laws import Falsified
+from ..subjects import Subject
 from ..verify.certifier import Finding
 from ..verify.known import Known
 from ..worlds import WorldError
@@ -35,6 +36,14 @@ def table(findings: Sequence[Finding], known: Known) -> Table:
             ratio if finding.verdict == "holds" else "", f"[{colour}]{verdict}[/]",
         )  # fmt: skip
     return laid
+
+
+def loaded(subjects: Iterable[Subject]) -> list[str]:
+    """Return what stood in the place of something else as targets were loaded."""
+    given = list(subjects)
+    stubs = dict.fromkeys(name for subject in given for name in subject.stubbed)
+    lines = [f"stubbed: {', '.join(stubs)} (not installed)"] if stubs else []
+    return lines + ["interpreted: Triton kernels run on the CPU"] * any(one.interpret for one in given)
 
 
 def devices(used: Sequence[Device]) -> list[str]:

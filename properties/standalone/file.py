@@ -17,4 +17,4 @@ COTANGENTS: Any = None
 ALONG: Any = None
 
 inputs: Any = None
-whole = act = act_alone = oracle = build = call = judge = decide = ready = start = gathered = inputs
+whole = act = act_alone = oracle = build = call = judge = decide = ready = start = gathered = load = inputs

@@ -15,23 +15,37 @@ from pathlib import Path
 from typing import Any
 
 from . import file
+from .interpreter import interpret
+from .loading import load
 
 
 def find_target() -> Any:
-    """Import TARGET, seen from the current folder or from the one that this file was written from."""
+    """Return TARGET, seen from the current folder or from the one that this file was written from."""
     place, _, name = file.TARGET.rpartition(":")
     folders = [Path.cwd(), Path(__file__).resolve().parent / file.HOME]
     sys.path[:0] = [str(folder.resolve()) for folder in folders]
+    if place.endswith(".py"):
+        place = str(next((one / place for one in folders if (one / place).exists()), place))
+    return getattr(file.load(place), name)
+
+
+def load_alone(place: str) -> Any:
+    """Import a module, named or a file."""
     if not place.endswith(".py"):
-        return getattr(importlib.import_module(place), name)
-    path = next((folder / place for folder in folders if (folder / place).exists()), Path(place))
-    sys.path.append(str(path.resolve().parent))  # for what it imports from beside it
-    spec = importlib.util.spec_from_file_location("target", path)
+        return importlib.import_module(place)
+    sys.path.append(str(Path(place).resolve().parent))  # for what it imports from beside it
+    spec = importlib.util.spec_from_file_location("target", place)
     assert spec is not None
     assert spec.loader is not None
     sys.modules["target"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, name)
+    return module
+
+
+def load_interpreted(place: str) -> Any:
+    """Import a module whose Triton kernels are to run in Triton's interpreter."""
+    interpret()
+    return load(place)
 
 
 def by_judge(target: Any, ranks: list[Any]) -> int:

@@ -75,6 +75,7 @@ def ask(
     call: str = "",
     parameters: Sequence[str] = (),
     features: str = "",
+    interpret: bool = False,
 ) -> tuple[str, Subject]:
     """Return the contract's name, and the target as a subject.
 
@@ -96,9 +97,17 @@ def ask(
         expected = ", ".join(FEATURE_KINDS[1:]) if contract in ROWS_OF else f"nothing for {contract}"
         raise Unusable("features", f"expected one of {expected}, got {features}")
     rows: Features = features  # type: ignore[assignment]
-    kept = some_dtypes(dtypes)
+    if interpret and importlib.util.find_spec("triton") is None:
+        raise Unusable("interpret", "triton is not installed: pip install triton")
     return contract, Subject(
-        target, (convention,), equal_rows, kept, options=config, features=rows, form=form
+        target,
+        (convention,),
+        equal_rows,
+        some_dtypes(dtypes),
+        options=config,
+        features=rows,
+        form=form,
+        interpret=interpret,
     )
 
 

@@ -149,7 +149,13 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
 def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject:
     form, options = found.form, found.signature.options
     if contract.name not in NAMES:
-        return replace(asked, bias=found.signature.bias, output_dict=found.signature.output_dict)
+        signature = found.signature
+        return replace(
+            asked,
+            bias=signature.bias,
+            output_dict=signature.output_dict,
+            stubbed=signature.stubbed,
+        )
     return replace(
         asked,
         bias=found.signature.bias,
@@ -160,6 +166,7 @@ def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject
         constants=constants_of(form, contract, options),
         scales=asked.scales if takes_scale(form, contract, options) else "one",
         defaults=found.defaults,
+        stubbed=found.signature.stubbed,
         even=asked.even or bool(form.rows),
     )
 
