@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--certify-convention", metavar="NAME", help="Which gradients: exact (default) or open_clip.")
     add("--certify-config", metavar="NAME=VALUE,...", help="Options of the loss to pin.")
     add("--certify-equal-rows", action="store_true", default=None, help="Give every rank equally many rows.")
+    add(
+        "--certify-strict",
+        action="store_true",
+        default=None,
+        help="Judge as defects what is else a limit: unequal rows, a second derivative that raises.",
+    )
     add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
     add(
         "--certify-device", metavar="DEVICES", help="Where the tensors are: cpu (default), cuda, cuda:1, all."

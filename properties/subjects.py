@@ -47,6 +47,7 @@ class Subject:
         options: constructor arguments to pin.
         bias: it takes a logit bias.
         output_dict: it can be asked for a dict.
+        strict: what it does not support is a defect, and no limit of it.
     """
 
     target: str
@@ -57,6 +58,7 @@ class Subject:
     options: tuple[tuple[str, Any], ...] = ()
     bias: bool = True
     output_dict: bool = True
+    strict: bool = False
 
     def worlds(self) -> Worlds:
         """Return the worlds of the target, apart from those of any other."""
@@ -85,6 +87,7 @@ SHIPPED: dict[str, tuple[str, Subject]] = {
             f"verified_losses:{loss.name}",
             CONVENTIONS if "convention" in CONTRACTS[loss.contract] else ("exact",),
             options=loss.options,
+            strict=True,
         ),
     )
     for label, loss in LOSSES.items()

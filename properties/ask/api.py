@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..devices import CPU, expand
 from ..names import DTYPES
 from ..show.certificate import Asked, Certificate
-from ..show.defects import Defect, explain
-from ..show.terminal import explained
+from ..show.defects import Defect, explain, ranked
+from ..show.terminal import explained, heading
 from ..subjects import Target
 from ..verify.arguments import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS, Subjects, Unusable, ask, some_devices
 from ..verify.certifier import Certifier, Check, Finding, verify_all
@@ -47,7 +47,7 @@ class NotCertified(AssertionError):
         missed = [
             f"{one.loss}: {one.law} was not verified in world {one.world}: {one.reason}" for one in not_run
         ]
-        wrong = [explained(defect, prefix) for defect in defects]
+        wrong = _explained(defects, prefix)
         super().__init__("\n\n".join([*wrong, *missed, f"seed {seed}"]))
         self.defects = tuple(defects)
         self.not_run = tuple(not_run)
@@ -61,6 +61,7 @@ def certify(
     convention: str = "exact",
     config: Mapping[str, Any] | None = None,
     equal_rows: bool = False,
+    strict: bool = False,
     world: str = WORLDS,
     device: str = CPU,
     dtypes: Sequence[str] = DTYPES,
@@ -87,6 +88,8 @@ def certify(
             the option.
         config: options to pin. It is given, and held to, no other value of them.
         equal_rows: give every rank equally many rows.
+        strict: judge unequal rows that the target does not support, and a second derivative that raises, as
+            defects; else they are among the certificate's `limits`.
         world: where ranks run, as "1,sim:2-8,proc:2".
         device: where the tensors are, as "cpu,cuda:1"; "all" is the CPU and every GPU.
         dtypes: of the inputs.
@@ -113,7 +116,7 @@ def certify(
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
-    asked = _asked(target, contract, convention, config, equal_rows, dtypes)
+    asked = _asked(target, contract, convention, config, equal_rows, dtypes, strict)
     places = working(some_devices(device))
     scope = world, max_examples, _listed(only), _listed(skip), places
     plan(asked, *scope)  # wrong arguments raise before the target is imported
@@ -169,7 +172,7 @@ def certification(
         only: which properties.
         skip: which properties not.
         counterexamples: where to write programs.
-        options: convention, config, equal_rows and dtypes.
+        options: convention, config, equal_rows, strict and dtypes.
 
     Raises:
         TypeError: the target is neither text nor a class or function.
@@ -205,6 +208,18 @@ def certification(
     return pytest.mark.parametrize("check", [numbered(number) for number in range(len(names))], ids=names)
 
 
+def _explained(defects: Sequence[Defect], prefix: str) -> list[str]:
+    """Return what each defect is, in words; where there are several, under headings by whom they concern."""
+    said, last = [], ""
+    for defect in ranked(defects):
+        words = explained(defect, prefix)
+        if len(defects) > 1 and defect.concern != last:
+            last = defect.concern
+            words = f"{heading(last, prefix)}\n{words}"
+        said.append(words)
+    return said
+
+
 def conclude(finding: Finding, counterexamples: Path, prefix: str = "") -> None:
     """Give a finding to pytest; hints name arguments as options that begin with `prefix`, or as in code.
 
@@ -221,6 +236,9 @@ def conclude(finding: Finding, counterexamples: Path, prefix: str = "") -> None:
         raise NotCertified([], [finding], finding.seed)
     if finding.verdict == "skipped":
         pytest.skip(finding.reason)
+    if finding.verdict == "limit":
+        strict = f"{prefix}strict" if prefix else "strict=True"
+        pytest.skip(f"a limit, no defect unless {strict}: {finding.limit}")
 
 
 def _asked(
@@ -230,9 +248,10 @@ def _asked(
     config: Mapping[str, Any] | None = None,
     equal_rows: bool = False,
     dtypes: str | Sequence[str] = DTYPES,
+    strict: bool = False,
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
-    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes))
+    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), strict)
     return {Target.of(name).name: asked}
 
 

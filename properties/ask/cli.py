@@ -64,6 +64,7 @@ def certify(
     convention: Convention = "exact",
     config: str = "",
     equal_rows: bool = False,
+    strict: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -111,6 +112,10 @@ def certify(
         value of them; all values are drawn of those that are not pinned.
     equal_rows
         Give every rank equally many rows, for a target that cannot do otherwise.
+    strict
+        Judge what a target may never have promised as a defect too: unequal rows that it does not support,
+        and a second derivative that raises. Else these are its limits: they are listed, and leave the verdict
+        as it is. The shipped losses are always judged so.
     loss
         Which shipped losses. Else all.
     only
@@ -168,7 +173,7 @@ def certify(
         subjects = shipped_subjects(loss, config, dtypes)
     else:
         name = named_target(target, loss)
-        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
+        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes, strict)
         subjects = {Target.of(name).name: asked}
     asked_for = some_devices(device)
     worlds = some_worlds(world, asked_for)

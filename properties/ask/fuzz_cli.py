@@ -60,6 +60,7 @@ def run_fuzz(
     convention: Convention = "exact",
     config: str = "",
     equal_rows: bool = False,
+    strict: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -106,6 +107,9 @@ def run_fuzz(
         Options to pin, as local_loss=true,gather_with_grad=true.
     equal_rows
         Give every rank equally many rows.
+    strict
+        Judge unequal rows that a target does not support, and a second derivative that raises, as defects
+        too, and not as its limits.
     loss
         Which shipped losses. Else all, where no target is given.
     only
@@ -149,7 +153,7 @@ def run_fuzz(
     seconds = math.inf if max_time is None else read_seconds(max_time)
     check_folder(folder, "folder")
     accept = read_known(known)
-    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","))
+    subjects = _subjects(target, contract, convention, config, equal_rows, strict, loss, dtype.split(","))
     asked_for = some_devices(device)
     if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
         raise Unusable("world", "torchrun: each process that draws starts ranks of its own; certify takes it")
@@ -160,7 +164,8 @@ def run_fuzz(
     part = read_shard(shard, os.environ)
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
-        "equal_rows": equal_rows, "loss": loss or [], "only": only or [], "skip": skip or [], "world": world,
+        "equal_rows": equal_rows, "strict": strict, "loss": loss or [], "only": only or [],
+        "skip": skip or [], "world": world,
         "device": device, "dtype": dtype, "max_examples": max_examples, "seed": seed,
     }  # fmt: skip
     log = _open(folder, resume, arguments, part)
@@ -248,6 +253,7 @@ def _subjects(
     convention: Convention,
     config: str,
     equal_rows: bool,
+    strict: bool,
     loss: list[str] | None,
     dtypes: list[str],
 ) -> Subjects:
@@ -260,7 +266,7 @@ def _subjects(
     pinned = read_config(config)
     return {
         Target.of(name).name if short[Target.of(name).name] == 1 else name: ask(
-            name, contract, convention, pinned, equal_rows, dtypes
+            name, contract, convention, pinned, equal_rows, dtypes, strict
         )
         for name in names
     }

@@ -171,7 +171,8 @@ def _asked(config: pytest.Config) -> "Subjects":
         if asked.file:
             target = str(Target(str(config.invocation_params.dir / asked.file), asked.name))
         convention, equal = option.certify_convention or "exact", bool(option.certify_equal_rows)
-        subjects[label] = ask(target, contract, convention, pinned, equal, dtypes)
+        strict = bool(option.certify_strict)
+        subjects[label] = ask(target, contract, convention, pinned, equal, dtypes, strict)
     return subjects
 
 

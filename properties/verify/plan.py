@@ -4,16 +4,18 @@ import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import Verbosity, find, settings
 
 from .. import devices
+from ..cases import Case
 from ..contracts import Contract, contracts
 from ..laws import laws
-from ..running import read_signature
+from ..running import first_call, read_signature
 from ..subjects import Subject
-from ..worlds import OutOfTime, WorldError, probe
-from ..worlds.specs import SINGLE, placed
+from ..worlds import OutOfTime, World, WorldError, probe
+from ..worlds.specs import SINGLE, parse, placed
 from ..worlds.table import KINDS
 from .arguments import MAX_EXAMPLES, WORLDS, Subjects, Unusable, check_max_examples, some_worlds
 from .certifier import Check, checks
@@ -126,7 +128,52 @@ def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) ->
         raise Unusable("", f"{asked.target}: {signature.unusable}")
     assumed = {name: value for name, value in contract.assumed.items() if name not in signature.options}
     options = tuple((assumed | dict(asked.options)).items())
-    return replace(asked, options=options, bias=signature.bias, output_dict=signature.output_dict)
+    found = replace(asked, options=options, bias=signature.bias, output_dict=signature.output_dict)
+    _call_once(found, contract, simplest, alone)
+    return found
+
+
+PLAIN: list[dict[str, Any]] = [{"rows": (1,)}, {"rows": (4,), "width": 8, "pattern": "unit"}]
+"""What the plain cases differ in, besides the dtype: the simplest one, and one like a batch."""
+
+
+def _call_once(subject: Subject, contract: Contract, simplest: Case, alone: World) -> None:
+    """Call a subject with plain cases.
+
+    A call that hangs or ends its process is left to the checks, and so is a loss that raises in some calls: one
+    row, one dtype, or one process may be what it does not support.
+
+    Raises:
+        Unusable: every call raised.
+    """
+    dtypes = [one for one in ("float32", "float64") if one in subject.dtypes] or subject.dtypes[:1]
+    size, options = contract.smallest_world, tuple((dict(simplest.options) | dict(subject.options)).items())
+    given: dict[str, Any] = {"options": options, "bias": None, "scalar_shape": ()}
+    given["output_dict"] = simplest.output_dict and subject.output_dict
+    cases = [replace(simplest, dtype=dtype, **given, **one) for one in PLAIN for dtype in dtypes]
+    if size > 1:
+        return
+    try:
+        (first,) = alone.run(first_call, subject, contract, cases)
+        if not first.raised or _is_called_by_several(subject, contract, cases[-1]):
+            return
+    except (WorldError, OutOfTime):
+        return
+    problem = f"{subject.target}: every call raised; the contract {contract.name} calls with {first.given}"
+    if devices.asks_for_cuda(simplest.device, first.raised):
+        problem += ": it asks for CUDA, so verify it with device cuda, where there is a GPU"
+    raise Unusable("", problem, first.raised)
+
+
+def _is_called_by_several(subject: Subject, contract: Contract, case: Case) -> bool:
+    """Whether a call returns on two simulated ranks: a loss may gather without asking whether it can."""
+    (spec,) = parse("sim:2", [case.device])
+    both = replace(case, rows=case.rows * 2)
+    try:
+        ranks = subject.worlds().open(spec, size=2).run(first_call, subject, contract, [both])
+    except WorldError:
+        return False
+    return not any(rank.raised for rank in ranks)
 
 
 def not_verified(planned: Sequence[Check]) -> list[str]:
