@@ -23,8 +23,12 @@ from verified_losses.properties.verify.arguments import Unusable, ask
 from verified_losses.properties.verify.certifier import Certifier, Check, Finding
 from verified_losses.properties.verify.known import Entry, Known
 from verified_losses.properties.verify.plan import fitted
-from verified_losses.properties.worlds import RankState, WorldError
-from verified_losses.properties.worlds.specs import parse
+from verified_losses.properties.worlds import RankState, World, WorldError
+from verified_losses.properties.worlds.simulated import SimulatedWorld
+from verified_losses.properties.worlds.single import SingleWorld
+from verified_losses.properties.worlds.specs import WorldSpec, parse
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using `assume` outside")
 
 LAWS = {law.name: law for law in laws()}
 TERMS, GRADS, TWICE = "terms equal the oracle", "gradients equal the oracle", "twice differentiable"
@@ -453,7 +457,7 @@ def test_what_overflows_on_both_sides_is_no_finding_of_padding() -> None:
     reference = Reference(contracts()["coca"], Example(case))
     infinite = [[one, one] for one in _outcomes(reference, np.inf)]
     LAWS["padding never matters"].check(_bench("coca", infinite), reference)
-    with pytest.raises(Falsified, match="after filling the padding: expected .*, observed inf"):
+    with pytest.raises(Falsified, match=r"after filling the padding: expected .*, observed inf"):
         _asked("padding never matters", case, np.inf, None, "coca")
 
 
@@ -471,6 +475,22 @@ def test_what_is_expected_to_be_no_number_is_not_judged() -> None:
 # losses that cannot be called
 
 
+class _Here:
+    """Worlds of this process."""
+
+    until = 0.0
+
+    def open(self, spec: WorldSpec, patience: float = 1.0, size: int | None = None) -> World:
+        ranks = size or spec.sizes[0]
+        return SingleWorld() if ranks == 1 else SimulatedWorld(ranks)
+
+
+@pytest.fixture
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Subject, "worlds", lambda self: _Here())
+
+
+@pytest.mark.usefixtures("_in_this_process")
 @pytest.mark.parametrize(
     ("name", "said", "detail"),
     [
@@ -489,6 +509,7 @@ def test_a_loss_that_cannot_be_called_is_unusable(name: str, said: str, detail: 
     assert detail in raised.value.detail
 
 
+@pytest.mark.usefixtures("_in_this_process")
 @pytest.mark.parametrize(
     "target",
     ["tests.uncallable:NoFloat64", "tests.uncallable:NoSingleRow", "tests.defects.clip:GathersAlone"],

@@ -176,8 +176,8 @@ def _same_bits(reference: Reference, rank: int, note: str, observed: Outcome, ex
                     at = dataclasses.replace(place, index=tuple(index))
                     pair = other[at.index], value[at.index]
                     wrong = next(one for one in pair if not np.isfinite(one))
-                    right = reference.value(kind, name, rank, at.index, value.shape)
-                    compare(at, wrong, right, 0.0, reference.largest)
+                    of_oracle = reference.value(kind, name, rank, at.index, value.shape)
+                    compare(at, wrong, of_oracle, 0.0, reference.largest)
 
 
 def leaves_no_trace(bench: Bench, reference: Reference) -> float:

@@ -38,7 +38,7 @@ class Hint:
     what: str
     """"value" or "gradient"."""
     factor: str = ""
-    """Of "times": "2", "1/2", "W", "1/W", "n" or "1/n", W being the number of ranks and n that of all rows."""
+    """Of "times": "2", "1/2", "W", "1/W", "n" or "1/n": W is the number of ranks, n that of all rows."""
     config: tuple[tuple[str, Any], ...] = ()
     """Of "config": the options with which what is observed is right."""
 

@@ -72,7 +72,7 @@ class Known:
         return next((entry.reason for entry in self.entries if _matches(entry, finding)), "")
 
     def unmatched(self, findings: "list[Finding]") -> list[Entry]:
-        """Return the entries that match no finding and no limit: what they accept is gone, or not looked for."""
+        """Return the entries that match neither finding nor limit: what they accept is gone, or not asked."""
         return [entry for entry in self.entries if not any(_matches(entry, one) for one in findings)]
 
 

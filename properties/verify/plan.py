@@ -140,8 +140,8 @@ PLAIN: list[dict[str, Any]] = [{"rows": (1,)}, {"rows": (4,), "width": 8, "patte
 def _call_once(subject: Subject, contract: Contract, simplest: Case, alone: World) -> None:
     """Call a subject with plain cases.
 
-    A call that hangs or ends its process is left to the checks, and so is a loss that raises in some calls: one
-    row, one dtype, or one process may be what it does not support.
+    A call that hangs or ends its process is left to the checks, and so is a loss that raises in some calls:
+    one row, one dtype, or one process may be what it does not support.
 
     Raises:
         Unusable: every call raised.
