@@ -24,7 +24,6 @@ from verified_losses.properties.verify.certifier import Certifier, Check, Findin
 from verified_losses.properties.verify.known import Entry, Known
 from verified_losses.properties.verify.plan import fitted
 from verified_losses.properties.worlds import RankState, World, WorldError
-from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.properties.worlds.single import SingleWorld
 from verified_losses.properties.worlds.specs import WorldSpec, parse
 
@@ -481,8 +480,8 @@ class _Here:
     until = 0.0
 
     def open(self, spec: WorldSpec, patience: float = 1.0, size: int | None = None) -> World:
-        ranks = size or spec.sizes[0]
-        return SingleWorld() if ranks == 1 else SimulatedWorld(ranks)
+        assert spec.sizes == [1]
+        return SingleWorld()
 
 
 @pytest.fixture
@@ -512,8 +511,22 @@ def test_a_loss_that_cannot_be_called_is_unusable(name: str, said: str, detail: 
 @pytest.mark.usefixtures("_in_this_process")
 @pytest.mark.parametrize(
     "target",
-    ["tests.uncallable:NoFloat64", "tests.uncallable:NoSingleRow", "tests.defects.clip:GathersAlone"],
+    ["tests.uncallable:NoFloat64", "tests.uncallable:NoSingleRow"],
 )
 def test_a_loss_that_can_be_called_in_some_way_is_certified(target: str) -> None:
     (found,) = fitted({"Loss": ask(target, "clip")}).values()
     assert found[1].target == target
+
+
+@pytest.mark.usefixtures("_in_this_process")
+@pytest.mark.parametrize("by_several", [True, False])
+def test_a_loss_that_gathers_without_asking_is_certified_on_several_ranks(
+    by_several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verified_losses.properties.verify.plan._is_called_by_several", lambda *_: by_several)
+    asked = {"Loss": ask("tests.defects.clip:GathersAlone", "clip")}
+    if by_several:
+        assert fitted(asked)["Loss"][1].target == "tests.defects.clip:GathersAlone"
+        return
+    with pytest.raises(Unusable, match="every call raised"):
+        fitted(asked)
