@@ -474,19 +474,24 @@ def test_what_is_expected_to_be_no_number_is_not_judged() -> None:
 # losses that cannot be called
 
 
+PLAN = "verified_losses.properties.verify.plan"
+
+
 class _Here:
     """Worlds of this process."""
 
     until = 0.0
 
     def open(self, spec: WorldSpec, patience: float = 1.0, size: int | None = None) -> World:
-        assert spec.sizes == [1]
+        assert spec.sizes == (1,)
         return SingleWorld()
 
 
 @pytest.fixture
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Subject, "worlds", lambda self: _Here())
+    monkeypatch.setattr(f"{PLAN}.find", lambda *_, **named: Case(options=FLAGS))
+    monkeypatch.setattr(f"{PLAN}._is_called_by_several", lambda *_: False)
 
 
 @pytest.mark.usefixtures("_in_this_process")
@@ -523,7 +528,7 @@ def test_a_loss_that_can_be_called_in_some_way_is_certified(target: str) -> None
 def test_a_loss_that_gathers_without_asking_is_certified_on_several_ranks(
     by_several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verified_losses.properties.verify.plan._is_called_by_several", lambda *_: by_several)
+    monkeypatch.setattr(f"{PLAN}._is_called_by_several", lambda *_: by_several)
     asked = {"Loss": ask("tests.defects.clip:GathersAlone", "clip")}
     if by_several:
         assert fitted(asked)["Loss"][1].target == "tests.defects.clip:GathersAlone"

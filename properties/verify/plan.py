@@ -18,7 +18,7 @@ from ..worlds import OutOfTime, World, WorldError, probe
 from ..worlds.specs import SINGLE, parse, placed
 from ..worlds.table import KINDS
 from .arguments import MAX_EXAMPLES, WORLDS, Subjects, Unusable, check_max_examples, some_worlds
-from .certifier import Check, checks
+from .certifier import Check, checks, without_local_constants
 from .shards import Shard, taker
 
 
@@ -108,7 +108,8 @@ def fitted(subjects: Subjects, deadline: float = math.inf, device: str = devices
 def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) -> Subject:
     quiet = settings(database=None, deadline=None, verbosity=Verbosity.quiet)
     size = contract.smallest_world
-    simplest = find(contract.cases(replace(asked, options=()), size), lambda case: True, settings=quiet)
+    with without_local_constants():
+        simplest = find(contract.cases(replace(asked, options=()), size), lambda case: True, settings=quiet)
     simplest = replace(simplest, device=device)
     worlds = asked.worlds()
     worlds.until = deadline
