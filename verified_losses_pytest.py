@@ -39,6 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="Run Triton kernels on the CPU, interpreted.",
     )
+    add(
+        "--certify-strict",
+        action="store_true",
+        default=None,
+        help="Judge as defects what is else a limit: unequal rows, a second derivative that raises.",
+    )
     add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
     add(
         "--certify-device", metavar="DEVICES", help="Where the tensors are: cpu (default), cuda, cuda:1, all."

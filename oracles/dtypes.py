@@ -1,5 +1,6 @@
 """The floating dtypes that losses are verified in. Imports no NumPy, as the command checks names first."""
 
+import math
 from typing import NamedTuple
 
 
@@ -14,6 +15,11 @@ class Dtype(NamedTuple):
     """Every value is below 2**huge."""
     accumulated: str
     """The dtype in which the libraries add up."""
+
+    @property
+    def largest(self) -> float:
+        """The largest value."""
+        return math.ldexp(1 - 2.0**-self.bits, self.huge)
 
 
 DTYPES = {

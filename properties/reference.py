@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.dtypes import DTYPES
 from verified_losses.oracles.hyper_dual import HyperDual
 from verified_losses.oracles.rounding import FLOAT64, WEIGHING
 
@@ -61,6 +62,19 @@ class Reference:
     def slack(self) -> float:
         """The factor of a bound that covers the oracle's own rounding."""
         return 1 + FLOAT64 / self.case.precision.accumulated
+
+    @property
+    def largest(self) -> float:
+        """The largest value of the case's dtype: what exceeds it a right implementation cannot return."""
+        return DTYPES[self.case.dtype].largest
+
+    def value(self, kind: str, name: str, rank: int, index: tuple[int, ...], shape: tuple[int, ...]) -> float:
+        """Return one element of a term, or of a gradient of this shape."""
+        if kind == "term":
+            return float(np.broadcast_to(self.terms[rank][name], shape)[index])
+        along = np.zeros(shape)
+        along[index] = 1
+        return self.derivative(rank, name, along)
 
     def total(self, inputs: Inputs) -> Any:
         """Return the sum over ranks and terms of cotangent times term, which all ranks' backwards derive."""

@@ -2,8 +2,9 @@
 
 import inspect
 import math
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from .contracts import Contract, accepted, entry
 from .examples import Example, Step
 from .forms import NAMES, Form, source
 from .reference import Reference, reference
-from .standalone.acts import Call
+from .standalone.acts import Call, terms_of
 from .standalone.calls import call_holding, row_labels
 from .subjects import Subject, Target, Unresolved, stubbed
 
@@ -77,6 +78,9 @@ def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case
         if not callable(loss):
             return Signature(f"{name}(...) must return something that can be called, got {loss!r}")
         call = entry(loss)
+        if getattr(call, "__name__", "") == "_forward_unimplemented":
+            names = ", ".join(contract.inputs(case)[0])
+            return Signature(f"{name} has no forward; the contract {contract.name} calls it with {names}")
         tensors = dict.fromkeys(contract.inputs(case)[0])
         if contract.in_order:
             try:
@@ -113,6 +117,43 @@ def _missing(target: Any, given: dict[str, Any]) -> list[str]:
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         and name not in given
     ]
+
+
+@dataclass(frozen=True)
+class FirstCall:
+    """What came of calling a subject with plain cases."""
+
+    raised: str = ""
+    """The traceback of the first case, where every case raised; empty where one returned."""
+    given: str = ""
+    """What it was called with: names, dtypes and shapes."""
+
+
+def first_call(
+    rank: int, world_size: int, subject: Subject, contract: Contract, cases: Sequence[Case]
+) -> FirstCall:
+    """Call the subject with one case after another, until a call returns."""
+    target = subject.resolve()
+    devices.use(cases[0].device_of(rank))
+    first = FirstCall()
+    for case in cases:
+        one = _call(rank, world_size, target, reference(contract, Example(case)), "train")
+        given = one.given()
+        try:
+            terms_of(one, one.build(), given)
+        except Exception:
+            first = first if first.raised else FirstCall(traceback.format_exc(), _listed(given))
+        else:
+            return FirstCall()
+    return first
+
+
+def _listed(given: dict[str, torch.Tensor]) -> str:
+    """Return names, dtypes and shapes of what a subject is given."""
+    described = (
+        (name, str(one.dtype).removeprefix("torch."), list(one.shape)) for name, one in given.items()
+    )
+    return ", ".join(f"{name} ({dtype}, {shape})" for name, dtype, shape in described)
 
 
 def perform(

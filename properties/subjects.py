@@ -56,6 +56,7 @@ class Subject:
         gathers: its ranks communicate.
         interpret: its Triton kernels run in Triton's interpreter, on the CPU.
         stubbed: the packages that it imports and that are not installed.
+        strict: what it does not support is a defect, and no limit of it.
     """
 
     target: str
@@ -75,6 +76,7 @@ class Subject:
     gathers: bool = True
     interpret: bool = False
     stubbed: tuple[str, ...] = ()
+    strict: bool = False
 
     def worlds(self) -> Worlds:
         """Return the worlds of the target, apart from those of any other."""
@@ -111,6 +113,7 @@ SHIPPED: dict[str, tuple[str, Subject]] = {
             CONVENTIONS if "convention" in CONTRACTS[loss.contract] else ("exact",),
             options=loss.options,
             scales="any",
+            strict=True,
         ),
     )
     for label, loss in LOSSES.items()

@@ -528,13 +528,16 @@ def test_what_differs_is_named_among_what_is_not_finite() -> None:
     def outcome(last: float) -> Outcome:
         return Outcome("Tensor", {"contrastive_loss": np.array([np.nan, np.inf, last])}, {})
 
-    _same_bits(0, "called twice", outcome(1.0), outcome(1.0))
+    of_clip = Reference(contracts()["clip"], Example(Case(rows=(2,), width=2, options=FLAGS)))
+    _same_bits(of_clip, 0, "called twice", outcome(1.0), outcome(1.0))
     with pytest.raises(Falsified, match=r"called twice at \[2\]: expected 1, observed 2, "):
-        _same_bits(0, "called twice", outcome(2.0), outcome(1.0))
-    with pytest.raises(
-        Falsified, match=r"called twice at \[2\]: expected 1, observed nan, which is not finite"
-    ):
-        _same_bits(0, "called twice", outcome(np.nan), outcome(1.0))
+        _same_bits(of_clip, 0, "called twice", outcome(2.0), outcome(1.0))
+    right = f"{float(of_clip.terms[0]['contrastive_loss']):.9g}"
+    for pair in ((np.nan, 1.0), (1.0, np.nan)):
+        with pytest.raises(
+            Falsified, match=rf"called twice at \[2\]: expected {right}, observed nan, which is not finite"
+        ):
+            _same_bits(of_clip, 0, "called twice", *map(outcome, pair))
 
 
 def test_unrelated_wrong_numbers_stay_apart() -> None:

@@ -717,7 +717,8 @@ def test_a_wrong_argument_costs_no_import_and_no_process(tmp_path: Path) -> None
 def _started(folder: Path, *lines: Line, **arguments: Any) -> None:
     log = Log(folder / LOG)
     given = {
-        "target": [], "as": None, "convention": "exact", "config": "", "equal_rows": False, "loss": ["clip"],
+        "target": [], "as": None, "convention": "exact", "config": "", "equal_rows": False, "strict": False,
+        "loss": ["clip"],
         "only": [], "skip": [], "world": "1", "device": "cpu",
         "dtype": "float64,float32,bfloat16,float16", "seed": 0,
         "max_examples": 100,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..devices import CPU, expand
 from ..names import DTYPES
 from ..show.certificate import Asked, Certificate
-from ..show.defects import Defect, explain
-from ..show.terminal import explained
+from ..show.defects import Defect, explain, ranked
+from ..show.terminal import explained, heading
 from ..subjects import Target
 from ..verify.arguments import (
     COUNTEREXAMPLES,
@@ -56,7 +56,7 @@ class NotCertified(AssertionError):
         missed = [
             f"{one.loss}: {one.law} was not verified in world {one.world}: {one.reason}" for one in not_run
         ]
-        wrong = [explained(defect, prefix) for defect in defects]
+        wrong = _explained(defects, prefix)
         super().__init__("\n\n".join([*wrong, *missed, f"seed {seed}"]))
         self.defects = tuple(defects)
         self.not_run = tuple(not_run)
@@ -74,6 +74,7 @@ def certify(
     features: str = "",
     equal_rows: bool = False,
     interpret: bool = False,
+    strict: bool = False,
     world: str = WORLDS,
     device: str = CPU,
     dtypes: Sequence[str] = DTYPES,
@@ -105,6 +106,8 @@ def certify(
         features: "raw", "normalized" or "unit", where what it does with rows is not to be found out.
         equal_rows: give every rank equally many rows.
         interpret: run its Triton kernels on the CPU, in Triton's interpreter; cases stay small.
+        strict: judge unequal rows that the target does not support, and a second derivative that raises, as
+            defects; else they are among the certificate's `limits`.
         world: where ranks run, as "1,sim:2-8,proc:2".
         device: where the tensors are, as "cpu,cuda:1"; "all" is the CPU and every GPU.
         dtypes: of the inputs.
@@ -131,8 +134,9 @@ def certify(
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
-    form = {"call": call, "parameters": parameters, "features": features, "interpret": interpret}
-    asked = _asked(target, contract, convention, config, equal_rows, dtypes, **form)
+    form = {"call": call, "parameters": parameters, "features": features}
+    how = {"interpret": interpret, "strict": strict}
+    asked = _asked(target, contract, convention, config, equal_rows, dtypes, **form, **how)
     places = working(some_devices(device))
     check_seed(seed)
     scope = world, max_examples, _listed(only), _listed(skip), places
@@ -189,7 +193,7 @@ def certification(
         only: which properties.
         skip: which properties not.
         counterexamples: where to write programs.
-        options: convention, config, call, parameters, features, equal_rows, dtypes and interpret.
+        options: convention, config, call, parameters, features, equal_rows, strict, interpret and dtypes.
 
     Raises:
         TypeError: the target is neither text nor a class or function.
@@ -231,6 +235,18 @@ def certification(
     return pytest.mark.parametrize("check", [of(name) for name in names], ids=names)
 
 
+def _explained(defects: Sequence[Defect], prefix: str) -> list[str]:
+    """Return what each defect is, in words; where there are several, under headings by whom they concern."""
+    said, last = [], ""
+    for defect in ranked(defects):
+        words = explained(defect, prefix)
+        if len(defects) > 1 and defect.concern != last:
+            last = defect.concern
+            words = f"{heading(last, prefix)}\n{words}"
+        said.append(words)
+    return said
+
+
 def conclude(finding: Finding, counterexamples: Path, prefix: str = "") -> None:
     """Give a finding to pytest; hints name arguments as options that begin with `prefix`, or as in code.
 
@@ -247,6 +263,9 @@ def conclude(finding: Finding, counterexamples: Path, prefix: str = "") -> None:
         raise NotCertified([], [finding], finding.seed)
     if finding.verdict == "skipped":
         pytest.skip(finding.reason)
+    if finding.verdict == "limit":
+        strict = f"{prefix}strict" if prefix else "strict=True"
+        pytest.skip(f"a limit, no defect unless {strict}: {finding.limit}")
 
 
 def _asked(
@@ -260,10 +279,11 @@ def _asked(
     parameters: str | Sequence[str] = (),
     features: str = "",
     interpret: bool = False,
+    strict: bool = False,
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
     form = call, _listed(parameters), features
-    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *form, interpret)
+    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *form, interpret, strict)
     return {Target.of(name).name: asked}
 
 

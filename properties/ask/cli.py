@@ -77,6 +77,7 @@ def certify(
     features: str = "",
     equal_rows: bool = False,
     interpret: Annotated[bool, Parameter(negative=())] = False,
+    strict: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -133,6 +134,10 @@ def certify(
         Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
     equal_rows
         Give every rank equally many rows, for a target that cannot do otherwise.
+    strict
+        Judge what a target may never have promised as a defect too: unequal rows that it does not support,
+        and a second derivative that raises. Else these are its limits: they are listed, and leave the verdict
+        as it is. The shipped losses are always judged so.
     loss
         Which shipped losses. Else all.
     only
@@ -197,7 +202,7 @@ def certify(
         name = named_target(target, loss)
         form = call, parameter or (), features
         pinned = read_config(config)
-        asked = ask(name, contract, convention, pinned, equal_rows, dtypes, *form, interpret)
+        asked = ask(name, contract, convention, pinned, equal_rows, dtypes, *form, interpret, strict)
         check_target(name)
         subjects = {Target.of(name).name: asked}
     asked_for = some_devices(device)

@@ -69,6 +69,7 @@ def run_fuzz(
     features: str = "",
     equal_rows: bool = False,
     interpret: Annotated[bool, Parameter(negative=())] = False,
+    strict: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -123,6 +124,9 @@ def run_fuzz(
         Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
     equal_rows
         Give every rank equally many rows.
+    strict
+        Judge unequal rows that a target does not support, and a second derivative that raises, as defects
+        too, and not as its limits.
     loss
         Which shipped losses. Else all, where no target is given.
     only
@@ -168,7 +172,7 @@ def run_fuzz(
     check_seed(seed)
     kept_laws(LAWS, only, skip)
     accept = read_known(known)
-    form = call, parameter or [], features, interpret
+    form = call, parameter or [], features, interpret, strict
     subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), form)
     asked_for = some_devices(device)
     if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
@@ -180,7 +184,7 @@ def run_fuzz(
     part = read_shard(shard, os.environ)
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
-        "call": call, "parameter": parameter or [], "features": features,
+        "call": call, "parameter": parameter or [], "features": features, "strict": strict,
         "equal_rows": equal_rows, "interpret": interpret, "loss": loss or [], "only": only or [],
         "skip": skip or [], "world": world, "device": device, "dtype": dtype,
         "max_examples": max_examples, "seed": seed,
@@ -270,9 +274,10 @@ def _subjects(
     convention: Convention,
     config: str,
     equal_rows: bool,
+
     loss: list[str] | None,
     dtypes: list[str],
-    form: tuple[str, list[str], str, bool],
+    form: tuple[str, list[str], str, bool, bool],
 ) -> Subjects:
     if not targets and contract is None:
         check_no_form(*form[:3])

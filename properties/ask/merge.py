@@ -14,6 +14,7 @@ from ..show.merge import Left, NotOneRun, copied, copy_finds, located, merge, re
 from ..show.regroup import regrouped
 from ..show.text import plain, shortened
 from ..verify.arguments import Unusable
+from ..verify.concerns import place
 from ..verify.shards import Unreadable
 from . import FALSIFIED, HOLDS, NOT_RUN, run
 
@@ -97,7 +98,7 @@ def _show(console: Console, record: Certificate | Certificates, shards: int) -> 
     """Print each defect once, what is not verified, and a line a target."""
     certificates = record.certificates if isinstance(record, Certificates) else [record]
     for one in certificates:
-        for rows in _defects(one.properties):
+        for rows in sorted(_defects(one.properties), key=lambda rows: min(place(r.concern) for r in rows)):
             _show_defect(console, one.target, rows)
     console.print()
     for line in dict.fromkeys(line for one in certificates for line in one.not_verified):
@@ -106,7 +107,8 @@ def _show(console: Console, record: Certificate | Certificates, shards: int) -> 
     for one in certificates:
         cases, checks = sum(row.examples for row in one.properties), len(one.properties)
         counted = f"{checks} check{'s' * (checks != 1)} over {cases} case{'s' * (cases != 1)}"
-        what = f"{one.target} as {one.contract}: {counted}"
+        but = f", but for: {', '.join(one.limits)}" if one.limits else ""
+        what = f"{one.target} as {one.contract}: {counted}{but}"
         console.print(
             f"[{colours[one.verdict]}]{one.verdict}[/] {escape(what)}", highlight=False, soft_wrap=True
         )
@@ -127,7 +129,7 @@ def _show_defect(console: Console, target: str, rows: Sequence[Property]) -> Non
     first, *others = rows
     what = f"{target}: {first.property} does not hold in world {first.world}"
     console.print(f"\n[bold red]{escape(what)}[/]", soft_wrap=True)
-    lines = [shortened(first.reason), f"smallest case: {first.case}"]
+    lines = [shortened(first.reason)] + [f"smallest case: {first.case}"] * bool(first.case)
     if others:
         lines.append("the same defect: " + ", ".join(f"{one.property} ({one.world})" for one in others))
     lines += [f"run: python {first.counterexample}"] * bool(first.counterexample)

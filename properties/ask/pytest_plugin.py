@@ -173,8 +173,8 @@ def _asked(config: pytest.Config) -> "Subjects":
             target = str(Target(str(config.invocation_params.dir / asked.file), asked.name))
         convention, equal = option.certify_convention or "exact", bool(option.certify_equal_rows)
         form = option.certify_call or "", option.certify_parameter or (), option.certify_features or ""
-        interpret = bool(option.certify_interpret)
-        subjects[label] = ask(target, contract, convention, pinned, equal, dtypes, *form, interpret)
+        how = bool(option.certify_interpret), bool(option.certify_strict)
+        subjects[label] = ask(target, contract, convention, pinned, equal, dtypes, *form, *how)
     return subjects
 
 

@@ -203,6 +203,9 @@ def show(run: Run, console: Console) -> None:
         counted = f"{_counted(len(run.falsified), 'finding')}, {_counted(len(wrong), 'defect')}:"
         console.print(f"\n{counted}", highlight=False)
     terminal.show(console, run.defects, run.known)
+    if lines := terminal.limits(run.findings, "--"):
+        console.print(f"\n[bold]{escape(plain(lines[0]))}[/]", highlight=False)
+        console.print(escape(plain("\n".join(lines[1:]))), highlight=False, soft_wrap=True)
     for line in run.not_verified:
         console.print(f"not verified: {line}", highlight=False)
     if run.shard.count > 1:
@@ -228,6 +231,8 @@ def conclude(run: Run, verdict: str, console: Console) -> int:
     }[verdict]  # fmt: skip
     if known := len(failed) - bad:
         said += f", {known} known to fail"
+    if named := dict.fromkeys(finding.limit for finding in run.findings if finding.limit):
+        said += f"{', but for: ' if status == HOLDS else '; limits: '}{', '.join(named)}"
     over = _counted(sum(finding.examples for finding in run.findings), "case")
     if run.shard.count > 1:
         said += f" in shard {run.shard}"

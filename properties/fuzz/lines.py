@@ -39,6 +39,8 @@ class Unit(msgspec.Struct, frozen=True):
     seed: int
     examples: int
     """The most cases; a costly law takes a share of them."""
+    even: bool = False
+    """Every rank gets equally many rows: the target does not support others."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -91,6 +93,8 @@ class Done(msgspec.Struct, frozen=True, tag="unit", tag_field="kind"):
     """False where the time was over before it was done."""
     seen: dict[str, str] = {}
     """How much has been seen in all, as the log says it."""
+    limits: dict[str, Find] = {}
+    """What the target does not support, where that is no defect, with the smallest case."""
 
 
 class Replayed(msgspec.Struct, frozen=True, tag="replay", tag_field="kind"):

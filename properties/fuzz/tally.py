@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from ..examples import Example
 from ..show.drawn import Drawn, added
 from ..verify.certifier import OUT_OF_TIME, Check, Finding
+from ..verify.limits import UNEQUAL_ROWS
 from .failures import restored
 from .lines import Done, Find, Unit
 from .schedule import Course
@@ -37,6 +38,8 @@ class Tally:
     """By fingerprint."""
     counts: dict[str, int] = field(default_factory=dict)
     """In how many cases each was met."""
+    limits: dict[str, Find] = field(default_factory=dict)
+    """What the target does not support, where that is no defect."""
     drawn: Drawn = field(default_factory=dict)
     is_busy: bool = False
     _ratios: list[float] = field(default_factory=list)
@@ -48,7 +51,8 @@ class Tally:
         # rounds of a seed that people choose, as a date, do not meet those of the next one
         seed = self.seed * 10**6 + at
         examples = self.course.examples(most)
-        return Unit(self.number, check.label, check.law.name, check.world.name, at, seed, examples)
+        even = UNEQUAL_ROWS in self.limits
+        return Unit(self.number, check.label, check.law.name, check.world.name, at, seed, examples, even)
 
     def take(self, done: Done) -> list[str]:
         """Take what came of a unit; return the branches that are new."""
@@ -58,6 +62,7 @@ class Tally:
         self.seconds += done.seconds
         self.reason = done.reason
         self.worst = max([self.worst, *done.ratios])
+        self.limits = {**done.limits, **self.limits}
         for ratio in done.ratios:
             if self.examples % self._stride == 0:
                 self._ratios.append(ratio)
@@ -86,6 +91,12 @@ class Tally:
         more = self.examples - len(ratios)
         if self.finds:
             first, *others = (found(self.check, one) for one in self.finds.values())
+            return [replace(first, ratios=ratios, seconds=self.seconds, more=more), *others]
+        if self.limits:
+            first, *others = (
+                replace(found(self.check, one), verdict="limit", limit=name)
+                for name, one in self.limits.items()
+            )
             return [replace(first, ratios=ratios, seconds=self.seconds, more=more), *others]
         if self.examples:
             return [Finding(self.check, self.seed, "holds", ratios, (), self.seconds, more=more)]

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from unittest import SkipTest
 
@@ -13,8 +14,9 @@ from ..show.drawn import count
 from ..show.terminal import headline
 from ..show.text import plain
 from ..subjects import Target
-from ..verify.certifier import Check, Finding, verify
+from ..verify.certifier import Check, Finding, judged, verify
 from ..verify.fingerprints import fingerprint
+from ..verify.limits import evenly
 from ..worlds import OutOfTime, World, WorldError
 from ..worlds.simulated import SimulationError
 from . import branches
@@ -127,7 +129,7 @@ def run(
 
     _watch(check, deadline)
     finding = verify(
-        check,
+        evenly(check) if unit.even else check,
         unit.examples,
         unit.seed,
         deadline=deadline,
@@ -135,9 +137,14 @@ def run(
         passes=failures.pass_over,
         aim=True,
     )
+    finding = judged(replace(finding, check=check), unit.examples, deadline)
+    limits: dict[str, Find] = {}
     if finding.smallest is not None and failures.new:
-        name = file_name(check, failures.new)
-        tell(find(unit, finding, failures.new), render(finding, folder / name))
+        kind = fingerprint(finding)  # which is another one where equal rows show something else
+        if finding.limit:
+            limits[finding.limit] = find(unit, finding, kind)
+        elif kind not in failures.known:
+            tell(find(unit, finding, kind), render(finding, folder / file_name(check, kind)))
     return Done(
         unit,
         round(time.monotonic() - begun, 3),
@@ -148,6 +155,7 @@ def run(
         "" if finding.ratios or failures.counts else finding.reason,
         failures.hung or finding.hung,
         time.monotonic() < deadline,
+        limits=limits,
     )
 
 

@@ -31,6 +31,16 @@ from ..worlds.table import KINDS
 INFERENCE = "under inference mode"
 """Where a place is of a call without gradient."""
 
+TRAINING = "training"
+SECOND_DERIVATIVES = "second derivatives"
+COTANGENTS = "cotangents"
+LAYOUTS = "layouts"
+COMPILE = "torch.compile"
+INFERENCE_MODE = "inference mode"
+REUSE = "cached labels"
+TRACES = "traces"
+"""Whom something wrong concerns: everyone who trains, or those who do something that not everyone does."""
+
 T = TypeVar("T")
 
 
@@ -147,6 +157,8 @@ class Law:
     """The kind of device that it is about, where that is one kind: "cuda"."""
     share: float = 1.0
     """The share of `max_examples` that is drawn: costly laws take fewer."""
+    concerns: str = TRAINING
+    """Whom it concerns where it does not hold; its smallest case may narrow that."""
 
     # what a counterexample shows of it
     act: Callable[..., Any] = run_each
@@ -175,11 +187,19 @@ def _preserving(rank: int, world_size: int, function: Callable[..., T], *argumen
         return function(rank, world_size, *arguments)
 
 
-def compare(place: Place, observed: ArrayLike, expected: ArrayLike, bound: ArrayLike) -> float:
+def compare(
+    place: Place,
+    observed: ArrayLike,
+    expected: ArrayLike,
+    bound: ArrayLike,
+    largest: float = np.finfo(np.float64).max,
+) -> float:
     """Return the worst error over bound of what is at `place`.
 
+    What is expected to be no number, or may be larger than `largest`, is not judged.
+
     Raises:
-        Falsified: an error is over its bound, or a value is not a number.
+        Falsified: an error is over its bound, or a value is not a number where one is expected.
     """
     seen, right, allowed = (np.asarray(value, dtype=np.float64) for value in (observed, expected, bound))
     if seen.shape != right.shape:
@@ -189,7 +209,10 @@ def compare(place: Place, observed: ArrayLike, expected: ArrayLike, bound: Array
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         error = abs(seen - right)
         ratio = np.where(error == 0, 0.0, error / np.broadcast_to(allowed, error.shape))
-    ratio = np.where(np.isnan(ratio), np.inf, ratio)
+        # what is not finite may be what rounding takes beyond the largest value
+        slack = np.where(np.isfinite(seen) | ~np.isfinite(allowed), 0, allowed)
+        beyond = ~(abs(right) + slack <= largest)
+    ratio = np.where(beyond, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
     worst = np.unravel_index(np.argmax(ratio), ratio.shape)
     if ratio[worst] > 1:
         found = replace(

@@ -13,7 +13,7 @@ from ..reference import Reference
 from ..standalone.acts import derive_by_cotangents, send_in_backward
 from ..standalone.judges import judge_mean, judge_term, judge_words, mean_over_ranks
 from ..worlds.table import KINDS
-from . import Bench, Falsified, Law, Place, compare
+from . import SECOND_DERIVATIVES, Bench, Falsified, Law, Place, compare
 from .gradients import unweighted
 
 
@@ -52,22 +52,17 @@ def mean_over_ranks_equals_single_process(bench: Bench, reference: Reference) ->
 
 
 def compare_with_single(whole: Reference, place: Place, mean: Array, single: Array, bound: Array) -> float:
-    """As `compare`; a value of the single process that is not finite is compared with the oracle."""
+    """As `compare`; a value of the single process that is not finite is compared with the oracle.
+
+    Where the oracle's leaves the dtype, nothing is.
+    """
     note = "in one process with the whole batch"
     for index in np.argwhere(~np.isfinite(single))[:1].tolist():
         alone = dataclasses.replace(place, rank=0, note=note, index=tuple(index))
         allowed = np.broadcast_to(bound, single.shape)[alone.index]
-        compare(alone, single[alone.index], _by_oracle(whole, alone, single.shape), allowed)
-    return compare(place, mean, single, bound)
-
-
-def _by_oracle(whole: Reference, place: Place, shape: tuple[int, ...]) -> float:
-    """Return the oracle's value for the whole batch at a place in a value of this shape."""
-    if place.kind == "term":
-        return float(np.broadcast_to(whole.terms[0][place.name], shape)[place.index])
-    along = np.zeros(shape)
-    along[place.index] = 1
-    return whole.derivative(0, place.name, along)
+        right = whole.value(place.kind, place.name, 0, alone.index, single.shape)
+        compare(alone, single[alone.index], right, allowed, whole.largest)
+    return compare(place, mean, single, bound, whole.largest)
 
 
 def second_derivatives_travel(bench: Bench, reference: Reference) -> float:
@@ -78,7 +73,8 @@ def second_derivatives_travel(bench: Bench, reference: Reference) -> float:
     for rank, terms in enumerate(reference.terms):
         for name, expected in terms.items():
             place, bound = Place("second derivative", name, rank), reference.bounds.terms[rank][name]
-            worst = max(worst, compare(place, pairs[rank][0].terms[name], expected, bound))
+            seen = pairs[rank][0].terms[name]
+            worst = max(worst, compare(place, seen, expected, bound, reference.largest))
     return worst
 
 
@@ -115,6 +111,7 @@ LAWS = [
         worlds="several",
         applies=_linear,
         share=0.5,
+        concerns=SECOND_DERIVATIVES,
         act=derive_by_cotangents,
         judge=judge_term,
     ),

@@ -11,7 +11,7 @@ from ..examples import Example, Step
 from ..names import DTYPES, HALVES
 from ..reference import Reference
 from ..subjects import Subject
-from . import Bench, Law, compare_types
+from . import COMPILE, Bench, Law, compare_types
 from .gradients import compare_gradients
 from .values import compare_terms
 
@@ -54,9 +54,9 @@ def compiled_keeps_dtypes(bench: Bench, reference: Reference) -> float:
 
 LAWS = [
     Law("compiled keeps dtypes", compiled_keeps_dtypes, draw=_half, share=0.04, patience=4.0,
-        worlds="two", simulated=False, modes=("compiled",),
+        worlds="two", simulated=False, modes=("compiled",), concerns=COMPILE,
         applies=lambda contract: contract.is_loss),
     Law("compiled equals eager", compiled_equals_eager, draw=_widest, share=0.12, patience=4.0,
         worlds="two", simulated=False, modes=("compiled",), prepare=compilable,
-        applies=lambda contract: contract.is_loss),
+        concerns=COMPILE, applies=lambda contract: contract.is_loss),
 ]  # fmt: skip

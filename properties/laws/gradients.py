@@ -18,7 +18,7 @@ from ..reference import Reference
 from ..standalone.acts import Outcome, derive_twice
 from ..standalone.judges import judge_derived_twice
 from ..subjects import Subject
-from . import Bench, Law, Place, compare, misshapen
+from . import COTANGENTS, SECOND_DERIVATIVES, Bench, Law, Place, compare, misshapen
 
 EVERY_PARTIAL = 64
 """Up to this many partial derivatives a case has each one checked; beyond, a choice of them."""
@@ -63,17 +63,44 @@ def compare_gradients(reference: Reference, outcomes: list[Outcome]) -> float:
     bounds = reference.bounds.gradients
     worst = 0.0
     for rank, name, along in _directions(reference, reference.contract.differentiable):
-        expected = reference.derivative(rank, name, along)
         observed = outcomes[rank].gradients.get(name)
         if observed is None:
             observed = np.zeros(along.shape)
-        bound = float(np.sum(abs(along) * bounds[rank][name])) * reference.slack
-        place = Place("gradient", name, rank)
-        worst = max(worst, _compare_along(place, observed, along, expected, bound))
+        place, allowed = Place("gradient", name, rank), bounds[rank][name]
+        if not _is_judged(reference, place, observed, along, allowed):
+            continue
+        expected = reference.derivative(rank, name, along)
+        bound = float(np.sum(abs(along) * allowed)) * reference.slack
+        worst = max(worst, _compare_along(place, observed, along, expected, bound, reference.largest))
     return worst
 
 
-def _compare_along(place: Place, observed: Array, along: Array, expected: float, bound: float) -> float:
+def _is_judged(reference: Reference, place: Place, observed: Array, along: Array, allowed: Array) -> bool:
+    """Whether a gradient is finite along a direction.
+
+    Raises:
+        Falsified: an element is not, and the oracle's is.
+    """
+    if observed.shape != along.shape:
+        raise misshapen(place, observed.shape, along.shape)
+    wrong = np.argwhere(~np.isfinite(observed) & (along != 0))
+    for index in wrong[:1].tolist():
+        assert place.rank is not None
+        at, unit = tuple(index), np.zeros(along.shape)
+        unit[at] = 1
+        expected, bound = reference.derivative(place.rank, place.name, unit), float(allowed[at])
+        compare(dataclasses.replace(place, index=at), observed[at], expected, bound, reference.largest)
+    return not len(wrong)
+
+
+def _compare_along(
+    place: Place,
+    observed: Array,
+    along: Array,
+    expected: float,
+    bound: float,
+    largest: float = np.finfo(np.float64).max,
+) -> float:
     """Compare a derivative at `place`, summed along a direction."""
     if observed.shape != along.shape:
         raise misshapen(place, observed.shape, along.shape)
@@ -86,7 +113,7 @@ def _compare_along(place: Place, observed: Array, along: Array, expected: float,
         bound += 2 * gamma(along.size, FLOAT64) * float(np.sum(abs(along * observed)))
     if bound:
         bound += LOST
-    return compare(place, float(np.sum(observed * along)), expected, bound)
+    return compare(place, float(np.sum(observed * along)), expected, bound, largest)
 
 
 def unweighted(case: Case) -> Case:
@@ -181,7 +208,7 @@ def curves(reference: Reference) -> Inputs:
 
 LAWS = [
     Law("gradients equal the oracle", gradients_equal_oracle, prepare=unweighted),
-    Law("cotangents pass through", cotangents_pass_through, prepare=weighted),
+    Law("cotangents pass through", cotangents_pass_through, concerns=COTANGENTS, prepare=weighted),
     Law(
         "twice differentiable",
         twice_differentiable,
@@ -189,6 +216,7 @@ LAWS = [
         draw=_small,
         takes=_is_small,
         share=0.3,
+        concerns=SECOND_DERIVATIVES,
         act=derive_twice,
         judge=judge_derived_twice,
     ),

@@ -17,7 +17,7 @@ from ..reference import Reference
 from ..standalone.acts import Outcome, leave_behind, run_again, run_used_and_fresh
 from ..standalone.judges import judge_bits, judge_words
 from ..subjects import Subject
-from . import Bench, Falsified, Law, Place, compare, compare_types, misshapen
+from . import REUSE, TRACES, Bench, Falsified, Law, Place, compare, compare_types, misshapen
 
 
 @st.composite
@@ -69,8 +69,8 @@ def deterministic(bench: Bench, reference: Reference) -> float:
     """The same call gives the same bits, and so does a second backward through the same graph."""
     ranks = bench.act(partial(run_again, times=2), reference.case)
     for rank, (first, second, third) in enumerate(ranks):
-        _same_bits(rank, "called twice", second, first)
-        _same_bits(rank, "derived twice", third, first)
+        _same_bits(reference, rank, "called twice", second, first)
+        _same_bits(reference, rank, "derived twice", third, first)
     return 0.0
 
 
@@ -146,11 +146,16 @@ def used_equals_fresh(bench: Bench, reference: Reference) -> float:
     """
     steps, last = reference.example.steps, reference.case
     for rank, (fresh, used) in enumerate(bench.act(run_used_and_fresh, *steps, last)):
-        _same_bits(rank, f"after {len(steps)} other calls", used, fresh)
+        _same_bits(reference, rank, f"after {len(steps)} other calls", used, fresh)
     return 0.0
 
 
-def _same_bits(rank: int, note: str, observed: Outcome, expected: Outcome) -> None:
+def _same_bits(reference: Reference, rank: int, note: str, observed: Outcome, expected: Outcome) -> None:
+    """Compare two calls bit by bit; where one of two that differ is not finite, with the oracle.
+
+    Raises:
+        Falsified: they differ, unless the oracle's value leaves the dtype.
+    """
     for kind, seen, right in (
         ("term", observed.terms, expected.terms),
         ("gradient", observed.gradients, expected.gradients),
@@ -162,12 +167,17 @@ def _same_bits(rank: int, note: str, observed: Outcome, expected: Outcome) -> No
                     some, none = ("a gradient", "none") if other is None else ("none", "a gradient")
                     raise Falsified(f"{place}: expected {some}, observed {none}", place)
             elif not np.array_equal(value, other, equal_nan=True):
-                same: Any = False
-                if (
-                    value.shape == other.shape
-                ):  # no number, or an infinity, is as far from itself as from others
-                    same = (value == other) | (np.isnan(value) & np.isnan(other))
-                compare(place, np.where(same, 0, other), np.where(same, 0, value), 0.0)
+                if value.shape != other.shape:
+                    raise misshapen(place, other.shape, value.shape)
+                same = (value == other) | (np.isnan(value) & np.isnan(other))
+                finite = np.isfinite(value) & np.isfinite(other)
+                compare(place, np.where(finite, other, 0), np.where(finite, value, 0), 0.0)
+                for index in np.argwhere(~same & ~finite)[:1].tolist():
+                    at = dataclasses.replace(place, index=tuple(index))
+                    pair = other[at.index], value[at.index]
+                    wrong = next(one for one in pair if not np.isfinite(one))
+                    of_oracle = reference.value(kind, name, rank, at.index, value.shape)
+                    compare(at, wrong, of_oracle, 0.0, reference.largest)
 
 
 def leaves_no_trace(bench: Bench, reference: Reference) -> float:
@@ -185,7 +195,7 @@ LAWS = [
     Law("outputs well formed", outputs_well_formed, share=0.5),
     Law("deterministic", deterministic, share=0.3, act=run_again, judge=judge_bits),
     Law("leaves no trace", leaves_no_trace, share=0.3, simulated=False,
-        act=leave_behind, judge=judge_words),
-    Law("used equals fresh", used_equals_fresh, draw=_sequences,
+        concerns=TRACES, act=leave_behind, judge=judge_words),
+    Law("used equals fresh", used_equals_fresh, draw=_sequences, concerns=REUSE,
         applies=lambda contract: contract.is_loss, act=run_used_and_fresh, judge=judge_bits),
 ]  # fmt: skip

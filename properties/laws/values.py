@@ -21,7 +21,8 @@ def compare_terms(reference: Reference, observed: dict[str, list[Outcome]]) -> f
                     place = Place("structure", rank=rank, note=note, expected=right, observed=seen)
                     raise Falsified(f"rank {rank}: there is no {name} in {seen} {note}".rstrip(), place)
                 place, bound = Place("term", name, rank, note), reference.bounds.terms[rank][name]
-                worst = max(worst, compare(place, outcomes[rank].terms[name], value, bound * reference.slack))
+                term, allowed = outcomes[rank].terms[name], bound * reference.slack
+                worst = max(worst, compare(place, term, value, allowed, reference.largest))
     return worst
 
 

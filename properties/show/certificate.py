@@ -20,6 +20,7 @@ import verified_losses
 from .. import devices
 from ..names import CONTRACTS
 from ..subjects import Subject, Target
+from ..verify import concerns
 from ..verify.certifier import Check, Finding, Verdict
 from ..verify.fingerprints import fingerprint
 from ..verify.known import Known
@@ -28,9 +29,10 @@ from ..verify.shards import Shard
 from ..worlds import probe
 from .defects import Defect
 from .drawn import Drawn, count
+from .forms import described
 from .text import plain, write_whole
 
-CERTIFICATE_VERSION = 4
+CERTIFICATE_VERSION = 5
 SUITE = ("oracles", "properties")
 """Folders of this package that are the suite, and no part of the losses."""
 
@@ -47,18 +49,22 @@ class Property(msgspec.Struct, frozen=True):
     worst_error_over_bound: float
     """Of the cases that hold."""
     reason: str
-    """Why it was falsified or skipped."""
+    """Why it was falsified or skipped; of what holds, what it was not asked."""
     fingerprint: str
     """Names the defect; empty where the law holds."""
     counterexample: str | None
     """The file to run, which findings of one defect share; None where the law holds."""
     case: str
-    """The smallest case found that falsifies it."""
+    """The smallest case found that falsifies it, or shows the limit."""
     known: str
     """Why this finding is accepted; empty where it is not."""
     seconds: float
     errors_over_bound: list[float]
     """Of every case that holds; of very many, of a fuzz run, a sample that holds the worst."""
+    limit: str = ""
+    """What the target does not support, where that is no defect: "limit" is then the verdict."""
+    concern: str = ""
+    """Whom it concerns where it is falsified: "training" is everyone who trains."""
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -162,10 +168,14 @@ class Certificate(msgspec.Struct, frozen=True):
     """The command line; empty if the run was started from code."""
     shard: Part | None = None
     """None for a whole run, and for shards that were merged."""
+    form: list[str] = []
+    """How the target is called, and what it does with rows, in words."""
     stubbed: list[str] = []
     """The packages that the target imports, that are not installed, and that stubs stood for."""
     interpreted: bool = False
     """Whether its Triton kernels ran in Triton's interpreter."""
+    limits: list[str] = []
+    """What the target does not support, where it was not judged strictly."""
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -288,6 +298,8 @@ def certificate(
             plain(known.reason(finding)),
             round(finding.seconds, 3),
             [float(f"{ratio:.3g}") for ratio in finding.ratios],
+            finding.limit,
+            concerns.of(finding) if finding.verdict == "falsified" else "",
         )
         for finding in findings
     ]
@@ -310,8 +322,10 @@ def certificate(
         count(findings) if drawn is None else drawn,
         plain(asked.command),
         shard,
-        list(subject.stubbed),
-        subject.interpret,
+        limits=list(dict.fromkeys(finding.limit for finding in findings if finding.limit)),
+        stubbed=list(subject.stubbed),
+        interpreted=subject.interpret,
+        form=described(contract, subject),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..verify import concerns
 from ..verify.certifier import Finding
 from ..verify.grouping import GROUP_SECONDS, group
 from .counterexample import write
@@ -22,6 +23,16 @@ class Defect:
     trouble: str = ""
     """Why it could not."""
 
+    @property
+    def concern(self) -> str:
+        """Whom it concerns: of what its findings say, that which concerns most people."""
+        return min((concerns.of(one) for one in (self.leader, *self.others)), key=concerns.place)
+
+
+def ranked(defects: Sequence[Defect]) -> list[Defect]:
+    """Return defects in the order in which people read them: first what concerns everyone who trains."""
+    return sorted(defects, key=lambda defect: concerns.place(defect.concern))
+
 
 def explain(findings: Sequence[Finding], folder: Path, deadline: float = math.inf) -> list[Defect]:
     """Group what is falsified, and write one counterexample a group.
@@ -35,4 +46,4 @@ def explain(findings: Sequence[Finding], folder: Path, deadline: float = math.in
             defects.append(Defect(leader, tuple(others), write(leader, folder)))
         except OSError as error:
             defects.append(Defect(leader, tuple(others), trouble=f"{folder}: {error.strerror or error}"))
-    return defects
+    return ranked(defects)

@@ -25,6 +25,7 @@ MARKS = {
     "falsified": "✗",
     "incomplete": "◐",
     "known": "≈",
+    "limit": "◇",
     "skipped": "–",
     "not verified": "–",
 }  # fmt: skip

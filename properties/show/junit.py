@@ -17,8 +17,8 @@ NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def render(record: Certificate | Certificates) -> bytes:
     """Return a record as JUnit XML.
 
-    What is falsified fails, unless it is known: that is skipped, and so is what was skipped. Where a loss is
-    not falsified and something that was asked for did not run, a case of its own is an error.
+    What is falsified fails, unless it is known: that is skipped, as limits and what was skipped are. Where a
+    loss is not falsified and something that was asked for did not run, a case of its own is an error.
     """
     certificates = record.certificates if isinstance(record, Certificates) else [record]
     root = ElementTree.Element("testsuites", name="verified-losses")
@@ -79,6 +79,8 @@ def _add_case(suite: ElementTree.Element, name: str, found: Property) -> str:
     if found.verdict == "holds":
         return ""
     message = f"known: {found.known}" if found.known else found.reason
+    if found.verdict == "limit":
+        message = f"limit, no defect unless --strict: {found.limit}"
     ElementTree.SubElement(case, "skipped", message=_text(message))
     return "skipped"
 

@@ -146,6 +146,7 @@ def _merged(shards: Sequence[Certificate], lines: list[str]) -> Certificate:
         drawn=added(one.drawn for one in shards),
         command=_without_shard(first.command),
         shard=None,
+        limits=list(dict.fromkeys(limit for one in shards for limit in one.limits)),
     )
 
 
@@ -202,7 +203,8 @@ def combine(found: Sequence[Property]) -> list[Property]:
             by_defect.setdefault(one.fingerprint, []).append(one)
     groups = list(by_defect.values())
     if not groups:
-        return [_summed(max(others, key=lambda one: one.verdict == "holds"), others)] if others else []
+        told = ("skipped", "holds", "limit")
+        return [_summed(max(others, key=lambda one: told.index(one.verdict)), others)] if others else []
     groups[0] = groups[0] + others
     return [_summed(min(rows, key=_size), rows) for rows in groups]
 

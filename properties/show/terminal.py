@@ -1,5 +1,6 @@
 """Terminal output: the table of the checks, and the defects."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,14 +9,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..devices import CPU, asks_for_cuda
-from ..laws import Falsified
+from ..laws import TRAINING, Falsified
 from ..subjects import Subject
 from ..verify.certifier import Finding
+from ..verify.concerns import CONCERNS
+from ..verify.hints import Hint
 from ..verify.known import Known
+from ..verify.limits import WORDS
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
 from .certificate import Device
-from .defects import Defect
+from .defects import Defect, ranked
 from .text import as_text, plain, shortened
 
 
@@ -33,7 +37,7 @@ def table(findings: Sequence[Finding], known: Known) -> Table:
         ratio = as_text(finding.worst_error_over_bound)
         laid.add_row(
             escape(finding.loss), finding.law, finding.world, str(finding.examples),
-            ratio if finding.verdict == "holds" else "", f"[{colour}]{verdict}[/]",
+            ratio if finding.verdict in ("holds", "limit") else "", f"[{colour}]{verdict}[/]",
         )  # fmt: skip
     return laid
 
@@ -65,13 +69,63 @@ def devices(used: Sequence[Device]) -> list[str]:
 
 
 def show(console: Console, defects: Sequence[Defect], known: Known) -> None:
-    """Print every defect that is not accepted, with its smallest counterexample."""
-    for defect in defects:
+    """Print every defect that is not accepted, with its smallest counterexample, by whom it concerns."""
+    last = ""
+    for defect in ranked(defects):
         if not accepted(defect, known):
+            if defect.concern != last:
+                last = defect.concern
+                console.print(f"\n[bold]{escape(heading(last, '--'))}[/]", highlight=False)
             what, *why, file = explained(defect, "--").split("\n")
             console.print(f"\n[bold red]{escape(what)}[/]")
             console.print(escape("\n".join(why)), highlight=False)
             console.print(escape(file), soft_wrap=True, highlight=False)
+
+
+def heading(name: str, prefix: str) -> str:
+    """Return what stands over the defects of a concern: whom they concern, and how to accept them.
+
+    Args:
+        name: of the concern.
+        prefix: how arguments are named, as for `explained`.
+    """
+    concern = CONCERNS[name]
+    if name == TRAINING:
+        return f"{concern.heading}:"
+    ways = [f"an entry in the file of {prefix}known"] if prefix else []
+    if concern.skip:
+        names = list(concern.skip)
+        ways.insert(0, f"{prefix}skip {' '.join(map(repr, names))}" if prefix else f"skip={names}")
+    if concern.config:
+        option, _, value = concern.config.partition("=")
+        given = f"config={{{option!r}: {value.title()}}}"
+        ways.insert(0, f"{prefix}config {concern.config}" if prefix else given)
+    how = f" (to accept it: {', or '.join(ways)})" if ways else ""
+    return f"{concern.heading}{how}:"
+
+
+def limits(findings: Sequence[Finding], prefix: str) -> list[str]:
+    """Return what targets do not support, where that is no defect, and how to have it judged.
+
+    Args:
+        findings: of all targets.
+        prefix: how arguments are named, as for `explained`.
+    """
+    met: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        if finding.limit:
+            met.setdefault((finding.loss, finding.limit), []).append(finding)
+    if not met:
+        return []
+    lines = [f"limits, which are no defects unless {_argument('strict', True, prefix)}:"]
+    for (loss, name), (first, *others) in met.items():
+        also = f" and {len(others)} more" if others else ""
+        lines += [
+            f"{loss}: {WORDS[name]}",
+            f"  met by {first.law} in world {first.world}{also}: {_how(first)}",
+            f"  smallest case: {first.counterexample}",
+        ]
+    return lines
 
 
 def accepted(defect: Defect, known: Known) -> bool:
@@ -81,6 +135,10 @@ def accepted(defect: Defect, known: Known) -> bool:
 
 def headline(finding: Finding) -> str:
     """Return what does not hold, and how, in a line."""
+    return f"{finding.loss}: {finding.law} in world {finding.world}: {_how(finding)}"
+
+
+def _how(finding: Finding) -> str:
     error, how = finding.error, finding.reason
     if isinstance(error, Falsified):
         how = str(error)
@@ -88,8 +146,7 @@ def headline(finding: Finding) -> str:
         how = f"{error.finding}: {error.message}"
     elif isinstance(error, WorldError):
         how = next(state for state in error.ranks if state.state != "returned").said
-    how = shortened(plain(how)).partition("\n")[0]
-    return f"{finding.loss}: {finding.law} in world {finding.world}: {how}"
+    return shortened(plain(how)).partition("\n")[0]
 
 
 def explained(defect: Defect, prefix: str) -> str:
@@ -103,8 +160,9 @@ def explained(defect: Defect, prefix: str) -> str:
     lines = [
         f"{leader.loss}: {leader.law} does not hold in world {leader.world}",
         shortened(plain(leader.reason)),
-        f"smallest case: {leader.counterexample}",
     ]
+    if leader.counterexample:
+        lines.append(f"smallest case: {leader.counterexample}")
     if defect.others:
         also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
         lines.append(f"the same defect: {also}")
@@ -121,6 +179,8 @@ def hints(finding: Finding, prefix: str) -> list[str]:
     if asks_for_cuda(case.device, finding.reason):
         asked = _argument("device", "cuda", prefix)
         found.append(f"the target asks for CUDA: where there is a GPU, {asked} verifies it there")
+    if finding.hints:
+        found.append(_worded(finding.hints, prefix))
     if case.world_size == 1:
         return found
     place = finding.error.place if isinstance(finding.error, Falsified) else None
@@ -133,9 +193,47 @@ def hints(finding: Finding, prefix: str) -> list[str]:
     return found
 
 
+TIMES = {
+    "2": "2", "1/2": "half", "W": "the number of ranks", "1/W": "1 over the number of ranks",
+    "n": "the number of rows", "1/n": "1 over the number of rows",
+}  # fmt: skip
+MEANT = {
+    "2": ("the sum of both directions", "target(...) / 2"),
+    "1/2": ("half of the sum", "2 * target(...)"),
+    "n": ("a sum over rows", ""),
+    "1/n": ("a mean over rows of a mean over rows", ""),
+    "W": ("multiplied by the number of ranks, as where gradients are averaged", ""),
+}
+"""What a loss may be meant to be, by its factor, and the expression that states it."""
+
+
+def _worded(hints: Sequence[Hint], prefix: str) -> str:
+    """Return hints of one finding in words; several of them are one number in the cases that were met."""
+    first = hints[0]
+    if first.kind == "times":
+        number = ", which is ".join(TIMES[hint.factor] for hint in hints)
+        said = f"in every case that fails, the {first.what} is exactly {number} times the oracle's"
+        meant, expression = MEANT.get(first.factor, ("", "")) if len(hints) == 1 else ("", "")
+        if expression:
+            return f"{said}: if the loss is to be {meant}, state it: {_argument('call', expression, prefix)}"
+        return f"{said}, as of {meant}" if meant else said
+    said = f"in every case that fails, the {first.what} is right"
+    if first.kind == "entropy":
+        return f"{said} but for the teacher's entropy: this is the KL divergence, not the cross-entropy"
+    if first.kind == "normalized":
+        given = _argument("features", "normalized", prefix)
+        return f"{said} if rows are normalised first: if the loss is to normalise them, {given}"
+    if first.kind == "raw":
+        given = _argument("features", "raw", prefix)
+        return f"{said} if rows are not normalised: if the loss is to take them as they are, {given}"
+    ((name, value),) = first.config
+    option = f"{prefix}config {name}={str(value).lower()}" if prefix else f"config={{{name!r}: {value}}}"
+    return f"{said} with {option}"
+
+
 def _argument(name: str, value: Any, prefix: str) -> str:
     """Return an argument as it is given: an option that begins with `prefix`, or, without one, in code."""
     if not prefix:
         return f'{name}="{value}"' if isinstance(value, str) else f"{name}={value!r}"
     option = f"{prefix}{name.replace('_', '-')}"
-    return option if value is True else f"{option} {value}"
+    return option if value is True else f"{option} {shlex.quote(str(value))}"

@@ -76,6 +76,7 @@ def ask(
     parameters: Sequence[str] = (),
     features: str = "",
     interpret: bool = False,
+    strict: bool = False,
 ) -> tuple[str, Subject]:
     """Return the contract's name, and the target as a subject.
 
@@ -108,6 +109,7 @@ def ask(
         features=rows,
         form=form,
         interpret=interpret,
+        strict=strict,
     )
 
 

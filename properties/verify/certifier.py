@@ -1,18 +1,18 @@
 """Contract x subject x world x law, each run over drawn cases, to a verdict."""
 
-import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from unittest import SkipTest, mock
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis import strategies as st
 from hypothesis.database import ExampleDatabase
-from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
+from hypothesis.errors import Flaky, HypothesisDeprecationWarning, Unsatisfiable, UnsatisfiedAssumption
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
@@ -20,20 +20,22 @@ from .. import devices
 from ..cases import Case
 from ..contracts import Contract, contracts
 from ..examples import Example
-from ..laws import Bench, Law, Unanswered, laws
+from ..laws import Bench, Falsified, Law, Place, Unanswered, laws
 from ..reference import reference
 from ..subjects import Subject
 from ..worlds import OutOfTime, WorldError, WorldLost, probe, specs
 from ..worlds.processes import COLLECTIVE_SHARE
 from ..worlds.simulated import Sends, SimulationError
 from ..worlds.specs import WorldSpec
+from . import concerns, limits
+from .hints import Hint, explain
 
 SHRINK_SECONDS = 5.0
 """How long a counterexample is made smaller."""
 
 OUT_OF_TIME = "out of time"
 
-Verdict = Literal["holds", "falsified", "skipped"]
+Verdict = Literal["holds", "falsified", "limit", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Finding:
     """Those that were compared."""
     seconds: float = 0.0
     reason: str = ""
-    """Why it was falsified or skipped, in words."""
+    """Why it was falsified or skipped, in words; of what holds, what it was not asked."""
     smallest: Example | None = None
     """The smallest example found that falsifies it."""
     error: Exception | None = None
@@ -80,6 +82,14 @@ class Finding:
     """How many cases were checked besides those of `ratios`, which of very many are a sample."""
     fingerprint: str = ""
     """Where it is known already, as of one that was read from a file."""
+    met: tuple[tuple[Example, Place | None], ...] = ()
+    """The examples that falsified it while the smallest was sought, and what was wrong where."""
+    limit: str = ""
+    """What the target does not support, where that is no defect."""
+    concern: str = ""
+    """Whom it concerns, where that was looked at: one of `concerns.CONCERNS`."""
+    hints: tuple[Hint, ...] = ()
+    """What explains all cases that falsified it."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -131,7 +141,7 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
             options = known[name].options_in.get(world.kind, world.row.options)
             if options is None or (not subject.gathers and world.sizes[-1] > 1):
                 continue
-            placed = dataclasses.replace(subject, options=subject.options + options)
+            placed = replace(subject, options=subject.options + options)
             for law in laws():
                 check = Check(label, known[name], placed, law, world)
                 fits = law.is_of(world.device) and (law.simulated or not world.row.shares_process)
@@ -157,7 +167,7 @@ def _scheduled(draw: st.DrawFn, check: Check) -> Example:
     example = draw(check.law.draw(check.contract, check.subject, size))
     schedule = draw(st.none() | st.integers(0, 2**16))
     sends: list[Sends] = ["rendezvous", "buffered", "drawn"]
-    scheduled = dataclasses.replace(example, schedule=schedule, sends=draw(st.sampled_from(sends)))
+    scheduled = replace(example, schedule=schedule, sends=draw(st.sampled_from(sends)))
     return _moved(draw, check, scheduled)
 
 
@@ -262,7 +272,7 @@ def verify(
             )
             if isinstance(error, WorldError) and error.over:
                 shrink_until = 0.0  # nothing runs in that world any more
-            if found and first:
+            if found and first and not limits.may_be_limit(check, example, error):
                 reason = _said(error)
                 found(Finding(check, base_seed, "falsified", reason=reason, smallest=example, error=error))
             raise
@@ -322,7 +332,57 @@ def verify(
         hung,
         not_run,
         bool(lost),
+        met=tuple(
+            (example, error.place if isinstance(error, Falsified) else None)
+            for example, error in failures.items()
+        ),
     )
+
+
+def judged(finding: Finding, max_examples: int, deadline: float = math.inf) -> Finding:
+    """Return a finding as a limit where it is one; else with whom it concerns, and what explains it.
+
+    For that cases are run again, for `limits.EVEN_SECONDS` and a few cases more.
+    """
+    if finding.verdict != "falsified":
+        return finding
+
+    def again(check: Check, until: float) -> Finding:
+        return verify(check, max_examples, finding.seed, min(until, deadline), deadline)
+
+    if time.monotonic() < deadline:
+        finding = limits.judged(finding, again, _returns)
+    if finding.verdict != "falsified":
+        return finding
+    # what hung is not run again
+    concern = concerns.concern(finding, lambda example: finding.hung or _fails(finding.check, example))
+    return replace(finding, concern=concern, hints=explain(finding))
+
+
+def _returns(check: Check, example: Example) -> bool:
+    """Whether a plain call of an example and its backward return."""
+    worlds, size = check.subject.worlds(), example.case.world_size
+    world = worlds.open(check.world, check.law.patience, size, example.schedule, example.sends)
+    bench = Bench(check.contract, check.subject, world, world)
+    try:
+        bench.observe([check.law.prepare(example.case)])
+    except Exception:
+        return False
+    return True
+
+
+def _fails(check: Check, example: Example) -> bool:
+    """Whether a check fails on an example; one that says nothing of it does not."""
+    try:
+        with warnings.catch_warnings():
+            # of `assume` where nothing is drawn
+            warnings.simplefilter("ignore", HypothesisDeprecationWarning)
+            falsify(check, example)
+    except (UnsatisfiedAssumption, OutOfTime):
+        return False
+    except Exception:
+        return True
+    return False
 
 
 def _lost(check: Check, error: Exception) -> str:
@@ -366,6 +426,7 @@ class Certifier:
         self.found = found
         self._hung: set[tuple[str, str]] = set()
         self._lost: dict[str, str] = {}
+        self._even: set[str] = set()
 
     def verify(self, check: Check, until: float = math.inf) -> Finding:
         """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
@@ -378,8 +439,9 @@ class Certifier:
             return self.not_run(check, "the target hung in this world before")
         if reason := self._lost.get(check.world.device):
             return self.not_run(check, reason)
+        evenly = check.label in self._even and max(check.sizes) > 1 and not check.subject.even
         finding = verify(
-            check,
+            limits.evenly(check) if evenly else check,
             self.max_examples,
             self.seed,
             until,
@@ -387,6 +449,11 @@ class Certifier:
             self.found,
             database=self.database(check),
         )
+        finding = judged(replace(finding, check=check), self.max_examples, self.deadline)
+        if finding.limit == limits.UNEQUAL_ROWS:
+            self._even.add(check.label)
+        if evenly and finding.verdict == "holds":
+            finding = replace(finding, reason=limits.EVEN_ALONE)
         if finding.hung:
             self._hung.add(where)
         if finding.lost:

@@ -67,10 +67,12 @@ class Known:
 
     def reason(self, finding: "Finding") -> str:
         """Return why a finding is accepted; nothing, if it is not."""
+        if finding.verdict != "falsified":
+            return ""
         return next((entry.reason for entry in self.entries if _matches(entry, finding)), "")
 
     def unmatched(self, findings: "list[Finding]") -> list[Entry]:
-        """Return the entries that match no finding: what they accept is gone, or was not looked for."""
+        """Return the entries that match neither finding nor limit: what they accept is gone, or not asked."""
         return [entry for entry in self.entries if not any(_matches(entry, one) for one in findings)]
 
 
@@ -78,7 +80,7 @@ def _matches(entry: Entry, finding: "Finding") -> bool:
     from .fingerprints import fingerprint
 
     return (
-        finding.verdict == "falsified"
+        finding.verdict in ("falsified", "limit")
         and entry.property == finding.law
         and entry.world in ("", finding.world)
         and entry.fingerprint in ("", fingerprint(finding))

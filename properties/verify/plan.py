@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import Verbosity, find, settings
 
@@ -13,10 +14,10 @@ from ..examples import Step
 from ..forms import NAMES
 from ..inspection import Inspection, constants_of, fitting, inspect_target, takes_scale
 from ..laws import laws
-from ..running import perform
+from ..running import first_call, perform
 from ..standalone.acts import run_each
 from ..subjects import Subject
-from ..worlds import OutOfTime, WorldError, probe
+from ..worlds import OutOfTime, World, WorldError, probe
 from ..worlds.specs import SINGLE, WorldSpec, placed
 from ..worlds.table import KINDS
 from .arguments import (
@@ -28,7 +29,7 @@ from .arguments import (
     kept_laws,
     some_worlds,
 )
-from .certifier import Check, checks
+from .certifier import Check, checks, without_local_constants
 from .shards import Shard, taker
 
 
@@ -121,7 +122,8 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
     quiet = settings(database=None, deadline=None, verbosity=Verbosity.quiet)
     size = contract.smallest_world
     drawn = contract.cases(replace(asked, options=(), features=""), size)
-    simplest = replace(find(drawn, lambda case: True, settings=quiet), device=device)
+    with without_local_constants():
+        simplest = replace(find(drawn, lambda case: True, settings=quiet), device=device)
     worlds = asked.worlds()
     worlds.until = deadline
     try:
@@ -142,6 +144,8 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
     assumed = {name: value for name, value in contract.assumed.items() if name not in signature.options}
     options = tuple((assumed | dict(asked.options)).items())
     subject = _with_form(replace(asked, options=options), contract, found)
+    if not found.matches:
+        _call_once(subject, contract, simplest, alone, signature.options)
     talks = not contract.is_mean or communicates(subject, contract, simplest, signature.options)
     return replace(subject, gathers=talks), found.matches
 
@@ -196,6 +200,53 @@ def communicates(subject: Subject, contract: Contract, simplest: Case, options: 
     except (WorldError, OutOfTime):
         return True
     return bool(getattr(ranks, "traffic", {}))
+
+
+PLAIN: list[dict[str, Any]] = [{"rows": (1,)}, {"rows": (4,), "width": 8, "pattern": "unit"}]
+"""What the plain cases differ in, besides the dtype: the simplest one, and one like a batch."""
+
+
+def _call_once(
+    subject: Subject, contract: Contract, simplest: Case, alone: World, taken: tuple[str, ...]
+) -> None:
+    """Call a subject with plain cases.
+
+    A call that hangs or ends its process is left to the checks, and so is a loss that raises in some calls:
+    one row, one dtype, or one process may be what it does not support.
+
+    Raises:
+        Unusable: every call raised.
+    """
+    dtypes = [one for one in ("float32", "float64") if one in subject.dtypes] or subject.dtypes[:1]
+    size, options = contract.smallest_world, tuple((dict(simplest.options) | dict(subject.options)).items())
+    given: dict[str, Any] = {"options": options, "bias": None, "scalar_shape": ()}
+    given["output_dict"] = simplest.output_dict and subject.output_dict
+    cases = [replace(simplest, dtype=dtype, **given, **one) for one in PLAIN for dtype in dtypes]
+    if contract.name in NAMES:
+        cases = [fitting(case, subject.form, subject.features, contract, taken) for case in cases]
+    if size > 1:
+        return
+    try:
+        (first,) = alone.run(first_call, subject, contract, cases)
+        if not first.raised or _is_called_by_several(subject, contract, cases[-1]):
+            return
+    except (WorldError, OutOfTime):
+        return
+    problem = f"{subject.target}: every call raised; the contract {contract.name} calls with {first.given}"
+    if devices.asks_for_cuda(simplest.device, first.raised):
+        problem += ": it asks for CUDA, so verify it with device cuda, where there is a GPU"
+    raise Unusable("", problem, first.raised)
+
+
+def _is_called_by_several(subject: Subject, contract: Contract, case: Case) -> bool:
+    """Whether a call returns on two simulated ranks: a loss may gather without asking whether it can."""
+    spec = WorldSpec("simulated", (2,), case.device)
+    both = replace(case, rows=case.rows * 2)
+    try:
+        ranks = subject.worlds().open(spec, size=2).run(first_call, subject, contract, [both])
+    except WorldError:
+        return False
+    return not any(rank.raised for rank in ranks)
 
 
 def not_verified(planned: Sequence[Check]) -> list[str]:

@@ -1,0 +1,200 @@
+"""What explains all cases that falsify a check: one number, or another convention that all agree with."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from verified_losses.oracles.complex_step import Array
+
+from ..cases import Case
+from ..contracts import Contract, Inputs
+from ..examples import Example
+from ..laws import Place
+from ..standalone.judges import derivative, total
+
+if TYPE_CHECKING:
+    from .certifier import Finding
+
+SECONDS = 2.0
+"""How long explanations are sought."""
+MOST = 12
+"""Cases that an explanation is compared with: the last ones, which are the smallest."""
+STUDENT = ("image_features", "text_features", "logit_scale", "logit_bias")
+FEATURES = ("image_features", "text_features", "first", "second")
+
+Met = Sequence[tuple[Example, Place]]
+Oracle = Callable[[Case, Inputs], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Hint:
+    """An explanation: what is observed is this, in every case that fails."""
+
+    kind: str
+    """"times", "entropy", "normalized", "raw" or "config"."""
+    what: str
+    """"value" or "gradient"."""
+    factor: str = ""
+    """Of "times": "2", "1/2", "W", "1/W", "n" or "1/n": W is the number of ranks, n that of all rows."""
+    config: tuple[tuple[str, Any], ...] = ()
+    """Of "config": the options with which what is observed is right."""
+
+
+FACTORS: dict[str, Callable[[Case], float]] = {
+    "2": lambda case: 2.0,
+    "1/2": lambda case: 0.5,
+    "W": lambda case: float(case.world_size),
+    "1/W": lambda case: 1 / case.world_size,
+    "n": lambda case: float(sum(case.rows)),
+    "1/n": lambda case: 1 / sum(case.rows),
+}
+
+
+def explain(finding: "Finding") -> tuple[Hint, ...]:
+    """Return what explains every case that falsified a check, as far as it was seen."""
+    met = [
+        (example, place)
+        for example, place in finding.met
+        if place is not None
+        and place.kind in ("term", "gradient")
+        and isinstance(place.expected, float)
+        and np.isfinite([place.expected, place.observed]).all()
+    ]
+    if not met or len(met) < len(finding.met):
+        return ()
+    what = "value" if met[0][1].kind == "term" else "gradient"
+    if any((place.kind == "term") != (what == "value") for _, place in met):
+        return ()
+    if factors := _factors(met):
+        return tuple(Hint("times", what, factor) for factor in factors)
+    law, contract = finding.check.law, finding.check.contract
+    cases = [(law.prepare(example.case), place) for example, place in met[-MOST:] if not example.steps]
+    # what is compared with one process or with a call before is not the oracle's
+    if len(cases) < len(met[-MOST:]) or any(place.rank is None for _, place in cases):
+        return ()
+    until = time.monotonic() + SECONDS
+    for hint, oracle in _others(contract, what, [case for case, _ in cases]):
+        if time.monotonic() < until and all(_agrees(contract, oracle, *one) for one in cases):
+            return (hint,)
+    return ()
+
+
+def _factors(met: Met) -> list[str]:
+    """Return the factors that every observed value is of what was expected, within the bound."""
+    found = []
+    for name, factor in FACTORS.items():
+        numbers = [factor(example.case) for example, _ in met]
+        if all(
+            number != 1 and abs(place.observed - number * place.expected) <= max(1, number) * place.bound
+            for number, (_, place) in zip(numbers, met, strict=True)
+        ):
+            found.append(name)
+    # two of them may be one number in all cases that were met
+    return found if len({FACTORS[name](met[-1][0].case) for name in found}) == 1 else []
+
+
+def _others(contract: Contract, what: str, cases: Sequence[Case]) -> Iterable[tuple[Hint, Oracle]]:
+    """Return other conventions, each with the oracle that follows it."""
+    if contract.name == "distill" and what == "value":
+        yield Hint("entropy", what), lambda case, inputs: _less_entropy(contract, case, inputs)
+    if "image_features" in contract.differentiable and contract.is_loss:
+        yield Hint("normalized", what), lambda case, inputs: contract.oracle(case, _normalized(inputs))
+    if contract.name in ("infonce", "ntxent"):
+        yield Hint("raw", what), lambda case, inputs: _raw(contract, case, inputs)
+    if any(case.world_size == 1 for case in cases):
+        return
+    for name, values in contract.values.items():
+        if values == (False, True) and name in ("local_loss", "gather_with_grad"):
+            for value in (True, False):
+                if all(case.option(name, not value) is not value for case in cases):
+                    yield Hint("config", what, config=((name, value),)), _with(contract, name, value)
+
+
+def _with(contract: Contract, name: str, value: bool) -> Oracle:
+    """Return the oracle of cases that have one option changed."""
+
+    def oracle(case: Case, inputs: Inputs) -> list[dict[str, Any]]:
+        options = tuple((dict(case.options) | {name: value}).items())
+        return contract.oracle(replace(case, options=options), inputs)
+
+    return oracle
+
+
+def _agrees(contract: Contract, oracle: Oracle, case: Case, place: Place) -> bool:
+    """Whether what was observed at a place is what another oracle gives, within the bound there."""
+    inputs = contract.inputs(case)
+    assert place.rank is not None
+    with np.errstate(all="ignore"):
+        if place.kind == "term":
+            terms = oracle(case, inputs)[place.rank]
+            if place.name not in terms:
+                return False
+            right = float(np.real(terms[place.name])[place.index])
+        else:
+            along = place.along
+            if along is None:
+                along = np.zeros(inputs[place.rank][place.name].shape)
+                along[place.index] = 1
+            cotangents = contract.cotangents(case)
+
+            def summed(moved: Inputs) -> Any:
+                return total(oracle(case, moved), cotangents)
+
+            right = derivative(summed, inputs, place.rank, place.name, along)
+    # the bound is that of the oracle's own value: another one rounds in proportion
+    scale = max(1.0, abs(right) / abs(place.expected)) if place.expected else 1.0
+    differs = abs(right - place.expected) > 2 * scale * place.bound
+    return bool(differs and abs(place.observed - right) <= scale * place.bound)
+
+
+def _less_entropy(contract: Contract, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
+    """Return the terms, the teacher's entropy taken away from `distill_loss`: the KL divergence."""
+    teachers = [
+        given | {name: given[f"dist_{name}"] for name in STUDENT if f"dist_{name}" in given}
+        for given in inputs
+    ]
+    own, entropy = contract.oracle(case, inputs), contract.oracle(case, teachers)
+    return [
+        terms | {"distill_loss": terms["distill_loss"] - other["distill_loss"]}
+        for terms, other in zip(own, entropy, strict=True)
+    ]
+
+
+def _normalized(inputs: Inputs) -> Inputs:
+    """Return the inputs with rows of norm 1; rows of zeros stay."""
+
+    def unit(rows: Array) -> Array:
+        squares = np.sum(rows * rows, axis=1, keepdims=True)
+        result: Array = rows / np.sqrt(np.where(squares == 0, 1, squares))
+        return result
+
+    return [
+        {name: unit(value) if name in FEATURES else value for name, value in given.items()}
+        for given in inputs
+    ]
+
+
+def _raw(contract: Contract, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
+    """Return the terms of a loss of dot products, by one of cosines.
+
+    Each row gets a column of its own, which makes all of norm R: then products of different rows are as they
+    were, cosines are R^-2 of them, and the scale is R^2 of what it was.
+    """
+    names = [name for name in FEATURES if name in inputs[0]]
+    everything = [given[name] for name in names for given in inputs]
+    squares = [np.sum(rows * rows, axis=1) for rows in everything]
+    radius = 2 * max(float(np.real(one).max()) for one in squares) + 1
+    count, start = sum(map(len, everything)), 0
+    padded: Inputs = [dict(given) for given in inputs]
+    for name in names:
+        for rank, given in enumerate(inputs):
+            rows = given[name]
+            own = np.zeros((len(rows), count), dtype=rows.dtype)
+            places = np.arange(len(rows))
+            own[places, start + places] = np.sqrt(radius - np.sum(rows * rows, axis=1))
+            padded[rank][name] = np.concatenate([rows, own], axis=1)
+            start += len(rows)
+    return contract.oracle(replace(case, scale=case.scale * radius), padded)

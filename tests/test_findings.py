@@ -1,0 +1,537 @@
+"""How findings are judged, ranked and explained: limits, concerns, hints, and what is not finite."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from verified_losses.properties.ask import run
+from verified_losses.properties.cases import Case
+from verified_losses.properties.contracts import contracts
+from verified_losses.properties.examples import Example, Step
+from verified_losses.properties.laws import Bench, Falsified, Place, compare, laws
+from verified_losses.properties.reference import Reference
+from verified_losses.properties.show import terminal
+from verified_losses.properties.show.certificate import Asked
+from verified_losses.properties.show.defects import Defect, ranked
+from verified_losses.properties.standalone.acts import Outcome
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify import certifier, concerns, hints, limits
+from verified_losses.properties.verify.arguments import Unusable, ask
+from verified_losses.properties.verify.certifier import Certifier, Check, Finding
+from verified_losses.properties.verify.known import Entry, Known
+from verified_losses.properties.verify.plan import fitted
+from verified_losses.properties.worlds import RankState, World, WorldError
+from verified_losses.properties.worlds.single import SingleWorld
+from verified_losses.properties.worlds.specs import WorldSpec, parse
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using `assume` outside")
+
+LAWS = {law.name: law for law in laws()}
+TERMS, GRADS, TWICE = "terms equal the oracle", "gradients equal the oracle", "twice differentiable"
+FLAGS = (("convention", "exact"), ("local_loss", False), ("gather_with_grad", True), ("cache_labels", False))
+RAISED = WorldError("sim", [RankState(0, "raised", "RuntimeError: no second derivative")])
+EVEN, UNEVEN = Case(rows=(2, 2), options=FLAGS), Case(rows=(2, 1), options=FLAGS)
+
+
+def _check(law: str = TERMS, contract: str = "clip", world: str = "sim:2-8", **subject: Any) -> Check:
+    (spec,) = parse(world)
+    return Check("Loss", contracts()[contract], Subject("any:Loss", **subject), LAWS[law], spec)
+
+
+def _falsified(check: Check, *cases: Case, error: Exception | None = None) -> Finding:
+    wrong = error or Falsified("wrong", Place("term", "contrastive_loss", 0, expected=1.0, observed=3.0))
+    place = wrong.place if isinstance(wrong, Falsified) else None
+    examples = [Example(case) for case in cases]
+    met = tuple((example, place) for example in examples)
+    return Finding(check, 0, "falsified", (0.1,), reason="wrong", smallest=examples[-1], error=wrong, met=met)
+
+
+def _again(verdict: Any, asked: list[Check]) -> Callable[[Check, float], Finding]:
+    def verify(check: Check, until: float) -> Finding:
+        asked.append(check)
+        return Finding(check, 0, verdict, (0.5, 0.6), reason="again", smallest=Example(EVEN))
+
+    return verify
+
+
+# limits
+
+
+def test_what_holds_with_equal_rows_is_a_limit() -> None:
+    asked: list[Check] = []
+    found = limits.judged(_falsified(_check(), UNEVEN, UNEVEN), _again("holds", asked), lambda *_: False)
+    assert (found.verdict, found.limit, found.ratios) == ("limit", "unequal rows", (0.5, 0.6))
+    assert [check.subject.even for check in asked] == [True]
+    assert found.check == _check()
+    assert not found.check.subject.even
+
+
+@pytest.mark.parametrize(
+    ("check", "cases"),
+    [
+        (_check(strict=True), (UNEVEN,)),
+        (_check(even=True), (UNEVEN,)),
+        (_check(), (EVEN, UNEVEN)),
+        (_check(world="1"), (Case(rows=(2,)),)),
+    ],
+    ids=["strict", "equal rows already", "failed with equal rows", "one rank"],
+)
+def test_what_is_no_question_of_unequal_rows_stays_a_defect(check: Check, cases: tuple[Case, ...]) -> None:
+    asked: list[Check] = []
+    assert limits.judged(_falsified(check, *cases), _again("holds", asked), lambda *_: True).limit == ""
+    assert asked == []
+
+
+def test_what_is_wrong_with_equal_rows_too_is_shown_with_those() -> None:
+    found = limits.judged(_falsified(_check(), UNEVEN), _again("falsified", []), lambda *_: False)
+    assert (found.verdict, found.limit, found.smallest) == ("falsified", "", Example(EVEN))
+    assert found.check == _check()
+
+
+def test_without_a_case_of_equal_rows_it_stays_a_defect() -> None:
+    finding = _falsified(_check(), UNEVEN)
+    assert limits.judged(finding, _again("skipped", []), lambda *_: False) == finding
+
+
+def test_unequal_rows_of_earlier_calls_count() -> None:
+    before = Example(EVEN, (Step(UNEVEN),))
+    assert limits.has_unequal_rows(before)
+    assert not limits.has_unequal_rows(Example(EVEN, (Step(EVEN),)))
+
+
+def _second(error: Exception, law: str = TWICE, returns: bool = True, *, strict: bool = False) -> Finding:
+    finding = _falsified(_check(law, strict=strict), EVEN, error=error)
+    return limits.judged(finding, _again("holds", []), lambda *_: returns)
+
+
+def test_a_second_derivative_that_raises_is_a_limit_and_one_that_is_wrong_is_none() -> None:
+    assert _second(RAISED).limit == "a second derivative raises"
+    wrong = Falsified("wrong", Place("second derivative", "x", 0, expected=1.0, observed=2.0))
+    hung = WorldError("sim", [RankState(0, "raised", ""), RankState(1, "hung", "")])
+    for found in (
+        _second(wrong),
+        _second(hung),
+        _second(RAISED, strict=True),
+        _second(RAISED, law=GRADS),
+        _second(RAISED, returns=False),
+    ):
+        assert (found.verdict, found.limit) == ("falsified", "")
+
+
+def test_a_limit_is_told_of_when_it_is_known_to_be_none() -> None:
+    wrong = Falsified("wrong")
+    assert limits.may_be_limit(_check(), Example(UNEVEN), wrong)
+    assert limits.may_be_limit(_check(TWICE), Example(EVEN), RAISED)
+    assert not limits.may_be_limit(_check(), Example(EVEN), wrong)
+    assert not limits.may_be_limit(_check(strict=True), Example(UNEVEN), wrong)
+
+
+def test_after_a_limit_a_target_is_asked_for_equal_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def falsify(check: Check, example: Example) -> float:
+        ran.append(check)
+        if limits.has_unequal_rows(example):
+            raise Falsified("wrong")
+        return 0.5
+
+    ran: list[Check] = []
+    monkeypatch.setattr(certifier, "falsify", falsify)
+    announced: list[Finding] = []
+    first = Certifier(40, found=announced.append)
+    found = first.verify(_check())
+    assert (found.verdict, found.limit, announced) == ("limit", "unequal rows", [])
+    assert found.counterexample
+    ran.clear()
+    later = first.verify(_check(GRADS))
+    assert (later.verdict, later.reason) == ("holds", limits.EVEN_ALONE)
+    assert {check.subject.even for check in ran} == {True}
+    assert later.check == _check(GRADS)
+    strict = Certifier(40).verify(_check(strict=True))
+    assert (strict.verdict, strict.limit) == ("falsified", "")
+
+
+def _run(*findings: Finding, known: Known | None = None) -> run.Run:
+    subjects = {"Loss": ("clip", Subject("verified_losses:ClipLoss"))}
+    planned = [finding.check for finding in findings]
+    return run.Run(subjects, planned, Asked(0, 1, "sim:2-8"), known or Known(), list(findings))
+
+
+def _limited(law: str = TERMS) -> Finding:
+    return dataclasses.replace(_falsified(_check(law), UNEVEN), verdict="limit", limit="unequal rows")
+
+
+def test_limits_alone_hold_and_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    holds = Finding(_check(GRADS), 0, "holds", (0.1,), (EVEN,))
+    of = _run(_limited(), holds, known=Known([Entry(TERMS, "as agreed")]))
+    record = of.record
+    assert record.verdict == "holds"
+    assert record.limits == ["unequal rows"]  # type: ignore[union-attr]
+    assert [(one.verdict, one.limit) for one in record.properties] == [  # type: ignore[union-attr]
+        ("limit", "unequal rows"), ("holds", ""),
+    ]  # fmt: skip
+    console = run.printer()
+    run.show(of, console)
+    assert run.conclude(of, record.verdict, console) == 0
+    said = capsys.readouterr().out
+    assert "limits, which are no defects unless --strict:" in said
+    assert "Loss: does not support unequal rows" in said
+    assert "smallest case: Case(rows=(2, 1)" in said
+    assert "1 check holds, but for: unequal rows over 2 cases" in said
+    assert "did not occur" not in said
+
+
+# concerns
+
+
+@pytest.mark.parametrize(
+    ("law", "case", "steps", "expected"),
+    [
+        (TERMS, EVEN, (), "training"),
+        (TERMS, dataclasses.replace(EVEN, strides="sliced"), (), "layouts"),
+        (GRADS, dataclasses.replace(EVEN, cotangent_strides="expanded"), (), "layouts"),
+        ("cotangents pass through", EVEN, (), "cotangents"),
+        (TWICE, dataclasses.replace(EVEN, strides="sliced"), (), "second derivatives"),
+        ("compiled equals eager", EVEN, (), "torch.compile"),
+        ("leaves no trace", EVEN, (), "traces"),
+        (
+            "used equals fresh",
+            dataclasses.replace(EVEN, options=(("cache_labels", True),)),
+            (),
+            "cached labels",
+        ),
+        ("used equals fresh", EVEN, (Step(EVEN, "inference"),), "inference mode"),
+        ("used equals fresh", EVEN, (Step(EVEN),), "training"),
+    ],
+)
+def test_whom_a_finding_concerns(law: str, case: Case, steps: tuple[Step, ...], expected: str) -> None:
+    finding = dataclasses.replace(_falsified(_check(law), case), smallest=Example(case, steps))
+    assert concerns.concern(finding) == expected
+    assert expected in concerns.CONCERNS
+
+
+def test_a_layout_counts_where_the_same_case_holds_without_it() -> None:
+    finding = _falsified(_check(), dataclasses.replace(EVEN, strides="sliced"))
+    asked: list[Example] = []
+    assert concerns.concern(finding, lambda example: bool(asked.append(example))) == "layouts"
+    assert asked == [Example(EVEN)]
+    assert concerns.concern(finding, lambda example: True) == "training"
+
+
+def test_what_is_wrong_under_inference_mode_alone_concerns_those_who_use_it() -> None:
+    place = Place("term", "contrastive_loss", 0, "under inference mode", expected=1.0, observed=2.0)
+    assert concerns.concern(_falsified(_check(), EVEN, error=Falsified("wrong", place))) == "inference mode"
+
+
+def test_defects_come_in_the_order_of_whom_they_concern() -> None:
+    several = [Defect(_falsified(_check(law), EVEN)) for law in (TWICE, "cotangents pass through", TERMS)]
+    assert [defect.leader.law for defect in ranked(several)] == [TERMS, "cotangents pass through", TWICE]
+    both = Defect(several[0].leader, (several[2].leader,))
+    assert both.concern == "training"
+    out = run.printer()
+    with out.capture() as captured:
+        terminal.show(out, several, Known())
+    said = captured.get()
+    first, second = said.index("what makes a plain training step wrong:"), said.index("derive twice")
+    assert first < said.index(f"Loss: {TERMS} does not") < second < said.index(f"Loss: {TWICE} does not")
+    assert "--skip 'twice differentiable' 'second derivatives travel'" in " ".join(said.split())
+
+
+# hints
+
+
+def _explained(
+    observe: Callable[[float, Reference], float], *cases: Case, contract: str = "clip", term: str = ""
+) -> tuple[Finding, tuple[hints.Hint, ...]]:
+    """Return a finding of rank 0's term, and what explains it, where `observe` gives what is seen."""
+    held_to = contracts()[contract]
+    met = []
+    name = term or held_to.terms[0]
+    for case in cases:
+        reference = Reference(held_to, Example(case))
+        expected = float(reference.terms[0][name])
+        bound = float(reference.bounds.terms[0][name])
+        place = Place("term", name, 0, expected=expected, observed=observe(expected, reference), bound=bound)
+        met.append((Example(case), place))
+    finding = _falsified(_check(contract=contract), *cases, error=Falsified("wrong", met[-1][1]))
+    finding = dataclasses.replace(finding, met=tuple(met))
+    return finding, hints.explain(finding)
+
+
+RANDOM = [Case((3, 2), 5, pattern="large", scale=2.0, options=FLAGS, seed=seed) for seed in range(3)]
+
+
+@pytest.mark.parametrize(("factor", "number"), [("2", 2.0), ("1/2", 0.5), ("n", 5.0), ("1/n", 0.2)])
+def test_one_number_explains_every_case(factor: str, number: float) -> None:
+    cases = [dataclasses.replace(case, rows=(2, 2, 1)) for case in RANDOM]
+    finding, found = _explained(lambda expected, _: number * expected, *cases)
+    assert [(one.kind, one.factor) for one in found] == [("times", factor)]
+    said = terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
+    assert said.startswith("in every case that fails, the value is exactly ")
+    if factor == "2":
+        assert said.endswith("state it: --call 'target(...) / 2'")
+
+
+def test_ranks_are_told_from_two_by_another_number_of_ranks() -> None:
+    three = dataclasses.replace(RANDOM[0], rows=(2, 1, 1))
+    _, found = _explained(lambda expected, given: given.case.world_size * expected, RANDOM[0], three)
+    assert [one.factor for one in found] == ["W"]
+    finding, found = _explained(lambda expected, given: given.case.world_size * expected, RANDOM[0])
+    assert [one.factor for one in found] == ["2", "W"]
+    said = terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
+    assert "exactly 2, which is the number of ranks times" in said
+
+
+def test_what_no_number_explains_in_one_case_has_no_hint() -> None:
+    numbers = iter([2.0, 2.0, 2.001])
+    assert _explained(lambda expected, _: next(numbers) * expected, *RANDOM)[1] == ()
+    assert _explained(lambda expected, _: expected + 0.1, *RANDOM)[1] == ()
+
+
+def test_the_divergence_is_told_from_the_cross_entropy() -> None:
+    def less_entropy(expected: float, given: Reference) -> float:
+        inputs = given.inputs
+        swapped = [one | {name: one[f"dist_{name}"] for name in hints.STUDENT[:3]} for one in inputs]
+        entropy = given.contract.oracle(given.case, swapped)[0]["distill_loss"]
+        return expected - float(np.real(entropy))
+
+    cases = [dataclasses.replace(case, teacher_width=4) for case in RANDOM]
+    finding, found = _explained(less_entropy, *cases, contract="distill", term="distill_loss")
+    assert [one.kind for one in found] == ["entropy"]
+    assert "KL divergence" in terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
+
+
+def test_rows_that_are_normalised_explain_a_case() -> None:
+    def normalised(_: float, given: Reference) -> float:
+        inputs = [
+            one
+            | {
+                name: one[name] / np.linalg.norm(one[name], axis=1, keepdims=True)
+                for name in hints.FEATURES[:2]
+            }
+            for one in given.inputs
+        ]
+        return float(np.real(given.contract.oracle(given.case, inputs)[0]["contrastive_loss"]))
+
+    finding, found = _explained(normalised, *RANDOM)
+    assert [one.kind for one in found] == ["normalized"]
+    assert "--features normalized" in terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
+
+
+def test_rows_that_are_not_normalised_explain_a_case() -> None:
+    def products(_: float, given: Reference) -> float:
+        first, second = (np.concatenate([one[name] for one in given.inputs]) for name in ("first", "second"))
+        logits = given.case.scale * first @ second.T
+        return float(np.mean(np.log(np.exp(logits).sum(1)) - np.diagonal(logits)))
+
+    cases = [Case((4,), 5, pattern="grid", scale=2.0, options=FLAGS, seed=seed) for seed in range(3)]
+    finding, found = _explained(products, *cases, contract="infonce")
+    assert [one.kind for one in found] == ["raw"]
+    assert "--features raw" in terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
+
+
+def test_another_option_explains_a_case() -> None:
+    def local(_: float, given: Reference) -> float:
+        case = dataclasses.replace(given.case, options=(("local_loss", True), *given.case.options[2:]))
+        return float(np.real(given.contract.oracle(case, given.inputs)[0]["contrastive_loss"]))
+
+    finding, found = _explained(local, *RANDOM)
+    assert [one.config for one in found] == [(("local_loss", True),)]
+    assert "--config local_loss=true" in terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
+
+
+def test_a_finding_without_a_smallest_case_has_no_empty_line() -> None:
+    finding = dataclasses.replace(_falsified(_check(), EVEN), smallest=None)
+    assert "smallest case" not in terminal.explained(Defect(finding), "--")
+    assert "smallest case: Case(" in terminal.explained(Defect(_falsified(_check(), EVEN)), "--")
+
+
+# what is not finite
+
+
+class _Canned(Bench):
+    """A bench whose acts give what was made beforehand, one after another."""
+
+    def act(self, act: Any, *steps: Any) -> Any:
+        return self.world.pop(0)  # type: ignore[attr-defined]
+
+
+def _bench(contract: str, *results: Any, single: tuple[Any, ...] = ()) -> Bench:
+    return _Canned(contracts()[contract], Subject("any:Loss"), list(results), list(single))  # type: ignore[arg-type]
+
+
+def _outcomes(
+    reference: Reference, term: float | None = None, gradient: float | None = None
+) -> list[Outcome]:
+    """Return what is right on every rank, or these values in the place of it."""
+    made = []
+    for rank, terms in enumerate(reference.terms):
+        values = {name: np.asarray(value if term is None else term) for name, value in terms.items()}
+        gradients: dict[str, Any] = {}
+        for name in reference.contract.differentiable:
+            if (given := reference.inputs[rank].get(name)) is not None:
+                units = np.eye(given.size).reshape(given.size, *given.shape)
+                right = [reference.derivative(rank, name, unit) for unit in units]
+                gradients[name] = np.reshape(right, given.shape)
+                if gradient is not None:
+                    gradients[name] = np.full(given.shape, gradient)
+        made.append(Outcome("Tensor", values, {}, gradients))
+    return made
+
+
+CASE = Case((2,), 2, pattern="unit", options=FLAGS)
+OVERFLOWS = Case((2,), 2, dtype="float16", pattern="unit", options=FLAGS)
+INFINITE = [np.inf, -np.inf, np.nan]
+
+
+def _asked(law: str, case: Case, term: float | None, gradient: float | None, contract: str = "clip") -> None:
+    """Run a law where every call gives these values."""
+    reference = Reference(contracts()[contract], Example(case))
+    seen = [[one] for one in _outcomes(reference, term, gradient)]
+    right = [[one] for one in _outcomes(reference)]
+    if law == "padding never matters":
+        both = [[one[0], other[0]] for one, other in zip(right, seen, strict=True)]
+        LAWS[law].check(_bench(contract, both), reference)
+    elif law == "deterministic":
+        thrice = [[other[0], one[0], other[0]] for one, other in zip(right, seen, strict=True)]
+        LAWS[law].check(_bench(contract, thrice), reference)
+    elif law == "used equals fresh":
+        both = [[other[0], one[0]] for one, other in zip(right, seen, strict=True)]
+        LAWS[law].check(_bench(contract, both), reference)
+    else:
+        LAWS[law].check(_bench(contract, seen, seen, single=(seen,)), reference)
+
+
+@pytest.mark.parametrize("value", INFINITE)
+@pytest.mark.parametrize(
+    "law",
+    [
+        TERMS,
+        "deterministic",
+        "used equals fresh",
+        "compiled equals eager",
+        "mean over ranks equals single process",
+    ],
+)
+def test_a_value_that_is_not_finite_is_compared_with_the_oracle(law: str, value: float) -> None:
+    right = float(Reference(contracts()["clip"], Example(CASE)).terms[0]["contrastive_loss"])
+    with pytest.raises(Falsified, match=f"expected {right:.9g}, observed {value:g}, which is not finite"):
+        _asked(law, CASE, value, None)
+
+
+@pytest.mark.parametrize("value", INFINITE)
+@pytest.mark.parametrize("law", [GRADS, "cotangents pass through", "compiled equals eager", "deterministic"])
+def test_a_gradient_that_is_not_finite_names_the_oracles(law: str, value: float) -> None:
+    with pytest.raises(Falsified, match=r"expected -?\d\S*, observed \S+, which is not finite") as raised:
+        _asked(law, CASE, None, value)
+    assert raised.value.place is not None
+    assert np.isfinite(raised.value.place.expected)
+    assert raised.value.place.index
+    assert raised.value.place.along is None
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        TERMS,
+        "deterministic",
+        "used equals fresh",
+        "compiled equals eager",
+        "mean over ranks equals single process",
+    ],
+)
+def test_what_leaves_the_dtype_is_not_judged(law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    beyond = [{"contrastive_loss": np.asarray(1e5)}]
+    monkeypatch.setattr(Reference, "terms", property(lambda self: beyond))
+    _asked(law, OVERFLOWS, np.inf, None)
+    monkeypatch.setattr(Reference, "terms", property(lambda self: [{"contrastive_loss": np.asarray(1e4)}]))
+    with pytest.raises(Falsified):
+        _asked(law, OVERFLOWS, np.inf, None)
+
+
+def test_what_overflows_on_both_sides_is_no_finding_of_padding() -> None:
+    case = Case((2,), 2, pattern="unit", vocabulary=3, length=2, pads="inside", seed=3, options=(
+        *FLAGS, ("clip_loss_weight", 1.0), ("caption_loss_weight", 1.0)))  # fmt: skip
+    reference = Reference(contracts()["coca"], Example(case))
+    infinite = [[one, one] for one in _outcomes(reference, np.inf)]
+    LAWS["padding never matters"].check(_bench("coca", infinite), reference)
+    with pytest.raises(Falsified, match=r"after filling the padding: expected .*, observed inf"):
+        _asked("padding never matters", case, np.inf, None, "coca")
+
+
+def test_what_is_expected_to_be_no_number_is_not_judged() -> None:
+    place = Place("second derivative", "x", 0)
+    for expected in INFINITE:
+        assert compare(place, [1.0, 2.0], [1.0, expected], 0.0) == 0
+    assert compare(place, 70000.0, 70000.0, 1.0, largest=65504.0) == 0
+    with pytest.raises(Falsified, match="which is not finite"):
+        compare(place, np.nan, 1.0, np.inf)
+    with pytest.raises(Falsified):
+        compare(place, [np.nan, 1.0], [np.nan, 2.0], 0.5)
+
+
+# losses that cannot be called
+
+
+PLAN = "verified_losses.properties.verify.plan"
+
+
+class _Here:
+    """Worlds of this process."""
+
+    until = 0.0
+
+    def open(self, spec: WorldSpec, patience: float = 1.0, size: int | None = None) -> World:
+        assert spec.sizes == (1,)
+        return SingleWorld()
+
+
+@pytest.fixture
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Subject, "worlds", lambda self: _Here())
+    monkeypatch.setattr(f"{PLAN}.find", lambda *_, **named: Case(options=FLAGS))
+    monkeypatch.setattr(f"{PLAN}._is_called_by_several", lambda *_: False)
+
+
+@pytest.mark.usefixtures("_in_this_process")
+@pytest.mark.parametrize(
+    ("name", "said", "detail"),
+    [
+        ("NoForward", "NoForward has no forward; the contract clip calls it with image_features", ""),
+        (
+            "WrongShapes",
+            "image_features (float32, [1, 1]), text_features (float32, [1, 1]), logit_scale (float32, [])",
+            "mat1 and mat2",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_be_called_is_unusable(name: str, said: str, detail: str) -> None:
+    with pytest.raises(Unusable) as raised:
+        fitted({name: ask(f"tests.uncallable:{name}", "clip")})
+    assert said in raised.value.problem
+    assert detail in raised.value.detail
+
+
+@pytest.mark.usefixtures("_in_this_process")
+@pytest.mark.parametrize(
+    "target",
+    ["tests.uncallable:NoFloat64", "tests.uncallable:NoSingleRow"],
+)
+def test_a_loss_that_can_be_called_in_some_way_is_certified(target: str) -> None:
+    (found,) = fitted({"Loss": ask(target, "clip")}).values()
+    assert found[1].target == target
+
+
+@pytest.mark.usefixtures("_in_this_process")
+@pytest.mark.parametrize("by_several", [True, False])
+def test_a_loss_that_gathers_without_asking_is_certified_on_several_ranks(
+    by_several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{PLAN}._is_called_by_several", lambda *_: by_several)
+    asked = {"Loss": ask("tests.defects.clip:GathersAlone", "clip")}
+    if by_several:
+        assert fitted(asked)["Loss"][1].target == "tests.defects.clip:GathersAlone"
+        return
+    with pytest.raises(Unusable, match="every call raised"):
+        fitted(asked)
