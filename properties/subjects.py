@@ -47,6 +47,7 @@ class Subject:
         options: constructor arguments to pin.
         bias: it takes a logit bias.
         output_dict: it can be asked for a dict.
+        large: it is to meet batches of more than 2,048 pairs, which take seconds each.
     """
 
     target: str
@@ -57,6 +58,7 @@ class Subject:
     options: tuple[tuple[str, Any], ...] = ()
     bias: bool = True
     output_dict: bool = True
+    large: bool = False
 
     def worlds(self) -> Worlds:
         """Return the worlds of the target, apart from those of any other."""

@@ -23,7 +23,7 @@ from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example, Step
 from verified_losses.properties.laws import Falsified, Place, laws
 from verified_losses.properties.laws.communication import compare_with_single
-from verified_losses.properties.laws.hygiene import _same_bits
+from verified_losses.properties.laws.hygiene import same_bits
 from verified_losses.properties.reference import Reference
 from verified_losses.properties.show import counterexample
 from verified_losses.properties.show.replay import replay
@@ -487,13 +487,13 @@ def test_what_differs_is_named_among_what_is_not_finite() -> None:
     def outcome(last: float) -> Outcome:
         return Outcome("Tensor", {"contrastive_loss": np.array([np.nan, np.inf, last])}, {})
 
-    _same_bits(0, "called twice", outcome(1.0), outcome(1.0))
+    same_bits(0, "called twice", outcome(1.0), outcome(1.0))
     with pytest.raises(Falsified, match=r"called twice at \[2\]: expected 1, observed 2, "):
-        _same_bits(0, "called twice", outcome(2.0), outcome(1.0))
+        same_bits(0, "called twice", outcome(2.0), outcome(1.0))
     with pytest.raises(
         Falsified, match=r"called twice at \[2\]: expected 1, observed nan, which is not finite"
     ):
-        _same_bits(0, "called twice", outcome(np.nan), outcome(1.0))
+        same_bits(0, "called twice", outcome(np.nan), outcome(1.0))
 
 
 def test_unrelated_wrong_numbers_stay_apart() -> None:

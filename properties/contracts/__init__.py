@@ -57,7 +57,10 @@ class Sum:
         """Return the bound of every gradient, the rounding of the sum over terms and ranks included."""
         return [
             {
-                name: error[name] + gamma(np.maximum(parts[name] - 1, 0), p.stored) * size[name] + p.tiny
+                # of more parts than 1/u the relative error is infinite, which nothing is multiplied with
+                name: error[name]
+                + gamma(np.where(size[name] > 0, np.maximum(parts[name] - 1, 0), 0), p.stored) * size[name]
+                + p.tiny
                 for name in error
             }
             for error, size, parts in zip(self._error, self._size, self._parts, strict=True)
