@@ -154,6 +154,11 @@ PARTS = [
     ("own_slice", "cotangents pass through"),
     ("wrong_way", "terms equal the oracle"),
     ("once_differentiable", "second derivatives travel"),
+    ("OneDirectionInEval", "eval equals train"),
+    ("StaysInEval", "eval equals train"),
+    ("LogitsBuffer", "two graphs at once"),
+    ("TemperatureDetached", "owned parameters get gradients"),
+    ("TemperatureNaN", "owned parameters get gradients"),
 ]
 
 

@@ -61,6 +61,7 @@ def certify(
     convention: str = "exact",
     config: Mapping[str, Any] | None = None,
     equal_rows: bool = False,
+    large: bool = False,
     world: str = WORLDS,
     device: str = CPU,
     dtypes: Sequence[str] = DTYPES,
@@ -87,6 +88,7 @@ def certify(
             the option.
         config: options to pin. It is given, and held to, no other value of them.
         equal_rows: give every rank equally many rows.
+        large: draw batches just beyond 2,048 pairs too, not of 1,024 alone: each takes up to a minute.
         world: where ranks run, as "1,sim:2-8,proc:2".
         device: where the tensors are, as "cpu,cuda:1"; "all" is the CPU and every GPU.
         dtypes: of the inputs.
@@ -113,7 +115,7 @@ def certify(
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
-    asked = _asked(target, contract, convention, config, equal_rows, dtypes)
+    asked = _asked(target, contract, convention, config, equal_rows, dtypes, large)
     places = working(some_devices(device))
     scope = world, max_examples, _listed(only), _listed(skip), places
     plan(asked, *scope)  # wrong arguments raise before the target is imported
@@ -169,7 +171,7 @@ def certification(
         only: which properties.
         skip: which properties not.
         counterexamples: where to write programs.
-        options: convention, config, equal_rows and dtypes.
+        options: convention, config, equal_rows, dtypes and large.
 
     Raises:
         TypeError: the target is neither text nor a class or function.
@@ -230,9 +232,10 @@ def _asked(
     config: Mapping[str, Any] | None = None,
     equal_rows: bool = False,
     dtypes: str | Sequence[str] = DTYPES,
+    large: bool = False,
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
-    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes))
+    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), large)
     return {Target.of(name).name: asked}
 
 

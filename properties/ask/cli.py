@@ -64,6 +64,7 @@ def certify(
     convention: Convention = "exact",
     config: str = "",
     equal_rows: bool = False,
+    large: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -111,6 +112,8 @@ def certify(
         value of them; all values are drawn of those that are not pinned.
     equal_rows
         Give every rank equally many rows, for a target that cannot do otherwise.
+    large
+        Draw batches just beyond 2,048 pairs too, not of 1,024 alone: each takes up to a minute.
     loss
         Which shipped losses. Else all.
     only
@@ -165,10 +168,10 @@ def certify(
     dtypes = dtype.split(",")
     shipped = target is None and contract is None
     if shipped:
-        subjects = shipped_subjects(loss, config, dtypes)
+        subjects = shipped_subjects(loss, config, dtypes, large)
     else:
         name = named_target(target, loss)
-        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes)
+        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes, large)
         subjects = {Target.of(name).name: asked}
     asked_for = some_devices(device)
     worlds = some_worlds(world, asked_for)
@@ -303,7 +306,9 @@ def read_known(path: Path | None) -> Known:
         raise Unusable("known", str(error)) from error
 
 
-def shipped_subjects(names: list[str] | None, config: str, dtypes: list[str]) -> Subjects:
+def shipped_subjects(
+    names: list[str] | None, config: str, dtypes: list[str], large: bool = False
+) -> Subjects:
     unknown = sorted(set(names or []) - set(SHIPPED))
     if unknown:
         raise Unusable("loss", f"expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
@@ -312,7 +317,8 @@ def shipped_subjects(names: list[str] | None, config: str, dtypes: list[str]) ->
     for label, (contract, subject) in SHIPPED.items():
         if not names or label in names:
             check_config(contract, pinned)
-            chosen[label] = contract, replace(subject, options=(*subject.options, *pinned), dtypes=kept)
+            options = *subject.options, *pinned
+            chosen[label] = contract, replace(subject, options=options, dtypes=kept, large=large)
     return chosen
 
 

@@ -60,6 +60,7 @@ def run_fuzz(
     convention: Convention = "exact",
     config: str = "",
     equal_rows: bool = False,
+    large: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -106,6 +107,8 @@ def run_fuzz(
         Options to pin, as local_loss=true,gather_with_grad=true.
     equal_rows
         Give every rank equally many rows.
+    large
+        Draw batches just beyond 2,048 pairs too, as for certify.
     loss
         Which shipped losses. Else all, where no target is given.
     only
@@ -149,7 +152,7 @@ def run_fuzz(
     seconds = math.inf if max_time is None else read_seconds(max_time)
     check_folder(folder, "folder")
     accept = read_known(known)
-    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","))
+    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), large)
     asked_for = some_devices(device)
     if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
         raise Unusable("world", "torchrun: each process that draws starts ranks of its own; certify takes it")
@@ -160,7 +163,7 @@ def run_fuzz(
     part = read_shard(shard, os.environ)
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
-        "equal_rows": equal_rows, "loss": loss or [], "only": only or [], "skip": skip or [], "world": world,
+        "equal_rows": equal_rows, **({"large": True} if large else {}), "loss": loss or [], "only": only or [], "skip": skip or [], "world": world,
         "device": device, "dtype": dtype, "max_examples": max_examples, "seed": seed,
     }  # fmt: skip
     log = _open(folder, resume, arguments, part)
@@ -250,9 +253,10 @@ def _subjects(
     equal_rows: bool,
     loss: list[str] | None,
     dtypes: list[str],
+    large: bool,
 ) -> Subjects:
     if not targets and contract is None:
-        return shipped_subjects(loss, config, dtypes)
+        return shipped_subjects(loss, config, dtypes, large)
     names = [named_target(one, loss) for one in targets or ("",)]
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise Unusable("", f"expected each target once, got {', '.join(twice)} several times")
@@ -260,7 +264,7 @@ def _subjects(
     pinned = read_config(config)
     return {
         Target.of(name).name if short[Target.of(name).name] == 1 else name: ask(
-            name, contract, convention, pinned, equal_rows, dtypes
+            name, contract, convention, pinned, equal_rows, dtypes, large
         )
         for name in names
     }

@@ -97,6 +97,8 @@ class Contract(ABC):
     smallest_world = 1
     most_rows: int | None = None
     """Of a rank, where no case has as many as others."""
+    undrawn: tuple[str, ...] = ()
+    """Inputs that the formula has no value for, in words: no case has them, and a certificate says so."""
     is_mean = True
     """Whether the mean over ranks equals the single process, in some configurations."""
     options_in: dict[str, Options | None] = {}

@@ -97,7 +97,9 @@ def owned_parameters_get_gradients(bench: Bench, reference: Reference) -> float:
         if not all(map(math.isfinite, own.changes)):
             continue  # values are for other laws
         if not predicts(own, bound):
-            gradient = f"its gradient predicts {own.predicted[0]:.6g}" if own.has_gradient else "it has no gradient"
+            gradient = (
+                f"its gradient predicts {own.predicted[0]:.6g}" if own.has_gradient else "it has no gradient"
+            )
             if not all(map(math.isfinite, own.predicted)):
                 gradient = "its gradient is not finite"
             place = Place("what it owns: parameter", own.name, 0, expected=own.changes[0],

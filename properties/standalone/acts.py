@@ -142,11 +142,14 @@ def run_used_and_fresh(calls: list[Call]) -> list[Outcome]:
     return [*run_each(calls[-1:]), used[-1]]
 
 
+NO_MODES = "the target is no torch.nn.Module: it has no eval mode"
+
+
 def run_evaluated(calls: list[Call]) -> list[Outcome]:
     """Run one call on an object, then in eval mode, and then back in train mode."""
     loss = calls[0].build()
     if not isinstance(loss, torch.nn.Module):
-        return [Outcome("", {}, {}, refused="the target is no torch.nn.Module: it has no eval mode")]
+        return [Outcome("", {}, {}, refused=NO_MODES)]
     before = run(calls[0], loss, calls[0].given())
     loss.eval()
     evaluated = run(calls[0], loss, calls[0].given())
@@ -221,7 +224,9 @@ def weighed(one: Call, parameters: dict[str, torch.Tensor]) -> float:
             if name in parameters:
                 value.copy_(parameters[name])
     terms = terms_of(one, loss, given)
-    return float(sum((one.cotangent(name, term) * term.detach()).double().sum() for name, term in terms.items()))
+    return float(
+        sum((one.cotangent(name, term) * term.detach()).double().sum() for name, term in terms.items())
+    )
 
 
 def refilled(given: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -119,7 +119,9 @@ def predicts(own: Owned, bound: float) -> bool:
     is right: a gradient is wrong where both changes err by more than the bound, the one up, the other down.
     """
     ahead, back = (change - told for change, told in zip(own.changes, own.predicted, strict=True))
-    return all(map(math.isfinite, own.predicted)) and not (min(abs(ahead), abs(back)) > bound and ahead * back < 0)
+    return all(map(math.isfinite, own.predicted)) and not (
+        min(abs(ahead), abs(back)) > bound and ahead * back < 0
+    )
 
 
 def judge_form(target: Any, ranks: list[list[Outcome]]) -> bool:

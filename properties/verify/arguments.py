@@ -66,6 +66,7 @@ def ask(
     config: tuple[tuple[str, Any], ...] = (),
     equal_rows: bool = False,
     dtypes: Sequence[str] = DTYPES,
+    large: bool = False,
 ) -> tuple[str, Subject]:
     """Return the contract's name, and the target as a subject.
 
@@ -80,7 +81,8 @@ def ask(
     if convention != "exact" and "convention" not in CONTRACTS[contract]:
         raise Unusable("convention", f"the contract {contract} has none: expected exact, got {convention}")
     check_config(contract, config)
-    return contract, Subject(target, (convention,), equal_rows, some_dtypes(dtypes), options=config)
+    kept = some_dtypes(dtypes)
+    return contract, Subject(target, (convention,), equal_rows, kept, options=config, large=large)
 
 
 def check_config(contract: str, config: tuple[tuple[str, Any], ...]) -> None:
