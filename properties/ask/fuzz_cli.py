@@ -163,7 +163,8 @@ def run_fuzz(
     part = read_shard(shard, os.environ)
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
-        "equal_rows": equal_rows, **({"large": True} if large else {}), "loss": loss or [], "only": only or [], "skip": skip or [], "world": world,
+        "equal_rows": equal_rows, "large": large, "loss": loss or [], "only": only or [], "skip": skip or [],
+        "world": world,
         "device": device, "dtype": dtype, "max_examples": max_examples, "seed": seed,
     }  # fmt: skip
     log = _open(folder, resume, arguments, part)

@@ -4,6 +4,7 @@ One process meets them, on narrow tensors: many pairs, many tokens of a small vo
 """
 
 import dataclasses
+from typing import Any
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -51,14 +52,13 @@ def _many_pairs(draw: st.DrawFn, contract: Contract, subject: Subject, world_siz
 def _many_logits(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
     case = draw(contract.cases(subject, world_size))
     size = draw(st.sampled_from(CHUNKS)) + draw(st.integers(1, MOST_BEYOND))
-    shape = {"vocabulary": size, "length": min(case.length, WIDTH)}
-    if draw(st.booleans()):
-        shape = {"vocabulary": min(case.vocabulary, WIDTH), "length": size}
+    shape: dict[str, Any] = {"vocabulary": min(case.vocabulary, WIDTH), "length": min(case.length, WIDTH)}
+    shape["rows"] = (min(case.rows[0], WIDTH),)
+    kinds = ["vocabulary", "length", *["rows"] * contract.in_order]  # there logits have rows alone
+    kind = draw(st.sampled_from(kinds))
+    shape |= {"rows": (size,), "length": 1} if kind == "rows" else {kind: size}
     pads = case.pads if case.pads in ("tail", "inside") else "none"
-    rows = (min(case.rows[0], WIDTH),)
-    if contract.in_order and "length" in shape and draw(st.booleans()):
-        rows, shape = (size,), {**shape, "length": 1}
-    case = dataclasses.replace(case, **shape, rows=rows, width=min(case.width, WIDTH), pads=pads, pad_rows=0)
+    case = dataclasses.replace(case, **shape, width=min(case.width, WIDTH), pads=pads, pad_rows=0)
     assume(contract.defined(case))
     return Example(case)
 

@@ -102,7 +102,7 @@ def owned_parameters_get_gradients(bench: Bench, reference: Reference) -> float:
             )
             if not all(map(math.isfinite, own.predicted)):
                 gradient = "its gradient is not finite"
-            place = Place("what it owns: parameter", own.name, 0, expected=own.changes[0],
+            place = Place("what it owns: gradient", own.name, 0, expected=own.changes[0],
                           observed=own.predicted[0], bound=bound)  # fmt: skip
             moved = f"moved a little, it changes the loss by {own.changes[0]:.6g}"
             raise Falsified(f"rank 0, what it owns: parameter {own.name}: {moved}, and {gradient}", place)
@@ -129,9 +129,9 @@ def _is_loss(contract: Contract) -> bool:
 
 
 LAWS = [
-    Law("eval equals train", eval_equals_train, applies=_is_loss, share=0.2,
+    Law("eval equals train", eval_equals_train, applies=_is_loss, share=0.12,
         act=run_evaluated, judge=judge_near),
-    Law("two graphs at once", two_graphs_at_once, applies=_is_loss, share=0.2, draw=_pairs,
+    Law("two graphs at once", two_graphs_at_once, applies=_is_loss, share=0.12, draw=_pairs,
         act=run_two_live, judge=judge_two_live),
     Law("owned parameters get gradients", owned_parameters_get_gradients, applies=_is_loss, share=0.2,
         worlds="one", draw=_rounding, act=derive_owned, judge=judge_owned),
