@@ -104,9 +104,9 @@ def judge_owned(target: Any, ranks: list[list[Owned]]) -> bool:
     """Compare how the loss changes as a parameter is moved with what the parameter's gradient predicts."""
     for own in ranks[file.RANK]:
         if own.name == file.NAME:
-            gradient = "by its gradient" if own.has_gradient else "by no gradient"
-            print(file.WHERE, f"expected changes {own.predicted}, {gradient}", sep="\n  ")
-            print(f"  observed changes {own.changes}", f"  bound {file.BOUND:.3g}", sep="\n")
+            gradient = "as its gradient predicts" if own.has_gradient else "as it has no gradient"
+            print(file.WHERE, f"expected {own.changes}, by which the loss changes", sep="\n  ")
+            print(f"  observed {own.predicted}, {gradient}", f"  bound {file.BOUND:.3g}", sep="\n")
             return predicts(own, file.BOUND)
     print(f"there is no parameter {file.NAME}")
     return True
