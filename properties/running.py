@@ -137,7 +137,7 @@ def first_call(
     devices.use(cases[0].device_of(rank))
     first = FirstCall()
     for case in cases:
-        one = _call(rank, world_size, target, reference(contract, Example(case)), "train")
+        one = _call(rank, world_size, subject, target, reference(contract, Example(case)), "train")
         given = one.given()
         try:
             terms_of(one, one.build(), given)

@@ -57,6 +57,7 @@ class Subject:
         interpret: its Triton kernels run in Triton's interpreter, on the CPU.
         stubbed: the packages that it imports and that are not installed.
         strict: what it does not support is a defect, and no limit of it.
+        large: it is to meet batches of more than 2,048 pairs, which take seconds each.
     """
 
     target: str
@@ -77,6 +78,7 @@ class Subject:
     interpret: bool = False
     stubbed: tuple[str, ...] = ()
     strict: bool = False
+    large: bool = False
 
     def worlds(self) -> Worlds:
         """Return the worlds of the target, apart from those of any other."""

@@ -17,6 +17,7 @@ from verified_losses.properties.cases import DTYPES, Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import Falsified, laws
+from verified_losses.properties.laws.objects import OWNS_NOTHING
 from verified_losses.properties.reference import Reference
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify import certifier
@@ -33,6 +34,9 @@ EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "10"))
 
 def _verify(check: Check) -> None:
     finding = verify(check, EXAMPLES, base_seed=1)
+    if check.law.name == "owned parameters get gradients":
+        assert (finding.verdict, finding.reason) == ("skipped", OWNS_NOTHING)
+        return
     assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
     assert finding.examples > 0, "nothing was checked"
 

@@ -23,7 +23,7 @@ from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example, Step
 from verified_losses.properties.laws import Falsified, Place, laws
 from verified_losses.properties.laws.communication import compare_with_single
-from verified_losses.properties.laws.hygiene import _same_bits
+from verified_losses.properties.laws.hygiene import same_bits
 from verified_losses.properties.names import Features, Held
 from verified_losses.properties.reference import Reference
 from verified_losses.properties.show import counterexample
@@ -155,6 +155,11 @@ PARTS = [
     ("own_slice", "cotangents pass through"),
     ("wrong_way", "terms equal the oracle"),
     ("once_differentiable", "second derivatives travel"),
+    ("OneDirectionInEval", "eval equals train"),
+    ("StaysInEval", "eval equals train"),
+    ("LogitsBuffer", "two graphs at once"),
+    ("TemperatureDetached", "owned parameters get gradients"),
+    ("TemperatureNaN", "owned parameters get gradients"),
 ]
 
 
@@ -529,15 +534,15 @@ def test_what_differs_is_named_among_what_is_not_finite() -> None:
         return Outcome("Tensor", {"contrastive_loss": np.array([np.nan, np.inf, last])}, {})
 
     of_clip = Reference(contracts()["clip"], Example(Case(rows=(2,), width=2, options=FLAGS)))
-    _same_bits(of_clip, 0, "called twice", outcome(1.0), outcome(1.0))
+    same_bits(of_clip, 0, "called twice", outcome(1.0), outcome(1.0))
     with pytest.raises(Falsified, match=r"called twice at \[2\]: expected 1, observed 2, "):
-        _same_bits(of_clip, 0, "called twice", outcome(2.0), outcome(1.0))
+        same_bits(of_clip, 0, "called twice", outcome(2.0), outcome(1.0))
     right = f"{float(of_clip.terms[0]['contrastive_loss']):.9g}"
     for pair in ((np.nan, 1.0), (1.0, np.nan)):
         with pytest.raises(
             Falsified, match=rf"called twice at \[2\]: expected {right}, observed nan, which is not finite"
         ):
-            _same_bits(of_clip, 0, "called twice", *map(outcome, pair))
+            same_bits(of_clip, 0, "called twice", *map(outcome, pair))
 
 
 def test_unrelated_wrong_numbers_stay_apart() -> None:

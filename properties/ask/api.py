@@ -75,6 +75,7 @@ def certify(
     equal_rows: bool = False,
     interpret: bool = False,
     strict: bool = False,
+    large: bool = False,
     world: str = WORLDS,
     device: str = CPU,
     dtypes: Sequence[str] = DTYPES,
@@ -108,6 +109,7 @@ def certify(
         interpret: run its Triton kernels on the CPU, in Triton's interpreter; cases stay small.
         strict: judge unequal rows that the target does not support, and a second derivative that raises, as
             defects; else they are among the certificate's `limits`.
+        large: draw batches just beyond 2,048 pairs too, not of 1,024 alone: each takes up to a minute.
         world: where ranks run, as "1,sim:2-8,proc:2".
         device: where the tensors are, as "cpu,cuda:1"; "all" is the CPU and every GPU.
         dtypes: of the inputs.
@@ -135,7 +137,7 @@ def certify(
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
     form = {"call": call, "parameters": parameters, "features": features}
-    how = {"interpret": interpret, "strict": strict}
+    how = {"interpret": interpret, "strict": strict, "large": large}
     asked = _asked(target, contract, convention, config, equal_rows, dtypes, **form, **how)
     places = working(some_devices(device))
     check_seed(seed)
@@ -193,7 +195,8 @@ def certification(
         only: which properties.
         skip: which properties not.
         counterexamples: where to write programs.
-        options: convention, config, call, parameters, features, equal_rows, strict, interpret and dtypes.
+        options: convention, config, call, parameters, features, equal_rows, strict, interpret, large and
+            dtypes.
 
     Raises:
         TypeError: the target is neither text nor a class or function.
@@ -280,10 +283,11 @@ def _asked(
     features: str = "",
     interpret: bool = False,
     strict: bool = False,
+    large: bool = False,
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
-    form = call, _listed(parameters), features
-    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *form, interpret, strict)
+    how = call, _listed(parameters), features, interpret, strict, large
+    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *how)
     return {Target.of(name).name: asked}
 
 

@@ -78,6 +78,7 @@ def certify(
     equal_rows: bool = False,
     interpret: Annotated[bool, Parameter(negative=())] = False,
     strict: Annotated[bool, Parameter(negative=())] = False,
+    large: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -138,6 +139,8 @@ def certify(
         Judge what a target may never have promised as a defect too: unequal rows that it does not support,
         and a second derivative that raises. Else these are its limits: they are listed, and leave the verdict
         as it is. The shipped losses are always judged so.
+    large
+        Draw batches just beyond 2,048 pairs too, not of 1,024 alone: each takes up to a minute.
     loss
         Which shipped losses. Else all.
     only
@@ -197,12 +200,11 @@ def certify(
     shipped = target is None and contract is None
     if shipped:
         check_no_form(call, parameter, features)
-        subjects = shipped_subjects(loss, config, dtypes)
+        subjects = shipped_subjects(loss, config, dtypes, large)
     else:
         name = named_target(target, loss)
-        form = call, parameter or (), features
-        pinned = read_config(config)
-        asked = ask(name, contract, convention, pinned, equal_rows, dtypes, *form, interpret, strict)
+        how = call, parameter or (), features, interpret, strict, large
+        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes, *how)
         check_target(name)
         subjects = {Target.of(name).name: asked}
     asked_for = some_devices(device)
@@ -371,7 +373,9 @@ def read_known(path: Path | None) -> Known:
         raise Unusable("known", str(error)) from error
 
 
-def shipped_subjects(names: list[str] | None, config: str, dtypes: list[str]) -> Subjects:
+def shipped_subjects(
+    names: list[str] | None, config: str, dtypes: list[str], large: bool = False
+) -> Subjects:
     unknown = sorted(set(names or []) - set(SHIPPED))
     if unknown:
         raise Unusable("loss", f"expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
@@ -380,7 +384,8 @@ def shipped_subjects(names: list[str] | None, config: str, dtypes: list[str]) ->
     for label, (contract, subject) in SHIPPED.items():
         if not names or label in names:
             check_config(contract, pinned)
-            chosen[label] = contract, replace(subject, options=(*subject.options, *pinned), dtypes=kept)
+            options = *subject.options, *pinned
+            chosen[label] = contract, replace(subject, options=options, dtypes=kept, large=large)
     return chosen
 
 

@@ -70,6 +70,7 @@ def run_fuzz(
     equal_rows: bool = False,
     interpret: Annotated[bool, Parameter(negative=())] = False,
     strict: Annotated[bool, Parameter(negative=())] = False,
+    large: Annotated[bool, Parameter(negative=())] = False,
     loss: Annotated[Several, Parameter(help=LOSS)] = None,
     only: Several = None,
     skip: Several = None,
@@ -127,6 +128,8 @@ def run_fuzz(
     strict
         Judge unequal rows that a target does not support, and a second derivative that raises, as defects
         too, and not as its limits.
+    large
+        Draw batches just beyond 2,048 pairs too, as for certify.
     loss
         Which shipped losses. Else all, where no target is given.
     only
@@ -172,8 +175,8 @@ def run_fuzz(
     check_seed(seed)
     kept_laws(LAWS, only, skip)
     accept = read_known(known)
-    form = call, parameter or [], features, interpret, strict
-    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), form)
+    how = call, parameter or [], features, interpret, strict, large
+    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), how)
     asked_for = some_devices(device)
     if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
         raise Unusable("world", "torchrun: each process that draws starts ranks of its own; certify takes it")
@@ -185,8 +188,8 @@ def run_fuzz(
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
         "call": call, "parameter": parameter or [], "features": features, "strict": strict,
-        "equal_rows": equal_rows, "interpret": interpret, "loss": loss or [], "only": only or [],
-        "skip": skip or [], "world": world, "device": device, "dtype": dtype,
+        "equal_rows": equal_rows, "interpret": interpret, "large": large, "loss": loss or [],
+        "only": only or [], "skip": skip or [], "world": world, "device": device, "dtype": dtype,
         "max_examples": max_examples, "seed": seed,
     }  # fmt: skip
     log = _open(folder, resume, arguments, part)
@@ -274,14 +277,13 @@ def _subjects(
     convention: Convention,
     config: str,
     equal_rows: bool,
-
     loss: list[str] | None,
     dtypes: list[str],
-    form: tuple[str, list[str], str, bool, bool],
+    how: tuple[str, list[str], str, bool, bool, bool],
 ) -> Subjects:
     if not targets and contract is None:
-        check_no_form(*form[:3])
-        return shipped_subjects(loss, config, dtypes)
+        check_no_form(*how[:3])
+        return shipped_subjects(loss, config, dtypes, how[-1])
     names = [named_target(one, loss) for one in targets or ("",)]
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise Unusable("", f"expected each target once, got {', '.join(twice)} several times")
@@ -289,7 +291,7 @@ def _subjects(
     pinned = read_config(config)
     subjects = {
         Target.of(name).name if short[Target.of(name).name] == 1 else name: ask(
-            name, contract, convention, pinned, equal_rows, dtypes, *form
+            name, contract, convention, pinned, equal_rows, dtypes, *how
         )
         for name in names
     }

@@ -99,7 +99,10 @@ class Sum:
         ways = through or {}
         added = [
             {
-                name: error[name] + gamma(np.maximum(parts[name] - 1, 0), p.stored) * size[name] + p.tiny
+                # of more parts than 1/u the relative error is infinite, which nothing is multiplied with
+                name: error[name]
+                + gamma(np.where(size[name] > 0, np.maximum(parts[name] - 1, 0), 0), p.stored) * size[name]
+                + p.tiny
                 for name in error
             }
             for error, size, parts in zip(self._error, self._size, self._parts, strict=True)
@@ -144,6 +147,8 @@ class Contract(ABC):
     smallest_world = 1
     most_rows: int | None = None
     """Of a rank, where no case has as many as others."""
+    undrawn: tuple[str, ...] = ()
+    """Inputs that the formula has no value for, in words: no case has them, and a certificate says so."""
     is_mean = True
     """Whether the mean over ranks equals the single process, in some configurations."""
     options_in: dict[str, Options | None] = {}
@@ -202,6 +207,8 @@ class Contract(ABC):
             bias = held_bias if "logit_bias" in dict(subject.held) else unsigned_zero
             settings |= {"scales": scales, "biases": settings["biases"].map(bias)}
         settings |= self.drawn
+        if "bias" in subject.form.names():
+            settings["biases"] = settings["biases"].map(lambda bias: 1.0 if bias is None else bias)
         if subject.scales == "one":
             settings["scales"] = st.just(1.0)
         if subject.strides != STRIDES:
@@ -214,6 +221,12 @@ class Contract(ABC):
         if not (subject.features or subject.held or subject.constants):
             return drawn
         return drawn.map(lambda case: self._of_subject(case, subject))
+
+    def constructed_of(self, subject: Subject) -> tuple[str, ...]:
+        """Return what of a case a subject is constructed with: it stays as one object is called again."""
+        form = subject.form
+        numbers = ("scale", "bias", "dtype", "wide_scalars") if form.arguments else ()
+        return (*self.constructed, *numbers, *(("rows",) if form.rows else ()))
 
     def scales_of(self, subject: Subject) -> st.SearchStrategy[float] | None:
         """Return the scales above 0 that are drawn for a subject; None where any are, or none matters."""

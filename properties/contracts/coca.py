@@ -23,6 +23,7 @@ from .parts import (
     flags,
     gather_options,
     obeys_mean,
+    one_hot,
     student,
 )
 
@@ -97,10 +98,9 @@ class CoCaContract(ClipContract):
             weight = Weight.of(value, caption_weight, *tokens, sum(tokens), len(tokens))
             is_token = given["labels"] != case.pad_id
             z = given["logits"].reshape(-1, case.vocabulary)
-            hot = np.eye(case.vocabulary)[np.where(is_token, given["labels"], 0).reshape(-1)]
-            values, slope = rounding.cross_entropy(
-                Bounded(z, np.zeros(z.shape)), Bounded(hot, np.zeros(z.shape)), p.of_given_logits
-            )
+            exact = Bounded(z, np.zeros(z.shape))
+            hot = one_hot(np.where(is_token, given["labels"], 0).reshape(-1), exact)
+            values, slope = rounding.cross_entropy(exact, hot, p.of_given_logits)
             kept = is_token.reshape(-1)
             error = rounding.total(Bounded(values.value[kept], values.error[kept]), weight, p)
             terms[rank]["caption_loss"] = np.asarray(error if caption_weight else 0.0)

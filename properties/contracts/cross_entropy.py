@@ -13,6 +13,7 @@ from verified_losses.oracles.rounding import Bounded, Magnitude, Weight
 from ..cases import Case, Options, captions
 from ..subjects import Subject
 from . import Bounds, Contract, Cotangents, Inputs, Sum, call_in_order
+from .parts import one_hot
 
 
 class CrossEntropyContract(Contract):
@@ -70,9 +71,9 @@ class CrossEntropyContract(Contract):
             kept = given["labels"] != case.pad_id
             tokens = int(np.count_nonzero(kept))
             weight = Weight.of(1 / tokens, tokens)
-            z, exact = given["logits"], np.zeros(given["logits"].shape)
-            hot = np.eye(case.vocabulary)[np.where(kept, given["labels"], 0)]
-            value, slope = rounding.cross_entropy(Bounded(z, exact), Bounded(hot, exact), p.of_given_logits)
+            z = Bounded(given["logits"], np.zeros(given["logits"].shape))
+            hot = one_hot(np.where(kept, given["labels"], 0), z)
+            value, slope = rounding.cross_entropy(z, hot, p.of_given_logits)
             counted = Bounded(value.value[kept], value.error[kept])
             terms.append({"loss": np.asarray(rounding.total(counted, weight, p))})
             gradient = rounding.weighed(slope, weight.times(cotangents[rank]["loss"]), p)

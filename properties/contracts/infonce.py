@@ -23,6 +23,8 @@ VIEWS = ("first", "second")
 MOST_ROWS = 32
 """Of a rank: some implementations compare every pair of pairs."""
 
+ZERO_ROWS = "rows of zeros: a cosine with one is not defined"
+
 
 class InfoNceContract(ClipContract):
     """The mean cross-entropy of each query's key among all keys.
@@ -41,6 +43,7 @@ class InfoNceContract(ClipContract):
     differentiable: tuple[str, ...] = VIEWS
     constructed = (*ClipContract.constructed, "scale")
     most_rows = MOST_ROWS
+    undrawn = (ZERO_ROWS,)
     drawn: dict[str, Any] = {"scales": SCALES.filter(bool)}  # a temperature is its inverse
 
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:

@@ -86,11 +86,17 @@ class Falsified(AssertionError):
 
 
 class Unanswered(UnsatisfiedAssumption):
-    """A law says nothing about a case, for this reason."""
+    """A law says nothing about a case, for this reason.
 
-    def __init__(self, reason: str) -> None:
+    Args:
+        reason: in words.
+        whatever: it says nothing about the subject's other cases either.
+    """
+
+    def __init__(self, reason: str, whatever: bool = False) -> None:
         super().__init__(reason)
         self.words = reason
+        self.whatever = whatever
 
 
 @st.composite
@@ -269,7 +275,7 @@ def check_again(law: str, contract: str, subject: Subject, world: str, example: 
 
 def laws() -> list[Law]:
     """Return every law, the most telling first."""
-    from . import communication, compiled, cuda, gradients, hygiene, metamorphic, values
+    from . import communication, compiled, cuda, gradients, hygiene, large, metamorphic, objects, values
 
-    modules = (values, compiled, gradients, communication, hygiene, metamorphic, cuda)
+    modules = (values, compiled, gradients, communication, hygiene, objects, metamorphic, large, cuda)
     return [law for module in modules for law in module.LAWS]

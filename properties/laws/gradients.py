@@ -18,7 +18,7 @@ from ..reference import Reference
 from ..standalone.acts import Outcome, derive_twice
 from ..standalone.judges import judge_derived_twice
 from ..subjects import Subject
-from . import COTANGENTS, SECOND_DERIVATIVES, Bench, Law, Place, compare, misshapen
+from . import COTANGENTS, SECOND_DERIVATIVES, Bench, Law, Place, Unanswered, compare, misshapen
 
 EVERY_PARTIAL = 64
 """Up to this many partial derivatives a case has each one checked; beyond, a choice of them."""
@@ -28,8 +28,13 @@ LARGE = 2**19
 """As many pairs of rows, over all ranks, take seconds."""
 
 
-def _directions(reference: Reference, names: tuple[str, ...]) -> list[tuple[int, str, Array]]:
-    """Choose directions to derive along: all axes of a small case, some and mixed ones of a large one."""
+def _directions(
+    reference: Reference, names: tuple[str, ...], most: int | None = None
+) -> list[tuple[int, str, Array]]:
+    """Choose directions to derive along: all axes of a small case, some and mixed ones of a large one.
+
+    Of a large case `most`, if it is given.
+    """
     case, given = reference.case, reference.inputs
     places = [
         (rank, name)
@@ -52,17 +57,20 @@ def _directions(reference: Reference, names: tuple[str, ...]) -> list[tuple[int,
             chosen.append((rank, name, unit.reshape(shape)))
         if len(axes) < size:
             chosen.append((rank, name, generator.choice([-1.0, 1.0], shape)))
-    most = CHOSEN if case.world_size * sum(case.rows) ** 2 < LARGE else CHOSEN // 2
+    most = most or (CHOSEN if case.world_size * sum(case.rows) ** 2 < LARGE else CHOSEN // 2)
     if sum(sizes.values()) > EVERY_PARTIAL and len(chosen) > most:
         chosen = [chosen[i] for i in sorted(generator.choice(len(chosen), most, replace=False))]
     return chosen
 
 
-def compare_gradients(reference: Reference, outcomes: list[Outcome]) -> float:
-    """Return the worst error over bound of every rank's gradients, along some directions."""
+def compare_gradients(reference: Reference, outcomes: list[Outcome], most: int | None = None) -> float:
+    """Return the worst error over bound of every rank's gradients, along some directions.
+
+    Of a large case, along `most`, if it is given.
+    """
     bounds = reference.bounds.gradients
     worst = 0.0
-    for rank, name, along in _directions(reference, reference.contract.differentiable):
+    for rank, name, along in _directions(reference, reference.contract.differentiable, most):
         observed = outcomes[rank].gradients.get(name)
         if observed is None:
             observed = np.zeros(along.shape)
@@ -70,7 +78,8 @@ def compare_gradients(reference: Reference, outcomes: list[Outcome]) -> float:
         if not _is_judged(reference, place, observed, along, allowed):
             continue
         expected = reference.derivative(rank, name, along)
-        bound = float(np.sum(abs(along) * allowed)) * reference.slack
+        moved = along != 0  # elsewhere a bound may be infinite
+        bound = float(np.sum(abs(along[moved]) * allowed[moved])) * reference.slack
         worst = max(worst, _compare_along(place, observed, along, expected, bound, reference.largest))
     return worst
 
@@ -142,6 +151,7 @@ def cotangents_pass_through(bench: Bench, reference: Reference) -> float:
 
 SUMMED_IN_ITSELF = tuple(dtype for dtype in DTYPES if dtype not in HALVES)
 """The dtypes in which second derivatives have a bound."""
+NO_DTYPE = f"it has bounds in {' and '.join(SUMMED_IN_ITSELF)} alone, which were not asked for"
 
 
 def _made_small(case: Case, dtype: str) -> Case:
@@ -160,16 +170,18 @@ def _made_small(case: Case, dtype: str) -> Case:
 
 
 def _is_small(case: Case) -> bool:
-    """Whether `_small` may draw the case."""
+    """Whether `small_examples` may draw the case."""
     return case.dtype in SUMMED_IN_ITSELF and _made_small(case, case.dtype) == case
 
 
 @st.composite
-def _small(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
-    """Draw a case whose second derivatives have a bound: in a dtype that sums up in itself."""
+def small_examples(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
+    """Draw a case whose second derivatives have a bound: in a dtype asked for that sums up in itself.
+
+    Where none is asked for, any: laws then say nothing about it.
+    """
     dtypes = [dtype for dtype in SUMMED_IN_ITSELF if dtype in subject.dtypes]
-    assume(dtypes)
-    small = _made_small(draw(contract.cases(subject, world_size)), dtypes[0])
+    small = _made_small(draw(contract.cases(subject, world_size)), (*dtypes, *subject.dtypes)[0])
     small = dataclasses.replace(small, frozen=tuple(sorted(subject.constants)))
     assume(contract.defined(small))
     return Example(small)
@@ -177,6 +189,8 @@ def _small(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: in
 
 def twice_differentiable(bench: Bench, reference: Reference) -> float:
     """Differentiating the gradient along a drawn direction gives the oracle's second derivatives."""
+    if reference.case.dtype not in SUMMED_IN_ITSELF:
+        raise Unanswered(NO_DTYPE, whatever=True)
     # elsewhere ranks see constants where others have variables, so no one function is derived twice
     assume(bench.world.size == 1 or reference.case.option("gather_with_grad", True))
     moves = curves(reference)
@@ -213,7 +227,7 @@ LAWS = [
         "twice differentiable",
         twice_differentiable,
         applies=lambda contract: contract.is_loss,
-        draw=_small,
+        draw=small_examples,
         takes=_is_small,
         share=0.3,
         concerns=SECOND_DERIVATIVES,

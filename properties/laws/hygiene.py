@@ -69,15 +69,15 @@ def deterministic(bench: Bench, reference: Reference) -> float:
     """The same call gives the same bits, and so does a second backward through the same graph."""
     ranks = bench.act(partial(run_again, times=2), reference.case)
     for rank, (first, second, third) in enumerate(ranks):
-        _same_bits(reference, rank, "called twice", second, first)
-        _same_bits(reference, rank, "derived twice", third, first)
+        same_bits(reference, rank, "called twice", second, first)
+        same_bits(reference, rank, "derived twice", third, first)
     return 0.0
 
 
 MODES: list[Literal["train", "inference"]] = ["train", "inference"]
 
 
-def _other_values(last: Case, other: Case) -> Case:
+def other_values(last: Case, other: Case) -> Case:
     """Other values in tensors of the same shapes, which reuse the memory of the last call."""
     bias = None if last.bias is None else other.bias or 0.0
     return dataclasses.replace(last, seed=other.seed, pattern=other.pattern, scale=other.scale, bias=bias)
@@ -104,7 +104,7 @@ def _unrelated(last: Case, other: Case) -> Case:
 
 
 # repeated: most stale-state bugs are in labels, which depend on the rows of the ranks before
-CALLS_OF_ONE_RANK = (_other_values, _same_rows, _other_values, _unrelated)
+CALLS_OF_ONE_RANK = (other_values, _same_rows, other_values, _unrelated)
 """How an earlier call may differ from the last one."""
 CALLS_OF_SEVERAL = (
     _other_first_rank, _reversed_rows, _other_first_rank, _other_first_rank, *CALLS_OF_ONE_RANK
@@ -129,7 +129,7 @@ def _sequences(draw: st.DrawFn, contract: Contract, subject: Subject, world_size
         if subject.even and differ is _other_first_rank:
             differ = _unrelated
         # one object is called: its constructor's arguments are those of the last call
-        constructed: dict[str, Any] = {name: getattr(last, name) for name in contract.constructed}
+        constructed: dict[str, Any] = {name: getattr(last, name) for name in contract.constructed_of(subject)}
         step = dataclasses.replace(differ(last, other), **constructed)
         if step.dtype not in HALVES:
             step = dataclasses.replace(step, wide_scalars=False)
@@ -146,11 +146,11 @@ def used_equals_fresh(bench: Bench, reference: Reference) -> float:
     """
     steps, last = reference.example.steps, reference.case
     for rank, (fresh, used) in enumerate(bench.act(run_used_and_fresh, *steps, last)):
-        _same_bits(reference, rank, f"after {len(steps)} other calls", used, fresh)
+        same_bits(reference, rank, f"after {len(steps)} other calls", used, fresh)
     return 0.0
 
 
-def _same_bits(reference: Reference, rank: int, note: str, observed: Outcome, expected: Outcome) -> None:
+def same_bits(reference: Reference, rank: int, note: str, observed: Outcome, expected: Outcome) -> None:
     """Compare two calls bit by bit; where one of two that differ is not finite, with the oracle.
 
     Raises:

@@ -142,6 +142,93 @@ def run_used_and_fresh(calls: list[Call]) -> list[Outcome]:
     return [*run_each(calls[-1:]), used[-1]]
 
 
+NO_MODES = "the target is no torch.nn.Module: it has no eval mode"
+
+
+def run_evaluated(calls: list[Call]) -> list[Outcome]:
+    """Run one call on an object, then in eval mode, and then back in train mode."""
+    loss = calls[0].build()
+    if not isinstance(loss, torch.nn.Module):
+        return [Outcome("", {}, {}, refused=NO_MODES)]
+    before = run(calls[0], loss, calls[0].given())
+    loss.eval()
+    evaluated = run(calls[0], loss, calls[0].given())
+    loss.train()
+    return [before, evaluated, run(calls[0], loss, calls[0].given())]
+
+
+def run_two_live(calls: list[Call]) -> list[Outcome]:
+    """Call an object twice before either backward.
+
+    Returns what fresh objects give for both calls, then what one object gives where the first call is derived
+    first, and then what another gives where the second is.
+    """
+    outcomes = run_each(calls)
+    for order in ((0, 1), (1, 0)):
+        loss, given = calls[0].build(), [one.given() for one in calls]
+        terms = [terms_of(one, loss, tensors) for one, tensors in zip(calls, given, strict=True)]
+        for place in order:
+            backward(calls[place], terms[place])
+        outcomes += map(seen, terms, given)
+    return outcomes
+
+
+class Owned(NamedTuple):
+    """A parameter of a module, and how the loss changes as it is moved ahead and back."""
+
+    name: str
+    has_gradient: bool
+    predicted: tuple[float, ...]
+    """The two changes that the gradient predicts."""
+    changes: tuple[float, ...]
+
+
+MOVE = 2.0**-10
+"""How far a parameter is moved, relative to its largest element."""
+
+
+def derive_owned(calls: list[Call]) -> list[Owned]:
+    """Derive a call by each parameter that its module owns, and call again with that parameter moved.
+
+    The module's tensors are in the dtype of what it is called with, as after `module.double()`.
+    """
+    one = calls[0]
+    loss, dtype = one.build(), next(iter(one.given().values())).dtype
+    if not isinstance(loss, torch.nn.Module):
+        return []
+    owned = {name: value for name, value in loss.to(dtype).named_parameters() if value.requires_grad}
+    if not owned:
+        return []
+    kept = {name: value.detach().clone() for name, value in owned.items()}
+    backward(one, terms_of(one, loss, one.given()))
+    middle = weighed(one, kept)
+    found = []
+    for name, value in kept.items():
+        signs = torch.randint(2, value.shape, generator=torch.Generator().manual_seed(0)).to(value) * 2 - 1
+        step = MOVE * (float(value.abs().sum() and value.abs().max()) or 1.0) * signs
+        gradient = owned[name].grad
+        slope = torch.zeros_like(value) if gradient is None else gradient
+        moved = [value + step, value - step]
+        predicted = tuple(float((slope * (there - value)).sum()) for there in moved)
+        changes = tuple(weighed(one, {**kept, name: there}) - middle for there in moved)
+        found.append(Owned(name, gradient is not None, predicted, changes))
+    return found
+
+
+def weighed(one: Call, parameters: dict[str, torch.Tensor]) -> float:
+    """Return the sum of cotangent times term, called on a fresh module with these parameters."""
+    given = one.given()
+    loss = one.build().to(next(iter(given.values())).dtype)  # an earlier call may have altered another
+    with torch.no_grad():
+        for name, value in loss.named_parameters():
+            if name in parameters:
+                value.copy_(parameters[name])
+    terms = terms_of(one, loss, given)
+    return float(
+        sum((one.cotangent(name, term) * term.detach()).double().sum() for name, term in terms.items())
+    )
+
+
 def refilled(given: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the given tensors; where shape, strides and dtype match, in the memory of the earlier ones."""
     tensors = dict(given)

@@ -1,5 +1,6 @@
 """How what the ranks saw is judged: one number, or one thing, that a law found wrong."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from verified_losses.oracles.complex_step import Array, directional_derivative
 
 from . import file
-from .acts import Outcome, to_array
+from .acts import Outcome, Owned, to_array
 
 Judge = Callable[[Any, list[Any]], bool]
 """Given a target and what each rank saw, prints both sides; returns whether they agree."""
@@ -71,6 +72,56 @@ def judge_bits(target: Any, ranks: list[list[Outcome]]) -> bool:
     other = next((one for one in others if not same(one, first)), first)
     print(file.WHERE, f"expected {first!r}", f"observed {other!r}", sep="\n")
     return same(first, other)
+
+
+def judge_near(target: Any, ranks: list[list[Outcome]]) -> bool:
+    """Compare calls with the first: an element, within the bound, or whether there is a gradient at all."""
+    first, *others = [part(seen) for seen in ranks[file.RANK]]
+    other = next((one for one in others if not near(one, first)), first)
+    if first is None or other is None:
+        print(file.WHERE, f"expected {first!r}", f"observed {other!r}", sep="\n")
+        return other is first
+    return agree(component(first), component(other))
+
+
+def near(one: Array | None, other: Array | None) -> bool:
+    """Whether one element of two results agrees, within the bound."""
+    if one is None or other is None:
+        return one is other
+    return abs(component(one) - component(other)) <= file.BOUND
+
+
+def judge_two_live(target: Any, ranks: list[list[Outcome]]) -> bool:
+    """Compare each of two calls of one object with that of a fresh one, bit by bit."""
+    seen = [part(one) if file.NAME in {**one.terms, **one.gradients} else None for one in ranks[file.RANK]]
+    pairs = list(zip(seen[:2] * 2, seen[2:], strict=True))
+    first, other = next((pair for pair in pairs if not same(*pair)), pairs[0])
+    print(file.WHERE, f"expected {first!r}", f"observed {other!r}", sep="\n")
+    return same(first, other)
+
+
+def judge_owned(target: Any, ranks: list[list[Owned]]) -> bool:
+    """Compare how the loss changes as a parameter is moved with what the parameter's gradient predicts."""
+    for own in ranks[file.RANK]:
+        if own.name == file.NAME:
+            gradient = "as its gradient predicts" if own.has_gradient else "as it has no gradient"
+            print(file.WHERE, f"expected {own.changes}, by which the loss changes", sep="\n  ")
+            print(f"  observed {own.predicted}, {gradient}", f"  bound {file.BOUND:.3g}", sep="\n")
+            return predicts(own, file.BOUND)
+    print(f"there is no parameter {file.NAME}")
+    return True
+
+
+def predicts(own: Owned, bound: float) -> bool:
+    """Whether a parameter's gradient predicts how the loss changes, to first order.
+
+    The second order adds the same to both changes, and at a kink any gradient between those of its two sides
+    is right: a gradient is wrong where both changes err by more than the bound, the one up, the other down.
+    """
+    ahead, back = (change - told for change, told in zip(own.changes, own.predicted, strict=True))
+    return all(map(math.isfinite, own.predicted)) and not (
+        min(abs(ahead), abs(back)) > bound and ahead * back < 0
+    )
 
 
 def judge_form(target: Any, ranks: list[list[Outcome]]) -> bool:

@@ -77,6 +77,7 @@ def ask(
     features: str = "",
     interpret: bool = False,
     strict: bool = False,
+    large: bool = False,
 ) -> tuple[str, Subject]:
     """Return the contract's name, and the target as a subject.
 
@@ -110,6 +111,7 @@ def ask(
         form=form,
         interpret=interpret,
         strict=strict,
+        large=large,
     )
 
 

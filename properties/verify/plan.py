@@ -253,6 +253,7 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     """Return what these checks leave unverified, and why."""
     lines = []
     labels = dict.fromkeys(check.label for check in planned)
+    held_to = {check.label: check.contract for check in planned}
     for kind in KINDS.values():
         ran = {check.label for check in planned if check.world.kind == kind.name}
         without = [label for label in labels if label not in ran]
@@ -262,6 +263,9 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
             lines.append(f"{kind.title}: {why}")
         elif kind.title and without:
             lines.append(f"{kind.title}: {', '.join(without)} did not run over it")
+    for undrawn in dict.fromkeys(one for check in planned for one in check.contract.undrawn):
+        without = [label for label in labels if undrawn in held_to[label].undrawn]
+        lines.append(f"{undrawn}, so none were drawn for {', '.join(without)}")
     ran_on = {devices.kind_of(check.world.device) for check in planned}
     if "cuda" not in ran_on:
         missing = devices.KINDS["cuda"].missing()

@@ -16,6 +16,8 @@ NARROWED = "compiled keeps dtypes"
 INPUTS, SAME, PADDING = "inputs unchanged", "deterministic", "padding never matters"
 STREAMS, GRAPHS = "other streams equal the default", "replayed equals eager"
 WAITS, MEMORY = "never waits for the device", "memory is returned"
+EVAL, LIVE, OWNED = "eval equals train", "two graphs at once", "owned parameters get gradients"
+PAIRS, LOGITS = "large batches equal the oracle", "large logits equal the oracle"
 
 
 OPEN_CLIP = "https://github.com/mlfoundations/open_clip"
@@ -394,6 +396,15 @@ DEFECTS = [
     Planted("ntxent", "Underflows", "log of a probability that underflows, plus the smallest normal number", "peers/FINDINGS.md, pytorch-metric-learning 2.9.0: `NTXentLoss`", (TERMS,), module="cosine"),
     Planted("cross_entropy", "CountsIgnored", "ignored labels count in the mean", "", (TERMS, GRADS), module="cosine"),
     Planted("cross_entropy", "OverwritesLogits", "the logits are overwritten", "peers/FINDINGS.md, liger-kernel 0.8.5: `LigerCrossEntropyLoss`", (INPUTS,), module="cosine"),
+    Planted("clip", "OneDirectionInEval", "in eval mode texts never look for their images", "", (EVAL,), module="objects"),
+    Planted("clip", "OwnRowsInEval", "in eval mode other ranks' rows are zeros", "", (EVAL,), "sim:2-8", module="objects"),
+    Planted("clip", "StaysInEval", "after eval mode the loss is doubled for good", "", (EVAL,), module="objects"),
+    Planted("clip", "LogitsBuffer", "logits lie in a buffer that the next call writes over, before this one's backward", "", (LIVE,), module="objects"),
+    Planted("clip", "TemperatureDetached", "a temperature of its own gets no gradient", "", (OWNED,), module="objects"),
+    Planted("clip", "TemperatureTwice", "a temperature of its own gets twice its gradient", "", (OWNED,), module="objects"),
+    Planted("clip", "TemperatureNaN", "a temperature of its own gets a gradient that is no number", "", (OWNED,), module="objects"),
+    Planted("clip", "ChunksOf1024", "rows beyond the last full chunk of 1,024 are dropped, if there is one", "", (PAIRS,), module="objects"),
+    Planted("cross_entropy", "VocabularyOf4096", "classes from 4,096 on are no negatives", "", (LOGITS,), module="objects"),
 ]  # fmt: skip
 
 HOROVOD = [
@@ -509,7 +520,11 @@ RIGHT = [
     Planted("exchange", "bidir_other_order", module="right", options=(("bidirectional", True),)),
     Planted("infonce", "InfoNCE", module="cosine"),
     Planted("ntxent", "NTXent", module="cosine"),
+    Planted("clip", "OtherSumInEval", module="objects"),
+    Planted("clip", "OwnsTemperature", module="objects"),
+    Planted("clip", "OwnsInSingle", module="objects"),
     Planted("cross_entropy", "CrossEntropy", module="cosine"),
+    Planted("cross_entropy", "RefusesEmptyMean", module="objects"),
     Planted("cross_entropy", "EveryLabelCounts", skips=(PADDING,), options=(("ignore_index", None),), module="cosine"),
 ]  # fmt: skip
 

@@ -1,0 +1,85 @@
+"""Laws of what changes beyond the sizes of chunks in use: 512, 1,024, 2,048, 4,096 and 8,192.
+
+One process meets them, on narrow tensors: many pairs, many tokens of a small vocabulary, few of a wide one.
+"""
+
+import dataclasses
+from typing import Any
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from ..contracts import Contract
+from ..examples import Example
+from ..reference import Reference
+from ..subjects import Subject
+from . import Bench, Law
+from .gradients import SUMMED_IN_ITSELF, compare_gradients
+from .values import compare_terms
+
+CHUNKS = (1024, 4096, 8192)
+"""What a number of tokens, or of classes, is just beyond."""
+PAIRS = (1024,)
+LARGE_PAIRS = (1024, 2048)
+"""What a number of pairs is just beyond, where a subject is asked for `large` ones: the oracle squares it."""
+MOST_BEYOND = 40
+WIDTH = 3
+DIRECTIONS = 4
+"""How many a large case is derived along."""
+
+
+@st.composite
+def _many_pairs(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
+    case = draw(contract.cases(subject, world_size))
+    pairs = draw(st.sampled_from(LARGE_PAIRS if subject.large else PAIRS)) + draw(st.integers(1, MOST_BEYOND))
+    dtypes = [dtype for dtype in SUMMED_IN_ITSELF if dtype in subject.dtypes]
+    return Example(
+        dataclasses.replace(
+            case,
+            rows=(pairs,),
+            # a sum of so many terms in half precision has a bound that says little
+            dtype=draw(st.sampled_from(dtypes)) if dtypes else case.dtype,
+            width=min(case.width, WIDTH),
+            teacher_width=min(case.teacher_width, WIDTH),
+            length=1,
+            vocabulary=min(case.vocabulary, WIDTH),
+            wide_scalars=case.wide_scalars and not dtypes,
+        )
+    )
+
+
+@st.composite
+def _many_logits(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
+    case = draw(contract.cases(subject, world_size))
+    size = draw(st.sampled_from(CHUNKS)) + draw(st.integers(1, MOST_BEYOND))
+    shape: dict[str, Any] = {"vocabulary": min(case.vocabulary, WIDTH), "length": min(case.length, WIDTH)}
+    shape["rows"] = (min(case.rows[0], WIDTH),)
+    kinds = ["vocabulary", "length", *["rows"] * contract.in_order]  # there logits have rows alone
+    kind = draw(st.sampled_from(kinds))
+    shape |= {"rows": (size,), "length": 1} if kind == "rows" else {kind: size}
+    pads = case.pads if case.pads in ("tail", "inside") else "none"
+    case = dataclasses.replace(case, **shape, width=min(case.width, WIDTH), pads=pads, pad_rows=0)
+    assume(contract.defined(case))
+    return Example(case)
+
+
+def large_equals_oracle(bench: Bench, reference: Reference) -> float:
+    """Terms and gradients of large cases equal the oracle's, in one call."""
+    (outcomes,) = bench.observe([reference.case])
+    return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes, DIRECTIONS))
+
+
+def _has_pairs(contract: Contract) -> bool:
+    return contract.is_loss and contract.most_rows is None and "image_features" in contract.differentiable
+
+
+def _has_logits(contract: Contract) -> bool:
+    return "logits" in contract.differentiable
+
+
+LAWS = [
+    Law("large batches equal the oracle", large_equals_oracle, worlds="one", applies=_has_pairs,
+        draw=_many_pairs, share=0.04, patience=4.0),
+    Law("large logits equal the oracle", large_equals_oracle, worlds="one", applies=_has_logits,
+        draw=_many_logits, share=0.2),
+]  # fmt: skip

@@ -1,0 +1,98 @@
+"""Cases beyond the sizes of common chunks, and what cases leave out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, find, given, settings
+
+from verified_losses.oracles.rounding import Magnitude, Precision
+from verified_losses.properties.ask.api import certify
+from verified_losses.properties.cases import Case
+from verified_losses.properties.contracts import Sum, contracts
+from verified_losses.properties.laws import Law, laws
+from verified_losses.properties.laws.large import CHUNKS, LARGE_PAIRS, MOST_BEYOND, PAIRS
+from verified_losses.properties.subjects import SHIPPED, Subject
+from verified_losses.properties.verify.arguments import ask
+from verified_losses.properties.verify.certifier import checks, verify
+from verified_losses.properties.verify.plan import not_verified
+from verified_losses.properties.worlds.specs import parse
+
+LAWS: dict[str, Law] = {law.name: law for law in laws()}
+BATCHES, LOGITS = LAWS["large batches equal the oracle"], LAWS["large logits equal the oracle"]
+quickly = settings(
+    max_examples=50, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
+ANY = Subject("any:Loss")
+
+
+def _drawn(law: Law, name: str, subject: Subject = ANY) -> list[Case]:
+    drawn: list[Case] = []
+
+    @quickly
+    @given(law.draw(contracts()[name], subject, 1))
+    def collect(example: object) -> None:
+        drawn.append(example.case)  # type: ignore[attr-defined]
+
+    collect()
+    return drawn
+
+
+@pytest.mark.parametrize(("large", "beyond"), [(False, PAIRS), (True, LARGE_PAIRS)])
+def test_batches_are_just_beyond_chunks(large: bool, beyond: tuple[int, ...]) -> None:
+    _, subject = ask("any:Loss", "clip", large=large)
+    rows = {case.rows[0] for case in _drawn(BATCHES, "clip", subject)}
+    over = {size: {n for n in rows if size < n <= size + MOST_BEYOND} for size in beyond}
+    assert all(over.values())
+    assert set().union(*over.values()) == rows
+
+
+@pytest.mark.parametrize(("name", "fields"), [("coca", 2), ("cross_entropy", 3)])
+def test_logits_are_just_beyond_chunks_in_one_size(name: str, fields: int) -> None:
+    cases, found = _drawn(LOGITS, name), set()
+    for case in cases:
+        sizes = {"rows": case.rows[0], "length": case.length, "vocabulary": case.vocabulary}
+        (large,) = [one for one, size in sizes.items() if size > CHUNKS[0]]
+        found.add((large, max(chunk for chunk in CHUNKS if chunk < sizes[large])))
+    assert len({field for field, _ in found}) == fields
+    assert {chunk for _, chunk in found} == set(CHUNKS)
+
+
+def test_large_reaches_the_subject() -> None:
+    with pytest.raises(ValueError, match="contract"):
+        certify("any:Loss", "none", large=True)
+    assert ask("any:Loss", "clip", large=True)[1].large
+    assert not ask("any:Loss", "clip")[1].large
+
+
+@pytest.mark.parametrize("target", ["tests.defects.cosine:CrossEntropy", "tests.defects.coca:CoCa"])
+def test_right_losses_of_logits_hold(target: str) -> None:
+    name = "cross_entropy" if "Cross" in target else "coca"
+    (check,) = [one for one in checks({"it": (name, Subject(target))}, parse("1")) if one.law is not BATCHES
+                and one.law.name == LOGITS.name]  # fmt: skip
+    finding = verify(check, 50)
+    assert (finding.verdict, finding.examples) == ("holds", 10), finding.reason
+
+
+def test_a_bound_of_very_many_parts_is_no_nan_where_there_is_nothing_to_add() -> None:
+    sums = Sum([{"x": np.zeros(2)}])
+    part = Magnitude(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    sums.add(0, "x", part, parts=2000)
+    nothing, infinite = sums.bounds(Precision.of("bfloat16"))[0]["x"]
+    assert nothing == Precision.of("bfloat16").tiny
+    assert np.isinf(infinite)
+
+
+def test_a_certificate_says_that_rows_of_zeros_are_not_drawn() -> None:
+    subjects = {"a": ("infonce", ANY), "b": ("clip", ANY), "c": ("ntxent", ANY)}
+    lines = [line for line in not_verified(list(checks(subjects, parse("1")))) if "zeros" in line]
+    assert lines == ["rows of zeros: a cosine with one is not defined, so none were drawn for a, c"]
+    assert not [line for line in not_verified(list(checks(SHIPPED, parse("1")))) if "zeros" in line]
+
+
+@pytest.mark.parametrize("name", ["infonce", "ntxent"])
+def test_no_row_is_of_zeros_where_the_certificate_says_so(name: str) -> None:
+    contract = contracts()[name]
+    case = find(contract.cases(ANY, 1), lambda case: case.pattern == "zeros", settings=quickly)
+    for given_ in contract.inputs(dataclasses.replace(case, rows=(4,), width=3)):
+        assert all(array.any(axis=1).all() for array in given_.values())
