@@ -1,4 +1,4 @@
-"""Forms: how a target is constructed, called and read, where it is not as its contract says. Imports no torch.
+"""Forms: how a target is constructed, called and read, where its contract says otherwise. Imports no torch.
 
 A form is a Python expression over a contract's names, as `target(scale * text @ image.T)`. What a certifier
 runs, and what a counterexample holds, is the same generated function.
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .names import Held, Holding
+
 
 class Name(NamedTuple):
     """A name that an expression may hold."""
@@ -17,11 +19,11 @@ class Name(NamedTuple):
     """Its value as Python, in a function that is given a call's tensors and the constructor's arguments."""
     input: str = ""
     """Which of the contract's inputs it is; empty where it is none, or several."""
-    held: str = ""
+    held: Holding | None = None
     """What makes the input of it, where it is held in another form: a kind of `names.HELD`."""
 
 
-def _given(name: str, held: str = "") -> Name:
+def _given(name: str, held: Holding | None = None) -> Name:
     return Name(f'given["{name}"]', name, held)
 
 
@@ -59,7 +61,7 @@ NAMES: dict[str, dict[str, Name]] = {
     "cross_entropy": _CAPTIONS | {"ignore_index": Name('ARGUMENTS["ignore_index"]')},
 }
 """By contract: what an expression may name besides `target`, `torch` and Python's own functions."""
-PLAIN = ("len", "float", "int", "dict", "list", "tuple", "None", "True", "False")
+ALLOWED = ("len", "float", "int", "dict", "list", "tuple", "None", "True", "False")
 """Of Python's own, what an expression may name."""
 ROWS = ("image_features", "text_features", "dist_image_features", "dist_text_features", "first", "second")
 """Inputs whose rows a loss may normalise."""
@@ -89,14 +91,14 @@ class Form:
     @property
     def is_plain(self) -> bool:
         """Whether the target is constructed and called as the contract says."""
-        return self == Form()
+        return self == PLAIN
 
     def names(self) -> tuple[str, ...]:
         """Return which names of the contract it holds."""
         bound = [name for _, name in (*self.arguments, *self.parameters)]
         return tuple(dict.fromkeys([*(names_in(self.call) if self.call else []), *bound]))
 
-    def held(self, contract: str) -> tuple[tuple[str, str], ...]:
+    def held(self, contract: str) -> Held:
         """Return which inputs the target takes in another form, and what makes them of it."""
         known = NAMES[contract]
         held = {known[name].input: known[name].held for name in self.names() if name in known}
@@ -106,6 +108,10 @@ class Form:
         """Return which inputs the constructor gets, as numbers."""
         names = [NAMES[contract][name].input for _, name in self.arguments]
         return tuple(dict.fromkeys(filter(None, names)))
+
+
+PLAIN = Form()
+"""That of a contract."""
 
 
 def names_in(expression: str) -> Iterator[str]:
@@ -137,7 +143,7 @@ def check_call(expression: str, contract: str) -> None:
         names = list(names_in(expression))
     except SyntaxError as error:
         raise ValueError(f"{expected}, got {expression!r}: {error.msg}") from error
-    unknown = [name for name in names if name not in (*allowed, *PLAIN, "target", "torch")]
+    unknown = [name for name in names if name not in (*allowed, *ALLOWED, "target", "torch")]
     if unknown:
         raise ValueError(f"{expected}; {', '.join(dict.fromkeys(unknown))} in {expression!r} is none")
     if "target" not in names:
@@ -150,7 +156,7 @@ def check_call(expression: str, contract: str) -> None:
 
 
 def read_parameter(text: str, contract: str) -> tuple[str, str]:
-    """Read "logit_scale=exp(t_prime)": which parameter of the module, or argument of the constructor, is what.
+    """Read "logit_scale=exp(t_prime)": what a parameter of the module holds.
 
     Returns:
         Its name, and one of the contract's.

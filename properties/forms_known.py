@@ -8,40 +8,43 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .forms import NAMES, Form
+from .forms import NAMES
 
 ROLES: dict[str, str] = {
     "image": """image_features image_embeds image_embeddings image_embedding image_embed image_emb image_feats
-        image_feat image_latents images image img img_emb img_embs img_embed img_embeds img_features img_feats
-        img_feat img_embeddings vision_features vision_embeds vision_embeddings vision_feats visual_features
-        visual_embeds visual_emb visual video_features video_embeds video_embd video_emb video v_features v_emb
-        zimg z_img z_image image_z i_e im im_emb a_features audio_features audio_embeds x1 z_a feat_i feats_i
-        embeddings_a emb_a modality_1 view1""",
-    "text": """text_features text_embeds text_embeddings text_embedding text_embed text_emb text_feats text_feat
-        text_latents texts text txt txt_emb txt_embs txt_embed txt_embeds txt_features txt_feats txt_feat
-        txt_embeddings language_features language_embeds lang_features caption_features caption_embeds
-        caption_emb captions caption ztxt z_txt z_text text_z t_e cap cap_emb t_features t_emb x2 z_b feat_t
-        feats_t embeddings_b emb_b modality_2 view2""",
-    "first": """query queries q query_embeds query_embeddings query_emb query_features query_reps query_rep q_reps
-        q_emb q_embs anchor anchors anchor_embeddings z_i zi z1 z_1 zis h_i h1 hidden1 x1 x_i out_1 out1 first
-        view1 view_1 emb_i emb1 emb_a p1 z_a feat1 feats1 features1 features_1 rep1 reps1 proj_1 embeddings_a
-        image_features image_embeds img_emb source src left a""",
-    "second": """key keys k key_embeds key_embeddings k_emb positive positives pos positive_key positive_embeddings
-        passage passages p_reps passage_reps passage_embeds p_emb doc docs document documents doc_embeddings
-        doc_embeds candidates z_j zj z2 z_2 zjs h_j h2 hidden2 x2 x_j out_2 out2 second view2 view_2 emb_j emb2
-        emb_b p2 z_b feat2 feats2 features2 features_2 rep2 reps2 proj_2 embeddings_b text_features text_embeds
-        txt_emb target_embeddings tgt right b targets_emb""",
-    "both": """z features feats x embeddings embeds emb representations reps projections proj h out outputs hidden
-        features_list zs""",
-    "scale": "logit_scale scale logit_scale_exp exp_logit_scale s scale_factor inverse_temperature inv_temp beta",
+        image_feat image_latents images image img img_emb img_embs img_embed img_embeds img_features
+        img_feats img_feat img_embeddings vision_features vision_embeds vision_embeddings vision_feats
+        visual_features visual_embeds visual_emb visual video_features video_embeds video_embd
+        video_emb video v_features v_emb zimg z_img z_image image_z i_e im im_emb a_features
+        audio_features audio_embeds x1 z_a feat_i feats_i embeddings_a emb_a modality_1 view1""",
+    "text": """text_features text_embeds text_embeddings text_embedding text_embed text_emb text_feats
+        text_feat text_latents texts text txt txt_emb txt_embs txt_embed txt_embeds txt_features
+        txt_feats txt_feat txt_embeddings language_features language_embeds lang_features
+        caption_features caption_embeds caption_emb captions caption ztxt z_txt z_text text_z t_e cap
+        cap_emb t_features t_emb x2 z_b feat_t feats_t embeddings_b emb_b modality_2 view2""",
+    "first": """query queries q query_embeds query_embeddings query_emb query_features query_reps query_rep
+        q_reps q_emb q_embs anchor anchors anchor_embeddings z_i zi z1 z_1 zis h_i h1 hidden1 x1 x_i
+        out_1 out1 first view1 view_1 emb_i emb1 emb_a p1 z_a feat1 feats1 features1 features_1 rep1
+        reps1 proj_1 embeddings_a image_features image_embeds img_emb source src left a""",
+    "second": """key keys k key_embeds key_embeddings k_emb positive positives pos positive_key
+        positive_embeddings passage passages p_reps passage_reps passage_embeds p_emb doc docs
+        document documents doc_embeddings doc_embeds candidates z_j zj z2 z_2 zjs h_j h2 hidden2 x2
+        x_j out_2 out2 second view2 view_2 emb_j emb2 emb_b p2 z_b feat2 feats2 features2 features_2
+        rep2 reps2 proj_2 embeddings_b text_features text_embeds txt_emb target_embeddings tgt right b
+        targets_emb""",
+    "both": """z features feats x embeddings embeds emb representations reps projections proj h out outputs
+        hidden features_list zs""",
+    "scale": """logit_scale scale logit_scale_exp exp_logit_scale s scale_factor inverse_temperature inv_temp
+        beta""",
     "temperature": "temperature temp tau t temperature_param temp_param",
     "log_scale": "log_logit_scale log_scale logit_scale_log log_inv_temperature",
     "log_temperature": "log_temperature log_temp log_tau",
     "bias": "logit_bias bias b",
-    "per_image": "logits_per_image image_logits logits_image i2t sim_i2t logits_i2t logit_per_image per_image",
-    "per_text": "logits_per_text text_logits logits_text t2i sim_t2i logits_t2i similarity logit_per_text per_text",
-    "similarity": """logits logit sim sims scores score similarities similarity_matrix sim_matrix sim_mat
-        simi scores_matrix logits_matrix output outputs pred preds prediction predictions input inp""",
+    "per_image": "logits_per_image image_logits logits_image i2t sim_i2t logits_i2t logit_per_image",
+    "per_text": """logits_per_text text_logits logits_text t2i sim_t2i logits_t2i similarity logit_per_text
+        per_text""",
+    "similarity": """logits logit sim sims scores score similarities similarity_matrix sim_matrix sim_mat simi
+        scores_matrix logits_matrix output outputs pred preds prediction predictions input inp""",
     "labels": "labels label target targets y gt ground_truth indexes index ids idx",
     "classes": "vocab_size num_classes n_classes num_items",
     "rows": "batch_size bs batchsize n_views_batch batch local_batch_size",
@@ -140,9 +143,10 @@ def role_of(name: str, among: Sequence[str]) -> str:
         prefix = "dist_" if role.startswith("dist_") else ""
         if prefix and not plain.startswith(("dist_", "teacher_", "t_")):
             continue
+        if not prefix and plain.startswith(("dist_", "teacher_")):
+            continue
         if plain.removeprefix("dist_").removeprefix("teacher_") in MEANT[role.removeprefix(prefix)]:
-            if prefix or not plain.startswith(("dist_", "teacher_")):
-                return role
+            return role
     return ""
 
 
@@ -236,7 +240,7 @@ def _expressions(
 
 
 def keys_read(function: Callable[..., Any]) -> list[str]:
-    """Return which keys a function reads of its only argument, by its source; nothing where that is not there."""
+    """Return which keys a function reads of its only argument, by its source, where there is one."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
@@ -258,7 +262,7 @@ def keys_read(function: Callable[..., Any]) -> list[str]:
 def constructions(
     target: Callable[..., Any], contract: str, passed: Sequence[str]
 ) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
-    """Yield what a constructor may be given besides what the contract passes: its arguments, and that of rows."""
+    """Yield what a constructor may be given besides what the contract passes, and its argument for rows."""
     known = NAMES[contract]
     choices: list[list[tuple[str, str] | None]] = []
     rows = ""
@@ -302,14 +306,3 @@ def holdings(
         held = [known[name].input for _, name in chosen]
         if len(set(held)) == len(held):
             yield chosen
-
-
-def form_of(
-    call: str,
-    arguments: tuple[tuple[str, str], ...] = (),
-    rows: str = "",
-    parameters: tuple[tuple[str, str], ...] = (),
-    constructed: bool = True,
-) -> Form:
-    """Return a form."""
-    return Form(call, arguments, parameters, constructed, rows)

@@ -1,7 +1,7 @@
 """The inspection: finds out how a target is called before anything is judged.
 
-It constructs the target, calls it in the forms that its parameters allow, on two small cases, and keeps the form
-whose values are the oracle's; where none is, the first in which it can be called at all.
+It constructs the target, calls it in the forms that its parameters allow, on two small cases, and keeps the
+form whose values are the oracle's; where none is, the first in which it can be called at all.
 """
 
 import inspect
@@ -170,7 +170,7 @@ def _try(
     probes: list[Case],
     options: tuple[str, ...],
 ) -> Tried | None:
-    """Try forms; return the first whose values are the oracle's, else the first that returned a loss, else one."""
+    """Return the first form whose values are the oracle's, else one that returned a loss, else any."""
     modes = [subject.features] if subject.features else modes_of(contract)
     results: list[Tried] = []
     for features in modes:

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from .forms import Form
+from .forms import PLAIN, Form
 from .names import CONTRACTS, CONVENTIONS, DTYPES, LOSSES, STRIDES, Features, Held, Scales
 from .standalone.interpreter import interpret
 from .standalone.loading import STUBS, load
@@ -72,7 +72,7 @@ class Subject:
     held: Held = ()
     scales: Scales = "positive"
     constants: tuple[str, ...] = ()
-    form: Form = Form()
+    form: Form = PLAIN
     defaults: tuple[tuple[str, str], ...] = ()
     gathers: bool = True
     interpret: bool = False

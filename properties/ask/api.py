@@ -101,8 +101,8 @@ def certify(
         convention: which gradients it is held to: "exact", or those of "open_clip", where the contract has
             the option.
         config: options to pin. It is given, and held to, no other value of them.
-        call: how it is called, where that is not found out: an expression of `target` and the contract's names,
-            as "target(scale * text @ image.T)".
+        call: how it is called, where that is not found out: an expression of `target` and the names of the
+            contract, as "target(scale * text @ image.T)".
         parameters: what its module holds itself, as "logit_scale=exp(t_prime)".
         features: "raw", "normalized" or "unit", where what it does with rows is not to be found out.
         equal_rows: give every rank equally many rows.
@@ -136,9 +136,8 @@ def certify(
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
-    form = {"call": call, "parameters": parameters, "features": features}
-    how = {"interpret": interpret, "strict": strict, "large": large}
-    asked = _asked(target, contract, convention, config, equal_rows, dtypes, **form, **how)
+    how = call, parameters, features, interpret, strict, large
+    asked = _asked(target, contract, convention, config, equal_rows, dtypes, *how)
     places = working(some_devices(device))
     check_seed(seed)
     scope = world, max_examples, _listed(only), _listed(skip), places

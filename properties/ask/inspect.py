@@ -21,7 +21,8 @@ def inspected(asked: dict[str, Subject]) -> int:
     """
     console = Console(emoji=False)
     reasons: dict[str, Unusable] = {}
-    fitting, called = [], []
+    fitting: list[tuple[str, Subject]] = []
+    called: list[tuple[str, Subject]] = []
     for name, subject in asked.items():
         try:
             found, matches = inspection(subject, name)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from .trainers import trainers
 
@@ -90,7 +90,7 @@ class Placeholder:
         if not STUBS.loading:
             self._raise()
 
-    def _raise(self) -> Any:
+    def _raise(self) -> NoReturn:
         raise NotInstalled(self._package)
 
 
@@ -170,7 +170,7 @@ def load(place: str) -> ModuleType:
         ModuleNotFoundError: the module itself is missing, or an installed package lacks what it needs.
     """
     if STUBS not in sys.meta_path:
-        sys.meta_path.append(STUBS)  # type: ignore[arg-type]
+        sys.meta_path.append(STUBS)
     STUBS.loading = True
     try:
         for _ in range(MOST_STUBS):

@@ -98,7 +98,7 @@ def ask(
     if features not in FEATURE_KINDS or (features and contract not in ROWS_OF):
         expected = ", ".join(FEATURE_KINDS[1:]) if contract in ROWS_OF else f"nothing for {contract}"
         raise Unusable("features", f"expected one of {expected}, got {features}")
-    rows: Features = features  # type: ignore[assignment]
+    rows: Features = features
     if interpret and importlib.util.find_spec("triton") is None:
         raise Unusable("interpret", "triton is not installed: pip install triton")
     return contract, Subject(
