@@ -50,13 +50,13 @@ _VIEWS = {
 _ROWS = "row_labels({0})"
 _CAPTIONS = {"logits": _given("logits"), "labels": _given("labels")}
 NAMES: dict[str, dict[str, Name]] = {
-    "clip": _PAIR | {"labels": Name(_ROWS.format('given["image_features"]'))},
+    "clip": _PAIR | {"labels": Name('torch.arange(len(given["image_features"]))')},
     "siglip": _PAIR,
     "coca": _PAIR | _CAPTIONS,
     "distill": _PAIR
     | {"dist_image": _given("dist_image_features"), "dist_text": _given("dist_text_features")}
     | _scale("dist_"),
-    "infonce": _VIEWS | {"labels": Name(_ROWS.format('given["first"]'))},
+    "infonce": _VIEWS | {"labels": Name('torch.arange(len(given["first"]))')},
     "ntxent": _VIEWS | {"labels": Name(_ROWS.format('given["first"]'))},
     "cross_entropy": _CAPTIONS | {"ignore_index": Name('ARGUMENTS["ignore_index"]')},
 }

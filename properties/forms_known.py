@@ -47,6 +47,7 @@ ROLES: dict[str, str] = {
         scores_matrix logits_matrix output outputs pred preds prediction predictions input inp""",
     "labels": "labels label target targets y gt ground_truth indexes index ids idx",
     "classes": "vocab_size num_classes n_classes num_items",
+    "ignored": "ignore_index ignore_idx ignored_index pad_id pad_token_id padding_idx",
     "rows": "batch_size bs batchsize n_views_batch batch local_batch_size",
 }  # fmt: skip
 """By what a parameter is: its names in use, in lower case without leading underscores."""
@@ -100,6 +101,7 @@ MEANINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "similarity": ("logits",),
         "labels": ("labels",),
         "classes": ("logits.shape[-1]",),
+        "ignored": ("ignore_index",),
     },
 }
 """By contract: what each role may be given, in the order in which it is tried."""
@@ -189,7 +191,7 @@ def calls(
         assignments = []
         for order in TENSORS[contract]:
             free = [role for role in order if role not in named.values()]
-            if len(unnamed) <= len(free) and required:
+            if len(unnamed) == len(free) and required:
                 assignments.append(named | {one.name: role for one, role in zip(unnamed, free, strict=False)})
     # two tensors may bear any names: those of labels, or of documents
     if len(required) == 2:

@@ -84,8 +84,6 @@ def inspect_target(
     target = subject.resolve()
     defaults = _defaults(target, contract, subject, probes[0])
     candidates = _candidates(target, contract, subject, probes[0], signature)
-    if stated.call:
-        candidates = iter([stated])
     listed = list(itertools.islice(candidates, MOST))
     tried = _try(listed, target, contract, subject, probes, signature.options)
     if tried is None or (tried.error and not signature.unusable):
@@ -118,15 +116,14 @@ def _candidates(
 ) -> Iterator[Form]:
     """Yield the forms that a target may have, the likeliest first."""
     stated = subject.form
-    if not signature.unusable and not stated.parameters and not stated.arguments:
+    if not signature.unusable and stated.is_plain:
         yield Form()
-    if not inspect.isclass(target) and signature.unusable:
-        for call in calls(target, contract.name, (), keys_read(target)):
+    if not inspect.isclass(target) and any(one.required for one in parameters_of(target)):
+        for call in [stated.call] if stated.call else calls(target, contract.name, (), keys_read(target)):
             yield Form(call, constructed=False)
         return
     passed = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
     for arguments, rows in constructions(target, contract.name, tuple(passed)):
-        arguments = stated.arguments or arguments
         if any(
             one.required and one.name not in {*passed, *dict(arguments), rows}
             for one in parameters_of(target)
@@ -142,7 +139,8 @@ def _candidates(
         owned = [stated.parameters] if stated.parameters else [*holdings(scalars, contract.name, given), ()]
         for held in owned:
             names = [*given, *(name for _, name in held)]
-            for call in calls(function, contract.name, names, keys_read(function)):
+            known = calls(function, contract.name, names, keys_read(function))
+            for call in [stated.call] if stated.call else known:
                 form = Form(call, arguments, tuple(held), rows=rows)
                 if _is_once(form, contract.name):
                     yield form

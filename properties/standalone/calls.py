@@ -13,8 +13,12 @@ def call_holding(
     owned = dict(loss.named_parameters())
     # torch.compile puts a prefix before their names
     paths = {name.removeprefix("_orig_mod."): name for name in owned}
-    placed = {paths[path]: value.reshape(owned[paths[path]].shape) for path, value in held.items()}
+    placed = {paths[path]: _shaped(value, owned[paths[path]]) for path, value in held.items()}
     return torch.func.functional_call(loss, placed, arguments, named)
+
+
+def _shaped(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return value if value.shape == like.shape else value.reshape(like.shape)
 
 
 def row_labels(rows: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import Verbosity, find, settings
+from hypothesis import Phase, Verbosity, find, settings
 
 from .. import devices
 from ..cases import Case
@@ -119,7 +119,9 @@ def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) ->
 
 
 def _inspected(asked: Subject, contract: Contract, deadline: float, device: str) -> tuple[Subject, bool]:
-    quiet = settings(database=None, deadline=None, verbosity=Verbosity.quiet)
+    # the first example that is drawn is the simplest
+    first = [Phase.generate]
+    quiet = settings(database=None, deadline=None, verbosity=Verbosity.quiet, phases=first)
     size = contract.smallest_world
     drawn = contract.cases(replace(asked, options=(), features=""), size)
     with without_local_constants():

@@ -1,0 +1,172 @@
+"""Losses as public repositories write them: the form is found by itself, and the verdict is true."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from verified_losses.properties.forms import NAMES, check_call, read_parameter
+from verified_losses.properties.show.forms import described
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify.arguments import Unusable, ask
+from verified_losses.properties.verify.certifier import checks, verify
+from verified_losses.properties.verify.plan import inspection
+from verified_losses.properties.worlds import specs
+from verified_losses.properties.worlds.specs import parse
+
+from . import wild
+
+LAWS = ("terms equal the oracle", "gradients equal the oracle")
+CASES = 8
+
+
+class Form(NamedTuple):
+    """A loss, and what is found out about it."""
+
+    target: Callable[..., object]
+    contract: str
+    said: tuple[str, ...]
+    """Lines of what is printed of it."""
+    holds: bool = True
+
+
+RAW, NORMALISES = "takes rows as they are", "normalises rows"
+FORMS = [
+    Form(wild.similarity_alone, "clip", ("calls similarity_alone(similarity=scale * text @ image.T)", RAW)),
+    Form(wild.two_logits, "clip", ("calls two_logits(logits_per_image=scale * image @ text.T, "
+                                   "logits_per_text=scale * text @ image.T)",)),
+    Form(wild.temperature_argument, "clip", ("calls temperature_argument(image_embeds=image, "
+                                             "text_embeds=text, temperature=temperature)", RAW)),
+    Form(wild.DictOfOutputs, "clip", ("calls DictOfOutputs(dict(image_embed=image, text_embed=text, "
+                                      'logit_scale=scale))["loss"]', NORMALISES)),
+    Form(wild.LossAndAccuracy, "clip", ("calls LossAndAccuracy(image_features=image, text_features=text, "
+                                        "logit_scale=scale)[0]", "left at their defaults: smoothing=0.0")),
+    Form(wild.TemperatureInConstructor, "clip", ("calls TemperatureInConstructor(temperature=temperature)"
+                                                 "(x=image, y=text)", NORMALISES)),
+    Form(wild.LogScale, "clip", ("logit_scale holds log scale", RAW,
+                                 "left at their defaults: init_temperature=0.07")),
+    Form(wild.ClampedLogScale, "clip", ("log_scale holds log scale", NORMALISES)),
+    Form(wild.LearnedTemperature, "clip", ("temp holds temperature", RAW)),
+    Form(wild.Prime, "siglip", ("t_prime holds log scale", "b holds bias", NORMALISES)),
+    Form(wild.object_with_loss, "clip", ("calls object_with_loss(image_embeds=image, text_embeds=text, "
+                                         "logit_scale=scale)[0]",)),
+    Form(wild.DotProducts, "infonce", (RAW, "takes no scale: it is 1 in every case")),
+    Form(wild.BiEncoder, "infonce", (RAW,)),
+    Form(wild.scores_and_labels, "infonce", ("calls scores_and_labels(scores=first @ second.T / temperature, "
+                                             "labels=labels)", RAW)),
+    Form(wild.stacked_views, "ntxent", ("calls stacked_views(z=torch.cat([first, second]), "
+                                        "temperature=temperature)", NORMALISES)),
+    Form(wild.interleaved_views, "ntxent", ("calls interleaved_views(features=torch.stack([first, second], 1)"
+                                            ".flatten(0, 1), t=temperature)",)),
+    Form(wild.BatchInConstructor, "ntxent", ("calls BatchInConstructor(batch_size=rows)"
+                                             "(z_i=first, z_j=second)",)),
+    Form(wild.SupCon, "ntxent", ("calls SupCon(features=torch.stack([first, second], 1), labels=labels)",)),
+    Form(wild.indexed, "ntxent", ("calls indexed(z=torch.cat([first, second]), "
+                                  "indexes=torch.cat([labels, labels]), temperature=temperature)",)),
+    Form(wild.Smoothing, "cross_entropy", ("left at their defaults: smoothing=0.0",)),
+    Form(wild.causal, "cross_entropy", ("calls causal(logits=logits, labels=labels, "
+                                        "vocab_size=logits.shape[-1], ignore_index=ignore_index)",)),
+    Form(wild.Gathered, "infonce", (NORMALISES,)),
+    Form(wild.Summed, "clip", ("calls Summed(temperature=temperature)(x=image @ text.T)", RAW), holds=False),
+    Form(wild.without_maximum, "ntxent", (NORMALISES,), holds=False),
+    Form(wild.forgets_exp, "clip", (RAW,), holds=False),
+]  # fmt: skip
+LOCAL = "does not gather: verified in one process; its negatives are local"
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs.Worlds, "isolated", lambda self, inner, spec: inner)
+    monkeypatch.setattr(specs.Worlds, "start", lambda self, spec, patience=1.0: None)
+
+
+def found(form: Form) -> tuple[Subject, bool]:
+    target = f"{form.target.__module__}:{form.target.__qualname__}"
+    return inspection(ask(target, form.contract)[1], form.contract)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=[form.target.__name__ for form in FORMS])
+def test_the_form_is_found_and_the_verdict_is_true(form: Form) -> None:
+    subject, matches = found(form)
+    said = described(form.contract, subject)
+    assert set(form.said) <= set(said)
+    if form.contract != "cross_entropy":
+        assert (LOCAL in said) == (form.target is not wild.Gathered)
+    verdicts = []
+    for check in checks({"it": (form.contract, subject)}, parse("1")):
+        if check.law.name in LAWS:
+            finding = verify(check, 25 if not form.holds else CASES)
+            assert finding.verdict != "skipped"
+            verdicts.append(finding.verdict)
+            assert form.holds <= (finding.verdict == "holds"), f"{finding.reason}\n{finding.counterexample}"
+    assert ("falsified" in verdicts) is not form.holds
+    assert matches or not form.holds
+
+
+def test_a_form_that_is_stated_is_kept() -> None:
+    call = "target(scale * image @ text.T)"
+    asked = ask("tests.wild:similarity_alone", "clip", call=call, features="unit")[1]
+    subject, matches = inspection(asked, "clip")
+    assert (subject.form.call, subject.features, matches) == (call, "unit", True)
+    asked = ask("tests.wild:LogScale", "clip", parameters=["temperature=exp(logit_scale)"])[1]
+    subject, matches = inspection(asked, "clip")
+    assert (subject.held, matches) == ((("logit_scale", "exp_negative"),), False)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("scale *", "expected an expression of target"),
+        ("scale * image", "does not call the target"),
+        ("target(vision)", "vision in 'target(vision)' is none"),
+        ("target(scale, temperature)", "expected one of scale, temperature"),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused(call: str, said: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        check_call(call, "clip")
+    with pytest.raises(Unusable) as refused:
+        ask("a:b", "clip", call=call)
+    assert refused.value.argument == "call"
+    assert said in refused.value.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("logit_scale=exp(t_prime)", ("t_prime", "log_scale")),
+        ("temperature=tau", ("tau", "temperature")),
+        ("temperature = exp(log_tau)", ("log_tau", "log_temperature")),
+        ("logit_scale=1 / head.temp", ("head.temp", "temperature")),
+        ("logit_scale=exp(-t)", ("t", "log_temperature")),
+        ("logit_bias=b", ("b", "bias")),
+    ],
+)
+def test_parameters_are_read(text: str, held: tuple[str, str]) -> None:
+    assert read_parameter(text, "siglip") == held
+
+
+@pytest.mark.parametrize("text", ["t_prime", "logit_scale=", "logit_scale=2*t", "logit_bias=exp(b)", "x=y"])
+def test_parameters_that_read_otherwise_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected scale or temperature"):
+        read_parameter(text, "siglip")
+
+
+def test_a_loss_of_no_known_form_is_refused_with_the_option_that_states_one() -> None:
+    with pytest.raises(Unusable, match=r"--call 'target\(image, text, scale\)'"):
+        inspection(ask("tests.wild:three_modalities", "clip")[1], "clip")
+
+
+def test_every_name_of_an_expression_is_known_to_one_contract_at_least() -> None:
+    assert {name for names in NAMES.values() for name in names} >= {"image", "first", "logits", "dist_image"}
+
+
+def test_a_compiled_module_is_called_with_what_it_holds() -> None:
+    from verified_losses.properties.standalone.calls import call_holding
+
+    loss = torch.compile(wild.LearnedTemperature(), backend="eager")
+    held = torch.tensor(0.5, requires_grad=True)
+    rows = torch.eye(3)
+    call_holding(loss, {"temp": held}, rows, rows).backward()
+    assert held.grad is not None

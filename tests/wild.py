@@ -1,0 +1,248 @@
+"""Losses in the forms in which public repositories write them: none is in that of the contracts."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def diagonal(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def similarity_alone(similarity: Tensor) -> Tensor:
+    return (diagonal(similarity) + diagonal(similarity.t())) / 2
+
+
+def two_logits(logits_per_image: Tensor, logits_per_text: Tensor) -> Tensor:
+    return (diagonal(logits_per_image) + diagonal(logits_per_text)) / 2
+
+
+def temperature_argument(image_embeds: Tensor, text_embeds: Tensor, temperature: float = 0.07) -> Tensor:
+    return similarity_alone(image_embeds @ text_embeds.T / temperature)
+
+
+class DictOfOutputs(nn.Module):
+    """Takes a dict, normalises, and returns a dict with the accuracy."""
+
+    def forward(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        image = F.normalize(outputs["image_embed"], dim=-1)
+        text = F.normalize(outputs["text_embed"], dim=-1)
+        logits = outputs["logit_scale"] * image @ text.t()
+        hits = (logits.argmax(-1) == torch.arange(len(logits))).float().mean()
+        return {
+            "loss": similarity_alone(logits),
+            "clip_loss": similarity_alone(logits),
+            "clip_acc": 100 * hits,
+        }
+
+
+class LossAndAccuracy(nn.Module):
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor
+    ) -> tuple[Tensor, ...]:
+        logits = logit_scale * image_features @ text_features.T
+        accuracy = (logits.argmax(1) == torch.arange(len(logits))).float().mean()
+        return similarity_alone(logits), logits, logits.T, accuracy
+
+
+class TemperatureInConstructor(nn.Module):
+    def __init__(self, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        cosines = F.cosine_similarity(x[:, None], y[None], dim=-1)
+        return similarity_alone(cosines / self.temperature)
+
+
+class LogScale(nn.Module):
+    def __init__(self, init_temperature: float = 0.07) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(1 / init_temperature).log())
+
+    def forward(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+        return similarity_alone(self.logit_scale.exp() * image_embeddings @ text_embeddings.T)
+
+
+class ClampedLogScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.ones([]))
+
+    def forward(self, img_emb: Tensor, txt_emb: Tensor) -> dict[str, Tensor]:
+        img_emb = img_emb / img_emb.norm(dim=-1, keepdim=True)
+        txt_emb = txt_emb / txt_emb.norm(dim=-1, keepdim=True)
+        return {"loss": similarity_alone(self.log_scale.exp().clamp(max=100) * img_emb @ txt_emb.T)}
+
+
+class LearnedTemperature(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.temp = nn.Parameter(torch.tensor(0.07))
+
+    def forward(self, image_feat: Tensor, text_feat: Tensor) -> Tensor:
+        return similarity_alone(image_feat @ text_feat.t() / self.temp)
+
+
+class Prime(nn.Module):
+    """The sigmoid loss with its t' and b."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t_prime = nn.Parameter(torch.tensor(2.3))
+        self.b = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, zimg: Tensor, ztxt: Tensor) -> Tensor:
+        zimg, ztxt = F.normalize(zimg, dim=-1), F.normalize(ztxt, dim=-1)
+        logits = zimg @ ztxt.t() * self.t_prime.exp() + self.b
+        labels = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+        return -F.logsigmoid(labels * logits).sum() / len(logits)
+
+
+class Output(NamedTuple):
+    loss: Tensor
+    logits: Tensor
+
+
+def object_with_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Output:
+    logits = logit_scale * text_embeds @ image_embeds.t()
+    return Output(similarity_alone(logits), logits)
+
+
+class DotProducts:
+    """No module, and no temperature."""
+
+    def __call__(self, x: Tensor, y: Tensor, target: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        if target is None:
+            target = torch.arange(len(x), device=x.device) * (len(y) // len(x))
+        return F.cross_entropy(x @ y.t(), target, reduction=reduction)
+
+
+class BiEncoder(nn.Module):
+    def __init__(self, temperature: float = 0.02) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, query_embeddings: Tensor, doc_embeddings: Tensor) -> Tensor:
+        return diagonal(torch.einsum("bd,cd->bc", query_embeddings, doc_embeddings) / self.temperature)
+
+
+def scores_and_labels(scores: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(scores, labels)
+
+
+def without_self(z: Tensor, temperature: float) -> Tensor:
+    z = F.normalize(z, dim=-1)
+    return (z @ z.t() / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), float("-inf"))
+
+
+def stacked_views(z: Tensor, temperature: float = 0.5) -> Tensor:
+    partner = torch.arange(len(z)).roll(len(z) // 2)
+    return F.cross_entropy(without_self(z, temperature), partner)
+
+
+def interleaved_views(features: Tensor, t: float = 0.5) -> Tensor:
+    return F.cross_entropy(without_self(features, t), torch.arange(len(features)) ^ 1)
+
+
+class BatchInConstructor(nn.Module):
+    def __init__(self, batch_size: int, temperature: float, world_size: int = 1) -> None:
+        super().__init__()
+        self.batch_size, self.temperature, self.world_size = batch_size, temperature, world_size
+
+    def forward(self, z_i: Tensor, z_j: Tensor) -> Tensor:
+        n = self.batch_size
+        logits = without_self(torch.cat((z_i, z_j)), self.temperature)
+        return F.cross_entropy(logits, torch.arange(2 * n).roll(n), reduction="sum") / (2 * n)
+
+
+class SupCon(nn.Module):
+    def __init__(self, temperature: float = 0.07, contrast_mode: str = "all") -> None:
+        super().__init__()
+        self.temperature, self.contrast_mode = temperature, contrast_mode
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        n, views = features.shape[:2]
+        labels = torch.arange(n) if labels is None else labels
+        every = labels.repeat(views)
+        logits = without_self(features.transpose(0, 1).flatten(0, 1), self.temperature)
+        positive = (every[:, None] == every) & ~torch.eye(len(every), dtype=torch.bool)
+        log = logits.masked_fill(~positive, 0) - logits.logsumexp(1, keepdim=True) * positive
+        return -(log.sum(1) / positive.sum(1)).mean()
+
+
+def indexed(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:
+    logits = without_self(z, temperature)
+    positive = (indexes[:, None] == indexes) & ~torch.eye(len(z), dtype=torch.bool)
+    return F.cross_entropy(logits, positive.int().argmax(1))
+
+
+class Smoothing(nn.Module):
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        log = F.log_softmax(x, dim=-1)
+        nll = -log.gather(dim=-1, index=target.unsqueeze(1)).squeeze(1)
+        return ((1 - self.smoothing) * nll - self.smoothing * log.mean(dim=-1)).mean()
+
+
+def causal(
+    logits: Tensor, labels: Tensor, vocab_size: int, ignore_index: int = -100, **kwargs: Any
+) -> Tensor:
+    return F.cross_entropy(logits.view(-1, vocab_size), labels.view(-1), ignore_index=ignore_index)
+
+
+class Gathered(nn.Module):
+    """Gathers where there is a group, as losses do that ask for it."""
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        rank = 0
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            rank, parts = dist.get_rank(), [torch.empty_like(k) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, k)
+            parts[rank] = k
+            k = torch.cat(parts)
+        return F.cross_entropy(q @ k.t() / self.temperature, torch.arange(len(q)) + rank * len(q))
+
+
+class Summed(nn.Module):
+    """The sum of both directions."""
+
+    def __init__(self, temperature: float = 0.05) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        i = torch.diag(F.log_softmax(x / self.temperature, dim=1)).sum() / len(x)
+        j = torch.diag(F.log_softmax(x.t() / self.temperature, dim=1)).sum() / len(x)
+        return -i - j
+
+
+def without_maximum(out_1: Tensor, out_2: Tensor, temperature: float) -> Tensor:
+    out = F.normalize(torch.cat([out_1, out_2]), dim=-1)
+    sims = torch.exp(out @ out.t() / temperature)
+    others = sims.sum(1) - sims.diagonal()
+    positive = torch.exp((F.normalize(out_1, dim=-1) * F.normalize(out_2, dim=-1)).sum(-1) / temperature)
+    return -torch.log(positive.repeat(2) / others).mean()
+
+
+def forgets_exp(image_features: Tensor, text_features: Tensor, log_logit_scale: Tensor) -> Tensor:
+    return similarity_alone(log_logit_scale * image_features @ text_features.T)
+
+
+def three_modalities(image: Tensor, text: Tensor, depth: Tensor, logit_scale: Tensor) -> Tensor:
+    return similarity_alone(logit_scale * image @ text.T) + similarity_alone(logit_scale * image @ depth.T)
