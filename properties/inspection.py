@@ -77,7 +77,6 @@ def inspect_target(
         Exception: the target raised it as it was imported or constructed.
     """
     devices.use(probes[0].device_of(rank))
-    stated = subject.form
     signature = read_signature(rank, world_size, subject, contract, probes[0])
     if not contract.is_loss or contract.name not in NAMES or signature.hopeless:
         return Inspection(signature)

@@ -1,6 +1,7 @@
 """Losses as public repositories write them: the form is found by itself, and the verdict is true."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -102,6 +103,16 @@ def test_the_form_is_found_and_the_verdict_is_true(form: Form) -> None:
             assert form.holds <= (finding.verdict == "holds"), f"{finding.reason}\n{finding.counterexample}"
     assert ("falsified" in verdicts) is not form.holds
     assert matches or not form.holds
+
+
+def test_flags_that_a_class_does_not_take_are_found() -> None:
+    subject, _ = inspection(ask("tests.wild:LocalRows", "clip")[1], "clip")
+    assert dict(subject.options) == {"local_loss": True, "gather_with_grad": True}
+    for check in checks({"it": ("clip", replace(subject, even=True))}, parse("sim:2-4")):
+        if check.law.name in LAWS:
+            assert verify(check, CASES).verdict == "holds"
+    subject, _ = inspection(ask("tests.wild:LocalRows", "clip", config=(("local_loss", False),))[1], "clip")
+    assert dict(subject.options)["local_loss"] is False
 
 
 def test_a_form_that_is_stated_is_kept() -> None:

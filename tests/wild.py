@@ -246,3 +246,33 @@ def forgets_exp(image_features: Tensor, text_features: Tensor, log_logit_scale: 
 
 def three_modalities(image: Tensor, text: Tensor, depth: Tensor, logit_scale: Tensor) -> Tensor:
     return similarity_alone(logit_scale * image @ text.T) + similarity_alone(logit_scale * image @ depth.T)
+
+
+class WithGradient(torch.autograd.Function):
+    """Gathers; its backward sums up every rank's gradient of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        size = len(gradient) // dist.get_world_size()
+        return gradient[dist.get_rank() * size : (dist.get_rank() + 1) * size]
+
+
+class LocalRows(nn.Module):
+    """Own images against all texts and the other way round, as local_loss and gather_with_grad do."""
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
+        start, images, texts = 0, image_embeds, text_embeds
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            images, texts = WithGradient.apply(image_embeds), WithGradient.apply(text_embeds)
+            start = dist.get_rank() * len(image_embeds)
+        labels = torch.arange(len(image_embeds)) + start
+        per_image = F.cross_entropy(logit_scale * image_embeds @ texts.T, labels)
+        return (per_image + F.cross_entropy(logit_scale * text_embeds @ images.T, labels)) / 2

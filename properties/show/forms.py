@@ -1,5 +1,7 @@
 """How a target is called, in words."""
 
+import re
+
 from ..forms import Form
 from ..names import ROWS_OF
 from ..subjects import Subject, Target
@@ -19,7 +21,8 @@ def described(contract: str, subject: Subject) -> list[str]:
     form, name, lines = subject.form, Target.of(subject.target).name, []
     if form.call:
         built = f"{name}({', '.join(f'{argument}={value}' for argument, value in arguments(form))})"
-        called = form.call.replace("target", built if form.constructed and arguments(form) else name)
+        target = built if form.constructed and arguments(form) else name
+        called = re.sub(r"\btarget\(", f"{target}(", form.call)
         lines.append(f"calls {called}")
     lines += [f"{path} holds {held_as(held)}" for path, held in form.parameters]
     if contract in ROWS_OF:

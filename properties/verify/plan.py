@@ -1,5 +1,6 @@
 """What people ask for, made into the checks to run."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +11,15 @@ from hypothesis import Phase, Verbosity, find, settings
 from .. import devices
 from ..cases import Case
 from ..contracts import Contract, contracts
-from ..examples import Step
+from ..examples import Example, Step
 from ..forms import NAMES
 from ..inspection import Inspection, constants_of, fitting, inspect_target, takes_scale
-from ..laws import laws
+from ..laws import Falsified, laws
+from ..laws.gradients import compare_gradients
+from ..laws.values import compare_terms
+from ..reference import reference
 from ..running import first_call, perform
-from ..standalone.acts import run_each
+from ..standalone.acts import Outcome, run_each
 from ..subjects import Subject
 from ..worlds import OutOfTime, World, WorldError, probe
 from ..worlds.specs import SINGLE, WorldSpec, placed
@@ -148,8 +152,7 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
     subject = _with_form(replace(asked, options=options), contract, found)
     if not found.matches:
         _call_once(subject, contract, simplest, alone, signature.options)
-    talks = not contract.is_mean or communicates(subject, contract, simplest, signature.options)
-    return replace(subject, gathers=talks), found.matches
+    return _among_ranks(subject, contract, simplest, signature.options, asked), found.matches
 
 
 def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject:
@@ -187,21 +190,52 @@ def probes(simplest: Case, asked: Subject) -> list[Case]:
     return [plain, replace(plain, rows=(3,), scale=3.0, bias=0.5, seed=4)]
 
 
-def communicates(subject: Subject, contract: Contract, simplest: Case, options: tuple[str, ...]) -> bool:
-    """Whether two ranks of a subject send anything to one another, or raise as they try."""
-    if not contract.is_loss:
-        return True
-    if contract.name not in NAMES:
-        return True
+FLAGS = ("local_loss", "gather_with_grad")
+
+
+def _among_ranks(
+    subject: Subject, contract: Contract, simplest: Case, taken: tuple[str, ...], asked: Subject
+) -> Subject:
+    """Return a subject with what two simulated ranks show: whether they communicate, and with which flags.
+
+    A flag that is neither taken by the constructor nor stated is the one with which values and gradients are
+    the oracle's, where there is one that keeps the mean over ranks.
+    """
+    if not contract.is_loss or not contract.is_mean or contract.name not in NAMES:
+        return subject
     probe = replace(probes(simplest, subject)[0], rows=(2, 2))
-    case = fitting(probe, subject.form, subject.features, contract, options)
-    spec = WorldSpec("simulated", (2,), case.device)
-    ranks = subject.worlds().open(spec, size=2)
+    case = fitting(probe, subject.form, subject.features, contract, taken)
+    case = replace(case, options=tuple((dict(case.options) | dict(subject.options)).items()))
+    ranks = subject.worlds().open(WorldSpec("simulated", (2,), case.device), size=2)
     try:
-        ranks.run(perform, subject, contract, run_each, [Step(case)])
+        outcomes = [first for (first,) in ranks.run(perform, subject, contract, run_each, [Step(case)])]
     except (WorldError, OutOfTime):
-        return True
-    return bool(getattr(ranks, "traffic", {}))
+        return subject
+    if not getattr(ranks, "traffic", {}):
+        return replace(subject, gathers=False)
+    free = [name for name in FLAGS if name in contract.assumed and name not in {*taken, *dict(asked.options)}]
+    assumed = [contract.assumed[name] for name in free]
+    for values in [assumed, *itertools.product((False, True), repeat=len(free))]:
+        options = tuple((dict(case.options) | dict(zip(free, values, strict=True))).items())
+        if (
+            free
+            and contract.obeys_mean(replace(case, options=options))
+            and _equals(contract, replace(case, options=options, cotangents="ones"), outcomes)
+        ):
+            pinned = dict(subject.options) | dict(zip(free, values, strict=True))
+            return replace(subject, options=tuple(pinned.items()))
+    return subject
+
+
+def _equals(contract: Contract, case: Case, outcomes: list[Outcome]) -> bool:
+    """Whether the ranks' values and gradients are the oracle's."""
+    expected = reference(contract, Example(case))
+    try:
+        compare_terms(expected, {"": outcomes})
+        compare_gradients(expected, outcomes)
+    except Falsified:
+        return False
+    return True
 
 
 PLAIN: list[dict[str, Any]] = [{"rows": (1,)}, {"rows": (4,), "width": 8, "pattern": "unit"}]
