@@ -11,16 +11,16 @@ from verified_losses.properties.ask import run
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example, Step
-from verified_losses.properties.laws import Bench, Falsified, Place, compare, laws
-from verified_losses.properties.reference import Reference
+from verified_losses.properties.laws import Bench, Falsified, Place, Unanswered, compare, laws
+from verified_losses.properties.reference import Reference, reference
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.certificate import Asked
 from verified_losses.properties.show.defects import Defect, ranked
 from verified_losses.properties.standalone.acts import Outcome
-from verified_losses.properties.subjects import Subject
+from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify import certifier, concerns, hints, limits
 from verified_losses.properties.verify.arguments import Unusable, ask
-from verified_losses.properties.verify.certifier import Certifier, Check, Finding
+from verified_losses.properties.verify.certifier import Certifier, Check, Finding, checks
 from verified_losses.properties.verify.known import Entry, Known
 from verified_losses.properties.verify.plan import fitted
 from verified_losses.properties.worlds import RankState, World, WorldError
@@ -535,3 +535,24 @@ def test_a_loss_that_gathers_without_asking_is_certified_on_several_ranks(
         return
     with pytest.raises(Unusable, match="every call raised"):
         fitted(asked)
+
+
+def test_a_target_that_is_still_being_compiled_is_not_accused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = '  File "site-packages/torch/_dynamo/convert_frame.py", line 777 in __call__'
+    states = [RankState(0, "hung", f"no answer in 80 s\n{stack}"), RankState(1, "hung", "no answer in 80 s")]
+
+    def observe(self: Bench, steps: object) -> object:
+        raise WorldError("processes:2", states)
+
+    monkeypatch.setattr(Bench, "observe", observe)
+    (law,) = [one for one in laws() if one.name == "compiled equals eager"]
+    check = next(
+        one for one in checks({"clip": SHIPPED["clip"]}, parse("proc:2")) if one.law.name == law.name
+    )
+    bench = Bench(check.contract, check.subject, SingleWorld(), SingleWorld())
+    case = Case(rows=(1, 1), options=(("local_loss", False), ("gather_with_grad", True)))
+    with pytest.raises(Unanswered, match="took longer than a call may"):
+        law.check(bench, reference(check.contract, Example(case)))
+    states[0] = RankState(0, "hung", "no answer in 80 s")
+    with pytest.raises(WorldError):
+        law.check(bench, reference(check.contract, Example(case)))
