@@ -122,7 +122,11 @@ def _candidates(
             yield Form(call, constructed=False)
         return
     passed = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
-    for arguments, rows in constructions(target, contract.name, tuple(passed)):
+    taken = {one.name for one in parameters_of(target)}
+    bound = tuple(pair for pair in stated.parameters if pair[0] in taken)
+    parameters = tuple(pair for pair in stated.parameters if pair[0] not in taken)
+    for found, rows in constructions(target, contract.name, (*passed, *dict(bound))):
+        arguments = (*bound, *found)
         if any(
             one.required and one.name not in {*passed, *dict(arguments), rows}
             for one in parameters_of(target)
@@ -135,7 +139,7 @@ def _candidates(
         except Exception:
             continue
         given = [name for _, name in arguments]
-        owned = [stated.parameters] if stated.parameters else [*holdings(scalars, contract.name, given), ()]
+        owned = [parameters] if parameters else [*holdings(scalars, contract.name, given), ()]
         for held in owned:
             names = [*given, *(name for _, name in held)]
             known = calls(function, contract.name, names, keys_read(function))

@@ -125,6 +125,14 @@ def test_a_form_that_is_stated_is_kept() -> None:
     assert (subject.held, matches) == ((("logit_scale", "exp_negative"),), False)
 
 
+def test_an_argument_that_looks_like_a_temperature_is_asked_about() -> None:
+    subject, _ = inspection(ask("tests.wild:UnusualName", "infonce")[1], "infonce")
+    assert "did you mean --parameter temperature=init_temperature?" in described("infonce", subject)
+    asked = ask("tests.wild:UnusualName", "infonce", parameters=["temperature=init_temperature"])[1]
+    subject, matches = inspection(asked, "infonce")
+    assert (subject.form.arguments, matches) == ((("init_temperature", "temperature"),), True)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

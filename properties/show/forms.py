@@ -31,6 +31,11 @@ def described(contract: str, subject: Subject) -> list[str]:
         )
     if subject.scales == "one" and contract in ROWS_OF:
         lines.append("takes no scale: it is 1 in every case")
+        lines += [
+            f"did you mean --parameter temperature={argument}?"
+            for argument, _ in subject.defaults
+            if re.search("temp|tau|scale", argument)
+        ]
     if subject.defaults:
         left = ", ".join(f"{argument}={value}" for argument, value in subject.defaults)
         lines.append(f"left at their defaults: {left}")
