@@ -211,6 +211,8 @@ def _attempt(
     if form.is_plain or len(contract.terms) > 1:
         yield _compared(form, features, contract, cases, outputs, asked, target)
         return
+    if not readings(outputs[0]):
+        yield Tried(form, features, error=f"{form.call} returns no loss, but {_shown(outputs[0])}")
     for reading in readings(outputs[0]):
         whole = replace(form, call=f"{form.call}{reading}")
         asked = replace(subject, form=whole, features=features)
@@ -312,13 +314,18 @@ def _equals(contract: Contract, case: Case, output: Any) -> bool:
 def readings(output: Any) -> list[str]:
     """Return the ways to read a loss out of what was returned, as the end of an expression."""
     if isinstance(output, torch.Tensor):
-        return [""] if output.numel() == 1 else [".mean()"]
+        return [""] if output.numel() == 1 else [".mean()"] * (output.ndim == 1)
     if isinstance(output, Mapping):
         return [f'["{key}"]' for key in sorted(output, key=_by_name) if _is_scalar(output[key])]
     if isinstance(output, tuple | list):
         return [f"[{place}]" for place, one in enumerate(output) if _is_scalar(one)]
     named = [name for name in dir(output) if not name.startswith("_")]
     return [f".{name}" for name in sorted(named, key=_by_name) if _is_scalar(getattr(output, name, None))]
+
+
+def _shown(output: Any) -> str:
+    shape = f" of shape {list(output.shape)}" if isinstance(output, torch.Tensor) else ""
+    return f"{type(output).__name__}{shape}"
 
 
 def _by_name(key: Any) -> tuple[bool, bool, str]:

@@ -47,7 +47,8 @@ def test_what_holds_is_certified(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "certificate.json").read_text())
     assert record["verdict"] == "holds"
     assert {found["world"] for found in record["properties"]} == {"single", "simulated:2-3"}
-    assert all(found["examples"] > 0 for found in record["properties"])
+    without = [found["property"] for found in record["properties"] if not found["examples"]]
+    assert without == ["owned parameters get gradients"]  # it owns none
     assert len(record["source"]) == 64
     assert "\x1b" not in printed
     assert max(map(len, printed.splitlines()[:-1])) <= 100
@@ -243,18 +244,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, option: str) -
 
 def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
     record, page, called = tmp_path / "certificate.json", tmp_path / "page.html", tmp_path / "called"
+    called.touch()
     target = tmp_path / "mine.py"
     target.write_text(f"""
-import pathlib, verified_losses
+import verified_losses
 class Loss(verified_losses.ClipLoss):
     def forward(self, *given, **named):
-        pathlib.Path({str(called)!r}).touch()
+        with open({str(called)!r}, "a") as file:
+            file.write(".")
         return super().forward(*given, **named)
 """)
     asked = [f"{target}:Loss", "--as", "clip", "--world", "1", "--max-examples", "5000"]
     files = ["--json", str(record), "--html", str(page)]
     with started([*COMMAND, *asked, *files], stdout=subprocess.PIPE) as running:
-        wait_until(called.exists, running)
+        wait_until(lambda: called.stat().st_size > 500, running)  # the inspection calls it some ten times
         running.send_signal(signal.SIGINT)
         printed, _ = running.communicate(timeout=LIMIT_SECONDS)
     assert running.returncode == 130, printed

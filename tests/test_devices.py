@@ -325,7 +325,7 @@ def test_a_target_in_processes_of_its_own(world: str, stand_in: str) -> None:
         ("standin:1", "stand-in 1", "holds"), ("cuda", "", "not verified")
     ]  # fmt: skip
     assert record.devices[0].torch == torch.__version__
-    assert record.version == 4
+    assert record.version == 5
 
 
 def test_a_target_that_moves_its_inputs_is_found_out_and_its_file_runs(stand_in: str, tmp_path: Path) -> None:

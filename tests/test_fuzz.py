@@ -718,7 +718,7 @@ def _started(folder: Path, *lines: Line, **arguments: Any) -> None:
     log = Log(folder / LOG)
     given = {
         "target": [], "as": None, "convention": "exact", "config": "", "equal_rows": False, "strict": False,
-        "loss": ["clip"],
+        "call": "", "parameter": [], "features": "", "interpret": False, "large": False, "loss": ["clip"],
         "only": [], "skip": [], "world": "1", "device": "cpu",
         "dtype": "float64,float32,bfloat16,float16", "seed": 0,
         "max_examples": 100,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from verified_losses.properties.ask.inspect import inspected
 from verified_losses.properties.forms import NAMES, check_call, read_parameter
 from verified_losses.properties.show.forms import described
 from verified_losses.properties.subjects import Subject
@@ -189,3 +190,14 @@ def test_a_compiled_module_is_called_with_what_it_holds() -> None:
     rows = torch.eye(3)
     call_holding(loss, {"temp": held}, rows, rows).backward()
     assert held.grad is not None
+
+
+def test_inspect_prints_the_contract_that_fits_and_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("clip", "infonce")
+    asked = {name: ask("tests.wild:LogScale", name)[1] for name in names}
+    assert inspected(asked) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("clip: its values are the oracle's\n")
+    assert "verified-losses certify tests.wild:LogScale --as clip\n" in said
+    assert inspected({"clip": ask("tests.wild:forgets_exp", "clip")[1]}) == 1
+    assert "its values are not the oracle's" in capsys.readouterr().out

@@ -206,8 +206,8 @@ def _among_ranks(
     probe = replace(probes(simplest, subject)[0], rows=(2, 2))
     case = fitting(probe, subject.form, subject.features, contract, taken)
     case = replace(case, options=tuple((dict(case.options) | dict(subject.options)).items()))
-    ranks = subject.worlds().open(WorldSpec("simulated", (2,), case.device), size=2)
     try:
+        ranks = subject.worlds().open(WorldSpec("simulated", (2,), case.device), size=2)
         outcomes = [first for (first,) in ranks.run(perform, subject, contract, run_each, [Step(case)])]
     except (WorldError, OutOfTime):
         return subject
