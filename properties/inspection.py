@@ -38,6 +38,7 @@ class Inspection:
         features: what it does with rows.
         matches: whether its values are the oracle's in this form.
         defaults: arguments of its constructor that it is not given, with their defaults.
+        single: whether it computes in float32 what it is given in float64.
         detail: the traceback of the call that came furthest, where none returned a loss.
     """
 
@@ -47,6 +48,7 @@ class Inspection:
     matches: bool = False
     defaults: tuple[tuple[str, str], ...] = ()
     detail: str = ""
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,28 @@ def inspect_target(
         tried.features,
         tried.matches,
         tuple(one for one in defaults if one[0] not in bound),
+        single=tried.matches and _is_single(tried, target, contract, subject, probes, signature.options),
     )
+
+
+def _is_single(
+    tried: Tried,
+    target: Any,
+    contract: Contract,
+    subject: Subject,
+    probes: list[Case],
+    options: tuple[str, ...],
+) -> bool:
+    """Whether the target computes in float32 what it is given in float64."""
+    if not {"float64", "float32"} <= set(subject.dtypes):
+        return False
+    asked = replace(subject, form=tried.form, features=tried.features)
+    wide = [replace(probe, dtype="float64") for probe in probes]
+    cases = [fitting(case, tried.form, tried.features, contract, options) for case in wide]
+    try:
+        return not all(_equals(contract, case, _value(case, asked, contract, target)) for case in cases)
+    except Exception:
+        return False
 
 
 def _candidates(
@@ -125,6 +148,7 @@ def _candidates(
     taken = {one.name for one in parameters_of(target)}
     bound = tuple(pair for pair in stated.parameters if pair[0] in taken)
     parameters = tuple(pair for pair in stated.parameters if pair[0] not in taken)
+    later: list[Form] = []
     for found, rows in constructions(target, contract.name, (*passed, *dict(bound))):
         arguments = (*bound, *found)
         if any(
@@ -145,8 +169,13 @@ def _candidates(
             known = calls(function, contract.name, names, keys_read(function))
             for call in [stated.call] if stated.call else known:
                 form = Form(call, arguments, tuple(held), rows=rows)
-                if _is_once(form, contract.name):
+                if not _is_once(form, contract.name):
+                    continue
+                if found and any(holdings(scalars, contract.name, [])):
+                    later.append(form)  # what its constructor gets is what a parameter of it begins with
+                else:
                     yield form
+    yield from later
 
 
 def _scalars(loss: Any) -> list[str]:

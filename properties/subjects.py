@@ -53,6 +53,7 @@ class Subject:
         constants: inputs that it takes as tensors of no gradient, or as numbers.
         form: how it is constructed and called.
         defaults: arguments of its constructor that nobody gives it, with their defaults.
+        single: it computes in float32 what it is given in float64, which is not drawn.
         gathers: its ranks communicate.
         interpret: its Triton kernels run in Triton's interpreter, on the CPU.
         stubbed: the packages that it imports and that are not installed.
@@ -74,6 +75,7 @@ class Subject:
     constants: tuple[str, ...] = ()
     form: Form = PLAIN
     defaults: tuple[tuple[str, str], ...] = ()
+    single: bool = False
     gathers: bool = True
     interpret: bool = False
     stubbed: tuple[str, ...] = ()

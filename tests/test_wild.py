@@ -69,6 +69,9 @@ FORMS = [
     Form(wild.Smoothing, "cross_entropy", ("left at their defaults: smoothing=0.0",)),
     Form(wild.causal, "cross_entropy", ("calls causal(logits=logits, labels=labels, "
                                         "vocab_size=logits.shape[-1], ignore_index=ignore_index)",)),
+    Form(wild.StartsAtTemperature, "clip", ("temperature holds temperature",)),
+    Form(wild.Buffered, "ntxent", ("computes in float32: no case is in float64",)),
+    Form(wild.upcast, "cross_entropy", ("computes in float32: no case is in float64",)),
     Form(wild.Gathered, "infonce", (NORMALISES,)),
     Form(wild.Summed, "clip", ("calls Summed(temperature=temperature)(x=image @ text.T)", RAW), holds=False),
     Form(wild.without_maximum, "ntxent", (NORMALISES,), holds=False),

@@ -285,3 +285,27 @@ class UnusualName(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         return diagonal(query @ key.T / self.init_temperature)
+
+
+class StartsAtTemperature(nn.Module):
+    def __init__(self, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(temperature))
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        return similarity_alone(image_features @ text_features.T / self.temperature)
+
+
+class Buffered(nn.Module):
+    """Its temperature is a tensor, in float32 whatever the rows are in."""
+
+    def __init__(self, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.register_buffer("temperature", torch.tensor(temperature))
+
+    def forward(self, z_i: Tensor, z_j: Tensor) -> Tensor:
+        return stacked_views(torch.cat([z_i, z_j]), self.temperature)  # type: ignore[arg-type]
+
+
+def upcast(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels)

@@ -39,6 +39,8 @@ def described(contract: str, subject: Subject) -> list[str]:
     if subject.defaults:
         left = ", ".join(f"{argument}={value}" for argument, value in subject.defaults)
         lines.append(f"left at their defaults: {left}")
+    if subject.single:
+        lines.append("computes in float32: no case is in float64")
     if not subject.gathers:
         lines.append("does not gather: verified in one process; its negatives are local")
     return lines

@@ -173,8 +173,10 @@ def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject
         features=found.features,
         held=form.held(contract.name),
         constants=constants_of(form, contract, options),
+        dtypes=tuple(one for one in asked.dtypes if one != "float64" or not found.single or asked.strict),
         scales=asked.scales if takes_scale(form, contract, options) else "one",
         defaults=found.defaults,
+        single=found.single and not asked.strict,
         stubbed=found.signature.stubbed,
         even=asked.even or bool(form.rows),
     )
