@@ -4,38 +4,41 @@ import ast
 import inspect
 import itertools
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .forms import NAMES
 
 ROLES: dict[str, str] = {
-    "image": """image_features image_embeds image_embeddings image_embedding image_embed image_emb image_feats
-        image_feat image_latents images image img img_emb img_embs img_embed img_embeds img_features
-        img_feats img_feat img_embeddings vision_features vision_embeds vision_embeddings vision_feats
-        visual_features visual_embeds visual_emb visual video_features video_embeds video_embd
-        video_emb video v_features v_emb zimg z_img z_image image_z i_e im im_emb a_features
-        audio_features audio_embeds x1 z_a feat_i feats_i embeddings_a emb_a modality_1 view1""",
+    "image": """image_features image_embeds image_embeddings image_embedding image_embed image_emb
+        image_feats image_feat image_latents images image img img_emb img_embs img_embed
+        img_embeds img_features img_feats img_feat img_embeddings vision_features vision_embeds
+        vision_embeddings vision_feats visual_features visual_embeds visual_emb visual
+        video_features video_embeds video_embd video_emb video v_features v_emb zimg z_img
+        z_image image_z i_e im im_emb a_features audio_features audio_embeds x1 z_a feat_i
+        feats_i embeddings_a emb_a modality_1 view1""",
     "text": """text_features text_embeds text_embeddings text_embedding text_embed text_emb text_feats
         text_feat text_latents texts text txt txt_emb txt_embs txt_embed txt_embeds txt_features
         txt_feats txt_feat txt_embeddings language_features language_embeds lang_features
-        caption_features caption_embeds caption_emb captions caption ztxt z_txt z_text text_z t_e cap
-        cap_emb t_features t_emb x2 z_b feat_t feats_t embeddings_b emb_b modality_2 view2""",
-    "first": """query queries q query_embeds query_embeddings query_emb query_features query_reps query_rep
-        q_reps q_emb q_embs anchor anchors anchor_embeddings z_i zi z1 z_1 zis h_i h1 hidden1 x1 x_i
-        out_1 out1 first view1 view_1 emb_i emb1 emb_a p1 z_a feat1 feats1 features1 features_1 rep1
-        reps1 proj_1 embeddings_a image_features image_embeds img_emb source src left a""",
-    "second": """key keys k key_embeds key_embeddings k_emb positive positives pos positive_key
-        positive_embeddings passage passages p_reps passage_reps passage_embeds p_emb doc docs
-        document documents doc_embeddings doc_embeds candidates z_j zj z2 z_2 zjs h_j h2 hidden2 x2
-        x_j out_2 out2 second view2 view_2 emb_j emb2 emb_b p2 z_b feat2 feats2 features2 features_2
-        rep2 reps2 proj_2 embeddings_b text_features text_embeds txt_emb target_embeddings tgt right b
-        targets_emb""",
-    "both": """z features feats x embeddings embeds emb representations reps projections proj h out outputs
-        hidden features_list zs""",
-    "scale": """logit_scale scale logit_scale_exp exp_logit_scale s scale_factor inverse_temperature inv_temp
-        beta""",
+        caption_features caption_embeds caption_emb captions caption ztxt z_txt z_text text_z
+        t_e cap cap_emb t_features t_emb x2 z_b feat_t feats_t embeddings_b emb_b modality_2
+        view2""",
+    "first": """q_vectors query queries q query_embeds query_embeddings query_emb query_features
+        query_reps query_rep q_reps q_emb q_embs anchor anchors anchor_embeddings z_i zi z1 z_1
+        zis h_i h1 hidden1 x1 x_i out_1 out1 first view1 view_1 emb_i emb1 emb_a p1 z_a feat1
+        feats1 features1 features_1 rep1 reps1 proj_1 embeddings_a image_features image_embeds
+        img_emb source src left a""",
+    "second": """ctx_vectors ctx context contexts p_vectors key keys k key_embeds key_embeddings k_emb
+        positive positives pos positive_key positive_embeddings passage passages p_reps
+        passage_reps passage_embeds p_emb doc docs document documents doc_embeddings doc_embeds
+        candidates z_j zj z2 z_2 zjs h_j h2 hidden2 x2 x_j out_2 out2 second view2 view_2 emb_j
+        emb2 emb_b p2 z_b feat2 feats2 features2 features_2 rep2 reps2 proj_2 embeddings_b
+        text_features text_embeds txt_emb target_embeddings tgt right b targets_emb""",
+    "both": """z features feats x embeddings embeds emb representations reps projections proj h out
+        outputs hidden features_list zs""",
+    "scale": """logit_scale scale logit_scale_exp exp_logit_scale s scale_factor inverse_temperature
+        inv_temp beta""",
     "temperature": "temperature temp tau t temperature_param temp_param",
     "log_scale": "log_logit_scale log_scale logit_scale_log log_inv_temperature",
     "log_temperature": "log_temperature log_temp log_tau",
@@ -43,9 +46,11 @@ ROLES: dict[str, str] = {
     "per_image": "logits_per_image image_logits logits_image i2t sim_i2t logits_i2t logit_per_image",
     "per_text": """logits_per_text text_logits logits_text t2i sim_t2i logits_t2i similarity logit_per_text
         per_text""",
-    "similarity": """logits logit sim sims scores score similarities similarity_matrix sim_matrix sim_mat simi
-        scores_matrix logits_matrix output outputs pred preds prediction predictions input inp""",
-    "labels": "labels label target targets y gt ground_truth indexes index ids idx",
+    "similarity": """logits logit sim sims scores score similarities similarity_matrix sim_matrix sim_mat
+        simi scores_matrix logits_matrix output outputs pred preds prediction predictions input
+        inp""",
+    "labels": """positive_idx positive_indices pos_idx labels label target targets y gt ground_truth
+        indexes index ids idx""",
     "classes": "vocab_size num_classes n_classes num_items",
     "ignored": "ignore_index ignore_idx ignored_index pad_id pad_token_id padding_idx",
     "rows": "batch_size bs batchsize n_views_batch batch local_batch_size",
@@ -193,6 +198,11 @@ def calls(
             free = [role for role in order if role not in named.values()]
             if len(unnamed) == len(free) and required:
                 assignments.append(named | {one.name: role for one, role in zip(unnamed, free, strict=False)})
+    # names of a letter or two say little
+    weak = [one for one in required if len(one.name.strip("_")) <= 2 or not named[one.name]]
+    for order in TENSORS[contract]:
+        if any(named[one.name] for one in weak) and len(order) == len(weak):
+            assignments.append(named | {one.name: role for one, role in zip(weak, order, strict=True)})
     # two tensors may bear any names: those of labels, or of documents
     if len(required) == 2:
         for order in TENSORS[contract]:
@@ -261,6 +271,13 @@ def keys_read(function: Callable[..., Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def ignores_by_another_name(target: Callable[..., Any], passed: Iterable[str]) -> bool:
+    """Whether a constructor takes the label to ignore by a name that the contract does not pass."""
+    if "ignore_index" not in passed:
+        return False
+    return any(role_of(one.name, ("ignored",)) and one.name not in passed for one in parameters_of(target))
+
+
 def constructions(
     target: Callable[..., Any], contract: str, passed: Sequence[str]
 ) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
@@ -271,9 +288,11 @@ def constructions(
     for one in parameters_of(target):
         if one.name in passed:
             continue
-        role = role_of(one.name, ("scale", "temperature", "log_scale", "log_temperature", "rows"))
+        role = role_of(one.name, ("scale", "temperature", "log_scale", "log_temperature", "rows", "ignored"))
         if role == "rows" and one.required:
             rows = one.name
+        elif role == "ignored" and "ignore_index" in known:
+            choices.append([(one.name, "ignore_index")])
         elif role in HOLDERS and any(name in known for name in HOLDERS[role]):
             names = [name for name in MEANINGS[contract].get(role, ()) if name in known]
             options: list[tuple[str, str] | None] = [(one.name, name) for name in names]

@@ -20,7 +20,15 @@ from .cases import Case
 from .contracts import Contract, accepted, entry
 from .examples import Example
 from .forms import HELD, NAMES, Form
-from .forms_known import MOST, calls, constructions, holdings, keys_read, parameters_of
+from .forms_known import (
+    MOST,
+    calls,
+    constructions,
+    holdings,
+    ignores_by_another_name,
+    keys_read,
+    parameters_of,
+)
 from .names import ROWS_OF, Features
 from .reference import reference
 from .running import Signature, build, call_of, inputs, read_signature
@@ -83,6 +91,9 @@ def inspect_target(
     if not contract.is_loss or contract.name not in NAMES or signature.hopeless:
         return Inspection(signature)
     target = subject.resolve()
+    if signature.unusable and inspect.isclass(target):
+        passed = {**contract.constructor(probes[0]), **dict(subject.options)}
+        signature = replace(signature, options=tuple(accepted(target, passed)))
     defaults = _defaults(target, contract, subject, probes[0])
     candidates = _candidates(target, contract, subject, probes[0], signature)
     listed = list(itertools.islice(candidates, MOST))
@@ -138,13 +149,13 @@ def _candidates(
 ) -> Iterator[Form]:
     """Yield the forms that a target may have, the likeliest first."""
     stated = subject.form
-    if not signature.unusable and stated.is_plain:
+    passed = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
+    if not signature.unusable and stated.is_plain and not ignores_by_another_name(target, passed):
         yield Form()
     if not inspect.isclass(target) and any(one.required for one in parameters_of(target)):
         for call in [stated.call] if stated.call else calls(target, contract.name, (), keys_read(target)):
             yield Form(call, constructed=False)
         return
-    passed = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
     taken = {one.name for one in parameters_of(target)}
     bound = tuple(pair for pair in stated.parameters if pair[0] in taken)
     parameters = tuple(pair for pair in stated.parameters if pair[0] not in taken)
@@ -163,14 +174,17 @@ def _candidates(
         except Exception:
             continue
         given = [name for _, name in arguments]
-        owned = [parameters] if parameters else [*holdings(scalars, contract.name, given), ()]
-        for held in owned:
+        held_so = [held for held in [parameters] if held] or [
+            held for held in holdings(scalars, contract.name, given) if held
+        ]
+        for held in [*held_so, ()]:
             names = [*given, *(name for _, name in held)]
             known = calls(function, contract.name, names, keys_read(function))
             for call in [stated.call] if stated.call else known:
                 form = Form(call, arguments, tuple(held), rows=rows)
-                if not _is_once(form, contract.name):
-                    continue
+                drops = held_so and not held and not any(name in HELD for name in form.names())
+                if drops or not _is_once(form, contract.name):
+                    continue  # what a module holds is the scale, unless the call gives one
                 if found and any(holdings(scalars, contract.name, [])):
                     later.append(form)  # what its constructor gets is what a parameter of it begins with
                 else:
@@ -209,6 +223,8 @@ def _try(
             if form in failed:
                 continue
             cases = [fitting(case, form, features, contract, options) for case in probes]
+            if form.is_plain and "logit_bias" in contract.differentiable:
+                cases.append(replace(cases[-1], bias=None))  # it has to do without, or be given one always
             for tried in _attempt(form, features, target, contract, subject, cases):
                 if tried.matches:
                     return tried

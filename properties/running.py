@@ -177,7 +177,7 @@ def constructor(contract: Contract, form: Form, case: Case) -> dict[str, Any]:
     for argument, name in form.arguments:
         known = {"ARGUMENTS": contract.constructor(case), "given": contract.inputs(case)[0], "math": math}
         value = eval(NAMES[contract.name][name].source, known)
-        arguments[argument] = float(np.asarray(value).reshape(()))
+        arguments[argument] = np.asarray(value).reshape(()).item()
     if form.rows:
         arguments[form.rows] = case.rows[0]
     return arguments

@@ -309,3 +309,50 @@ class Buffered(nn.Module):
 
 def upcast(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
+
+
+def letters(v: Tensor, t: Tensor, logit_scale: Tensor) -> Tensor:
+    return similarity_alone(logit_scale * v @ t.T)
+
+
+def retriever(q_vectors: Tensor, ctx_vectors: Tensor, positive_idx: Tensor) -> Tensor:
+    return F.nll_loss(F.log_softmax(q_vectors @ ctx_vectors.t(), dim=1), positive_idx)
+
+
+class Padded(nn.Module):
+    def __init__(self, pad_id: int = 0) -> None:
+        super().__init__()
+        self.pad_id = pad_id
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        kept = targets != self.pad_id
+        return F.cross_entropy(logits, targets.masked_fill(~kept, -100))
+
+
+class ClampedToNothing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.ones([]))
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        img, txt = F.normalize(img, dim=-1), F.normalize(txt, dim=-1)
+        return similarity_alone(self.logit_scale.exp().clamp(max=1.0) * img @ txt.T)
+
+
+class SupConOfBase(SupCon):
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        return super().forward(features, labels) * self.temperature / 0.07
+
+
+def needs_bias(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
+) -> Tensor:
+    logits = logit_scale * image_features @ text_features.T + logit_bias
+    labels = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
+    return -F.logsigmoid(labels * logits).sum() / len(logits)
+
+
+def averages_pairs(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
+) -> Tensor:
+    return needs_bias(image_features, text_features, logit_scale, logit_bias) / len(image_features)

@@ -147,7 +147,8 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
     signature = found.signature
     if signature.unusable:
         raise Unusable("", f"{asked.target}: {signature.unusable}", found.detail)
-    assumed = {name: value for name, value in contract.assumed.items() if name not in signature.options}
+    given = {*signature.options, *found.form.names()}
+    assumed = {name: value for name, value in contract.assumed.items() if name not in given}
     options = tuple((assumed | dict(asked.options)).items())
     subject = _with_form(replace(asked, options=options), contract, found)
     if not found.matches:
@@ -260,6 +261,8 @@ def _call_once(
     given: dict[str, Any] = {"options": options, "bias": None, "scalar_shape": ()}
     given["output_dict"] = simplest.output_dict and subject.output_dict
     cases = [replace(simplest, dtype=dtype, **given, **one) for one in PLAIN for dtype in dtypes]
+    if "bias" in subject.form.names():
+        cases = [replace(case, bias=1.0) for case in cases]
     if contract.name in NAMES:
         cases = [fitting(case, subject.form, subject.features, contract, taken) for case in cases]
     if size > 1:
