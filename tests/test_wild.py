@@ -78,6 +78,7 @@ FORMS = [
     Form(wild.Padded, "cross_entropy", ("calls Padded(pad_id=ignore_index)(logits=logits, targets=labels)",)),
     Form(wild.Gathered, "infonce", (NORMALISES,)),
     Form(wild.needs_bias, "siglip", (RAW,)),
+    Form(wild.RowsInSingle, "siglip", ("computes in float32: no case is in float64",)),
     Form(wild.ClampedToNothing, "clip", ("logit_scale holds log scale", NORMALISES), holds=False),
     Form(wild.SupConOfBase, "ntxent", (NORMALISES,), holds=False),
     Form(wild.averages_pairs, "siglip", (RAW,), holds=False),

@@ -356,3 +356,10 @@ def averages_pairs(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
 ) -> Tensor:
     return needs_bias(image_features, text_features, logit_scale, logit_bias) / len(image_features)
+
+
+class RowsInSingle(nn.Module):
+    """Its rows alone are cast."""
+
+    def forward(self, image: Tensor, text: Tensor, t: Tensor, b: Tensor) -> Tensor:
+        return needs_bias(image.float(), text.float(), t, b)
