@@ -131,7 +131,7 @@ TENSORS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """By contract: what the parameters of a target are whose names say nothing, in order."""
 HOLDERS = {
-    "scale": ("log_scale", "scale", "temperature", "log_temperature"),
+    "scale": ("log_scale", "scale"),
     "temperature": ("temperature", "log_temperature", "scale", "log_scale"),
     "log_scale": ("log_scale", "log_temperature"),
     "log_temperature": ("log_temperature", "log_scale"),

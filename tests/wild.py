@@ -363,3 +363,30 @@ class RowsInSingle(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor, t: Tensor, b: Tensor) -> Tensor:
         return needs_bias(image.float(), text.float(), t, b)
+
+
+class EpsilonOfRows(nn.Module):
+    def forward(self, img: Tensor, txt: Tensor, logit_scale: Tensor) -> Tensor:
+        img = img / (img.norm(dim=-1, keepdim=True) + 1e-6)
+        txt = txt / (txt.norm(dim=-1, keepdim=True) + 1e-6)
+        return similarity_alone(logit_scale * img @ txt.T)
+
+
+class DividesByScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.ones([]) * 2.66)
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return similarity_alone(img @ txt.T / self.logit_scale.exp())
+
+
+def dict_of_sums(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
+    logits = logit_scale * img @ txt.T
+    return {"loss": diagonal(logits) + diagonal(logits.T), "mean": similarity_alone(logits)}
+
+
+class OtherInEvaluation(nn.Module):
+    def forward(self, img: Tensor, txt: Tensor, logit_scale: Tensor) -> Tensor:
+        logits = logit_scale * img @ txt.T
+        return similarity_alone(logits) if self.training else diagonal(logits)

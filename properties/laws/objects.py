@@ -129,9 +129,9 @@ def _is_loss(contract: Contract) -> bool:
 
 
 LAWS = [
-    Law("eval equals train", eval_equals_train, applies=_is_loss, share=0.12,
+    Law("eval equals train", eval_equals_train, applies=_is_loss, share=0.3,
         act=run_evaluated, judge=judge_near),
-    Law("two graphs at once", two_graphs_at_once, applies=_is_loss, share=0.12, draw=_pairs,
+    Law("two graphs at once", two_graphs_at_once, applies=_is_loss, share=0.2, draw=_pairs,
         act=run_two_live, judge=judge_two_live),
     Law("owned parameters get gradients", owned_parameters_get_gradients, applies=_is_loss, share=0.2,
         worlds="one", draw=_rounding, act=derive_owned, judge=judge_owned),
