@@ -524,7 +524,7 @@ def renormalization(width: int, p: Precision) -> float:
 
 
 def holding(kind: str, scale: float, p: Precision) -> float:
-    """Return the relative error of a scale of which something else is held, as `held.HELD` names it.
+    """Return the relative error of a scale that a loss computes from what it holds, a kind of `held.HELD`.
 
     A quotient rounds once. An exponential errs by `ELEMENTARY` roundings, and, taken to base two, by those of
     its exponent (Higham 2002, section 3.3: e^(t + d) errs by e^d - 1); its inverse may be taken. In half
@@ -575,7 +575,7 @@ def through_normalize(
 def through_renormalize(
     gradient: Magnitude, features: Array, p: Precision, parts: Array | float = 1
 ) -> Magnitude:
-    """Bound the gradient of [n, d] features through two normalisations, the second of which may be missing.
+    """Bound the gradient of [n, d] features through one or two normalisations.
 
     The second one's rows err by two roundings, and are twice in its gradient; their norm errs as
     `normalization` says. Where it is missing, the first is given no more than what it would be.

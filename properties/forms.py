@@ -20,7 +20,7 @@ class Name(NamedTuple):
     input: str = ""
     """Which of the contract's inputs it is; empty where it is none, or several."""
     held: Holding | None = None
-    """What makes the input of it, where it is held in another form: a kind of `names.HELD`."""
+    """What makes the input of it, where it is held in another form: a kind of `oracles.held.HELD`."""
 
 
 def _given(name: str, held: Holding | None = None) -> Name:

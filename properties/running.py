@@ -16,7 +16,7 @@ from . import devices
 from .cases import Case, tensor
 from .contracts import Contract, accepted, entry
 from .examples import Example, Step
-from .forms import NAMES, Form, source
+from .forms import NAMES, PLAIN, Form, source
 from .reference import Reference, reference
 from .standalone.acts import Call, terms_of
 from .standalone.calls import call_holding, row_labels
@@ -74,7 +74,7 @@ def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case
     call = target
     if contract.is_loss:
         case = replace(case, options=tuple((dict(case.options) | pinned).items()))
-        loss = contract.build(target, case, rank, world_size)
+        loss = build(contract, PLAIN, target, case, rank, world_size)
         if not callable(loss):
             return Signature(f"{name}(...) must return something that can be called, got {loss!r}")
         call = entry(loss)

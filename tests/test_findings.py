@@ -364,7 +364,7 @@ def _bench(contract: str, *results: Any, single: tuple[Any, ...] = ()) -> Bench:
 def _outcomes(
     reference: Reference, term: float | None = None, gradient: float | None = None
 ) -> list[Outcome]:
-    """Return what is right on every rank, or these values in the place of it."""
+    """Return the expected outcome of every rank, or one with these values."""
     made = []
     for rank, terms in enumerate(reference.terms):
         values = {name: np.asarray(value if term is None else term) for name, value in terms.items()}

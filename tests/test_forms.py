@@ -95,7 +95,7 @@ def subject_of(name: str, features: Features, holds: Held, **fields: Any) -> Sub
 
 
 def drawn(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], count: int = CASES) -> None:
-    """Check what is drawn, the same each time."""
+    """Draw the same cases each time, and check them."""
 
     @seed(0)
     @settings(quickly, max_examples=count)

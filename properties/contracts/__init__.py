@@ -3,7 +3,6 @@
 import functools
 import importlib
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -142,8 +141,6 @@ class Contract(ABC):
     """Whether the subject is called with its inputs in order, and nothing else, under any names."""
     drawn: dict[str, Any] = {}
     """What else to draw for a case: arguments of `cases`."""
-    normalizes = False
-    """Whether its losses normalise rows unless it is found, or stated, that they do not."""
     smallest_world = 1
     most_rows: int | None = None
     """Of a rank, where no case has as many as others."""
@@ -161,7 +158,7 @@ class Contract(ABC):
     """Of a case, what the subject is constructed with: it stays as one object is called again."""
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
     rows: tuple[str, ...] = ()
-    """Its inputs that are rows of features, of which a subject may make rows of length 1."""
+    """Its inputs whose rows a subject may normalise."""
     features: Features = "raw"
     """What a subject does with them that has not stated otherwise."""
     oracle_normalizes = False
@@ -323,13 +320,6 @@ class Contract(ABC):
         """Return for each input whether it must get a gradient, or must not; others may."""
         given = self.inputs(case)[0]
         return {name: name not in case.frozen for name in self.differentiable if name in given}
-
-    def build(self, target: Any, case: Case, rank: int, world_size: int) -> Any:
-        """Construct the subject; arguments that it does not take are left out."""
-        with warnings.catch_warnings():
-            # warnings about flags: the contract decides which configurations are drawn
-            warnings.simplefilter("ignore", UserWarning)
-            return self.build_with(target, self.constructor(case), rank, world_size)
 
     def constructor(self, case: Case) -> dict[str, Any]:
         """Return the constructor's arguments, but for the rank's place."""

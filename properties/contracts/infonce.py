@@ -37,7 +37,6 @@ class InfoNceContract(ClipContract):
     features = "normalized"
     oracle_normalizes = True
     in_order = True
-    normalizes = True
     call_with = staticmethod(call_in_order)
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = VIEWS

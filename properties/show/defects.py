@@ -25,7 +25,7 @@ class Defect:
 
     @property
     def concern(self) -> str:
-        """Whom it concerns: of what its findings say, that which concerns most people."""
+        """The widest concern of its findings."""
         return min((concerns.of(one) for one in (self.leader, *self.others)), key=concerns.place)
 
 

@@ -2,18 +2,16 @@
 
 import re
 
+from ..contracts import contracts
 from ..forms import Form
 from ..names import ROWS_OF
 from ..subjects import Subject, Target
 
 ROWS = {
-    "": "takes rows as they are",
     "raw": "takes rows as they are",
     "normalized": "normalises rows",
     "unit": "gets normalised rows",
 }
-NORMALIZES = ("infonce", "ntxent")
-"""The contracts whose losses normalise rows, unless it is found or stated that they do not."""
 
 
 def described(contract: str, subject: Subject) -> list[str]:
@@ -26,9 +24,7 @@ def described(contract: str, subject: Subject) -> list[str]:
         lines.append(f"calls {called}")
     lines += [f"{path} holds {held_as(held)}" for path, held in form.parameters]
     if contract in ROWS_OF:
-        lines.append(
-            ROWS["normalized" if contract in NORMALIZES and not subject.features else subject.features]
-        )
+        lines.append(ROWS[subject.features or contracts()[contract].features])
     if subject.scales == "one" and contract in ROWS_OF:
         lines.append("takes no scale: it is 1 in every case")
         lines += [

@@ -1,4 +1,4 @@
-"""What is wrong, and what is right, on a device with streams: `tests.pretend_cuda` stands in for it."""
+"""Planted defects and right variants on a device with streams, for which `tests.pretend_cuda` stands in."""
 
 from typing import Any, ClassVar
 
