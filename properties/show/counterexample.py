@@ -139,7 +139,8 @@ def render(finding: Finding, path: Path) -> str:
     ranks = {one.name: _literals(contract, one) for one in given}
     layouts = {one.case.cotangent_strides for one in given}
     layouts |= {name for name in LAYOUTS if any(f"{name}(" in str(literals) for literals in ranks.values())}
-    launched = case.world_size > 1 or judge is judge_nothing  # a crash must not take the verdict with it
+    # a crash must not take the verdict with it: torch's threads of a device may abort a process that ends
+    launched = case.world_size > 1 or judge is judge_nothing or case.device != CPU
     start, gathered = row.talk if case.world_size > 1 else launch.ALONE
     builds = contract.build_with if form.constructed else as_it_is
     names: dict[str, Callable[..., Any]] = {
