@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,6 +252,18 @@ def test_ranks_take_a_gpu_each_where_there_are_enough(monkeypatch: pytest.Monkey
     assert (torchrun.backend(), taken) == ("cpu:gloo,cuda:nccl", [1])
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert (torchrun.backend(), taken) == ("gloo", [1])
+
+
+def test_why_a_rank_is_gone_is_read_after_a_send_has_failed() -> None:
+    here, there = multiprocessing.Pipe()
+    there.send_bytes(pickle.dumps(("gone", "its torchrun agent is gone")))
+    there.close()
+    peer, lead = torchrun._Peer(here, 2, "1"), torchrun._Lead.__new__(torchrun._Lead)
+    lead._news = threading.Condition()
+    assert not peer.send("beat")
+    assert not peer.closed, "what it said lies there still"
+    lead._listen(peer)
+    assert (peer.closed, peer.gone) == (True, "its torchrun agent is gone")
 
 
 @cluster

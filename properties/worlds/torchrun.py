@@ -248,13 +248,17 @@ class _Peer:
             with self._sending:
                 self.link.send_bytes(pickle.dumps(message))
         except OSError as error:
-            self.close(error)
-        return not self.closed
+            self._note(error)  # not closed yet: why it is gone may still be read
+            return False
+        return True
 
     def close(self, error: Exception) -> None:
-        """Take note that the connection is closed: by its process, or as its host does not answer."""
-        self.cut = self.cut or (isinstance(error, OSError) and error.errno in UNREACHABLE)
+        """Take note that all is read, and the connection closed by its process or for want of an answer."""
+        self._note(error)
         self.closed = True
+
+    def _note(self, error: Exception) -> None:
+        self.cut = self.cut or (isinstance(error, OSError) and error.errno in UNREACHABLE)
 
     @property
     def silent(self) -> bool:
