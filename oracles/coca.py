@@ -7,7 +7,7 @@ are not padding, of the cross-entropy of the next token.
 
 import numpy as np
 
-from .clip import clip_loss, cross_entropy
+from .clip import clip_loss, cross_entropy, total
 from .complex_step import Array
 
 
@@ -29,7 +29,8 @@ def caption_loss(
     is_token = labels[rank] != pad_id
     if not is_token.any():
         return 0j
-    loss: complex = np.sum(cross_entropy(logits[rank][is_token], labels[rank][is_token])) / divisor
+    losses = [cross_entropy(logits[rank][is_token], labels[rank][is_token])]
+    loss: complex = total(losses, tokens) / divisor
     return loss
 
 
