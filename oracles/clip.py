@@ -34,8 +34,8 @@ def scaled_product(x: Array, y: Array, scale: Array, bias: Array) -> Array:
     return logits
 
 
-@step(tape.summed_up)
-def total(values: list[Array], counts: list[int]) -> complex:
+@step(tape.add_up)
+def add_up(values: list[Array], counts: list[int]) -> complex:
     """Return the sum of all elements of all values.
 
     The number of rows, or tokens, of each rank is what its weight is made of, and what bounds ask for.
@@ -96,5 +96,5 @@ def clip_loss(
     )  # fmt: skip
     labels = get_ground_truth(rows, rank, local_loss)
     losses = [cross_entropy(per_image, labels), cross_entropy(per_text, labels)]
-    loss: complex = total(losses, rows) * row_weight(rows, local_loss) / 2
+    loss: complex = add_up(losses, rows) * row_weight(rows, local_loss) / 2
     return loss

@@ -7,7 +7,7 @@ are not padding, of the cross-entropy of the next token.
 
 import numpy as np
 
-from .clip import clip_loss, cross_entropy, total
+from .clip import add_up, clip_loss, cross_entropy
 from .complex_step import Array
 
 
@@ -30,7 +30,7 @@ def caption_loss(
     if not is_token.any():
         return 0j
     losses = [cross_entropy(logits[rank][is_token], labels[rank][is_token])]
-    loss: complex = total(losses, tokens) / divisor
+    loss: complex = add_up(losses, tokens) / divisor
     return loss
 
 

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1503.02531: the cross-entropy of the student's softmax und
 import numpy as np
 
 from .bounds import softmax, step
-from .clip import get_logits, log_softmax, row_weight, total
+from .clip import add_up, get_logits, log_softmax, row_weight
 from .complex_step import Array, constant
 
 
@@ -44,5 +44,5 @@ def distill_loss(
     teacher_logits = [constant(z) if convention == "exact" else z for z in logits[1]]
     losses = [soft_cross_entropy(t, s) for t, s in zip(teacher_logits, logits[0], strict=True)]
     rows = [len(features) for features in student[0]]
-    loss: complex = total(losses, rows) * row_weight(rows, local_loss) / 2
+    loss: complex = add_up(losses, rows) * row_weight(rows, local_loss) / 2
     return loss

@@ -9,13 +9,13 @@ diagonal.
 
 import numpy as np
 
-from .bounds import product, rows, step
-from .clip import cross_entropy, get_ground_truth, row_weight, total
+from .bounds import product, step, unit
+from .clip import add_up, cross_entropy, get_ground_truth, row_weight
 from .complex_step import Array
 from .gather import gather_features
 
 
-@step(rows.normalize)
+@step(unit.normalize)
 def normalize(features: Array) -> Array:
     """Return x / |x| for each row of [n, d] features, none of which is zero."""
     unit: Array = features / np.sqrt(np.sum(features * features, axis=1, keepdims=True))
@@ -51,13 +51,13 @@ def infonce_loss(
         convention: "exact" or "open_clip".
         cosine: the similarity is the cosine; else it is the dot product.
     """
-    counts = [len(features) for features in queries]
+    rows = [len(features) for features in queries]
     flags = (local_loss, gather_with_grad, convention)
     all_keys = gather_features(keys, rank, *flags)
     anchors = queries[rank] if local_loss else gather_features(queries, rank, *flags)
     if cosine:
         anchors, all_keys = normalize(anchors), normalize(all_keys)
     logits = divided_product(anchors, all_keys, temperature)
-    labels = get_ground_truth(counts, rank, local_loss)
-    loss: complex = total([cross_entropy(logits, labels)], counts) * row_weight(counts, local_loss)
+    labels = get_ground_truth(rows, rank, local_loss)
+    loss: complex = add_up([cross_entropy(logits, labels)], rows) * row_weight(rows, local_loss)
     return loss

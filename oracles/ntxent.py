@@ -7,7 +7,7 @@ others; the loss is the mean over all 2N.
 
 import numpy as np
 
-from .clip import cross_entropy, row_weight, total
+from .clip import add_up, cross_entropy, row_weight
 from .complex_step import Array
 from .gather import gather_features
 from .infonce import divided_product, normalize
@@ -55,5 +55,5 @@ def ntxent_loss(
     others = np.arange(len(views)) != own[:, None]
     kept = logits[others].reshape(len(own), len(views) - 1)
     labels = partner - (partner > own)
-    loss: complex = total([cross_entropy(kept, labels)], rows) * row_weight(rows, local_loss) / 2
+    loss: complex = add_up([cross_entropy(kept, labels)], rows) * row_weight(rows, local_loss) / 2
     return loss

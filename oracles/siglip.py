@@ -8,7 +8,7 @@ log sigmoid(y_ij (s x_i.t_j + b)), where y is 1 for partners and -1 elsewhere.
 import numpy as np
 
 from .bounds import softmax, step
-from .clip import scaled_product, total
+from .clip import add_up, scaled_product
 from .complex_step import Array
 
 
@@ -63,5 +63,5 @@ def siglip_loss(
     all_text = np.concatenate(text_features)
     logits = scaled_product(image_features[rank], all_text, logit_scale[rank], logit_bias[rank])
     labels = get_ground_truth(rows, rank)
-    loss: complex = total([sigmoid_cross_entropy(logits, labels)], rows) * len(rows) / sum(rows)
+    loss: complex = add_up([sigmoid_cross_entropy(logits, labels)], rows) * len(rows) / sum(rows)
     return loss

@@ -13,7 +13,7 @@ operands get. So whoever writes an oracle with steps has its bounds too.
     precision   unit roundoffs, and several roundings in a row
     sums        sums in any order, and the weights of sums
     tape        traced values, and their gradients; linear arithmetic
-    rows        x / |x|
+    unit        x / |x|
     scalars     exp(t), 1 / t
     product     scale * x @ y.T + bias
     softmax     cross-entropies of labels, of soft targets, of the sigmoid

@@ -1,5 +1,6 @@
 """The arithmetic that bounds are of: unit roundoffs, and the relative error of several roundings in a row."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ def gamma(n: Any, u: float) -> Any:
     by Bernoulli's inequality. Several gammas are combined by lemma 3.3: (1 + gamma_k) (1 + gamma_n) is at most
     1 + gamma_(k + n), and gamma_k + gamma_n is less.
     """
+    if isinstance(n, int | float):
+        return n * u / (1 - n * u) if n * u < 1 else math.inf
     relative = np.multiply(n, u)
     with np.errstate(divide="ignore"):
         return np.where(relative < 1, relative / (1 - relative), np.inf)[()]

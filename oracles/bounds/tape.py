@@ -132,8 +132,22 @@ def _key(operand: Any) -> Any:
 class Traced(NDArrayOperatorsMixin):
     """A value on a tape. It passes each part of its gradient on to what it was chosen from or joined of."""
 
-    def __init__(self, tape: Tape, bounded: Bounded, give: Callable[[Part], None], traits: Traits) -> None:
-        self.tape, self.bounded, self.give, self.traits = tape, bounded, give, traits
+    def __init__(
+        self,
+        tape: Tape,
+        bounded: Bounded | Callable[[], Bounded],
+        give: Callable[[Part], None],
+        traits: Traits,
+    ) -> None:
+        self._bounded = bounded
+        self.tape, self.give, self.traits = tape, give, traits
+
+    @property
+    def bounded(self) -> Bounded:
+        """The value, and how far a right implementation may be from it."""
+        if not isinstance(self._bounded, Bounded):
+            self._bounded = self._bounded()
+        return self._bounded
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,7 +183,7 @@ class Traced(NDArrayOperatorsMixin):
 
         def back(part: Array) -> Array:
             whole = np.zeros(self.shape)
-            np.add.at(whole, index, part)
+            np.add.at(whole, index, part)  # rows may be chosen twice
             return whole
 
         return self._chosen(_item, back, index)
@@ -237,7 +251,11 @@ class Node(Traced):
     """A value whose gradient is added up first."""
 
     def __init__(
-        self, tape: Tape, bounded: Bounded, backward: Callable[[Part], None] | None, traits: Traits
+        self,
+        tape: Tape,
+        bounded: Bounded | Callable[[], Bounded],
+        backward: Callable[[Part], None] | None,
+        traits: Traits,
     ) -> None:
         super().__init__(tape, bounded, self._add, traits)
         self._backward = backward
@@ -288,11 +306,13 @@ class Total(Node):
     ) -> None:
         self.values, self.weight, self.factors, self.parts = values, weight, factors, parts
         self._weighing = Weight.of(weight, *factors)
-        joined = tape.once(_joined, [one.bounded for one in values])
-        value = weight * sum(np.sum(one.bounded.value) for one in values)
-        error = tape.once(total, joined, self._weighing, tape.p, parts)
-        super().__init__(tape, Bounded(np.asarray(value), np.asarray(error)), self._to_values, Traits())
+        super().__init__(tape, self._bound, self._to_values, Traits())
         tape.append(self)
+
+    def _bound(self) -> Bounded:
+        joined = self.tape.once(_joined, [one.bounded for one in self.values])
+        error = self.tape.once(total, joined, self._weighing, self.tape.p, self.parts)
+        return Bounded(np.asarray(self.weight * joined.value.sum()), np.asarray(error))
 
     @staticmethod
     def of(values: Sequence[Traced], factors: tuple[float, ...] = ()) -> "Total":
@@ -320,7 +340,7 @@ def _joined(values: Sequence[Bounded]) -> Bounded:
     return Bounded(*(np.concatenate([np.ravel(one) for one in both]) for both in zip(*values, strict=True)))
 
 
-def summed_up(values: Sequence[Traced], counts: Sequence[int]) -> Total:
+def add_up(values: Sequence[Traced], counts: Sequence[int]) -> Total:
     """Trace the sum of values; a mean is made of the counts, their sum, and how many there are."""
     return Total.of(values, (*counts, sum(counts), len(counts)))
 

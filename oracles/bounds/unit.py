@@ -104,10 +104,12 @@ def normalize(features: Traced) -> Traced:
     def back(part: Part) -> None:
         part = part.counted(p.accumulated)
         gradient = Magnitude(*(np.broadcast_to(one, value.shape) for one in part[:2]))
-        gradient = through_normalize(gradient, value, p, part.parts)
+        # each element's gradient is made of those of all elements of its row
+        parts = np.broadcast_to(part.parts, value.shape).max(1, keepdims=True)
+        gradient = through_normalize(gradient, value, p, parts)
         if second:
             gradient = again(gradient, p)
-        features.give(Part(*gradient, part.parts))
+        features.give(Part(*gradient, parts))
 
     return tape.node(unit, back, features.traits._replace(given=False, unit=True))
 
