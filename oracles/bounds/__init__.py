@@ -6,9 +6,9 @@ section 2.2 (each operation errs by at most u, relative to what it gives), secti
 (a sum in any order). Errors of logits pass through exponentials by expm1, not by their first order, so that
 the bounds hold in half precision too.
 
-An oracle is written with steps: small functions of NumPy, each marked with its rule here. `trace` runs the oracle
-on traced values, for which each step follows its rule: forward it bounds what it gives, backward what gradients its
-operands get. So whoever writes an oracle with steps has its bounds too.
+An oracle is written with steps: small functions of NumPy, each marked with its rule here. `trace` runs the
+oracle on traced values, for which each step follows its rule: forward it bounds what it gives, backward what
+gradients its operands get. So whoever writes an oracle with steps has its bounds too.
 
     precision   unit roundoffs, and several roundings in a row
     sums        sums in any order, and the weights of sums

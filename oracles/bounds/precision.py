@@ -24,10 +24,10 @@ CAP = 100.0
 def gamma(n: Any, u: float) -> Any:
     """Return n u / (1 - n u), which bounds the relative error of n roundings in a row, elementwise.
 
-    Of factors (1 + d) or 1 / (1 + d) with |d| <= u, n in all, the product is 1 + t with |t| <= gamma_n (Higham
-    2002, lemma 3.1). A factor under a square root counts half: (1 - u)^-r <= 1 / (1 - r u) for any real r >= 1,
-    by Bernoulli's inequality. Several gammas are combined by lemma 3.3: (1 + gamma_k) (1 + gamma_n) is at most
-    1 + gamma_(k + n), and gamma_k + gamma_n is less.
+    Of factors (1 + d) or 1 / (1 + d) with |d| <= u, n in all, the product is 1 + t with |t| <= gamma_n
+    (Higham 2002, lemma 3.1). A factor under a square root counts half: (1 - u)^-r <= 1 / (1 - r u) for any
+    real r >= 1, by Bernoulli's inequality. Several gammas are combined by lemma 3.3: (1 + gamma_k) (1 +
+    gamma_n) is at most 1 + gamma_(k + n), and gamma_k + gamma_n is less.
     """
     if isinstance(n, int | float):
         return n * u / (1 - n * u) if n * u < 1 else math.inf
@@ -48,9 +48,9 @@ class Precision:
     accumulated: float
     tiny: float
     """What an underflow may lose. Of float64, float32 and bfloat16 it is the smallest normal number, as GPUs,
-    and threads of a CPU that were told so, flush to zero what is smaller. Of float16 it is the smallest subnormal
-    one: no library flushes those, as features of length 1 have many, and rounding to a multiple of it loses
-    half of it at most."""
+    and threads of a CPU that were told so, flush to zero what is smaller. Of float16 it is the smallest
+    subnormal one: no library flushes those, as features of length 1 have many, and rounding to a multiple of
+    it loses half of it at most."""
     exponentials: float = 0.0
     """The unit roundoff in which a softmax stores exponentials and adds them; 0 if that is `accumulated`."""
     factors: float = 0.0

@@ -16,8 +16,8 @@ TEMPERATURE = 3
 SCALE_STORED = 2
 """What half precision stores of a product for a scale that is inexact: the scale, and one of its products."""
 ROWS_STORED = 5
-"""What half precision stores of a row's gradient: the scale, the gradient of the logits times the scale, the sum
-over logits, that times the scale, and the result."""
+"""What half precision stores of a row's gradient: the scale, the gradient of the logits times the scale, the
+sum over logits, that times the scale, and the result."""
 SUM_STORED = 3
 """What half precision stores of a sum over all logits: sums of rows, their sum, and the result."""
 PRODUCTS_STORED = 6
@@ -90,8 +90,8 @@ def logits(
         rounds |= further.bias > 0
         error += further.bias * abs(bias)
         error += np.where(rounds, p.stored * (abs(value) + error) + p.narrowed * abs(bias), 0)
-    # an underflow of an element of x, scaled or not, meets each element of y; those of products meet the scale; one
-    # of the sum, and one as it is stored
+    # an underflow of an element of x, scaled or not, meets each element of y; those of products meet the
+    # scale; one of the sum, and one as it is stored
     lost = p.tiny * (2 + abs(y).sum(1)[None, :] + abs(scale) * x.shape[1])
     if p.factors:
         lost = lost + p.tiny * abs(scale) * (abs(x).sum(1)[:, None] + abs(y).sum(1))

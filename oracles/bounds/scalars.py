@@ -11,7 +11,8 @@ from .sums import inexact
 from .tape import UFUNCS, NotSteps, Part, Traced
 
 HELD_STORED = 4
-"""What is stored of a held scalar's gradient: the slope's two factors, their product, and its with the gradient."""
+"""What is stored of a held scalar's gradient: the slope's two factors, their product, and its with the
+gradient."""
 SLOPE = 2
 """Roundings of that: of the slope's product, and of its with the gradient."""
 SLOPES: dict[str, Callable[[Any], Any]] = {
@@ -53,17 +54,17 @@ def through_held(kind: str, gradient: Magnitude, scale: Array, p: Precision) -> 
 
 
 def exp(held: Traced) -> Traced:
-    """Trace exp(t)."""
+    """Trace the exponential of t."""
     return _scale("exp", np.exp(held.bounded.value), held)
 
 
 def inverse(held: Traced) -> Traced:
-    """Trace 1 / t."""
+    """Trace the inverse of t."""
     return _scale("inverse", 1 / held.bounded.value, held)
 
 
 def exp_negative(held: Traced) -> Traced:
-    """Trace exp(-t)."""
+    """Trace the exponential of -t."""
     return _scale("exp_negative", 1 / np.exp(held.bounded.value), held)
 
 

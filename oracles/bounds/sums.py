@@ -44,14 +44,23 @@ def narrower(values: Array, u: float) -> Array:
 def summed(sizes: Array, u: float) -> Array:
     """Bound the rounding of a sum along the last axis, in any order, of terms of these magnitudes.
 
-    An addition errs by u times what it gives, and by no more than the smaller of the two that it adds, as the
-    larger would do as its result. So of terms below u times the sum, none counts for more than it is.
+    An addition errs by u times what it gives (Higham 2002, section 2.2), and by no more than the smaller of
+    the two that it adds, as the larger one would do as its result.
+
+    Of n terms of magnitude S let k be large, and the m others, L in all, be at most u S each. The order is a
+    tree of additions. Those of two sums that both hold a large term are k - 1, and err by gamma_(k - 1) S
+    (section 4.2). Any small term is in just one largest part of the tree of small terms alone, of l
+    magnitudes in all, say. That part's sum s errs by gamma_(m - 1) l, and so is at most (1 + gamma_(m - 1))
+    l; where it is added to a sum that holds a large term, that errs by s at most. So both err by (1 + 2
+    gamma_(m - 1)) l, and all such parts by (1 + 2 gamma_(m - 1)) L, which is in the later sums, and grows by
+    gamma_(k - 1) of it.
     """
     size = sizes.sum(-1, keepdims=True)
     small = sizes <= u * size
     lost = np.where(small, sizes, 0).sum(-1)
-    additions = np.maximum(np.count_nonzero(~small, axis=-1) - 1, 0)
-    result: Array = gamma(additions, u) * size[..., 0] + (1 + gamma(sizes.shape[-1], u)) * lost
+    large = gamma(np.maximum(np.count_nonzero(~small, axis=-1) - 1, 0), u)
+    among = gamma(np.maximum(np.count_nonzero(small & (sizes > 0), axis=-1) - 1, 0), u)
+    result: Array = large * size[..., 0] + np.where(lost > 0, (1 + large) * (1 + 2 * among), 0) * lost
     # the oracle loses them too, where they are below its own unit
     result += np.minimum(gamma(sizes.shape[-1], FLOAT64) * size[..., 0], lost)
     return result
@@ -84,7 +93,8 @@ def total(values: Bounded, weight: Weight, p: Precision, parts: int = 1) -> floa
     """Bound `weight` times the sum of all values, summed in `parts` that are stored one by one.
 
     The sum errs by the errors of the values, and as `summed` says. Its weight rounds it in `weight.roundings`
-    steps, and in half precision each part and each of `TOTAL_STORED` results is stored (Higham 2002, lemma 3.1).
+    steps, and in half precision each part and each of `TOTAL_STORED` results is stored (Higham 2002, lemma
+    3.1).
     """
     size = abs(values.value).sum()
     error = values.error.sum() + summed(abs(values.value).ravel(), p.accumulated)

@@ -1,9 +1,9 @@
 """An oracle run on traced inputs: bounds forward, then backward from the cotangents to the inputs.
 
-A `Traced` value stands for an array. It knows how far a right implementation may be from it, and how a part of
-its gradient goes back to what it was made of. Where a value is used several times its gradient is a sum of
-parts, which any implementation may add up in any order: the parts' errors add up, and so do their sizes, and n
-parts round at most n - 1 times more, that is gamma_(n - 1) of the sum of sizes (Higham 2002, section 4.2).
+A `Traced` value stands for an array. It knows how far a right implementation may be from it, and how a part
+of its gradient goes back to what it was made of. Where a value is used several times its gradient is a sum of
+parts, which any implementation may add up in any order: the parts' errors add up, and so do their sizes, and
+n parts round at most n - 1 times more, that is gamma_(n - 1) of the sum of sizes (Higham 2002, section 4.2).
 """
 
 import functools
@@ -50,6 +50,10 @@ class Traits(NamedTuple):
     """A sum of its elements is made of so many parts at least, stored one by one."""
 
 
+WHOLE = Blocks()
+MADE = Traits()
+
+
 class Part(NamedTuple):
     """A part of a gradient."""
 
@@ -83,13 +87,13 @@ class Tape:
         blocks: in which blocks logits may be computed.
     """
 
-    def __init__(self, p: Precision, blocks: Blocks = Blocks()) -> None:
+    def __init__(self, p: Precision, blocks: Blocks = WHOLE) -> None:
         self.p, self.blocks = p, blocks
         self._nodes: list[Node] = []
         self._known: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
     def node(
-        self, bounded: Bounded, backward: Callable[[Part], None] | None, traits: Traits = Traits()
+        self, bounded: Bounded, backward: Callable[[Part], None] | None, traits: Traits = MADE
     ) -> "Node":
         """Return a value whose gradient is added up first, and then goes `backward`."""
         made = Node(self, bounded, backward, traits)
@@ -514,13 +518,13 @@ def trace(
     inputs: Sequence[dict[str, Array]],
     cotangents: Sequence[dict[str, Array]],
     p: Precision,
-    blocks: Blocks = Blocks(),
+    blocks: Blocks = WHOLE,
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
     """Return how far rounding may take every rank's terms, and every gradient.
 
     Args:
         function: takes every rank's inputs by name, and returns every rank's terms by name: an oracle.
-        inputs: every rank's. Floats have a gradient; integers and booleans are given to the function as they are.
+        inputs: every rank's. Floats have a gradient; others are given to the function as they are.
         cotangents: every rank's, by the terms' names.
         p: the arithmetic.
         blocks: in which blocks logits may be computed.

@@ -11,18 +11,20 @@ NORM_STORED = 3
 QUOTIENT = 2
 """Roundings of an element of x / |x| besides those of the sum: the root and the quotient."""
 OWN_STORED = 2
-"""How often an element of a row that is normalised twice errs by itself alone: its quotient was stored, and is once
-as it is and once in the second norm."""
+"""How often an element of a row that is normalised twice errs by itself alone: its quotient was stored, and
+is once as it is and once in the second norm."""
 NORMS = 3
 """How often the norm divides in the gradient: twice in the projection, and once more."""
 PROJECTING = 5
-"""Roundings of that besides its norms and its sum: of both x / |x|, their product with the sum, the difference, and
-the quotient."""
+"""Roundings of that besides its norms and its sum: of both x / |x|, their product with the sum, the
+difference, and the quotient."""
 PROJECTING_STORED = 14
 """What is stored of that: three norms, both x / |x|, the product with the gradient, the sum, its product, the
-difference, the quotient; and four more where the quotient's gradient and the norm's are taken apart and added."""
+difference, the quotient; and four more where the quotient's gradient and the norm's are taken apart and
+added."""
 SECOND_STORED = 4
-"""How often rows of length 1 that were stored err in the gradient by themselves: two, each in two products."""
+"""How often rows of length 1 that were stored err in the gradient by themselves: two, each in two
+products."""
 LOST = 4
 """Underflows of an element's gradient: of both x / |x|, the product, and the quotient."""
 
@@ -55,7 +57,7 @@ def through_normalize(
 
     It is linear in g: what g is summed from may be taken through it in `parts`, which are then summed.
 
-    The second term is a product of the sum x.g, of d factors (1 + e) each, three norms of d / 2 + 1, and
+    The second term is a product of the sum x.g, of d factors (1 + e) each, `NORMS` norms of d / 2 + 1, and
     `PROJECTING` others; the first term has fewer. So both err by gamma_(5 d / 2 + 8) relative to their
     magnitudes (Higham 2002, lemma 3.1 and section 3.1), and in half precision by `PROJECTING_STORED` more.
     """
@@ -68,7 +70,10 @@ def through_normalize(
         return moved
 
     size = projected(gradient.size)
-    rounded = (gamma(2 * width + 8, p.accumulated) + gamma(PROJECTING_STORED, p.stored)) * size
+    rounded = (
+        gamma((NORMS / 2 + 1) * width + NORMS + PROJECTING, p.accumulated)
+        + gamma(PROJECTING_STORED, p.stored)
+    ) * size
     lost = p.tiny * (LOST + 2 * width) * (1 + 1 / norms) ** 2 * np.maximum(parts, 1)
     return Magnitude(projected(gradient.error) + rounded + lost, size)
 

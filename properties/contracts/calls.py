@@ -19,7 +19,7 @@ class Call:
         columns: its first arguments. A name stands for every rank's input of that name, and a tuple for
             several; anything else for itself.
         arguments: its last arguments.
-        asked: "rank": the rank comes between both. "own": the oracle takes the rank's own inputs alone. "all":
+        asked: "rank": the rank comes between both; "own": the oracle takes the rank's own inputs alone; "all":
             it returns a list of what is every rank's.
         place: which part of what is returned the term is; None where it is all.
     """
@@ -31,7 +31,7 @@ class Call:
     place: int | None = None
 
     def result(self, inputs: Inputs, rank: int) -> Any:
-        """Return what the oracle returns for a rank, before `place` is taken; inputs may be complex, or traced."""
+        """Return what the oracle returns for a rank; inputs may be complex, or traced."""
 
         def given(column: Any) -> Any:
             if isinstance(column, tuple):
