@@ -24,7 +24,7 @@ def caption_loss(
         convention: "exact" divides by the mean number of tokens of a rank, so that the mean over ranks
             is the mean over all tokens; "open_clip" by this rank's own.
     """
-    tokens = [np.count_nonzero(ids != pad_id) for ids in labels]
+    tokens = [int(np.count_nonzero(ids != pad_id)) for ids in labels]
     divisor = sum(tokens) / len(tokens) if convention == "exact" else tokens[rank]
     is_token = labels[rank] != pad_id
     if not is_token.any():

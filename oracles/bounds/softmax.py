@@ -39,8 +39,8 @@ COMPLEMENT = 2
 def grown(log: Array, moved: Array) -> Array:
     """Bound how far an exponential moves as its exponent does: exp(log + moved) - exp(log).
 
-    No first order of it holds where `moved` is large (Higham 2002, section 3.3). Beyond `CAP` the first of both
-    alone is no less; it is cut at exp(CAP), far above all that a bound of it is compared with.
+    No first order of it holds where `moved` is large (Higham 2002, section 3.3). Beyond `CAP` the first of
+    both alone is no less; it is cut at exp(CAP), far above all that a bound of it is compared with.
     """
     small: Array = np.exp(log) * np.expm1(np.minimum(moved, CAP))
     return np.where(moved <= CAP, small, np.exp(np.minimum(log + moved, CAP)))

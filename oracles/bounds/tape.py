@@ -182,9 +182,6 @@ class Traced(NDArrayOperatorsMixin):
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> "Traced":
-        if isinstance(index, Traced):
-            raise NotSteps("an index that is traced")
-
         def back(part: Array) -> Array:
             whole = np.zeros(self.shape)
             np.add.at(whole, index, part)  # rows may be chosen twice
@@ -194,6 +191,9 @@ class Traced(NDArrayOperatorsMixin):
 
     def __iter__(self) -> NoReturn:
         raise NotSteps("iteration")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotSteps("an array of what is traced")
 
     def __bool__(self) -> NoReturn:
         raise NotSteps("a condition")
@@ -221,6 +221,8 @@ class Traced(NDArrayOperatorsMixin):
             raise NotSteps(function.__name__)
         try:
             return rule(*args, **kwargs)
+        except NotSteps:
+            raise
         except TypeError as error:  # an argument that the rule has not
             raise NotSteps(f"{function.__name__} with {sorted(kwargs) or 'these arguments'}") from error
 
@@ -274,8 +276,9 @@ class Node(Traced):
             return
         self._alone = False
         one, other = (each.counted(self.tape.p.accumulated) for each in (self._sum, part))
-        added = (x + y for x, y in zip(one[:3], other[:3], strict=True))
-        self._sum = Part(*added, settled=False)
+        self._sum = Part(
+            one.error + other.error, one.size + other.size, one.parts + other.parts, settled=False
+        )
 
     @property
     def gradient(self) -> Part | None:

@@ -202,7 +202,7 @@ class Contract(ABC):
             | {name: value.reshape(()) if name in self.scalars else value for name, value in one.items()}
             for one in inputs
         ]
-        terms = []
+        terms: list[dict[str, Any]] = []
         for rank in range(case.world_size):
             found: dict[Call, Any] = {}
             terms.append({})

@@ -19,8 +19,8 @@ class Call:
         columns: its first arguments. A name stands for every rank's input of that name, and a tuple for
             several; anything else for itself.
         arguments: its last arguments.
-        asked: "rank": the rank comes between both; "own": the oracle takes the rank's own inputs alone; "all":
-            it returns a list of what is every rank's.
+        asked: "rank": the rank comes between both; "own": the oracle takes the rank's own inputs alone;
+            "all": it returns a list of what is every rank's.
         place: which part of what is returned the term is; None where it is all.
     """
 
