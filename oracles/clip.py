@@ -7,6 +7,7 @@ logits, whose labels are the diagonal.
 
 import numpy as np
 
+from .bounds import product, softmax, step, tape
 from .complex_step import Array
 from .gather import gather_features
 
@@ -19,10 +20,29 @@ def log_softmax(logits: Array) -> Array:
     return result
 
 
+@step(softmax.cross_entropy)
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Return -log softmax(z)_label for each row of [n, c] logits."""
     picked: Array = log_softmax(logits)[np.arange(len(labels)), labels]
     return -picked
+
+
+@step(product.scaled_product)
+def scaled_product(x: Array, y: Array, scale: Array, bias: Array) -> Array:
+    """Return scale times the products of [n, d] rows with [m, d] rows, plus bias, [n, m]."""
+    logits: Array = scale * x @ y.T + bias
+    return logits
+
+
+@step(tape.add_up)
+def add_up(values: list[Array], counts: list[int]) -> complex:
+    """Return the sum of all elements of all values.
+
+    The number of rows, or tokens, of each rank is what its weight is made of, and what bounds ask for.
+    """
+    parts = [np.sum(one) for one in values]
+    result: complex = sum(parts[1:], start=parts[0])
+    return result
 
 
 def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
@@ -48,8 +68,8 @@ def get_logits(
     image = image_features[rank] if local_loss else all_image
     text = text_features[rank] if local_loss else all_text
     return (
-        logit_scale * image @ all_text.T + logit_bias,
-        logit_scale * text @ all_image.T + logit_bias,
+        scaled_product(image, all_text, logit_scale, logit_bias),
+        scaled_product(text, all_image, logit_scale, logit_bias),
     )
 
 
@@ -75,6 +95,6 @@ def clip_loss(
         rank, local_loss, gather_with_grad, convention,
     )  # fmt: skip
     labels = get_ground_truth(rows, rank, local_loss)
-    total = np.sum(cross_entropy(per_image, labels)) + np.sum(cross_entropy(per_text, labels))
-    loss: complex = total * row_weight(rows, local_loss) / 2
+    losses = [cross_entropy(per_image, labels), cross_entropy(per_text, labels)]
+    loss: complex = add_up(losses, rows) * row_weight(rows, local_loss) / 2
     return loss

@@ -7,7 +7,7 @@ are not padding, of the cross-entropy of the next token.
 
 import numpy as np
 
-from .clip import clip_loss, cross_entropy
+from .clip import add_up, clip_loss, cross_entropy
 from .complex_step import Array
 
 
@@ -24,12 +24,13 @@ def caption_loss(
         convention: "exact" divides by the mean number of tokens of a rank, so that the mean over ranks
             is the mean over all tokens; "open_clip" by this rank's own.
     """
-    tokens = [np.count_nonzero(ids != pad_id) for ids in labels]
+    tokens = [int(np.count_nonzero(ids != pad_id)) for ids in labels]
     divisor = sum(tokens) / len(tokens) if convention == "exact" else tokens[rank]
     is_token = labels[rank] != pad_id
     if not is_token.any():
         return 0j
-    loss: complex = np.sum(cross_entropy(logits[rank][is_token], labels[rank][is_token])) / divisor
+    losses = [cross_entropy(logits[rank][is_token], labels[rank][is_token])]
+    loss: complex = add_up(losses, tokens) / divisor
     return loss
 
 

@@ -36,8 +36,3 @@ def gradient(function: Callable[[Array], complex], point: Array) -> Array:
 def constant(value: Array) -> Array:
     """Return `value` as a constant, as torch's `detach` does."""
     return np.real(value)
-
-
-def carry(value: Array, times: float) -> Array:
-    """Return `value`, whose derivative counts `times`."""
-    return value if times == 1 else np.real(value) + 1j * times * np.imag(value)

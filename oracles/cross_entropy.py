@@ -7,12 +7,13 @@ https://doi.org/10.1007/978-3-642-76153-9_28: minus the mean, over the rows whos
 
 import numpy as np
 
-from .clip import cross_entropy
+from .clip import add_up, cross_entropy
 from .complex_step import Array
 
 
 def cross_entropy_loss(logits: Array, labels: Array, ignore_index: int) -> complex:
     """Return the mean of [n, c] logits' cross-entropies, at least one of whose [n] labels counts."""
     kept = labels != ignore_index
-    loss: complex = np.sum(cross_entropy(logits[kept], labels[kept])) / np.count_nonzero(kept)
+    tokens = int(np.count_nonzero(kept))
+    loss: complex = add_up([cross_entropy(logits[kept], labels[kept])], [tokens]) / tokens
     return loss

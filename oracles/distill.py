@@ -6,14 +6,17 @@ https://arxiv.org/abs/1503.02531: the cross-entropy of the student's softmax und
 
 import numpy as np
 
-from .clip import get_logits, log_softmax, row_weight
+from .bounds import softmax, step
+from .clip import add_up, get_logits, log_softmax, row_weight
 from .complex_step import Array, constant
 
 
-def dist_loss(teacher_logits: Array, student_logits: Array) -> complex:
-    """Return the mean over rows of -sum_j softmax(t)_j log softmax(s)_j, given [n, c] logits."""
-    total: complex = np.sum(np.exp(log_softmax(teacher_logits)) * log_softmax(student_logits))
-    return -total / len(teacher_logits)
+@step(softmax.soft_cross_entropy)
+def soft_cross_entropy(teacher_logits: Array, student_logits: Array) -> Array:
+    """Return -sum_j softmax(t)_j log softmax(s)_j for each row of [n, c] logits."""
+    terms = np.exp(log_softmax(teacher_logits)) * log_softmax(student_logits)
+    losses: Array = -np.sum(terms, axis=-1)
+    return losses
 
 
 def distill_loss(
@@ -39,7 +42,7 @@ def distill_loss(
     for image, text, scale, bias in (student, teacher):
         logits.append(get_logits(image, text, scale[rank], bias[rank], rank, *flags))
     teacher_logits = [constant(z) if convention == "exact" else z for z in logits[1]]
-    total = sum(dist_loss(t, s) * len(t) for t, s in zip(teacher_logits, logits[0], strict=True))
+    losses = [soft_cross_entropy(t, s) for t, s in zip(teacher_logits, logits[0], strict=True)]
     rows = [len(features) for features in student[0]]
-    loss: complex = total * row_weight(rows, local_loss) / 2
+    loss: complex = add_up(losses, rows) * row_weight(rows, local_loss) / 2
     return loss

@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from .complex_step import Array, carry
+from .bounds import gathering, step
+from .complex_step import Array
+
+
+@step(gathering.carry)
+def carry(value: Array, times: float) -> Array:
+    """Return `value`, whose derivative counts `times`."""
+    return value if times == 1 else np.real(value) + 1j * times * np.imag(value)
 
 
 def occurrences(

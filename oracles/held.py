@@ -9,17 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from .bounds import scalars, step
 
+
+@step(scalars.exp)
 def exp(held: Any) -> Any:
     """Return the scale whose logarithm is held."""
     return np.exp(held)
 
 
+@step(scalars.inverse)
 def inverse(held: Any) -> Any:
     """Return the scale whose inverse, a temperature, is held."""
     return 1 / held
 
 
+@step(scalars.exp_negative)
 def exp_negative(held: Any) -> Any:
     """Return the scale where the logarithm of its inverse is held."""
     return 1 / np.exp(held)
@@ -33,9 +38,3 @@ OF_SCALE: dict[str, Callable[[Any], Any]] = {
     "exp_negative": lambda scale: -np.log(scale),
 }
 """By the same names, what is held for a scale above 0."""
-SLOPES: dict[str, Callable[[Any], Any]] = {
-    "exp": lambda scale: scale,
-    "inverse": lambda scale: scale**2,
-    "exp_negative": lambda scale: scale,
-}
-"""By the same names, how fast the scale moves as what is held does, but for the sign."""

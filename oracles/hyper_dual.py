@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from .bounds import BASE_TWO, CAP, ELEMENTARY, Precision, gamma
 from .complex_step import Array
-from .rounding import BASE_TWO, CAP, ELEMENTARY, Precision, gamma
 
 VALUE, SIZE, ERROR = range(3)
 RESCALED = ELEMENTARY + 1

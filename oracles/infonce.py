@@ -9,15 +9,24 @@ diagonal.
 
 import numpy as np
 
-from .clip import cross_entropy, get_ground_truth, row_weight
+from .bounds import product, step, unit
+from .clip import add_up, cross_entropy, get_ground_truth, row_weight
 from .complex_step import Array
 from .gather import gather_features
 
 
+@step(unit.normalize)
 def normalize(features: Array) -> Array:
     """Return x / |x| for each row of [n, d] features, none of which is zero."""
     unit: Array = features / np.sqrt(np.sum(features * features, axis=1, keepdims=True))
     return unit
+
+
+@step(product.divided_product)
+def divided_product(x: Array, y: Array, temperature: float) -> Array:
+    """Return the products of [n, d] rows with [m, d] rows, divided by a temperature, [n, m]."""
+    logits: Array = x @ y.T / temperature
+    return logits
 
 
 def infonce_loss(
@@ -48,7 +57,7 @@ def infonce_loss(
     anchors = queries[rank] if local_loss else gather_features(queries, rank, *flags)
     if cosine:
         anchors, all_keys = normalize(anchors), normalize(all_keys)
-    logits = anchors @ all_keys.T / temperature
+    logits = divided_product(anchors, all_keys, temperature)
     labels = get_ground_truth(rows, rank, local_loss)
-    loss: complex = np.sum(cross_entropy(logits, labels)) * row_weight(rows, local_loss)
+    loss: complex = add_up([cross_entropy(logits, labels)], rows) * row_weight(rows, local_loss)
     return loss

@@ -7,10 +7,10 @@ others; the loss is the mean over all 2N.
 
 import numpy as np
 
-from .clip import cross_entropy, row_weight
+from .clip import add_up, cross_entropy, row_weight
 from .complex_step import Array
 from .gather import gather_features
-from .infonce import normalize
+from .infonce import divided_product, normalize
 
 
 def places(rows: list[int], rank: int, local_loss: bool) -> tuple[Array, Array]:
@@ -50,10 +50,10 @@ def ntxent_loss(
     anchors = np.concatenate([first[rank], second[rank]]) if local_loss else views
     if cosine:
         anchors, views = normalize(anchors), normalize(views)
-    logits = anchors @ views.T / temperature
+    logits = divided_product(anchors, views, temperature)
     # a view is not looked for by itself: its column is left out, and those behind it move up
     others = np.arange(len(views)) != own[:, None]
     kept = logits[others].reshape(len(own), len(views) - 1)
     labels = partner - (partner > own)
-    loss: complex = np.sum(cross_entropy(kept, labels)) * row_weight(rows, local_loss) / 2
+    loss: complex = add_up([cross_entropy(kept, labels)], rows) * row_weight(rows, local_loss) / 2
     return loss

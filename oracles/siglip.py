@@ -7,6 +7,8 @@ log sigmoid(y_ij (s x_i.t_j + b)), where y is 1 for partners and -1 elsewhere.
 
 import numpy as np
 
+from .bounds import softmax, step
+from .clip import add_up, scaled_product
 from .complex_step import Array
 
 
@@ -35,10 +37,10 @@ def get_ground_truth(rows: list[int], rank: int) -> Array:
     return labels
 
 
-def get_logits(image_features: Array, text_features: Array, logit_scale: Array, logit_bias: Array) -> Array:
-    """Return the logits of [n, d] images against [m, d] texts, [n, m]."""
-    logits: Array = logit_scale * image_features @ text_features.T + logit_bias
-    return logits
+@step(softmax.sigmoid_cross_entropy)
+def sigmoid_cross_entropy(logits: Array, labels: Array) -> Array:
+    """Return -log sigmoid(y z) for each logit z and its label y, 1 or -1."""
+    return softplus(-labels * logits)
 
 
 def siglip_loss(
@@ -59,7 +61,7 @@ def siglip_loss(
     """
     rows = [len(features) for features in image_features]
     all_text = np.concatenate(text_features)
-    logits = get_logits(image_features[rank], all_text, logit_scale[rank], logit_bias[rank])
+    logits = scaled_product(image_features[rank], all_text, logit_scale[rank], logit_bias[rank])
     labels = get_ground_truth(rows, rank)
-    loss: complex = np.sum(softplus(-labels * logits)) * len(rows) / sum(rows)
+    loss: complex = add_up([sigmoid_cross_entropy(logits, labels)], rows) * len(rows) / sum(rows)
     return loss

@@ -13,9 +13,9 @@ import torch
 from hypothesis import strategies as st
 
 from verified_losses.oracles import dtypes
+from verified_losses.oracles.bounds import Precision
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.held import OF_SCALE
-from verified_losses.oracles.rounding import Precision
 
 from . import devices
 from .names import DTYPES, HALVES, STRIDES, Features, Held

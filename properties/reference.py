@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from verified_losses.oracles.bounds import FLOAT64, WEIGHING
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.dtypes import DTYPES
 from verified_losses.oracles.hyper_dual import HyperDual
-from verified_losses.oracles.rounding import FLOAT64, WEIGHING
 
 from .cases import Case
 from .contracts import Bounds, Contract, Cotangents, Inputs

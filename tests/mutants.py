@@ -59,7 +59,8 @@ TARGETS = (
         "not processes and not compiled and not one_graph and not open_clip",
         ("-p", "tests.in_process"),
     ),
-    Target("verified_losses.oracles", ("oracles", "rounding", "hyper_dual")),
+    Target("verified_losses.oracles", ("oracles", "rounding", "hyper_dual", "steps")),
+    Target("verified_losses.oracles.bounds", ("rounding", "steps")),
 )
 
 
@@ -95,6 +96,8 @@ def prepare(target: Target, folder: Path, resume: bool) -> None:
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, copy)
+    for path in (folder / target.files).glob("*.py"):
+        path.write_text(undecorated(path.read_text()))
     settings = {
         "source_paths": ["verified_losses"],
         "only_mutate": [f"{target.files}/*"],
@@ -107,6 +110,17 @@ def prepare(target: Target, folder: Path, resume: bool) -> None:
     lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
     with (folder / "pyproject.toml").open("a") as project:
         project.write("\n[tool.mutmut]\n" + "".join(lines))
+
+
+def undecorated(source: str) -> str:
+    """Return a module in which steps are marked after their functions: mutmut leaves out what is decorated."""
+    lines = source.splitlines()
+    for node in reversed(ast.parse(source).body):
+        marks = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+        if len(marks) == 1 and ast.unparse(marks[0]).startswith("step("):
+            lines.insert(node.end_lineno or 0, f"\n\n{node.name} = {ast.unparse(marks[0])}({node.name})")
+            del lines[marks[0].lineno - 1]
+    return "\n".join(lines) + "\n"
 
 
 def mutate(folder: Path, patterns: list[str], jobs: int) -> int:

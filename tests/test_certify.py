@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from verified_losses.oracles import rounding
+from verified_losses.oracles import bounds
 from verified_losses.properties.cases import DTYPES, Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
@@ -279,4 +279,4 @@ def test_a_scalars_gradient_may_be_added_up_in_half_precision_part_by_part(chunk
         total = total + part.bfloat16()
     assert abs(total.item() - exact) <= bound
     # six roundings alone would not allow it
-    assert abs(total.item() - exact) > rounding.gamma(6, 2.0**-8) * exact
+    assert abs(total.item() - exact) > bounds.gamma(6, 2.0**-8) * exact

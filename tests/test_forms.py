@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from tests.helpers import close
 from verified_losses.oracles import held
+from verified_losses.oracles.bounds import Precision
+from verified_losses.oracles.bounds.scalars import SLOPES, holding
+from verified_losses.oracles.bounds.unit import normalization, renormalization
 from verified_losses.oracles.clip import clip_loss
 from verified_losses.oracles.complex_step import gradient
 from verified_losses.oracles.infonce import infonce_loss, normalize
 from verified_losses.oracles.ntxent import ntxent_loss
-from verified_losses.oracles.rounding import Precision, holding, normalization, renormalization
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import Contract, contracts
 from verified_losses.properties.examples import Example
@@ -198,7 +200,7 @@ def test_a_scale_follows_from_what_is_held_by_hand(kind: Any, slope: float) -> N
     (ready,) = contracts()["clip"].prepared(Case(held=(("logit_scale", kind),)), [{"logit_scale": t}])
     close(ready["logit_scale"], 3, 3 * 2, 4)
     close(gradient(held.HELD[kind], np.asarray(t)), slope, 2 * abs(slope) * 2, 8)
-    close(held.SLOPES[kind](3.0), abs(slope), abs(slope), 1)
+    close(SLOPES[kind](3.0), abs(slope), abs(slope), 1)
 
 
 def test_similarities_of_dots_by_hand() -> None:

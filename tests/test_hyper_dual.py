@@ -16,8 +16,8 @@ from tests.test_oracles import (
     close,
     point,
 )
+from verified_losses.oracles.bounds import BASE_TWO, ELEMENTARY, FLOAT32, FLOAT64, Precision
 from verified_losses.oracles.hyper_dual import RESCALED, HyperDual
-from verified_losses.oracles.rounding import BASE_TWO, ELEMENTARY, FLOAT32, FLOAT64, Precision
 
 U = 1 / 16
 EXACT = Precision(0.0, 0.0, 0.0)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 
-from verified_losses.oracles.rounding import Magnitude, Precision
+from verified_losses.oracles.bounds import Bounded, Precision
+from verified_losses.oracles.bounds.tape import Part, Tape
 from verified_losses.properties.ask.api import certify
 from verified_losses.properties.cases import Case
-from verified_losses.properties.contracts import Sum, contracts
+from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import Law, laws
 from verified_losses.properties.laws.large import CHUNKS, LARGE_PAIRS, MOST_BEYOND, PAIRS
 from verified_losses.properties.subjects import SHIPPED, Subject
@@ -75,11 +76,12 @@ def test_right_losses_of_logits_hold(target: str) -> None:
 
 
 def test_a_bound_of_very_many_parts_is_no_nan_where_there_is_nothing_to_add() -> None:
-    sums = Sum([{"x": np.zeros(2)}])
-    part = Magnitude(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    sums.add(0, "x", part, parts=2000)
-    nothing, infinite = sums.bounds(Precision.of("bfloat16"))[0]["x"]
-    assert nothing == Precision.of("bfloat16").tiny
+    p = Precision.of("bfloat16")
+    leaf = Tape(p).node(Bounded(np.zeros(2), np.zeros(2)), None)
+    leaf.give(Part(np.array([0.0, 1.0]), np.array([0.0, 1.0]), parts=2000.0, settled=False))
+    assert leaf.gradient is not None
+    nothing, infinite = leaf.gradient.error
+    assert nothing == p.tiny
     assert np.isinf(infinite)
 
 

@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from tests.defects.plain import Clip, Scalar, flat
-from tests.test_rounding import Machine
-from verified_losses.oracles import rounding
+from tests.test_rounding import Machine, through_logits
+from verified_losses.oracles.bounds import FLOAT64, Bounded, Precision, Weight, gamma, product, sums, unit
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.dtypes import DTYPES, MATMULS
 from verified_losses.oracles.hyper_dual import HyperDual
-from verified_losses.oracles.rounding import FLOAT64, Bounded, Precision, Weight, gamma
 from verified_losses.properties import devices
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
@@ -159,26 +158,26 @@ def test_coarser_by_hand(factors: float, parts: float, terms: int, expected: flo
     [(0.0, False), (2.0**40, False), (2047.0, False), (2049.0, True), (-2050.0, False), (4098.0, True)],
 )
 def test_what_eleven_bits_hold_is_not_rounded(value: float, rounds: bool) -> None:
-    assert rounding.narrower(np.array([value]), 2.0**-11).tolist() == [rounds]
-    assert not rounding.narrower(np.array([value]), 0.0).any()
+    assert sums.narrower(np.array([value]), 2.0**-11).tolist() == [rounds]
+    assert not sums.narrower(np.array([value]), 0.0).any()
 
 
 def test_few_bits_are_exact_in_tf32_and_more_are_not() -> None:
     p, one = Precision.of("float32", "tf32"), np.ones((1, 1))
     fine = np.array([[1 + 2.0**-12]])
-    assert rounding.logits(2.0, one * 0.75, one, 0.0, p).error.item() == 0
+    assert product.logits(2.0, one * 0.75, one, 0.0, p).error.item() == 0
     for scale, x, y in ((2.0, fine, one), (2.0, one, fine), (1 + 2.0**-12, one, one)):
-        assert rounding.logits(scale, x, y, 0.0, p).error.item() >= 2.0**-12
-        assert rounding.logits(scale, x, y, 0.0, Precision.of("float32")).error.item() == 0
+        assert product.logits(scale, x, y, 0.0, p).error.item() >= 2.0**-12
+        assert product.logits(scale, x, y, 0.0, Precision.of("float32")).error.item() == 0
     # 6 and 7 bits are 13
-    assert rounding.logits(127.0, 63 * one, one, 0.0, p).error.item() > 0
+    assert product.logits(127.0, 63 * one, one, 0.0, p).error.item() > 0
 
 
 def test_what_tensor_cores_cut_errs_by_twice_what_rounding_does() -> None:
     p, m = Precision.of("float32", "tf32"), TensorCore("float32", "tf32", 0)
     rounded = replace(p, factors=p.kept)
     x = np.full((1, 20), 1 + 2.0**-10 - 2.0**-23)
-    bound, narrow = (rounding.logits(1.0, x, x, 0.0, one) for one in (p, rounded))
+    bound, narrow = (product.logits(1.0, x, x, 0.0, one) for one in (p, rounded))
     for m.cuts in (True, False):
         found = m.matrix(x, x)
         assert worst(found, bound.value, bound.error) <= 1
@@ -216,9 +215,9 @@ def test_logits_err_within_their_bound_and_past_that_of_plain_products(
         else:
             found = m.stored(scale * m.stored(m.matrix(x, y)))
         found = m.stored(m.stored(found) + bias)
-        bound = rounding.logits(scale, x, y, bias, m.precision)
+        bound = product.logits(scale, x, y, bias, m.precision)
         assert worst(found, bound.value, bound.error) <= 1
-        past = max(past, worst(found, bound.value, rounding.logits(scale, x, y, bias, m.plain()).error))
+        past = max(past, worst(found, bound.value, product.logits(scale, x, y, bias, m.plain()).error))
     assert (past > 1) == too_far
 
 
@@ -239,8 +238,8 @@ def test_gradients_err_within_their_bound_and_past_that_of_plain_products(dtype:
         terms = m.either(x * m.stored(of_x), y * m.stored(of_y), g * m.stored(m.matrix(x, y)))
         found["scale"] = np.asarray(m.store(m.sum(m.rounded(term) for term in terms.ravel())))
         exact = {"x": 5.0 * slope @ y, "y": 5.0 * slope.T @ x, "scale": (0.5 * slope * (x @ y.T)).sum()}
-        bounds = rounding.through_logits(*given, m.precision)
-        plain = rounding.through_logits(*given, m.plain())
+        bounds = through_logits(*given, m.precision)
+        plain = through_logits(*given, m.plain())
         for name, value in found.items():
             assert worst(value, exact[name], bounds[name].error) <= 1, name
             past[name] = max(past[name], worst(value, exact[name], plain[name].error))
@@ -255,10 +254,10 @@ def test_cosines_err_within_their_bound_and_past_that_of_plain_products() -> Non
         x, y = (made(m, 3, m.either(2, 9), True)[:, :2] + 0.01 for _ in range(2))
         unit_x, unit_y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
         found = m.stored(m.matrix(m.stored(unit_x), m.stored(unit_y)) / 0.07)
-        further = rounding.Further(rounding.normalization(2, m.precision), 3 * m.precision.accumulated)
-        bound = rounding.logits(1 / 0.07, unit_x, unit_y, 0.0, m.precision, further)
+        further = product.Further(*[unit.normalization(2, m.precision)] * 2, 3 * m.precision.accumulated)
+        bound = product.logits(1 / 0.07, unit_x, unit_y, 0.0, m.precision, further)
         assert worst(found, bound.value, bound.error) <= 1
-        plain = rounding.logits(1 / 0.07, unit_x, unit_y, 0.0, m.plain(), further)
+        plain = product.logits(1 / 0.07, unit_x, unit_y, 0.0, m.plain(), further)
         past = max(past, worst(found, bound.value, plain.error))
     assert past > 1
 

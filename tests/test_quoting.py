@@ -7,7 +7,6 @@ import pytest
 from verified_losses.properties.cases import LAYOUTS, Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import laws, plain_examples
-from verified_losses.properties.show.counterexample import oracle_functions
 from verified_losses.properties.show.quoting import Quotes, names_read
 from verified_losses.properties.standalone import file, judges, launch
 from verified_losses.properties.standalone.acts import called
@@ -22,8 +21,7 @@ LAUNCHERS = [launch.launched, launch.by_judge, launch.by_law, *launch.ALONE, *la
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_a_file_binds_every_name_that_it_reads(name: str) -> None:
     contract, quotes = CONTRACTS[name], Quotes()
-    oracles = oracle_functions(contract, contract.oracle_source(Case(rows=(1, 1), options=WEIGHTS)))
-    assert oracles
+    oracles = [call.function for call in contract.calls(Case(rows=(1, 1), options=WEIGHTS)).values()]
     built = contract.build_with, contract.call_with
     text = quotes.source(*LAYOUTS.values(), *built, called, *ACTS.values(), *JUDGES, *oracles, *LAUNCHERS)
     module = {"__name__": name, "__file__": "case.py"} | {one: getattr(file, one) for one in quotes.given}

@@ -4,30 +4,18 @@ import functools
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from verified_losses.oracles.bounds import Blocks, Precision, trace
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.held import HELD
 from verified_losses.oracles.infonce import normalize
-from verified_losses.oracles.rounding import (
-    Further,
-    Magnitude,
-    Precision,
-    gamma,
-    holding,
-    normalization,
-    renormalization,
-    through_held,
-    through_normalize,
-    through_renormalize,
-)
 
 from ..cases import (
     BIASES,
@@ -45,12 +33,11 @@ from ..cases import (
 )
 from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
 from ..subjects import Subject
+from .calls import Call, Inputs
 
 SMALL_ROWS, SMALL_WIDTH = 9, 33
 """Of a case whose kernels are interpreted: beyond the powers of two that blocks have."""
 
-Inputs = list[dict[str, Array]]
-"""Every rank's inputs by name."""
 Cotangents = list[dict[str, Array]]
 """What backward gets for each rank's terms, by name."""
 
@@ -61,57 +48,6 @@ class Bounds:
 
     terms: list[dict[str, Array]]
     gradients: list[dict[str, Array]]
-
-
-Through = Mapping[str, Callable[[Magnitude, Array, Array], Magnitude]]
-"""By input, what bounds its gradient: given that of what is made of the input, its values, and the parts."""
-
-
-class Sum:
-    """Adds up the bounds of the parts of each rank's gradients."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self._inputs = inputs
-        self._error = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
-        self._size = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
-        self._parts = [{name: np.zeros(array.shape) for name, array in given.items()} for given in inputs]
-
-    def add(self, rank: int, name: str, part: Magnitude, times: float = 1.0, parts: int = 1) -> None:
-        """Add `times` a part to the gradient of one rank's input.
-
-        An implementation may work the part out in `parts` parts, and store and add them one by one.
-        """
-        if name in self._error[rank]:
-            shape = self._error[rank][name].shape
-            self._error[rank][name] += times * np.reshape(part.error, shape)
-            self._size[rank][name] += times * np.reshape(part.size, shape)
-            # a part that counts several times is added several times, or multiplied
-            self._parts[rank][name] += max(1.0, times) * parts * (np.reshape(part.size, shape) > 0)
-
-    def bounds(self, p: Precision, through: Through | None = None) -> list[dict[str, Array]]:
-        """Return the bound of every gradient, the rounding of the sum over terms and ranks included.
-
-        Args:
-            p: the arithmetic.
-            through: for inputs of which something is made first, whose gradient it is that stands here.
-        """
-        ways = through or {}
-        added = [
-            {
-                # of more parts than 1/u the relative error is infinite, which nothing is multiplied with
-                name: error[name]
-                + gamma(np.where(size[name] > 0, np.maximum(parts[name] - 1, 0), 0), p.stored) * size[name]
-                + p.tiny
-                for name in error
-            }
-            for error, size, parts in zip(self._error, self._size, self._parts, strict=True)
-        ]
-        for rank, bounds in enumerate(added):
-            given, parts = self._inputs[rank], self._parts[rank]
-            for name in ways.keys() & bounds.keys():
-                made = Magnitude(bounds[name], self._size[rank][name])
-                bounds[name] = ways[name](made, given[name], parts[name]).error
-        return added
 
 
 def construct(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
@@ -255,12 +191,55 @@ class Contract(ABC):
         """Return every rank's inputs."""
 
     @abstractmethod
-    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
-        """Return every rank's terms; inputs may be complex."""
+    def calls(self, case: Case) -> dict[str, Call]:
+        """Return the oracle's call for each term; bounds and source follow from it."""
 
-    @abstractmethod
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
+        """Return every rank's terms; inputs may be complex, or traced."""
+        absent: dict[str, Any] = {name: np.asarray(value) for name, value in self.absent(case).items()}
+        given = [
+            absent
+            | {name: value.reshape(()) if name in self.scalars else value for name, value in one.items()}
+            for one in inputs
+        ]
+        terms: list[dict[str, Any]] = []
+        for rank in range(case.world_size):
+            found: dict[Call, Any] = {}
+            terms.append({})
+            for name, call in self.calls(case).items():
+                whole = replace(call, place=None)
+                if whole not in found:
+                    found[whole] = call.result(given, rank)
+                terms[rank][name] = found[whole] if call.place is None else found[whole][call.place]
+        return terms
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        """Return the oracle's terms on `rank` as Python for a counterexample.
+
+        Functions of `oracles` are at hand, and every input as the list of what the ranks are given.
+        """
+        absent = self.absent(case)
+        return {name: call.source(case.world_size, absent) for name, call in self.calls(case).items()}
+
+    def absent(self, case: Case) -> dict[str, float]:
+        """Return the inputs of the oracle that a case lacks, and what they are then."""
+        return {name: 0.0 for name in self.scalars if name.endswith("bias") and case.bias is None}
+
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         """Return the error bounds of every term, and of every gradient for the cotangents `cotangents`."""
+
+        def terms(ranks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return self.oracle(case, self.prepared(case, ranks))
+
+        return Bounds(*trace(terms, inputs, cotangents, self.precision(case), self.blocks(case)))
+
+    def precision(self, case: Case) -> Precision:
+        """Return the arithmetic of a right implementation."""
+        return case.precision
+
+    def blocks(self, case: Case) -> Blocks:
+        """Return in which blocks an implementation may compute logits."""
+        return Blocks()
 
     def normalizations(self, case: Case) -> int:
         """Return how often rows of features may be normalised, by a caller and by the subject."""
@@ -283,26 +262,6 @@ class Contract(ABC):
                 for function in done[name]:
                     given[name] = function(given[name])
         return ready
-
-    def further(self, case: Case, inputs: Inputs, width: int, prefix: str = "") -> Further:
-        """Return how far prepared rows of a width, and the scalars with a prefix, err by themselves."""
-        p, held = case.precision, dict(case.held)
-        relative = (lambda width, p: 0.0, normalization, renormalization)[self.normalizations(case)]
-        scalars = [
-            holding(held.get(name, ""), float(inputs[0][name].reshape(())), p) if name in inputs[0] else 0.0
-            for name in (f"{prefix}logit_scale", f"{prefix}logit_bias")
-        ]
-        return Further(relative(width, p), *scalars)
-
-    def through(self, case: Case) -> Through:
-        """Return what bounds gradients of inputs, given those of what is made of them."""
-        p = case.precision
-        normalized = {1: through_normalize, 2: through_renormalize}.get(self.normalizations(case))
-        found: dict[str, Any] = {name: partial(_through_held, kind=kind, p=p) for name, kind in case.held}
-        if normalized:
-            bound = normalized
-            found |= dict.fromkeys(self.rows, lambda made, rows, parts: bound(made, rows, p, parts))
-        return found
 
     def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
         """Return the shape of every rank's terms."""
@@ -329,14 +288,6 @@ class Contract(ABC):
         """Call the subject."""
         return self.call_with(loss, tensors, case.output_dict)
 
-    def oracle_source(self, case: Case) -> dict[str, str]:
-        """Return the oracle's terms on `rank` as Python for a counterexample.
-
-        Functions of `oracles` are at hand, and every input as the list of what the ranks are given. For a
-        term that is missing here, a counterexample quotes the value of the oracle.
-        """
-        return {}
-
     def structure(self, case: Case) -> str:
         """Return how the output must be structured."""
         if case.output_dict and not self.in_order:
@@ -346,10 +297,6 @@ class Contract(ABC):
     def cotangents(self, case: Case) -> Cotangents:
         """Return the cotangents of the case."""
         return cotangents(case, self.term_shapes(case))
-
-
-def _through_held(made: Magnitude, held: Array, parts: Array, kind: str, p: Precision) -> Magnitude:
-    return through_held(kind, made, HELD[kind](held), p)
 
 
 def _small(case: Case) -> Case:
@@ -412,4 +359,4 @@ def _contract(name: str) -> Contract:
     return contract
 
 
-__all__ = ["Bounds", "Contract", "Inputs", "Sum", "accepted", "contracts", "entry"]
+__all__ = ["Bounds", "Call", "Contract", "Inputs", "accepted", "contracts", "entry"]

@@ -3,17 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from hypothesis import strategies as st
 
-from verified_losses.oracles import rounding
 from verified_losses.oracles.cross_entropy import cross_entropy_loss
-from verified_losses.oracles.rounding import Bounded, Magnitude, Weight
 
 from ..cases import Case, Options, captions
 from ..subjects import Subject
-from . import Bounds, Contract, Cotangents, Inputs, Sum, call_in_order
-from .parts import one_hot
+from . import Contract, call_in_order
+from .calls import Call, Inputs
 
 
 class CrossEntropyContract(Contract):
@@ -55,30 +52,8 @@ class CrossEntropyContract(Contract):
     def constructor(self, case: Case) -> dict[str, Any]:
         return {**dict(case.options), "ignore_index": case.pad_id}
 
-    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        return [
-            {"loss": cross_entropy_loss(given["logits"], given["labels"], case.pad_id)} for given in inputs
-        ]
-
-    def oracle_source(self, case: Case) -> dict[str, str]:
-        return {"loss": f"cross_entropy_loss(logits[rank], labels[rank], {case.pad_id})"}
-
-    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = case.precision
-        sums = Sum(inputs)
-        terms = []
-        for rank, given in enumerate(inputs):
-            kept = given["labels"] != case.pad_id
-            tokens = int(np.count_nonzero(kept))
-            weight = Weight.of(1 / tokens, tokens)
-            z = Bounded(given["logits"], np.zeros(given["logits"].shape))
-            hot = one_hot(np.where(kept, given["labels"], 0), z)
-            value, slope = rounding.cross_entropy(z, hot, p.of_given_logits)
-            counted = Bounded(value.value[kept], value.error[kept])
-            terms.append({"loss": np.asarray(rounding.total(counted, weight, p))})
-            gradient = rounding.weighed(slope, weight.times(cotangents[rank]["loss"]), p)
-            sums.add(rank, "logits", Magnitude(*(part * kept[:, None] for part in gradient)))
-        return Bounds(terms, sums.bounds(p))
+    def calls(self, case: Case) -> dict[str, Call]:
+        return {"loss": Call(cross_entropy_loss, ("logits", "labels"), (case.pad_id,), asked="own")}
 
 
 def _ignoring(case: Case, index: int | None) -> Case:

@@ -2,27 +2,12 @@
 
 import dataclasses
 
-import numpy as np
-
-from verified_losses.oracles import rounding
 from verified_losses.oracles.distill import distill_loss
-from verified_losses.oracles.rounding import Bounded
 
 from ..cases import Case, scalars
-from . import Bounds, Cotangents, Inputs, Sum
+from .calls import Call, Inputs
 from .clip import ClipContract
-from .parts import (
-    STUDENT,
-    call_of,
-    contrastive_bounds,
-    directions,
-    flags,
-    joined,
-    of_every_rank,
-    row_weighing,
-    split_inputs,
-    student,
-)
+from .parts import STUDENT, flags, split_inputs
 
 TEACHER = tuple(f"dist_{name}" for name in STUDENT)
 
@@ -44,51 +29,12 @@ class DistillContract(ClipContract):
         teacher = split_inputs(case, dict(zip(TEACHER[:2], pair, strict=True)), shared)
         return [own | other for own, other in zip(super().inputs(case), teacher, strict=True)]
 
-    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        local_loss, gather_with_grad, convention = flags(case)
-        columns = student(inputs), student(inputs, "dist_")
-        return [
-            {**terms, "distill_loss": distill_loss(*columns, rank, local_loss, gather_with_grad, convention)}
-            for rank, terms in enumerate(super().oracle(case, inputs))
-        ]
-
-    def oracle_source(self, case: Case) -> dict[str, str]:
-        columns = f"({', '.join(STUDENT)}), ({', '.join(TEACHER)})"
-        return super().oracle_source(case) | {
-            "distill_loss": call_of("distill_loss", columns, case, *flags(case))
-        }
+    def calls(self, case: Case) -> dict[str, Call]:
+        taught = Call(distill_loss, (STUDENT, TEACHER), flags(case))
+        return super().calls(case) | {"distill_loss": taught}
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """The teacher is a constant in the exact convention."""
         expected = super().gradient_expected(case)
         exact = case.convention == "exact"
         return {name: want and not (exact and name in TEACHER) for name, want in expected.items()}
-
-    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = case.precision
-        sums = Sum(inputs)
-        students, ready = self.directions(case, inputs), self.prepared(case, inputs)
-        further = self.further(case, ready, case.teacher_width, "dist_")
-        teachers = directions(case, ready, further, "dist_")
-        terms = contrastive_bounds(case, students, "contrastive_loss", 1.0, cotangents, sums)
-        weight = row_weighing(case)
-        constant = case.convention == "exact"
-
-        def entropies(rank: int) -> list[tuple[Bounded, Bounded, Bounded | None]]:
-            bounded = []
-            for pupil, teacher in zip(students[rank], teachers[rank], strict=True):
-                z, t = pupil.logits(p), teacher.logits(p)
-                targets, excess = rounding.soft_targets(t, p)
-                value, slope = rounding.cross_entropy(z, targets, p, excess)
-                bounded.append((value, slope, None if constant else rounding.cross_entropy_targets(z, t, p)))
-            return bounded
-
-        for rank, bounded in enumerate(of_every_rank(case, entropies)):
-            gradient = weight.times(cotangents[rank]["distill_loss"])
-            for side, (_, slope, of_targets) in enumerate(bounded):
-                students[rank][side].add_gradients(sums, slope, gradient, p)
-                if of_targets:
-                    teachers[rank][side].add_gradients(sums, of_targets, gradient, p)
-            values = joined([value for value, _, _ in bounded])
-            terms[rank]["distill_loss"] = np.asarray(rounding.total(values, weight, p, parts=4))
-        return Bounds(terms, sums.bounds(p, self.through(case)))

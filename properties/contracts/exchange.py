@@ -1,21 +1,22 @@
 """The contract of the neighbour exchanges."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.bounds import Precision
 from verified_losses.oracles.exchange import neighbour_exchange, neighbour_exchange_bidir
-from verified_losses.oracles.rounding import Magnitude, Precision
 
 from ..cases import Case, Options
 from ..names import STRIDES
 from ..subjects import Subject
-from . import Bounds, Cotangents, Inputs, Sum, call_in_order
+from . import call_in_order
+from .calls import Call, Inputs
 from .gather import GatherContract
-from .parts import FEATURES, column
+from .parts import FEATURES
 
 
 def bind_neighbours(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
@@ -60,29 +61,16 @@ class ExchangeContract(GatherContract):
             )
         return shapes
 
-    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Array]]:
-        images = column(inputs, FEATURES[0])
-        if not self._both(case):
-            left = [(rank - 1) % case.world_size for rank in range(case.world_size)]
-            return [{"received": value} for value in neighbour_exchange(images, left)]
-        pairs = neighbour_exchange_bidir(images, column(inputs, FEATURES[1]))
-        return [{"received": right, "received_from_left": left} for right, left in pairs]
-
-    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        """Nothing may happen to values or gradients, each used once."""
-        zeros = [{name: np.zeros(shape) for name, shape in rank.items()} for rank in self.term_shapes(case)]
-        sums = Sum(inputs)
-        for rank, given in enumerate(inputs):
-            for name, array in given.items():
-                sums.add(rank, name, Magnitude(np.zeros(array.shape), np.zeros(array.shape)))
-        return Bounds(zeros, sums.bounds(Precision(0.0, case.precision.accumulated, 0.0)))
-
-    def oracle_source(self, case: Case) -> dict[str, str]:
+    def calls(self, case: Case) -> dict[str, Call]:
         if self._both(case):
-            received = f"neighbour_exchange_bidir({', '.join(FEATURES)})[rank]"
-            return {name: f"{received}[{place}]" for place, name in enumerate(self.terms)}
-        left = [(rank - 1) % case.world_size for rank in range(case.world_size)]
-        return {"received": f"neighbour_exchange({FEATURES[0]}, {left})[rank]"}
+            received = Call(neighbour_exchange_bidir, FEATURES, asked="all")
+            return {name: replace(received, place=place) for place, name in enumerate(self.terms)}
+        left = tuple((rank - 1) % case.world_size for rank in range(case.world_size))
+        return {"received": Call(neighbour_exchange, FEATURES[:1], (left,), asked="all")}
+
+    def precision(self, case: Case) -> Precision:
+        """Nothing may happen to values or gradients, each used once."""
+        return Precision(0.0, case.precision.accumulated, 0.0)
 
     def structure(self, case: Case) -> str:
         return "tuple of 2" if self._both(case) else "Tensor"

@@ -4,18 +4,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from hypothesis import strategies as st
 
-from verified_losses.oracles.complex_step import Array
-from verified_losses.oracles.gather import gather_features, occurrences
-from verified_losses.oracles.rounding import Magnitude
+from verified_losses.oracles.gather import gather_features
 
 from ..cases import Case, Options, feature_pair
 from ..names import STRIDES
 from ..subjects import Subject
-from . import Bounds, Contract, Cotangents, Inputs, Sum, accepted
-from .parts import ASSUMED, FEATURES, call_of, column, flags, gather_options, split_inputs
+from . import Contract, accepted
+from .calls import Call, Inputs
+from .parts import ASSUMED, FEATURES, flags, gather_options, split_inputs
 
 
 def bind_flags(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
@@ -52,39 +50,14 @@ class GatherContract(Contract):
     def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
         return [dict.fromkeys(self.terms, (sum(case.rows), case.width)) for _ in case.rows]
 
-    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Array]]:
-        return [
-            {
-                f"all_{name}": gather_features(column(inputs, name), rank, *self._flags(case))
-                for name in FEATURES
-            }
-            for rank in range(case.world_size)
-        ]
-
-    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        """Nothing may happen to values; gradients are a sum over ranks."""
-        p = case.precision
-        sums = Sum(inputs)
-        for rank, cotangent in enumerate(cotangents):
-            times = occurrences(rank, case.world_size, *self._flags(case))
-            for name in FEATURES:
-                for other, (part, count) in enumerate(
-                    zip(case.split(cotangent[f"all_{name}"]), times, strict=True)
-                ):
-                    sums.add(other, name, Magnitude(np.zeros(part.shape), abs(part)), count)
-        zeros = [{name: np.zeros(shape) for name, shape in rank.items()} for rank in self.term_shapes(case)]
-        return Bounds(zeros, sums.bounds(p))
+    def calls(self, case: Case) -> dict[str, Call]:
+        return {f"all_{name}": Call(gather_features, (name,), self._flags(case)) for name in FEATURES}
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """Constants alone get none, and may get zeros."""
         constant = case.world_size > 1 and flags(case)[:2] == (True, False)
         expected = super().gradient_expected(case)
         return {name: want for name, want in expected.items() if not (want and constant)}
-
-    def oracle_source(self, case: Case) -> dict[str, str]:
-        return {
-            f"all_{name}": call_of("gather_features", name, case, *self._flags(case)) for name in FEATURES
-        }
 
     def structure(self, case: Case) -> str:
         return "tuple of 2"

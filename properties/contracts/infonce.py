@@ -1,23 +1,19 @@
 """The contract of InfoNCE over cosines, from queries to keys."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from hypothesis import strategies as st
 
-from verified_losses.oracles import rounding
-from verified_losses.oracles.clip import get_ground_truth, row_weight
-from verified_losses.oracles.complex_step import Array
-from verified_losses.oracles.gather import occurrences
-from verified_losses.oracles.infonce import infonce_loss, normalize
-from verified_losses.oracles.rounding import Magnitude, Weight, gamma
+from verified_losses.oracles.infonce import infonce_loss
 
 from ..cases import SCALES, Case
 from ..subjects import Subject
-from . import Bounds, Cotangents, Inputs, Sum, call_in_order
+from . import call_in_order
+from .calls import Call, Inputs
 from .clip import ClipContract
-from .parts import call_of, column, flags, is_local, one_hot, split_inputs
+from .parts import flags, is_local, split_inputs
 
 VIEWS = ("first", "second")
 MOST_ROWS = 32
@@ -33,6 +29,7 @@ class InfoNceContract(ClipContract):
     """
 
     name = "infonce"
+    function: Callable[..., Any] = staticmethod(infonce_loss)
     rows = VIEWS
     features = "normalized"
     oracle_normalizes = True
@@ -60,83 +57,12 @@ class InfoNceContract(ClipContract):
         expected = super().gradient_expected(case)
         return {name: want for name, want in expected.items() if not (want and constant and name == VIEWS[1])}
 
-    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        first, second = (column(inputs, name) for name in VIEWS)
-        return [
-            {
-                "contrastive_loss": infonce_loss(
-                    first, second, 1 / case.scale, rank, *flags(case), *self._dot(case)
-                )
-            }
-            for rank in range(case.world_size)
-        ]
-
-    def oracle_source(self, case: Case) -> dict[str, str]:
-        columns = f"{', '.join(VIEWS)}, {1 / case.scale!r}"
-        arguments = *flags(case), *self._dot(case)
-        return {"contrastive_loss": call_of(f"{self.name}_loss", columns, case, *arguments)}
-
-    def further(self, case: Case, inputs: Inputs, width: int, prefix: str = "") -> rounding.Further:
-        """Count the roundings of the temperature too: of a quotient, or a product with its reciprocal."""
-        of_temperature = gamma(3, case.precision.accumulated)
-        return super().further(case, inputs, width, prefix)._replace(scale=float(of_temperature))
-
-    def ready(self, case: Case, inputs: Inputs) -> list[Array]:
-        """Return both views of all ranks, as the logits are made of them."""
-        views = [np.concatenate(column(self.prepared(case, inputs), name)) for name in VIEWS]
-        return [normalize(view) for view in views] if self.normalizations(case) else views
-
-    def _dot(self, case: Case) -> tuple[bool, ...]:
-        """Return the oracle's last argument where the similarity is no cosine."""
-        return () if self.normalizations(case) else (False,)
-
-    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = case.precision
-        sums = Sum(inputs)
-        local_loss, gather_with_grad, convention = flags(case)
-        rows = list(case.rows)
-        queries, keys = self.ready(case, inputs)
-        further = self.further(case, inputs, case.width)
-        terms = []
-        for rank in range(case.world_size):
-            own = owned(rows, rank, local_loss)
-            z = rounding.logits(case.scale, queries[own], keys, 0.0, p, further)
-            labels = get_ground_truth(rows, rank, local_loss)
-            weight = Weight.of(row_weight(rows, is_local(case)), *rows, sum(rows), len(rows))
-            value, slope = rounding.cross_entropy(z, one_hot(labels, z), p)
-            terms.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
-            gradient = weight.times(cotangents[rank]["contrastive_loss"])
-            given = slope, gradient, case.scale, queries[own], keys, p, further
-            parts = rounding.through_logits(*given)
-            times = occurrences(rank, case.world_size, local_loss, gather_with_grad, convention)
-            own_times = [float(r == rank) for r in range(case.world_size)] if is_local(case) else times
-            add_rows(sums, VIEWS[0], spread(parts["x"], own, len(queries)), rows, own_times)
-            add_rows(sums, VIEWS[1], parts["y"], rows, times)
-        return Bounds(terms, sums.bounds(p, self.through(case)))
+    def calls(self, case: Case) -> dict[str, Call]:
+        # the oracle's last argument, where the similarity is no cosine
+        cosine = () if self.normalizations(case) else (False,)
+        arguments = *flags(case), *cosine
+        return {"contrastive_loss": Call(self.function, (*VIEWS, 1 / case.scale), arguments)}
 
 
 def _fewer_rows(case: Case) -> Case:
     return dataclasses.replace(case, rows=tuple(min(count, MOST_ROWS) for count in case.rows))
-
-
-def owned(rows: list[int], rank: int, local_loss: bool) -> Array:
-    """Return which of all rows are the anchors of `rank`."""
-    if not local_loss or len(rows) == 1:
-        return np.arange(sum(rows))
-    return sum(rows[:rank]) + np.arange(rows[rank])
-
-
-def spread(part: Magnitude, places: Array, total: int) -> Magnitude:
-    """Return the part of some rows as a part of all `total` rows, zero elsewhere."""
-    error, size = np.zeros((total, part.error.shape[1])), np.zeros((total, part.size.shape[1]))
-    error[places], size[places] = part.error, part.size
-    return Magnitude(error, size)
-
-
-def add_rows(sums: Sum, name: str, part: Magnitude, rows: list[int], times: list[float]) -> None:
-    """Add a part of all rows, `times[rank]` times, to the gradients of each rank's."""
-    starts = np.cumsum([0, *rows])
-    for rank, count in enumerate(times):
-        if count:
-            own = slice(starts[rank], starts[rank + 1])
-            sums.add(rank, name, Magnitude(part.error[own], part.size[own]), count)

@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from verified_losses.oracles.bounds import FLOAT64, gamma
 from verified_losses.oracles.complex_step import LOST, Array
-from verified_losses.oracles.rounding import FLOAT64, gamma
 
 from ..cases import Case, rounded
 from ..contracts import Contract, Inputs

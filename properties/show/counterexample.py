@@ -13,7 +13,6 @@ from typing import Any
 import jinja2
 import numpy as np
 
-import verified_losses.oracles as oracles
 from verified_losses.oracles.complex_step import Array
 
 from ..cases import LAYOUTS, Case, has_layout, rounded
@@ -160,11 +159,12 @@ def render(finding: Finding, path: Path) -> str:
         acts += "\n\n\n" + source(form, contract.name, case.features == "unit")
     judged = quotes.source(judge)
     terms = contract.oracle_source(oracle_case)
+    called_oracles = [call.function for call in contract.calls(oracle_case).values()]
     columns = [
         name for name in contract.inputs(case)[0] if re.search(rf"\b{name}\b", " ".join(terms.values()))
     ]
     done = {name: steps for name, steps in contract.preparations(oracle_case).items() if name in columns}
-    functions = oracle_functions(contract, terms) + [step for steps in done.values() for step in steps]
+    functions = called_oracles + [step for steps in done.values() for step in steps]
     oracle = quotes.source(*functions) if "oracle" in quotes.given else ""
     run = quotes.source(launch.launched if launched else launch.verdict)
     run += "\n\n\n" + quotes.source(*(names[one] for one in names if one in quotes.given))
@@ -264,14 +264,6 @@ def _modes(law: Law, judge: Judge, place: Place) -> tuple[Mode, ...]:
     if judge is judge_nothing:
         return law.modes
     return ("inference",) if place.note == INFERENCE else law.modes[:1]
-
-
-def oracle_functions(contract: Contract, terms: dict[str, str]) -> list[Callable[..., Any]]:
-    """Return the functions of `oracles` that a contract's expressions name."""
-    words = set(re.findall(r"\w+", " ".join(terms.values())))
-    known = [vars(sys.modules[kind.__module__]) for kind in type(contract).__mro__]
-    found = [names[word] for names in known for word in sorted(words & names.keys())]
-    return [one for one in found if getattr(one, "__module__", "").startswith(oracles.__name__)]
 
 
 def _applied(steps: tuple[Callable[..., Any], ...], name: str) -> str:

@@ -94,14 +94,18 @@ def _binds(alias: ast.alias) -> str:
 def _source(module: str, statement: ast.stmt) -> tuple[str, set[str]]:
     """Return a statement's lines, and which names it takes from `standalone.file`.
 
-    Of a docstring it is the first paragraph; words to other tools are left out.
+    Of a docstring it is the first paragraph; words to other tools are left out, and so is the mark of a step.
     """
-    decorators = getattr(statement, "decorator_list", [])
+    decorators = [one for one in getattr(statement, "decorator_list", []) if not _marks_step(one)]
     first = min([statement.lineno, *(one.lineno for one in decorators)])
     text = "\n".join(_text(module).splitlines()[first - 1 : statement.end_lineno])
     text = re.sub(r"  # (type: ignore|fmt:|noqa).*", "", text)
     text = re.sub(r'(?s)("""[^"\n]+)\n\n.*?"""', r'\1"""', text)
     return re.sub(GIVEN, "", text), set(re.findall(GIVEN + r"(\w+)", text))
+
+
+def _marks_step(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "step"
 
 
 def names_read(source: str) -> set[str]:

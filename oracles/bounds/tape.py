@@ -1,0 +1,570 @@
+"""An oracle run on traced inputs: bounds forward, then backward from the cotangents to the inputs.
+
+A `Traced` value stands for an array. It knows how far a right implementation may be from it, and how a part
+of its gradient goes back to what it was made of. Where a value is used several times its gradient is a sum of
+parts, which any implementation may add up in any order: the parts' errors add up, and so do their sizes, and
+n parts round at most n - 1 times more, that is gamma_(n - 1) of the sum of sizes (Higham 2002, section 4.2).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from ..complex_step import Array
+from .precision import Bounded, Precision, gamma
+from .sums import Weight, inexact, total
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+FEW = 64
+"""The most elements of an array that is compared by its content: larger ones are by their identity."""
+
+
+class NotSteps(TypeError):
+    """An oracle did with a traced value what is neither a step nor linear; the message names it."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f"{operation}: expected a step of verified_losses.oracles, or linear arithmetic")
+
+
+class Blocks(NamedTuple):
+    """In which blocks an implementation may compute logits, each of which then gives a part of its own."""
+
+    rows: int = 0
+    """How many rows at once; 0 for all."""
+    columns: int = 1
+    """Into how many blocks the columns are split."""
+
+
+class Traits(NamedTuple):
+    """What bounds ask of where a value comes from. Taking rows or joining some keeps it."""
+
+    given: bool = False
+    """It was given, and is stored in the case's dtype."""
+    unit: bool = False
+    """Its rows were made of length 1 and stored."""
+    parts: int = 1
+    """A sum of its elements is made of so many parts at least, stored one by one."""
+
+
+WHOLE = Blocks()
+MADE = Traits()
+
+
+class Part(NamedTuple):
+    """A part of a gradient."""
+
+    error: Array | float
+    size: Array | float
+    """The magnitudes that it was summed from."""
+    parts: Array | float = 1.0
+    """The number of parts that it is made of itself, and that may be added up apart."""
+    roundings: Any = 0
+    """How many roundings, in the precision that sums are taken in, `error` does not count yet."""
+    settled: bool = True
+    """`error` counts that it underflows as it is stored."""
+
+    def map(self, function: Callable[[Array | float], Any]) -> "Part":
+        """Return the part of other elements: `function` chooses them."""
+        error, size, parts = (function(one) for one in self[:3])
+        return self._replace(error=error, size=size, parts=parts)
+
+    def counted(self, u: float) -> "Part":
+        """Return the part with all its roundings in its error."""
+        if np.any(self.roundings):
+            return self._replace(error=self.error + gamma(self.roundings, u) * self.size, roundings=0)
+        return self
+
+
+class Tape:
+    """What was traced, in order, and the bounds that are known already.
+
+    Args:
+        p: the arithmetic.
+        blocks: in which blocks logits may be computed.
+    """
+
+    def __init__(self, p: Precision, blocks: Blocks = WHOLE) -> None:
+        self.p, self.blocks = p, blocks
+        self._nodes: list[Node] = []
+        self._known: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+    def node(
+        self, bounded: Bounded, backward: Callable[[Part], None] | None, traits: Traits = MADE
+    ) -> "Node":
+        """Return a value whose gradient is added up first, and then goes `backward`."""
+        made = Node(self, bounded, backward, traits)
+        self.append(made)
+        return made
+
+    def append(self, node: "Node") -> None:
+        """Add a value whose gradient goes backward."""
+        self._nodes.append(node)
+
+    def once(self, function: Callable[..., T], *operands: Any) -> T:
+        """Return what a function gives for operands: the same object again for equal ones.
+
+        Ranks that see the same rows, scale and bias so share their logits, and what is made of those.
+        """
+        key = (function, *map(_key, operands))
+        if key not in self._known:
+            self._known[key] = function(*operands), operands  # what is kept has an identity of its own
+        found: T = self._known[key][0]
+        return found
+
+    def backward(self) -> None:
+        """Take every gradient back to the inputs."""
+        for node in reversed(self._nodes):
+            node.finish()
+
+
+def _key(operand: Any) -> Any:
+    if isinstance(operand, np.ndarray):
+        if operand.size <= FEW or operand.dtype.kind in "biu":
+            return operand.shape, operand.dtype.str, operand.tobytes()
+        return id(operand)
+    if isinstance(operand, tuple | list):
+        return tuple(map(_key, operand))
+    if isinstance(operand, slice):
+        return operand.start, operand.stop, operand.step
+    return operand
+
+
+class Traced(NDArrayOperatorsMixin):
+    """A value on a tape. It passes each part of its gradient on to what it was chosen from or joined of."""
+
+    def __init__(
+        self,
+        tape: Tape,
+        bounded: Bounded | Callable[[], Bounded],
+        give: Callable[[Part], None],
+        traits: Traits,
+    ) -> None:
+        self._bounded = bounded
+        self.tape, self.give, self.traits = tape, give, traits
+
+    @property
+    def bounded(self) -> Bounded:
+        """The value, and how far a right implementation may be from it."""
+        if not isinstance(self._bounded, Bounded):
+            self._bounded = self._bounded()
+        return self._bounded
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As NumPy's."""
+        return np.shape(self.bounded.value)
+
+    @property
+    def ndim(self) -> int:
+        """As NumPy's."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """As NumPy's."""
+        return int(np.prod(self.shape))
+
+    @property
+    def T(self) -> "Traced":
+        """As NumPy's."""
+        return self._chosen(np.transpose, np.transpose)
+
+    @property
+    def derived(self) -> bool:
+        """Whether it has a gradient: `np.real` gives a constant."""
+        return self.give is not _nowhere
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> "Traced":
+        def back(part: Array) -> Array:
+            whole = np.zeros(self.shape)
+            np.add.at(whole, index, part)  # rows may be chosen twice
+            return whole
+
+        return self._chosen(_item, back, index)
+
+    def __iter__(self) -> NoReturn:
+        raise NotSteps("iteration")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotSteps("an array of what is traced")
+
+    def __bool__(self) -> NoReturn:
+        raise NotSteps("a condition")
+
+    def __float__(self) -> NoReturn:
+        raise NotSteps("float")
+
+    def reshape(self, *shape: Any) -> "Traced":
+        """As NumPy's."""
+        return self._chosen(np.reshape, lambda part: np.reshape(part, self.shape), _shape(shape))
+
+    def sum(self) -> "Traced":
+        """Return the sum of all elements."""
+        return Total.of([self])
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        rule = UFUNCS.get(ufunc) if method == "__call__" and not kwargs else None
+        if rule is None:
+            raise NotSteps(ufunc.__name__)
+        return rule(*inputs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        rule = FUNCTIONS.get(function)
+        if rule is None:
+            raise NotSteps(function.__name__)
+        try:
+            return rule(*args, **kwargs)
+        except NotSteps:
+            raise
+        except TypeError as error:  # an argument that the rule has not
+            raise NotSteps(f"{function.__name__} with {sorted(kwargs) or 'these arguments'}") from error
+
+    def _chosen(
+        self, choose: Callable[..., Array], back: Callable[[Array], Array], *arguments: Any
+    ) -> "Traced":
+        """Return elements of this value, given how the parts of their gradients go back."""
+        bounded = self.tape.once(_both, choose, self.bounded, arguments)
+        shape = np.shape(bounded.value)
+
+        def give(part: Part) -> None:
+            self.give(part.map(lambda one: back(np.broadcast_to(one, shape))))
+
+        same_rows = self.traits.unit and len(shape) == self.ndim and shape[-1] == self.shape[-1]
+        return Traced(self.tape, bounded, give, self.traits._replace(unit=same_rows))
+
+
+def _both(choose: Callable[..., Array], bounded: Bounded, arguments: tuple[Any, ...]) -> Bounded:
+    return Bounded(*(choose(one, *arguments) for one in bounded))
+
+
+def _item(array: Array, index: Any) -> Array:
+    chosen: Array = np.asarray(array[index])
+    return chosen
+
+
+def _shape(shape: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(shape[0]) if shape and isinstance(shape[0], tuple | list) else shape
+
+
+class Node(Traced):
+    """A value whose gradient is added up first."""
+
+    def __init__(
+        self,
+        tape: Tape,
+        bounded: Bounded | Callable[[], Bounded],
+        backward: Callable[[Part], None] | None,
+        traits: Traits,
+    ) -> None:
+        super().__init__(tape, bounded, self._add, traits)
+        self._backward = backward
+        self._sum: Part | None = None
+        self._alone = True
+
+    def _add(self, part: Part) -> None:
+        counts = part.parts * (np.asarray(part.size) > 0)
+        part = part._replace(parts=counts)
+        if self._sum is None:
+            self._sum = part
+            return
+        self._alone = False
+        one, other = (each.counted(self.tape.p.accumulated) for each in (self._sum, part))
+        self._sum = Part(
+            one.error + other.error, one.size + other.size, one.parts + other.parts, settled=False
+        )
+
+    @property
+    def gradient(self) -> Part | None:
+        """The sum of all parts, its rounding and underflow counted; None where nothing has reached it."""
+        if self._sum is None or (self._alone and self._sum.settled):
+            return self._sum
+        p, (error, size, parts, *_) = self.tape.p, self._sum.counted(self.tape.p.accumulated)
+        # of more parts than 1/u the relative error is infinite, which nothing is multiplied with
+        added = gamma(np.where(np.asarray(size) > 0, np.maximum(np.subtract(parts, 1), 0), 0), p.stored)
+        return Part(error + added * size + p.tiny, size, parts)
+
+    def finish(self) -> None:
+        """Take the gradient back to what the value was made of."""
+        gradient = self.gradient
+        if gradient is not None and self._backward is not None:
+            self._backward(gradient)
+
+
+class Total(Node):
+    """A sum of values times a weight, which each constant that it is multiplied with changes.
+
+    Args:
+        tape: where it is traced.
+        values: what is summed, all elements of each.
+        weight: what the sum is multiplied with.
+        factors: the numbers that the weight is made of.
+        parts: in how many parts, stored one by one, it is summed.
+    """
+
+    def __init__(
+        self, tape: Tape, values: tuple[Traced, ...], weight: float, factors: tuple[float, ...], parts: int
+    ) -> None:
+        self.values, self.weight, self.factors, self.parts = values, weight, factors, parts
+        self._weighing = Weight.of(weight, *factors)
+        super().__init__(tape, self._bound, self._to_values, Traits())
+        tape.append(self)
+
+    def _bound(self) -> Bounded:
+        joined = self.tape.once(_joined, [one.bounded for one in self.values])
+        error = self.tape.once(total, joined, self._weighing, self.tape.p, self.parts)
+        return Bounded(np.asarray(self.weight * joined.value.sum()), np.asarray(error))
+
+    @staticmethod
+    def of(values: Sequence[Traced], factors: tuple[float, ...] = ()) -> "Total":
+        """Return the sum of several values; the implementation's weight is made of `factors` besides."""
+        parts = max(one.traits.parts for one in values)
+        return Total(values[0].tape, tuple(values), 1.0, factors, parts)
+
+    def times(self, factor: float, weight: float) -> "Total":
+        """Return the total with another weight, which a factor has made of its own."""
+        return Total(self.tape, self.values, weight, (*self.factors, factor), self.parts)
+
+    def plus(self, other: "Total") -> "Total":
+        """Return the sum of two totals of one weight."""
+        values, parts = self.values + other.values, self.parts + other.parts
+        return Total(self.tape, values, self.weight, (*self.factors, *other.factors), parts)
+
+    def _to_values(self, part: Part) -> None:
+        weight = self._weighing.times(part.size)
+        error, size = abs(self.weight) * part.error, abs(weight.value)
+        for value in self.values:
+            value.give(Part(error, size, roundings=int(weight.roundings) + part.roundings))
+
+
+def _joined(values: Sequence[Bounded]) -> Bounded:
+    return Bounded(*(np.concatenate([np.ravel(one) for one in both]) for both in zip(*values, strict=True)))
+
+
+def add_up(values: Sequence[Traced], counts: Sequence[int]) -> Total:
+    """Trace the sum of values; a mean is made of the counts, their sum, and how many there are."""
+    return Total.of(values, (*counts, sum(counts), len(counts)))
+
+
+def tape_of(*operands: Any) -> Tape:
+    """Return the tape that traced operands, at least one, are on."""
+    return next(one.tape for one in operands if isinstance(one, Traced))
+
+
+def bounded(operand: Any) -> Bounded:
+    """Return the bounds of an operand, which is exact where it is a constant."""
+    if isinstance(operand, Traced):
+        return operand.bounded
+    value = np.asarray(operand, float)
+    return Bounded(value, np.zeros(value.shape))
+
+
+def give(operand: Any, part: Part) -> None:
+    """Give a part of its gradient to an operand; a constant has none."""
+    if isinstance(operand, Traced):
+        operand.give(part)
+
+
+def _add(first: Any, second: Any) -> Traced:
+    if isinstance(first, Total) and isinstance(second, Total) and first.weight == second.weight:
+        return first.plus(second)
+    for one, other in ((first, second), (second, first)):
+        if isinstance(one, Traced) and np.ndim(other) == 0 and not isinstance(other, Traced) and other == 0:
+            return one
+    tape, sides = tape_of(first, second), (bounded(first), bounded(second))
+    value = sides[0].value + sides[1].value
+    for one in (first, second):
+        if isinstance(one, Traced) and one.shape != value.shape:
+            raise NotSteps("a sum of different shapes")
+    # a constant is rounded as it is stored, and so is the sum
+    constants = [
+        abs(b.value) for a, b in zip((first, second), sides, strict=True) if not isinstance(a, Traced)
+    ]
+    error = sides[0].error + sides[1].error + tape.p.stored * sum(constants)
+    error = error + tape.p.stored * (abs(value) + error)
+
+    def back(part: Part) -> None:
+        give(first, part)
+        give(second, part)
+
+    return Traced(tape, Bounded(value, error), back, Traits())
+
+
+def _times(value: Any, factor: Any, divides: bool = False) -> Traced:
+    if not isinstance(value, Traced):
+        value, factor = factor, value
+    if isinstance(factor, Traced):
+        raise NotSteps("a product of two traced values")
+    if isinstance(value, Total) and np.ndim(factor) == 0:
+        number = float(factor)
+        return value.times(number, value.weight / number if divides else value.weight * number)
+    tape, before = value.tape, value.bounded
+    size = 1 / abs(np.asarray(factor, float)) if divides else abs(np.asarray(factor, float))
+    result = before.value / factor if divides else before.value * factor
+    if result.shape != value.shape:
+        raise NotSteps("a product of different shapes")
+    # the constant is rounded as it is stored, and so is the product
+    relative = gamma(2 * inexact(np.asarray(factor, float)), tape.p.stored)
+    error = (
+        size * before.error + relative * (abs(result) + size * before.error) + tape.p.tiny * (relative > 0)
+    )
+
+    def back(part: Part) -> None:
+        counted = part.counted(tape.p.accumulated)
+        grown = size * counted.error + relative * size * (counted.error + counted.size)
+        value.give(Part(grown, size * counted.size, counted.parts, settled=False))
+
+    return Traced(tape, Bounded(result, error), back, value.traits._replace(given=False))
+
+
+def _divide(value: Any, factor: Any) -> Traced:
+    if isinstance(factor, Traced):
+        if np.ndim(value) == 0 and not isinstance(value, Traced) and value == 1:
+            inverse: Traced = UFUNCS[np.reciprocal](factor)
+            return inverse
+        raise NotSteps("a quotient by a traced value")
+    return _times(value, factor, divides=True)
+
+
+def _negative(value: Traced) -> Traced:
+    return _times(value, -1.0)
+
+
+def _concatenate(values: Sequence[Any], axis: int = 0) -> Traced:
+    if axis != 0:
+        raise NotSteps(f"concatenate along axis {axis}")
+    tape = tape_of(*values)
+    both = tape.once(_stacked, [bounded(one) for one in values])
+    starts = np.cumsum([0, *map(len, values)])
+    shape = np.shape(both.value)
+
+    def back(part: Part) -> None:
+        for start, one in zip(starts, values, strict=False):
+            rows = slice(start, start + len(one))
+            give(one, part.map(lambda each, rows=rows: np.broadcast_to(each, shape)[rows]))  # type: ignore[misc]
+
+    traits = [one.traits for one in values if isinstance(one, Traced)]
+    given, unit = (all(each) and len(traits) == len(values) for each in list(zip(*traits, strict=True))[:2])
+    return Traced(tape, both, back, Traits(given, unit, max(one.parts for one in traits)))
+
+
+def _stacked(values: Sequence[Bounded]) -> Bounded:
+    return Bounded(*(np.concatenate(each) for each in zip(*values, strict=True)))
+
+
+def _real(value: Traced) -> Traced:
+    return Traced(value.tape, value.bounded, _nowhere, value.traits)
+
+
+def _nowhere(part: Part) -> None:
+    """Take the gradient of a constant."""
+
+
+def _mean(value: Traced) -> Traced:
+    return _times(Total.of([value], (float(value.size),)), float(value.size), divides=True)
+
+
+UFUNCS: dict[Any, Callable[..., Traced]] = {
+    np.add: _add,
+    np.subtract: lambda first, second: _add(
+        first, _negative(second) if isinstance(second, Traced) else -second
+    ),
+    np.multiply: _times,
+    np.divide: _divide,
+    np.negative: _negative,
+}
+"""What NumPy's functions of elements do with traced values; steps add theirs."""
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    np.sum: Traced.sum,
+    np.mean: _mean,
+    np.concatenate: _concatenate,
+    np.real: _real,
+    np.reshape: Traced.reshape,
+    np.transpose: lambda value: value.T,
+    np.shape: lambda value: value.shape,
+    np.ndim: lambda value: value.ndim,
+    np.size: lambda value: value.size,
+    np.iscomplexobj: lambda value: False,
+}
+
+
+def step(rule: Callable[..., Any]) -> Callable[[F], F]:
+    """Mark a function of an oracle as a step: of traced values it returns what `rule` does.
+
+    Args:
+        rule: takes the same arguments, and returns a traced value.
+    """
+
+    def marked(function: F) -> F:
+        @functools.wraps(function)
+        def either(*args: Any, **kwargs: Any) -> Any:
+            chosen = rule if _has_traced((args, tuple(kwargs.values()))) else function
+            return chosen(*args, **kwargs)
+
+        return either  # type: ignore[return-value]
+
+    return marked
+
+
+def _has_traced(value: Any) -> bool:
+    return any(map(_has_traced, value)) if isinstance(value, tuple | list) else isinstance(value, Traced)
+
+
+def trace(
+    function: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    inputs: Sequence[dict[str, Array]],
+    cotangents: Sequence[dict[str, Array]],
+    p: Precision,
+    blocks: Blocks = WHOLE,
+) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Return how far rounding may take every rank's terms, and every gradient.
+
+    Args:
+        function: takes every rank's inputs by name, and returns every rank's terms by name: an oracle.
+        inputs: every rank's. Floats have a gradient; others are given to the function as they are.
+        cotangents: every rank's, by the terms' names.
+        p: the arithmetic.
+        blocks: in which blocks logits may be computed.
+
+    Raises:
+        NotSteps: the function does with an input what is neither a step nor linear.
+    """
+    tape = Tape(p, blocks)
+    leaves: list[dict[str, Node]] = []
+    for given in inputs:
+        floats = {name: array for name, array in given.items() if np.issubdtype(array.dtype, np.floating)}
+        leaves.append(
+            {
+                name: tape.node(Bounded(array, np.zeros(array.shape)), None, Traits(given=True))
+                for name, array in floats.items()
+            }
+        )
+    terms = []
+    for found, rank in zip(
+        function([{**given, **own} for given, own in zip(inputs, leaves, strict=True)]),
+        cotangents,
+        strict=True,
+    ):
+        errors = {}
+        for name, term in found.items():
+            if isinstance(term, Traced):
+                errors[name] = np.asarray(term.bounded.error)
+                term.give(Part(np.zeros(term.shape), abs(np.asarray(rank[name], float))))
+            else:
+                errors[name] = p.stored * abs(np.real(term))  # a constant is rounded as it is stored
+        terms.append(errors)
+    tape.backward()
+    gradients = [
+        {
+            name: np.zeros(leaf.shape) + (leaf.gradient.error if leaf.gradient is not None else p.tiny)
+            for name, leaf in own.items()
+        }
+        for own in leaves
+    ]
+    return terms, gradients
