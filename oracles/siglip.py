@@ -63,3 +63,10 @@ def siglip_loss(
     labels = get_ground_truth(rows, rank)
     loss: complex = np.sum(softplus(-labels * logits)) * len(rows) / sum(rows)
     return loss
+
+
+def sigmoid_mean_loss(image: Array, text: Array, scale: float, bias: float) -> complex:
+    """Return the loss of [n, d] pairs as a mean over all n^2 of them, where SigLIP sums over texts."""
+    logits = get_logits(image, text, np.asarray(scale), np.asarray(bias))
+    loss: complex = np.sum(softplus(-get_ground_truth([len(image)], 0) * logits)) / logits.size
+    return loss
