@@ -4,12 +4,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .ask.api import NotCertified, certification, certify
+    from .own.formula import contract
+    from .own.kinds import choice, ids, mask, matrix, positive, rows, shared
 
-__all__ = ["NotCertified", "certification", "certify"]
+KINDS = ("choice", "ids", "mask", "matrix", "positive", "rows", "shared")
+__all__ = [
+    "NotCertified", "certification", "certify", "choice", "contract", "ids", "mask", "matrix", "positive",
+    "rows", "shared",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # not before it is asked for: ranks, and every run of pytest, import this package
+    if name == "contract":
+        from .own.formula import contract
+
+        return contract
+    if name in KINDS:
+        from .own import kinds
+
+        return getattr(kinds, name)
     if name in __all__:
         from .ask import api
 

@@ -44,6 +44,7 @@ from ..cases import (
     unsigned_zero,
 )
 from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
+from ..own.formula import is_own
 from ..subjects import Subject
 
 SMALL_ROWS, SMALL_WIDTH = 9, 33
@@ -159,6 +160,10 @@ class Contract(ABC):
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
     rows: tuple[str, ...] = ()
     """Its inputs whose rows a subject may normalise."""
+    whole = False
+    """Whether its oracle is that of one process alone: of several ranks it says the mean."""
+    alike: tuple[str, ...] = scalars
+    """Its inputs that every rank holds alike."""
     features: Features = "raw"
     """What a subject does with them that has not stated otherwise."""
     oracle_normalizes = False
@@ -294,6 +299,17 @@ class Contract(ABC):
         ]
         return Further(relative(width, p), *scalars)
 
+    def probe(self, case: Case) -> Case:
+        """Return a case to look at a target with, for one of few rows."""
+        return case
+
+    def check(self, cases: list[Case]) -> None:
+        """Look at the oracle itself, on some cases, before anything runs.
+
+        Raises:
+            NoFormula: it is none.
+        """
+
     def through(self, case: Case) -> Through:
         """Return what bounds gradients of inputs, given those of what is made of them."""
         p = case.precision
@@ -404,6 +420,18 @@ def contracts() -> dict[str, Contract]:
     return {name: _contract(name) for name in CONTRACTS}
 
 
+def contract_of(name: str) -> Contract:
+    """Return a contract by its name, which may be that of a formula, file.py:name.
+
+    Raises:
+        NoFormula: there is no such formula.
+    """
+    if is_own(name):
+        own: Contract = importlib.import_module(".own", __name__).own_contract(name)
+        return own
+    return _contract(name)
+
+
 def _contract(name: str) -> Contract:
     module = importlib.import_module(f".{name}", __name__)
     kinds: list[Any] = [one for one in vars(module).values() if inspect.isclass(one)]
@@ -412,4 +440,4 @@ def _contract(name: str) -> Contract:
     return contract
 
 
-__all__ = ["Bounds", "Contract", "Inputs", "Sum", "accepted", "contracts", "entry"]
+__all__ = ["Bounds", "Contract", "Inputs", "Sum", "accepted", "contract_of", "contracts", "entry"]

@@ -18,7 +18,7 @@ import msgspec
 import verified_losses
 
 from .. import devices
-from ..names import CONTRACTS
+from ..names import values_of
 from ..subjects import Subject, Target
 from ..verify import concerns
 from ..verify.certifier import Check, Finding, Verdict
@@ -308,7 +308,7 @@ def certificate(
         CERTIFICATE_VERSION,
         plain(subject.target),
         contract,
-        " and ".join(subject.conventions) if "convention" in CONTRACTS[contract] else "",
+        " and ".join(subject.conventions) if "convention" in values_of(contract) else "",
         verdict,
         properties,
         versions(),

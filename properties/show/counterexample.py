@@ -346,7 +346,7 @@ def _given(check: Check, example: Example, place: Place) -> dict[str, tuple[Any,
         "NAME": (place.name, ""),
         "INDEX": (place.index, ""),
         "ALONG": (along, "a direction" if along else "or a direction, instead of one element"),
-        "IS_SHARED": (place.name in check.contract.scalars, "by all ranks"),
+        "IS_SHARED": (place.name in check.contract.alike, "by all ranks"),
         "EXPECTED": (place.expected, "what the oracle gives"),
         "ALLOWED": (allowed, "what is documented"),
         "BOUND": (float(f"{place.bound:.4g}"), why if place.bound else "nothing may be rounded"),
@@ -387,7 +387,7 @@ def _literals(contract: Contract, one: Given) -> list[dict[str, str]]:
 def _tensor(array: Array, dtype: str, strides: str, requires_grad: bool, device: str = "cpu") -> str:
     """Return a tensor as Python: what `cases.tensor` makes of an array."""
     on = "" if device == "cpu" else f", device={_python(device)}"
-    if np.issubdtype(array.dtype, np.integer):
+    if not np.issubdtype(array.dtype, np.floating):
         return f"tensor({_lines(array.tolist())}{on})"
     text = f"tensor({_lines(_nested(array, dtype))}, dtype=torch.{dtype}{on})"
     if has_layout(strides, array.ndim):

@@ -17,8 +17,12 @@ Judge = Callable[[Any, list[Any]], bool]
 
 
 def judge_term(target: Any, ranks: list[list[Outcome]]) -> bool:
-    """Compare one element of one rank's term with the oracle's."""
-    expected = np.asarray(file.oracle(values(file.inputs()))[file.RANK][file.NAME]).real
+    """Compare one element of one rank's term, or of the mean over ranks, with the oracle's."""
+    terms = [np.asarray(one[file.NAME]).real for one in file.oracle(values(file.inputs()))]
+    if file.RANK is None:
+        seen = np.mean([component(part(outcomes[0])) for outcomes in ranks])
+        return agree(np.mean([one[file.INDEX] for one in terms]), seen)
+    expected = terms[file.RANK]
     return agree(expected[file.INDEX], component(part(ranks[file.RANK][0])))
 
 
@@ -30,6 +34,13 @@ def judge_gradient(target: Any, ranks: list[list[Outcome]]) -> bool:
         lambda moved: total(file.oracle(moved), file.COTANGENTS), given, file.RANK, file.NAME, along
     )
     return agree(expected, component(part(ranks[file.RANK][0])))
+
+
+def judge_quoted(target: Any, ranks: list[list[Outcome]]) -> bool:
+    """Compare one element, or the mean over ranks of one, with what the oracle gave as this was written."""
+    if file.RANK is None:
+        return agree(file.EXPECTED, np.mean([component(part(outcomes[0])) for outcomes in ranks]))
+    return agree(file.EXPECTED, component(part(ranks[file.RANK][0])))
 
 
 def judge_derived_twice(target: Any, ranks: list[dict[str, Array]]) -> bool:
