@@ -118,11 +118,14 @@ class OwnContract(Contract):
         return replace(case, pattern="unit", drawn=tuple(found.items()), frozen=self.constants)
 
     def defined(self, case: Case) -> bool:
-        """Whether the formula and its derivatives are numbers."""
+        """Whether the formula does not refuse it by ValueError, and it and its derivatives are numbers."""
         inputs = self.inputs(case)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            value, slope = self._value_and_slope(case, inputs)
+            try:
+                value, slope = self._value_and_slope(case, inputs)
+            except ValueError:
+                return False
         return bool(np.isfinite(value) and np.isfinite(slope))
 
     def inputs(self, case: Case) -> Inputs:
@@ -300,6 +303,9 @@ class OwnContract(Contract):
                 return _nonzero(pair[bool(kind.like)]) if kind.unit else pair[bool(kind.like)]
             case Ids():
                 (below,) = self._sizes(case, (kind.below,))
+                if kind.repeated:
+                    pairs = np.minimum(np.arange(total) // 2, max(total // 2 - 1, 0)) % below
+                    return pairs if case.pattern == "basis" else generator.permutation(pairs)
                 if case.pattern == "basis":
                     return np.arange(total) % below
                 return generator.integers(0, below, total)

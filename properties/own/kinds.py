@@ -69,6 +69,7 @@ class Ids(Kind):
     """Whole numbers, [N]."""
 
     below: Size = 8
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,18 @@ def rows(unit: bool = False, like: str = "", width: Size = WIDTH, constant: bool
     return Rows(bool(unit), like, width, constant)
 
 
-def ids(below: Size = 8) -> Ids:
-    """Whole numbers from 0, [N], as labels; `below` may name a size, as the columns of a matrix.
+def ids(below: Size = 8, repeated: bool = False) -> Ids:
+    """Whole numbers from 0, [N], as labels.
+
+    Args:
+        below: which they are below; it may name a size, as the columns of a matrix.
+        repeated: each that occurs stands on two rows or more.
 
     Raises:
         WrongKind: there are none below it.
     """
     _check_size("below", below)
-    return Ids(below)
+    return Ids(below, repeated)
 
 
 def mask(symmetric: bool = False, reflexive: bool = False, share: float = 0.3) -> Mask:
