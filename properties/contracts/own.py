@@ -251,8 +251,8 @@ class OwnContract(Contract):
 
         def function(*arrays: Any) -> Any:
             made = dict(zip(order, arrays, strict=True))
-            # twice: a loss may normalise again what it is given so
-            made |= {name: normalize(normalize(made[name])) for name in self.unit}
+            # once: of two in a row the second removes what the backward of the first errs by
+            made |= {name: normalize(made[name]) for name in self.unit}
             return self._computed(case, made)
 
         places = [order.index(name) for name in names]
