@@ -2,13 +2,18 @@
 
 import numpy as np
 
-from .clip import log_softmax
 from .complex_step import Array
 
 
 def _similarities(first: Array, second: Array, temperature: float) -> tuple[Array, Array]:
-    """Return each view's logit with its partner, [2n], and those with all views of others, [2n, 2n - 2]."""
+    """Return each view's logit with its partner, [2n], and those with all views of others, [2n, 2n - 2].
+
+    Raises:
+        ValueError: there are no others.
+    """
     views, count = np.concatenate([first, second]), len(first)
+    if count < 2:
+        raise ValueError(f"expected two rows or more, got {count}")
     logits = views @ views.T / temperature
     own = np.arange(2 * count)
     partner = (own + count) % (2 * count)
@@ -18,7 +23,8 @@ def _similarities(first: Array, second: Array, temperature: float) -> tuple[Arra
 
 def _log_sum_exp(z: Array) -> Array:
     """Return log sum_k exp(z_k) along the last axis."""
-    result: Array = z[..., 0] - log_softmax(z)[..., 0]
+    top = np.max(np.real(z), axis=-1, keepdims=True)
+    result: Array = np.log(np.sum(np.exp(z - top), axis=-1)) + top[..., 0]
     return result
 
 

@@ -5,6 +5,7 @@ the sum of the losses of the first few dimensions, for several numbers of them, 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from .infonce import normalize
 
 def matryoshka_loss(query: Array, key: Array, temperature: float, dims: Sequence[int]) -> complex:
     """Return the loss of [n, d] queries and keys, the sum over their prefixes of `dims` elements."""
-    total: complex = 0j
+    total: Any = 0.0
     for dim in dims:
         logits = normalize(query[:, :dim]) @ normalize(key[:, :dim]).T / temperature
         total = total + np.sum(cross_entropy(logits, np.arange(len(query)))) / len(query)
-    return total
+    loss: complex = total
+    return loss

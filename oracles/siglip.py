@@ -65,8 +65,8 @@ def siglip_loss(
     return loss
 
 
-def sigmoid_mean_loss(image: Array, text: Array, scale: float, bias: float) -> complex:
+def sigmoid_mean_loss(image: Array, text: Array, scale: Array, bias: Array) -> complex:
     """Return the loss of [n, d] pairs as a mean over all n^2 of them, where SigLIP sums over texts."""
-    logits = get_logits(image, text, np.asarray(scale), np.asarray(bias))
+    logits = get_logits(image, text, scale, bias)
     loss: complex = np.sum(softplus(-get_ground_truth([len(image)], 0) * logits)) / logits.size
     return loss

@@ -1,5 +1,7 @@
 """Cross-entropies under targets that are no labels: smoothed ones, and those of a teacher."""
 
+from typing import Any
+
 import numpy as np
 
 from .clip import log_softmax
@@ -44,7 +46,7 @@ def momentum_loss(
     the momentum model's softmax, and the rest the pair's; the mean of both directions. The momentum model is
     a constant.
     """
-    total: complex = 0j
+    total: Any = 0.0
     for one, other, momentum, other_momentum in (
         (image, text, image_momentum, text_momentum),
         (text, image, text_momentum, image_momentum),
@@ -52,4 +54,5 @@ def momentum_loss(
         soft = np.exp(log_softmax(momentum @ other_momentum.T / temperature))
         targets = alpha * soft + (1 - alpha) * np.eye(len(one))
         total = total - np.sum(targets * log_softmax(one @ other.T / temperature))
-    return total / (2 * len(image))
+    loss: complex = total / (2 * len(image))
+    return loss

@@ -260,8 +260,12 @@ def choice(*values: Any) -> Choice:
     Raises:
         WrongKind: there are none, or not of JSON.
     """
-    if not values or not all(isinstance(one, bool | int | float | str | None) for one in values):
-        raise WrongKind(f"choice: expected numbers, texts, booleans or None, got {values!r}")
+    plain = bool | int | float | str | None
+    if not values or not all(
+        isinstance(one, plain) or (isinstance(one, tuple) and all(isinstance(part, plain) for part in one))
+        for one in values
+    ):
+        raise WrongKind(f"choice: expected numbers, texts, booleans, None or tuples of them, got {values!r}")
     return Choice(values)
 
 

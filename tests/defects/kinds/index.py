@@ -30,6 +30,7 @@ DEFECTS = [
     wrong("supcon", "over_all_positives", "a mean over all positive pairs, not over anchors"),
     wrong("supcon", "base_temperature", "the loss is scaled by temperature / 0.07", SUPCON),
     wrong("supcon", "epsilon_in_log", "log(sum + 1e-4)"),
+    wrong("supcon", "largest_with_itself", "an anchor's own logit is subtracted, beside which others underflow", SUPCON),
     wrong("supcon", "own_rows_alone", "rows are gathered, and not used", "", TERMS, MEAN, world=RANKS),
     wrong("supcon", "no_offset", "a rank leaves out the rows of rank 0 in the place of its own", "", TERMS, world=RANKS),
     wrong("multi_positive", "not_normalized", "targets do not sum up to 1"),

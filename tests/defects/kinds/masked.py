@@ -17,10 +17,11 @@ def masked(query: Tensor, key: Tensor, ids: Tensor, temperature: float) -> Tenso
 def by_weights(query: Tensor, key: Tensor, ids: Tensor, temperature: float) -> Tensor:
     """Exponentials of false negatives are multiplied with 0."""
     logits = query @ key.T / temperature
-    logits = logits - logits.detach().amax(1, keepdim=True)
     itself = torch.eye(len(query), dtype=torch.bool, device=query.device)
-    kept = ((ids[:, None] != ids) | itself).to(logits.dtype)
-    return ((logits.exp() * kept).sum(1).log() - logits.diagonal()).mean()
+    false = (ids[:, None] == ids) & ~itself
+    logits = logits - logits.detach().masked_fill(false, -torch.inf).amax(1, keepdim=True)
+    total = (logits.clamp(max=0).exp() * ~false).sum(1)
+    return (total.log() - logits.diagonal()).mean()
 
 
 def gathered(query: Tensor, key: Tensor, ids: Tensor, temperature: float) -> Tensor:

@@ -32,10 +32,19 @@ def gathered(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
     itself = torch.zeros(len(features), len(everyone), dtype=torch.bool, device=features.device)
     itself[:, place] = torch.eye(len(features), dtype=torch.bool, device=features.device)
     logits = features @ everyone.T / temperature
-    logits = logits - logits.detach().amax(1, keepdim=True)
-    total = (logits.exp() * ~itself).sum(1, keepdim=True)
+    logits = logits - logits.detach().masked_fill(itself, -torch.inf).amax(1, keepdim=True)
+    total = logits.masked_fill(itself, -torch.inf).exp().sum(1, keepdim=True)
     positive = (labels[:, None] == every_label) & ~itself
     return -((logits - total.log()) * positive).sum(1).div(positive.sum(1)).mean()
+
+
+def largest_with_itself(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    logits = features @ features.T / temperature
+    logits = logits - logits.detach().amax(1, keepdim=True)
+    others = 1 - torch.eye(len(features), dtype=logits.dtype)
+    log = logits - (logits.exp() * others).sum(1, keepdim=True).log()
+    positive = (labels[:, None] == labels) * others
+    return -((log * positive).sum(1) / positive.sum(1)).mean()
 
 
 def counts_itself(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
