@@ -13,6 +13,8 @@ A right implementation may use another formula than the one at hand, so what is 
 - a sum of two moves relative to the larger, as one that was stored, or shifted, before;
 - exponentials and logarithms move by two units, an exponential also by its argument, as those to base two do;
 - what `np.logaddexp` gives, and its slopes, move relative to its arguments, and to 1: 1 - p may stand for p;
+- a softmax may subtract its log-sum-exp, which is rounded relative to the shift: the slope of a logarithm, and a
+  quotient, of exponentials move as often as the exponents were larger before they were shifted;
 - in half precision what is stored is rounded to half precision, sums are accumulated in float32;
 - xi has one part that an operation draws for each element, and one that it draws for all: equal elements round
   equally, so that their errors do not average out.
@@ -37,7 +39,7 @@ from .dtypes import DTYPES
 
 SAMPLES = 32
 QUANTILE = 12.0
-SPREAD = 4.0
+SPREAD = 2.5
 CHANCE = 1e-6
 """Of accusing a right implementation in one run, as long as its errors are as assumed above."""
 ELEMENTARY = 2.0
@@ -164,6 +166,10 @@ class Moved(NDArrayOperatorsMixin):
         if self.parents:
             tape.numbers.append(self)
         tape.size += value.size
+        self.before: Array | None = None
+        """Of a difference: how large its operands were."""
+        self.shifts: Array | None = None
+        """Of exponentials: how large their exponents were before they were shifted."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -341,33 +347,62 @@ def _plain(ufunc: np.ufunc, tape: Tape, *inputs: Any) -> Any:
 def _add(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     with np.errstate(invalid="ignore"):
-        value = tape.moved(one + other, np.maximum(abs(one), abs(other)))
-    return _made(tape, value, (first, lambda g: g), (second, lambda g: g))
+        size = np.maximum(abs(one), abs(other))
+        value = tape.moved(one + other, size)
+    return _after(_made(tape, value, (first, lambda g: g), (second, lambda g: g)), size)
 
 
 def _subtract(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     with np.errstate(invalid="ignore"):
-        value = tape.moved(one - other, np.maximum(abs(one), abs(other)))
-    return _made(tape, value, (first, lambda g: g), (second, lambda g: -g))
+        size = np.maximum(abs(one), abs(other))
+        value = tape.moved(one - other, size)
+    return _after(_made(tape, value, (first, lambda g: g), (second, lambda g: -g)), size)
+
+
+def _after(number: Moved, before: Array) -> Moved:
+    """Note how large the operands of a difference were, as far as they are finite."""
+    if number.tape.samples > 1:
+        number.before = np.where(np.isfinite(before[0]), before[0], 0.0)
+    return number
+
+
+def _noted(result: Moved, how: Callable[..., Array], *inputs: Any) -> Moved:
+    """Pass on to a result what was noted of its inputs."""
+    for name in ("before", "shifts"):
+        notes = [getattr(one, name, None) for one in inputs]
+        if any(note is not None for note in notes):
+            filled = [np.zeros(np.shape(_exact(one))) if note is None else note
+                      for one, note in zip(inputs, notes, strict=True)]  # fmt: skip
+            setattr(result, name, how(*filled))
+    return result
+
+
+def _larger(first: Array, second: Array) -> Array:
+    larger: Array = np.maximum(first, second)
+    return larger
 
 
 def _multiply(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     value = tape.moved(one * other)
-    return _made(
+    made = _made(
         tape, value, (first, lambda g: tape.moved(g * other)), (second, lambda g: tape.moved(g * one))
     )
+    made = _noted(made, _larger, first, second)
+    made.before = None  # it is of another size
+    return made
 
 
 def _divide(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
-    value = tape.moved(one / other, times=1.5)
+    shifts = 0.0 if getattr(second, "shifts", None) is None else second.shifts
+    value = tape.moved(one / other, times=1.5 + shifts)
     return _made(
         tape,
         value,
-        (first, lambda g: tape.moved(g / other, times=1.5)),
-        (second, lambda g: tape.moved(-g * value / other, times=2.5)),
+        (first, lambda g: tape.moved(g / other, times=1.5 + shifts)),
+        (second, lambda g: tape.moved(-g * value / other, times=2.5 + shifts)),
     )
 
 
@@ -388,6 +423,7 @@ def _elementwise(
     slope: Callable[[Array, Array], Array],
     times: Callable[[Array], Any] = lambda x: ELEMENTARY,
     slope_size: float = 0.0,
+    exponential: bool = False,
 ) -> Callable[[Tape, Any], Moved]:
     """Return the rule of an elementwise function.
 
@@ -395,6 +431,7 @@ def _elementwise(
         function: itself.
         slope: its derivative, given argument and value.
         times: how many units its value moves by, given its argument.
+        exponential: what its argument was before is noted.
         slope_size: what its slope is rounded relative to, if that is larger than the slope.
     """
 
@@ -402,8 +439,12 @@ def _elementwise(
         x = number.value
         value = tape.moved(function(x), times=times(x))
         rate = slope(x, value)
-        rate = tape.moved(rate, np.maximum(abs(rate), slope_size) if slope_size else None, times(x))
-        return _made(tape, value, (number, lambda g: tape.moved(g * rate)))
+        shifts = 0.0 if number.shifts is None else number.shifts
+        rate = tape.moved(rate, np.maximum(abs(rate), slope_size) if slope_size else None, times(x) + shifts)
+        made = _made(tape, value, (number, lambda g: tape.moved(g * rate)))
+        if exponential:
+            made.shifts = abs(x[0]) if number.before is None else number.before
+        return made
 
     return rule
 
@@ -436,12 +477,13 @@ def _where(condition: Any, first: Any, second: Any, tape: Tape | None = None) ->
     if tape is None:
         tape = next(one.tape for one in (condition, first, second) if isinstance(one, Moved))
     mask, one, other = _operands(tape, condition, first, second)
-    return _made(
+    made = _made(
         tape,
         np.where(mask, one, other),
         (first, lambda g: np.where(mask, g, 0.0)),
         (second, lambda g: np.where(mask, 0.0, g)),
     )
+    return _noted(made, lambda one, other: np.where(mask[0], one, other), first, second)
 
 
 def _matmul(tape: Tape, first: Any, second: Any) -> Moved:
@@ -537,7 +579,8 @@ def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = Non
     def back(g: Array) -> Array:
         return np.broadcast_to(g.reshape(g.shape[0], *value.shape[1:]), number.value.shape)
 
-    return _made(tape, kept, (number, back))
+    made = _made(tape, kept, (number, back))
+    return _noted(made, lambda note: note.max(axis=tuple(k - 1 for k in axes), keepdims=keepdims), number)
 
 
 def _mean(number: Any, axis: Any = None, keepdims: bool = False, **options: Any) -> Moved:
@@ -622,7 +665,12 @@ def _gathered(function: Any, *args: Any, **kwargs: Any) -> Any:
             return back
 
         value = everything[:, index.reshape(-1)].reshape(tape.samples, *index.shape)
-        return _made(tape, value, *((one, back_to(start, one)) for start, one in placed))
+        made = _made(tape, value, *((one, back_to(start, one)) for start, one in placed))
+        if len(placed) == 1 and tape.samples > 1:
+            ((start, number),) = placed
+            own = (index >= start) & (index < start + number.size)
+            _noted(made, lambda note: np.where(own, note.reshape(-1)[(index - start) * own], 0.0), number)
+        return made
 
     if isinstance(places, list | tuple):
         return type(places)(taken(one) for one in places)
@@ -671,8 +719,10 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
     np.reciprocal: lambda tape, number: _divide(tape, 1.0, number),
     np.square: lambda tape, number: _multiply(tape, number, number),
     np.sqrt: _elementwise(np.sqrt, lambda x, value: 0.5 / value),
-    np.exp: _elementwise(np.exp, lambda x, value: value, lambda x: ELEMENTARY + abs(x)),
-    np.exp2: _elementwise(np.exp2, lambda x, value: value * np.log(2), lambda x: ELEMENTARY + abs(x)),
+    np.exp: _elementwise(np.exp, lambda x, value: value, lambda x: ELEMENTARY + abs(x), exponential=True),
+    np.exp2: _elementwise(
+        np.exp2, lambda x, value: value * np.log(2), lambda x: ELEMENTARY + abs(x), exponential=True
+    ),
     np.expm1: _elementwise(np.expm1, lambda x, value: 1 + value, lambda x: ELEMENTARY + abs(x)),
     np.log: _elementwise(np.log, lambda x, value: 1 / x),
     np.log2: _elementwise(np.log2, lambda x, value: 1 / (x * np.log(2))),

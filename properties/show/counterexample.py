@@ -18,6 +18,7 @@ from verified_losses.oracles.complex_step import Array
 
 from ..cases import LAYOUTS, Case, has_layout, rounded
 from ..contracts import Contract, Inputs
+from ..contracts.own import OwnContract
 from ..devices import CPU, kind_of, products_of
 from ..examples import Example, Mode
 from ..forms import Form, source
@@ -33,6 +34,7 @@ from ..standalone.judges import (
     judge_form,
     judge_gradient,
     judge_nothing,
+    judge_quoted,
     judge_term,
     judge_words,
 )
@@ -41,7 +43,7 @@ from ..verify.certifier import Check, Finding
 from ..verify.fingerprints import fingerprint
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
-from .quoting import Quotes
+from .quoting import Quotes, Unquotable
 from .text import write_whole
 
 SECONDS = 60
@@ -106,7 +108,17 @@ def file_name(check: Check, fingerprint: str) -> str:
 
 
 def render(finding: Finding, path: Path) -> str:
-    """Return the text of a finding's file, which is to lie at `path`."""
+    """Return the text of a finding's file, which is to lie at `path`.
+
+    Where a formula cannot be quoted, the value that it gave is.
+    """
+    try:
+        return _rendered(finding, path, by_oracle=True)
+    except Unquotable:
+        return _rendered(finding, path, by_oracle=False)
+
+
+def _rendered(finding: Finding, path: Path, by_oracle: bool) -> str:
     check, example = finding.check, finding.smallest
     contract, law, row = check.contract, check.law, check.world.row
     form = check.subject.form
@@ -114,6 +126,8 @@ def render(finding: Finding, path: Path) -> str:
     judge, place = _judge(law, finding.error)
     by_law = judge is None or not example.is_plain
     judge = judge or judge_nothing
+    if not by_oracle and judge in (judge_term, judge_gradient):
+        judge = judge_quoted
     case = law.prepare(example.case)
     given = [
         Given(f"before_{number}", "what each rank was given before", step.case, step.mode)
@@ -159,7 +173,7 @@ def render(finding: Finding, path: Path) -> str:
     if form.call:
         acts += "\n\n\n" + source(form, contract.name, case.features == "unit")
     judged = quotes.source(judge)
-    terms = contract.oracle_source(oracle_case)
+    terms = contract.oracle_source(oracle_case) if by_oracle else {}
     columns = [
         name for name in contract.inputs(case)[0] if re.search(rf"\b{name}\b", " ".join(terms.values()))
     ]
@@ -167,7 +181,8 @@ def render(finding: Finding, path: Path) -> str:
     functions = oracle_functions(contract, terms) + [step for steps in done.values() for step in steps]
     oracle = quotes.source(*functions) if "oracle" in quotes.given else ""
     run = quotes.source(launch.launched if launched else launch.verdict)
-    run += "\n\n\n" + quotes.source(*(names[one] for one in names if one in quotes.given))
+    held = [names[one] for one in names if one in quotes.given and names[one] is not call_form]
+    run += "\n\n\n" + quotes.source(*held)
 
     constants = {
         one.cotangents: (
@@ -209,6 +224,7 @@ def render(finding: Finding, path: Path) -> str:
         acts=acts,
         judged=judged,
         oracle=oracle,
+        no_oracle="oracle" in quotes.given and not oracle,
         columns=columns,
         prepared={name: _applied(steps, "one") for name, steps in done.items()},
         oracle_terms=terms,
@@ -269,6 +285,8 @@ def _modes(law: Law, judge: Judge, place: Place) -> tuple[Mode, ...]:
 def oracle_functions(contract: Contract, terms: dict[str, str]) -> list[Callable[..., Any]]:
     """Return the functions of `oracles` that a contract's expressions name."""
     words = set(re.findall(r"\w+", " ".join(terms.values())))
+    if isinstance(contract, OwnContract):
+        return [contract.formula.function] if terms else []
     known = [vars(sys.modules[kind.__module__]) for kind in type(contract).__mro__]
     found = [names[word] for names in known for word in sorted(words & names.keys())]
     return [one for one in found if getattr(one, "__module__", "").startswith(oracles.__name__)]
