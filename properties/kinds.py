@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from verified_losses.oracles.decoupled import debiased_loss, decoupled_loss
 from verified_losses.oracles.hard_negatives import hard_negatives_loss
 from verified_losses.oracles.margin import max_margin_loss, triplet_loss
@@ -17,6 +19,8 @@ from .own.formula import contract
 from .own.kinds import choice, ids, matrix, positive, rows, shared
 
 TEMPERATURE = positive(0.05, 1.0)
+SHORTEST = 1 / 16
+"""Of a row that a loss normalises: in half precision the squares of shorter ones underflow."""
 UNIT = rows(unit=True)
 MARGIN = choice(0.3, 0.7, 1.1)
 """No difference of numbers of few bits equals one of these: there a hinge has no derivative."""
@@ -132,7 +136,10 @@ def debiased(first: Any, second: Any, temperature: Any, tau_plus: Any) -> Any:
     dims=choice((1, 2), (2, 5, 33), (64,)),
 )
 def matryoshka(query: Any, key: Any, temperature: Any, dims: Any) -> Any:
-    """The sum of InfoNCE over prefixes, each normalised anew."""
+    """The sum of InfoNCE over prefixes, each normalised anew; a case with a shorter one is refused."""
+    for side in (query, key):
+        if any(np.any(np.sum(np.real(side[:, :dim]) ** 2, axis=1) < SHORTEST**2) for dim in dims):
+            raise ValueError(f"expected prefixes of length {SHORTEST} or more")
     return matryoshka_loss(query, key, temperature, dims)
 
 

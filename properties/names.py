@@ -57,6 +57,16 @@ CONTRACTS: dict[str, Values] = {
 each name."""
 
 
+KINDS = {
+    name: f"verified_losses.properties.kinds:{name}"
+    for name in (
+        "supcon", "multi_positive", "hard_negatives", "queue", "smoothed", "softened", "momentum", "masked",
+        "decoupled", "debiased", "matryoshka", "triplet", "max_margin", "sigmoid_mean",
+    )
+}  # fmt: skip
+"""Contracts that are formulas, and where each is."""
+
+
 def values_of(contract: str) -> Values:
     """Return the values of each option of a contract, which may be a formula: file.py:name.
 

@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from ..devices import CPU
 from ..forms import NAMES
-from ..names import CONTRACTS, DTYPES, LAWS, LOSSES, Convention
+from ..names import CONTRACTS, DTYPES, KINDS, LAWS, LOSSES, Convention
 from ..show.text import own, plain
 from ..subjects import SHIPPED, Target
 from ..verify.arguments import (
@@ -51,7 +51,7 @@ from ..verify.shards import found, read_shard
 from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
-AS = f"What the target must do: {', '.join(CONTRACTS)}."
+AS = f"What the target must do: {', '.join([*CONTRACTS, *KINDS])}, or file.py:name of a formula."
 LOSS = f"Which shipped losses: {', '.join(LOSSES)}. Else all."
 KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
 """What a value of a type is, in words."""

@@ -1,8 +1,24 @@
 """What is wrong with each of these losses, and where it was seen."""
 
+from verified_losses.properties.forms import Form
+from verified_losses.properties.names import KINDS
+from verified_losses.properties.own.formula import formula
+from verified_losses.properties.subjects import Subject
+
 from ..index import GRADS, LIGHTLY, MEAN, SENTENCE, TERMS, TORCH, Planted
 
 __all__ = ["DEFECTS", "RIGHT"]
+
+
+class Kind(Planted):
+    """A function that is called by the names of its contract's formula."""
+
+    @property
+    def subject(self) -> Subject:
+        """As a stranger's loss is certified."""
+        names = ", ".join(f"{name}={name}" for name in formula(self.contract).inputs)
+        target = f"tests.defects.{self.module}:{self.name}"
+        return Subject(target, even=self.even, form=Form(f"target({names})", constructed=False))
 
 SUPCON = "https://github.com/HobbitLong/SupContrast"
 MOBILECLIP = "https://github.com/apple/ml-mobileclip"
@@ -11,15 +27,15 @@ RANKS = "sim:2-4"
 
 def wrong(
     kind: str, name: str, what: str, source: str = "", *caught_by: str, world: str = "1", module: str = ""
-) -> Planted:
+) -> Kind:
     """Return a defect, which its terms show unless said otherwise."""
     where = f"kinds.{module or kind}"
-    return Planted(kind, name, what, source, caught_by or (TERMS,), world, even=True, module=where)
+    return Kind(KINDS[kind], name, what, source, caught_by or (TERMS,), world, even=True, module=where)
 
 
-def right(kind: str, name: str, world: str = "1", module: str = "") -> Planted:
+def right(kind: str, name: str, world: str = "1", module: str = "") -> Kind:
     """Return a right variant."""
-    return Planted(kind, name, world=world, even=True, module=f"kinds.{module or kind}")
+    return Kind(KINDS[kind], name, world=world, even=True, module=f"kinds.{module or kind}")
 
 
 DEFECTS = [
