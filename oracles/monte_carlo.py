@@ -580,7 +580,7 @@ def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = Non
         return np.broadcast_to(g.reshape(g.shape[0], *value.shape[1:]), number.value.shape)
 
     made = _made(tape, kept, (number, back))
-    return _noted(made, lambda note: note.max(axis=tuple(k - 1 for k in axes), keepdims=keepdims), number)
+    return _noted(made, lambda note: note.max(axis=tuple(k - 1 for k in axes), keepdims=keepdims, initial=0), number)
 
 
 def _mean(number: Any, axis: Any = None, keepdims: bool = False, **options: Any) -> Moved:
@@ -592,6 +592,12 @@ def _var(number: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False, *
     count = int(np.prod([number.value.shape[one] for one in _axes(number, axis)]))
     centred = number - _mean(number, axis, keepdims=True)
     return _sum(centred * centred, axis, keepdims) / (count - ddof)
+
+
+def _norm(number: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
+    if ord not in (None, 2) or (ord == 2 and axis is None and number.ndim > 1):
+        raise Unsupported(f"np.linalg.norm: expected that of vectors, got ord={ord!r}, axis={axis!r}")
+    return np.sqrt(_sum(number * number, axis, keepdims))
 
 
 def _extreme(which: Any, number: Any, axis: Any = None, keepdims: bool = False, **_: Any) -> Moved:
@@ -718,6 +724,7 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
     np.positive: lambda tape, number: number,
     np.reciprocal: lambda tape, number: _divide(tape, 1.0, number),
     np.square: lambda tape, number: _multiply(tape, number, number),
+    np.absolute: _elementwise(abs, lambda x, value: np.sign(x), lambda x: 0.0),
     np.sqrt: _elementwise(np.sqrt, lambda x, value: 0.5 / value),
     np.exp: _elementwise(np.exp, lambda x, value: value, lambda x: ELEMENTARY + abs(x), exponential=True),
     np.exp2: _elementwise(
@@ -775,6 +782,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.real: _real,
     np.iscomplexobj: lambda number: False,
 }
+_FUNCTIONS[np.linalg.norm] = _norm
 _FUNCTIONS[np.amax], _FUNCTIONS[np.amin] = _FUNCTIONS[np.max], _FUNCTIONS[np.min]
 
 

@@ -57,7 +57,7 @@ CONTRACTS: dict[str, Values] = {
 each name."""
 
 
-KINDS = {
+FORMULAS = {
     name: f"verified_losses.properties.kinds:{name}"
     for name in (
         "supcon", "multi_positive", "hard_negatives", "queue", "smoothed", "softened", "momentum", "masked",

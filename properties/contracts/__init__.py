@@ -162,6 +162,8 @@ class Contract(ABC):
     """Its inputs whose rows a subject may normalise."""
     whole = False
     """Whether its oracle is that of one process alone: of several ranks it says the mean."""
+    tolerance = ""
+    """Where its bounds come from, in words, where they are not composed by hand."""
     alike: tuple[str, ...] = scalars
     """Its inputs that every rank holds alike."""
     features: Features = "raw"

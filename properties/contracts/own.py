@@ -1,10 +1,12 @@
 """The contract that a formula makes: what one process gives is known, and of several ranks the mean."""
 
+import importlib
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from verified_losses.oracles.monte_carlo import Roundoff, Unsupported
 
 from ..cases import Case, Options, feature_pair, independent, rounded
 from ..forms import names_of
-from ..names import Values
+from ..names import HALVES, Values
 from ..own.formula import Formula, NoFormula, formula
 from ..own.kinds import (
     MOST_OF_A_SIZE,
@@ -40,6 +42,7 @@ MOST_ROWS = 160
 """Rows of all ranks, at most: some formulas hold every pair."""
 SAMPLED = f"Monte Carlo arithmetic, {monte_carlo.SAMPLES} samples, chance of a false accusation below 1e-6"
 """Where a tolerance comes from, as a certificate says it."""
+STEPS_MODULE = "verified_losses.oracles.bounds"
 STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
 """Of differences, of which one must agree with the complex step."""
 
@@ -95,7 +98,12 @@ class OwnContract(Contract):
     @property
     def tolerance(self) -> str:
         """Where its tolerances come from, in words."""
-        return SAMPLED
+        if not steps_are_there():
+            return SAMPLED
+        case = self.probe(Case(rows=(5,), width=4, seed=3))
+        inputs = self.inputs(case)
+        stepped = self._stepped(case, inputs, self.cotangents(case)) is not None
+        return f"derived from steps; in half precision by {SAMPLED}" if stepped else SAMPLED
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         chosen = {one: st.sampled_from(values) for one, values in self.values.items()}
@@ -161,6 +169,8 @@ class OwnContract(Contract):
         return [{name: value.copy() for name, value in first.items()} for _ in case.rows]
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
+        if stepped := self._stepped(case, inputs, cotangents):
+            return stepped
         split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
         given = split | {name: inputs[0][name] for name in self.alike}
         names = [name for name in self.differentiable if name in given]
@@ -217,10 +227,26 @@ class OwnContract(Contract):
                     f"{name}: is not analytic: its derivative by a complex step is {slope:.6g}, by differences "
                     f"{nearest:.6g}. Leave out abs, np.linalg.norm and conjugates: np.sqrt(np.sum(x * x)) is fine"
                 )
+            if self.formula.any_order:
+                self._check_order(case, value)
             try:
                 self.bounds(case, inputs, self.cotangents(case))
             except Unsupported as error:
                 raise NoFormula(f"{name}: {error}") from error
+
+    def _check_order(self, case: Case, value: float) -> None:
+        """Check that the order of the rows does not matter to the formula."""
+        order = np.random.default_rng(case.seed).permutation(sum(case.rows))
+        (given,) = self.prepared(case, self.inputs(case))
+        for name in self._split():
+            given[name] = given[name][order]
+            if isinstance(self.formula.inputs[name], Mask):
+                given[name] = given[name][:, order]
+        other = float(np.real(self._computed(case, given)))
+        if abs(other - value) > 1e-9 * (1 + abs(value)):
+            raise NoFormula(
+                f"{self.formula.__name__}: any_order: its rows in another order give {other:.9g}, not {value:.9g}"
+            )
 
     def _is_tensor(self, name: str) -> bool:
         return self.formula.inputs[name].is_tensor
@@ -243,10 +269,32 @@ class OwnContract(Contract):
             raise NoFormula(f"{self.formula.__name__}: expected a number, got {type(value).__name__}")
         return value
 
+    def _stepped(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds | None:
+        """Return the bounds of a formula that is written with steps; None of any other.
+
+        In half precision steps are those of losses that compute in float32, which a formula does not ask for.
+        """
+        if case.dtype in HALVES or not steps_are_there():
+            return None
+        bounds = importlib.import_module(STEPS_MODULE)
+
+        def function(ranks: Inputs) -> list[dict[str, Any]]:
+            split = {name: np.concatenate([given[name] for given in ranks]) for name in self._split()}
+            return [{"loss": self._computed(case, split | {name: given[name] for name in self.alike})}
+                    for given in ranks]  # fmt: skip
+
+        try:
+            terms, gradients = bounds.trace(
+                lambda ranks: function(self.prepared(case, ranks)), inputs, cotangents, case.precision
+            )
+        except bounds.NotSteps:
+            return None
+        return Bounds(terms, gradients)
+
     def _scattered(
         self, case: Case, given: dict[str, Array], names: list[str], cotangent: float
     ) -> tuple[Array, list[Array]]:
-        """Return how far rounding may take the loss, and its gradients. Here steps may take the place of samples."""
+        """Return how far rounding may take the loss, and its gradients, by samples."""
         order = list(given)
 
         def function(*arrays: Any) -> Any:
@@ -372,6 +420,12 @@ def _nonzero(array: Array) -> Array:
     made = array.copy()
     made[~made.any(axis=-1), 0] = 1
     return made
+
+
+@cache
+def steps_are_there() -> bool:
+    """Whether there are steps that bounds are derived from."""
+    return importlib.util.find_spec(STEPS_MODULE) is not None
 
 
 @lru_cache

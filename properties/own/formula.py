@@ -22,10 +22,10 @@ class Formula:
     Args:
         function: computes the loss of the whole batch, in one process.
         inputs: the kind of each input, in the order of its parameters.
-        any_order: the order of the rows does not matter.
+        any_order: the order of the rows does not matter to it.
     """
 
-    def __init__(self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = True) -> None:
+    def __init__(self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False) -> None:
         self.function, self.inputs, self.any_order = function, inputs, any_order
         functools.update_wrapper(self, function)
 
@@ -56,7 +56,7 @@ def contract(
 
     Args:
         function: none: the decorator is called with the inputs.
-        any_order: the order of the rows does not matter to the loss, which is verified too.
+        any_order: the order of the rows does not matter, which is checked of the formula before anything runs.
         **inputs: the kind of each parameter: `rows`, `ids`, `mask`, `matrix`, `shared`, `positive`, `choice`.
 
     Raises:

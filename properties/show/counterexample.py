@@ -345,7 +345,8 @@ def _python(value: Any) -> str:
 
 def _given(check: Check, example: Example, place: Place) -> dict[str, tuple[Any, str]]:
     """Return the values, and comments, of what a judge may read."""
-    why = "how far rounding may take a right implementation, derived for these inputs"
+    sampled = f", by {check.contract.tolerance}" if check.contract.tolerance else ""
+    why = f"how far rounding may take a right implementation, derived for these inputs{sampled}"
     allowed = place.expected if place.kind == "dtype and device" else [place.expected]
     along = None if place.along is None else _nested(place.along, "float64")
     return {

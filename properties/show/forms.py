@@ -37,6 +37,8 @@ def described(contract: str, subject: Subject) -> list[str]:
         lines.append(f"left at their defaults: {left}")
     if subject.single:
         lines.append("computes in float32: no case is in float64")
+    if tolerance := contract_of(contract).tolerance:
+        lines.append(f"tolerance: {tolerance}")
     if not subject.gathers:
         lines.append("does not gather: verified in one process; its negatives are local")
     return lines

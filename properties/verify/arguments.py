@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from .. import devices
 from ..forms import Form, check_call, names_of, read_parameter
-from ..names import CONTRACTS, CONVENTIONS, DTYPES, FEATURE_KINDS, KINDS, ROWS_OF, Features, values_of
+from ..names import CONTRACTS, CONVENTIONS, DTYPES, FEATURE_KINDS, FORMULAS, ROWS_OF, Features, values_of
 from ..own.formula import NoFormula, is_own
 from ..subjects import Subject, Target
 from ..worlds.specs import WorldSpec, parse
@@ -90,7 +90,7 @@ def ask(
     """
     check_contract(contract)
     assert contract is not None
-    contract = KINDS.get(contract, contract)
+    contract = FORMULAS.get(contract, contract)
     if convention not in CONVENTIONS:
         raise Unusable("convention", f"expected one of {', '.join(CONVENTIONS)}, got {convention}")
     if convention != "exact" and "convention" not in values_of(contract):
@@ -131,9 +131,9 @@ def check_contract(contract: str | None) -> None:
         except Exception as error:
             said = f"{contract}: raised {type(error).__name__} as it was imported: {error}"
             raise Unusable("contract", said, traceback.format_exc()) from error
-    elif contract is None or contract not in {**CONTRACTS, **KINDS}:
+    elif contract is None or contract not in {**CONTRACTS, **FORMULAS}:
         given = "nothing" if contract is None else contract
-        expected = f"one of {', '.join([*CONTRACTS, *KINDS])}, or file.py:name of a formula"
+        expected = f"one of {', '.join([*CONTRACTS, *FORMULAS])}, or file.py:name of a formula"
         raise Unusable("contract", f"expected {expected}, got {given}")
 
 

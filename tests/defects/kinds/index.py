@@ -1,7 +1,7 @@
 """What is wrong with each of these losses, and where it was seen."""
 
 from verified_losses.properties.forms import Form
-from verified_losses.properties.names import KINDS
+from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.own.formula import formula
 from verified_losses.properties.subjects import Subject
 
@@ -30,12 +30,12 @@ def wrong(
 ) -> Kind:
     """Return a defect, which its terms show unless said otherwise."""
     where = f"kinds.{module or kind}"
-    return Kind(KINDS[kind], name, what, source, caught_by or (TERMS,), world, even=True, module=where)
+    return Kind(FORMULAS[kind], name, what, source, caught_by or (TERMS,), world, even=True, module=where)
 
 
 def right(kind: str, name: str, world: str = "1", module: str = "") -> Kind:
     """Return a right variant."""
-    return Kind(KINDS[kind], name, world=world, even=True, module=f"kinds.{module or kind}")
+    return Kind(FORMULAS[kind], name, world=world, even=True, module=f"kinds.{module or kind}")
 
 
 DEFECTS = [
