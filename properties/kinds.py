@@ -33,7 +33,11 @@ def supcon(features: Any, labels: Any, temperature: Any) -> Any:
 
 
 @contract(
-    any_order=True, image=UNIT, text=rows(unit=True, like="image"), labels=ids(below=4), temperature=TEMPERATURE
+    any_order=True,
+    image=UNIT,
+    text=rows(unit=True, like="image"),
+    labels=ids(below=4),
+    temperature=TEMPERATURE,
 )
 def multi_positive(image: Any, text: Any, labels: Any, temperature: Any) -> Any:
     """Symmetric cross-entropy of pairs, where all pairs of a label are positives with equal weights."""
@@ -143,9 +147,7 @@ def matryoshka(query: Any, key: Any, temperature: Any, dims: Any) -> Any:
     return matryoshka_loss(query, key, temperature, dims)
 
 
-@contract(
-    any_order=True, anchor=UNIT, positive=rows(unit=True, like="anchor"), negative=UNIT, margin=MARGIN
-)
+@contract(any_order=True, anchor=UNIT, positive=rows(unit=True, like="anchor"), negative=UNIT, margin=MARGIN)
 def triplet(anchor: Any, positive: Any, negative: Any, margin: Any) -> Any:
     """The mean hinge of squared distances."""
     return triplet_loss(anchor, positive, negative, margin)

@@ -3,6 +3,7 @@
 The second formulation is written from the formulas, with a loop for every sum.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,6 +26,18 @@ from verified_losses.oracles import (
     soft_targets,
     supcon,
 )
+from verified_losses.properties.laws.objects import OWNS_NOTHING
+from verified_losses.properties.names import FORMULAS
+from verified_losses.properties.standalone.acts import NO_MODES
+from verified_losses.properties.verify.certifier import Check, checks, verify
+from verified_losses.properties.worlds.specs import parse
+
+from .defects.index import Planted
+from .defects.kinds.index import DEFECTS, RIGHT
+from .defects.report import EXAMPLES, reason_if_falsified
+
+BUDGET = 4 * EXAMPLES
+FEW = 3
 
 LOG2, LOG3 = np.log(2), np.log(3)
 EYE = np.eye(2)
@@ -348,3 +361,35 @@ def test_against_loops(name: str) -> None:
 
             found = complex_step.directional_derivative(at, array, along)
             close(found, float(expected), MAGNITUDE, OPERATIONS)
+
+
+# Certified.
+
+
+def planned_of(planted: Planted) -> list[Check]:
+    """Return the checks of a loss in its world."""
+    return list(checks({planted.id: (planted.contract, planted.subject)}, parse(planted.world)))
+
+
+@pytest.mark.parametrize("planted", DEFECTS, ids=lambda planted: planted.id)
+def test_defects_of_further_kinds_are_caught(planted: Planted) -> None:
+    planned = {check.law.name: check for check in planned_of(planted)}
+    for law in planted.caught_by:
+        reason = reason_if_falsified(planned[law], BUDGET, 0)
+        assert reason, f"{law} holds"
+        assert planted.explains(reason), reason
+
+
+@pytest.mark.parametrize("planted", RIGHT, ids=lambda planted: planted.id)
+def test_right_variants_of_further_kinds_are_not_accused(planted: Planted) -> None:
+    for check in planned_of(planted):
+        finding = verify(check, FEW)
+        expected = "skipped" if finding.reason in (OWNS_NOTHING, NO_MODES) else "holds"
+        assert finding.verdict == expected, f"{check.law.name}: {finding.reason}\n{finding.counterexample}"
+
+
+def test_each_kind_has_defects_and_right_variants() -> None:
+    for found, least in (DEFECTS, 5), (RIGHT, 2):
+        counts = Counter(planted.contract for planted in found)
+        assert counts.keys() == set(FORMULAS.values())
+        assert min(counts.values()) >= least

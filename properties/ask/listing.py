@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import kinds
 from ..contracts import contracts
 from ..laws import laws
+from ..names import FORMULAS
 from ..own.formula import Formula, NoFormula
 from ..standalone.loading import load
 from ..verify.arguments import Unusable
@@ -24,6 +26,8 @@ def everything() -> Iterator[str]:
     """Yield what there is, a line each, under headings."""
     yield "contracts (--as)"
     yield from _lines({name: _first(one.__doc__) for name, one in contracts().items()})
+    yield "contracts of formulas (--as)"
+    yield from _lines({name: _first(getattr(kinds, name).__doc__) for name in FORMULAS})
     yield "  file.py:name   one of your own: see @contract"
     yield "properties (--only, --skip)"
     yield from _lines({law.name: _first(law.check.__doc__) for law in laws()})
@@ -42,7 +46,9 @@ def contracts_of(file: Path) -> Iterator[str]:
     except NoFormula as error:
         raise Unusable("FILE", f"{file}: {error}") from error
     except Exception as error:
-        raise Unusable("FILE", f"{file}: raised {type(error).__name__} as it was imported: {error}") from error
+        raise Unusable(
+            "FILE", f"{file}: raised {type(error).__name__} as it was imported: {error}"
+        ) from error
     found = {f"{file}:{name}": one for name, one in vars(module).items() if isinstance(one, Formula)}
     if not found:
         raise Unusable("FILE", f"{file}: expected a function decorated with @contract, got none")

@@ -18,7 +18,9 @@ class Kind(Planted):
         """As a stranger's loss is certified."""
         names = ", ".join(f"{name}={name}" for name in formula(self.contract).inputs)
         target = f"tests.defects.{self.module}:{self.name}"
-        return Subject(target, even=self.even, form=Form(f"target({names})", constructed=False))
+        form = Form(f"target({names})", constructed=False)
+        return Subject(target, even=self.even, single=self.world == "1", form=form)
+
 
 SUPCON = "https://github.com/HobbitLong/SupContrast"
 MOBILECLIP = "https://github.com/apple/ml-mobileclip"
