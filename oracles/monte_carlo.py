@@ -111,7 +111,7 @@ class Tape:
         xi[:1] = 0
         return xi
 
-    def moved(self, value: Array, size: Array | None = None, times: Any = 1.0, sums: float = 0.0) -> Array:
+    def moved(self, value: Array, size: Array | None = None, times: Any = 1.0, sums: Any = None) -> Array:
         """Move results at random.
 
         Args:
@@ -123,8 +123,8 @@ class Tape:
         if self.samples == 1:
             return value
         magnitude = abs(value)
-        how_far = self.p.stored * times * (magnitude if size is None or sums else size) + self.p.tiny
-        if sums and size is not None:
+        how_far = self.p.stored * times * (magnitude if size is None or sums is not None else size) + self.p.tiny
+        if sums is not None and size is not None:
             how_far = how_far + self.p.accumulated * sums * size
         with np.errstate(invalid="ignore"):
             result: Array = value + self.drawn(value.shape) * how_far

@@ -47,6 +47,11 @@ STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
 """Of differences, of which one must agree with the complex step."""
 
 
+def unit(array: Any) -> Any:
+    """Return the same with a last axis of length 1."""
+    return normalize(array) if array.ndim == 2 else normalize(array.reshape(-1, array.shape[-1])).reshape(array.shape)
+
+
 class OwnContract(Contract):
     """What a formula says: the loss of the whole batch in one process.
 
@@ -147,7 +152,7 @@ class OwnContract(Contract):
         return {**given, **dict(case.options)}
 
     def preparations(self, case: Case) -> dict[str, tuple[Callable[[Any], Any], ...]]:
-        return {name: (normalize,) for name in self.unit}
+        return {name: (unit,) for name in self.unit}
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
         split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
@@ -172,10 +177,11 @@ class OwnContract(Contract):
         given = split | {name: inputs[0][name] for name in self.alike}
         names = [name for name in self.differentiable if name in given]
         value, gradients = self._scattered(case, given, names, float(cotangents[0]["loss"]))
-        by_name = dict(zip(names, gradients, strict=True))
-        rows = {name: case.split(case.world_size * by_name[name]) for name in names if name not in self.alike}
+        by_name = {name: np.zeros(given[name].shape) for name in self.constants}
+        by_name |= dict(zip(names, gradients, strict=True))
+        rows = {name: case.split(case.world_size * by_name[name]) for name in by_name if name not in self.alike}
         bounded = [
-            {name: by_name[name] if name in self.alike else rows[name][rank] for name in names}
+            {name: one if name in self.alike else rows[name][rank] for name, one in by_name.items()}
             for rank in range(case.world_size)
         ]
         return Bounds([{"loss": value} for _ in case.rows], bounded)
@@ -297,7 +303,7 @@ class OwnContract(Contract):
         def function(*arrays: Any) -> Any:
             made = dict(zip(order, arrays, strict=True))
             # once: of two in a row the second removes what the backward of the first errs by
-            made |= {name: normalize(made[name]) for name in self.unit}
+            made |= {name: unit(made[name]) for name in self.unit}
             return self._computed(case, made)
 
         places = [order.index(name) for name in names]
@@ -316,7 +322,7 @@ class OwnContract(Contract):
 
         def moved(t: Any) -> Any:
             made = given | {name: given[name] + t * along[name] for name in along}
-            made |= {name: normalize(made[name]) for name in self.unit}
+            made |= {name: unit(made[name]) for name in self.unit}
             return self._computed(case, made)
 
         return moved, np.ones(())
@@ -342,10 +348,13 @@ class OwnContract(Contract):
         total = sum(case.rows)
         match kind:
             case Rows():
-                first = list(kinds).index(kind.like) if kind.like else place
+                # the first that is like another is its partner, others are like that of none
+                partners = [one for one, other in kinds.items() if getattr(other, "like", "") == kind.like]
+                is_partner = bool(kind.like) and partners[0] == name
+                first = list(kinds).index(kind.like) if is_partner else place
                 (width,) = self._sizes(case, kind.sizes)
-                pair = feature_pair(replace(case, scale=10.0, held=()), width, 20 + first)
-                return _nonzero(pair[bool(kind.like)]) if kind.unit else pair[bool(kind.like)]
+                filled = feature_pair(replace(case, scale=10.0, held=()), width, 20 + first)[bool(kind.like)]
+                return _nonzero(filled) if kind.unit else filled
             case Ids():
                 (below,) = self._sizes(case, (kind.below,))
                 if case.pattern == "basis":

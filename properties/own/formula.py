@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..standalone.loading import load
-from .kinds import Kind, Matrix, Rows, Shared, WrongKind, named_sizes
+from .kinds import Kind, Matrix, Positive, Rows, Shared, WrongKind, named_sizes
 
 RANKS = ("rank", "world_size", "group")
 
@@ -113,8 +113,8 @@ def _checked(function: Callable[..., Any], inputs: dict[str, Kind]) -> dict[str,
                 raise NoFormula(f"{name}: {one}: expected the width of {kind.like}, got {kind.width!r}")
         if isinstance(kind, Matrix | Shared | Rows) and "rows" in kind.sizes:
             raise NoFormula(f"{name}: {one}: no size may be called rows")
-    if taken := [size for size in named_sizes(ordered) if size in ordered]:
-        raise NoFormula(f"{name}: {taken[0]} is an input and a size: give the size another name")
+    if taken := [size for size in named_sizes(ordered) if isinstance(ordered.get(size), Positive)]:
+        raise NoFormula(f"{name}: {taken[0]} is a number and a size: give the size another name")
     return ordered
 
 
