@@ -27,10 +27,14 @@ X = GENERATOR.standard_normal((4, 3))
 MASK = GENERATOR.random((4, 4)) < 0.5
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "softmax": lambda x: np.sum(np.log(np.sum(np.exp(x @ x.T - np.max(np.real(x @ x.T))), axis=1))),
-    "gathers": lambda x: np.sum(np.concatenate([x[1:], x[:1]])[np.arange(4) % 2, 1] * x.T[2]) + np.trace(x @ x.T),
+    "gathers": lambda x: (
+        np.sum(np.concatenate([x[1:], x[:1]])[np.arange(4) % 2, 1] * x.T[2]) + np.trace(x @ x.T)
+    ),
     "repeated": lambda x: np.mean(x[[0, 0, 1, 3, 0]] ** 2 * np.broadcast_to(x[0], (5, 3))),
     "where": lambda x: np.sum(np.where(MASK, x @ x.T, 0) / (1 + np.exp(-x.sum(axis=1)))[:, None]),
-    "largest": lambda x: np.sum(np.maximum(x, 0.1) * x.max(axis=1, keepdims=True)) + x.min() + np.sort(x[:, 0])[1],
+    "largest": lambda x: (
+        np.sum(np.maximum(x, 0.1) * x.max(axis=1, keepdims=True)) + x.min() + np.sort(x[:, 0])[1]
+    ),
     "einsum": lambda x: np.sum(np.einsum("id,jd->ij", x, x) ** 2) + np.sum(np.einsum("id->d", x) ** 3),
     "roots": lambda x: np.sum(np.sqrt(np.sum(x * x, axis=1)) * np.log1p(x[:, 0] ** 2)),
     "others": lambda x: np.sum(np.tanh(x) - np.cos(x) * np.expm1(x / 3) + np.square(x) / (2 + np.sin(x))),
@@ -45,7 +49,8 @@ def test_gradients_are_those_of_complex_steps(name: str) -> None:
     value, (derived,) = scatter(function, [X], Roundoff.of("float32"), [0], samples=2)
     assert value.value == pytest.approx(float(np.real(function(X))), rel=1e-13)
     np.testing.assert_allclose(derived.value, gradient(function, X), rtol=1e-11, atol=1e-12)
-    assert np.isfinite(derived.spread).all() and (derived.spread > 0).all()
+    assert np.isfinite(derived.spread).all()
+    assert (derived.spread > 0).all()
 
 
 def test_logaddexp_is_derived_too() -> None:
@@ -59,7 +64,8 @@ def test_logaddexp_is_derived_too() -> None:
 def test_scatter_follows_the_unit_roundoff_and_the_seed() -> None:
     function = FUNCTIONS["softmax"]
     single, double, again = (
-        scatter(function, [X], Roundoff.of(dtype), seed=1)[0].spread for dtype in ("float32", "float64", "float32")
+        scatter(function, [X], Roundoff.of(dtype), seed=1)[0].spread
+        for dtype in ("float32", "float64", "float32")
     )
     assert single == again
     assert single / double == pytest.approx(2.0**29, rel=0.7)
@@ -69,7 +75,12 @@ def test_the_quantile_is_that_of_a_run() -> None:
     """Of a million comparisons, none is beyond it, with the chance that is stated: Student's t, integrated."""
     t, width = np.linspace(QUANTILE, 400, 400_000, retstep=True)
     k = SAMPLES
-    density = math.gamma((k + 1) / 2) / math.gamma(k / 2) / math.sqrt(k * math.pi) * (1 + t * t / k) ** (-(k + 1) / 2)
+    density = (
+        math.gamma((k + 1) / 2)
+        / math.gamma(k / 2)
+        / math.sqrt(k * math.pi)
+        * (1 + t * t / k) ** (-(k + 1) / 2)
+    )
     assert 2 * float(np.sum(density) * width) * 1e6 < CHANCE
     assert SPREAD > 1
 
@@ -110,7 +121,9 @@ def test_what_is_rounded_to_less_is_not() -> None:
         return np.exp(x) / np.sum(np.exp(x))
 
     assert_within_rounding(right, softmax, x)
-    with pytest.raises(AssertionError, match=r"mine: \d+ of 50 elements .*; the worst at \[\d+\]: expected .* bound"):
+    with pytest.raises(
+        AssertionError, match=r"mine: \d+ of 50 elements .*; the worst at \[\d+\]: expected .* bound"
+    ):
         assert_within_rounding(right.bfloat16().float(), softmax, x, err_msg="mine")
     with pytest.raises(AssertionError, match=r"expected shape \[50\], observed \[49\]"):
         assert_within_rounding(right[1:], softmax, x)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,18 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.formulas import contracts as formulas
-from verified_losses.properties import NotCertified, certify, choice, contract, ids, matrix, positive, rows, shared
+from verified_losses.properties import (
+    NotCertified,
+    certify,
+    choice,
+    contract,
+    ids,
+    matrix,
+    positive,
+    rows,
+    shared,
+)
+from verified_losses.properties.ask.cli import main
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import Contract, contract_of
 from verified_losses.properties.examples import Example
@@ -85,16 +97,15 @@ def worst(loss: str, name: str, size: int, count: int) -> float:
     world = SimulatedWorld(size, None) if size > 1 else SingleWorld()
     bench = Bench(held_to, subject, world, SingleWorld())
     asked = [law for law in laws() if law.name in ASKED and law.fits(held_to, size)]
-    return max(
-        law.check(bench, reference(held_to, Example(case)))
-        for case in drawn(held_to, subject, size, count)
-        for law in asked
-    )
+    cases = drawn(held_to, subject, size, count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of `assume` where nothing is drawn
+        return max(law.check(bench, reference(held_to, Example(case))) for case in cases for law in asked)
 
 
 @pytest.mark.parametrize(("loss", "name"), RIGHT)
 def test_right_losses_hold(loss: str, name: str) -> None:
-    for size, count in ((1, 8), (2, 4), (3, 3)):
+    for size, count in ((1, 6), (2, 3), (3, 2)):
         assert 0 < worst(loss, name, size, count) < 0.5
 
 
@@ -144,15 +155,24 @@ def test_a_contract_is_certified_and_its_counterexample_runs(tmp_path: Path) -> 
     assert len(record.contract_source) == 64
     with pytest.raises(NotCertified) as caught:
         certify(
-            f"{LOSSES}:OwnCounts", formulas.supcon, world="1", max_examples=5, only="terms*", counterexamples=tmp_path
+            f"{LOSSES}:OwnCounts",
+            formulas.supcon,
+            world="1",
+            max_examples=5,
+            only="terms*",
+            counterexamples=tmp_path,
         )
     (defect,) = caught.value.defects
     assert defect.file is not None
     text = defect.file.read_text()
-    assert "Khosla et al. 2020" in text and "def log_softmax" in text and "@contract" not in text
+    assert "Khosla et al. 2020" in text
+    assert "def log_softmax" in text
+    assert "@contract" not in text
     right = {**os.environ, "VERIFIED_LOSSES_TARGET": f"{LOSSES}:SupCon"}
     runs = [
-        subprocess.run([sys.executable, defect.file], env=env, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        subprocess.run(
+            [sys.executable, defect.file], env=env, capture_output=True, text=True, timeout=120, cwd=tmp_path
+        )
         for env in (dict(os.environ), right)
     ]
     assert [run.returncode for run in runs] == [1, 0], [run.stdout + run.stderr for run in runs]
@@ -276,11 +296,12 @@ def test_what_is_no_contract_is_refused(tmp_path: Path) -> None:
 
 
 def test_contracts_of_a_file_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    from verified_losses.properties.__main__ import main
-
     for arguments, expected in (
         (["list"], ["clip ", "terms equal the oracle", "simulated"]),
-        (["list", CONTRACTS], ["contracts.py:supcon", "Khosla et al. 2020", "Of features, labels, temperature."]),
+        (
+            ["list", CONTRACTS],
+            ["contracts.py:supcon", "Khosla et al. 2020", "Of features, labels, temperature."],
+        ),
     ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)

@@ -42,7 +42,9 @@ def contracts_of(file: Path) -> Iterator[str]:
     except NoFormula as error:
         raise Unusable("FILE", f"{file}: {error}") from error
     except Exception as error:
-        raise Unusable("FILE", f"{file}: raised {type(error).__name__} as it was imported: {error}") from error
+        raise Unusable(
+            "FILE", f"{file}: raised {type(error).__name__} as it was imported: {error}"
+        ) from error
     found = {f"{file}:{name}": one for name, one in vars(module).items() if isinstance(one, Formula)}
     if not found:
         raise Unusable("FILE", f"{file}: expected a function decorated with @contract, got none")

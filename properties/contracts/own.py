@@ -49,7 +49,11 @@ STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
 
 def unit(array: Any) -> Any:
     """Return the same with a last axis of length 1."""
-    return normalize(array) if array.ndim == 2 else normalize(array.reshape(-1, array.shape[-1])).reshape(array.shape)
+    return (
+        normalize(array)
+        if array.ndim == 2
+        else normalize(array.reshape(-1, array.shape[-1])).reshape(array.shape)
+    )
 
 
 class OwnContract(Contract):
@@ -78,7 +82,9 @@ class OwnContract(Contract):
         self.formula: Formula = formula(name)
         kinds = self.formula.inputs
         self.differentiable = tuple(one for one, kind in kinds.items() if kind.is_derived)
-        self.scalars = tuple(one for one, kind in kinds.items() if isinstance(kind, Positive) and kind.learned)
+        self.scalars = tuple(
+            one for one, kind in kinds.items() if isinstance(kind, Positive) and kind.learned
+        )
         self.alike = tuple(one for one, kind in kinds.items() if kind.is_tensor and not kind.is_split)
         self.unit = tuple(one for one, kind in kinds.items() if getattr(kind, "unit", False))
         self.constants = tuple(
@@ -127,7 +133,9 @@ class OwnContract(Contract):
             for one, kind in kinds.items()
             if isinstance(kind, Positive)
         }
-        found |= {one: min(found[one], kinds[one].high) for one in found if isinstance(kinds.get(one), Positive)}  # type: ignore[union-attr]
+        found |= {
+            one: min(found[one], kinds[one].high) for one in found if isinstance(kinds.get(one), Positive)
+        }  # type: ignore[union-attr]
         return replace(case, pattern="unit", drawn=tuple(found.items()), frozen=self.constants)
 
     def defined(self, case: Case) -> bool:
@@ -148,11 +156,15 @@ class OwnContract(Contract):
 
     def constructor(self, case: Case) -> dict[str, Any]:
         kinds, numbers = self.formula.inputs, dict(case.drawn)
-        given = {one: numbers[one] for one, kind in kinds.items() if isinstance(kind, Positive) and not kind.learned}
+        given = {
+            one: numbers[one]
+            for one, kind in kinds.items()
+            if isinstance(kind, Positive) and not kind.learned
+        }
         return {**given, **dict(case.options)}
 
     def preparations(self, case: Case) -> dict[str, tuple[Callable[[Any], Any], ...]]:
-        return {name: (unit,) for name in self.unit}
+        return dict.fromkeys(self.unit, (unit,))
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
         split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
@@ -162,7 +174,8 @@ class OwnContract(Contract):
             if rank and all(np.array_equal(inputs[0][name], one) for name, one in alike.items()):
                 values.append(values[0])
                 continue
-            values.append(self._computed(case, {**split, **alike}))
+            with np.errstate(all="ignore"):
+                values.append(self._computed(case, {**split, **alike}))
         return [{"loss": value} for value in values]
 
     def cotangents(self, case: Case) -> Cotangents:
@@ -179,7 +192,9 @@ class OwnContract(Contract):
         value, gradients = self._scattered(case, given, names, float(cotangents[0]["loss"]))
         by_name = {name: np.zeros(given[name].shape) for name in self.constants}
         by_name |= dict(zip(names, gradients, strict=True))
-        rows = {name: case.split(case.world_size * by_name[name]) for name in by_name if name not in self.alike}
+        rows = {
+            name: case.split(case.world_size * by_name[name]) for name in by_name if name not in self.alike
+        }
         bounded = [
             {name: one if name in self.alike else rows[name][rank] for name, one in by_name.items()}
             for rank in range(case.world_size)
@@ -209,7 +224,8 @@ class OwnContract(Contract):
         for case in cases:
             inputs = self.inputs(case)
             try:
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), np.errstate(all="ignore"):
+                    warnings.simplefilter("ignore")
                     warnings.simplefilter("error", np.exceptions.ComplexWarning)
                     value, slope = self._value_and_slope(case, inputs)
                     differences = self._differences(case, inputs)
@@ -223,7 +239,7 @@ class OwnContract(Contract):
             except Exception as error:
                 raise NoFormula(f"{name}: raised {type(error).__name__}: {error}") from error
             if not np.isfinite(value) or not np.isfinite(slope):
-                raise NoFormula(f"{name}: gives {value} and the derivative {slope} for plain rows: {case}")
+                raise NoFormula(f"{name}: gives {value}, and the derivative {slope}, for plain rows: {case}")
             nearest = min(differences, key=lambda one: abs(one - slope))
             if abs(nearest - slope) > 1e-3 * (abs(nearest) + abs(slope)) + 1e-7 * (1 + abs(value)):
                 raise NoFormula(
@@ -261,7 +277,11 @@ class OwnContract(Contract):
         """Return what the formula gives."""
         numbers = self.constructor(case)
         arguments = {
-            name: given[name].reshape(()) if name in self.scalars else given[name] if name in given else numbers[name]
+            name: given[name].reshape(())
+            if name in self.scalars
+            else given[name]
+            if name in given
+            else numbers[name]
             for name in self.formula.inputs
         }
         value = self.formula.function(**arguments)
@@ -394,11 +414,15 @@ def _numbers_of(kind: Positive) -> st.SearchStrategy[float]:
     low, high = math.log(kind.low), math.log(kind.high)
     middle = float(f"{math.exp((low + high) / 2):.2g}")
     inside = [one for one in (1.0, middle, 0.1, kind.low, kind.high) if kind.low <= one <= kind.high]
-    drawn = st.floats(low, high).map(lambda x: float(np.clip(float(f"{math.exp(x):.3g}"), kind.low, kind.high)))
+    drawn = st.floats(low, high).map(
+        lambda x: float(np.clip(float(f"{math.exp(x):.3g}"), kind.low, kind.high))
+    )
     return st.sampled_from(inside or [kind.low]) | drawn
 
 
-def _values(case: Case, generator: np.random.Generator, shape: tuple[int, ...], kind: Matrix | Shared) -> Array:
+def _values(
+    case: Case, generator: np.random.Generator, shape: tuple[int, ...], kind: Matrix | Shared
+) -> Array:
     values = kind.values if isinstance(kind, Matrix) else "normal"
     if values == "weights":
         return rounded(generator.random(shape), case.dtype)

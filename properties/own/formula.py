@@ -25,7 +25,9 @@ class Formula:
         any_order: the order of the rows does not matter to it.
     """
 
-    def __init__(self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False) -> None:
+    def __init__(
+        self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False
+    ) -> None:
         self.function, self.inputs, self.any_order = function, inputs, any_order
         functools.update_wrapper(self, function)
 

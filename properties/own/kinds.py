@@ -271,6 +271,8 @@ def named_sizes(inputs: Mapping[str, Kind]) -> tuple[str, ...]:
 
 
 def _check_size(argument: str, size: Any) -> None:
-    fits = size >= 1 if isinstance(size, int) and not isinstance(size, bool) else size and isinstance(size, str)
+    fits = (
+        size >= 1 if isinstance(size, int) and not isinstance(size, bool) else size and isinstance(size, str)
+    )
     if not fits:
         raise WrongKind(f"{argument}: expected a number from 1 or the name of a size, got {size!r}")

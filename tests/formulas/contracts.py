@@ -54,7 +54,9 @@ def moco(query, key, queue, temperature):
     return -np.mean(log_softmax(logits)[:, 0])
 
 
-@contract(logits=matrix("classes"), targets=matrix("classes", values="probabilities"), smoothing=positive(0.01, 0.5))
+@contract(
+    logits=matrix("classes"), targets=matrix("classes", values="probabilities"), smoothing=positive(0.01, 0.5)
+)
 def soft_targets(logits, targets, smoothing):
     """Szegedy et al. 2016, section 7, of soft targets."""
     smoothed = (1 - smoothing) * targets + smoothing / targets.shape[1]
@@ -64,4 +66,6 @@ def soft_targets(logits, targets, smoothing):
 @contract(first=rows(unit=True), second=rows(unit=True), pairs=mask(reflexive=True), scale=positive(1, 20))
 def multi_positive(first, second, pairs, scale):
     """Every pair of the mask is a positive."""
-    return -np.sum(np.where(pairs, log_softmax(scale * first @ second.T), 0) / pairs.sum(1)[:, None]) / len(first)
+    return -np.sum(np.where(pairs, log_softmax(scale * first @ second.T), 0) / pairs.sum(1)[:, None]) / len(
+        first
+    )

@@ -172,7 +172,9 @@ class HardNegatives(nn.Module):
         start = sum(counts_of(len(query))[: dist.get_rank()]) if several() else 0
         own = (query[:, None] * negatives).sum(2)
         logits = torch.cat([query @ keys.T, own], dim=1)
-        return F.cross_entropy(self.scaled(logits, query), start + torch.arange(len(query))) * share(len(query))
+        return F.cross_entropy(self.scaled(logits, query), start + torch.arange(len(query))) * share(
+            len(query)
+        )
 
     def scaled(self, logits: Tensor, query: Tensor) -> Tensor:
         return logits / self.temperature
