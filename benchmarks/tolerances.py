@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from tests.defects.index import RIGHT
 
+from tests.defects.index import RIGHT
 from verified_losses.oracles.monte_carlo import Roundoff, Unsupported, scatter
 from verified_losses.properties.cases import DTYPES, Case
 from verified_losses.properties.contracts import Contract, contracts
@@ -75,9 +75,7 @@ def sampled(contract: Contract, case: Case, widened: bool) -> dict[tuple[str, st
     value, gradients = scatter(
         function, list(inputs.values()), Roundoff.of(case.dtype, widened), derived, weights, seed=case.seed
     )
-    found = {
-        ("term", term): (value.value[place], value.bound[place]) for place, term in enumerate(terms)
-    }
+    found = {("term", term): (value.value[place], value.bound[place]) for place, term in enumerate(terms)}
     for place, one in zip(derived, gradients, strict=True):
         found["gradient", names[place]] = one.value, one.bound
     return found
@@ -111,9 +109,10 @@ def compare(count: int, number: int, widened: bool) -> dict[tuple[str, str, str]
                 (of_case,) = bounds.terms if kind == "term" else bounds.gradients
                 derived = np.broadcast_to(of_case[what], np.shape(value))
                 both = (derived > 1e-30) & np.isfinite(derived) & np.isfinite(bound)
-                ratios.looser += np.ravel(bound)[np.ravel(both)].tolist() and np.ravel(
-                    (bound / np.where(both, derived, 1.0))[both]
-                ).tolist()
+                ratios.looser += (
+                    np.ravel(bound)[np.ravel(both)].tolist()
+                    and np.ravel((bound / np.where(both, derived, 1.0))[both]).tolist()
+                )
                 seen = outcomes[0].terms[what] if kind == "term" else outcomes[0].gradients[what]
                 if seen is None or not np.isfinite(seen).all():
                     continue
@@ -140,7 +139,9 @@ def main() -> None:
         f"{'contract':14} {'dtype':9} {'kind':9} {'MC/derived median':>18} {'90%':>6} {'worst':>8}"
         f" {'error/MC median':>16} {'worst':>8} {'calls':>6}"
     )
-    for (name, dtype, kind), ratios in sorted(found.items(), key=lambda one: (one[0][0], DTYPES.index(one[0][1]), one[0][2])):
+    for (name, dtype, kind), ratios in sorted(
+        found.items(), key=lambda one: (one[0][0], DTYPES.index(one[0][1]), one[0][2])
+    ):
         looser = ratios.looser or [np.nan]
         errors = ratios.errors or [np.nan]
         print(

@@ -111,7 +111,7 @@ class Tape:
         xi[:1] = 0
         return xi
 
-    def moved(self, value: Array, size: Array | None = None, times: Any = 1.0, sums: float = 0.0) -> Array:
+    def moved(self, value: Array, size: Array | None = None, times: Any = 1.0, sums: Any = None) -> Array:
         """Move results at random.
 
         Args:
@@ -123,8 +123,10 @@ class Tape:
         if self.samples == 1:
             return value
         magnitude = abs(value)
-        how_far = self.p.stored * times * (magnitude if size is None or sums else size) + self.p.tiny
-        if sums and size is not None:
+        how_far = (
+            self.p.stored * times * (magnitude if size is None or sums is not None else size) + self.p.tiny
+        )
+        if sums is not None and size is not None:
             how_far = how_far + self.p.accumulated * sums * size
         with np.errstate(invalid="ignore"):
             result: Array = value + self.drawn(value.shape) * how_far
@@ -261,7 +263,9 @@ class Moved(NDArrayOperatorsMixin):
             return lambda *args, **kwargs: getattr(np, name)(self, *args, **kwargs)
         if name.startswith("__"):
             raise AttributeError(name)
-        raise Unsupported(f"the formula uses .{name} of an array, for which Monte Carlo arithmetic has no rule")
+        raise Unsupported(
+            f"the formula uses .{name} of an array, for which Monte Carlo arithmetic has no rule"
+        )
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
@@ -320,7 +324,9 @@ def _summed_to(tape: Tape, gradient: Array, shape: tuple[int, ...]) -> Array:
     own = shape[1:]
     longer = gradient.ndim - 1 - len(own)
     axes = tuple(range(1, 1 + longer)) + tuple(
-        1 + longer + axis for axis, size in enumerate(own) if size == 1 and gradient.shape[1 + longer + axis] > 1
+        1 + longer + axis
+        for axis, size in enumerate(own)
+        if size == 1 and gradient.shape[1 + longer + axis] > 1
     )
     count = int(np.prod([gradient.shape[axis] for axis in axes]))
     total = gradient.sum(axis=axes).reshape(-1, *own)
@@ -509,9 +515,7 @@ def _matmul(tape: Tape, first: Any, second: Any) -> Moved:
 
         def gradient(g: Array) -> Array:
             g = g.reshape(g.shape[0], *shape[1:])
-            made = (
-                product(g, right.swapaxes(-1, -2)) if to_first else product(left.swapaxes(-1, -2), g)
-            )
+            made = product(g, right.swapaxes(-1, -2)) if to_first else product(left.swapaxes(-1, -2), g)
             made = _summed_to(tape, made, (tape.samples, *given.shape[1:]))
             return made.reshape(tape.samples, *operand.shape[1:])
 
@@ -535,7 +539,11 @@ def _einsum(subscripts: Any, *operands: Any, **_: Any) -> Moved:
         raise Unsupported(f"np.einsum: expected no letter twice in one operand, got {subscripts!r}")
     tape = next(one.tape for one in operands if isinstance(one, Moved))
     values = [_constant(tape, one) for one in operands]
-    sizes = {letter: n for name, one in zip(given, values, strict=True) for letter, n in zip(name, one.shape[1:], strict=True)}
+    sizes = {
+        letter: n
+        for name, one in zip(given, values, strict=True)
+        for letter, n in zip(name, one.shape[1:], strict=True)
+    }
 
     def product(names: list[str], arrays: list[Array], to: str) -> Array:
         rule = f"{','.join('Z' + name for name in names)}->Z{to}"
@@ -666,7 +674,9 @@ def _gathered(function: Any, *args: Any, **kwargs: Any) -> Any:
         def back_to(start: int, number: Moved) -> Back:
             def back(g: Array) -> Array:
                 own = (index >= start) & (index < start + number.size)
-                return _scattered(tape, g.reshape(g.shape[0], *index.shape)[:, own], index[own] - start, number)
+                return _scattered(
+                    tape, g.reshape(g.shape[0], *index.shape)[:, own], index[own] - start, number
+                )
 
             return back
 
@@ -818,9 +828,11 @@ def scatter(
         with np.errstate(all="ignore"):
             output = function(*given)
             if not isinstance(output, Moved):
-                return np.broadcast_to(np.asarray(output, float), (count, *np.shape(output))), [
-                    np.zeros((count, *np.shape(inputs[place]))) for place in derived
-                ], 1
+                return (
+                    np.broadcast_to(np.asarray(output, float), (count, *np.shape(output))),
+                    [np.zeros((count, *np.shape(inputs[place]))) for place in derived],
+                    1,
+                )
             weights = np.broadcast_to(np.asarray(cotangent, float), output.shape)
             grads = tape.gradients(output, weights, [given[place] for place in derived]) if derived else []
         return output.value, grads, tape.size
@@ -840,7 +852,8 @@ def scatter(
                 square += np.sum(np.where(np.isnan(deviation), np.inf, deviation) ** 2, axis=0)
         done += count
     found = [
-        Scatter(middle, np.sqrt(square / samples) / finer) for middle, square in zip(exact, squares, strict=True)
+        Scatter(middle, np.sqrt(square / samples) / finer)
+        for middle, square in zip(exact, squares, strict=True)
     ]
     return found[0], found[1:]
 

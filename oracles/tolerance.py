@@ -141,7 +141,9 @@ def dtype_of(value: Any) -> str:
     Raises:
         ValueError: it is none of those with bounds.
     """
-    name = str(getattr(value, "dtype", "float64" if isinstance(value, float) else None)).removeprefix("torch.")
+    name = str(getattr(value, "dtype", "float64" if isinstance(value, float) else None)).removeprefix(
+        "torch."
+    )
     if name not in DTYPES:
         raise ValueError(f"actual: expected one of {', '.join(DTYPES)}, got {name}; or give dtype=")
     return name

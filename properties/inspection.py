@@ -20,7 +20,6 @@ from .cases import Case
 from .contracts import Contract, accepted, entry
 from .examples import Example
 from .forms import HELD, NAMES, Form
-from .own.forms import own_forms
 from .forms_known import (
     MOST,
     calls,
@@ -31,6 +30,7 @@ from .forms_known import (
     parameters_of,
 )
 from .names import Features
+from .own.forms import own_forms
 from .reference import reference
 from .running import Signature, build, call_of, inputs, read_signature
 from .standalone.acts import read, to_array

@@ -47,6 +47,15 @@ STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
 """Of differences, of which one must agree with the complex step."""
 
 
+def unit(array: Any) -> Any:
+    """Return the same with a last axis of length 1."""
+    return (
+        normalize(array)
+        if array.ndim == 2
+        else normalize(array.reshape(-1, array.shape[-1])).reshape(array.shape)
+    )
+
+
 class OwnContract(Contract):
     """What a formula says: the loss of the whole batch in one process.
 
@@ -73,7 +82,9 @@ class OwnContract(Contract):
         self.formula: Formula = formula(name)
         kinds = self.formula.inputs
         self.differentiable = tuple(one for one, kind in kinds.items() if kind.is_derived)
-        self.scalars = tuple(one for one, kind in kinds.items() if isinstance(kind, Positive) and kind.learned)
+        self.scalars = tuple(
+            one for one, kind in kinds.items() if isinstance(kind, Positive) and kind.learned
+        )
         self.alike = tuple(one for one, kind in kinds.items() if kind.is_tensor and not kind.is_split)
         self.unit = tuple(one for one, kind in kinds.items() if getattr(kind, "unit", False))
         self.constants = tuple(
@@ -122,7 +133,9 @@ class OwnContract(Contract):
             for one, kind in kinds.items()
             if isinstance(kind, Positive)
         }
-        found |= {one: min(found[one], kinds[one].high) for one in found if isinstance(kinds.get(one), Positive)}  # type: ignore[union-attr]
+        found |= {
+            one: min(found[one], kinds[one].high) for one in found if isinstance(kinds.get(one), Positive)
+        }  # type: ignore[union-attr]
         return replace(case, pattern="unit", drawn=tuple(found.items()), frozen=self.constants)
 
     def defined(self, case: Case) -> bool:
@@ -146,11 +159,15 @@ class OwnContract(Contract):
 
     def constructor(self, case: Case) -> dict[str, Any]:
         kinds, numbers = self.formula.inputs, dict(case.drawn)
-        given = {one: numbers[one] for one, kind in kinds.items() if isinstance(kind, Positive) and not kind.learned}
+        given = {
+            one: numbers[one]
+            for one, kind in kinds.items()
+            if isinstance(kind, Positive) and not kind.learned
+        }
         return {**given, **dict(case.options)}
 
     def preparations(self, case: Case) -> dict[str, tuple[Callable[[Any], Any], ...]]:
-        return {name: (normalize,) for name in self.unit}
+        return dict.fromkeys(self.unit, (unit,))
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
         split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
@@ -160,7 +177,8 @@ class OwnContract(Contract):
             if rank and all(np.array_equal(inputs[0][name], one) for name, one in alike.items()):
                 values.append(values[0])
                 continue
-            values.append(self._computed(case, {**split, **alike}))
+            with np.errstate(all="ignore"):
+                values.append(self._computed(case, {**split, **alike}))
         return [{"loss": value} for value in values]
 
     def cotangents(self, case: Case) -> Cotangents:
@@ -175,10 +193,13 @@ class OwnContract(Contract):
         given = split | {name: inputs[0][name] for name in self.alike}
         names = [name for name in self.differentiable if name in given]
         value, gradients = self._scattered(case, given, names, float(cotangents[0]["loss"]))
-        by_name = dict(zip(names, gradients, strict=True))
-        rows = {name: case.split(case.world_size * by_name[name]) for name in names if name not in self.alike}
+        by_name = {name: np.zeros(given[name].shape) for name in self.constants}
+        by_name |= dict(zip(names, gradients, strict=True))
+        rows = {
+            name: case.split(case.world_size * by_name[name]) for name in by_name if name not in self.alike
+        }
         bounded = [
-            {name: by_name[name] if name in self.alike else rows[name][rank] for name in names}
+            {name: one if name in self.alike else rows[name][rank] for name, one in by_name.items()}
             for rank in range(case.world_size)
         ]
         return Bounds([{"loss": value} for _ in case.rows], bounded)
@@ -206,7 +227,8 @@ class OwnContract(Contract):
         for case in cases:
             inputs = self.inputs(case)
             try:
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), np.errstate(all="ignore"):
+                    warnings.simplefilter("ignore")
                     warnings.simplefilter("error", np.exceptions.ComplexWarning)
                     value, slope = self._value_and_slope(case, inputs)
                     differences = self._differences(case, inputs)
@@ -220,7 +242,7 @@ class OwnContract(Contract):
             except Exception as error:
                 raise NoFormula(f"{name}: raised {type(error).__name__}: {error}") from error
             if not np.isfinite(value) or not np.isfinite(slope):
-                raise NoFormula(f"{name}: gives {value} and the derivative {slope} for plain rows: {case}")
+                raise NoFormula(f"{name}: gives {value}, and the derivative {slope}, for plain rows: {case}")
             nearest = min(differences, key=lambda one: abs(one - slope))
             if abs(nearest - slope) > 1e-3 * (abs(nearest) + abs(slope)) + 1e-7 * (1 + abs(value)):
                 raise NoFormula(
@@ -258,7 +280,11 @@ class OwnContract(Contract):
         """Return what the formula gives."""
         numbers = self.constructor(case)
         arguments = {
-            name: given[name].reshape(()) if name in self.scalars else given[name] if name in given else numbers[name]
+            name: given[name].reshape(())
+            if name in self.scalars
+            else given[name]
+            if name in given
+            else numbers[name]
             for name in self.formula.inputs
         }
         value = self.formula.function(**arguments)
@@ -300,7 +326,7 @@ class OwnContract(Contract):
         def function(*arrays: Any) -> Any:
             made = dict(zip(order, arrays, strict=True))
             # once: of two in a row the second removes what the backward of the first errs by
-            made |= {name: normalize(made[name]) for name in self.unit}
+            made |= {name: unit(made[name]) for name in self.unit}
             return self._computed(case, made)
 
         places = [order.index(name) for name in names]
@@ -319,7 +345,7 @@ class OwnContract(Contract):
 
         def moved(t: Any) -> Any:
             made = given | {name: given[name] + t * along[name] for name in along}
-            made |= {name: normalize(made[name]) for name in self.unit}
+            made |= {name: unit(made[name]) for name in self.unit}
             return self._computed(case, made)
 
         return moved, np.ones(())
@@ -345,10 +371,13 @@ class OwnContract(Contract):
         total = sum(case.rows)
         match kind:
             case Rows():
-                first = list(kinds).index(kind.like) if kind.like else place
+                # the first that is like another is its partner, others are like that of none
+                partners = [one for one, other in kinds.items() if getattr(other, "like", "") == kind.like]
+                is_partner = bool(kind.like) and partners[0] == name
+                first = list(kinds).index(kind.like) if is_partner else place
                 (width,) = self._sizes(case, kind.sizes)
-                pair = feature_pair(replace(case, scale=10.0, held=()), width, 20 + first)
-                return _nonzero(pair[bool(kind.like)]) if kind.unit else pair[bool(kind.like)]
+                filled = feature_pair(replace(case, scale=10.0, held=()), width, 20 + first)[bool(kind.like)]
+                return _nonzero(filled) if kind.unit else filled
             case Ids():
                 (below,) = self._sizes(case, (kind.below,))
                 if kind.repeated:
@@ -391,11 +420,15 @@ def _numbers_of(kind: Positive) -> st.SearchStrategy[float]:
     low, high = math.log(kind.low), math.log(kind.high)
     middle = float(f"{math.exp((low + high) / 2):.2g}")
     inside = [one for one in (1.0, middle, 0.1, kind.low, kind.high) if kind.low <= one <= kind.high]
-    drawn = st.floats(low, high).map(lambda x: float(np.clip(float(f"{math.exp(x):.3g}"), kind.low, kind.high)))
+    drawn = st.floats(low, high).map(
+        lambda x: float(np.clip(float(f"{math.exp(x):.3g}"), kind.low, kind.high))
+    )
     return st.sampled_from(inside or [kind.low]) | drawn
 
 
-def _values(case: Case, generator: np.random.Generator, shape: tuple[int, ...], kind: Matrix | Shared) -> Array:
+def _values(
+    case: Case, generator: np.random.Generator, shape: tuple[int, ...], kind: Matrix | Shared
+) -> Array:
     values = kind.values if isinstance(kind, Matrix) else "normal"
     if values == "weights":
         return rounded(generator.random(shape), case.dtype)

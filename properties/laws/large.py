@@ -70,7 +70,12 @@ def large_equals_oracle(bench: Bench, reference: Reference) -> float:
 
 
 def _has_pairs(contract: Contract) -> bool:
-    return not contract.whole and contract.is_loss and contract.most_rows is None and "image_features" in contract.differentiable
+    return (
+        not contract.whole
+        and contract.is_loss
+        and contract.most_rows is None
+        and "image_features" in contract.differentiable
+    )
 
 
 def _has_logits(contract: Contract) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..standalone.loading import load
-from .kinds import Kind, Matrix, Rows, Shared, WrongKind, named_sizes
+from .kinds import Kind, Matrix, Positive, Rows, Shared, WrongKind, named_sizes
 
 RANKS = ("rank", "world_size", "group")
 
@@ -25,7 +25,9 @@ class Formula:
         any_order: the order of the rows does not matter to it.
     """
 
-    def __init__(self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False) -> None:
+    def __init__(
+        self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False
+    ) -> None:
         self.function, self.inputs, self.any_order = function, inputs, any_order
         functools.update_wrapper(self, function)
 
@@ -113,8 +115,8 @@ def _checked(function: Callable[..., Any], inputs: dict[str, Kind]) -> dict[str,
                 raise NoFormula(f"{name}: {one}: expected the width of {kind.like}, got {kind.width!r}")
         if isinstance(kind, Matrix | Shared | Rows) and "rows" in kind.sizes:
             raise NoFormula(f"{name}: {one}: no size may be called rows")
-    if taken := [size for size in named_sizes(ordered) if size in ordered]:
-        raise NoFormula(f"{name}: {taken[0]} is an input and a size: give the size another name")
+    if taken := [size for size in named_sizes(ordered) if isinstance(ordered.get(size), Positive)]:
+        raise NoFormula(f"{name}: {taken[0]} is a number and a size: give the size another name")
     return ordered
 
 

@@ -161,7 +161,8 @@ def rows(unit: bool = False, like: str = "", width: Size = WIDTH, constant: bool
 
     Args:
         unit: the formula and the loss get rows of length 1; gradients are those of the rows before.
-        like: another input of rows, of which these are the partners: equal, opposite or unrelated.
+        like: another input of rows, of which these are the partners: equal, opposite or unrelated. Of several that
+            are like one, the first is its partner, the others are of its width and drawn apart.
         width: its columns; "width", by default, are those of all rows.
         constant: no gradient is asked for.
     """
@@ -279,6 +280,8 @@ def named_sizes(inputs: Mapping[str, Kind]) -> tuple[str, ...]:
 
 
 def _check_size(argument: str, size: Any) -> None:
-    fits = size >= 1 if isinstance(size, int) and not isinstance(size, bool) else size and isinstance(size, str)
+    fits = (
+        size >= 1 if isinstance(size, int) and not isinstance(size, bool) else size and isinstance(size, str)
+    )
     if not fits:
         raise WrongKind(f"{argument}: expected a number from 1 or the name of a size, got {size!r}")

@@ -154,7 +154,9 @@ def count(findings: Sequence[Finding]) -> Drawn:
                 if _is_number(value):
                     counts.setdefault(name, Counter())[str(value)] += 1
             for name, value in case.drawn:
-                counts.setdefault(name, Counter())[span(value) if isinstance(value, int) else decade(value)] += 1
+                counts.setdefault(name, Counter())[
+                    span(value) if isinstance(value, int) else decade(value)
+                ] += 1
     return {
         name: {value: values[value] for value in sorted(values, key=in_order)}
         for name, values in counts.items()

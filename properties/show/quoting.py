@@ -20,7 +20,9 @@ OUTSIDE = {"torch", "numpy", *sys.stdlib_module_names}
 GIVEN = r"(?<![\w.])file\."
 
 
-RESERVED = {"act", "act_alone", "call_form", "filled", "inputs", "np", "torch", "whole", *vars(file)} - {"Any"}
+RESERVED = {"act", "act_alone", "call_form", "filled", "inputs", "np", "torch", "whole", *vars(file)} - {
+    "Any"
+}
 """Names that a file gives to things of its own."""
 
 
