@@ -17,8 +17,8 @@ from .gather import gather_features
 
 @step(unit.normalize)
 def normalize(features: Array) -> Array:
-    """Return x / |x| for each row of [n, d] features, none of which is zero."""
-    unit: Array = features / np.sqrt(np.sum(features * features, axis=1, keepdims=True))
+    """Return x / |x| for each row of [..., d] features, none of which is zero."""
+    unit: Array = features / np.sqrt(np.sum(features * features, axis=-1, keepdims=True))
     return unit
 
 

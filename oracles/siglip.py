@@ -65,3 +65,10 @@ def siglip_loss(
     labels = get_ground_truth(rows, rank)
     loss: complex = add_up([sigmoid_cross_entropy(logits, labels)], rows) * len(rows) / sum(rows)
     return loss
+
+
+def sigmoid_mean_loss(image: Array, text: Array, scale: Array, bias: Array) -> complex:
+    """Return the loss of [n, d] pairs as a mean over all n^2 of them, where SigLIP sums over texts."""
+    logits = scaled_product(image, text, scale, bias)
+    loss: complex = np.sum(softplus(-get_ground_truth([len(image)], 0) * logits)) / logits.size
+    return loss

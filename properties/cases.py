@@ -75,6 +75,8 @@ class Case:
     """What is done with rows of features."""
     held: Held = ()
     """The inputs whose tensors hold another form of them."""
+    drawn: Options = ()
+    """What else was drawn for a formula: numbers and sizes, by name."""
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the shape."""

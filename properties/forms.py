@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .names import Held, Holding
+from .own.formula import formula, is_own
+from .own.kinds import Kind
 
 
 class Name(NamedTuple):
@@ -61,6 +63,26 @@ NAMES: dict[str, dict[str, Name]] = {
     "cross_entropy": _CAPTIONS | {"ignore_index": Name('ARGUMENTS["ignore_index"]')},
 }
 """By contract: what an expression may name besides `target`, `torch` and Python's own functions."""
+
+
+def names_of(contract: str) -> dict[str, Name]:
+    """Return what an expression may name, of a formula too, file.py:name, whose names are then in `NAMES`.
+
+    Raises:
+        NoFormula: there is no such formula.
+    """
+    if is_own(contract) and contract not in NAMES:
+        NAMES[contract] = {name: _of_kind(name, kind) for name, kind in formula(contract).inputs.items()}
+    return NAMES[contract]
+
+
+def _of_kind(name: str, kind: Kind) -> Name:
+    if not kind.is_tensor:
+        return Name(f'ARGUMENTS["{name}"]')
+    normalized = f'torch.nn.functional.normalize(given["{name}"], dim=-1)'
+    return Name(normalized, name) if getattr(kind, "unit", False) else _given(name)
+
+
 ALLOWED = ("len", "float", "int", "dict", "list", "tuple", "None", "True", "False")
 """Of Python's own, what an expression may name."""
 ROWS = ("image_features", "text_features", "dist_image_features", "dist_text_features", "first", "second")

@@ -30,6 +30,7 @@ from .forms_known import (
     parameters_of,
 )
 from .names import Features
+from .own.forms import own_forms
 from .reference import reference
 from .running import Signature, build, call_of, inputs, read_signature
 from .standalone.acts import read, to_array
@@ -156,6 +157,9 @@ def _candidates(
 ) -> Iterator[Form]:
     """Yield the forms that a target may have, the likeliest first."""
     stated = subject.form
+    if contract.whole:
+        yield from own_forms(target, contract, subject, case)
+        return
     passed = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
     if not signature.unusable and stated.is_plain and not ignores_by_another_name(target, passed):
         yield Form()
@@ -311,7 +315,7 @@ def fitting(case: Case, form: Form, features: Features, contract: Contract, opti
 def takes_scale(form: Form, contract: Contract, options: tuple[str, ...]) -> bool:
     """Whether a target takes a scale or a temperature, in its constructor or its call."""
     known = NAMES[contract.name]
-    if "scale" not in known:
+    if "scale" not in known or contract.whole:
         return True
     if form.is_plain:
         return "logit_scale" in contract.differentiable or "temperature" in options

@@ -57,6 +57,30 @@ CONTRACTS: dict[str, Values] = {
 each name."""
 
 
+FORMULAS = {
+    name: f"verified_losses.properties.kinds:{name}"
+    for name in (
+        "supcon", "multi_positive", "hard_negatives", "queue", "smoothed", "softened", "momentum", "masked",
+        "decoupled", "debiased", "matryoshka", "triplet", "max_margin", "sigmoid_mean",
+    )
+}  # fmt: skip
+"""Contracts that are formulas, and where each is."""
+
+
+def values_of(contract: str) -> Values:
+    """Return the values of each option of a contract, which may be a formula: file.py:name.
+
+    Raises:
+        NoFormula: there is no such formula.
+    """
+    if ":" not in contract:
+        return CONTRACTS[contract]
+    from .own.formula import formula  # NumPy and the file are loaded only where they are asked for
+    from .own.kinds import Choice
+
+    return {name: kind.values for name, kind in formula(contract).inputs.items() if isinstance(kind, Choice)}
+
+
 LAWS = (
     "terms equal the oracle",
     "compiled keeps dtypes",

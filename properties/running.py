@@ -232,7 +232,7 @@ def inputs(rank: int, given: Reference, train: bool = True) -> dict[str, torch.T
     case = given.case
     tensors = {}
     for name, array in given.inputs[rank].items():
-        if np.issubdtype(array.dtype, np.integer):
+        if not np.issubdtype(array.dtype, np.floating):
             tensors[name] = torch.tensor(array, device=case.device_of(rank))
         else:
             is_scalar = name in given.contract.scalars

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..devices import CPU, expand
 from ..names import DTYPES
+from ..own.formula import Formula
 from ..show.certificate import Asked, Certificate
 from ..show.defects import Defect, explain, ranked
 from ..show.terminal import explained, heading
@@ -65,7 +66,7 @@ class NotCertified(AssertionError):
 
 def certify(
     target: str | Callable[..., Any],
-    contract: str,
+    contract: str | Formula,
     *,
     convention: str = "exact",
     config: Mapping[str, Any] | None = None,
@@ -97,7 +98,8 @@ def certify(
     Args:
         target: "package.module:Name", "path/to/file.py:Name", or a class or function that other processes can
             import by its name. It runs in processes of its own.
-        contract: what it must do: one of `names.CONTRACTS`.
+        contract: what it must do: one of `names.CONTRACTS`, or a formula of your own, as it is or as
+            "file.py:name".
         convention: which gradients it is held to: "exact", or those of "open_clip", where the contract has
             the option.
         config: options to pin. It is given, and held to, no other value of them.
@@ -272,7 +274,7 @@ def conclude(finding: Finding, counterexamples: Path, prefix: str = "") -> None:
 
 def _asked(
     target: str | Callable[..., Any],
-    contract: str,
+    contract: str | Formula,
     convention: str = "exact",
     config: Mapping[str, Any] | None = None,
     equal_rows: bool = False,
@@ -285,6 +287,7 @@ def _asked(
     large: bool = False,
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
+    contract = contract.name if isinstance(contract, Formula) else contract
     how = call, _listed(parameters), features, interpret, strict, large
     asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *how)
     return {Target.of(name).name: asked}

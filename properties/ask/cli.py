@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from ..devices import CPU
 from ..forms import NAMES
-from ..names import CONTRACTS, DTYPES, LAWS, LOSSES, Convention
+from ..names import CONTRACTS, DTYPES, FORMULAS, LAWS, LOSSES, Convention
 from ..show.text import own, plain
 from ..subjects import SHIPPED, Target
 from ..verify.arguments import (
@@ -51,7 +51,9 @@ from ..verify.shards import found, read_shard
 from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
-AS = f"What the target must do: {', '.join(CONTRACTS)}."
+AS = (
+    f"What the target must do: {', '.join([*CONTRACTS, *FORMULAS])}, or file.py:name of a contract of your own."
+)
 LOSS = f"Which shipped losses: {', '.join(LOSSES)}. Else all."
 KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
 """What a value of a type is, in words."""
@@ -311,6 +313,24 @@ def merge(*paths: Path, output: Path = Path("build/merged")) -> int:
     from .merge import merge_shards
 
     return merge_shards(files, troubles, output)
+
+
+@app.command(name="list")
+def print_list(file: Path | None = None) -> int:
+    """List the contracts, properties and worlds, a line each; of a file, the contracts that it has.
+
+    Parameters
+    ----------
+    file
+        A file with contracts of your own.
+    """
+    from .listing import contracts_of, everything
+
+    if file is not None and not file.is_file():
+        raise Unusable("FILE", f"there is no file {file}")
+    for line in everything() if file is None else contracts_of(file):
+        print(line)
+    return HOLDS
 
 
 @app.command(name="schema")

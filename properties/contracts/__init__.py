@@ -32,6 +32,7 @@ from ..cases import (
     unsigned_zero,
 )
 from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
+from ..own.formula import is_own
 from ..subjects import Subject
 from .calls import Call, Inputs
 
@@ -95,6 +96,12 @@ class Contract(ABC):
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
     rows: tuple[str, ...] = ()
     """Its inputs whose rows a subject may normalise."""
+    whole = False
+    """Whether its oracle is that of one process alone: of several ranks it says the mean."""
+    tolerance = ""
+    """Where its bounds come from, in words, where they are not composed by hand."""
+    alike: tuple[str, ...] = scalars
+    """Its inputs that every rank holds alike."""
     features: Features = "raw"
     """What a subject does with them that has not stated otherwise."""
     oracle_normalizes = False
@@ -263,6 +270,17 @@ class Contract(ABC):
                     given[name] = function(given[name])
         return ready
 
+    def probe(self, case: Case) -> Case:
+        """Return a case to look at a target with, for one of few rows."""
+        return case
+
+    def check(self, cases: list[Case]) -> None:
+        """Look at the oracle itself, on some cases, before anything runs.
+
+        Raises:
+            NoFormula: it is none.
+        """
+
     def term_shapes(self, case: Case) -> list[dict[str, tuple[int, ...]]]:
         """Return the shape of every rank's terms."""
         return [dict.fromkeys(self.terms, ()) for _ in case.rows]
@@ -351,6 +369,18 @@ def contracts() -> dict[str, Contract]:
     return {name: _contract(name) for name in CONTRACTS}
 
 
+def contract_of(name: str) -> Contract:
+    """Return a contract by its name, which may be that of a formula, file.py:name.
+
+    Raises:
+        NoFormula: there is no such formula.
+    """
+    if is_own(name):
+        own: Contract = importlib.import_module(".own", __name__).own_contract(name)
+        return own
+    return _contract(name)
+
+
 def _contract(name: str) -> Contract:
     module = importlib.import_module(f".{name}", __name__)
     kinds: list[Any] = [one for one in vars(module).values() if inspect.isclass(one)]
@@ -359,4 +389,4 @@ def _contract(name: str) -> Contract:
     return contract
 
 
-__all__ = ["Bounds", "Call", "Contract", "Inputs", "accepted", "contracts", "entry"]
+__all__ = ["Bounds", "Call", "Contract", "Inputs", "accepted", "contract_of", "contracts", "entry"]

@@ -16,7 +16,7 @@ from verified_losses.oracles.complex_step import Array
 
 from .. import devices
 from ..cases import Case
-from ..contracts import Contract, contracts
+from ..contracts import Contract, contract_of
 from ..examples import Example, Mode, Step
 from ..process_state import preserved
 from ..reference import Reference, reference
@@ -263,7 +263,7 @@ def check_again(law: str, contract: str, subject: Subject, world: str, example: 
         Exception: what falsifies it.
     """
     (asked,) = [one for one in laws() if one.name == law]
-    found, held_to = Example.from_json(example), contracts()[contract]
+    found, held_to = Example.from_json(example), contract_of(contract)
     kind, size, device = KINDS[world], found.case.world_size, found.case.device
     ranks: World = (
         kind.inside(size, found.schedule, found.sends, seconds, device)

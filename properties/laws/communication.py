@@ -43,7 +43,7 @@ def mean_over_ranks_equals_single_process(bench: Bench, reference: Reference) ->
         grads = [outcome.gradients[name] for outcome in outcomes]
         parts = [np.zeros(bounds.gradients[r][name].shape) if g is None else g for r, g in enumerate(grads)]
         right = np.zeros(whole_grads[name].shape) if gradient is None else gradient
-        is_shared = name in contract.scalars
+        is_shared = name in contract.alike
         observed = mean_over_ranks(parts, is_shared)
         bound = mean_over_ranks([rank[name] for rank in bounds.gradients], is_shared)
         place, bound = Place("gradient", name), bound + whole_grads[name]

@@ -70,11 +70,16 @@ def large_equals_oracle(bench: Bench, reference: Reference) -> float:
 
 
 def _has_pairs(contract: Contract) -> bool:
-    return contract.is_loss and contract.most_rows is None and "image_features" in contract.differentiable
+    return (
+        not contract.whole
+        and contract.is_loss
+        and contract.most_rows is None
+        and "image_features" in contract.differentiable
+    )
 
 
 def _has_logits(contract: Contract) -> bool:
-    return "logits" in contract.differentiable
+    return not contract.whole and "logits" in contract.differentiable
 
 
 LAWS = [

@@ -40,7 +40,7 @@ LAWS = [
     Law(
         "padding never matters",
         padding_never_matters,
-        applies=lambda contract: "logits" in contract.differentiable,
+        applies=lambda contract: not contract.whole and "logits" in contract.differentiable,
         judge=judge_filled,
         other=("filled", "other logits at padding", padding_filled),
     ),

@@ -50,7 +50,8 @@ def _compare_near(reference: Reference, rank: int, note: str, seen: Outcome, rig
                 raise Falsified(f"{place}: expected {some}, observed {none}", place)
         elif not np.array_equal(value, other, equal_nan=True) and np.isfinite(value).all():
             bounds = reference.bounds.terms if kind == "term" else reference.bounds.gradients
-            worst = max(worst, compare(place, other, value, 2 * bounds[rank][name] * reference.slack))
+            share = reference.case.world_size if reference.contract.whole else 1
+            worst = max(worst, compare(place, other, value, 2 * share * bounds[rank][name] * reference.slack))
     return worst
 
 

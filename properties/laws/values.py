@@ -1,5 +1,7 @@
 """Laws of the returned terms."""
 
+import numpy as np
+
 from ..reference import Reference
 from ..standalone.acts import Outcome
 from . import Bench, Falsified, Law, Place, compare
@@ -12,6 +14,8 @@ def terms_equal_oracle(bench: Bench, reference: Reference) -> float:
 
 def compare_terms(reference: Reference, observed: dict[str, list[Outcome]]) -> float:
     """Return the worst error over bound of every rank's terms, observed in each of some circumstances."""
+    if reference.contract.whole and reference.case.world_size > 1:
+        return compare_means(reference, observed)
     worst = 0.0
     for note, outcomes in observed.items():
         for rank, terms in enumerate(reference.terms):
@@ -23,6 +27,22 @@ def compare_terms(reference: Reference, observed: dict[str, list[Outcome]]) -> f
                 place, bound = Place("term", name, rank, note), reference.bounds.terms[rank][name]
                 term, allowed = outcomes[rank].terms[name], bound * reference.slack
                 worst = max(worst, compare(place, term, value, allowed, reference.largest))
+    return worst
+
+
+def compare_means(reference: Reference, observed: dict[str, list[Outcome]]) -> float:
+    """As `compare_terms`, of the mean over ranks: each rank may return its share or the whole."""
+    worst = 0.0
+    for note, outcomes in observed.items():
+        for name in reference.contract.terms:
+            for rank, outcome in enumerate(outcomes):
+                if name not in outcome.terms:
+                    raise Falsified(f"rank {rank}: there is no {name} in {outcome.structure} {note}".rstrip())
+            mean = np.mean([outcome.terms[name] for outcome in outcomes], axis=0)
+            right = np.mean([terms[name] for terms in reference.terms], axis=0)
+            allowed = np.mean([bounds[name] for bounds in reference.bounds.terms], axis=0) * reference.slack
+            place = Place("term", name, None, note)
+            worst = max(worst, compare(place, mean, right, allowed, reference.largest))
     return worst
 
 

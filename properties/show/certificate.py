@@ -18,7 +18,9 @@ import msgspec
 import verified_losses
 
 from .. import devices
-from ..names import CONTRACTS
+from ..contracts import contract_of
+from ..names import values_of
+from ..own.formula import is_own
 from ..subjects import Subject, Target
 from ..verify import concerns
 from ..verify.certifier import Check, Finding, Verdict
@@ -176,6 +178,10 @@ class Certificate(msgspec.Struct, frozen=True):
     """Whether its Triton kernels ran in Triton's interpreter."""
     limits: list[str] = []
     """What the target does not support, where it was not judged strictly."""
+    contract_source: str = ""
+    """Of a formula, SHA-256 of the file that it is in."""
+    tolerance: str = ""
+    """Of a formula, where its tolerances come from; others are derived by hand."""
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -308,7 +314,7 @@ def certificate(
         CERTIFICATE_VERSION,
         plain(subject.target),
         contract,
-        " and ".join(subject.conventions) if "convention" in CONTRACTS[contract] else "",
+        " and ".join(subject.conventions) if "convention" in values_of(contract) else "",
         verdict,
         properties,
         versions(),
@@ -326,6 +332,8 @@ def certificate(
         stubbed=list(subject.stubbed),
         interpreted=subject.interpret,
         form=described(contract, subject),
+        contract_source=source_hash(Subject(contract)) if is_own(contract) else "",
+        tolerance=contract_of(contract).tolerance,
     )
 
 

@@ -32,6 +32,7 @@ from ..standalone.judges import (
     judge_form,
     judge_gradient,
     judge_nothing,
+    judge_quoted,
     judge_term,
     judge_words,
 )
@@ -40,7 +41,7 @@ from ..verify.certifier import Check, Finding
 from ..verify.fingerprints import fingerprint
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
-from .quoting import Quotes
+from .quoting import Quotes, Unquotable
 from .text import write_whole
 
 SECONDS = 60
@@ -105,7 +106,17 @@ def file_name(check: Check, fingerprint: str) -> str:
 
 
 def render(finding: Finding, path: Path) -> str:
-    """Return the text of a finding's file, which is to lie at `path`."""
+    """Return the text of a finding's file, which is to lie at `path`.
+
+    Where a formula cannot be quoted, the value that it gave is.
+    """
+    try:
+        return _rendered(finding, path, by_oracle=True)
+    except Unquotable:
+        return _rendered(finding, path, by_oracle=False)
+
+
+def _rendered(finding: Finding, path: Path, by_oracle: bool) -> str:
     check, example = finding.check, finding.smallest
     contract, law, row = check.contract, check.law, check.world.row
     form = check.subject.form
@@ -113,6 +124,8 @@ def render(finding: Finding, path: Path) -> str:
     judge, place = _judge(law, finding.error)
     by_law = judge is None or not example.is_plain
     judge = judge or judge_nothing
+    if not by_oracle and judge in (judge_term, judge_gradient):
+        judge = judge_quoted
     case = law.prepare(example.case)
     given = [
         Given(f"before_{number}", "what each rank was given before", step.case, step.mode)
@@ -158,8 +171,8 @@ def render(finding: Finding, path: Path) -> str:
     if form.call:
         acts += "\n\n\n" + source(form, contract.name, case.features == "unit")
     judged = quotes.source(judge)
-    terms = contract.oracle_source(oracle_case)
-    called_oracles = [call.function for call in contract.calls(oracle_case).values()]
+    terms = contract.oracle_source(oracle_case) if by_oracle else {}
+    called_oracles = [call.function for call in contract.calls(oracle_case).values()] if terms else []
     columns = [
         name for name in contract.inputs(case)[0] if re.search(rf"\b{name}\b", " ".join(terms.values()))
     ]
@@ -167,7 +180,8 @@ def render(finding: Finding, path: Path) -> str:
     functions = called_oracles + [step for steps in done.values() for step in steps]
     oracle = quotes.source(*functions) if "oracle" in quotes.given else ""
     run = quotes.source(launch.launched if launched else launch.verdict)
-    run += "\n\n\n" + quotes.source(*(names[one] for one in names if one in quotes.given))
+    held = [names[one] for one in names if one in quotes.given and names[one] is not call_form]
+    run += "\n\n\n" + quotes.source(*held)
 
     constants = {
         one.cotangents: (
@@ -209,6 +223,7 @@ def render(finding: Finding, path: Path) -> str:
         acts=acts,
         judged=judged,
         oracle=oracle,
+        no_oracle="oracle" in quotes.given and not oracle,
         columns=columns,
         prepared={name: _applied(steps, "one") for name, steps in done.items()},
         oracle_terms=terms,
@@ -319,7 +334,8 @@ def _python(value: Any) -> str:
 
 def _given(check: Check, example: Example, place: Place) -> dict[str, tuple[Any, str]]:
     """Return the values, and comments, of what a judge may read."""
-    why = "how far rounding may take a right implementation, derived for these inputs"
+    sampled = f", by {check.contract.tolerance}" if check.contract.tolerance else ""
+    why = f"how far rounding may take a right implementation, derived for these inputs{sampled}"
     allowed = place.expected if place.kind == "dtype and device" else [place.expected]
     along = None if place.along is None else _nested(place.along, "float64")
     return {
@@ -338,7 +354,7 @@ def _given(check: Check, example: Example, place: Place) -> dict[str, tuple[Any,
         "NAME": (place.name, ""),
         "INDEX": (place.index, ""),
         "ALONG": (along, "a direction" if along else "or a direction, instead of one element"),
-        "IS_SHARED": (place.name in check.contract.scalars, "by all ranks"),
+        "IS_SHARED": (place.name in check.contract.alike, "by all ranks"),
         "EXPECTED": (place.expected, "what the oracle gives"),
         "ALLOWED": (allowed, "what is documented"),
         "BOUND": (float(f"{place.bound:.4g}"), why if place.bound else "nothing may be rounded"),
@@ -379,7 +395,7 @@ def _literals(contract: Contract, one: Given) -> list[dict[str, str]]:
 def _tensor(array: Array, dtype: str, strides: str, requires_grad: bool, device: str = "cpu") -> str:
     """Return a tensor as Python: what `cases.tensor` makes of an array."""
     on = "" if device == "cpu" else f", device={_python(device)}"
-    if np.issubdtype(array.dtype, np.integer):
+    if not np.issubdtype(array.dtype, np.floating):
         return f"tensor({_lines(array.tolist())}{on})"
     text = f"tensor({_lines(_nested(array, dtype))}, dtype=torch.{dtype}{on})"
     if has_layout(strides, array.ndim):

@@ -153,6 +153,10 @@ def count(findings: Sequence[Finding]) -> Drawn:
             for name, value in case.options:
                 if _is_number(value):
                     counts.setdefault(name, Counter())[str(value)] += 1
+            for name, value in case.drawn:
+                counts.setdefault(name, Counter())[
+                    span(value) if isinstance(value, int) else decade(value)
+                ] += 1
     return {
         name: {value: values[value] for value in sorted(values, key=in_order)}
         for name, values in counts.items()

@@ -2,7 +2,7 @@
 
 import re
 
-from ..contracts import contracts
+from ..contracts import contract_of
 from ..forms import Form
 from ..names import ROWS_OF
 from ..subjects import Subject, Target
@@ -24,7 +24,7 @@ def described(contract: str, subject: Subject) -> list[str]:
         lines.append(f"calls {called}")
     lines += [f"{path} holds {held_as(held)}" for path, held in form.parameters]
     if contract in ROWS_OF:
-        lines.append(ROWS[subject.features or contracts()[contract].features])
+        lines.append(ROWS[subject.features or contract_of(contract).features])
     if subject.scales == "one" and contract in ROWS_OF:
         lines.append("takes no scale: it is 1 in every case")
         lines += [
@@ -37,6 +37,8 @@ def described(contract: str, subject: Subject) -> list[str]:
         lines.append(f"left at their defaults: {left}")
     if subject.single:
         lines.append("computes in float32: no case is in float64")
+    if tolerance := contract_of(contract).tolerance:
+        lines.append(f"tolerance: {tolerance}")
     if not subject.gathers:
         lines.append("does not gather: verified in one process; its negatives are local")
     return lines

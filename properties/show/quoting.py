@@ -11,10 +11,23 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+from ..own.formula import Formula
+from ..standalone import file
+
 OURS = "verified_losses."
 OUTSIDE = {"torch", "numpy", *sys.stdlib_module_names}
 """What a quoted function may import."""
 GIVEN = r"(?<![\w.])file\."
+
+
+RESERVED = {"act", "act_alone", "call_form", "filled", "inputs", "np", "torch", "whole", *vars(file)} - {
+    "Any"
+}
+"""Names that a file gives to things of its own."""
+
+
+class Unquotable(ValueError):
+    """A function that somebody wrote cannot be quoted: it takes a name, or imports what a file may not."""
 
 
 class Quotes:
@@ -41,7 +54,8 @@ class Quotes:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             self._import(module, name, statement, found)
             return
-        assert name not in self._quoted, f"{name} of {module} and of {self._quoted[name]}"
+        if name in self._quoted or (name in RESERVED and not module.startswith(OURS)):
+            raise Unquotable(f"{name} of {module} and of {self._quoted.get(name, 'the file itself')}")
         self._quoted[name] = module
         source, given = _source(module, statement)
         self.given |= given
@@ -63,7 +77,8 @@ class Quotes:
         if origin.startswith(OURS):
             self._add(origin, alias.name, found)
         else:
-            assert origin.partition(".")[0] in OUTSIDE, f"{module} needs {origin}"
+            if origin.partition(".")[0] not in OUTSIDE:
+                raise Unquotable(f"{module} needs {origin}")
             self.imports.add(text)
 
 
@@ -96,7 +111,9 @@ def _source(module: str, statement: ast.stmt) -> tuple[str, set[str]]:
 
     Of a docstring it is the first paragraph; words to other tools are left out, and so is the mark of a step.
     """
-    decorators = [one for one in getattr(statement, "decorator_list", []) if not _marks_step(one)]
+    made = vars(importlib.import_module(module)).get(getattr(statement, "name", ""))
+    marks = [] if isinstance(made, Formula) else getattr(statement, "decorator_list", [])
+    decorators = [one for one in marks if not _marks_step(one)]
     first = min([statement.lineno, *(one.lineno for one in decorators)])
     text = "\n".join(_text(module).splitlines()[first - 1 : statement.end_lineno])
     text = re.sub(r"  # (type: ignore|fmt:|noqa).*", "", text)

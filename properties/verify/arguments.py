@@ -11,14 +11,16 @@ import math
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from .. import devices
-from ..forms import Form, check_call, read_parameter
-from ..names import CONTRACTS, CONVENTIONS, DTYPES, FEATURE_KINDS, ROWS_OF, Features
+from ..forms import Form, check_call, names_of, read_parameter
+from ..names import CONTRACTS, CONVENTIONS, DTYPES, FEATURE_KINDS, FORMULAS, ROWS_OF, Features, values_of
+from ..own.formula import NoFormula, is_own
 from ..subjects import Subject, Target
 from ..worlds.specs import WorldSpec, parse
 
@@ -86,12 +88,12 @@ def ask(
     Raises:
         Unusable: an argument is. The target itself is not looked at: see `fitted`.
     """
-    if contract is None or contract not in CONTRACTS:
-        given = "nothing" if contract is None else contract
-        raise Unusable("contract", f"expected one of {', '.join(CONTRACTS)}, got {given}")
+    check_contract(contract)
+    assert contract is not None
+    contract = FORMULAS.get(contract, contract)
     if convention not in CONVENTIONS:
         raise Unusable("convention", f"expected one of {', '.join(CONVENTIONS)}, got {convention}")
-    if convention != "exact" and "convention" not in CONTRACTS[contract]:
+    if convention != "exact" and "convention" not in values_of(contract):
         raise Unusable("convention", f"the contract {contract} has none: expected exact, got {convention}")
     check_config(contract, config)
     form = _form(contract, call, parameters)
@@ -113,6 +115,26 @@ def ask(
         strict=strict,
         large=large,
     )
+
+
+def check_contract(contract: str | None) -> None:
+    """Check that there is such a contract, shipped or of one's own.
+
+    Raises:
+        Unusable: there is none.
+    """
+    if contract is not None and is_own(contract):
+        try:
+            names_of(contract)
+        except NoFormula as error:
+            raise Unusable("contract", str(error)) from error
+        except Exception as error:
+            said = f"{contract}: raised {type(error).__name__} as it was imported: {error}"
+            raise Unusable("contract", said, traceback.format_exc()) from error
+    elif contract is None or contract not in {**CONTRACTS, **FORMULAS}:
+        given = "nothing" if contract is None else contract
+        expected = f"one of {', '.join([*CONTRACTS, *FORMULAS])}, or file.py:name of a formula"
+        raise Unusable("contract", f"expected {expected}, got {given}")
 
 
 def _form(contract: str, call: str, parameters: Sequence[str]) -> Form:
@@ -140,7 +162,7 @@ def check_config(contract: str, config: tuple[tuple[str, Any], ...]) -> None:
     for name, value in config:
         if name in NOT_PINNED:
             raise Unusable("config", f"{name} cannot be pinned: {NOT_PINNED[name]}")
-        allowed = CONTRACTS[contract].get(name)
+        allowed = values_of(contract).get(name)
         if isinstance(allowed, tuple):
             if not any(type(value) is type(one) and value == one for one in allowed):
                 expected = f"one of {', '.join(json.dumps(one) for one in allowed)}"

@@ -18,7 +18,7 @@ from hypothesis.internal.constants_ast import Constants
 
 from .. import devices
 from ..cases import Case
-from ..contracts import Contract, contracts
+from ..contracts import Contract, contract_of
 from ..examples import Example
 from ..laws import Bench, Falsified, Law, Place, Unanswered, laws
 from ..reference import reference
@@ -135,15 +135,15 @@ Databases = Callable[[Check], ExampleDatabase | None]
 
 def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) -> Iterator[Check]:
     """List what is to be verified."""
-    known = contracts()
     for label, (name, subject) in subjects.items():
+        contract = contract_of(name)
         for world in worlds:
-            options = known[name].options_in.get(world.kind, world.row.options)
+            options = contract.options_in.get(world.kind, world.row.options)
             if options is None or (not subject.gathers and world.sizes[-1] > 1):
                 continue
             placed = replace(subject, options=subject.options + options)
             for law in laws():
-                check = Check(label, known[name], placed, law, world)
+                check = Check(label, contract, placed, law, world)
                 fits = law.is_of(world.device) and (law.simulated or not world.row.shares_process)
                 if check.sizes and fits:
                     yield check

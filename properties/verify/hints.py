@@ -100,7 +100,7 @@ def _others(contract: Contract, what: str, cases: Sequence[Case]) -> Iterable[tu
     """Return other conventions, each with the oracle that follows it."""
     if contract.name == "distill" and what == "value":
         yield Hint("entropy", what), lambda case, inputs: _less_entropy(contract, case, inputs)
-    if "image_features" in contract.differentiable and contract.is_loss:
+    if "image_features" in contract.differentiable and contract.is_loss and not contract.whole:
         yield Hint("normalized", what), lambda case, inputs: contract.oracle(case, _normalized(inputs))
     if contract.name in ("infonce", "ntxent"):
         yield Hint("raw", what), lambda case, inputs: _raw(contract, case, inputs)

@@ -10,13 +10,14 @@ from hypothesis import Phase, Verbosity, find, settings
 
 from .. import devices
 from ..cases import Case
-from ..contracts import Contract, contracts
+from ..contracts import Contract, contract_of
 from ..examples import Example, Step
 from ..forms import NAMES
 from ..inspection import Inspection, constants_of, fitting, inspect_target, takes_scale
 from ..laws import Falsified, laws
 from ..laws.gradients import compare_gradients
 from ..laws.values import compare_terms
+from ..own.formula import NoFormula
 from ..reference import reference
 from ..running import first_call, perform
 from ..standalone.acts import Outcome, run_each
@@ -104,7 +105,7 @@ def fitted(subjects: Subjects, deadline: float = math.inf, device: str = devices
         Unusable: a target cannot be verified.
     """
     return {
-        label: (name, _fitted(subject, contracts()[name], deadline, device))
+        label: (name, _fitted(subject, contract_of(name), deadline, device))
         for label, (name, subject) in subjects.items()
     }
 
@@ -115,7 +116,7 @@ def inspection(asked: Subject, name: str) -> tuple[Subject, bool]:
     Raises:
         Unusable: it cannot be verified as this contract.
     """
-    return _inspected(asked, contracts()[name], math.inf, devices.CPU)
+    return _inspected(asked, contract_of(name), math.inf, devices.CPU)
 
 
 def _fitted(asked: Subject, contract: Contract, deadline: float, device: str) -> Subject:
@@ -130,11 +131,16 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
     drawn = contract.cases(replace(asked, options=(), features=""), size)
     with without_local_constants():
         simplest = replace(find(drawn, lambda case: True, settings=quiet), device=device)
+    looked_at = [contract.probe(case) for case in probes(simplest, asked)]
+    try:
+        contract.check(looked_at)
+    except NoFormula as error:
+        raise Unusable("contract", str(error)) from error
     worlds = asked.worlds()
     worlds.until = deadline
     try:
         alone = worlds.open(replace(SINGLE, device=device))
-        (found,) = alone.run(inspect_target, asked, contract, probes(simplest, asked))
+        (found,) = alone.run(inspect_target, asked, contract, looked_at)
     except OutOfTime:
         return asked, False
     except WorldError as error:
@@ -207,7 +213,7 @@ def _among_ranks(
     """
     if not contract.is_loss or not contract.is_mean or contract.name not in NAMES:
         return subject
-    probe = replace(probes(simplest, subject)[0], rows=(2, 2))
+    probe = contract.probe(replace(probes(simplest, subject)[0], rows=(2, 2)))
     case = fitting(probe, subject.form, subject.features, contract, taken)
     case = replace(case, options=tuple((dict(case.options) | dict(subject.options)).items()))
     try:

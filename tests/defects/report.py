@@ -29,6 +29,7 @@ from verified_losses.properties.worlds.specs import parse
 
 from .. import pretend_cuda
 from .index import CUDA, DEFECTS, RIGHT, Planted
+from .kinds import index as kinds
 
 WORLDS = "1,sim:2-8,proc:2"
 EXAMPLES = 25
@@ -213,7 +214,8 @@ def report(
         Where to write the results.
     """
     seeds = seed or [0, 1, 2]
-    chosen = [p for p in [*DEFECTS, *CUDA, *RIGHT] if not only or any(part in p.id for part in only)]
+    planted = [*DEFECTS, *kinds.DEFECTS, *CUDA, *RIGHT, *kinds.RIGHT]
+    chosen = [p for p in planted if not only or any(part in p.id for part in only)]
     results: dict[str, Result] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     console = Console()

@@ -22,6 +22,7 @@ from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .index import RIGHT
+from .kinds import index as kinds
 from .report import table
 
 AGAIN = 10
@@ -33,7 +34,7 @@ app = App(help=__doc__)
 
 def endless(worlds: str, seed: int) -> Iterator[tuple[Check, int]]:
     """Yield every check of every right subject, in a drawn order, with one seed after another."""
-    subjects = SHIPPED | {right.id: (right.contract, right.subject) for right in RIGHT}
+    subjects = SHIPPED | {right.id: (right.contract, right.subject) for right in [*RIGHT, *kinds.RIGHT]}
     while True:
         order = list(subjects)
         random.Random(seed).shuffle(order)

@@ -1,0 +1,862 @@
+"""How far rounding takes a formula, by Monte Carlo arithmetic: for any formula that NumPy can compute.
+
+Parker, Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic, UCLA CSD-970002, 1997,
+chapter 5: a function is computed many times, and each time every intermediate result x is moved to x (1 + u xi),
+where u is the unit roundoff and xi is drawn. How far results scatter shows how far rounding takes them. Here the
+derivatives are computed in the same arithmetic, in reverse mode, as libraries do. All samples are one
+computation: `Moved` is an array with an axis of samples before its own, the first of which is not moved.
+
+A right implementation may use another formula than the one at hand, so what is moved is more than the result:
+
+- a sum of n terms moves relative to the sum of their magnitudes, by sqrt(n / 3): as far as sums of n terms of
+  one sign, one after another, scatter (the k-th of n partial sums has k terms: u sqrt(sum k^2 / 3) / n);
+- a sum of two moves relative to the larger, as one that was stored, or shifted, before;
+- exponentials and logarithms move by two units, an exponential also by its argument, as those to base two do;
+- what `np.logaddexp` gives, and its slopes, move relative to its arguments, and to 1: 1 - p may stand for p;
+- a softmax may subtract its log-sum-exp, which is rounded relative to the shift: the slope of a logarithm, and a
+  quotient, of exponentials move as often as the exponents were larger before they were shifted;
+- in half precision what is stored is rounded to half precision, sums are accumulated in float32;
+- xi has one part that an operation draws for each element, and one that it draws for all: equal elements round
+  equally, so that their errors do not average out.
+
+From scatter to tolerance. Let s be the root mean square of the `SAMPLES` = k deviations of an element. The model:
+these deviations, and the error of a right implementation, are normal, the latter with a spread of at most
+`SPREAD` times that of the former. Then error / (SPREAD s) is distributed as |t| with k degrees of freedom
+(Student, The probable error of a mean, Biometrika 6, 1908), and exceeds `QUANTILE` with a chance of 2.2e-13.
+So does any of a million comparisons, which a run does not reach, with a chance below 1e-6: `CHANCE`. A tolerance
+is `SPREAD` * `QUANTILE` * s. What it rests on is `SPREAD`: over right variants of the shipped losses
+`benchmarks/tolerances.py` shows how large error / s was.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from .complex_step import Array
+from .dtypes import DTYPES
+
+SAMPLES = 32
+QUANTILE = 12.0
+SPREAD = 2.5
+CHANCE = 1e-6
+"""Of accusing a right implementation in one run, as long as its errors are as assumed above."""
+ELEMENTARY = 2.0
+FINEST = 2.0**-50
+"""The least unit roundoff of samples: what float64 holds three more bits than. Scatter is scaled down again."""
+MOST = 2**22
+"""Numbers that a computation of several samples may hold at once."""
+
+
+class Unsupported(TypeError):
+    """A formula uses a function of NumPy that has no rule here."""
+
+
+class Roundoff(NamedTuple):
+    """The arithmetic that is sampled."""
+
+    stored: float
+    accumulated: float
+    tiny: float
+    """What an underflow may lose."""
+
+    @classmethod
+    def of(cls, dtype: str, widened: bool = False) -> "Roundoff":
+        """Return the arithmetic of a dtype; `widened` is where all but the inputs is in the dtype of sums.
+
+        Raises:
+            ValueError: there is no such dtype.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        kind = DTYPES[dtype]
+        sums = DTYPES[kind.accumulated]
+        stored = sums if widened else kind
+        return cls(2.0**-stored.bits, 2.0**-sums.bits, 2.0**stored.tiny)
+
+
+class Scatter(NamedTuple):
+    """A value, and how far rounding scatters it: the root mean square of the deviations of the samples."""
+
+    value: Array
+    spread: Array
+
+    @property
+    def bound(self) -> Array:
+        """How far a right implementation may be from the value."""
+        return SPREAD * QUANTILE * self.spread
+
+
+class Tape:
+    """One computation of several samples: the arithmetic, and what was computed, in order."""
+
+    def __init__(self, p: Roundoff, samples: int, seed: int) -> None:
+        self.p, self.samples = p, samples
+        self.generator = np.random.default_rng(seed)
+        self.numbers: list[Moved] = []
+        self.size = 0
+
+    def leaf(self, value: Any) -> "Moved":
+        """Return an input, exact in every sample."""
+        array = np.asarray(value, dtype=float)
+        return Moved(np.broadcast_to(array, (self.samples, *array.shape)), self)
+
+    def drawn(self, shape: tuple[int, ...]) -> Array:
+        """Return xi for values of a shape: nothing for the first sample."""
+        samples, ones = self.samples, (1,) * (len(shape) - 1)
+        common = self.generator.uniform(-1, 1, (samples, *ones))
+        own = self.generator.random(shape, dtype=np.float32) * 2 - 1
+        xi: Array = (common + own) * np.sqrt(0.5)
+        xi[:1] = 0
+        return xi
+
+    def moved(self, value: Array, size: Array | None = None, times: Any = 1.0, sums: Any = None) -> Array:
+        """Move results at random.
+
+        Args:
+            value: results.
+            size: what they are rounded relative to, if not to themselves.
+            times: how many roundings.
+            sums: how many roundings of accumulating, relative to `size`; the result is then stored.
+        """
+        if self.samples == 1:
+            return value
+        magnitude = abs(value)
+        how_far = (
+            self.p.stored * times * (magnitude if size is None or sums is not None else size) + self.p.tiny
+        )
+        if sums is not None and size is not None:
+            how_far = how_far + self.p.accumulated * sums * size
+        with np.errstate(invalid="ignore"):
+            result: Array = value + self.drawn(value.shape) * how_far
+        return np.where(np.isfinite(value), result, value)
+
+    def gradients(self, output: "Moved", cotangent: Array, leaves: Sequence["Moved"]) -> list[Array]:
+        """Return the gradients of <output, cotangent> by leaves, in every sample."""
+        found: dict[int, Array] = {id(output): np.broadcast_to(cotangent, output.value.shape)}
+        for number in reversed(self.numbers):
+            given = found.pop(id(number), None)
+            if given is None:
+                continue
+            for parent, back in number.parents:
+                part = _summed_to(self, back(given), parent.value.shape)
+                before = found.get(id(parent))
+                found[id(parent)] = (
+                    part if before is None else self.moved(before + part, np.maximum(abs(before), abs(part)))
+                )
+        return [found.get(id(leaf), np.zeros(leaf.value.shape)) for leaf in leaves]
+
+
+Back = Callable[[Array], Array]
+"""Given the gradient of a result, returns that of what it was made of."""
+
+
+class Moved(NDArrayOperatorsMixin):
+    """An array in Monte Carlo arithmetic: NumPy's functions take it as they take arrays.
+
+    Args:
+        value: [samples, ...].
+        tape: of the computation.
+        parents: the numbers that it was made of, each with what leads gradients back.
+    """
+
+    __array_priority__ = 100
+
+    def __init__(self, value: Array, tape: Tape, parents: Iterable[tuple["Moved", Back]] = ()) -> None:
+        self.value, self.tape, self.parents = value, tape, tuple(parents)
+        if self.parents:
+            tape.numbers.append(self)
+        tape.size += value.size
+        self.before: Array | None = None
+        """Of a difference: how large its operands were."""
+        self.shifts: Array | None = None
+        """Of exponentials: how large their exponents were before they were shifted."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's."""
+        return self.value.shape[1:]
+
+    @property
+    def ndim(self) -> int:
+        """The array's."""
+        return self.value.ndim - 1
+
+    @property
+    def size(self) -> int:
+        """The array's."""
+        return int(np.prod(self.shape))
+
+    @property
+    def dtype(self) -> Any:
+        """That of the values: a mask is a number too, where samples differ in it."""
+        return self.value.dtype
+
+    @property
+    def T(self) -> "Moved":
+        """The transposed matrix."""
+        return _gathered(lambda one: one.T, self)
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len() of a number without dimensions")
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> "Moved":
+        plain = tuple(map(_exact, index)) if isinstance(index, tuple) else _exact(index)
+        return _gathered(lambda one: one[plain], self)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise Unsupported("the formula writes into an array: use np.where, or make a new one")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise Unsupported(
+            "the formula makes a plain array of what it computed (by np.asarray, float or an assignment): "
+            "keep to functions of NumPy"
+        )
+
+    def __float__(self) -> float:
+        return float(self.__array__())
+
+    def __bool__(self) -> bool:
+        return bool(_exact(self))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def sum(self, axis: Any = None, keepdims: bool = False, **_: Any) -> "Moved":
+        """As NumPy's."""
+        return _sum(self, axis, keepdims=keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False, **_: Any) -> "Moved":
+        """As NumPy's."""
+        return _mean(self, axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False, **_: Any) -> "Moved":
+        """As NumPy's."""
+        return _extreme(np.argmax, self, axis, keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False, **_: Any) -> "Moved":
+        """As NumPy's."""
+        return _extreme(np.argmin, self, axis, keepdims)
+
+    def dot(self, other: Any) -> "Moved":
+        """As NumPy's."""
+        return _matmul(self.tape, self, other)
+
+    def reshape(self, *shape: Any) -> "Moved":
+        """As NumPy's."""
+        sizes = shape[0] if len(shape) == 1 else shape
+        return _gathered(lambda one: one.reshape(sizes), self)
+
+    def transpose(self, *axes: Any) -> "Moved":
+        """As NumPy's."""
+        return _gathered(lambda one: one.transpose(*axes), self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("ravel", "flatten", "swapaxes", "squeeze", "diagonal", "take", "repeat", "copy"):
+            return lambda *args, **kwargs: _gathered(lambda one: getattr(one, name)(*args, **kwargs), self)
+        if name in ("argmax", "argmin", "argsort"):
+            return lambda *args, **kwargs: getattr(_exact(self), name)(*args, **kwargs)
+        if name in ("trace", "clip", "any", "all", "var", "std"):
+            return lambda *args, **kwargs: getattr(np, name)(self, *args, **kwargs)
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise Unsupported(
+            f"the formula uses .{name} of an array, for which Monte Carlo arithmetic has no rule"
+        )
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        if method == "reduce" and ufunc in _REDUCED:
+            return _REDUCED[ufunc](inputs[0], **kwargs)
+        if method != "__call__" or kwargs.keys() - {"dtype", "casting"}:
+            raise Unsupported(f"the formula uses np.{ufunc.__name__}.{method} with {sorted(kwargs)}, which "
+                              "Monte Carlo arithmetic has no rule for")  # fmt: skip
+        if ufunc in _PLAIN:
+            return _plain(ufunc, self.tape, *inputs)
+        rule = _UFUNCS.get(ufunc)
+        if rule is None:
+            raise Unsupported(f"the formula uses np.{ufunc.__name__}, which Monte Carlo arithmetic has no "
+                              f"rule for; it has: {', '.join(sorted(one.__name__ for one in _UFUNCS))}")  # fmt: skip
+        return rule(self.tape, *inputs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if function in _FUNCTIONS:
+            return _FUNCTIONS[function](*args, **kwargs)
+        if function in _GATHERS:
+            return _gathered(function, *args, **kwargs)
+        if function in _EXACT:
+            return function(*(_exact(one) for one in args), **kwargs)
+        raise Unsupported(
+            f"the formula uses np.{function.__name__}, which Monte Carlo arithmetic has no rule for; it has: "
+            f"{', '.join(sorted(one.__name__ for one in {*_FUNCTIONS, *_GATHERS, *_EXACT}))}"
+        )
+
+
+def _exact(value: Any) -> Any:
+    """Return a number as it is in the first sample, which is not moved; other values as they are."""
+    return value.value[0] if isinstance(value, Moved) else value
+
+
+def _constant(tape: Tape, value: Any) -> Array:
+    """Return the values of a number, or of a constant, whose axes of samples is 1 long."""
+    if isinstance(value, Moved):
+        return value.value
+    array = np.asarray(value)
+    if np.iscomplexobj(array):
+        raise Unsupported("the formula computes with complex numbers")
+    return array[None]
+
+
+def _operands(tape: Tape, *inputs: Any) -> list[Array]:
+    """Return the values of inputs, whose own axes broadcast."""
+    values = [_constant(tape, one) for one in inputs]
+    ndim = max(one.ndim for one in values)
+    return [one.reshape(one.shape[0], *(1,) * (ndim - one.ndim), *one.shape[1:]) for one in values]
+
+
+def _summed_to(tape: Tape, gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Return the gradient of what was broadcast from a shape: the sum over its uses."""
+    if gradient.shape == shape:
+        return gradient
+    own = shape[1:]
+    longer = gradient.ndim - 1 - len(own)
+    axes = tuple(range(1, 1 + longer)) + tuple(
+        1 + longer + axis
+        for axis, size in enumerate(own)
+        if size == 1 and gradient.shape[1 + longer + axis] > 1
+    )
+    count = int(np.prod([gradient.shape[axis] for axis in axes]))
+    total = gradient.sum(axis=axes).reshape(-1, *own)
+    if count > 1:
+        total = tape.moved(total, abs(gradient).sum(axis=axes).reshape(total.shape), sums=np.sqrt(count / 3))
+    return np.broadcast_to(total, shape)
+
+
+def _made(tape: Tape, value: Array, *parents: tuple[Any, Back]) -> Moved:
+    """Return a result, of those parents that are numbers and have gradients."""
+    shape = (tape.samples, *value.shape[1:])
+    kept = [(one, back) for one, back in parents if isinstance(one, Moved)]
+    return Moved(np.broadcast_to(value, shape), tape, kept)
+
+
+def _plain(ufunc: np.ufunc, tape: Tape, *inputs: Any) -> Any:
+    """Compare: a plain array where all samples agree, else a mask of each sample."""
+    value = ufunc(*_operands(tape, *inputs))
+    if (value == value[:1]).all():
+        return value[0]
+    return _made(tape, value)
+
+
+def _add(tape: Tape, first: Any, second: Any) -> Moved:
+    one, other = _operands(tape, first, second)
+    with np.errstate(invalid="ignore"):
+        size = np.maximum(abs(one), abs(other))
+        value = tape.moved(one + other, size)
+    return _after(_made(tape, value, (first, lambda g: g), (second, lambda g: g)), size)
+
+
+def _subtract(tape: Tape, first: Any, second: Any) -> Moved:
+    one, other = _operands(tape, first, second)
+    with np.errstate(invalid="ignore"):
+        size = np.maximum(abs(one), abs(other))
+        value = tape.moved(one - other, size)
+    return _after(_made(tape, value, (first, lambda g: g), (second, lambda g: -g)), size)
+
+
+def _after(number: Moved, before: Array) -> Moved:
+    """Note how large the operands of a difference were, as far as they are finite."""
+    if number.tape.samples > 1:
+        number.before = np.where(np.isfinite(before[0]), before[0], 0.0)
+    return number
+
+
+def _noted(result: Moved, how: Callable[..., Array], *inputs: Any) -> Moved:
+    """Pass on to a result what was noted of its inputs."""
+    for name in ("before", "shifts"):
+        notes = [getattr(one, name, None) for one in inputs]
+        if any(note is not None for note in notes):
+            filled = [np.zeros(np.shape(_exact(one))) if note is None else note
+                      for one, note in zip(inputs, notes, strict=True)]  # fmt: skip
+            setattr(result, name, how(*filled))
+    return result
+
+
+def _larger(first: Array, second: Array) -> Array:
+    larger: Array = np.maximum(first, second)
+    return larger
+
+
+def _multiply(tape: Tape, first: Any, second: Any) -> Moved:
+    one, other = _operands(tape, first, second)
+    value = tape.moved(one * other)
+    made = _made(
+        tape, value, (first, lambda g: tape.moved(g * other)), (second, lambda g: tape.moved(g * one))
+    )
+    made = _noted(made, _larger, first, second)
+    made.before = None  # it is of another size
+    return made
+
+
+def _divide(tape: Tape, first: Any, second: Any) -> Moved:
+    one, other = _operands(tape, first, second)
+    shifts = 0.0 if getattr(second, "shifts", None) is None else second.shifts
+    value = tape.moved(one / other, times=1.5 + shifts)
+    return _made(
+        tape,
+        value,
+        (first, lambda g: tape.moved(g / other, times=1.5 + shifts)),
+        (second, lambda g: tape.moved(-g * value / other, times=2.5 + shifts)),
+    )
+
+
+def _power(tape: Tape, base: Any, exponent: Any) -> Moved:
+    if isinstance(exponent, Moved):
+        return np.exp(exponent * np.log(base))  # type: ignore[no-any-return]
+    one, power = _operands(tape, base, exponent)
+    slope = power * one ** (power - 1)
+    return _made(
+        tape,
+        tape.moved(one**power, times=ELEMENTARY),
+        (base, lambda g: tape.moved(g * slope, times=ELEMENTARY + 1)),
+    )
+
+
+def _elementwise(
+    function: Callable[[Array], Array],
+    slope: Callable[[Array, Array], Array],
+    times: Callable[[Array], Any] = lambda x: ELEMENTARY,
+    slope_size: float = 0.0,
+    exponential: bool = False,
+) -> Callable[[Tape, Any], Moved]:
+    """Return the rule of an elementwise function.
+
+    Args:
+        function: itself.
+        slope: its derivative, given argument and value.
+        times: how many units its value moves by, given its argument.
+        exponential: what its argument was before is noted.
+        slope_size: what its slope is rounded relative to, if that is larger than the slope.
+    """
+
+    def rule(tape: Tape, number: Any) -> Moved:
+        x = number.value
+        value = tape.moved(function(x), times=times(x))
+        rate = slope(x, value)
+        shifts = 0.0 if number.shifts is None else number.shifts
+        rate = tape.moved(rate, np.maximum(abs(rate), slope_size) if slope_size else None, times(x) + shifts)
+        made = _made(tape, value, (number, lambda g: tape.moved(g * rate)))
+        if exponential:
+            made.shifts = abs(x[0]) if number.before is None else number.before
+        return made
+
+    return rule
+
+
+def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
+    one, other = _operands(tape, first, second)
+    value = np.logaddexp(one, other)
+    share = np.exp(one - value), np.exp(other - value)
+    size = np.maximum(np.maximum(abs(one), abs(other)), 1.0)
+    slopes = [tape.moved(part, np.ones(part.shape), times=ELEMENTARY + 1) for part in share]
+    return _made(
+        tape,
+        tape.moved(value, size, ELEMENTARY),
+        (first, lambda g: tape.moved(g * slopes[0])),
+        (second, lambda g: tape.moved(g * slopes[1])),
+    )
+
+
+def _chosen(larger: bool) -> Callable[[Tape, Any, Any], Moved]:
+    def rule(tape: Tape, first: Any, second: Any) -> Moved:
+        one, other = _operands(tape, first, second)
+        mask = one >= other if larger else one <= other
+        return _where(_made(tape, mask), first, second, tape=tape)
+
+    return rule
+
+
+def _where(condition: Any, first: Any, second: Any, tape: Tape | None = None) -> Moved:
+    """As np.where, in each sample by its own condition."""
+    if tape is None:
+        tape = next(one.tape for one in (condition, first, second) if isinstance(one, Moved))
+    mask, one, other = _operands(tape, condition, first, second)
+    made = _made(
+        tape,
+        np.where(mask, one, other),
+        (first, lambda g: np.where(mask, g, 0.0)),
+        (second, lambda g: np.where(mask, 0.0, g)),
+    )
+    return _noted(made, lambda one, other: np.where(mask[0], one, other), first, second)
+
+
+def _matmul(tape: Tape, first: Any, second: Any) -> Moved:
+    one, other = _constant(tape, first), _constant(tape, second)
+    if one.ndim < 2 or other.ndim < 2:
+        raise ValueError("matmul: expected arrays, got a number")
+    left = one[..., None, :] if one.ndim == 2 else one
+    right = other[..., None] if other.ndim == 2 else other
+    ndim = max(left.ndim, right.ndim)
+    left, right = (
+        part.reshape(part.shape[0], *(1,) * (ndim - part.ndim), *part.shape[1:]) for part in (left, right)
+    )
+
+    def product(x: Array, y: Array) -> Array:
+        size = abs(x) @ abs(y) if tape.samples > 1 else None
+        return tape.moved(x @ y, size, sums=np.sqrt(x.shape[-1] / 3) + 1)
+
+    value = product(left, right)
+    shape = value.shape
+
+    def back(to_first: bool) -> Back:
+        given, operand = (left, one) if to_first else (right, other)
+
+        def gradient(g: Array) -> Array:
+            g = g.reshape(g.shape[0], *shape[1:])
+            made = product(g, right.swapaxes(-1, -2)) if to_first else product(left.swapaxes(-1, -2), g)
+            made = _summed_to(tape, made, (tape.samples, *given.shape[1:]))
+            return made.reshape(tape.samples, *operand.shape[1:])
+
+        return gradient
+
+    kept = value
+    if one.ndim == 2:
+        kept = kept[..., 0, :]
+    if other.ndim == 2:
+        kept = kept[..., 0]
+    return _made(tape, kept, (first, back(True)), (second, back(False)))
+
+
+def _einsum(subscripts: Any, *operands: Any, **_: Any) -> Moved:
+    """As NumPy's, of one or two operands with an explicit result and no letter twice in one of them."""
+    letters = isinstance(subscripts, str) and subscripts.replace(" ", "").replace("->", ",").split(",")
+    if not letters or "->" not in subscripts or "." in subscripts or len(operands) > 2:
+        raise Unsupported("np.einsum: expected one or two operands and an explicit result, as 'id,jd->ij'")
+    *given, result = letters
+    if any(len(set(one)) < len(one) for one in letters):
+        raise Unsupported(f"np.einsum: expected no letter twice in one operand, got {subscripts!r}")
+    tape = next(one.tape for one in operands if isinstance(one, Moved))
+    values = [_constant(tape, one) for one in operands]
+    sizes = {
+        letter: n
+        for name, one in zip(given, values, strict=True)
+        for letter, n in zip(name, one.shape[1:], strict=True)
+    }
+
+    def product(names: list[str], arrays: list[Array], to: str) -> Array:
+        rule = f"{','.join('Z' + name for name in names)}->Z{to}"
+        arrays = [np.broadcast_to(one, (tape.samples, *one.shape[1:])) for one in arrays]
+        count = int(np.prod([sizes[letter] for letter in set("".join(names)) - set(to)]))
+        size = np.einsum(rule, *map(abs, arrays), optimize=True) if tape.samples > 1 else None
+        return tape.moved(np.einsum(rule, *arrays, optimize=True), size, sums=np.sqrt(count / 3) + 1)
+
+    def back(place: int) -> Back:
+        others = [k for k in range(len(given)) if k != place]
+
+        def gradient(g: Array) -> Array:
+            names, arrays = [result, *(given[k] for k in others)], [g, *(values[k] for k in others)]
+            if absent := [letter for letter in given[place] if letter not in "".join(names)]:
+                names.append("".join(absent))
+                arrays.append(np.ones((1, *(sizes[letter] for letter in absent))))
+            return product(names, arrays, given[place])
+
+        return gradient
+
+    value = product(given, values, result)
+    return _made(tape, value, *((one, back(place)) for place, one in enumerate(operands)))
+
+
+def _axes(number: Moved, axis: Any) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(1, number.ndim + 1))
+    return tuple(1 + one % number.ndim for one in (axis if isinstance(axis, tuple) else (axis,)))
+
+
+def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = None, **_: Any) -> Moved:
+    if where is not None and where is not True:
+        number = _where(where, number, 0.0)
+    axes, tape = _axes(number, axis), number.tape
+    value = number.value.sum(axis=axes, keepdims=True)
+    count = int(np.prod([number.value.shape[one] for one in axes]))
+    if count > 1:
+        value = tape.moved(value, abs(number.value).sum(axis=axes, keepdims=True), sums=np.sqrt(count / 3))
+    kept = value if keepdims else value.reshape([n for k, n in enumerate(value.shape) if k not in axes])
+
+    def back(g: Array) -> Array:
+        return np.broadcast_to(g.reshape(g.shape[0], *value.shape[1:]), number.value.shape)
+
+    made = _made(tape, kept, (number, back))
+    return _noted(made, lambda note: note.max(axis=tuple(k - 1 for k in axes), keepdims=keepdims, initial=0), number)
+
+
+def _mean(number: Any, axis: Any = None, keepdims: bool = False, **options: Any) -> Moved:
+    count = int(np.prod([number.value.shape[one] for one in _axes(number, axis)]))
+    return _sum(number, axis, keepdims, **options) / count
+
+
+def _var(number: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False, **_: Any) -> Any:
+    count = int(np.prod([number.value.shape[one] for one in _axes(number, axis)]))
+    centred = number - _mean(number, axis, keepdims=True)
+    return _sum(centred * centred, axis, keepdims) / (count - ddof)
+
+
+def _norm(number: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
+    if ord not in (None, 2) or (ord == 2 and axis is None and number.ndim > 1):
+        raise Unsupported(f"np.linalg.norm: expected that of vectors, got ord={ord!r}, axis={axis!r}")
+    return np.sqrt(_sum(number * number, axis, keepdims))
+
+
+def _extreme(which: Any, number: Any, axis: Any = None, keepdims: bool = False, **_: Any) -> Moved:
+    """Return the largest or least, which in each sample is another element."""
+    if axis is None:
+        flat = number.reshape(-1)
+        found = _extreme(which, flat, 0)
+        return found.reshape((1,) * number.ndim) if keepdims else found
+    along = axis % number.ndim
+    places = np.expand_dims(which(number.value, axis=1 + along), 1 + along)
+    value = np.take_along_axis(number.value, places, 1 + along)
+
+    def back(g: Array) -> Array:
+        result = np.zeros(number.value.shape)
+        np.put_along_axis(result, places, g.reshape(g.shape[0], *value.shape[1:]), 1 + along)
+        return result
+
+    return _made(number.tape, value if keepdims else value.squeeze(1 + along), (number, back))
+
+
+def _logaddexp_reduced(number: Any, axis: Any = 0, keepdims: bool = False, **_: Any) -> Any:
+    top = _real(_extreme(np.argmax, number, axis, keepdims=True))
+    total = np.log(_sum(np.exp(number - top), axis, keepdims=True)) + top
+    if keepdims:
+        return total
+    return _gathered(lambda one: np.squeeze(one, axis) if axis is not None else one.reshape(()), total)
+
+
+def _gathered(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Apply a function that moves elements, and puts zeros: numbers it places, and constants, stay as they are."""
+    numbers: list[Moved] = []
+    constants: list[Array] = [np.zeros((1, 1))]
+    offset = 1
+    placed: list[tuple[int, Moved]] = []
+
+    def numbered(value: Any) -> Any:
+        nonlocal offset
+        if isinstance(value, Moved):
+            numbers.append(value)
+            placed.append((offset, value))
+            constants.append(value.value.reshape(value.value.shape[0], -1))
+            offset += value.size
+            return np.arange(offset - value.size, offset).reshape(value.shape)
+        if isinstance(value, list | tuple) and _holds(value):
+            return type(value)(_number(one) for one in value)
+        return value
+
+    def _number(value: Any) -> Any:
+        nonlocal offset
+        if isinstance(value, Moved) or (isinstance(value, list | tuple) and _holds(value)):
+            return numbered(value)
+        array = np.asarray(value, dtype=float)
+        constants.append(array.reshape(1, -1))
+        offset += array.size
+        return np.arange(offset - array.size, offset).reshape(array.shape)
+
+    places = function(*map(numbered, args), **kwargs)
+    tape = numbers[0].tape
+    everything = np.concatenate(
+        [np.broadcast_to(one, (tape.samples, one.shape[1])) for one in constants], axis=1
+    )
+
+    def taken(where: Any) -> Moved:
+        index = np.asarray(where)
+
+        def back_to(start: int, number: Moved) -> Back:
+            def back(g: Array) -> Array:
+                own = (index >= start) & (index < start + number.size)
+                return _scattered(
+                    tape, g.reshape(g.shape[0], *index.shape)[:, own], index[own] - start, number
+                )
+
+            return back
+
+        value = everything[:, index.reshape(-1)].reshape(tape.samples, *index.shape)
+        made = _made(tape, value, *((one, back_to(start, one)) for start, one in placed))
+        if len(placed) == 1 and tape.samples > 1:
+            ((start, number),) = placed
+            own = (index >= start) & (index < start + number.size)
+            _noted(made, lambda note: np.where(own, note.reshape(-1)[(index - start) * own], 0.0), number)
+        return made
+
+    if isinstance(places, list | tuple):
+        return type(places)(taken(one) for one in places)
+    return taken(places)
+
+
+def _holds(values: Any) -> bool:
+    return any(isinstance(one, Moved) or (isinstance(one, list | tuple) and _holds(one)) for one in values)
+
+
+def _scattered(tape: Tape, gradient: Array, index: Array, number: Moved) -> Array:
+    """Return the gradient of elements of which some were taken, once or more."""
+    counts = np.bincount(index, minlength=number.size)
+    result = np.zeros((gradient.shape[0], number.size))
+    if counts.max(initial=0) <= 1:
+        result[:, index] = gradient
+    else:
+        size = np.zeros(result.shape)
+        for sample, (total, sizes) in enumerate(zip(result, size, strict=True)):
+            np.add.at(total, index, gradient[sample])
+            np.add.at(sizes, index, abs(gradient[sample]))
+        result = tape.moved(result, size, sums=np.sqrt(counts / 3))
+    return result.reshape(-1, *number.shape)
+
+
+def _real(number: Any) -> Any:
+    """Return a constant."""
+    return _made(number.tape, number.value) if isinstance(number, Moved) else np.real(number)
+
+
+_UFUNCS: dict[Any, Callable[..., Any]] = {
+    np.add: _add,
+    np.subtract: _subtract,
+    np.multiply: _multiply,
+    np.divide: _divide,
+    np.power: _power,
+    np.float_power: _power,
+    np.matmul: _matmul,
+    np.logaddexp: _logaddexp,
+    np.maximum: _chosen(True),
+    np.fmax: _chosen(True),
+    np.minimum: _chosen(False),
+    np.fmin: _chosen(False),
+    np.negative: lambda tape, number: _made(tape, -number.value, (number, lambda g: -g)),
+    np.positive: lambda tape, number: number,
+    np.reciprocal: lambda tape, number: _divide(tape, 1.0, number),
+    np.square: lambda tape, number: _multiply(tape, number, number),
+    np.absolute: _elementwise(abs, lambda x, value: np.sign(x), lambda x: 0.0),
+    np.sqrt: _elementwise(np.sqrt, lambda x, value: 0.5 / value),
+    np.exp: _elementwise(np.exp, lambda x, value: value, lambda x: ELEMENTARY + abs(x), exponential=True),
+    np.exp2: _elementwise(
+        np.exp2, lambda x, value: value * np.log(2), lambda x: ELEMENTARY + abs(x), exponential=True
+    ),
+    np.expm1: _elementwise(np.expm1, lambda x, value: 1 + value, lambda x: ELEMENTARY + abs(x)),
+    np.log: _elementwise(np.log, lambda x, value: 1 / x),
+    np.log2: _elementwise(np.log2, lambda x, value: 1 / (x * np.log(2))),
+    np.log10: _elementwise(np.log10, lambda x, value: 1 / (x * np.log(10))),
+    np.log1p: _elementwise(np.log1p, lambda x, value: 1 / (1 + x)),
+    np.tanh: _elementwise(np.tanh, lambda x, value: 1 - value * value, slope_size=1.0),
+    np.sin: _elementwise(np.sin, lambda x, value: np.cos(x), slope_size=1.0),
+    np.cos: _elementwise(np.cos, lambda x, value: -np.sin(x), slope_size=1.0),
+    np.arctan: _elementwise(np.arctan, lambda x, value: 1 / (1 + x * x)),
+}
+_PLAIN = {
+    np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal, np.logical_and, np.logical_or,
+    np.logical_not, np.logical_xor, np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert, np.isfinite,
+    np.isnan, np.isinf, np.sign, np.floor, np.ceil, np.rint,
+}  # fmt: skip
+"""Those whose results are constants."""
+_REDUCED: dict[Any, Callable[..., Any]] = {
+    np.add: lambda number, axis=0, **options: _sum(number, axis, **options),
+    np.maximum: lambda number, axis=0, **options: _extreme(np.argmax, number, axis, **options),
+    np.minimum: lambda number, axis=0, **options: _extreme(np.argmin, number, axis, **options),
+    np.logaddexp: _logaddexp_reduced,
+}
+_GATHERS = {
+    np.transpose, np.reshape, np.ravel, np.swapaxes, np.moveaxis, np.expand_dims, np.squeeze, np.diagonal,
+    np.diag, np.take, np.take_along_axis, np.broadcast_to, np.repeat, np.tile, np.roll, np.flip, np.fliplr,
+    np.flipud, np.rot90, np.delete, np.tril, np.triu, np.concatenate, np.stack, np.vstack, np.hstack,
+    np.column_stack, np.split, np.array_split, np.vsplit, np.hsplit, np.compress, np.extract, np.copy,
+    np.atleast_1d, np.atleast_2d,
+}  # fmt: skip
+_EXACT = {
+    np.argmax, np.argmin, np.argsort, np.shape, np.ndim, np.size, np.zeros_like, np.ones_like, np.full_like,
+    np.nonzero, np.flatnonzero, np.any, np.all, np.count_nonzero, np.isclose, np.array_equal,
+}  # fmt: skip
+"""Those whose results are constants, taken from the first sample."""
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    np.sum: _sum,
+    np.mean: _mean,
+    np.var: _var,
+    np.std: lambda number, *args, **options: np.sqrt(_var(number, *args, **options)),
+    np.max: lambda number, *args, **options: _extreme(np.argmax, number, *args, **options),
+    np.min: lambda number, *args, **options: _extreme(np.argmin, number, *args, **options),
+    np.where: _where,
+    np.clip: lambda number, least, most, **_: np.minimum(np.maximum(number, least), most),
+    np.dot: lambda first, second: first @ second,
+    np.inner: lambda first, second: first @ second.T,
+    np.outer: lambda first, second: first.reshape(-1)[:, None] * second.reshape(-1)[None, :],
+    np.einsum: _einsum,
+    np.trace: lambda number, *args, **options: _sum(np.diagonal(number, *args, **options), -1),
+    np.sort: lambda number, axis=-1, **_: np.take_along_axis(number, np.argsort(_exact(number), axis), axis),
+    np.real: _real,
+    np.iscomplexobj: lambda number: False,
+}
+_FUNCTIONS[np.linalg.norm] = _norm
+_FUNCTIONS[np.amax], _FUNCTIONS[np.amin] = _FUNCTIONS[np.max], _FUNCTIONS[np.min]
+
+
+def scatter(
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    p: Roundoff,
+    derived: Sequence[int] = (),
+    cotangent: Any = 1.0,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> tuple[Scatter, list[Scatter]]:
+    """Return how far rounding scatters what a function of arrays gives, and its derivatives.
+
+    Args:
+        function: computes an array or a number with NumPy; the same inputs, the same result.
+        inputs: arrays and numbers; those of floats are exact, and what is computed with them rounds.
+        p: the arithmetic.
+        derived: the places of inputs by which <result, cotangent> is derived.
+        cotangent: of the result's shape.
+        samples: how often it is computed.
+        seed: the same seed gives the same.
+
+    Raises:
+        Unsupported: the function uses a part of NumPy that has no rule.
+    """
+    finer = max(1.0, FINEST / p.stored)
+    coarse = p._replace(stored=p.stored * finer, accumulated=p.accumulated * finer)
+
+    def computed(count: int, stream: int) -> tuple[Array, list[Array], int]:
+        tape = Tape(coarse, count, seed * 1_000_003 + stream)
+        given = [tape.leaf(one) if _is_float(one) else one for one in inputs]
+        with np.errstate(all="ignore"):
+            output = function(*given)
+            if not isinstance(output, Moved):
+                return (
+                    np.broadcast_to(np.asarray(output, float), (count, *np.shape(output))),
+                    [np.zeros((count, *np.shape(inputs[place]))) for place in derived],
+                    1,
+                )
+            weights = np.broadcast_to(np.asarray(cotangent, float), output.shape)
+            grads = tape.gradients(output, weights, [given[place] for place in derived]) if derived else []
+        return output.value, grads, tape.size
+
+    value, gradients, size = computed(1, 0)
+    exact = [value[0], *(one[0] for one in gradients)]
+    squares = [np.zeros(one.shape) for one in exact]
+    part = int(np.clip(MOST // max(size, 1), 1, samples))
+    done = 0
+    while done < samples:
+        count = min(part, samples - done)
+        value, gradients, _ = computed(1 + count, 1 + done)
+        with np.errstate(all="ignore"):
+            for square, middle, moved in zip(squares, exact, [value, *gradients], strict=True):
+                deviation = moved[1:] - middle
+                # what leaves the range says nothing but that it may
+                square += np.sum(np.where(np.isnan(deviation), np.inf, deviation) ** 2, axis=0)
+        done += count
+    found = [
+        Scatter(middle, np.sqrt(square / samples) / finer)
+        for middle, square in zip(exact, squares, strict=True)
+    ]
+    return found[0], found[1:]
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float) or np.issubdtype(getattr(value, "dtype", np.bool_), np.floating)

@@ -1,0 +1,478 @@
+"""The contract that a formula makes: what one process gives is known, and of several ranks the mean."""
+
+import importlib
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from verified_losses.oracles import monte_carlo
+from verified_losses.oracles.complex_step import Array, directional_derivative
+from verified_losses.oracles.infonce import normalize
+from verified_losses.oracles.monte_carlo import Roundoff, Unsupported
+
+from ..cases import Case, Options, feature_pair, independent, rounded
+from ..forms import names_of
+from ..names import HALVES, Values
+from ..own.formula import Formula, NoFormula, formula
+from ..own.kinds import (
+    MOST_OF_A_SIZE,
+    WIDTH,
+    Choice,
+    Ids,
+    Kind,
+    Mask,
+    Matrix,
+    Positive,
+    Rows,
+    Shared,
+    Size,
+    named_sizes,
+)
+from ..subjects import Subject
+from . import Bounds, Call, Contract, Cotangents, Inputs, call_by_name, construct
+
+MOST_ROWS = 160
+"""Rows of all ranks, at most: some formulas hold every pair."""
+SAMPLED = f"Monte Carlo arithmetic, {monte_carlo.SAMPLES} samples, chance of a false accusation below 1e-6"
+"""Where a tolerance comes from, as a certificate says it."""
+STEPS_MODULE = "verified_losses.oracles.bounds"
+STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
+"""Of differences, of which one must agree with the complex step."""
+
+
+def unit(array: Any) -> Any:
+    """Return the same with a last axis of length 1."""
+    return (
+        normalize(array)
+        if array.ndim == 2
+        else normalize(array.reshape(-1, array.shape[-1])).reshape(array.shape)
+    )
+
+
+class OwnContract(Contract):
+    """What a formula says: the loss of the whole batch in one process.
+
+    Of several ranks it says the mean: of their losses and, as rows reach every rank's loss, of the gradients.
+    Whatever a rank returns, its own share or the whole, the gradient of its rows is then W times that of one
+    process. So the oracle gives each rank the whole loss, and laws that look at one rank's loss, or at one
+    rank's gradient of what all hold, look at the mean.
+
+    Args:
+        name: of the formula, file.py:name or module:name.
+    """
+
+    whole = True
+    in_order = True
+    terms: tuple[str, ...] = ("loss",)
+    constructed = ("options", "drawn")
+    drawn = {"scales": st.just(1.0)}
+    build_with = staticmethod(construct)
+    call_with = staticmethod(call_by_name)
+    undrawn = ("cases for which the formula, or its derivative, is no number",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.formula: Formula = formula(name)
+        kinds = self.formula.inputs
+        self.differentiable = tuple(one for one, kind in kinds.items() if kind.is_derived)
+        self.scalars = tuple(
+            one for one, kind in kinds.items() if isinstance(kind, Positive) and kind.learned
+        )
+        self.alike = tuple(one for one, kind in kinds.items() if kind.is_tensor and not kind.is_split)
+        self.unit = tuple(one for one, kind in kinds.items() if getattr(kind, "unit", False))
+        self.constants = tuple(
+            one for one, kind in kinds.items()
+            if isinstance(kind, Rows | Matrix | Shared) and not kind.is_derived
+        )  # fmt: skip
+        names_of(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return own_contract, (self.name,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnContract) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def values(self) -> Values:
+        return {one: kind.values for one, kind in self.formula.inputs.items() if isinstance(kind, Choice)}
+
+    @property
+    def tolerance(self) -> str:
+        """Where its tolerances come from, in words."""
+        if not steps_are_there():
+            return SAMPLED
+        case = self.probe(Case(rows=(5,), width=4, seed=3))
+        inputs = self.inputs(case)
+        stepped = self._stepped(case, inputs, self.cotangents(case)) is not None
+        return f"derived from steps; in half precision by {SAMPLED}" if stepped else SAMPLED
+
+    def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
+        chosen = {one: st.sampled_from(values) for one, values in self.values.items()}
+        return st.fixed_dictionaries(chosen).map(lambda drawn: tuple(drawn.items()))
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        drawn = _with_numbers(super().cases(subject, world_size), self.formula.inputs, self.constants)
+        return independent(drawn.filter(self.defined))
+
+    def probe(self, case: Case) -> Case:
+        """Return a case to look at a target with: plain rows, and numbers in the middle."""
+        kinds = self.formula.inputs
+        found: dict[str, Any] = dict.fromkeys(named_sizes(kinds), 3)
+        found |= {
+            one: float(f"{math.sqrt(kind.low * kind.high) * (1 if case.seed % 2 else 1.1):.3g}")
+            for one, kind in kinds.items()
+            if isinstance(kind, Positive)
+        }
+        found |= {
+            one: min(found[one], kinds[one].high) for one in found if isinstance(kinds.get(one), Positive)
+        }  # type: ignore[union-attr]
+        return replace(case, pattern="unit", drawn=tuple(found.items()), frozen=self.constants)
+
+    def defined(self, case: Case) -> bool:
+        """Whether the formula does not refuse it by ValueError, and it and its derivatives are numbers."""
+        inputs = self.inputs(case)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            try:
+                value, slope = self._value_and_slope(case, inputs)
+            except ValueError:
+                return False
+        return bool(np.isfinite(value) and np.isfinite(slope))
+
+    def inputs(self, case: Case) -> Inputs:
+        whole = {name: self._filled(case, name) for name in self.formula.inputs if self._is_tensor(name)}
+        parts = {name: array if name in self.alike else case.split(array) for name, array in whole.items()}
+        return [
+            {name: part.copy() if name in self.alike else part[rank] for name, part in parts.items()}
+            for rank in range(case.world_size)
+        ]
+
+    def constructor(self, case: Case) -> dict[str, Any]:
+        kinds, numbers = self.formula.inputs, dict(case.drawn)
+        given = {
+            one: numbers[one]
+            for one, kind in kinds.items()
+            if isinstance(kind, Positive) and not kind.learned
+        }
+        return {**given, **dict(case.options)}
+
+    def preparations(self, case: Case) -> dict[str, tuple[Callable[[Any], Any], ...]]:
+        return dict.fromkeys(self.unit, (unit,))
+
+    def calls(self, case: Case) -> dict[str, Call]:
+        """Return the formula: `oracle` and `oracle_source` give it the whole batch."""
+        return {"loss": Call(self.formula.function, ())}
+
+    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
+        split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
+        values: list[Any] = []
+        for rank, given in enumerate(inputs):
+            alike = {name: given[name] for name in self.alike}
+            if rank and all(np.array_equal(inputs[0][name], one) for name, one in alike.items()):
+                values.append(values[0])
+                continue
+            with np.errstate(all="ignore"):
+                values.append(self._computed(case, {**split, **alike}))
+        return [{"loss": value} for value in values]
+
+    def cotangents(self, case: Case) -> Cotangents:
+        """Return the cotangents, which are the same on every rank: what others give is not known."""
+        first, *_ = super().cotangents(case)
+        return [{name: value.copy() for name, value in first.items()} for _ in case.rows]
+
+    def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
+        if stepped := self._stepped(case, inputs, cotangents):
+            return stepped
+        split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
+        given = split | {name: inputs[0][name] for name in self.alike}
+        names = [name for name in self.differentiable if name in given]
+        value, gradients = self._scattered(case, given, names, float(cotangents[0]["loss"]))
+        by_name = {name: np.zeros(given[name].shape) for name in self.constants}
+        by_name |= dict(zip(names, gradients, strict=True))
+        rows = {
+            name: case.split(case.world_size * by_name[name]) for name in by_name if name not in self.alike
+        }
+        bounded = [
+            {name: one if name in self.alike else rows[name][rank] for name, one in by_name.items()}
+            for rank in range(case.world_size)
+        ]
+        return Bounds([{"loss": value} for _ in case.rows], bounded)
+
+    def oracle_source(self, case: Case) -> dict[str, str]:
+        arguments = []
+        for name in self.formula.inputs:
+            if name in self._split():
+                arguments.append(f"{name}=np.concatenate({name})")
+            elif name in self.scalars:
+                arguments.append(f"{name}={name}[rank].reshape(())")
+            elif name in self.alike:
+                arguments.append(f"{name}={name}[rank]")
+            else:
+                arguments.append(f"{name}={self.constructor(case)[name]!r}")
+        return {"loss": f"{self.formula.__name__}({', '.join(arguments)})"}
+
+    def check(self, cases: list[Case]) -> None:
+        """Look at the formula before anything runs.
+
+        Raises:
+            NoFormula: it raises, returns no number, is not analytic, or uses what no tolerance is known for.
+        """
+        name = self.formula.__name__
+        for case in cases:
+            inputs = self.inputs(case)
+            try:
+                with warnings.catch_warnings(), np.errstate(all="ignore"):
+                    warnings.simplefilter("ignore")
+                    warnings.simplefilter("error", np.exceptions.ComplexWarning)
+                    value, slope = self._value_and_slope(case, inputs)
+                    differences = self._differences(case, inputs)
+            except NoFormula:
+                raise
+            except np.exceptions.ComplexWarning as error:
+                raise NoFormula(
+                    f"{name}: complex numbers lose their imaginary part in it ({error}): derivatives are taken by "
+                    "complex steps, so make arrays of what they are computed from"
+                ) from error
+            except Exception as error:
+                raise NoFormula(f"{name}: raised {type(error).__name__}: {error}") from error
+            if not np.isfinite(value) or not np.isfinite(slope):
+                raise NoFormula(f"{name}: gives {value}, and the derivative {slope}, for plain rows: {case}")
+            nearest = min(differences, key=lambda one: abs(one - slope))
+            if abs(nearest - slope) > 1e-3 * (abs(nearest) + abs(slope)) + 1e-7 * (1 + abs(value)):
+                raise NoFormula(
+                    f"{name}: is not analytic: its derivative by a complex step is {slope:.6g}, by differences "
+                    f"{nearest:.6g}. Leave out abs, np.linalg.norm and conjugates: np.sqrt(np.sum(x * x)) is fine"
+                )
+            if self.formula.any_order:
+                self._check_order(case, value)
+            try:
+                self.bounds(case, inputs, self.cotangents(case))
+            except Unsupported as error:
+                raise NoFormula(f"{name}: {error}") from error
+
+    def _check_order(self, case: Case, value: float) -> None:
+        """Check that the order of the rows does not matter to the formula."""
+        order = np.random.default_rng(case.seed).permutation(sum(case.rows))
+        (given,) = self.prepared(case, self.inputs(case))
+        for name in self._split():
+            given[name] = given[name][order]
+            if isinstance(self.formula.inputs[name], Mask):
+                given[name] = given[name][:, order]
+        other = float(np.real(self._computed(case, given)))
+        if abs(other - value) > 1e-9 * (1 + abs(value)):
+            raise NoFormula(
+                f"{self.formula.__name__}: any_order: its rows in another order give {other:.9g}, not {value:.9g}"
+            )
+
+    def _is_tensor(self, name: str) -> bool:
+        return self.formula.inputs[name].is_tensor
+
+    def _split(self) -> list[str]:
+        return [name for name, kind in self.formula.inputs.items() if kind.is_split]
+
+    def _computed(self, case: Case, given: dict[str, Any]) -> Any:
+        """Return what the formula gives."""
+        numbers = self.constructor(case)
+        arguments = {
+            name: given[name].reshape(())
+            if name in self.scalars
+            else given[name]
+            if name in given
+            else numbers[name]
+            for name in self.formula.inputs
+        }
+        value = self.formula.function(**arguments)
+        if np.shape(value) != ():
+            what = f"an array of shape {list(np.shape(value))}" if np.shape(value) else type(value).__name__
+            raise NoFormula(f"{self.formula.__name__}: expected a number, the loss, got {what}")
+        if not isinstance(value, np.generic | np.ndarray | int | float | complex | monte_carlo.Moved):
+            raise NoFormula(f"{self.formula.__name__}: expected a number, got {type(value).__name__}")
+        return value
+
+    def _stepped(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds | None:
+        """Return the bounds of a formula that is written with steps; None of any other.
+
+        In half precision steps are those of losses that compute in float32, which a formula does not ask for.
+        """
+        if case.dtype in HALVES or not steps_are_there():
+            return None
+        bounds = importlib.import_module(STEPS_MODULE)
+
+        def function(ranks: Inputs) -> list[dict[str, Any]]:
+            split = {name: np.concatenate([given[name] for given in ranks]) for name in self._split()}
+            return [{"loss": self._computed(case, split | {name: given[name] for name in self.alike})}
+                    for given in ranks]  # fmt: skip
+
+        try:
+            terms, gradients = bounds.trace(
+                lambda ranks: function(self.prepared(case, ranks)), inputs, cotangents, case.precision
+            )
+        except bounds.NotSteps:
+            return None
+        return Bounds(terms, gradients)
+
+    def _scattered(
+        self, case: Case, given: dict[str, Array], names: list[str], cotangent: float
+    ) -> tuple[Array, list[Array]]:
+        """Return how far rounding may take the loss, and its gradients, by samples."""
+        order = list(given)
+
+        def function(*arrays: Any) -> Any:
+            made = dict(zip(order, arrays, strict=True))
+            # once: of two in a row the second removes what the backward of the first errs by
+            made |= {name: unit(made[name]) for name in self.unit}
+            return self._computed(case, made)
+
+        places = [order.index(name) for name in names]
+        p = Roundoff.of(case.dtype)
+        value, gradients = monte_carlo.scatter(
+            function, [given[name] for name in order], p, places, cotangent, seed=case.seed
+        )
+        return value.bound, [one.bound for one in gradients]
+
+    def _moves(self, case: Case, inputs: Inputs) -> tuple[Callable[[Any], Any], Array]:
+        """Return the formula along one direction of all its inputs, and that direction."""
+        generator = np.random.default_rng([case.seed, 12])
+        split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
+        given = split | {name: inputs[0][name] for name in self.alike}
+        along = {name: generator.standard_normal(given[name].shape) for name in self.differentiable}
+
+        def moved(t: Any) -> Any:
+            made = given | {name: given[name] + t * along[name] for name in along}
+            made |= {name: unit(made[name]) for name in self.unit}
+            return self._computed(case, made)
+
+        return moved, np.ones(())
+
+    def _value_and_slope(self, case: Case, inputs: Inputs) -> tuple[float, float]:
+        function, ones = self._moves(case, inputs)
+        value = function(0.0)
+        return float(np.real(value)), directional_derivative(function, np.zeros(()), ones)
+
+    def _differences(self, case: Case, inputs: Inputs) -> list[float]:
+        function, _ = self._moves(case, inputs)
+        return [float(np.real(function(step) - function(-step))) / (2 * step) for step in STEPS]
+
+    def _sizes(self, case: Case, sizes: tuple[Size, ...]) -> tuple[int, ...]:
+        known = {WIDTH: case.width, **{one: size for one, size in case.drawn if isinstance(size, int)}}
+        return tuple(size if isinstance(size, int) else known[size] for size in sizes)
+
+    def _filled(self, case: Case, name: str) -> Array:
+        """Return the whole of an input."""
+        kinds = self.formula.inputs
+        kind, place = kinds[name], list(kinds).index(name)
+        generator = np.random.default_rng([case.seed, 11, place])
+        total = sum(case.rows)
+        match kind:
+            case Rows():
+                # the first that is like another is its partner, others are like that of none
+                partners = [one for one, other in kinds.items() if getattr(other, "like", "") == kind.like]
+                is_partner = bool(kind.like) and partners[0] == name
+                first = list(kinds).index(kind.like) if is_partner else place
+                (width,) = self._sizes(case, kind.sizes)
+                filled = feature_pair(replace(case, scale=10.0, held=()), width, 20 + first)[bool(kind.like)]
+                return _nonzero(filled) if kind.unit else filled
+            case Ids():
+                (below,) = self._sizes(case, (kind.below,))
+                if kind.repeated:
+                    pairs = np.minimum(np.arange(total) // 2, max(total // 2 - 1, 0)) % below
+                    return pairs if case.pattern == "basis" else generator.permutation(pairs)
+                if case.pattern == "basis":
+                    return np.arange(total) % below
+                return generator.integers(0, below, total)
+            case Mask():
+                drawn = generator.random((total, total)) < kind.share
+                drawn = drawn | drawn.T if kind.symmetric else drawn
+                np.fill_diagonal(drawn, kind.reflexive)
+                return drawn
+            case Matrix() | Shared():
+                split = (total,) if isinstance(kind, Matrix) else ()
+                return _values(case, generator, (*split, *self._sizes(case, kind.sizes)), kind)
+            case Positive():
+                return rounded(np.full(case.scalar_shape, dict(case.drawn)[name]), case.scalar_dtype)
+        raise AssertionError(kind)
+
+
+@st.composite
+def _with_numbers(
+    draw: st.DrawFn, base: st.SearchStrategy[Case], kinds: dict[str, Kind], constants: tuple[str, ...]
+) -> Case:
+    """Draw the numbers and sizes of a case, too, and leave out rows beyond what formulas hold."""
+    case = draw(base)
+    found: dict[str, Any] = {size: draw(st.integers(1, MOST_OF_A_SIZE)) for size in named_sizes(kinds)}
+    for name, kind in kinds.items():
+        if isinstance(kind, Positive):
+            found[name] = draw(_numbers_of(kind))
+    rows = case.rows
+    if sum(rows) > MOST_ROWS:
+        rows = tuple(min(one, max(1, MOST_ROWS // case.world_size)) for one in rows)
+    frozen = tuple(sorted({*case.frozen, *constants}))
+    return replace(case, rows=rows, drawn=tuple(found.items()), frozen=frozen)
+
+
+def _numbers_of(kind: Positive) -> st.SearchStrategy[float]:
+    low, high = math.log(kind.low), math.log(kind.high)
+    middle = float(f"{math.exp((low + high) / 2):.2g}")
+    inside = [one for one in (1.0, middle, 0.1, kind.low, kind.high) if kind.low <= one <= kind.high]
+    drawn = st.floats(low, high).map(
+        lambda x: float(np.clip(float(f"{math.exp(x):.3g}"), kind.low, kind.high))
+    )
+    return st.sampled_from(inside or [kind.low]) | drawn
+
+
+def _values(
+    case: Case, generator: np.random.Generator, shape: tuple[int, ...], kind: Matrix | Shared
+) -> Array:
+    values = kind.values if isinstance(kind, Matrix) else "normal"
+    if values == "weights":
+        return rounded(generator.random(shape), case.dtype)
+    spread = {"large": 30.0, "saturated": 10.0, "zeros": 0.0}.get(case.pattern, 1.0)
+    drawn = spread * generator.standard_normal(shape)
+    if values == "probabilities":
+        shares = np.exp(drawn - drawn.max(axis=-1, keepdims=True))
+        return rounded(shares / shares.sum(axis=-1, keepdims=True), case.dtype)
+    if case.pattern == "grid":
+        drawn = generator.integers(-12, 13, shape) / 4
+    if case.pattern == "duplicates" and len(shape) > 1:
+        drawn = drawn[np.arange(shape[0]) // 2]
+    if kind.unit or WIDTH in kind.sizes:
+        length = np.sqrt(np.sum(drawn * drawn, axis=-1, keepdims=True))
+        drawn = spread * drawn / np.maximum(length, 1e-30)
+    drawn = rounded(drawn, case.dtype)
+    return _nonzero(drawn) if kind.unit else drawn
+
+
+def _nonzero(array: Array) -> Array:
+    """Return the same without rows of zeros, whose length cannot be made 1."""
+    made = array.copy()
+    made[~made.any(axis=-1), 0] = 1
+    return made
+
+
+@cache
+def steps_are_there() -> bool:
+    """Whether there are steps that bounds are derived from."""
+    return importlib.util.find_spec(STEPS_MODULE) is not None
+
+
+@lru_cache
+def own_contract(name: str) -> OwnContract:
+    """Return the contract of a formula's name.
+
+    Raises:
+        NoFormula: there is none.
+    """
+    return OwnContract(name)
+
+
+__all__ = ["OwnContract", "own_contract"]

@@ -1,0 +1,168 @@
+"""Monte Carlo arithmetic: its derivatives, what it scatters, and the tolerances that follow."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from verified_losses.oracles.complex_step import gradient
+from verified_losses.oracles.monte_carlo import (
+    CHANCE,
+    QUANTILE,
+    SAMPLES,
+    SPREAD,
+    Roundoff,
+    Unsupported,
+    scatter,
+)
+from verified_losses.properties import assert_within_rounding, rounding_bound
+
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.standard_normal((4, 3))
+MASK = GENERATOR.random((4, 4)) < 0.5
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "softmax": lambda x: np.sum(np.log(np.sum(np.exp(x @ x.T - np.max(np.real(x @ x.T))), axis=1))),
+    "gathers": lambda x: (
+        np.sum(np.concatenate([x[1:], x[:1]])[np.arange(4) % 2, 1] * x.T[2]) + np.trace(x @ x.T)
+    ),
+    "repeated": lambda x: np.mean(x[[0, 0, 1, 3, 0]] ** 2 * np.broadcast_to(x[0], (5, 3))),
+    "where": lambda x: np.sum(np.where(MASK, x @ x.T, 0) / (1 + np.exp(-x.sum(axis=1)))[:, None]),
+    "largest": lambda x: (
+        np.sum(np.maximum(x, 0.1) * x.max(axis=1, keepdims=True)) + x.min() + np.sort(x[:, 0])[1]
+    ),
+    "einsum": lambda x: np.sum(np.einsum("id,jd->ij", x, x) ** 2) + np.sum(np.einsum("id->d", x) ** 3),
+    "roots": lambda x: np.sum(np.sqrt(np.sum(x * x, axis=1)) * np.log1p(x[:, 0] ** 2)),
+    "others": lambda x: np.sum(np.tanh(x) - np.cos(x) * np.expm1(x / 3) + np.square(x) / (2 + np.sin(x))),
+    "stacked": lambda x: np.sum(np.tril(np.stack([x[0], x[1], x[2]])) * np.vstack([x[1:], x[:1]])[:3]) ** 2,
+    "vectors": lambda x: (x @ x[0]) @ (x[1] @ x.T) + np.dot(x[2], x[3]) + np.outer(x[0], x[1])[1, 2] ** 2,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_are_those_of_complex_steps(name: str) -> None:
+    function = FUNCTIONS[name]
+    value, (derived,) = scatter(function, [X], Roundoff.of("float32"), [0], samples=2)
+    assert value.value == pytest.approx(float(np.real(function(X))), rel=1e-13)
+    np.testing.assert_allclose(derived.value, gradient(function, X), rtol=1e-11, atol=1e-12)
+    assert np.isfinite(derived.spread).all()
+    assert (derived.spread > 0).all()
+
+
+def test_logaddexp_is_derived_too() -> None:
+    value, (derived,) = scatter(lambda x: np.sum(np.logaddexp(0, x)), [X], Roundoff.of("float32"), [0])
+    np.testing.assert_allclose(derived.value, 1 / (1 + np.exp(-X)), rtol=1e-13)
+    reduced, _ = scatter(lambda x: np.logaddexp.reduce(x, axis=1), [X], Roundoff.of("float32"))
+    np.testing.assert_allclose(reduced.value, np.log(np.exp(X).sum(axis=1)), rtol=1e-13)
+    assert value.spread > 0
+
+
+def test_scatter_follows_the_unit_roundoff_and_the_seed() -> None:
+    function = FUNCTIONS["softmax"]
+    single, double, again = (
+        scatter(function, [X], Roundoff.of(dtype), seed=1)[0].spread
+        for dtype in ("float32", "float64", "float32")
+    )
+    assert single == again
+    assert single / double == pytest.approx(2.0**29, rel=0.7)
+
+
+def test_the_quantile_is_that_of_a_run() -> None:
+    """Of a million comparisons, none is beyond it, with the chance that is stated: Student's t, integrated."""
+    t, width = np.linspace(QUANTILE, 400, 400_000, retstep=True)
+    k = SAMPLES
+    density = (
+        math.gamma((k + 1) / 2)
+        / math.gamma(k / 2)
+        / math.sqrt(k * math.pi)
+        * (1 + t * t / k) ** (-(k + 1) / 2)
+    )
+    assert 2 * float(np.sum(density) * width) * 1e6 < CHANCE
+    assert SPREAD > 1
+
+
+def test_equal_terms_round_equally() -> None:
+    """A mean of equal numbers errs by as much as each: their errors do not average out."""
+    ones = np.full(4096, 1 / 3, dtype=np.float32).astype(float)
+    spread = scatter(lambda x: np.mean(np.exp(x)), [ones], Roundoff.of("float32"))[0].spread
+    assert spread > 0.3 * 2.0**-24
+
+
+def test_a_tie_scatters_as_far_as_it_jumps() -> None:
+    tie = np.array([0.5, 0.5])
+    _, (derived,) = scatter(lambda x: np.sum(np.maximum(x[0] - x[1], 0)), [tie], Roundoff.of("float64"), [0])
+    assert (derived.bound > 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_right_results_are_within_rounding(dtype: str) -> None:
+    kind = getattr(torch, dtype)
+    generator = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(2, 30, 20, generator=generator)).to(kind)
+
+    def cosines(x: Any, y: Any) -> Any:
+        of_x, of_y = (one / np.sqrt(np.sum(one * one, axis=1, keepdims=True)) for one in (x, y))
+        return of_x @ of_y.T
+
+    seen = torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(y, dim=1).T
+    assert_within_rounding(seen, cosines, x, y)
+    assert rounding_bound(cosines, x, y, dtype=dtype).shape == (30, 30)
+
+
+def test_what_is_rounded_to_less_is_not() -> None:
+    x = torch.linspace(-3, 3, 50)
+    right = torch.softmax(x, 0)
+
+    def softmax(x: Any) -> Any:
+        return np.exp(x) / np.sum(np.exp(x))
+
+    assert_within_rounding(right, softmax, x)
+    with pytest.raises(
+        AssertionError, match=r"mine: \d+ of 50 elements .*; the worst at \[\d+\]: expected .* bound"
+    ):
+        assert_within_rounding(right.bfloat16().float(), softmax, x, err_msg="mine")
+    with pytest.raises(AssertionError, match=r"expected shape \[50\], observed \[49\]"):
+        assert_within_rounding(right[1:], softmax, x)
+    with pytest.raises(AssertionError, match="of 50 elements"):
+        assert_within_rounding(right * torch.nan, softmax, x)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: rounding_bound(np.sum, X, dtype="tf32"), "dtype: expected one of float64"),
+        (lambda: rounding_bound(3, X), "reference: expected a function"),
+        (lambda: rounding_bound(np.sum, X, samples=2), "samples: expected at least 8"),
+        (lambda: rounding_bound(np.sum, X, seed=-1), "seed: expected 0 or more"),
+        (lambda: assert_within_rounding("x", np.sum, X, dtype="float32"), "actual: expected an array"),
+        (lambda: assert_within_rounding(np.arange(3), np.sum, X), "actual: expected one of float64"),
+        (lambda: rounding_bound(np.linalg.det, X @ X.T), "np.det"),
+        (lambda: rounding_bound(np.arctan2, X, X), "np.arctan2"),
+        (lambda: rounding_bound(lambda x: np.asarray(x), X), "keep to functions of NumPy"),
+        (lambda: rounding_bound(lambda x: x.astype(int), X), "astype"),
+    ],
+)
+def test_what_cannot_be_is_refused(wrong: Callable[[], Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        wrong()
+
+
+def test_writing_into_an_array_is_refused() -> None:
+    def writes(x: Any) -> Any:
+        x[0] = 1
+        return x
+
+    with pytest.raises(Unsupported, match=r"use np\.where"):
+        rounding_bound(writes, X)
+
+
+def test_neither_torch_nor_hypothesis_is_imported() -> None:
+    program = (
+        "import sys; from verified_losses.properties import assert_within_rounding, contract, rows; "
+        "assert not {'torch', 'hypothesis'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
