@@ -65,7 +65,7 @@ class DistillContract(ClipContract):
         return {name: want and not (exact and name in TEACHER) for name, want in expected.items()}
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
-        p = case.precision
+        p, half = case.precision, case.precision.of_given_logits
         sums = Sum(inputs)
         students, ready = self.directions(case, inputs), self.prepared(case, inputs)
         further = self.further(case, ready, case.teacher_width, "dist_")
@@ -78,9 +78,10 @@ class DistillContract(ClipContract):
             bounded = []
             for pupil, teacher in zip(students[rank], teachers[rank], strict=True):
                 z, t = pupil.logits(p), teacher.logits(p)
-                targets, excess = rounding.soft_targets(t, p)
-                value, slope = rounding.cross_entropy(z, targets, p, excess)
-                bounded.append((value, slope, None if constant else rounding.cross_entropy_targets(z, t, p)))
+                targets, excess = rounding.soft_targets(t, half)
+                value, slope = rounding.cross_entropy(z, targets, half, excess)
+                of_targets = None if constant else rounding.cross_entropy_targets(z, t, half)
+                bounded.append((value, slope, of_targets))
             return bounded
 
         for rank, bounded in enumerate(of_every_rank(case, entropies)):

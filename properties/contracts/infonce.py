@@ -103,7 +103,7 @@ class InfoNceContract(ClipContract):
             z = rounding.logits(case.scale, queries[own], keys, 0.0, p, further)
             labels = get_ground_truth(rows, rank, local_loss)
             weight = Weight.of(row_weight(rows, is_local(case)), *rows, sum(rows), len(rows))
-            value, slope = rounding.cross_entropy(z, one_hot(labels, z), p)
+            value, slope = rounding.cross_entropy(z, one_hot(labels, z), p.of_given_logits)
             terms.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
             gradient = weight.times(cotangents[rank]["contrastive_loss"])
             given = slope, gradient, case.scale, queries[own], keys, p, further

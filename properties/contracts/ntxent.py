@@ -53,7 +53,8 @@ class NTXentContract(InfoNceContract):
             others = np.arange(len(views)) != own[:, None]
             kept = Bounded(*(array[others].reshape(len(own), -1) for array in z))
             weight = Weight.of(row_weight(rows, local) / 2, *rows, sum(rows), len(rows))
-            value, slope = rounding.cross_entropy(kept, one_hot(partner - (partner > own), kept), p)
+            hot = one_hot(partner - (partner > own), kept)
+            value, slope = rounding.cross_entropy(kept, hot, p.of_given_logits)
             for_each.append({"contrastive_loss": np.asarray(rounding.total(value, weight, p))})
             full = Bounded(np.zeros(z.value.shape), np.zeros(z.value.shape))
             for array, given in zip(full, slope, strict=True):

@@ -209,7 +209,7 @@ def contrastive_bounds(
         bounded = []
         for direction in pairs[rank]:
             z = direction.logits(p)
-            bounded.append(rounding.cross_entropy(z, one_hot(direction.labels, z), p))
+            bounded.append(rounding.cross_entropy(z, one_hot(direction.labels, z), p.of_given_logits))
         return bounded
 
     terms = []
