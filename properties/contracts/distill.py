@@ -9,7 +9,8 @@ from verified_losses.oracles.distill import distill_loss
 from verified_losses.oracles.rounding import Bounded
 
 from ..cases import Case, scalars
-from . import Bounds, Cotangents, Inputs, Sum
+from ..forms import Form
+from . import Bounds, Contract, Cotangents, Inputs, Sum
 from .clip import ClipContract
 from .parts import (
     STUDENT,
@@ -23,6 +24,7 @@ from .parts import (
     split_inputs,
     student,
 )
+from .total import Total
 
 TEACHER = tuple(f"dist_{name}" for name in STUDENT)
 
@@ -35,6 +37,9 @@ class DistillContract(ClipContract):
     differentiable: tuple[str, ...] = (*STUDENT, *TEACHER)
     rows = (*STUDENT[:2], *TEACHER[:2])
     drawn = {"teacher": True}
+
+    def in_form(self, form: Form) -> Contract:
+        return DistillTotal() if form.total else self
 
     def inputs(self, case: Case) -> Inputs:
         pair = self.pair(case, case.teacher_width, 2)
@@ -93,3 +98,9 @@ class DistillContract(ClipContract):
             values = joined([value for value, _, _ in bounded])
             terms[rank]["distill_loss"] = np.asarray(rounding.total(values, weight, p, parts=4))
         return Bounds(terms, sums.bounds(p, self.through(case)))
+
+
+class DistillTotal(Total, DistillContract):
+    """The sum of both terms."""
+
+    parts = DistillContract()

@@ -9,10 +9,11 @@ from verified_losses.oracles.ntxent import ntxent_loss, places
 from verified_losses.oracles.rounding import Bounded, Magnitude, Weight
 
 from ..cases import Case
-from . import Bounds, Cotangents, Inputs, Sum
+from ..forms import Form
+from . import Bounds, Contract, Cotangents, Inputs, Sum
 from .clip import ClipContract
-from .infonce import VIEWS, InfoNceContract, add_rows, spread
-from .parts import column, flags, is_local, one_hot
+from .infonce import VIEWS, InfoNceContract, LearnedInfoNceContract, add_rows, spread
+from .parts import flags, is_local, one_hot
 
 
 class NTXentContract(InfoNceContract):
@@ -22,21 +23,14 @@ class NTXentContract(InfoNceContract):
     """
 
     name = "ntxent"
+    formula = staticmethod(ntxent_loss)
+
+    def in_form(self, form: Form) -> Contract:
+        return LearnedNTXentContract() if form.parameters else self
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """Both views are anchors."""
         return ClipContract.gradient_expected(self, case)
-
-    def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, complex]]:
-        first, second = (column(inputs, name) for name in VIEWS)
-        return [
-            {
-                "contrastive_loss": ntxent_loss(
-                    first, second, 1 / case.scale, rank, *flags(case), *self._dot(case)
-                )
-            }
-            for rank in range(case.world_size)
-        ]
 
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         p = case.precision
@@ -45,11 +39,12 @@ class NTXentContract(InfoNceContract):
         rows = list(case.rows)
         both = self.ready(case, inputs)
         views = np.concatenate(both)
-        further = self.further(case, inputs, case.width)
+        prepared = self.prepared(case, inputs)
+        further, scales = self.further(case, prepared, case.width), self.scales(case, prepared)
         for_each = []
         for rank in range(case.world_size):
             own, partner = places(rows, rank, local)
-            z = rounding.logits(case.scale, views[own], views, 0.0, p, further)
+            z = rounding.logits(scales[rank], views[own], views, 0.0, p, further)
             others = np.arange(len(views)) != own[:, None]
             kept = Bounded(*(array[others].reshape(len(own), -1) for array in z))
             weight = Weight.of(row_weight(rows, local) / 2, *rows, sum(rows), len(rows))
@@ -60,8 +55,9 @@ class NTXentContract(InfoNceContract):
             for array, given in zip(full, slope, strict=True):
                 array[others] = given.ravel()
             gradient = weight.times(cotangents[rank]["contrastive_loss"])
-            operands = full, gradient, case.scale, views[own], views, p, further
+            operands = full, gradient, scales[rank], views[own], views, p, further
             parts = rounding.through_logits(*operands)
+            sums.add(rank, "logit_scale", parts["scale"])
             x = spread(parts["x"], own, len(views))
             times = occurrences(rank, case.world_size, *flags(case))
             own_times = [float(r == rank) for r in range(case.world_size)] if local else times
@@ -70,3 +66,7 @@ class NTXentContract(InfoNceContract):
                 for part, count in (x, own_times), (parts["y"], times):
                     add_rows(sums, name, Magnitude(part.error[half], part.size[half]), rows, count)
         return Bounds(for_each, sums.bounds(p, self.through(case)))
+
+
+class LearnedNTXentContract(LearnedInfoNceContract, NTXentContract):
+    """SimCLR's loss whose temperature is learned."""

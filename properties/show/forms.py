@@ -23,6 +23,9 @@ def described(contract: str, subject: Subject) -> list[str]:
         called = re.sub(r"\btarget\(", f"{target}(", form.call)
         lines.append(f"calls {called}")
     lines += [f"{path} holds {held_as(held)}" for path, held in form.parameters]
+    if form.total:
+        terms = " and ".join(contracts()[contract].terms)
+        lines.append(f"returns the sum of {terms}: each alone is not verified")
     if contract in ROWS_OF:
         lines.append(ROWS[subject.features or contracts()[contract].features])
     if subject.scales == "one" and contract in ROWS_OF:

@@ -137,13 +137,14 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
     """List what is to be verified."""
     known = contracts()
     for label, (name, subject) in subjects.items():
+        contract = known[name].in_form(subject.form)
         for world in worlds:
-            options = known[name].options_in.get(world.kind, world.row.options)
+            options = contract.options_in.get(world.kind, world.row.options)
             if options is None or (not subject.gathers and world.sizes[-1] > 1):
                 continue
             placed = replace(subject, options=subject.options + options)
             for law in laws():
-                check = Check(label, known[name], placed, law, world)
+                check = Check(label, contract, placed, law, world)
                 fits = law.is_of(world.device) and (law.simulated or not world.row.shares_process)
                 if check.sizes and fits:
                     yield check
