@@ -64,10 +64,7 @@ _CAPTIONS = {"logits": _given("logits"), "labels": _given("labels")}
 NAMES: dict[str, dict[str, Name]] = {
     "clip": _PAIR | _GATHERS | {"labels": Name('torch.arange(len(given["image_features"]))')},
     "siglip": _PAIR | _options("dist_impl", "chunk_size"),
-    "coca": _PAIR
-    | _CAPTIONS
-    | _GATHERS
-    | _options("clip_loss_weight", "caption_loss_weight", "pad_id"),
+    "coca": _PAIR | _CAPTIONS | _GATHERS | _options("clip_loss_weight", "caption_loss_weight", "pad_id"),
     "distill": _PAIR
     | _GATHERS
     | {"dist_image": _given("dist_image_features"), "dist_text": _given("dist_text_features")}
@@ -85,9 +82,7 @@ HELD = {"scale": "", "temperature": "inverse", "log_scale": "exp", "log_temperat
 """By the name of what is held: what makes a scale of it."""
 OPTIONS = {
     contract: tuple(
-        name
-        for name, one in known.items()
-        if name in _GATHERS or one.source == f'ARGUMENTS["{name}"]'
+        name for name, one in known.items() if name in _GATHERS or one.source == f'ARGUMENTS["{name}"]'
     )
     for contract, known in NAMES.items()
 }

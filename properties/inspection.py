@@ -406,7 +406,7 @@ def read_forms(form: Form, output: Any, contract: Contract) -> list[Form]:
     if isinstance(output, tuple) and type(output) is tuple and has_all(output, contract.terms):
         return [form]
     scalars = [how for how, one in entries_of(output) if _is_scalar(one)]
-    first = [how for how in _named(scalars, CONTRASTIVE)]
+    first = _named(scalars, CONTRASTIVE)
     second = _named(scalars, SECOND[contract.terms[1]])
     pairs = [(first[0], second[0])] if first and second else []
     if isinstance(output, tuple | list):

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import Phase
 
 from verified_losses.properties.ask.inspect import inspected
 from verified_losses.properties.forms import NAMES, check_call, read_parameter
+from verified_losses.properties.show import terminal
 from verified_losses.properties.show.forms import described
 from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify import certifier as certifier_module
 from verified_losses.properties.verify.arguments import Unusable, ask
-from verified_losses.properties.verify.certifier import checks, verify
+from verified_losses.properties.verify.certifier import Certifier, Finding, checks, verify
+from verified_losses.properties.verify.limits import OTHER_DTYPES
 from verified_losses.properties.verify.plan import inspection
 from verified_losses.properties.worlds import specs
 from verified_losses.properties.worlds.specs import parse
@@ -82,7 +87,8 @@ FORMS = [
     Form(wild.needs_bias, "siglip", (RAW,)),
     Form(wild.RowsInSingle, "siglip", ("computes in float32: no case is in float64",)),
     Form(wild.captioner, "coca", ("calls captioner(image_embeds=image, text_embeds=text, logits=logits, "
-                                  "labels=labels, logit_scale=scale, caption_loss_weight=caption_loss_weight, "
+                                  "labels=labels, logit_scale=scale, "
+                                  "caption_loss_weight=caption_loss_weight, "
                                   "clip_loss_weight=clip_loss_weight, pad_id=pad_id)",
                                   "left at their defaults: label_smoothing=0.0")),
     Form(wild.captioner_of_objects, "coca", ("calls (lambda out: (out.contrastive_loss, out.caption_loss))("
@@ -93,7 +99,8 @@ FORMS = [
     Form(wild.LearnedQueries, "infonce", ("temperature holds temperature", NORMALISES)),
     Form(wild.LearnedViews, "ntxent", ("log_temperature holds log temperature", NORMALISES)),
     Form(wild.ScaledQueries, "infonce", ("logit_scale holds log scale", RAW)),
-    Form(wild.captioner_of_fixed_weight, "coca", ("left at their defaults: caption_weight=2.0",), holds=False),
+    Form(wild.captioner_of_fixed_weight, "coca", ("left at their defaults: caption_weight=2.0",),
+         holds=False),
     Form(wild.distilled_twice, "distill", (TOTAL.format("distill_loss"),), holds=False),
     Form(wild.DetachesTemperature, "infonce", ("temperature holds temperature",), holds=False),
     Form(wild.EpsilonOfRows, "clip", (NORMALISES,), holds=False),
@@ -137,6 +144,37 @@ def test_the_form_is_found_and_the_verdict_is_true(form: Form) -> None:
         finding = verify(check, CASES)
         assert finding.verdict != "skipped" or "eval" in finding.reason
         assert finding.verdict != "falsified", f"{finding.reason}\n{finding.counterexample}"
+
+
+@pytest.fixture
+def _as_it_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finding is not made smaller."""
+    phases = SimpleNamespace(**{one.name: one for one in Phase} | {"shrink": Phase.generate})
+    monkeypatch.setattr(certifier_module, "Phase", phases)
+
+
+def _certified(name: str, contract: str, strict: bool = False) -> list[Finding]:
+    subject, _ = inspection(ask(f"tests.wild:{name}", contract, strict=strict)[1], contract)
+    certifier = Certifier(20)
+    asked = checks({"it": (contract, subject)}, parse("1"))
+    return [certifier.verify(check) for check in asked if check.law.name in LAWS[:2]]
+
+
+@pytest.mark.usefixtures("_as_it_is_met")
+def test_a_dtype_that_a_loss_refuses_is_a_limit_of_it() -> None:
+    first, second = _certified("masks_with_a_huge_number", "ntxent")
+    assert (first.verdict, first.limit) == ("limit", "float16")
+    assert (second.verdict, second.reason) == ("holds", OTHER_DTYPES.format("float16"))
+    assert "float16" not in {case.dtype for case in (*first.cases, *second.cases)}
+    (said,) = [line for line in terminal.limits([first], "--") if "does not take float16" in line]
+    assert "overflow" in said
+
+
+@pytest.mark.usefixtures("_as_it_is_met")
+def test_a_dtype_in_which_some_calls_raise_is_none() -> None:
+    assert [found.verdict for found in _certified("refuses_float16_of_many", "clip")] == ["falsified"] * 2
+    (first, _) = _certified("masks_with_a_huge_number", "ntxent", strict=True)
+    assert (first.verdict, first.limit) == ("falsified", "")
 
 
 def test_flags_that_a_class_does_not_take_are_found() -> None:

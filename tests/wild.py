@@ -440,7 +440,12 @@ class CaptionerOfTotal(nn.Module):
         self.weight, self.pad_id = caption_loss_weight, pad_id
 
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor, logit_scale: Tensor
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        logit_scale: Tensor,
     ) -> Tensor:
         terms = captioner(
             image_features, text_features, logits, labels, logit_scale, self.weight, pad_id=self.pad_id
@@ -516,3 +521,16 @@ class ScaledQueries(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         return diagonal(self.logit_scale.exp() * query @ key.T)
+
+
+def masks_with_a_huge_number(z_i: Tensor, z_j: Tensor, temperature: float) -> Tensor:
+    """In float16 the number of its mask overflows, and torch raises."""
+    z = F.normalize(torch.cat([z_i, z_j]), dim=-1)
+    logits = (z @ z.t() / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), -9e15)
+    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(z_i)))
+
+
+def refuses_float16_of_many(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    if image.dtype == torch.float16 and len(image) > 3:
+        raise RuntimeError("too many rows")
+    return similarity_alone(logit_scale * image @ text.T)

@@ -35,14 +35,19 @@ def described(contract: str, subject: Subject) -> list[str]:
             for argument, _ in subject.defaults
             if re.search("temp|tau|scale", argument)
         ]
-    if subject.defaults:
-        left = ", ".join(f"{argument}={value}" for argument, value in subject.defaults)
-        lines.append(f"left at their defaults: {left}")
+    if left := defaults_of(subject):
+        lines.append(left)
     if subject.single:
         lines.append("computes in float32: no case is in float64")
     if not subject.gathers:
         lines.append("does not gather: verified in one process; its negatives are local")
     return lines
+
+
+def defaults_of(subject: Subject) -> str:
+    """Return which arguments nobody passes, in words; nothing where there is none."""
+    left = ", ".join(f"{argument}={value}" for argument, value in subject.defaults)
+    return f"left at their defaults: {left}" if left else ""
 
 
 def arguments(form: Form) -> list[tuple[str, str]]:
