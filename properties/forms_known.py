@@ -83,7 +83,7 @@ VIEWS: dict[str, tuple[str, ...]] = {
     "log_scale": ("log_scale",),
     "log_temperature": ("log_temperature",),
     "per_image": ("first @ second.T{heated}",),
-    "per_text": ("second @ first.T{heated}",),
+    "per_text": ("second @ first.T{heated}", "first @ second.T{heated}"),
     "similarity": ("first @ second.T{heated}",),
     "labels": ("labels",),
 }

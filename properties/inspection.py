@@ -5,6 +5,8 @@ form whose values are the oracle's; where none is, the first in which it can be 
 """
 
 import ast
+import contextlib
+import functools
 import inspect
 import itertools
 import traceback
@@ -16,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import devices
+from . import adapter, devices
 from .cases import Case
 from .contracts import Contract, accepted, entry
 from .examples import Example
-from .forms import HELD, NAMES, Form
+from .forms import HELD, NAMES, OPTIONS, Form
 from .forms_known import (
     MOST,
     calls,
@@ -92,6 +94,8 @@ def inspect_target(
     if not contract.is_loss or contract.name not in NAMES or signature.hopeless:
         return Inspection(signature)
     target = subject.resolve()
+    if missing := _unstated(target, contract, subject, probes[0]):
+        return Inspection(replace(signature, unusable=missing))
     if signature.unusable and inspect.isclass(target):
         passed = {**contract.constructor(probes[0]), **dict(subject.options)}
         signature = replace(signature, options=tuple(accepted(target, passed)))
@@ -99,6 +103,9 @@ def inspect_target(
     candidates = _candidates(target, contract, subject, probes[0], signature)
     listed = list(itertools.islice(candidates, MOST))
     tried = _try(listed, target, contract, subject, probes, signature.options)
+    if tried is None and signature.unusable:
+        unknown = _unknown(target, contract, subject, signature)
+        return Inspection(replace(signature, unusable=unknown), defaults=defaults)
     if tried is None or (tried.error and not signature.unusable):
         return Inspection(signature, defaults=defaults)
     if tried.error:
@@ -201,6 +208,28 @@ def _candidates(
                 else:
                     yield form
     yield from later
+
+
+def _unstated(target: Any, contract: Contract, subject: Subject, case: Case) -> str:
+    """Return why what is stated of parameters cannot be; nothing where it can."""
+    taken = [one.name for one in parameters_of(target)]
+    free = [path for path, _ in subject.form.parameters if path not in taken]
+    if not free:
+        return ""
+    name = Target.of(subject.target).name
+    if is_called_itself(target):
+        return f"parameter: {name} takes no {', '.join(free)}: it takes {', '.join(taken)}"
+    try:
+        loss = build(contract, Form(), target, case, 0, 1)
+    except Exception:
+        return ""  # it needs what is not known yet
+    owned = list(dict(loss.named_parameters())) if isinstance(loss, torch.nn.Module) else []
+    absent = [path for path in free if path not in owned]
+    if not absent:
+        return ""
+    has = f"its parameters are {', '.join(owned)}" if owned else "it has no torch.nn.Parameter"
+    gets = f", and its constructor takes {', '.join(taken)}" if taken else ""
+    return f"parameter: {name} has no parameter {', '.join(absent)}: {has}{gets}"
 
 
 def _scalars(loss: Any) -> list[str]:
@@ -485,10 +514,27 @@ def _defaults(
 
 def _unknown(target: Any, contract: Contract, subject: Subject, signature: Signature) -> str:
     """Return why a target cannot be verified, and how to state its form."""
-    name = Target.of(subject.target).name
-    names = [one for one in NAMES[contract.name] if one not in ("labels", "ignore_index")]
-    return (
+    place, name = Target.of(subject.target)
+    names = [one for one in NAMES[contract.name] if one not in ("labels", *OPTIONS[contract.name])]
+    said = (
         f"{signature.unusable}. No form that is known fits; state one with --call, as "
         f"--call 'target({', '.join(names[:3])})', where target is "
         f"{name}{' constructed' if inspect.isclass(target) else ''}, of the names {', '.join(names)}"
     )
+    with contextlib.suppress(ValueError, TypeError):  # it has no signature
+        called = entry_of(target)
+        file, command = adapter.command(place, contract.name)
+        written = adapter.adapter(target, called, place, name, contract.name)
+        fill = f", fill in {adapter.BLANK}" if adapter.BLANK in written else ""
+        said += f"; or write {file}{fill}, and run {command}:\n\n{written}"
+    return said
+
+
+def entry_of(target: Any) -> Any:
+    """Return what is called with tensors: a function itself, or the method of what a class constructs."""
+    if is_called_itself(target):
+        return target
+    methods = [name for name in ("forward", "__call__") if hasattr(target, name)]
+    if not inspect.isclass(target) or not methods:
+        raise TypeError(f"{target!r} constructs what it is called on")
+    return functools.partial(getattr(target, methods[0]), None)  # without self

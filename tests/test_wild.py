@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import Phase
 
+from verified_losses.properties import adapter
 from verified_losses.properties.ask.inspect import inspected
 from verified_losses.properties.forms import NAMES, check_call, read_parameter
 from verified_losses.properties.show import terminal
@@ -247,6 +249,76 @@ def test_parameters_that_read_otherwise_are_refused(text: str) -> None:
 def test_a_loss_of_no_known_form_is_refused_with_the_option_that_states_one() -> None:
     with pytest.raises(Unusable, match=r"--call 'target\(image, text, scale\)'"):
         inspection(ask("tests.wild:three_modalities", "clip")[1], "clip")
+
+
+@pytest.mark.parametrize(
+    ("name", "contract", "blanks"),
+    [
+        ("mixed_with_queue", "clip", [0.0]),
+        ("NeedsStep", "clip", [1.0, 0]),
+        ("similarity_and_step", "infonce", [0]),
+    ],
+)
+def test_the_adapter_that_is_printed_certifies(
+    name: str, contract: str, blanks: list[float], tmp_path: Path
+) -> None:
+    with pytest.raises(Unusable) as refused:
+        inspection(ask(f"tests.wild:{name}", contract)[1], contract)
+    said, _, text = refused.value.problem.partition(":\n\n")
+    assert said.endswith(f"fill in ..., and run verified-losses certify adapter.py:adapter --as {contract}")
+    assert f"from tests.wild import {name}\n" in text
+    assert text.count("...") == len(blanks)
+    for value in blanks:
+        text = text.replace("...", str(value), 1)
+    file = tmp_path / "adapter.py"
+    file.write_text(text)
+    subject, matches = inspection(ask(f"{file}:adapter", contract)[1], contract)
+    assert matches
+    for check in checks({"it": (contract, subject)}, parse("1")):
+        if check.law.name in LAWS[:2]:
+            assert verify(check, 3).verdict == "holds"
+
+
+def test_an_adapter_of_a_file_is_beside_it() -> None:
+    file, command = adapter.command("losses/mine.py", "clip")
+    assert (file, command) == (
+        "losses/adapter.py", "verified-losses certify losses/adapter.py:adapter --as clip",
+    )  # fmt: skip
+    text = adapter.adapter(wild.three_modalities, wild.three_modalities, "losses/mine.py", "loss", "clip")
+    assert text == (
+        "from mine import loss\ndef adapter(image, text, scale):\n"
+        "    return loss(image=image, text=text, depth=..., logit_scale=scale)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "contract", "stated", "said"),
+    [
+        (
+            "LearnedQueries",
+            "infonce",
+            "temperature=tau",
+            "has no parameter tau: its parameters are temperature",
+        ),
+        ("DotProducts", "infonce", "temperature=tau", "has no parameter tau: it has no torch.nn.Parameter"),
+        ("similarity_alone", "clip", "temperature=tau", "takes no tau: it takes similarity"),
+    ],
+)
+def test_a_parameter_that_is_not_there_is_refused(name: str, contract: str, stated: str, said: str) -> None:
+    with pytest.raises(Unusable, match=said):
+        inspection(ask(f"tests.wild:{name}", contract, parameters=[stated])[1], contract)
+
+
+def test_stated_parameters_of_modules_and_functions_are_kept() -> None:
+    for name, contract, stated, held in (
+        ("LearnedQueries", "infonce", "temperature=temperature", (("logit_scale", "inverse"),)),
+        ("LearnedViews", "ntxent", "temperature=exp(log_temperature)", (("logit_scale", "exp_negative"),)),
+        ("stacked_views", "ntxent", "temperature=temperature", ()),
+    ):
+        subject, matches = inspection(ask(f"tests.wild:{name}", contract, parameters=[stated])[1], contract)
+        assert (subject.held, matches) == (held, True)
+    with pytest.raises(ValueError, match="the contract cross_entropy has no scale, temperature or bias"):
+        read_parameter("temperature=t", "cross_entropy")
 
 
 def test_every_name_of_an_expression_is_known_to_one_contract_at_least() -> None:

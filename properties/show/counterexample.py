@@ -167,7 +167,9 @@ def render(finding: Finding, path: Path) -> str:
     functions = oracle_functions(contract, terms) + [step for steps in done.values() for step in steps]
     oracle = quotes.source(*functions) if "oracle" in quotes.given else ""
     run = quotes.source(launch.launched if launched else launch.verdict)
-    run += "\n\n\n" + quotes.source(*(names[one] for one in names if one in quotes.given))
+    # a form's own call is among the acts
+    quoted = [one for name, one in names.items() if name in quotes.given and one is not call_form]
+    run += "\n\n\n" + quotes.source(*quoted)
 
     constants = {
         one.cotangents: (
