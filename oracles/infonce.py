@@ -7,10 +7,12 @@ https://arxiv.org/abs/2002.05709: the cross-entropy of cos(q_i, k_j) / temperatu
 diagonal.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .bounds import product, step, unit
-from .clip import add_up, cross_entropy, get_ground_truth, row_weight
+from .clip import add_up, cross_entropy, get_ground_truth, row_weight, scaled_product
 from .complex_step import Array
 from .gather import gather_features
 
@@ -29,10 +31,17 @@ def divided_product(x: Array, y: Array, temperature: float) -> Array:
     return logits
 
 
+def compared(x: Array, y: Array, temperature: Any, rank: int) -> Array:
+    """Return the logits of rows; a list holds every rank's inverse temperature, which is learned."""
+    if isinstance(temperature, list):
+        return scaled_product(x, y, temperature[rank], 0.0)
+    return divided_product(x, y, temperature)
+
+
 def infonce_loss(
     queries: list[Array],
     keys: list[Array],
-    temperature: float,
+    temperature: float | list[Array],
     rank: int,
     local_loss: bool = False,
     gather_with_grad: bool = False,
@@ -44,7 +53,7 @@ def infonce_loss(
     Args:
         queries: of each rank.
         keys: of each rank.
-        temperature: what similarities are divided by.
+        temperature: what similarities are divided by; or of each rank its inverse, which is learned.
         rank: whose loss.
         local_loss: as for CLIP, and so are the flags that follow.
         gather_with_grad: whether gathered rows carry gradient.
@@ -57,7 +66,7 @@ def infonce_loss(
     anchors = queries[rank] if local_loss else gather_features(queries, rank, *flags)
     if cosine:
         anchors, all_keys = normalize(anchors), normalize(all_keys)
-    logits = divided_product(anchors, all_keys, temperature)
+    logits = compared(anchors, all_keys, temperature, rank)
     labels = get_ground_truth(rows, rank, local_loss)
     loss: complex = add_up([cross_entropy(logits, labels)], rows) * row_weight(rows, local_loss)
     return loss

@@ -10,7 +10,7 @@ import numpy as np
 from .clip import add_up, cross_entropy, row_weight
 from .complex_step import Array
 from .gather import gather_features
-from .infonce import divided_product, normalize
+from .infonce import compared, normalize
 
 
 def places(rows: list[int], rank: int, local_loss: bool) -> tuple[Array, Array]:
@@ -24,7 +24,7 @@ def places(rows: list[int], rank: int, local_loss: bool) -> tuple[Array, Array]:
 def ntxent_loss(
     first: list[Array],
     second: list[Array],
-    temperature: float,
+    temperature: float | list[Array],
     rank: int,
     local_loss: bool = False,
     gather_with_grad: bool = False,
@@ -36,7 +36,7 @@ def ntxent_loss(
     Args:
         first: the first views of each rank.
         second: the second views of each rank.
-        temperature: what similarities are divided by.
+        temperature: what similarities are divided by; or of each rank its inverse, which is learned.
         rank: whose loss.
         local_loss: as for CLIP, and so are the flags that follow.
         gather_with_grad: whether gathered rows carry gradient.
@@ -50,7 +50,7 @@ def ntxent_loss(
     anchors = np.concatenate([first[rank], second[rank]]) if local_loss else views
     if cosine:
         anchors, views = normalize(anchors), normalize(views)
-    logits = divided_product(anchors, views, temperature)
+    logits = compared(anchors, views, temperature, rank)
     # a view is not looked for by itself: its column is left out, and those behind it move up
     others = np.arange(len(views)) != own[:, None]
     kept = logits[others].reshape(len(own), len(views) - 1)

@@ -50,16 +50,29 @@ _VIEWS = {
     "log_temperature": Name('math.log(ARGUMENTS["temperature"])'),
 }
 _ROWS = "row_labels({0})"
+
+
+def _options(*names: str) -> dict[str, Name]:
+    return {name: Name(f'ARGUMENTS["{name}"]') for name in names}
+
+
+_GROUP = "torch.distributed.get_{0}() if torch.distributed.is_initialized() else {1}"
+_GATHERS = _options("local_loss", "gather_with_grad", "cache_labels", "convention") | {
+    "rank": Name(_GROUP.format("rank", 0)),
+    "world_size": Name(_GROUP.format("world_size", 1)),
+}
+"""What a loss that gathers may be told."""
 _CAPTIONS = {"logits": _given("logits"), "labels": _given("labels")}
 NAMES: dict[str, dict[str, Name]] = {
-    "clip": _PAIR | {"labels": Name('torch.arange(len(given["image_features"]))')},
-    "siglip": _PAIR,
-    "coca": _PAIR | _CAPTIONS,
+    "clip": _PAIR | _GATHERS | {"labels": Name('torch.arange(len(given["image_features"]))')},
+    "siglip": _PAIR | _options("dist_impl", "chunk_size"),
+    "coca": _PAIR | _CAPTIONS | _GATHERS | _options("clip_loss_weight", "caption_loss_weight", "pad_id"),
     "distill": _PAIR
+    | _GATHERS
     | {"dist_image": _given("dist_image_features"), "dist_text": _given("dist_text_features")}
     | _scale("dist_"),
-    "infonce": _VIEWS | {"labels": Name('torch.arange(len(given["first"]))')},
-    "ntxent": _VIEWS | {"labels": Name(_ROWS.format('given["first"]'))},
+    "infonce": _VIEWS | _GATHERS | {"labels": Name('torch.arange(len(given["first"]))')},
+    "ntxent": _VIEWS | _GATHERS | {"labels": Name(_ROWS.format('given["first"]'))},
     "cross_entropy": _CAPTIONS | {"ignore_index": Name('ARGUMENTS["ignore_index"]')},
 }
 """By contract: what an expression may name besides `target`, `torch` and Python's own functions."""
@@ -89,6 +102,21 @@ ROWS = ("image_features", "text_features", "dist_image_features", "dist_text_fea
 """Inputs whose rows a loss may normalise."""
 HELD = {"scale": "", "temperature": "inverse", "log_scale": "exp", "log_temperature": "exp_negative"}
 """By the name of what is held: what makes a scale of it."""
+OPTIONS = {
+    contract: tuple(
+        name for name, one in known.items() if name in _GATHERS or one.source == f'ARGUMENTS["{name}"]'
+    )
+    for contract, known in NAMES.items()
+}
+"""By contract: the names of what a function may be told, as a constructor is."""
+
+
+def holdable(contract: str) -> dict[str, Name]:
+    """Return by name what a parameter of a module may hold."""
+    known = NAMES[contract]
+    if contract not in ("infonce", "ntxent"):
+        return known
+    return known | {name: one for name, one in _scale().items() if name in HELD}
 
 
 @dataclass(frozen=True)
@@ -102,6 +130,7 @@ class Form:
         parameters: of the module, each with one of the contract's names, as ("t_prime", "log_scale").
         constructed: the target is constructed, and what is called is the result.
         rows: the constructor's argument that is told how many rows a rank has.
+        total: what it returns is the sum of the contract's terms.
     """
 
     call: str = ""
@@ -109,6 +138,7 @@ class Form:
     parameters: tuple[tuple[str, str], ...] = ()
     constructed: bool = True
     rows: str = ""
+    total: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -122,9 +152,28 @@ class Form:
 
     def held(self, contract: str) -> Held:
         """Return which inputs the target takes in another form, and what makes them of it."""
-        known = NAMES[contract]
-        held = {known[name].input: known[name].held for name in self.names() if name in known}
+        held = {one.input: one.held for one in self._taken(contract)}
         return tuple((name, kind) for name, kind in held.items() if name and kind)
+
+    def inputs(self, contract: str) -> tuple[str, ...]:
+        """Return the contract's inputs that it holds."""
+        return tuple(dict.fromkeys(one.input for one in self._taken(contract) if one.input))
+
+    def is_once(self, contract: str) -> bool:
+        """Whether no input of the contract is given twice."""
+        called = dict.fromkeys([*(names_in(self.call) if self.call else []), *dict(self.arguments).values()])
+        given = [input_of(name, contract) for name in (*called, *(name for _, name in self.parameters))]
+        given = [one for one in given if one]
+        return len(given) == len(set(given))
+
+    def _taken(self, contract: str) -> list[Name]:
+        known, held = NAMES[contract], holdable(contract)
+        by_parameter = {name for _, name in self.parameters}
+        return [
+            held[name] if name in by_parameter else known[name]
+            for name in self.names()
+            if name in known or name in by_parameter
+        ]
 
     def constants(self, contract: str) -> tuple[str, ...]:
         """Return which inputs the constructor gets, as numbers."""
@@ -134,6 +183,12 @@ class Form:
 
 PLAIN = Form()
 """That of a contract."""
+
+
+def input_of(name: str, contract: str) -> str:
+    """Return which input of a contract a name stands for, be it given or held; else nothing."""
+    known = holdable(contract)
+    return known[name].input if name in known else ""
 
 
 def names_in(expression: str) -> Iterator[str]:
@@ -186,13 +241,15 @@ def read_parameter(text: str, contract: str) -> tuple[str, str]:
     Raises:
         ValueError: it reads otherwise.
     """
-    known = NAMES.get(contract, {})
+    known = holdable(contract) if contract in NAMES else {}
     left, equals, right = (part.strip() for part in text.partition("="))
     names = {"logit_scale": "scale", "logit_bias": "bias"}
     names |= {f"dist_{long}": f"dist_{short}" for long, short in names.items()}
     name = names.get(left, left)
     scales = [one for one in known if (known[one].source and one.split("dist_")[-1] in HELD) or "bias" in one]
-    expected = f"expected {' or '.join(scales) or 'nothing'} = NAME, exp(NAME), 1 / NAME or exp(-NAME)"
+    if not scales:
+        raise ValueError(f"the contract {contract} has no scale, temperature or bias, got {text!r}")
+    expected = f"expected {' or '.join(scales)} = NAME, exp(NAME), 1 / NAME or exp(-NAME)"
     if not equals or name not in scales:
         raise ValueError(f"{expected}, got {text!r}")
     try:
@@ -258,7 +315,7 @@ def source(form: Form, contract: str, unit: bool = False) -> str:
                 value = f"torch.nn.functional.normalize({value}, dim=-1)"
             lines.append(f"{name} = {value}")
     if form.parameters:
-        held = ", ".join(f'"{path}": {known[name].source}' for path, name in form.parameters)
+        held = ", ".join(f'"{path}": {holdable(contract)[name].source}' for path, name in form.parameters)
         lines.append(f"target = partial(call_holding, loss, {{{held}}})")
     else:
         lines.append("target = loss")

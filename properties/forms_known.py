@@ -4,11 +4,12 @@ import ast
 import inspect
 import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from .forms import NAMES
+from .forms import NAMES, OPTIONS, input_of
 
 ROLES: dict[str, str] = {
     "image": """image_features image_embeds image_embeddings image_embedding image_embed image_emb
@@ -82,7 +83,7 @@ VIEWS: dict[str, tuple[str, ...]] = {
     "log_scale": ("log_scale",),
     "log_temperature": ("log_temperature",),
     "per_image": ("first @ second.T{heated}",),
-    "per_text": ("second @ first.T{heated}",),
+    "per_text": ("second @ first.T{heated}", "first @ second.T{heated}"),
     "similarity": ("first @ second.T{heated}",),
     "labels": ("labels",),
 }
@@ -98,7 +99,7 @@ BOTH = VIEWS | {
 MEANINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "clip": PAIR,
     "siglip": PAIR,
-    "coca": PAIR | {"similarity": ("logits",), "labels": ("labels",)},
+    "coca": PAIR | {"similarity": ("logits",), "labels": ("labels",), "ignored": ("pad_id",)},
     "distill": PAIR | TEACHER,
     "infonce": VIEWS,
     "ntxent": BOTH,
@@ -177,7 +178,11 @@ def parameters_of(function: Callable[..., Any]) -> list[Taken]:
 
 
 def calls(
-    function: Callable[..., Any], contract: str, given: Sequence[str] = (), keys: Sequence[str] = ()
+    function: Callable[..., Any],
+    contract: str,
+    given: Sequence[str] = (),
+    keys: Sequence[str] = (),
+    stated: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[str]:
     """Yield the calls that the parameters of a function allow, as expressions.
 
@@ -186,10 +191,16 @@ def calls(
         contract: whose names the expressions hold.
         given: which names the target has elsewhere: a temperature in its constructor.
         keys: what the function reads of its only argument.
+        stated: by parameter, which name of the contract it is given.
     """
     parameters, roles = parameters_of(function), MEANINGS[contract]
     required = [one for one in parameters if one.required]
-    named = {one.name: role_of(one.name, tuple(roles)) for one in parameters}
+    named = {
+        one.name: stated.get(one.name)
+        or role_of(one.name, tuple(roles))
+        or (one.name if one.name in OPTIONS.get(contract, ()) else "")
+        for one in parameters
+    }
     unnamed = [one for one in required if not named[one.name]]
     assignments = [named]
     if unnamed or not required:
@@ -234,7 +245,7 @@ def _expressions(
     scales = [""] if scaled or "scale" not in known else ["scale * ", ""]
     heats = [""] if scaled or "temperature" not in known else [" / temperature", ""]
     biases = ["", " + bias"] if contract == "siglip" and "bias" not in (has | set(given)) else [""]
-    choices = [roles[assigned[one.name]] for one in taken]
+    choices = [roles.get(assigned[one.name], (assigned[one.name],)) for one in taken]
     seen = set()
     for bias, heat, (place, scale) in itertools.product(biases, heats, enumerate(scales)):
         if contract in ("infonce", "ntxent") and place:
@@ -273,7 +284,7 @@ def keys_read(function: Callable[..., Any]) -> list[str]:
 
 def ignores_by_another_name(target: Callable[..., Any], passed: Iterable[str]) -> bool:
     """Whether a constructor takes the label to ignore by a name that the contract does not pass."""
-    if "ignore_index" not in passed:
+    if not {"ignore_index", "pad_id"} & set(passed):
         return False
     return any(role_of(one.name, ("ignored",)) and one.name not in passed for one in parameters_of(target))
 
@@ -282,7 +293,7 @@ def constructions(
     target: Callable[..., Any], contract: str, passed: Sequence[str]
 ) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
     """Yield what a constructor may be given besides what the contract passes, and its argument for rows."""
-    known = NAMES[contract]
+    known, ignored = NAMES[contract], MEANINGS[contract].get("ignored", ())
     choices: list[list[tuple[str, str] | None]] = []
     rows = ""
     for one in parameters_of(target):
@@ -291,8 +302,8 @@ def constructions(
         role = role_of(one.name, ("scale", "temperature", "log_scale", "log_temperature", "rows", "ignored"))
         if role == "rows" and one.required:
             rows = one.name
-        elif role == "ignored" and "ignore_index" in known:
-            choices.append([(one.name, "ignore_index")])
+        elif role == "ignored" and ignored:
+            choices.append([(one.name, name) for name in ignored])
         elif role in HOLDERS and any(name in known for name in HOLDERS[role]):
             names = [name for name in MEANINGS[contract].get(role, ()) if name in known]
             options: list[tuple[str, str] | None] = [(one.name, name) for name in names]
@@ -311,19 +322,18 @@ def holdings(
         contract: whose names are held.
         taken: the names that are given otherwise.
     """
-    known = NAMES[contract]
-    inputs = {known[name].input for name in taken if name in known}
+    inputs = {input_of(name, contract) for name in taken}
     choices: list[list[tuple[str, str]]] = []
     for path in scalars:
         last = path.rpartition(".")[2]
         role = PRIMES.get(last) or role_of(last, tuple(HOLDERS))
         if not role and len(scalars) == 1:
             role = "temperature"
-        names = [n for n in HOLDERS.get(role, ()) if n in known and known[n].input not in inputs]
-        names = [name for name in names if known[name].input]
+        holders = [name for name in HOLDERS.get(role, ()) if input_of(name, contract)]
+        names = [name for name in holders if input_of(name, contract) not in inputs]
         if names:
             choices.append([(path, name) for name in names])
     for chosen in itertools.product(*choices):
-        held = [known[name].input for _, name in chosen]
+        held = [input_of(name, contract) for _, name in chosen]
         if len(set(held)) == len(held):
             yield chosen

@@ -4,6 +4,9 @@ It constructs the target, calls it in the forms that its parameters allow, on tw
 form whose values are the oracle's; where none is, the first in which it can be called at all.
 """
 
+import ast
+import contextlib
+import functools
 import inspect
 import itertools
 import traceback
@@ -15,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import devices
+from . import adapter, devices
 from .cases import Case
 from .contracts import Contract, accepted, entry
 from .examples import Example
-from .forms import HELD, NAMES, Form
+from .forms import HELD, NAMES, OPTIONS, Form
 from .forms_known import (
     MOST,
     calls,
@@ -92,6 +95,8 @@ def inspect_target(
     if not contract.is_loss or contract.name not in NAMES or signature.hopeless:
         return Inspection(signature)
     target = subject.resolve()
+    if missing := _unstated(target, contract, subject, probes[0]):
+        return Inspection(replace(signature, unusable=missing))
     if signature.unusable and inspect.isclass(target):
         passed = {**contract.constructor(probes[0]), **dict(subject.options)}
         signature = replace(signature, options=tuple(accepted(target, passed)))
@@ -99,6 +104,9 @@ def inspect_target(
     candidates = _candidates(target, contract, subject, probes[0], signature)
     listed = list(itertools.islice(candidates, MOST))
     tried = _try(listed, target, contract, subject, probes, signature.options)
+    if tried is None and signature.unusable:
+        unknown = _unknown(target, contract, subject, signature)
+        return Inspection(replace(signature, unusable=unknown), defaults=defaults)
     if tried is None or (tried.error and not signature.unusable):
         return Inspection(signature, defaults=defaults)
     if tried.error:
@@ -107,14 +115,16 @@ def inspect_target(
             defaults=defaults,
             detail=tried.error,
         )
-    form, known = tried.form, NAMES[contract.name]
+    form = tried.form
     if not form.is_plain:
-        taken = {known[name].input for name in form.names() if name in known}
-        signature = replace(signature, unusable="", bias="logit_bias" in taken, output_dict=False)
+        bias = "logit_bias" in form.inputs(contract.name)
+        signature = replace(signature, unusable="", bias=bias, output_dict=False)
         if not tried.matches and not takes_scale(form, contract, signature.options):
             why = _unknown(target, contract, subject, replace(signature, unusable="it takes no logit_scale"))
             return Inspection(replace(signature, unusable=why), form, defaults=defaults)
     bound = {name for name, _ in form.arguments} | {form.rows}
+    if not form.constructed:
+        bound |= passed_by(form.call, target)
     return Inspection(
         signature,
         form,
@@ -163,11 +173,12 @@ def _candidates(
     passed = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
     if not signature.unusable and stated.is_plain and not ignores_by_another_name(target, passed):
         yield Form()
-    if not inspect.isclass(target) and any(one.required for one in parameters_of(target)):
-        for call in [stated.call] if stated.call else calls(target, contract.name, (), keys_read(target)):
+    taken = {one.name for one in parameters_of(target)}
+    if is_called_itself(target):
+        known = calls(target, contract.name, (), keys_read(target), dict(stated.parameters))
+        for call in [stated.call] if stated.call else known:
             yield Form(call, constructed=False)
         return
-    taken = {one.name for one in parameters_of(target)}
     bound = tuple(pair for pair in stated.parameters if pair[0] in taken)
     parameters = tuple(pair for pair in stated.parameters if pair[0] not in taken)
     later: list[Form] = []
@@ -194,7 +205,7 @@ def _candidates(
             for call in [stated.call] if stated.call else known:
                 form = Form(call, arguments, tuple(held), rows=rows)
                 drops = held_so and not held and not any(name in HELD for name in form.names())
-                if drops or not _is_once(form, contract.name):
+                if drops or not form.is_once(contract.name):
                     continue  # what a module holds is the scale, unless the call gives one
                 if found and any(holdings(scalars, contract.name, [])):
                     later.append(form)  # what its constructor gets is what a parameter of it begins with
@@ -203,18 +214,32 @@ def _candidates(
     yield from later
 
 
+def _unstated(target: Any, contract: Contract, subject: Subject, case: Case) -> str:
+    """Return why what is stated of parameters cannot be; nothing where it can."""
+    taken = [one.name for one in parameters_of(target)]
+    free = [path for path, _ in subject.form.parameters if path not in taken]
+    if not free:
+        return ""
+    name = Target.of(subject.target).name
+    if is_called_itself(target):
+        return f"parameter: {name} takes no {', '.join(free)}: it takes {', '.join(taken)}"
+    try:
+        loss = build(contract, Form(), target, case, 0, 1)
+    except Exception:
+        return ""  # it needs what is not known yet
+    owned = list(dict(loss.named_parameters())) if isinstance(loss, torch.nn.Module) else []
+    absent = [path for path in free if path not in owned]
+    if not absent:
+        return ""
+    has = f"its parameters are {', '.join(owned)}" if owned else "it has no torch.nn.Parameter"
+    gets = f", and its constructor takes {', '.join(taken)}" if taken else ""
+    return f"parameter: {name} has no parameter {', '.join(absent)}: {has}{gets}"
+
+
 def _scalars(loss: Any) -> list[str]:
     if not isinstance(loss, torch.nn.Module):
         return []
     return [name for name, one in loss.named_parameters() if one.numel() == 1 and one.is_floating_point()]
-
-
-def _is_once(form: Form, contract: str) -> bool:
-    """Whether no input of the contract is given twice."""
-    known = NAMES[contract]
-    found = [known[name].input for name in form.names() if name in known]
-    given = [one for one in found if one]
-    return len(given) == len(set(given))
 
 
 def _try(
@@ -258,19 +283,22 @@ def _attempt(
     form: Form, features: Features, target: Any, contract: Contract, subject: Subject, cases: list[Case]
 ) -> Iterator[Tried]:
     """Yield what comes of a form, for each way to read what it returns."""
+    whole_contract, contract = contract, contract.in_form(form)
     asked = replace(subject, form=form, features=features)
     try:
         outputs = [_value(case, asked, contract, target) for case in cases]
     except Exception:
         yield Tried(form, features, error=traceback.format_exc())
         return
-    if form.is_plain or len(contract.terms) > 1:
+    if form.is_plain and (len(contract.terms) == 1 or has_all(outputs[0], contract.terms)):
         yield _compared(form, features, contract, cases, outputs, asked, target)
         return
-    if not readings(outputs[0]):
-        yield Tried(form, features, error=f"{form.call} returns no loss, but {_shown(outputs[0])}")
-    for reading in readings(outputs[0]):
-        whole = replace(form, call=f"{form.call}{reading}")
+    wholes = [] if form.is_plain else read_forms(form, outputs[0], whole_contract)
+    if not wholes:
+        called = form.call or "the target"
+        yield Tried(form, features, error=f"{called} returns no loss, but {_shown(outputs[0])}")
+    for whole in wholes:
+        contract = whole_contract.in_form(whole)
         asked = replace(subject, form=whole, features=features)
         try:
             read_outputs = [_value(case, asked, contract, target) for case in cases]
@@ -303,10 +331,8 @@ def _compared(
 def fitting(case: Case, form: Form, features: Features, contract: Contract, options: tuple[str, ...]) -> Case:
     """Return a case as a form takes it; `options` are those that the constructor takes."""
     held, constants = form.held(contract.name), constants_of(form, contract, options)
-    known = NAMES[contract.name]
     if not form.is_plain:
-        taken = {known[name].input for name in form.names() if name in known}
-        case = replace(case, bias=case.bias if "logit_bias" in taken else None)
+        case = replace(case, bias=case.bias if "logit_bias" in form.inputs(contract.name) else None)
     if not takes_scale(form, contract, options):
         case = replace(case, scale=1.0)
     return replace(case, features=features, held=held, frozen=tuple(sorted({*case.frozen, *constants})))
@@ -378,17 +404,82 @@ def readings(output: Any) -> list[str]:
     """Return the ways to read a loss out of what was returned, as the end of an expression."""
     if isinstance(output, torch.Tensor):
         return [""] if output.numel() == 1 else [".mean()"] * (output.ndim == 1)
-    if isinstance(output, Mapping):
-        entries = [(f'["{key}"]', output[key]) for key in sorted(output, key=_by_name)]
-    elif isinstance(output, tuple | list):
-        entries = [(f"[{place}]", one) for place, one in enumerate(output)]
-    else:
-        named = [name for name in dir(output) if not name.startswith("_")]
-        entries = [(f".{name}", getattr(output, name, None)) for name in sorted(named, key=_by_name)]
-    scalars = [(how, one) for how, one in entries if _is_scalar(one)]
+    scalars = [(how, one) for how, one in entries_of(output) if _is_scalar(one)]
     # an accuracy beside the loss has no gradient; of several that have one, the first is the loss
     derived = [how for how, one in scalars if one.requires_grad]
     return (derived or [how for how, _ in scalars])[:1]
+
+
+def entries_of(output: Any) -> list[tuple[str, Any]]:
+    """Return the parts of what was returned, each with the end of an expression that reads it."""
+    if isinstance(output, torch.Tensor):
+        return []
+    if isinstance(output, Mapping):
+        return [(f'["{key}"]', output[key]) for key in sorted(output, key=_by_name)]
+    names = getattr(output, "_fields", None)  # of a named tuple
+    if isinstance(output, tuple | list) and not names:
+        return [(f"[{place}]", one) for place, one in enumerate(output)]
+    named = names or [name for name in dir(output) if not name.startswith("_")]
+    return [(f".{name}", getattr(output, name, None)) for name in sorted(named, key=_by_name)]
+
+
+CONTRASTIVE = ("contrastive_loss", "contrastive", "clip_loss", "itc", "clip", "nce", "contrast")
+SECOND = {
+    "caption_loss": ("caption_loss", "caption", "captioning", "lm", "generative", "gen", "ce"),
+    "distill_loss": ("distill_loss", "distill", "distillation", "kd", "soft", "teacher"),
+}
+"""By term: words in the names by which a loss returns it, the most telling first."""
+MOST_PAIRS = 12
+
+
+def read_forms(form: Form, output: Any, contract: Contract) -> list[Form]:
+    """Return a form with each way to read the contract's terms out of what was returned, or their sum."""
+    if len(contract.terms) == 1:
+        return [replace(form, call=f"{form.call}{reading}") for reading in readings(output)]
+    if isinstance(output, tuple) and type(output) is tuple and has_all(output, contract.terms):
+        return [form]
+    scalars = [how for how, one in entries_of(output) if _is_scalar(one)]
+    first = _named(scalars, CONTRASTIVE)
+    second = _named(scalars, SECOND[contract.terms[1]])
+    pairs = [(first[0], second[0])] if first and second else []
+    if isinstance(output, tuple | list):
+        pairs += list(itertools.permutations(scalars, 2))[:MOST_PAIRS]
+    both = [
+        replace(form, call=f"(lambda out: (out{one}, out{other}))({form.call})")
+        for one, other in dict.fromkeys(pairs)
+        if one != other
+    ]
+    sums = [replace(form, call=f"{form.call}{how}", total=True) for how in readings(output)]
+    # of several numbers one may be the sum; where the first is not, it is none
+    return [*both, *sums] if pairs else [*sums, *both]
+
+
+def _named(ends: list[str], words: tuple[str, ...]) -> list[str]:
+    """Return those of some ends of expressions that hold one of the words, by the first that they hold."""
+    found = [(place, end) for end in ends for place, word in enumerate(words) if word in end.lower()]
+    return list(dict.fromkeys(end for _, end in sorted(found)))
+
+
+def has_all(output: Any, terms: tuple[str, ...]) -> bool:
+    """Whether an output is as its contract says: a dict or a tuple of all terms."""
+    found = read(output, terms)[1]
+    extra = isinstance(output, tuple | list) and len(output) != len(terms)
+    return not extra and set(found) == set(terms) and all(map(_is_scalar, found.values()))
+
+
+def is_called_itself(target: Any) -> bool:
+    """Whether a target is a function that takes tensors, and constructs nothing."""
+    return not inspect.isclass(target) and any(one.required for one in parameters_of(target))
+
+
+def passed_by(call: str, function: Callable[..., Any]) -> set[str]:
+    """Return which parameters of a function an expression gives to `target`."""
+    names = [one.name for one in parameters_of(function)]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(call, mode="eval")):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "target":
+            found |= {*names[: len(node.args)], *(one.arg for one in node.keywords if one.arg)}
+    return found
 
 
 def _shown(output: Any) -> str:
@@ -407,9 +498,15 @@ def _is_scalar(value: Any) -> bool:
 def _defaults(
     target: Callable[..., Any], contract: Contract, subject: Subject, case: Case
 ) -> tuple[tuple[str, str], ...]:
-    """Return the arguments of a class's constructor that nobody passes, with their defaults."""
-    if not inspect.isclass(target) or target.__init__ is torch.nn.Module.__init__:
+    """Return the arguments of a constructor, or a function, that nobody passes, with their defaults."""
+    if inspect.isclass(target) and target.__init__ is torch.nn.Module.__init__:
         return ()
+    if is_called_itself(target):
+        return tuple(
+            (name, repr(one.default))
+            for name, one in inspect.signature(target).parameters.items()
+            if one.default is not one.empty
+        )
     known = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
     passed = accepted(target, known)
     return tuple(
@@ -421,10 +518,27 @@ def _defaults(
 
 def _unknown(target: Any, contract: Contract, subject: Subject, signature: Signature) -> str:
     """Return why a target cannot be verified, and how to state its form."""
-    name = Target.of(subject.target).name
-    names = [one for one in NAMES[contract.name] if one not in ("labels", "ignore_index")]
-    return (
+    place, name = Target.of(subject.target)
+    names = [one for one in NAMES[contract.name] if one not in ("labels", *OPTIONS.get(contract.name, ()))]
+    said = (
         f"{signature.unusable}. No form that is known fits; state one with --call, as "
         f"--call 'target({', '.join(names[:3])})', where target is "
         f"{name}{' constructed' if inspect.isclass(target) else ''}, of the names {', '.join(names)}"
     )
+    with contextlib.suppress(ValueError, TypeError):  # it has no signature
+        called = entry_of(target)
+        file, command = adapter.command(place, contract.name)
+        written = adapter.adapter(target, called, place, name, contract.name)
+        fill = f", fill in {adapter.BLANK}" if adapter.BLANK in written else ""
+        said += f"; or write {file}{fill}, and run {command}:\n\n{written}"
+    return said
+
+
+def entry_of(target: Any) -> Any:
+    """Return what is called with tensors: a function itself, or the method of what a class constructs."""
+    if is_called_itself(target):
+        return target
+    methods = [name for name in ("forward", "__call__") if hasattr(target, name)]
+    if not inspect.isclass(target) or not methods:
+        raise TypeError(f"{target!r} constructs what it is called on")
+    return functools.partial(getattr(target, methods[0]), None)  # without self

@@ -116,7 +116,7 @@ class Reference:
         if not isinstance(total, HyperDual):  # no term counts
             return np.zeros(len(directions)), np.zeros(len(directions))
         # reverse mode adds up a part for each term of each rank, once for its own rows and once for all
-        uses = 2 * self.case.world_size * len(self.contract.terms)
+        uses = 2 * self.case.world_size * self.contract.summands
         return total.second(WEIGHING + uses)
 
 

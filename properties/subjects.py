@@ -52,7 +52,7 @@ class Subject:
         scales: the logit scales that it takes.
         constants: inputs that it takes as tensors of no gradient, or as numbers.
         form: how it is constructed and called.
-        defaults: arguments of its constructor that nobody gives it, with their defaults.
+        defaults: arguments of it, or of its constructor, that nobody gives it, with their defaults.
         single: it computes in float32 what it is given in float64, which is not drawn.
         gathers: its ranks communicate.
         interpret: its Triton kernels run in Triton's interpreter, on the CPU.

@@ -30,10 +30,12 @@ from verified_losses.properties.show import counterexample
 from verified_losses.properties.show.replay import replay
 from verified_losses.properties.standalone.acts import Outcome
 from verified_losses.properties.subjects import SHIPPED, Subject
+from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import Check, Finding, checks, falsify, verify
 from verified_losses.properties.verify.fingerprints import fingerprint
 from verified_losses.properties.verify.grouping import group
-from verified_losses.properties.worlds import RankState, WorldError
+from verified_losses.properties.verify.plan import inspection
+from verified_losses.properties.worlds import RankState, WorldError, specs
 from verified_losses.properties.worlds.simulated import SimulatedWorld, SimulationError
 from verified_losses.properties.worlds.specs import parse
 
@@ -196,6 +198,36 @@ def test_file_judges_as_the_law_does(
     assert "expected" in shown
     assert "observed" in shown
     assert holds(file, RIGHT[finding.check.contract.name], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("contract", "wrong", "law", "right", "shown"),
+    [
+        ("infonce", "DetachesTemperature", "gradients equal the oracle", "LearnedQueries",
+         "1 / logit_scale[rank].reshape(())"),
+        ("distill", "distilled_twice", "terms equal the oracle", "distilled_sum",
+         "distill_loss("),
+    ],
+)  # fmt: skip
+def test_file_of_a_form_that_is_found_judges_as_the_law_does(
+    contract: str,
+    wrong: str,
+    law: str,
+    right: str,
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as here:
+        here.setattr(specs.Worlds, "isolated", lambda self, inner, spec: inner)
+        here.setattr(specs.Worlds, "start", lambda self, spec, patience=1.0: None)
+        subject, _ = inspection(ask(f"tests.wild:{wrong}", contract)[1], contract)
+        planned = checks({wrong: (contract, subject)}, parse("1"))
+        (check,) = [one for one in planned if one.law.name == law]
+        file = counterexample.write(verify(check, 10), tmp_path)
+    assert shown in file.read_text()
+    assert not holds(file, subject.target, monkeypatch)
+    assert holds(file, f"tests.wild:{right}", monkeypatch)
 
 
 EXP: Held = (("logit_scale", "exp"),)

@@ -306,6 +306,21 @@ def test_bounds_grow_with_what_may_be_rounded(dtype: str) -> None:
         assert less[1] < more[1] < 32 * less[1]
 
 
+@pytest.mark.parametrize("name", ["clip", "coca", "distill", "infonce", "ntxent"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_torchs_cross_entropy_of_half_precision_is_within_the_bound_of_exact_logits(
+    name: str, dtype: str
+) -> None:
+    """1 + e^-10 is 1 in half precision, so it computes 0 for each row's log(1 + e^-10)."""
+    options = (("clip_loss_weight", 1.0), ("caption_loss_weight", 1.0))
+    cases = [Case((2,), 7, dtype, "basis", 10.0, options=options, seed=one) for one in range(4)]
+    references = [Reference(contracts()[name], Example(case)) for case in cases]
+    nearest = min(references, key=lambda one: one.terms[0]["contrastive_loss"])
+    (terms,) = nearest.terms
+    assert 0 < terms["contrastive_loss"] < 1e-4
+    assert terms["contrastive_loss"] < nearest.bounds.terms[0]["contrastive_loss"] < 1
+
+
 # What is drawn.
 
 

@@ -7,7 +7,7 @@ import pytest
 from verified_losses.properties.cases import LAYOUTS, Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import laws, plain_examples
-from verified_losses.properties.show.quoting import Quotes, names_read
+from verified_losses.properties.show.quoting import Quotes, Unquotable, names_read, without_file
 from verified_losses.properties.standalone import file, judges, launch
 from verified_losses.properties.standalone.acts import called
 
@@ -37,5 +37,16 @@ def test_nothing_is_quoted_twice() -> None:
 
 
 def test_a_function_that_needs_another_package_is_not_quoted() -> None:
-    with pytest.raises(AssertionError, match="needs hypothesis"):
+    with pytest.raises(Unquotable, match="needs hypothesis"):
         Quotes().source(plain_examples)
+
+
+def test_names_of_a_file_are_taken_from_it_in_code_alone() -> None:
+    source = (
+        'def seen(x):\n    """Read file.RANK of file.py."""\n    # file.NAME\n'
+        '    text = "file.KIND"; other.file.BOUND\n'
+        '    return f"{file.INDEX}: {text}", file.WHERE + file.EXPECTED\n'
+    )
+    text, given = without_file(source)
+    assert given == {"INDEX", "WHERE", "EXPECTED"}
+    assert text == source.replace("file.INDEX", "INDEX").replace("file.WHERE + file.", "WHERE + ")

@@ -50,7 +50,7 @@ PRECISIONS = [
     COARSE,
     Precision(2.0**-7, 2.0**-7, 2.0**-9),
     *(Precision.of(dtype) for dtype in DTYPES if dtype != "float64"),
-    COARSE.of_given_logits,
+    COARSE.of_half_logits,
 ]
 
 
@@ -1158,7 +1158,7 @@ def test_torchs_cross_entropy_of_half_precision_logits_is_within_its_bound(dtype
     losses.sum().backward()
     z, hot = bounded(logits.detach().double().numpy()), bounded(np.eye(classes)[labels.numpy()])
     precision = Precision.of(dtype)
-    value, slope = softmax.entropy_of(z, hot, precision.of_given_logits)
+    value, slope = softmax.entropy_of(z, hot, precision.of_half_logits)
     assert (abs(losses.detach().double().numpy() - value.value) <= value.error).all()
     assert logits.grad is not None
     assert (abs(logits.grad.double().numpy() - slope.value) <= slope.error).all()
@@ -1169,6 +1169,6 @@ def test_torchs_cross_entropy_of_half_precision_logits_is_within_its_bound(dtype
 def test_a_sum_of_too_many_half_precision_exponentials_keeps_a_finite_bound() -> None:
     # 32 additions in units of 1/16: no digit of the sum is sure
     z, hot = bounded(np.zeros((1, 32))), bounded(np.eye(32)[:1])
-    value, slope = softmax.entropy_of(z, hot, COARSE.of_given_logits)
+    value, slope = softmax.entropy_of(z, hot, COARSE.of_half_logits)
     assert np.isfinite(value.error).all()
     assert np.isfinite(slope.error).all()

@@ -390,3 +390,170 @@ class OtherInEvaluation(nn.Module):
     def forward(self, img: Tensor, txt: Tensor, logit_scale: Tensor) -> Tensor:
         logits = logit_scale * img @ txt.T
         return similarity_alone(logits) if self.training else diagonal(logits)
+
+
+def captioner(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    logit_scale: Tensor,
+    caption_loss_weight: float = 2.0,
+    clip_loss_weight: float = 1.0,
+    pad_id: int = 0,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """A function with weights, which a certifier has to pass."""
+    contrastive = similarity_alone(logit_scale * image_embeds @ text_embeds.T)
+    total = F.cross_entropy(
+        logits.flatten(0, 1),
+        labels.flatten(),
+        ignore_index=pad_id,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    caption = total / (labels != pad_id).sum().clamp(min=1)
+    return clip_loss_weight * contrastive, caption_loss_weight * caption
+
+
+def captioner_of_fixed_weight(
+    img: Tensor, txt: Tensor, logits: Tensor, labels: Tensor, logit_scale: Tensor, caption_weight: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    return captioner(img, txt, logits, labels, logit_scale, caption_weight)
+
+
+class Losses:
+    def __init__(self, contrastive_loss: Tensor, caption_loss: Tensor) -> None:
+        self.caption_loss, self.contrastive_loss = caption_loss, contrastive_loss
+        self.loss = contrastive_loss + caption_loss
+
+
+def captioner_of_objects(
+    image: Tensor, text: Tensor, logits: Tensor, labels: Tensor, logit_scale: Tensor
+) -> Losses:
+    return Losses(*captioner(image, text, logits, labels, logit_scale, 1.0))
+
+
+class CaptionerOfTotal(nn.Module):
+    def __init__(self, caption_loss_weight: float = 2.0, pad_id: int = 0) -> None:
+        super().__init__()
+        self.weight, self.pad_id = caption_loss_weight, pad_id
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        logit_scale: Tensor,
+    ) -> Tensor:
+        terms = captioner(
+            image_features, text_features, logits, labels, logit_scale, self.weight, pad_id=self.pad_id
+        )
+        return terms[0] + terms[1]
+
+
+def distilled(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    dist_image_features: Tensor,
+    dist_text_features: Tensor,
+    dist_logit_scale: Tensor,
+) -> dict[str, Tensor]:
+    """The sum alone."""
+    student = logit_scale * image_features @ text_features.T
+    teacher = (dist_logit_scale * dist_image_features @ dist_text_features.T).detach()
+    soft = [
+        -(t.softmax(1) * s.log_softmax(1)).sum(1).mean()
+        for t, s in ((teacher, student), (teacher.T, student.T))
+    ]
+    return {"loss": similarity_alone(student) + (soft[0] + soft[1]) / 2}
+
+
+def distilled_sum(*arguments: Tensor, **named: Tensor) -> Tensor:
+    return distilled(*arguments, **named)["loss"]
+
+
+def distilled_twice(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    dist_image_features: Tensor,
+    dist_text_features: Tensor,
+    dist_logit_scale: Tensor,
+) -> Tensor:
+    teacher = dist_image_features, dist_text_features, dist_logit_scale
+    whole = distilled(image_features, text_features, logit_scale, *teacher)["loss"]
+    return 2 * whole - similarity_alone(logit_scale * image_features @ text_features.T)
+
+
+class LearnedQueries(nn.Module):
+    """InfoNCE with the temperature that it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        return diagonal(F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).T / self.temperature)
+
+
+class DetachesTemperature(LearnedQueries):
+    """Its temperature gets a tenth of its gradient."""
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        temperature = 0.1 * self.temperature + 0.9 * self.temperature.detach()
+        return diagonal(F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).T / temperature)
+
+
+class LearnedViews(nn.Module):
+    """SimCLR's loss with the logarithm of the temperature that it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.tensor(-2.0))
+
+    def forward(self, z_i: Tensor, z_j: Tensor) -> Tensor:
+        return stacked_views(torch.cat([z_i, z_j]), self.log_temperature.exp())  # type: ignore[arg-type]
+
+
+class ScaledQueries(nn.Module):
+    def __init__(self, logit_scale: float = 2.66) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        return diagonal(self.logit_scale.exp() * query @ key.T)
+
+
+def masks_with_a_huge_number(z_i: Tensor, z_j: Tensor, temperature: float) -> Tensor:
+    """In float16 the number of its mask overflows, and torch raises."""
+    z = F.normalize(torch.cat([z_i, z_j]), dim=-1)
+    logits = (z @ z.t() / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), -9e15)
+    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(z_i)))
+
+
+def refuses_float16_of_many(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    if image.dtype == torch.float16 and len(image) > 3:
+        raise RuntimeError("too many rows")
+    return similarity_alone(logit_scale * image @ text.T)
+
+
+def mixed_with_queue(image: Tensor, text: Tensor, mixing: float, logit_scale: Tensor) -> Tensor:
+    return (1 - mixing) * similarity_alone(logit_scale * image @ text.T)
+
+
+class NeedsStep(nn.Module):
+    """Its constructor and its call need what no contract has."""
+
+    def __init__(self, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+
+    def forward(self, vision_features: Tensor, language_features: Tensor, step: int, tau: Tensor) -> Tensor:
+        return similarity_alone(vision_features @ language_features.T / tau) * self.momentum**step
+
+
+def similarity_and_step(similarity: Tensor, labels: Tensor, step: int) -> Tensor:
+    return F.cross_entropy(similarity, labels) + 0 * step

@@ -108,8 +108,8 @@ class Precision:
         return self.stored if self.stored > self.accumulated else 0.0
 
     @property
-    def of_given_logits(self) -> "Precision":
-        """The arithmetic of a softmax of logits that are given in half precision.
+    def of_half_logits(self) -> "Precision":
+        """The arithmetic of a softmax of logits that are stored in half precision.
 
         torch's CPU kernel keeps their exponentials and the sum of those in half precision: over 2 to 4,000
         classes its log-softmax errs by 1 to 4.7 units of half precision, which no caller can avoid.

@@ -259,16 +259,14 @@ def _of_targets(z: Bounded, t: Bounded, p: Precision) -> tuple[Bounded, Bounded]
 def cross_entropy(logits: Traced, labels: Array) -> Traced:
     """Trace -log softmax(z)_label for each row."""
     tape = logits.tape
-    p = tape.p.of_given_logits if logits.traits.given else tape.p
-    value, slope = tape.once(_of_labels, logits.bounded, np.asarray(labels), p)
+    value, slope = tape.once(_of_labels, logits.bounded, np.asarray(labels), tape.p.of_half_logits)
     return tape.node(value, lambda part: _slope_back(logits, slope, part, tape.p), _traits(logits))
 
 
 def soft_cross_entropy(teacher_logits: Any, student_logits: Any) -> Traced:
     """Trace -sum_j softmax(t)_j log softmax(s)_j for each row."""
     tape = tape_of(teacher_logits, student_logits)
-    given = [one.traits.given for one in (teacher_logits, student_logits) if isinstance(one, Traced)]
-    p = tape.p.of_given_logits if any(given) else tape.p
+    p = tape.p.of_half_logits
     t, z = bounded(teacher_logits), bounded(student_logits)
     value, slope = tape.once(_of_targets, z, t, p)
 

@@ -31,6 +31,7 @@ from ..cases import (
     independent,
     unsigned_zero,
 )
+from ..forms import Form
 from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
 from ..own.formula import is_own
 from ..subjects import Subject
@@ -116,6 +117,15 @@ class Contract(ABC):
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+    def in_form(self, form: Form) -> "Contract":
+        """Return what a subject of this form is held to."""
+        return self
+
+    @property
+    def summands(self) -> int:
+        """How many terms are added up, before or in a backward."""
+        return len(self.terms)
 
     @property
     def values(self) -> Values:

@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from verified_losses.oracles.coca import coca_loss
 
 from ..cases import Case, Options, captions
+from ..forms import Form
 from ..subjects import Subject
+from . import Contract
 from .calls import Call, Inputs
 from .clip import ClipContract
 from .parts import ASSUMED, FEATURES, STUDENT, flags, gather_options, obeys_mean
+from .total import Total
 
 WEIGHTS = st.sampled_from([1.0, 2.0, 0.5, 0.0])
 
@@ -24,6 +27,9 @@ class CoCaContract(ClipContract):
     differentiable: tuple[str, ...] = (*FEATURES, "logit_scale", "logit_bias", "logits")
     drawn = {"captions": True}
     assumed = ASSUMED | {"clip_loss_weight": 1.0, "caption_loss_weight": 1.0, "pad_id": 0}
+
+    def in_form(self, form: Form) -> Contract:
+        return CoCaTotal() if form.total else self
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:
         return st.builds(
@@ -66,3 +72,9 @@ class CoCaContract(ClipContract):
 
     def _weights(self, case: Case) -> tuple[float, float]:
         return case.option("clip_loss_weight"), case.option("caption_loss_weight")
+
+
+class CoCaTotal(Total, CoCaContract):
+    """The sum of both terms."""
+
+    parts = CoCaContract()

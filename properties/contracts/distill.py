@@ -5,9 +5,12 @@ import dataclasses
 from verified_losses.oracles.distill import distill_loss
 
 from ..cases import Case, scalars
+from ..forms import Form
+from . import Contract
 from .calls import Call, Inputs
 from .clip import ClipContract
 from .parts import STUDENT, flags, split_inputs
+from .total import Total
 
 TEACHER = tuple(f"dist_{name}" for name in STUDENT)
 
@@ -20,6 +23,9 @@ class DistillContract(ClipContract):
     differentiable: tuple[str, ...] = (*STUDENT, *TEACHER)
     rows = (*STUDENT[:2], *TEACHER[:2])
     drawn = {"teacher": True}
+
+    def in_form(self, form: Form) -> Contract:
+        return DistillTotal() if form.total else self
 
     def inputs(self, case: Case) -> Inputs:
         pair = self.pair(case, case.teacher_width, 2)
@@ -38,3 +44,9 @@ class DistillContract(ClipContract):
         expected = super().gradient_expected(case)
         exact = case.convention == "exact"
         return {name: want and not (exact and name in TEACHER) for name, want in expected.items()}
+
+
+class DistillTotal(Total, DistillContract):
+    """The sum of both terms."""
+
+    parts = DistillContract()

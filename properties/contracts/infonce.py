@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles.infonce import infonce_loss
 
-from ..cases import SCALES, Case
+from ..cases import SCALES, Case, scalars
+from ..forms import Form
 from ..subjects import Subject
-from . import call_in_order
+from . import Contract, call_in_order
 from .calls import Call, Inputs
 from .clip import ClipContract
 from .parts import flags, is_local, split_inputs
@@ -42,6 +43,9 @@ class InfoNceContract(ClipContract):
     undrawn = (ZERO_ROWS,)
     drawn: dict[str, Any] = {"scales": SCALES.filter(bool)}  # a temperature is its inverse
 
+    def in_form(self, form: Form) -> Contract:
+        return LearnedInfoNceContract() if form.parameters else self
+
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
         return super().cases(subject, world_size).map(_fewer_rows)
 
@@ -61,7 +65,26 @@ class InfoNceContract(ClipContract):
         # the oracle's last argument, where the similarity is no cosine
         cosine = () if self.normalizations(case) else (False,)
         arguments = *flags(case), *cosine
-        return {"contrastive_loss": Call(self.function, (*VIEWS, 1 / case.scale), arguments)}
+        return {"contrastive_loss": Call(self.function, (*VIEWS, self.temperature(case)), arguments)}
+
+    def temperature(self, case: Case) -> Any:
+        """Return the oracle's argument of this name: a number, or the name of an input."""
+        return 1 / case.scale
+
+
+class LearnedInfoNceContract(InfoNceContract):
+    """The temperature is a parameter of the subject, which is derived by it; what holds it is `held`."""
+
+    differentiable = (*VIEWS, "logit_scale")
+    constructed = ClipContract.constructed
+    drawn: dict[str, Any] = {}
+
+    def inputs(self, case: Case) -> Inputs:
+        views = dict(zip(VIEWS, self.pair(case, case.width, 1), strict=True))
+        return split_inputs(case, views, scalars(dataclasses.replace(case, bias=None)))
+
+    def temperature(self, case: Case) -> Any:
+        return "logit_scale"
 
 
 def _fewer_rows(case: Case) -> Case:

@@ -3,8 +3,10 @@
 from verified_losses.oracles.ntxent import ntxent_loss
 
 from ..cases import Case
+from ..forms import Form
+from . import Contract
 from .clip import ClipContract
-from .infonce import InfoNceContract
+from .infonce import InfoNceContract, LearnedInfoNceContract
 
 
 class NTXentContract(InfoNceContract):
@@ -16,6 +18,13 @@ class NTXentContract(InfoNceContract):
     name = "ntxent"
     function = staticmethod(ntxent_loss)
 
+    def in_form(self, form: Form) -> Contract:
+        return LearnedNTXentContract() if form.parameters else self
+
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """Both views are anchors."""
         return ClipContract.gradient_expected(self, case)
+
+
+class LearnedNTXentContract(LearnedInfoNceContract, NTXentContract):
+    """SimCLR's loss whose temperature is learned."""

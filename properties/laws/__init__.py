@@ -263,7 +263,7 @@ def check_again(law: str, contract: str, subject: Subject, world: str, example: 
         Exception: what falsifies it.
     """
     (asked,) = [one for one in laws() if one.name == law]
-    found, held_to = Example.from_json(example), contract_of(contract)
+    found, held_to = Example.from_json(example), contract_of(contract).in_form(subject.form)
     kind, size, device = KINDS[world], found.case.world_size, found.case.device
     ranks: World = (
         kind.inside(size, found.schedule, found.sends, seconds, device)

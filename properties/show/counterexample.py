@@ -180,8 +180,9 @@ def _rendered(finding: Finding, path: Path, by_oracle: bool) -> str:
     functions = called_oracles + [step for steps in done.values() for step in steps]
     oracle = quotes.source(*functions) if "oracle" in quotes.given else ""
     run = quotes.source(launch.launched if launched else launch.verdict)
-    held = [names[one] for one in names if one in quotes.given and names[one] is not call_form]
-    run += "\n\n\n" + quotes.source(*held)
+    # a form's own call is among the acts
+    quoted = [one for name, one in names.items() if name in quotes.given and one is not call_form]
+    run += "\n\n\n" + quotes.source(*quoted)
 
     constants = {
         one.cotangents: (

@@ -23,6 +23,9 @@ def described(contract: str, subject: Subject) -> list[str]:
         called = re.sub(r"\btarget\(", f"{target}(", form.call)
         lines.append(f"calls {called}")
     lines += [f"{path} holds {held_as(held)}" for path, held in form.parameters]
+    if form.total:
+        terms = " and ".join(contract_of(contract).terms)
+        lines.append(f"returns the sum of {terms}: each alone is not verified")
     if contract in ROWS_OF:
         lines.append(ROWS[subject.features or contract_of(contract).features])
     if subject.scales == "one" and contract in ROWS_OF:
@@ -32,9 +35,8 @@ def described(contract: str, subject: Subject) -> list[str]:
             for argument, _ in subject.defaults
             if re.search("temp|tau|scale", argument)
         ]
-    if subject.defaults:
-        left = ", ".join(f"{argument}={value}" for argument, value in subject.defaults)
-        lines.append(f"left at their defaults: {left}")
+    if left := defaults_of(subject):
+        lines.append(left)
     if subject.single:
         lines.append("computes in float32: no case is in float64")
     if tolerance := contract_of(contract).tolerance:
@@ -42,6 +44,12 @@ def described(contract: str, subject: Subject) -> list[str]:
     if not subject.gathers:
         lines.append("does not gather: verified in one process; its negatives are local")
     return lines
+
+
+def defaults_of(subject: Subject) -> str:
+    """Return which arguments nobody passes, in words; nothing where there is none."""
+    left = ", ".join(f"{argument}={value}" for argument, value in subject.defaults)
+    return f"left at their defaults: {left}" if left else ""
 
 
 def arguments(form: Form) -> list[tuple[str, str]]:

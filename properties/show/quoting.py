@@ -4,9 +4,11 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import io
 import re
 import symtable
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -118,7 +120,33 @@ def _source(module: str, statement: ast.stmt) -> tuple[str, set[str]]:
     text = "\n".join(_text(module).splitlines()[first - 1 : statement.end_lineno])
     text = re.sub(r"  # (type: ignore|fmt:|noqa).*", "", text)
     text = re.sub(r'(?s)("""[^"\n]+)\n\n.*?"""', r'\1"""', text)
-    return re.sub(GIVEN, "", text), set(re.findall(GIVEN + r"(\w+)", text))
+    return without_file(text)
+
+
+def without_file(text: str) -> tuple[str, set[str]]:
+    """Return code without `file.` before names, and these names; comments and strings stay as they are."""
+    lines, given = text.splitlines(keepends=True), set()
+    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    for token in reversed(tokens):
+        (row, start), end = token.start, token.end
+        # before Python 3.12 an f-string is one token
+        is_formatted = token.type == tokenize.STRING and "f" in re.split("[\"']", token.string, maxsplit=1)[0]
+        if (token.type != tokenize.NAME or token.string != "file") and not is_formatted:
+            continue
+        last = end[0] if is_formatted else row
+        part = "".join(lines[row - 1 : last])
+        after = part[start:] if not is_formatted else token.string
+        matched = re.match(r"file\.(\w+)", after)
+        if is_formatted:
+            given |= set(re.findall(GIVEN + r"(\w+)", after))
+            changed = part.replace(after, re.sub(GIVEN, "", after), 1)
+        elif matched and not part[:start].endswith("."):
+            given.add(matched[1])
+            changed = part[:start] + after.removeprefix("file.")
+        else:
+            continue
+        lines[row - 1 : last] = changed.splitlines(keepends=True)
+    return "".join(lines), given
 
 
 def _marks_step(decorator: ast.expr) -> bool:

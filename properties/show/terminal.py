@@ -15,11 +15,12 @@ from ..verify.certifier import Finding
 from ..verify.concerns import CONCERNS
 from ..verify.hints import Hint
 from ..verify.known import Known
-from ..verify.limits import WORDS
+from ..verify.limits import dtypes_of, words
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
 from .certificate import Device
 from .defects import Defect, ranked
+from .forms import defaults_of
 from .text import as_text, plain, shortened
 
 
@@ -121,7 +122,7 @@ def limits(findings: Sequence[Finding], prefix: str) -> list[str]:
     for (loss, name), (first, *others) in met.items():
         also = f" and {len(others)} more" if others else ""
         lines += [
-            f"{loss}: {WORDS[name]}",
+            f"{loss}: {words(name)}{f': {_how(first)}' if dtypes_of(name) else ''}",
             f"  met by {first.law} in world {first.world}{also}: {_how(first)}",
             f"  smallest case: {first.counterexample}",
         ]
@@ -163,6 +164,8 @@ def explained(defect: Defect, prefix: str) -> str:
     ]
     if leader.counterexample:
         lines.append(f"smallest case: {leader.counterexample}")
+    if left := defaults_of(leader.check.subject):
+        lines.append(left)
     if defect.others:
         also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
         lines.append(f"the same defect: {also}")

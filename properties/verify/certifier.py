@@ -136,7 +136,7 @@ Databases = Callable[[Check], ExampleDatabase | None]
 def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) -> Iterator[Check]:
     """List what is to be verified."""
     for label, (name, subject) in subjects.items():
-        contract = contract_of(name)
+        contract = contract_of(name).in_form(subject.form)
         for world in worlds:
             options = contract.options_in.get(world.kind, world.row.options)
             if options is None or (not subject.gathers and world.sizes[-1] > 1):
@@ -429,6 +429,7 @@ class Certifier:
         self._hung: set[tuple[str, str]] = set()
         self._lost: dict[str, str] = {}
         self._even: set[str] = set()
+        self._refused: dict[str, tuple[str, ...]] = {}
 
     def verify(self, check: Check, until: float = math.inf) -> Finding:
         """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
@@ -442,8 +443,10 @@ class Certifier:
         if reason := self._lost.get(check.world.device):
             return self.not_run(check, reason)
         evenly = check.label in self._even and max(check.sizes) > 1 and not check.subject.even
+        refused = self._refused.get(check.label, ())
+        drawn = limits.without(check, refused) if refused else check
         finding = verify(
-            limits.evenly(check) if evenly else check,
+            limits.evenly(drawn) if evenly else drawn,
             self.max_examples,
             self.seed,
             until,
@@ -451,11 +454,15 @@ class Certifier:
             self.found,
             database=self.database(check),
         )
-        finding = judged(replace(finding, check=check), self.max_examples, self.deadline)
+        finding = judged(replace(finding, check=drawn), self.max_examples, self.deadline)
+        finding = replace(finding, check=check)
         if finding.limit == limits.UNEQUAL_ROWS:
             self._even.add(check.label)
-        if evenly and finding.verdict == "holds":
-            finding = replace(finding, reason=limits.EVEN_ALONE)
+        self._refused[check.label] = (*refused, *limits.dtypes_of(finding.limit))
+        if finding.verdict == "holds" and (evenly or refused):
+            without = limits.OTHER_DTYPES.format(", ".join(refused)) if refused else ""
+            words = [limits.EVEN_ALONE] * evenly + [without] * bool(refused)
+            finding = replace(finding, reason="; ".join(words))
         if finding.hung:
             self._hung.add(where)
         if finding.lost:

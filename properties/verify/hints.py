@@ -11,6 +11,7 @@ from verified_losses.oracles.complex_step import Array
 
 from ..cases import Case
 from ..contracts import Contract, Inputs
+from ..contracts.total import TOTAL, Total
 from ..examples import Example
 from ..laws import Place
 from ..standalone.judges import derivative, total
@@ -156,11 +157,13 @@ def _less_entropy(contract: Contract, case: Case, inputs: Inputs) -> list[dict[s
         given | {name: given[f"dist_{name}"] for name in STUDENT if f"dist_{name}" in given}
         for given in inputs
     ]
-    own, entropy = contract.oracle(case, inputs), contract.oracle(case, teachers)
-    return [
+    parts = contract.parts if isinstance(contract, Total) else contract
+    own, entropy = parts.oracle(case, inputs), parts.oracle(case, teachers)
+    terms_less = [
         terms | {"distill_loss": terms["distill_loss"] - other["distill_loss"]}
         for terms, other in zip(own, entropy, strict=True)
     ]
+    return terms_less if parts is contract else [{TOTAL: sum(terms.values())} for terms in terms_less]
 
 
 def _normalized(inputs: Inputs) -> Inputs:

@@ -22,6 +22,9 @@ WORDS = {
 """What each limit says of a target."""
 EVEN_SECONDS = 10.0
 """How long a check is verified again with equal rows."""
+ROWS_OF_DTYPE = (1, 2, 5)
+"""Of the calls that are to raise too, where a dtype is refused."""
+OTHER_DTYPES = "verified without {}, which the target does not take"
 EVEN_ALONE = "verified with equal rows alone: the target does not support unequal ones"
 
 VerifyAgain = Callable[["Check", float], "Finding"]
@@ -40,12 +43,29 @@ def evenly(check: "Check") -> "Check":
     return replace(check, subject=replace(check.subject, even=True))
 
 
+def words(limit: str) -> str:
+    """Return what a limit says of a target."""
+    return WORDS.get(limit, f"does not take {limit}")
+
+
+def dtypes_of(limit: str) -> tuple[str, ...]:
+    """Return the dtypes that a target does not take, where that is the limit."""
+    return () if limit in WORDS else tuple(filter(None, limit.split(", ")))
+
+
+def without(check: "Check", dtypes: tuple[str, ...]) -> "Check":
+    """Return a check that draws none of some dtypes."""
+    kept = tuple(one for one in check.subject.dtypes if one not in dtypes)
+    return replace(check, subject=replace(check.subject, dtypes=kept))
+
+
 def may_be_limit(check: "Check", example: Example, error: Exception) -> bool:
     """Whether a failure may turn out to be a limit: it is then told of once that is known."""
     if check.subject.strict:
         return False
     unequal = has_unequal_rows(example) and not check.subject.even
-    return unequal or _raises_second(check, error)
+    refused = _raised(error) and len(check.subject.dtypes) > 1
+    return unequal or refused or _raises_second(check, error)
 
 
 def judged(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "Finding":
@@ -55,6 +75,9 @@ def judged(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "
     """
     check = finding.check
     if finding.verdict != "falsified" or check.subject.strict or finding.smallest is None:
+        return finding
+    finding = _refused(finding, verify_again, returns)
+    if finding.verdict != "falsified" or finding.smallest is None:
         return finding
     failed = [example for example, _ in finding.met] or [finding.smallest]
     if not check.subject.even and all(map(has_unequal_rows, failed)):
@@ -75,6 +98,50 @@ def judged(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "
     return _second(finding, returns)
 
 
+def _refused(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "Finding":
+    """Return a finding as a limit where each call in a dtype raises, and without that the law holds.
+
+    Where without it something else is wrong, that is returned.
+    """
+    check, found, refused = finding.check, finding, ()
+    while len(check.subject.dtypes) - len(refused) > 1 and (dtype := _dtype_refused(found, returns)):
+        refused = (*refused, dtype)
+        found = verify_again(without(check, refused), time.monotonic() + EVEN_SECONDS)
+        if found.verdict == "holds":
+            return replace(
+                finding,
+                verdict="limit",
+                limit=", ".join(refused),
+                ratios=found.ratios,
+                cases=found.cases,
+                seconds=finding.seconds + found.seconds,
+                hung=False,
+                more=found.more,
+            )
+    if refused and found.verdict == "falsified":
+        return replace(found, check=check, seconds=finding.seconds + found.seconds)
+    return finding
+
+
+def _dtype_refused(finding: "Finding", returns: Returns) -> str:
+    """Return the dtype of all cases that fail where every call in it raises; nothing where it does not."""
+    if finding.smallest is None or finding.error is None or not _raised(finding.error):
+        return ""
+    failed = [example for example, _ in finding.met] or [finding.smallest]
+    case = finding.smallest.case
+    others = {one.dtype for one in finding.cases}
+    if any(one.case.dtype != case.dtype for one in failed) or case.dtype in others:
+        return ""
+    plain = replace(case, pattern="unit", scale=1.0, strides="contiguous", width=4)
+    tried = [Example(replace(plain, rows=(rows,) * case.world_size)) for rows in ROWS_OF_DTYPE]
+    if any(returns(finding.check, one) for one in tried):
+        return ""
+    # in another dtype the same calls return
+    kept = next(one for one in finding.check.subject.dtypes if one != case.dtype)
+    wider = [Example(replace(one.case, dtype=kept, wide_scalars=False)) for one in tried]
+    return case.dtype if all(returns(finding.check, one) for one in wider[1:]) else ""
+
+
 def _second(finding: "Finding", returns: Returns) -> "Finding":
     """Return a finding as a limit where nothing but the second derivative raises."""
     check, example, error = finding.check, finding.smallest, finding.error
@@ -87,7 +154,12 @@ def _second(finding: "Finding", returns: Returns) -> "Finding":
 
 def _raises_second(check: "Check", error: Exception) -> bool:
     """Whether a law of second derivatives fails because a rank raised."""
-    if check.law.concerns != SECOND_DERIVATIVES or not isinstance(error, WorldError):
+    return check.law.concerns == SECOND_DERIVATIVES and _raised(error)
+
+
+def _raised(error: Exception) -> bool:
+    """Whether a rank raised, and no rank was cut off."""
+    if not isinstance(error, WorldError):
         return False
     if isinstance(error, SimulationError) and error.finding != "raised":
         return False

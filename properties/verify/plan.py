@@ -131,6 +131,7 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
     drawn = contract.cases(replace(asked, options=(), features=""), size)
     with without_local_constants():
         simplest = replace(find(drawn, lambda case: True, settings=quiet), device=device)
+    simplest = assuming(simplest, contract, asked)
     looked_at = [contract.probe(case) for case in probes(simplest, asked)]
     try:
         contract.check(looked_at)
@@ -153,13 +154,15 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
     signature = found.signature
     if signature.unusable:
         raise Unusable("", f"{asked.target}: {signature.unusable}", found.detail)
-    given = {*signature.options, *found.form.names()}
+    contract = contract.in_form(found.form)
+    taken = (*signature.options, *found.form.names())
+    given = set(taken)
     assumed = {name: value for name, value in contract.assumed.items() if name not in given}
     options = tuple((assumed | dict(asked.options)).items())
     subject = _with_form(replace(asked, options=options), contract, found)
     if not found.matches:
-        _call_once(subject, contract, simplest, alone, signature.options)
-    return _among_ranks(subject, contract, simplest, signature.options, asked), found.matches
+        _call_once(subject, contract, simplest, alone, taken)
+    return _among_ranks(subject, contract, simplest, taken, asked), found.matches
 
 
 def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject:
@@ -187,6 +190,14 @@ def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject
         stubbed=found.signature.stubbed,
         even=asked.even or bool(form.rows),
     )
+
+
+def assuming(case: Case, contract: Contract, asked: Subject) -> Case:
+    """Return a case with the options that are pinned, else assumed: a target need not take any."""
+    wanted = contract.assumed | dict(asked.options)
+    options = {name: wanted.get(name, value) for name, value in case.options} | dict(asked.options)
+    padding = {"pad_id": wanted["pad_id"]} if "pad_id" in wanted else {}
+    return replace(case, options=tuple(options.items()), **padding)
 
 
 def probes(simplest: Case, asked: Subject) -> list[Case]:

@@ -76,6 +76,15 @@ class LogSoftmaxDiagonal(Clip):
         return -(picked[0] + picked[1]) * self.weight(rows) / 2
 
 
+class KeepsHalf(Clip):
+    """Half-precision logits are not widened: torch's kernel stores their exponentials' sum as they are."""
+
+    def contrastive(self, per_image: Tensor, per_text: Tensor, rows: list[int]) -> Tensor:
+        labels = self.get_labels(len(per_image), rows)
+        mean = (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2
+        return mean * (self.weight(rows) * len(per_image))
+
+
 class MeanTimesCount(Clip):
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(widen(logits), labels) * len(logits)
@@ -496,6 +505,14 @@ class MasksTokens(CoCa):
         )
 
 
+class CoCaKeepsHalf(KeepsHalf, CoCa):
+    def zero(self, like: Tensor) -> Tensor:
+        return like.new_zeros(())
+
+    def token_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().token_sum(logits, labels).to(logits.dtype)
+
+
 class ClassesSecond(CoCa):
     """As upstream writes it."""
 
@@ -542,6 +559,14 @@ class WeightsTokens(CoCa):
 class SoftTargets(Distill):
     def distill(self, teacher: Tensor, student: Tensor) -> Tensor:
         return F.cross_entropy(widen(student), widen(teacher).softmax(-1), reduction="sum")
+
+
+class DistillKeepsHalf(KeepsHalf, Distill):
+    def distill(self, teacher: Tensor, student: Tensor) -> Tensor:
+        return -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1).sum(dtype=widen(teacher).dtype)
+
+    def output(self, terms: list[Tensor], output_dict: bool) -> Any:
+        return super().output([term.to(terms[0].dtype) for term in terms], output_dict)
 
 
 class DetachedTeacher(Distill):
