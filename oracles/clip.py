@@ -7,7 +7,7 @@ logits, whose labels are the diagonal.
 
 import numpy as np
 
-from .bounds import product, softmax, step, tape
+from .bounds import linear, product, softmax, step
 from .complex_step import Array
 from .gather import gather_features
 
@@ -34,7 +34,7 @@ def scaled_product(x: Array, y: Array, scale: Array, bias: Array) -> Array:
     return logits
 
 
-@step(tape.add_up)
+@step(linear.add_up)
 def add_up(values: list[Array], counts: list[int]) -> complex:
     """Return the sum of all elements of all values.
 

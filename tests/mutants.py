@@ -113,7 +113,7 @@ def prepare(target: Target, folder: Path, resume: bool) -> None:
 
 
 def undecorated(source: str) -> str:
-    """Return a module in which steps are marked after their functions: mutmut leaves out what is decorated."""
+    """Return a module whose steps are marked after their functions: mutmut leaves out what is decorated."""
     lines = source.splitlines()
     for node in reversed(ast.parse(source).body):
         marks = node.decorator_list if isinstance(node, ast.FunctionDef) else []

@@ -12,7 +12,8 @@ gradients its operands get. So whoever writes an oracle with steps has its bound
 
     precision   unit roundoffs, and several roundings in a row
     sums        sums in any order, and the weights of sums
-    tape        traced values, and their gradients; linear arithmetic
+    tape        traced values, and their gradients
+    linear      sums, multiples, rows that are joined
     unit        x / |x|
     scalars     exp(t), 1 / t
     product     scale * x @ y.T + bias
@@ -31,6 +32,8 @@ Half-precision tensors are modelled as the libraries compute them: what is store
 precision, what is accumulated is rounded to float32. How GPUs multiply matrices otherwise, `MATMULS` says.
 """
 
+# with it traced values are added up, joined and multiplied
+from . import linear as linear
 from .precision import (
     BASE_TWO,
     CAP,

@@ -15,10 +15,13 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from ..complex_step import Array
 from .precision import Bounded, Precision, gamma
-from .sums import Weight, inexact, total
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+UFUNCS: dict[Any, Callable[..., Any]] = {}
+"""What NumPy's functions of elements do with traced values."""
+FUNCTIONS: dict[Any, Callable[..., Any]] = {}
+"""What its other functions do. Steps, and linear arithmetic, enter theirs in both."""
 FEW = 64
 """The most elements of an array that is compared by its content: larger ones are by their identity."""
 
@@ -127,10 +130,10 @@ def _key(operand: Any) -> Any:
             return operand.shape, operand.dtype.str, operand.tobytes()
         return id(operand)
     if isinstance(operand, tuple | list):
-        return tuple(map(_key, operand))
+        return type(operand), *map(_key, operand)
     if isinstance(operand, slice):
-        return operand.start, operand.stop, operand.step
-    return operand
+        return slice, operand.start, operand.stop, operand.step
+    return type(operand), operand
 
 
 class Traced(NDArrayOperatorsMixin):
@@ -176,7 +179,7 @@ class Traced(NDArrayOperatorsMixin):
     @property
     def derived(self) -> bool:
         """Whether it has a gradient: `np.real` gives a constant."""
-        return self.give is not _nowhere
+        return self.give is not nowhere
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -207,7 +210,8 @@ class Traced(NDArrayOperatorsMixin):
 
     def sum(self) -> "Traced":
         """Return the sum of all elements."""
-        return Total.of([self])
+        added: Traced = FUNCTIONS[np.sum](self)
+        return added
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         rule = UFUNCS.get(ufunc) if method == "__call__" and not kwargs else None
@@ -297,61 +301,6 @@ class Node(Traced):
             self._backward(gradient)
 
 
-class Total(Node):
-    """A sum of values times a weight, which each constant that it is multiplied with changes.
-
-    Args:
-        tape: where it is traced.
-        values: what is summed, all elements of each.
-        weight: what the sum is multiplied with.
-        factors: the numbers that the weight is made of.
-        parts: in how many parts, stored one by one, it is summed.
-    """
-
-    def __init__(
-        self, tape: Tape, values: tuple[Traced, ...], weight: float, factors: tuple[float, ...], parts: int
-    ) -> None:
-        self.values, self.weight, self.factors, self.parts = values, weight, factors, parts
-        self._weighing = Weight.of(weight, *factors)
-        super().__init__(tape, self._bound, self._to_values, Traits())
-        tape.append(self)
-
-    def _bound(self) -> Bounded:
-        joined = self.tape.once(_joined, [one.bounded for one in self.values])
-        error = self.tape.once(total, joined, self._weighing, self.tape.p, self.parts)
-        return Bounded(np.asarray(self.weight * joined.value.sum()), np.asarray(error))
-
-    @staticmethod
-    def of(values: Sequence[Traced], factors: tuple[float, ...] = ()) -> "Total":
-        """Return the sum of several values; the implementation's weight is made of `factors` besides."""
-        parts = max(one.traits.parts for one in values)
-        return Total(values[0].tape, tuple(values), 1.0, factors, parts)
-
-    def times(self, factor: float, weight: float) -> "Total":
-        """Return the total with another weight, which a factor has made of its own."""
-        return Total(self.tape, self.values, weight, (*self.factors, factor), self.parts)
-
-    def plus(self, other: "Total") -> "Total":
-        """Return the sum of two totals of one weight."""
-        values, parts = self.values + other.values, self.parts + other.parts
-        return Total(self.tape, values, self.weight, (*self.factors, *other.factors), parts)
-
-    def _to_values(self, part: Part) -> None:
-        weight = self._weighing.times(part.size)
-        error, size = abs(self.weight) * part.error, abs(weight.value)
-        for value in self.values:
-            value.give(Part(error, size, roundings=int(weight.roundings) + part.roundings))
-
-
-def _joined(values: Sequence[Bounded]) -> Bounded:
-    return Bounded(*(np.concatenate([np.ravel(one) for one in both]) for both in zip(*values, strict=True)))
-
-
-def add_up(values: Sequence[Traced], counts: Sequence[int]) -> Total:
-    """Trace the sum of values; a mean is made of the counts, their sum, and how many there are."""
-    return Total.of(values, (*counts, sum(counts), len(counts)))
-
-
 def tape_of(*operands: Any) -> Tape:
     """Return the tape that traced operands, at least one, are on."""
     return next(one.tape for one in operands if isinstance(one, Traced))
@@ -371,127 +320,8 @@ def give(operand: Any, part: Part) -> None:
         operand.give(part)
 
 
-def _add(first: Any, second: Any) -> Traced:
-    if isinstance(first, Total) and isinstance(second, Total) and first.weight == second.weight:
-        return first.plus(second)
-    for one, other in ((first, second), (second, first)):
-        if isinstance(one, Traced) and np.ndim(other) == 0 and not isinstance(other, Traced) and other == 0:
-            return one
-    tape, sides = tape_of(first, second), (bounded(first), bounded(second))
-    value = sides[0].value + sides[1].value
-    for one in (first, second):
-        if isinstance(one, Traced) and one.shape != value.shape:
-            raise NotSteps("a sum of different shapes")
-    # a constant is rounded as it is stored, and so is the sum
-    constants = [
-        abs(b.value) for a, b in zip((first, second), sides, strict=True) if not isinstance(a, Traced)
-    ]
-    error = sides[0].error + sides[1].error + tape.p.stored * sum(constants)
-    error = error + tape.p.stored * (abs(value) + error)
-
-    def back(part: Part) -> None:
-        give(first, part)
-        give(second, part)
-
-    return Traced(tape, Bounded(value, error), back, Traits())
-
-
-def _times(value: Any, factor: Any, divides: bool = False) -> Traced:
-    if not isinstance(value, Traced):
-        value, factor = factor, value
-    if isinstance(factor, Traced):
-        raise NotSteps("a product of two traced values")
-    if isinstance(value, Total) and np.ndim(factor) == 0:
-        number = float(factor)
-        return value.times(number, value.weight / number if divides else value.weight * number)
-    tape, before = value.tape, value.bounded
-    size = 1 / abs(np.asarray(factor, float)) if divides else abs(np.asarray(factor, float))
-    result = before.value / factor if divides else before.value * factor
-    if result.shape != value.shape:
-        raise NotSteps("a product of different shapes")
-    # the constant is rounded as it is stored, and so is the product
-    relative = gamma(2 * inexact(np.asarray(factor, float)), tape.p.stored)
-    error = (
-        size * before.error + relative * (abs(result) + size * before.error) + tape.p.tiny * (relative > 0)
-    )
-
-    def back(part: Part) -> None:
-        counted = part.counted(tape.p.accumulated)
-        grown = size * counted.error + relative * size * (counted.error + counted.size)
-        value.give(Part(grown, size * counted.size, counted.parts, settled=False))
-
-    return Traced(tape, Bounded(result, error), back, value.traits._replace(given=False))
-
-
-def _divide(value: Any, factor: Any) -> Traced:
-    if isinstance(factor, Traced):
-        if np.ndim(value) == 0 and not isinstance(value, Traced) and value == 1:
-            inverse: Traced = UFUNCS[np.reciprocal](factor)
-            return inverse
-        raise NotSteps("a quotient by a traced value")
-    return _times(value, factor, divides=True)
-
-
-def _negative(value: Traced) -> Traced:
-    return _times(value, -1.0)
-
-
-def _concatenate(values: Sequence[Any], axis: int = 0) -> Traced:
-    if axis != 0:
-        raise NotSteps(f"concatenate along axis {axis}")
-    tape = tape_of(*values)
-    both = tape.once(_stacked, [bounded(one) for one in values])
-    starts = np.cumsum([0, *map(len, values)])
-    shape = np.shape(both.value)
-
-    def back(part: Part) -> None:
-        for start, one in zip(starts, values, strict=False):
-            rows = slice(start, start + len(one))
-            give(one, part.map(lambda each, rows=rows: np.broadcast_to(each, shape)[rows]))  # type: ignore[misc]
-
-    traits = [one.traits for one in values if isinstance(one, Traced)]
-    given, unit = (all(each) and len(traits) == len(values) for each in list(zip(*traits, strict=True))[:2])
-    return Traced(tape, both, back, Traits(given, unit, max(one.parts for one in traits)))
-
-
-def _stacked(values: Sequence[Bounded]) -> Bounded:
-    return Bounded(*(np.concatenate(each) for each in zip(*values, strict=True)))
-
-
-def _real(value: Traced) -> Traced:
-    return Traced(value.tape, value.bounded, _nowhere, value.traits)
-
-
-def _nowhere(part: Part) -> None:
+def nowhere(part: Part) -> None:
     """Take the gradient of a constant."""
-
-
-def _mean(value: Traced) -> Traced:
-    return _times(Total.of([value], (float(value.size),)), float(value.size), divides=True)
-
-
-UFUNCS: dict[Any, Callable[..., Traced]] = {
-    np.add: _add,
-    np.subtract: lambda first, second: _add(
-        first, _negative(second) if isinstance(second, Traced) else -second
-    ),
-    np.multiply: _times,
-    np.divide: _divide,
-    np.negative: _negative,
-}
-"""What NumPy's functions of elements do with traced values; steps add theirs."""
-FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    np.sum: Traced.sum,
-    np.mean: _mean,
-    np.concatenate: _concatenate,
-    np.real: _real,
-    np.reshape: Traced.reshape,
-    np.transpose: lambda value: value.T,
-    np.shape: lambda value: value.shape,
-    np.ndim: lambda value: value.ndim,
-    np.size: lambda value: value.size,
-    np.iscomplexobj: lambda value: False,
-}
 
 
 def step(rule: Callable[..., Any]) -> Callable[[F], F]:
