@@ -72,7 +72,7 @@ def test_scatter_follows_the_unit_roundoff_and_the_seed() -> None:
 
 
 def test_the_quantile_is_that_of_a_run() -> None:
-    """Of a million comparisons, none is beyond it, with the chance that is stated: Student's t, integrated."""
+    """Of a million comparisons one is beyond it with the chance that is stated: Student's t, integrated."""
     t, width = np.linspace(QUANTILE, 400, 400_000, retstep=True)
     k = SAMPLES
     density = (

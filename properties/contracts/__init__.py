@@ -162,8 +162,6 @@ class Contract(ABC):
     """Its inputs whose rows a subject may normalise."""
     whole = False
     """Whether its oracle is that of one process alone: of several ranks it says the mean."""
-    tolerance = ""
-    """Where its bounds come from, in words, where they are not composed by hand."""
     alike: tuple[str, ...] = scalars
     """Its inputs that every rank holds alike."""
     features: Features = "raw"
@@ -180,6 +178,11 @@ class Contract(ABC):
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+    @property
+    def tolerance(self) -> str:
+        """Where its bounds come from, in words, where they are not composed by hand."""
+        return ""
 
     @property
     def values(self) -> Values:
@@ -311,6 +314,7 @@ class Contract(ABC):
         Raises:
             NoFormula: it is none.
         """
+        del cases  # those that are shipped have tests
 
     def through(self, case: Case) -> Through:
         """Return what bounds gradients of inputs, given those of what is made of them."""
