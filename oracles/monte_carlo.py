@@ -282,7 +282,7 @@ class Moved(NDArrayOperatorsMixin):
         if rule is None:
             known = ", ".join(sorted(one.__name__ for one in _UFUNCS))
             raise Unsupported(
-                f"the formula uses np.{ufunc.__name__}, which has no rule here; they have: {known}"
+                f"the formula uses np.{ufunc.__name__}, which has no rule here; there is one for: {known}"
             )
         return rule(self.tape, *inputs)
 
@@ -294,7 +294,7 @@ class Moved(NDArrayOperatorsMixin):
         if function in _EXACT:
             return function(*(_exact(one) for one in args), **kwargs)
         raise Unsupported(
-            f"the formula uses np.{function.__name__}, which has no rule here; they have: "
+            f"the formula uses np.{function.__name__}, which has no rule here; there is one for: "
             f"{', '.join(sorted(one.__name__ for one in {*_FUNCTIONS, *_GATHERS, *_EXACT}))}"
         )
 

@@ -229,7 +229,7 @@ class OwnContract(Contract):
                 raise
             except np.exceptions.ComplexWarning as error:
                 raise NoFormula(
-                    f"{name}: complex numbers lose their imaginary part in it ({error}): derivatives are taken "
+                    f"{name}: complex numbers lose their imaginary part ({error}): derivatives are taken "
                     "by complex steps, so make arrays of what they are computed from"
                 ) from error
             except Exception as error:
