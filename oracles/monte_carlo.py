@@ -62,6 +62,8 @@ class Roundoff(NamedTuple):
     accumulated: float
     tiny: float
     """What an underflow may lose."""
+    largest: float
+    """What is beyond it overflows, and then nothing is known of the result."""
 
     @classmethod
     def of(cls, dtype: str, widened: bool = False) -> "Roundoff":
@@ -75,7 +77,7 @@ class Roundoff(NamedTuple):
         kind = DTYPES[dtype]
         sums = DTYPES[kind.accumulated]
         stored = sums if widened else kind
-        return cls(2.0**-stored.bits, 2.0**-sums.bits, 2.0**stored.tiny)
+        return cls(2.0**-stored.bits, 2.0**-sums.bits, 2.0**stored.tiny, stored.largest)
 
 
 class Scatter(NamedTuple):
@@ -98,6 +100,8 @@ class Tape:
         self.generator = np.random.default_rng(seed)
         self.numbers: list[Moved] = []
         self.size = 0
+        self.largest = 0.0
+        """Of what was multiplied, added up or put into a function: masks that are huge do not count."""
 
     def leaf(self, value: Any) -> "Moved":
         """Return an input, exact in every sample."""
@@ -122,9 +126,11 @@ class Tape:
             times: how many roundings.
             sums: how many roundings of accumulating, relative to `size`; the result is then stored.
         """
-        if self.samples == 1:
-            return value
         magnitude = abs(value)
+        if self.samples == 1:
+            if (size is None or sums is not None) and value.size:
+                self.largest = max(self.largest, float(np.max(np.nan_to_num(magnitude, posinf=np.inf))))
+            return value
         how_far = (
             self.p.stored * times * (magnitude if size is None or sums is not None else size) + self.p.tiny
         )
@@ -837,7 +843,7 @@ def scatter(
     finer = max(1.0, FINEST / p.stored)
     coarse = p._replace(stored=p.stored * finer, accumulated=p.accumulated * finer)
 
-    def computed(count: int, stream: int) -> tuple[Array, list[Array], int]:
+    def computed(count: int, stream: int) -> tuple[Array, list[Array], Tape]:
         tape = Tape(coarse, count, seed * 1_000_003 + stream)
         given = [tape.leaf(one) if _is_float(one) else one for one in inputs]
         with np.errstate(all="ignore"):
@@ -846,16 +852,16 @@ def scatter(
                 return (
                     np.broadcast_to(np.asarray(output, float), (count, *np.shape(output))),
                     [np.zeros((count, *np.shape(inputs[place]))) for place in derived],
-                    1,
+                    tape,
                 )
             weights = np.broadcast_to(np.asarray(cotangent, float), output.shape)
             grads = tape.gradients(output, weights, [given[place] for place in derived]) if derived else []
-        return output.value, grads, tape.size
+        return output.value, grads, tape
 
-    value, gradients, size = computed(1, 0)
+    value, gradients, tape = computed(1, 0)
     exact = [value[0], *(one[0] for one in gradients)]
     squares = [np.zeros(one.shape) for one in exact]
-    part = int(np.clip(MOST // max(size, 1), 1, samples))
+    part = int(np.clip(MOST // max(tape.size, 1), 1, samples))
     done = 0
     while done < samples:
         count = min(part, samples - done)
@@ -866,6 +872,8 @@ def scatter(
                 # what leaves the range says nothing but that it may
                 square += np.sum(np.where(np.isnan(deviation), np.inf, deviation) ** 2, axis=0)
         done += count
+    if tape.largest > p.largest:
+        squares = [np.full(square.shape, np.inf) for square in squares]
     found = [
         Scatter(middle, np.sqrt(square / samples) / finer)
         for middle, square in zip(exact, squares, strict=True)

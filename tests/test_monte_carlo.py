@@ -92,6 +92,17 @@ def test_equal_terms_round_equally() -> None:
     assert spread > 0.3 * 2.0**-24
 
 
+def test_what_overflows_has_no_bound() -> None:
+    large = np.array([300.0, 200.0])
+
+    def squared(x: Any) -> Any:
+        return np.sum(np.where(x > 0, x * x, -1e9))
+
+    assert np.isinf(rounding_bound(squared, large, dtype="float16"))
+    assert rounding_bound(squared, large, dtype="float32") < 1
+    assert rounding_bound(squared, large / 10, dtype="float16") < 100
+
+
 def test_a_tie_scatters_as_far_as_it_jumps() -> None:
     tie = np.array([0.5, 0.5])
     _, (derived,) = scatter(lambda x: np.sum(np.maximum(x[0] - x[1], 0)), [tie], Roundoff.of("float64"), [0])

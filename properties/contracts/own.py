@@ -286,7 +286,7 @@ class OwnContract(Contract):
         if np.shape(value) != ():
             what = f"an array of shape {list(np.shape(value))}" if np.shape(value) else type(value).__name__
             raise NoFormula(f"{self.formula.title}: expected a number, the loss, got {what}")
-        if not isinstance(value, np.generic | np.ndarray | int | float | complex | monte_carlo.Moved):
+        if value is None or isinstance(value, str | dict | bool):
             raise NoFormula(f"{self.formula.title}: expected a number, got {type(value).__name__}")
         return value
 
