@@ -1,8 +1,8 @@
 """Tolerances by Monte Carlo arithmetic, beside those derived by hand and the errors of right variants.
 
 For each contract and dtype, over drawn cases in one process: the tolerance of Monte Carlo arithmetic over the
-derived one, and the error of right variants (`tests/defects`) and of the shipped losses over that of Monte Carlo
-arithmetic. What right variants err by must stay below 1.
+derived one, and the error of right variants (`tests/defects`) and of the shipped losses over that of Monte
+Carlo arithmetic. What right variants err by must stay below 1.
 """
 
 import argparse
@@ -145,7 +145,8 @@ def main() -> None:
         looser = ratios.looser or [np.nan]
         errors = ratios.errors or [np.nan]
         print(
-            f"{name:14} {dtype:9} {kind:9} {np.median(looser):18.3g} {np.quantile(looser, 0.9):6.3g} {np.max(looser):8.3g}"
+            f"{name:14} {dtype:9} {kind:9} {np.median(looser):18.3g}"
+            f" {np.quantile(looser, 0.9):6.3g} {np.max(looser):8.3g}"
             f" {np.median(errors):16.2g} {np.max(errors):8.2g} {len(ratios.errors):6}"
         )
         if asked.worst:

@@ -1,10 +1,11 @@
 """How far rounding takes a formula, by Monte Carlo arithmetic: for any formula that NumPy can compute.
 
 Parker, Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic, UCLA CSD-970002, 1997,
-chapter 5: a function is computed many times, and each time every intermediate result x is moved to x (1 + u xi),
-where u is the unit roundoff and xi is drawn. How far results scatter shows how far rounding takes them. Here the
-derivatives are computed in the same arithmetic, in reverse mode, as libraries do. All samples are one
-computation: `Moved` is an array with an axis of samples before its own, the first of which is not moved.
+chapter 5: a function is computed many times, and each time every intermediate result x is moved to
+x (1 + u xi), where u is the unit roundoff and xi is drawn. How far results scatter shows how far rounding
+takes them. Here the derivatives are computed in the same arithmetic, in reverse mode, as libraries do. All
+samples are one computation: `Moved` is an array with an axis of samples before its own, the first of which
+is not moved.
 
 A right implementation may use another formula than the one at hand, so what is moved is more than the result:
 
@@ -13,19 +14,20 @@ A right implementation may use another formula than the one at hand, so what is 
 - a sum of two moves relative to the larger, as one that was stored, or shifted, before;
 - exponentials and logarithms move by two units, an exponential also by its argument, as those to base two do;
 - what `np.logaddexp` gives, and its slopes, move relative to its arguments, and to 1: 1 - p may stand for p;
-- a softmax may subtract its log-sum-exp, which is rounded relative to the shift: the slope of a logarithm, and a
-  quotient, of exponentials move as often as the exponents were larger before they were shifted;
+- a softmax may subtract its log-sum-exp, which is rounded relative to the shift: the slope of a logarithm,
+  and a quotient, of exponentials move as often as the exponents were larger before they were shifted;
 - in half precision what is stored is rounded to half precision, sums are accumulated in float32;
-- xi has one part that an operation draws for each element, and one that it draws for all: equal elements round
-  equally, so that their errors do not average out.
+- xi has one part that an operation draws for each element, and one that it draws for all: equal elements
+  round equally, so that their errors do not average out.
 
-From scatter to tolerance. Let s be the root mean square of the `SAMPLES` = k deviations of an element. The model:
-these deviations, and the error of a right implementation, are normal, the latter with a spread of at most
-`SPREAD` times that of the former. Then error / (SPREAD s) is distributed as |t| with k degrees of freedom
-(Student, The probable error of a mean, Biometrika 6, 1908), and exceeds `QUANTILE` with a chance of 2.2e-13.
-So does any of a million comparisons, which a run does not reach, with a chance below 1e-6: `CHANCE`. A tolerance
-is `SPREAD` * `QUANTILE` * s. What it rests on is `SPREAD`: over right variants of the shipped losses
-`benchmarks/tolerances.py` shows how large error / s was.
+From scatter to tolerance. Let s be the root mean square of the k = `SAMPLES` deviations of an element. The
+model: these deviations, and the error of a right implementation, are normal, the latter with a spread of at
+most `SPREAD` times that of the former. Then error / (SPREAD s) is distributed as |t| with k degrees of
+freedom (Student, The probable error of a mean, Biometrika 6, 1908), and exceeds `QUANTILE` with a chance of
+2.2e-13. So does any of a million comparisons, more than a run has, with a chance below 1e-6: `CHANCE`. A
+tolerance is `SPREAD` * `QUANTILE` * s. What it rests on is `SPREAD`, which is measured, not derived: over
+right variants of the shipped losses `benchmarks/tolerances.py` shows how large error / tolerance was. It is
+no worst-case bound.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -41,10 +43,10 @@ SAMPLES = 32
 QUANTILE = 12.0
 SPREAD = 2.5
 CHANCE = 1e-6
-"""Of accusing a right implementation in one run, as long as its errors are as assumed above."""
+"""Of accusing a right implementation in one run, if its errors are as assumed above."""
 ELEMENTARY = 2.0
 FINEST = 2.0**-50
-"""The least unit roundoff of samples: what float64 holds three more bits than. Scatter is scaled down again."""
+"""The least unit roundoff of samples, as float64 has three more bits. Scatter is scaled down again."""
 MOST = 2**22
 """Numbers that a computation of several samples may hold at once."""
 
@@ -60,6 +62,8 @@ class Roundoff(NamedTuple):
     accumulated: float
     tiny: float
     """What an underflow may lose."""
+    largest: float
+    """What is beyond it overflows, and then nothing is known of the result."""
 
     @classmethod
     def of(cls, dtype: str, widened: bool = False) -> "Roundoff":
@@ -73,7 +77,7 @@ class Roundoff(NamedTuple):
         kind = DTYPES[dtype]
         sums = DTYPES[kind.accumulated]
         stored = sums if widened else kind
-        return cls(2.0**-stored.bits, 2.0**-sums.bits, 2.0**stored.tiny)
+        return cls(2.0**-stored.bits, 2.0**-sums.bits, 2.0**stored.tiny, stored.largest)
 
 
 class Scatter(NamedTuple):
@@ -96,6 +100,8 @@ class Tape:
         self.generator = np.random.default_rng(seed)
         self.numbers: list[Moved] = []
         self.size = 0
+        self.largest = 0.0
+        """Of what was multiplied, added up or put into a function: masks that are huge do not count."""
 
     def leaf(self, value: Any) -> "Moved":
         """Return an input, exact in every sample."""
@@ -120,9 +126,11 @@ class Tape:
             times: how many roundings.
             sums: how many roundings of accumulating, relative to `size`; the result is then stored.
         """
-        if self.samples == 1:
-            return value
         magnitude = abs(value)
+        if self.samples == 1:
+            if (size is None or sums is not None) and value.size:
+                self.largest = max(self.largest, float(np.max(np.nan_to_num(magnitude, posinf=np.inf))))
+            return value
         how_far = (
             self.p.stored * times * (magnitude if size is None or sums is not None else size) + self.p.tiny
         )
@@ -196,7 +204,7 @@ class Moved(NDArrayOperatorsMixin):
     @property
     def T(self) -> "Moved":
         """The transposed matrix."""
-        return _gathered(lambda one: one.T, self)
+        return _rearranged(lambda one: one.T, self)
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -205,7 +213,7 @@ class Moved(NDArrayOperatorsMixin):
 
     def __getitem__(self, index: Any) -> "Moved":
         plain = tuple(map(_exact, index)) if isinstance(index, tuple) else _exact(index)
-        return _gathered(lambda one: one[plain], self)
+        return _rearranged(lambda one: one[plain], self)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise Unsupported("the formula writes into an array: use np.where, or make a new one")
@@ -248,11 +256,11 @@ class Moved(NDArrayOperatorsMixin):
     def reshape(self, *shape: Any) -> "Moved":
         """As NumPy's."""
         sizes = shape[0] if len(shape) == 1 else shape
-        return _gathered(lambda one: one.reshape(sizes), self)
+        return _rearranged(lambda one: one.reshape(sizes), self)
 
     def transpose(self, *axes: Any) -> "Moved":
         """As NumPy's."""
-        return _gathered(lambda one: one.transpose(*axes), self)
+        return _rearranged(lambda one: one.transpose(*axes), self)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("ravel", "flatten", "swapaxes", "squeeze", "diagonal", "take", "repeat", "copy"):
@@ -278,8 +286,10 @@ class Moved(NDArrayOperatorsMixin):
             return _plain(ufunc, self.tape, *inputs)
         rule = _UFUNCS.get(ufunc)
         if rule is None:
-            raise Unsupported(f"the formula uses np.{ufunc.__name__}, which Monte Carlo arithmetic has no "
-                              f"rule for; it has: {', '.join(sorted(one.__name__ for one in _UFUNCS))}")  # fmt: skip
+            known = ", ".join(sorted(one.__name__ for one in _UFUNCS))
+            raise Unsupported(
+                f"the formula uses np.{ufunc.__name__}, which has no rule here; there is one for: {known}"
+            )
         return rule(self.tape, *inputs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -290,7 +300,7 @@ class Moved(NDArrayOperatorsMixin):
         if function in _EXACT:
             return function(*(_exact(one) for one in args), **kwargs)
         raise Unsupported(
-            f"the formula uses np.{function.__name__}, which Monte Carlo arithmetic has no rule for; it has: "
+            f"the formula uses np.{function.__name__}, which has no rule here; there is one for: "
             f"{', '.join(sorted(one.__name__ for one in {*_FUNCTIONS, *_GATHERS, *_EXACT}))}"
         )
 
@@ -489,7 +499,11 @@ def _where(condition: Any, first: Any, second: Any, tape: Tape | None = None) ->
         (first, lambda g: np.where(mask, g, 0.0)),
         (second, lambda g: np.where(mask, 0.0, g)),
     )
-    return _noted(made, lambda one, other: np.where(mask[0], one, other), first, second)
+    return _noted(made, _chosen_by(mask[0]), first, second)
+
+
+def _chosen_by(mask: Array) -> Callable[[Array, Array], Array]:
+    return lambda one, other: np.asarray(np.where(mask, one, other))
 
 
 def _matmul(tape: Tape, first: Any, second: Any) -> Moved:
@@ -593,7 +607,8 @@ def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = Non
 
 def _mean(number: Any, axis: Any = None, keepdims: bool = False, **options: Any) -> Moved:
     count = int(np.prod([number.value.shape[one] for one in _axes(number, axis)]))
-    return _sum(number, axis, keepdims, **options) / count
+    mean: Moved = _sum(number, axis, keepdims, **options) / count
+    return mean
 
 
 def _var(number: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False, **_: Any) -> Any:
@@ -634,8 +649,14 @@ def _logaddexp_reduced(number: Any, axis: Any = 0, keepdims: bool = False, **_: 
     return _gathered(lambda one: np.squeeze(one, axis) if axis is not None else one.reshape(()), total)
 
 
+def _rearranged(function: Callable[[Any], Any], number: Moved) -> Moved:
+    """As `_gathered`, of one number."""
+    made: Moved = _gathered(function, number)
+    return made
+
+
 def _gathered(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Apply a function that moves elements, and puts zeros: numbers it places, and constants, stay as they are."""
+    """Apply a function that moves elements, and puts zeros: numbers and constants stay as they are."""
     numbers: list[Moved] = []
     constants: list[Array] = [np.zeros((1, 1))]
     offset = 1
@@ -751,9 +772,9 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
     np.arctan: _elementwise(np.arctan, lambda x, value: 1 / (1 + x * x)),
 }
 _PLAIN = {
-    np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal, np.logical_and, np.logical_or,
-    np.logical_not, np.logical_xor, np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert, np.isfinite,
-    np.isnan, np.isinf, np.sign, np.floor, np.ceil, np.rint,
+    np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal, np.logical_and,
+    np.logical_or, np.logical_not, np.logical_xor, np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert,
+    np.isfinite, np.isnan, np.isinf, np.sign, np.floor, np.ceil, np.rint,
 }  # fmt: skip
 """Those whose results are constants."""
 _REDUCED: dict[Any, Callable[..., Any]] = {
@@ -822,7 +843,7 @@ def scatter(
     finer = max(1.0, FINEST / p.stored)
     coarse = p._replace(stored=p.stored * finer, accumulated=p.accumulated * finer)
 
-    def computed(count: int, stream: int) -> tuple[Array, list[Array], int]:
+    def computed(count: int, stream: int) -> tuple[Array, list[Array], Tape]:
         tape = Tape(coarse, count, seed * 1_000_003 + stream)
         given = [tape.leaf(one) if _is_float(one) else one for one in inputs]
         with np.errstate(all="ignore"):
@@ -831,16 +852,16 @@ def scatter(
                 return (
                     np.broadcast_to(np.asarray(output, float), (count, *np.shape(output))),
                     [np.zeros((count, *np.shape(inputs[place]))) for place in derived],
-                    1,
+                    tape,
                 )
             weights = np.broadcast_to(np.asarray(cotangent, float), output.shape)
             grads = tape.gradients(output, weights, [given[place] for place in derived]) if derived else []
-        return output.value, grads, tape.size
+        return output.value, grads, tape
 
-    value, gradients, size = computed(1, 0)
+    value, gradients, tape = computed(1, 0)
     exact = [value[0], *(one[0] for one in gradients)]
     squares = [np.zeros(one.shape) for one in exact]
-    part = int(np.clip(MOST // max(size, 1), 1, samples))
+    part = int(np.clip(MOST // max(tape.size, 1), 1, samples))
     done = 0
     while done < samples:
         count = min(part, samples - done)
@@ -851,6 +872,8 @@ def scatter(
                 # what leaves the range says nothing but that it may
                 square += np.sum(np.where(np.isnan(deviation), np.inf, deviation) ** 2, axis=0)
         done += count
+    if tape.largest > p.largest:
+        squares = [np.full(square.shape, np.inf) for square in squares]
     found = [
         Scatter(middle, np.sqrt(square / samples) / finer)
         for middle, square in zip(exact, squares, strict=True)

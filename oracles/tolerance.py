@@ -1,7 +1,7 @@
 """Tolerances for a test: how far rounding may take a result, derived for the inputs at hand. NumPy alone.
 
-In the place of a guessed `atol`. Whoever can write a formula in NumPy gets the tolerance of a right implementation
-in float64, float32, bfloat16 or float16, by Monte Carlo arithmetic: see `monte_carlo`.
+In the place of a guessed `atol`. Whoever can write a formula in NumPy gets the tolerance of a right
+implementation in float64, float32, bfloat16 or float16, by Monte Carlo arithmetic: see `monte_carlo`.
 """
 
 from collections.abc import Callable
@@ -24,15 +24,16 @@ def rounding_bound(
 ) -> Array:
     """Return how far a right implementation of a formula may be from it, elementwise.
 
-    The formula is computed `samples` times, each time with every intermediate result moved at random by up to a
-    rounding of `dtype` (Parker, Monte Carlo Arithmetic, 1997). With s, the root mean square of the deviations of an
-    element, and t = 12, the two-sided quantile at 2e-13 of Student's t with 32 degrees of freedom, the bound is
-    2.5 t s: a right implementation's errors are taken to spread at most 2.5 times as far as the samples. Then the
-    chance that a million comparisons accuse a right one is below 1e-6. It is no worst-case bound.
+    The formula is computed `samples` times, each time with every intermediate result moved at random by up to
+    a rounding of `dtype` (Parker, Monte Carlo Arithmetic, 1997). With s, the root mean square of the
+    deviations of an element, and t = 12, the two-sided quantile at 2e-13 of Student's t with 32 degrees of
+    freedom, the bound is 2.5 t s: a right implementation's errors are taken to spread at most 2.5 times as
+    far as the samples. Then the chance that a million comparisons accuse a right one is below 1e-6. It is no
+    worst-case bound.
 
     Args:
-        function: of NumPy arrays, returning an array or a number; it is given float64. Not: loops that write into
-            arrays, np.linalg, or what is no function of NumPy.
+        function: of NumPy arrays, returning an array or a number; it is given float64. Not: loops that write
+            into arrays, most of np.linalg, or what is no function of NumPy.
         *inputs: arrays, numbers, or torch tensors, as the implementation gets them: what they hold is exact.
         dtype: "float64", "float32", "bfloat16" or "float16", in which the implementation computes. In half
             precision results are stored, and sums accumulate in float32.
@@ -113,8 +114,8 @@ def assert_within_rounding(
     if over[worst] > 1:
         wrong, at = int(np.count_nonzero(over > 1)), f" at {list(map(int, worst))}" if worst else ""
         raise AssertionError(
-            f"{said}{wrong} of {seen.size} elements are farther from the reference than rounding in {dtype} takes "
-            f"them; the worst{at}: expected {value[worst]:.9g}, observed {seen[worst]:.9g}, error "
+            f"{said}{wrong} of {seen.size} elements are farther from the reference than rounding in {dtype} "
+            f"takes them; the worst{at}: expected {value[worst]:.9g}, observed {seen[worst]:.9g}, error "
             f"{error[worst]:.3g} is {over[worst]:.3g} times its bound {bound[worst]:.3g}"
         )
 

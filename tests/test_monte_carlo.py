@@ -72,7 +72,7 @@ def test_scatter_follows_the_unit_roundoff_and_the_seed() -> None:
 
 
 def test_the_quantile_is_that_of_a_run() -> None:
-    """Of a million comparisons, none is beyond it, with the chance that is stated: Student's t, integrated."""
+    """Of a million comparisons one is beyond it with the chance that is stated: Student's t, integrated."""
     t, width = np.linspace(QUANTILE, 400, 400_000, retstep=True)
     k = SAMPLES
     density = (
@@ -90,6 +90,17 @@ def test_equal_terms_round_equally() -> None:
     ones = np.full(4096, 1 / 3, dtype=np.float32).astype(float)
     spread = scatter(lambda x: np.mean(np.exp(x)), [ones], Roundoff.of("float32"))[0].spread
     assert spread > 0.3 * 2.0**-24
+
+
+def test_what_overflows_has_no_bound() -> None:
+    large = np.array([300.0, 200.0])
+
+    def squared(x: Any) -> Any:
+        return np.sum(np.where(x > 0, x * x, -1e9))
+
+    assert np.isinf(rounding_bound(squared, large, dtype="float16"))
+    assert rounding_bound(squared, large, dtype="float32") < 1
+    assert rounding_bound(squared, large / 10, dtype="float16") < 100
 
 
 def test_a_tie_scatters_as_far_as_it_jumps() -> None:

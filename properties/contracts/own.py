@@ -128,14 +128,10 @@ class OwnContract(Contract):
         """Return a case to look at a target with: plain rows, and numbers in the middle."""
         kinds = self.formula.inputs
         found: dict[str, Any] = dict.fromkeys(named_sizes(kinds), 3)
-        found |= {
-            one: float(f"{math.sqrt(kind.low * kind.high) * (1 if case.seed % 2 else 1.1):.3g}")
-            for one, kind in kinds.items()
-            if isinstance(kind, Positive)
-        }
-        found |= {
-            one: min(found[one], kinds[one].high) for one in found if isinstance(kinds.get(one), Positive)
-        }  # type: ignore[union-attr]
+        for one, kind in kinds.items():
+            if isinstance(kind, Positive):
+                middle = math.sqrt(kind.low * kind.high) * (1 if case.seed % 2 else 1.1)
+                found[one] = min(float(f"{middle:.3g}"), kind.high)
         return replace(case, pattern="unit", drawn=tuple(found.items()), frozen=self.constants)
 
     def defined(self, case: Case) -> bool:
@@ -151,9 +147,9 @@ class OwnContract(Contract):
 
     def inputs(self, case: Case) -> Inputs:
         whole = {name: self._filled(case, name) for name in self.formula.inputs if self._is_tensor(name)}
-        parts = {name: array if name in self.alike else case.split(array) for name, array in whole.items()}
+        parts = {name: case.split(array) for name, array in whole.items() if name not in self.alike}
         return [
-            {name: part.copy() if name in self.alike else part[rank] for name, part in parts.items()}
+            {name: parts[name][rank] if name in parts else array.copy() for name, array in whole.items()}
             for rank in range(case.world_size)
         ]
 
@@ -219,7 +215,7 @@ class OwnContract(Contract):
                 arguments.append(f"{name}={name}[rank]")
             else:
                 arguments.append(f"{name}={self.constructor(case)[name]!r}")
-        return {"loss": f"{self.formula.__name__}({', '.join(arguments)})"}
+        return {"loss": f"{self.formula.title}({', '.join(arguments)})"}
 
     def check(self, cases: list[Case]) -> None:
         """Look at the formula before anything runs.
@@ -227,7 +223,7 @@ class OwnContract(Contract):
         Raises:
             NoFormula: it raises, returns no number, is not analytic, or uses what no tolerance is known for.
         """
-        name = self.formula.__name__
+        name = self.formula.title
         for case in cases:
             inputs = self.inputs(case)
             try:
@@ -240,8 +236,8 @@ class OwnContract(Contract):
                 raise
             except np.exceptions.ComplexWarning as error:
                 raise NoFormula(
-                    f"{name}: complex numbers lose their imaginary part in it ({error}): derivatives are taken by "
-                    "complex steps, so make arrays of what they are computed from"
+                    f"{name}: complex numbers lose their imaginary part ({error}): derivatives are taken "
+                    "by complex steps, so make arrays of what they are computed from"
                 ) from error
             except Exception as error:
                 raise NoFormula(f"{name}: raised {type(error).__name__}: {error}") from error
@@ -250,8 +246,9 @@ class OwnContract(Contract):
             nearest = min(differences, key=lambda one: abs(one - slope))
             if abs(nearest - slope) > 1e-3 * (abs(nearest) + abs(slope)) + 1e-7 * (1 + abs(value)):
                 raise NoFormula(
-                    f"{name}: is not analytic: its derivative by a complex step is {slope:.6g}, by differences "
-                    f"{nearest:.6g}. Leave out abs, np.linalg.norm and conjugates: np.sqrt(np.sum(x * x)) is fine"
+                    f"{name}: is not analytic: its derivative by a complex step is {slope:.6g}, by "
+                    f"differences {nearest:.6g}. Leave out abs, np.linalg.norm and conjugates: "
+                    "np.sqrt(np.sum(x * x)) is fine"
                 )
             if self.formula.any_order:
                 self._check_order(case, value)
@@ -271,7 +268,8 @@ class OwnContract(Contract):
         other = float(np.real(self._computed(case, given)))
         if abs(other - value) > 1e-9 * (1 + abs(value)):
             raise NoFormula(
-                f"{self.formula.__name__}: any_order: its rows in another order give {other:.9g}, not {value:.9g}"
+                f"{self.formula.title}: any_order: its rows in another order give {other:.9g}, "
+                f"not {value:.9g}"
             )
 
     def _is_tensor(self, name: str) -> bool:
@@ -294,9 +292,9 @@ class OwnContract(Contract):
         value = self.formula.function(**arguments)
         if np.shape(value) != ():
             what = f"an array of shape {list(np.shape(value))}" if np.shape(value) else type(value).__name__
-            raise NoFormula(f"{self.formula.__name__}: expected a number, the loss, got {what}")
-        if not isinstance(value, np.generic | np.ndarray | int | float | complex | monte_carlo.Moved):
-            raise NoFormula(f"{self.formula.__name__}: expected a number, got {type(value).__name__}")
+            raise NoFormula(f"{self.formula.title}: expected a number, the loss, got {what}")
+        if value is None or isinstance(value, str | dict | bool):
+            raise NoFormula(f"{self.formula.title}: expected a number, got {type(value).__name__}")
         return value
 
     def _stepped(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds | None:

@@ -17,7 +17,7 @@ PLACE = ("rank", "world_size")
 
 
 def own_forms(target: Any, contract: Contract, subject: Subject, case: Case) -> Iterator[Form]:
-    """Yield the forms that a target may have, the likeliest first: by the formula's names, else in its order."""
+    """Yield the forms that a target may have: by the formula's names, else in its order."""
     stated = subject.form
     numbers = contract.constructor(case)
     tensors = list(contract.inputs(case)[0])

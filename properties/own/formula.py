@@ -1,4 +1,4 @@
-"""Formulas: functions of NumPy that say what a loss must give, with the kinds of their inputs. NumPy alone."""
+"""Formulas: functions of NumPy that say what a loss must give, and the kinds of their inputs."""
 
 import functools
 import inspect
@@ -30,6 +30,7 @@ class Formula:
     ) -> None:
         self.function, self.inputs, self.any_order = function, inputs, any_order
         functools.update_wrapper(self, function)
+        self.title = function.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -50,15 +51,17 @@ def contract(
 ) -> Callable[[Callable[..., Any]], Formula]:
     """Make a contract of a function of NumPy: what a loss must give, in value and in gradient, in all worlds.
 
-    The function gets the whole batch, as arrays and numbers, and returns the loss, a number. Its gradients are
-    taken by complex steps, so it must be analytic: no `abs`, no `np.linalg.norm`, no `np.conj`; `np.sqrt(x * x)`
-    and comparisons of real parts are fine. Its tolerance is derived by Monte Carlo arithmetic
-    (`verified_losses.oracles.monte_carlo`). Of several ranks, the mean over ranks of losses and gradients must
-    equal it. Then `verified-losses certify mine.py:SupCon --as contracts.py:supcon` verifies a loss.
+    The function gets the whole batch, as arrays and numbers, and returns the loss, a number. Its gradients
+    are taken by complex steps, so it must be analytic: no `abs`, no `np.linalg.norm`, no `np.conj`;
+    `np.sqrt(x * x)` and comparisons of real parts are fine. Its tolerance is derived by Monte Carlo
+    arithmetic (`verified_losses.oracles.monte_carlo`). Of several ranks, the mean over ranks of losses and
+    gradients must equal it. Then `verified-losses certify mine.py:SupCon --as contracts.py:supcon` verifies
+    a loss.
 
     Args:
         function: none: the decorator is called with the inputs.
-        any_order: the order of the rows does not matter, which is checked of the formula before anything runs.
+        any_order: the order of the rows does not matter, which is checked of the formula before anything
+            runs.
         **inputs: the kind of each parameter: `rows`, `ids`, `mask`, `matrix`, `shared`, `positive`, `choice`.
 
     Raises:
@@ -142,7 +145,8 @@ def formula(name: str) -> Formula:
     known = [one for one, value in vars(load(place)).items() if isinstance(value, Formula)]
     said = "no such name" if found is None else f"a {type(found).__name__}"
     raise NoFormula(
-        f"{name}: expected a function decorated with @contract, got {said}; there: {', '.join(known) or 'none'}"
+        f"{name}: expected a function decorated with @contract, got {said}; there: "
+        f"{', '.join(known) or 'none'}"
     )
 
 

@@ -1,7 +1,7 @@
 """The kinds of inputs that a formula may have: what is drawn of them, and how ranks share them. NumPy alone.
 
-Sizes are numbers, or names: inputs that name the same size have the same one in a case, and "width" is that of
-the rows. Rows, ids, masks and matrices have the N rows of the batch first, and each rank holds its own.
+Sizes are numbers, or names: inputs that name the same size have the same one in a case, and "width" is that
+of the rows. Rows, ids, masks and matrices have the N rows of the batch first, and each rank holds its own.
 """
 
 import math
@@ -161,8 +161,8 @@ def rows(unit: bool = False, like: str = "", width: Size = WIDTH, constant: bool
 
     Args:
         unit: the formula and the loss get rows of length 1; gradients are those of the rows before.
-        like: another input of rows, of which these are the partners: equal, opposite or unrelated. Of several that
-            are like one, the first is its partner, the others are of its width and drawn apart.
+        like: another input of rows, of which these are the partners: equal, opposite or unrelated. Of
+            several that are like one, the first is its partner, the others are of its width and drawn apart.
         width: its columns; "width", by default, are those of all rows.
         constant: no gradient is asked for.
     """
@@ -224,7 +224,7 @@ def matrix(
 
 
 def shared(*shape: Size, unit: bool = False, learned: bool = False) -> Shared:
-    """Numbers that every rank holds alike, as shared("queue", "width").
+    """Numbers that every rank holds alike: `shared("queue", "width")` is a matrix.
 
     Args:
         *shape: its sizes.
