@@ -434,8 +434,8 @@ def sigmoid_cross_entropy(z: Bounded, labels: Array, p: Precision) -> tuple[Boun
     error += p.narrowed * value + p.tiny
     # as 1 - 1 / (1 + exp(-z)) it errs by two roundings of what is near 1, however small it is
     slope_error = np.minimum(moved, 1) + slope * (exponential + 3 * w + 2 * p.narrowed) + 2 * w + p.tiny
-    # a sigmoid may be stored before 1 is taken from it where the label is 1, as torch's cross-entropy does
-    slope_error += np.where(labels > 0, p.narrowed, 0.0)
+    # torch's binary cross-entropy stores the sigmoid before it takes 1 from it, where the label is 1
+    slope_error += np.where(labels > 0, p.exponentials, 0.0)
     return Bounded(value, error), Bounded(-labels * slope, slope_error)
 
 

@@ -126,7 +126,7 @@ def inspect_target(
 
 
 def _with_options(case: Case, contract: Contract, subject: Subject, taken: tuple[str, ...]) -> Case:
-    """Return a case with the options that are stated, and those assumed that the constructor does not take."""
+    """Return a case with the options that are stated, and those assumed that a target does not take."""
     assumed = {
         name: value
         for name, value in contract.assumed.items()

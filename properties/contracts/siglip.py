@@ -64,7 +64,7 @@ class SigLipContract(ClipContract):
             z = rounding.logits(float(scales[rank]), image, texts, float(biases[rank]), p, further)
             labels = -np.ones(z.value.shape)
             labels[np.arange(len(image)), starts[rank] + np.arange(len(image))] = 1
-            value, slope = rounding.sigmoid_cross_entropy(z, labels, p)
+            value, slope = rounding.sigmoid_cross_entropy(z, labels, p.of_given_logits)
             chunks = math.ceil(len(image) / (case.option("chunk_size", 0) or len(image)))
             error = rounding.total(value, weight, p, parts=chunks * world_size)
             terms.append({"contrastive_loss": np.asarray(error)})

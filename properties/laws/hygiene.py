@@ -46,7 +46,9 @@ def outputs_well_formed(bench: Bench, reference: Reference) -> float:
     shapes = contract.term_shapes(case)
     structures = {contract.structure(case)}
     if not bench.subject.form.is_plain:  # it may always return a dict, or never
-        structures |= {contract.structure(dataclasses.replace(case, output_dict=one)) for one in (True, False)}
+        structures |= {
+            contract.structure(dataclasses.replace(case, output_dict=one)) for one in (True, False)
+        }
     for rank, outcome in enumerate(outcomes):
         if outcome.structure not in structures:
             right, seen = contract.structure(case), outcome.structure

@@ -86,7 +86,9 @@ class CLIPHead(nn.Module):
 class KeywordOnly(nn.Module):
     """Everything by keyword, and a dict back."""
 
-    def forward(self, *, image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, *, image_features: Tensor, text_features: Tensor, logit_scale: Tensor
+    ) -> dict[str, Tensor]:
         scores = logit_scale * (image_features @ text_features.mT)
         positive = scores.diag()
         return {
@@ -302,7 +304,11 @@ class OfLogits(nn.Module):
     def forward(self, logits_per_image: Tensor, logits_per_text: Tensor) -> dict[str, Tensor]:
         gt = torch.arange(logits_per_image.shape[0]).to(logits_per_image.device)
         pair = [F.cross_entropy(one, gt) for one in (logits_per_image, logits_per_text)]
-        return {"loss/image": pair[0].detach(), "loss/text": pair[1].detach(), "loss": (pair[0] + pair[1]) / 2}
+        return {
+            "loss/image": pair[0].detach(),
+            "loss/text": pair[1].detach(),
+            "loss": (pair[0] + pair[1]) / 2,
+        }
 
 
 # SigLIP.
@@ -335,7 +341,11 @@ class SigmoidGathered(nn.Module):
     """Its own images with the texts of all ranks."""
 
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None = None,
     ) -> Tensor:
         n, rank = len(image_features), 0
         if is_distributed():
@@ -355,7 +365,9 @@ class SigmoidChunks(nn.Module):
         super().__init__()
         self.text_chunk = text_chunk
 
-    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.promote_types(image_features.dtype, torch.float32))
         positions = torch.arange(len(image_features))
         for start in range(0, len(text_features), self.text_chunk):
@@ -366,7 +378,9 @@ class SigmoidChunks(nn.Module):
         return total / len(image_features)
 
 
-def positives_and_negatives(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+def positives_and_negatives(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
+) -> Tensor:
     z = logit_scale * (image_features @ text_features.T) + logit_bias
     negative = ~torch.eye(z.shape[0], dtype=torch.bool, device=z.device)
     pos = F.logsigmoid(z.diagonal())
@@ -392,13 +406,22 @@ class Captioner(nn.Module):
         self.pad_id, self.caption_weight = pad_id, caption_weight
 
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor, logit_scale: Tensor
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        logit_scale: Tensor,
     ) -> tuple[Tensor, Tensor]:
         sim = logit_scale * image_features @ text_features.T
         at = torch.arange(len(sim), device=sim.device)
         contrastive = (F.cross_entropy(sim, at) + F.cross_entropy(sim.T, at)) / 2
         keep = labels.ne(self.pad_id)
-        nll = -logits.log_softmax(-1).gather(-1, labels.where(keep, torch.zeros_like(labels)).unsqueeze(-1)).squeeze(-1)
+        nll = (
+            -logits.log_softmax(-1)
+            .gather(-1, labels.where(keep, torch.zeros_like(labels)).unsqueeze(-1))
+            .squeeze(-1)
+        )
         caption = (nll * keep).sum() / keep.sum().clamp(min=1)
         return contrastive, self.caption_weight * caption
 
@@ -406,7 +429,9 @@ class Captioner(nn.Module):
 class CaptionerOfTokens(nn.Module):
     """Returns its terms by name; tokens are picked before the cross-entropy."""
 
-    def __init__(self, clip_loss_weight: float = 1.0, caption_loss_weight: float = 2.0, pad_id: int = 0) -> None:
+    def __init__(
+        self, clip_loss_weight: float = 1.0, caption_loss_weight: float = 2.0, pad_id: int = 0
+    ) -> None:
         super().__init__()
         self.clip_loss_weight, self.caption_loss_weight = clip_loss_weight, caption_loss_weight
         self.pad_id = pad_id
@@ -471,7 +496,9 @@ def distill_by_dict(
     labels = torch.arange(len(s))
     return {
         "contrastive_loss": F.cross_entropy(s, labels).add(F.cross_entropy(s.t(), labels)).mul(0.5),
-        "distill_loss": F.cross_entropy(s, t.softmax(1)).add(F.cross_entropy(s.t(), t.t().softmax(1))).mul(0.5),
+        "distill_loss": F.cross_entropy(s, t.softmax(1))
+        .add(F.cross_entropy(s.t(), t.t().softmax(1)))
+        .mul(0.5),
     }
 
 
@@ -481,8 +508,8 @@ def distill_by_dict(
 def info_nce_loss(anchor_vectors: Tensor, positive_vectors: Tensor, temperature: float = 0.1) -> Tensor:
     """Queries and keys by other names."""
     a, p = F.normalize(anchor_vectors, dim=-1), F.normalize(positive_vectors, dim=-1)
-    l = torch.einsum("nc,kc->nk", a, p) / temperature
-    return (torch.logsumexp(l, dim=1) - l.diagonal()).mean()
+    logits = torch.einsum("nc,kc->nk", a, p) / temperature
+    return (torch.logsumexp(logits, dim=1) - logits.diagonal()).mean()
 
 
 class QueryKey(nn.Module):
@@ -585,7 +612,9 @@ class NTXentHalfSafe(nn.Module):
         z = torch.cat([z_i, z_j]).to(torch.promote_types(z_i.dtype, torch.float32))
         z = F.normalize(z, dim=-1)
         sim = torch.matmul(z, z.T) / self.temperature
-        sim = sim.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), torch.finfo(sim.dtype).min)
+        sim = sim.masked_fill(
+            torch.eye(len(z), dtype=torch.bool, device=z.device), torch.finfo(sim.dtype).min
+        )
         labels = torch.arange(len(z), device=z.device).roll(len(z_i))
         return F.cross_entropy(sim, labels), sim, labels
 

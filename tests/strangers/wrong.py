@@ -320,7 +320,9 @@ class TextsOfOneRank(nn.Module):
         return -F.logsigmoid(labels * logits).sum() / len(image_features)
 
 
-def sigmoid_of_mean(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+def sigmoid_of_mean(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
+) -> Tensor:
     logits = logit_scale * image_features @ text_features.T + logit_bias
     target = torch.eye(len(logits), dtype=logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, target)
@@ -350,7 +352,12 @@ class MeanOverPads(nn.Module):
         self.pad_id = pad_id
 
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor, logit_scale: Tensor
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        logit_scale: Tensor,
     ) -> tuple[Tensor, Tensor]:
         sim = logit_scale * image_features @ text_features.T
         at = torch.arange(len(sim))
@@ -367,7 +374,12 @@ class CaptionByCaption(nn.Module):
         self.pad_id = pad_id
 
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor, logit_scale: Tensor
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        logit_scale: Tensor,
     ) -> tuple[Tensor, Tensor]:
         sim = logit_scale * image_features @ text_features.T
         at = torch.arange(len(sim))
@@ -510,5 +522,7 @@ class MaskedByTen(nn.Module):
 
 
 def ignored_labels_count(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    each = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index, reduction="none")
+    each = F.cross_entropy(
+        logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index, reduction="none"
+    )
     return each.sum() / labels.numel()
