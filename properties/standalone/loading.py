@@ -221,8 +221,10 @@ def load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(path)
     path = path.resolve()
-    if (folder := str(path.parent)) not in sys.path:
-        sys.path.append(folder)  # as python does: it may import the files beside it
+    folders = [path.parent]  # as python does: it may import the files beside it
+    if Path(path.parent, f"{path.parent.name}.py").is_file():
+        folders.insert(0, path.parents[1])  # where a file is named like its package, the package comes first
+    sys.path += [one for one in map(str, folders) if one not in sys.path]
     STUBS.folders += [one for one in above(path) if one not in STUBS.folders]
     if levels := relative_levels(path):
         name, root = package_of(path, levels)
