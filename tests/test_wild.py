@@ -78,6 +78,7 @@ FORMS = [
     Form(wild.Padded, "cross_entropy", ("calls Padded(pad_id=ignore_index)(logits=logits, targets=labels)",)),
     Form(wild.Gathered, "infonce", (NORMALISES,)),
     Form(wild.needs_bias, "siglip", (RAW,)),
+    Form(wild.times_exp, "siglip", ("calls times_exp(img=image, txt=text, log_temp=log_scale, bias=bias)",)),
     Form(wild.RowsInSingle, "siglip", ("computes in float32: no case is in float64",)),
     Form(wild.EpsilonOfRows, "clip", (NORMALISES,), holds=False),
     Form(wild.DividesByScale, "clip", (RAW,), holds=False),

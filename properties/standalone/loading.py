@@ -34,7 +34,8 @@ class Placeholder:
     """Stands for a name of a package that is not installed.
 
     While a module is loaded it can be subclassed, called, indexed, and used as a decorator, which returns the
-    function or class as it is. Later it raises NotInstalled where it is called or asked for its value.
+    function or class as it is; asked whether it is true, it is not. Later it raises NotInstalled where it is
+    called or asked for its value.
     """
 
     def __init__(self, package: str, name: str) -> None:
@@ -69,7 +70,8 @@ class Placeholder:
         return False
 
     def __bool__(self) -> bool:
-        return self._raise()
+        self._use()
+        return False  # what a module asks as it is loaded is whether something is there
 
     def __iter__(self) -> Iterator[Any]:
         return self._raise()
