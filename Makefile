@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEVICE ?= cpu
 
 .PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
-.PHONY: cluster peers clean
+.PHONY: cluster peers strangers clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -53,6 +53,10 @@ SINCE ?= HEAD~1
 mutants-quick: .venv/mutants
 	$(BIN)/python -m tests.mutants --since $(SINCE)
 
+# Eighty losses as strangers write them, half of them defective, in the forms that they chose: minutes.
+strangers: .venv/installed
+	STRANGERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_strangers.py
+
 # What is right, certified with one seed after another: nothing may be accused.
 MINUTES ?= 30
 soak: .venv/installed
@@ -73,6 +77,7 @@ nightly: .venv/installed
 	$(BIN)/verified-losses fuzz --world 1,sim:2-64,proc:2-4 --max-time $(TIME) \
 		--seed $$(date +%Y%m%d) --folder build/nightly
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_simulated_programs.py
+	STRANGERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_strangers.py
 
 # Certifies released losses of other packages, and writes peers/FINDINGS.md; needs the network once.
 peers: .venv/installed build/peers/installed

@@ -21,7 +21,9 @@ from pathlib import Path
 from verified_losses.properties.show.certificate import versions
 from verified_losses.properties.show.counterexample import SECONDS, write
 from verified_losses.properties.show.replay import replay
+from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify.certifier import Check, Finding, checks, verify
+from verified_losses.properties.verify.plan import inspection
 from verified_losses.properties.worlds.specs import parse
 
 from .defects import DEFECTS
@@ -40,9 +42,9 @@ def pins() -> dict[str, str]:
     return dict(line.split("==") for line in lines if "==" in line)
 
 
-def planned(record: Record) -> Iterator[Check]:
-    """List what a record asks."""
-    subject = record.bind()
+def planned(record: Record, subject: Subject | None = None) -> Iterator[Check]:
+    """List what a record asks, of its subject as an inspection has found it."""
+    subject = subject or record.bind()
     for check in checks({record.key: (record.contract, subject)}, parse(record.worlds)):
         name = check.law.name
         if record.narrower is not None:
@@ -73,8 +75,12 @@ def certify(record: Record, seed: int) -> list[Seen]:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    subject = record.bind()
+    if not record.adapted:
+        sys.path.append(str(SITE))
+        subject, _ = inspection(subject, record.contract)
     findings = []
-    for check in planned(record):
+    for check in planned(record, subject):
         finding = verify(check, record.examples, seed)
         if finding.reason.startswith("not every time"):
             # it failed once and not again, as a call that met a time limit on a busy machine does

@@ -14,6 +14,8 @@ from verified_losses.properties.contracts.siglip import SigLipContract
 from verified_losses.properties.names import DTYPES, STRIDES
 from verified_losses.properties.subjects import Subject
 
+from .load import SITE
+
 FULL = ("float64", "float32")
 """Precisions without the roundings of a half, for questions about something else."""
 PLAIN = ("contiguous",)
@@ -71,7 +73,7 @@ class Record:
     package: str
     """As PyPI names it; the version is that of requirements.txt."""
     target: str
-    """In peers/adapters: FILE:NAME."""
+    """In peers/adapters: FILE:NAME. With a folder, PACKAGE/FILE:NAME: the package's own, as it is installed."""
     contract: str
     about: str
     """What is asked, in a few words."""
@@ -86,11 +88,17 @@ class Record:
     wrong: dict[str, str] = field(default_factory=dict)
     """The key of the defect behind each property that does not hold."""
 
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter calls it; else it is called in the form that an inspection finds."""
+        return "/" not in self.target
+
     def bind(self) -> Subject:
         """Return the subject; by default with equal rows, no bias, plain strides and full precision."""
         file, name = self.target.split(":")
         pinned = {"even": True, "bias": False, "strides": PLAIN, "dtypes": FULL} | self.subject
-        return Subject(f"peers/adapters/{file}.py:{name}", **pinned)
+        folder = "peers/adapters" if self.adapted else f"build/{SITE.name}"
+        return Subject(f"{folder}/{file}.py:{name}", **pinned)
 
 
 UNEVEN = {"even": False}
@@ -167,4 +175,18 @@ RECORDS = [
     Record("coca-pytorch", "CoCa-pytorch", "coca_pytorch:gather", "gather", "exact gradients", "proc:2", {"options": OWN_ROWS}, wrong={"gradients equal the oracle": "coca_pytorch gather", "cotangents pass through": "coca_pytorch gather"}),
     Record("coca-pytorch-uneven", "CoCa-pytorch", "coca_pytorch:gather", "gather", "unequal ranks", "proc:2", UNEVEN | {"options": OWN_ROWS, "conventions": ("open_clip",)}),
     Record("x-clip", "x-clip", "x_clip:gather", "gather", "several ranks", "proc:2", {"options": OWN_ROWS, "conventions": ("open_clip",)}, VALUES, wrong={"terms equal the oracle": "x_clip names"}),
+    # in the form that an inspection finds
+    Record("simclr", "simclr", "simclr/modules/nt_xent:NT_Xent", "ntxent", "two views", "1,sim:2-4"),
+    Record("solo", "solo-learn", "solo/losses/simclr:simclr_loss_func", "ntxent", "two views", "1", STRIDED | HALVES),
+    Record("tevatron", "tevatron", "tevatron/loss:SimpleContrastiveLoss", "infonce", "queries to passages", "1", STRIDED | HALVES),
+    Record("llm2vec", "llm2vec", "llm2vec/loss/HardNegativeNLLLoss:HardNegativeNLLLoss", "infonce", "queries to documents", "1", STRIDED | HALVES),
+    Record("colpali", "colpali-engine", "colpali_engine/loss/bi_encoder_losses:BiEncoderLoss", "infonce", "queries to documents", "1", STRIDED | HALVES),
+    Record("colpali-sigmoid", "colpali-engine", "colpali_engine/loss/bi_encoder_losses:BiSigmoidLoss", "siglip", "queries to documents", "1", {}, DERIVED),
+    Record("musiclm", "musiclm-pytorch", "musiclm_pytorch/musiclm_pytorch:SoftmaxContrastiveLearning", "clip", "both directions", "1"),
+    Record("musiclm-sigmoid", "musiclm-pytorch", "musiclm_pytorch/musiclm_pytorch:SigmoidContrastiveLearning", "siglip", "all pairs", "1"),
+    Record("transformers", "transformers", "transformers/models/clip/modeling_clip:image_text_contrastive_loss", "clip", "both directions", "1", STRIDED | HALVES),
+    Record("timm", "timm", "timm/loss/cross_entropy:LabelSmoothingCrossEntropy", "cross_entropy", "without smoothing", "1", STRIDED | HALVES | {"options": (("smoothing", 0.0),)}),
+    Record("siglip-kernel", "siglip-kernel", "siglip_kernel/reference:siglip_loss_reference", "siglip", "its reference", "1"),
+    Record("siglip-kernel-fused", "siglip-kernel", "siglip_kernel/fused_siglip_v2:fused_siglip_v2_loss", "siglip", "its kernel, interpreted", "1", {"interpret": True, "dtypes": ("float32",)}, DERIVED, 8),
+    Record("memeff", "memeff", "memeff/clip_loss:MemoryEfficientCLIPLoss", "clip", "its kernels, interpreted", "1", {"interpret": True, "dtypes": ("float32",), "options": (("stable", False),)}, DERIVED, 8),
 ]  # fmt: skip

@@ -65,7 +65,7 @@ PAIR: dict[str, tuple[str, ...]] = {
     "scale": ("scale", "log_scale"),
     "temperature": ("temperature", "log_temperature", "scale", "log_scale"),
     "log_scale": ("log_scale",),
-    "log_temperature": ("log_temperature",),
+    "log_temperature": ("log_temperature", "log_scale"),
     "bias": ("bias",),
     "per_image": ("{scaled}image @ text.T{biased}",),
     "per_text": ("{scaled}text @ image.T{biased}",),

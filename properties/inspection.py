@@ -100,6 +100,7 @@ def inspect_target(
     if signature.unusable and inspect.isclass(target):
         passed = {**contract.constructor(probes[0]), **dict(subject.options)}
         signature = replace(signature, options=tuple(accepted(target, passed)))
+    probes = [_with_options(probe, contract, subject, signature.options) for probe in probes]
     defaults = _defaults(target, contract, subject, probes[0])
     candidates = _candidates(target, contract, subject, probes[0], signature)
     listed = list(itertools.islice(candidates, MOST))
@@ -133,6 +134,18 @@ def inspect_target(
         tuple(one for one in defaults if one[0] not in bound),
         single=tried.matches and _is_single(tried, target, contract, subject, probes, signature.options),
     )
+
+
+def _with_options(case: Case, contract: Contract, subject: Subject, taken: tuple[str, ...]) -> Case:
+    """Return a case with the options that are stated, and those assumed that a target does not take."""
+    assumed = {
+        name: value
+        for name, value in contract.assumed.items()
+        if name not in taken and name not in NAMES[contract.name]
+    }
+    pinned = assumed | dict(subject.options)
+    pad_id = pinned.pop("pad_id", case.pad_id)
+    return replace(case, pad_id=pad_id, options=tuple((dict(case.options) | pinned).items()))
 
 
 def _is_single(
@@ -289,6 +302,9 @@ def _attempt(
         outputs = [_value(case, asked, contract, target) for case in cases]
     except Exception:
         yield Tried(form, features, error=traceback.format_exc())
+        return
+    if form.is_plain and len(contract.terms) == 1 and isinstance(outputs[0], tuple | list):
+        yield Tried(form, features, error=f"returns no loss, but {_shown(outputs[0])}")
         return
     if form.is_plain and (len(contract.terms) == 1 or has_all(outputs[0], contract.terms)):
         yield _compared(form, features, contract, cases, outputs, asked, target)

@@ -51,6 +51,15 @@ def test_what_is_missing_is_stubbed_and_named(tmp_path: Path) -> None:
     assert stubbed() == ("no_such_wandb", "no_such_mmcv", "no_such_ds")
 
 
+def test_a_file_that_is_named_like_its_package_imports_from_it(tmp_path: Path) -> None:
+    file = tmp_path / "no_such_lib" / "no_such_lib.py"
+    file.parent.mkdir()
+    (file.parent / "__init__.py").touch()
+    (file.parent / "rows.py").touch()
+    file.write_text("import torch\nfrom no_such_lib import rows\n" + LOSS)
+    assert Subject(f"{file}:Loss").resolve()()(torch.ones(2), None, None) == 2
+
+
 def test_an_import_that_the_file_does_without_is_left_to_it(tmp_path: Path) -> None:
     text = "import torch\ntry:\n    import no_such_hvd\nexcept ImportError:\n    no_such_hvd = None\n"
     _target(tmp_path, text + "assert no_such_hvd is None\n" + LOSS)

@@ -25,10 +25,11 @@ FALSIFIED = Seen("deterministic", "single", 5, "falsified", "Falsified: 1 is not
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.key)
 def test_every_record_can_be_asked(record: Record) -> None:
     file, name = record.target.split(":")
-    tree = ast.parse((ADAPTERS / f"{file}.py").read_text())
-    defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
-    imported = {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
-    assert name in defined | imported
+    if record.adapted:
+        tree = ast.parse((ADAPTERS / f"{file}.py").read_text())
+        defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        imported = {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+        assert name in defined | imported
     assert record.package in pins()
     assert record.contract in contracts()
     asked = {check.law.name for check in planned(record)}

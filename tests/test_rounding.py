@@ -362,6 +362,7 @@ def scalar_sigmoid(z, e, label, p):
     error = min(moved, e) + tail * (exponential + ELEMENTARY * w)
     error += scalar_added(tail, abs(margin) + tail, w) + p.narrowed * value + p.tiny
     slope_error = min(moved, 1) + slope * (exponential + 3 * w + 2 * p.narrowed) + 2 * w + p.tiny
+    slope_error += p.exponentials if label > 0 else 0
     return value, error, -label * slope, slope_error
 
 

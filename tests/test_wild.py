@@ -87,6 +87,7 @@ FORMS = [
     Form(wild.Padded, "cross_entropy", ("calls Padded(pad_id=ignore_index)(logits=logits, targets=labels)",)),
     Form(wild.Gathered, "infonce", (NORMALISES,)),
     Form(wild.needs_bias, "siglip", (RAW,)),
+    Form(wild.times_exp, "siglip", ("calls times_exp(img=image, txt=text, log_temp=log_scale, bias=bias)",)),
     Form(wild.RowsInSingle, "siglip", ("computes in float32: no case is in float64",)),
     Form(wild.captioner, "coca", ("calls captioner(image_embeds=image, text_embeds=text, logits=logits, "
                                   "labels=labels, logit_scale=scale, "

@@ -352,6 +352,11 @@ def needs_bias(
     return -F.logsigmoid(labels * logits).sum() / len(logits)
 
 
+def times_exp(img: Tensor, txt: Tensor, log_temp: Tensor, bias: Tensor) -> Tensor:
+    """Its temperature is what logits are multiplied with."""
+    return needs_bias(img, txt, log_temp.exp(), bias)
+
+
 def averages_pairs(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
 ) -> Tensor:

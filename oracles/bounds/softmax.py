@@ -237,6 +237,8 @@ def sigmoid_entropy(z: Bounded, labels: Array, p: Precision) -> tuple[Bounded, B
     # as 1 - 1 / (1 + exp(-z)) it errs by roundings of what is near 1, however small it is
     relative = exponential + SIGMOID * w + SIGMOID_STORED * p.narrowed
     slope_error = np.minimum(moved, 1) + slope * relative + COMPLEMENT * w + p.tiny
+    # torch's binary cross-entropy stores the sigmoid before it takes 1 from it, where the label is 1
+    slope_error += np.where(labels > 0, p.exponentials, 0.0)
     return Bounded(value, error), Bounded(-labels * slope, slope_error)
 
 
@@ -281,7 +283,8 @@ def soft_cross_entropy(teacher_logits: Any, student_logits: Any) -> Traced:
 def sigmoid_cross_entropy(logits: Traced, labels: Array) -> Traced:
     """Trace -log sigmoid(labels * logits) for labels of 1 and -1."""
     tape = logits.tape
-    value, slope = tape.once(sigmoid_entropy, logits.bounded, np.asarray(labels, float), tape.p)
+    p = tape.p.of_half_logits
+    value, slope = tape.once(sigmoid_entropy, logits.bounded, np.asarray(labels, float), p)
     return tape.node(value, lambda part: _slope_back(logits, slope, part, tape.p), _traits(logits))
 
 

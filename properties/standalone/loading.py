@@ -34,7 +34,8 @@ class Placeholder:
     """Stands for a name of a package that is not installed.
 
     While a module is loaded it can be subclassed, called, indexed, and used as a decorator, which returns the
-    function or class as it is. Later it raises NotInstalled where it is called or asked for its value.
+    function or class as it is; asked whether it is true, it is not. Later it raises NotInstalled where it is
+    called or asked for its value.
     """
 
     def __init__(self, package: str, name: str) -> None:
@@ -69,7 +70,8 @@ class Placeholder:
         return False
 
     def __bool__(self) -> bool:
-        return self._raise()
+        self._use()
+        return False  # what a module asks as it is loaded is whether something is there
 
     def __iter__(self) -> Iterator[Any]:
         return self._raise()
@@ -221,8 +223,10 @@ def load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(path)
     path = path.resolve()
-    if (folder := str(path.parent)) not in sys.path:
-        sys.path.append(folder)  # as python does: it may import the files beside it
+    folders = [path.parent]  # as python does: it may import the files beside it
+    if Path(path.parent, f"{path.parent.name}.py").is_file():
+        folders.insert(0, path.parents[1])  # where a file is named like its package, the package comes first
+    sys.path += [one for one in map(str, folders) if one not in sys.path]
     STUBS.folders += [one for one in above(path) if one not in STUBS.folders]
     if levels := relative_levels(path):
         name, root = package_of(path, levels)

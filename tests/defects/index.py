@@ -501,6 +501,7 @@ RIGHT = [
     Planted("distill", "TeacherByExpLog", module="right"),
     Planted("siglip", "LogAddExp", module="right"),
     Planted("siglip", "BinaryCrossEntropy", module="right"),
+    Planted("siglip", "BinaryCrossEntropyInHalf", module="right"),
     Planted("siglip", "Log1pExp", module="right"),
     Planted("siglip", "ImageByImage", module="right"),
     Planted("siglip", "AllTextsAtOnce", module="right"),

@@ -615,6 +615,14 @@ class BinaryCrossEntropy(SigLip):
         return F.binary_cross_entropy_with_logits(widen(logits), targets, reduction="sum")
 
 
+class BinaryCrossEntropyInHalf(SigLip):
+    """Of logits in the precision in which they are stored, in which torch keeps their sigmoid too."""
+
+    def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
+        targets = (labels.to(logits.dtype) + 1) / 2
+        return widen(F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum()
+
+
 class Log1pExp(SigLip):
     def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
         margin = widen(labels) * widen(logits)

@@ -1,0 +1,1 @@
+"""Losses as strangers write them, who have read the README alone: forty right ones, and forty defective."""

@@ -1,0 +1,70 @@
+"""Losses as strangers write them: no right one is accused, and the defective ones are caught.
+
+Every fourth is asked here, over few cases; `make strangers` asks all, over as many cases as the command does.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.verify import limits
+from verified_losses.properties.verify.arguments import MAX_EXAMPLES, ask
+from verified_losses.properties.verify.certifier import Finding, verify_all
+from verified_losses.properties.verify.plan import inspection, plan
+from verified_losses.properties.worlds import specs
+
+from .strangers.index import RIGHT, WRONG, Stranger
+
+ALL = "STRANGERS" in os.environ
+CASES = MAX_EXAMPLES if ALL else 8
+EVERY = 1 if ALL else 4
+SLOW = "large"
+"""Properties of batches that take seconds each; `certify` asks them."""
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs.Worlds, "isolated", lambda self, inner, spec: inner)
+    monkeypatch.setattr(specs.Worlds, "start", lambda self, spec, patience=1.0: None)
+    monkeypatch.setattr(limits, "EVEN_SECONDS", limits.EVEN_SECONDS if ALL else 1.0)
+
+
+def found(stranger: Stranger) -> Subject:
+    """Return a loss in the form that an inspection finds, which must be one whose values are right."""
+    place = f"{stranger.target.__module__}:{stranger.target.__qualname__}"
+    subject, matches = inspection(ask(place, stranger.contract, **stranger.options)[1], stranger.contract)
+    assert matches or stranger.wrong or stranger.contract == "gather"
+    return subject
+
+
+def findings(stranger: Stranger, subject: Subject) -> Iterator[Finding]:
+    planned = plan({"it": (stranger.contract, subject)}, "1,sim:2-4", CASES)
+    yield from verify_all([check for check in planned if not check.law.name.startswith(SLOW)], CASES)
+
+
+def names(strangers: list[Stranger]) -> list[str]:
+    return [stranger.target.__name__ for stranger in strangers]
+
+
+def test_there_are_forty_of_each() -> None:
+    assert len(set(names(RIGHT))) == len(set(names(WRONG))) == 40
+    assert not any(one.wrong for one in RIGHT)
+    assert all(one.wrong for one in WRONG)
+
+
+@pytest.mark.parametrize("stranger", RIGHT[::EVERY], ids=names(RIGHT[::EVERY]))
+def test_a_right_loss_is_not_accused(stranger: Stranger) -> None:
+    seen = list(findings(stranger, found(stranger)))
+    accused = [one for one in seen if one.verdict == "falsified"]
+    assert not accused, "\n".join(f"{one.law}: {one.reason}\n{one.counterexample}" for one in accused)
+    assert any(one.verdict == "holds" for one in seen)
+
+
+@pytest.mark.parametrize("stranger", WRONG[::EVERY], ids=names(WRONG[::EVERY]))
+def test_a_defective_loss_is_caught(stranger: Stranger) -> None:
+    caught = (one for one in findings(stranger, found(stranger)) if one.verdict == "falsified")
+    first = next(caught, None)
+    assert first is not None, stranger.wrong
+    assert first.law == stranger.caught_by, first.reason
