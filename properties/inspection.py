@@ -99,6 +99,11 @@ def inspect_target(
     candidates = _candidates(target, contract, subject, probes[0], signature)
     listed = list(itertools.islice(candidates, MOST))
     tried = _try(listed, target, contract, subject, probes, signature.options)
+    if tried is None and contract.whole:
+        names = ", ".join(NAMES[contract.name])
+        said = f"{Target.of(subject.target).name} does not take {names}, by name or in order"
+        signature = replace(signature, unusable=said)
+        return Inspection(replace(signature, unusable=_unknown(target, contract, subject, signature)))
     if tried is None or (tried.error and not signature.unusable):
         return Inspection(signature, defaults=defaults)
     if tried.error:
@@ -422,7 +427,8 @@ def _defaults(
 def _unknown(target: Any, contract: Contract, subject: Subject, signature: Signature) -> str:
     """Return why a target cannot be verified, and how to state its form."""
     name = Target.of(subject.target).name
-    names = [one for one in NAMES[contract.name] if one not in ("labels", "ignore_index")]
+    left_out = () if contract.whole else ("labels", "ignore_index")
+    names = [one for one in NAMES[contract.name] if one not in left_out]
     return (
         f"{signature.unusable}. No form that is known fits; state one with --call, as "
         f"--call 'target({', '.join(names[:3])})', where target is "
