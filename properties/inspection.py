@@ -105,6 +105,10 @@ def inspect_target(
     candidates = _candidates(target, contract, subject, probes[0], signature)
     listed = list(itertools.islice(candidates, MOST))
     tried = _try(listed, target, contract, subject, probes, signature.options)
+    if tried is None and contract.whole:
+        names = ", ".join(NAMES[contract.name])
+        said = f"{Target.of(subject.target).name} does not take {names}, by name or in order"
+        signature = replace(signature, unusable=said)
     if tried is None and signature.unusable:
         unknown = _unknown(target, contract, subject, signature)
         return Inspection(replace(signature, unusable=unknown), defaults=defaults)
@@ -535,7 +539,8 @@ def _defaults(
 def _unknown(target: Any, contract: Contract, subject: Subject, signature: Signature) -> str:
     """Return why a target cannot be verified, and how to state its form."""
     place, name = Target.of(subject.target)
-    names = [one for one in NAMES[contract.name] if one not in ("labels", *OPTIONS.get(contract.name, ()))]
+    left_out = () if contract.whole else ("labels", *OPTIONS[contract.name])
+    names = [one for one in NAMES[contract.name] if one not in left_out]
     said = (
         f"{signature.unusable}. No form that is known fits; state one with --call, as "
         f"--call 'target({', '.join(names[:3])})', where target is "

@@ -137,6 +137,28 @@ def test_forms_are_found_by_name_and_in_order() -> None:
     assert forms["HardNegatives"].parameters == (("temperature", "temperature"),)
 
 
+UNFIT = """
+from torch import nn
+
+class NoTemperature(nn.Module):
+    def forward(self, features, labels): return features.sum()
+
+def hidden(features, **kwargs): return features.sum()
+"""
+
+
+@pytest.mark.parametrize("loss", ["NoTemperature", "hidden"])
+def test_a_loss_that_does_not_take_what_the_formula_names_is_refused(tmp_path: Path, loss: str) -> None:
+    (tmp_path / "unfit.py").write_text(UNFIT)
+    held_to = contract_of(f"{CONTRACTS}:supcon")
+    _, asked = ask(f"{tmp_path / 'unfit.py'}:{loss}", held_to.name)
+    looked_at = [held_to.probe(case) for case in probes(Case(output_dict=False), asked)]
+    signature = inspect_target(0, 1, asked, held_to, looked_at).signature
+    said = f"{loss} does not take features, labels, temperature, by name or in order"
+    assert said in signature.unusable
+    assert "--call 'target(features, " in signature.unusable
+
+
 def test_a_case_is_read_back_from_json() -> None:
     held_to, subject = found("moco_loss", "moco")
     for case in drawn(held_to, subject, 2, 3):

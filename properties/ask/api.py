@@ -167,7 +167,7 @@ def certify(
 
 def certification(
     target: str | Callable[..., Any],
-    contract: str,
+    contract: str | Formula,
     *,
     world: str = WORLDS,
     device: str = CPU,
