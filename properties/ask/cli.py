@@ -229,7 +229,7 @@ def certify(
     planned = plan(subjects, world, max_examples, only, skip, places)
     console = running.printer()
     if not shipped:
-        with running.waiting(console, subjects):
+        with running.waiting(Console(stderr=True, emoji=False), subjects):
             subjects = fitted(subjects, deadline, places[0])
         planned = plan(subjects, world, max_examples, only, skip, places)
     command = without_password(shlex.join([*app.name, *sys.argv[1:]]))
