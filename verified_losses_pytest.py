@@ -45,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="Judge as defects what is else a limit: unequal rows, a second derivative that raises.",
     )
+    add(
+        "--certify-large",
+        action="store_true",
+        default=None,
+        help="Draw a batch just beyond 4,096 pairs instead of 1,024: minutes each.",
+    )
     add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
     add(
         "--certify-device", metavar="DEVICES", help="Where the tensors are: cpu (default), cuda, cuda:1, all."

@@ -58,7 +58,7 @@ class Subject:
         interpret: its Triton kernels run in Triton's interpreter, on the CPU.
         stubbed: the packages that it imports and that are not installed.
         strict: what it does not support is a defect, and no limit of it.
-        large: it is to meet batches of more than 2,048 pairs, which take seconds each.
+        large: it is to meet batches of more than 4,096 pairs, which take minutes each.
     """
 
     target: str

@@ -1,22 +1,26 @@
 """How findings are judged, ranked and explained: limits, concerns, hints, and what is not finite."""
 
 import dataclasses
+import io
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from verified_losses.properties.ask import run
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example, Step
 from verified_losses.properties.laws import Bench, Falsified, Place, Unanswered, compare, laws
+from verified_losses.properties.laws.objects import OWNS_NOTHING
 from verified_losses.properties.reference import Reference, reference
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.certificate import Asked
 from verified_losses.properties.show.defects import Defect, ranked
-from verified_losses.properties.standalone.acts import Outcome
+from verified_losses.properties.standalone.acts import NO_MODES, Outcome
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify import certifier, concerns, hints, limits
 from verified_losses.properties.verify.arguments import Unusable, ask
@@ -469,6 +473,53 @@ def test_what_is_expected_to_be_no_number_is_not_judged() -> None:
         compare(place, np.nan, 1.0, np.inf)
     with pytest.raises(Falsified):
         compare(place, [np.nan, 1.0], [np.nan, 2.0], 0.5)
+
+
+# what is not said twice
+
+
+def test_what_targets_have_not_is_one_line_and_what_was_not_drawn_is_counted() -> None:
+    holds = [
+        dataclasses.replace(Finding(_check(law), 0, "holds", (0.1,)), reason=limits.EVEN_ALONE)
+        for law in (TERMS, GRADS)
+    ]
+    skipped = [
+        Finding(_check(law, world=world), 0, "skipped", reason=reason)
+        for law, world, reason in (
+            ("eval equals train", "1", NO_MODES),
+            ("eval equals train", "sim:2-8", NO_MODES),
+            ("owned parameters get gradients", "1", OWNS_NOTHING),
+            (TWICE, "1", "no dtype"),
+        )
+    ]
+    assert run.left_unsaid([*holds, *skipped]) == [
+        "Loss: twice differentiable in world single: no dtype",
+        "Loss: no eval mode and no parameter of its own that requires grad",
+        f"Loss: 2 checks {limits.EVEN_ALONE}",
+    ]
+
+
+def test_a_first_call_that_takes_long_is_said_to_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PATIENCE", 0.01)
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    with run.waiting(console, ["Slow"]):
+        for _ in range(200):
+            if printed.getvalue():
+                break
+            time.sleep(0.01)
+    assert printed.getvalue() == "Slow: waits for the first calls, up to 20 s for each that hangs\n"
+    with run.waiting(console, ["Quick"]):
+        pass
+    assert "Quick" not in printed.getvalue()
+
+
+def test_what_cancels_in_the_oracle_is_shown_as_0() -> None:
+    place = Place("gradient", "x", 0)
+    with pytest.raises(Falsified, match=r"expected 0, observed 0\.5,"):
+        compare(place, 0.5, 3e-18, 1e-16)
+    with pytest.raises(Falsified, match="expected 3e-18, observed 4e-18"):
+        compare(place, 4e-18, 3e-18, 1e-30)
 
 
 # losses that cannot be called

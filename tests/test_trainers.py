@@ -1,14 +1,18 @@
 """The collectives of trainers, as losses use them, in simulated ranks; and Triton kernels, interpreted."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from torch import distributed as dist
+from torch.utils._pytree import tree_leaves
 
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import SMALL_ROWS, SMALL_WIDTH, contracts
@@ -131,12 +135,53 @@ print("interpreted")
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_a_kernel_runs_in_the_interpreter(tmp_path: Path) -> None:
-    import subprocess
-
     (tmp_path / "kernel.py").write_text(KERNEL)
     command = [sys.executable, "-c", PROGRAM, f"{tmp_path}/kernel.py:dots"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ran.stdout == "interpreted\n", ran.stderr
+
+
+PRODUCTS = """
+import torch, triton, triton.language as tl
+
+@triton.jit
+def kernel(x, out, n: tl.constexpr):
+    rows = tl.arange(0, n)
+    a = tl.load(x + rows[:, None] * n + rows[None, :])
+    tl.store(out + rows[:, None] * n + rows[None, :],
+             tl.dot(a.to(tl.bfloat16), tl.trans(a).to(tl.bfloat16), out_dtype=tl.float32))
+
+def dots(x, _):
+    out = torch.empty_like(x)
+    kernel[(1,)](x, out, len(x))
+    return out.diagonal()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_interpreter_multiplies_matrices_of_bfloat16(tmp_path: Path) -> None:
+    (tmp_path / "kernel.py").write_text(PRODUCTS)
+    program = PROGRAM.replace("torch.arange(15.0).reshape(3, 5)", "torch.arange(256.0).reshape(16, 16) / 256")
+    command = [sys.executable, "-c", program, f"{tmp_path}/kernel.py:dots"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.stdout == "interpreted\n", ran.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_stand_in_gathers_as_accelerate_does() -> None:
+    operations = pytest.importorskip("accelerate.utils.operations", exc_type=ImportError)
+
+    def both(rank: int, size: int) -> Any:
+        for value in (_row(rank), {"x": [torch.full((1, 3), 2.0 * rank)]}, torch.tensor(float(rank))):
+            one, two = trainers("accelerate")["gather"](value), operations._gpu_gather(value)
+            pairs = zip(tree_leaves(one), tree_leaves(two), strict=True)
+            if not all(torch.equal(left, right) and not left.requires_grad for left, right in pairs):
+                return False
+        return True
+
+    state = SimpleNamespace(num_processes=SIZE, backend="gloo", device=torch.device("cpu"), debug=False)
+    with mock.patch.object(operations, "PartialState", return_value=state):
+        assert SimulatedWorld(SIZE).run(both) == [True] * SIZE
 
 
 @given(contracts()["clip"].cases(Subject("a:B", interpret=True), 2))

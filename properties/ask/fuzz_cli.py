@@ -129,7 +129,7 @@ def run_fuzz(
         Judge unequal rows that a target does not support, and a second derivative that raises, as defects
         too, and not as its limits.
     large
-        Draw batches just beyond 2,048 pairs too, as for certify.
+        Draw batches just beyond 4,096 pairs instead of 1,024, as for certify.
     loss
         Which shipped losses. Else all, where no target is given.
     only

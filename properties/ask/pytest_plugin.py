@@ -173,7 +173,7 @@ def _asked(config: pytest.Config) -> "Subjects":
             target = str(Target(str(config.invocation_params.dir / asked.file), asked.name))
         convention, equal = option.certify_convention or "exact", bool(option.certify_equal_rows)
         form = option.certify_call or "", option.certify_parameter or (), option.certify_features or ""
-        how = bool(option.certify_interpret), bool(option.certify_strict)
+        how = bool(option.certify_interpret), bool(option.certify_strict), bool(option.certify_large)
         subjects[label] = ask(target, contract, convention, pinned, equal, dtypes, *form, *how)
     return subjects
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import math
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..laws.objects import OWNS_NOTHING
 from ..show import certificate as records
 from ..show import junit as junits
 from ..show import terminal
@@ -21,6 +23,7 @@ from ..show.drawn import Drawn
 from ..show.forms import described
 from ..show.html import read_codes, render
 from ..show.text import plain, write_whole
+from ..standalone.acts import NO_MODES
 from ..subjects import SHIPPED
 from ..verify.arguments import Subjects, Unusable
 from ..verify.certifier import Check, Databases, Finding, verify_all
@@ -28,10 +31,13 @@ from ..verify.database import of_check, open_database
 from ..verify.known import Known
 from ..verify.plan import left_out, not_verified, own_checks
 from ..verify.shards import Shard
+from ..worlds.specs import RUN_SECONDS
 from . import FALSIFIED, HOLDS, INTERRUPTED, NOT_RUN
 
 SAVE_SECONDS = 30.0
 """How often what was done so far is written."""
+PATIENCE = 5.0
+"""Seconds after which the output says that a first call is waited for."""
 WIDTH = 100
 """Columns of output that goes into a file or a pipe."""
 
@@ -183,14 +189,42 @@ def verify(
             run.not_verified.append(f"interrupted after {done} checks")
             concluded = {finding.key for finding in run.findings}
             run.findings += [finding for key, finding in announced.items() if key not in concluded]
-    run.not_verified += [
-        f"{finding.loss}: {finding.law} in world {finding.world}: {finding.reason}"
-        for finding in run.findings
-        if finding.verdict == "skipped" and not finding.not_run
-    ]
+    run.not_verified += left_unsaid(run.findings)
     reasons = Counter(finding.reason for finding in run.findings if finding.not_run)
     run.not_verified += [f"{_counted(n, 'check')} could not run: {reason}" for reason, n in reasons.items()]
     run.defects = explain(run.findings, counterexamples, deadline)
+
+
+LACKS = {NO_MODES: "no eval mode", OWNS_NOTHING: "no parameter of its own that requires grad"}
+"""What a target has not, by the reason for which a law says nothing of it."""
+
+
+def left_unsaid(findings: Sequence[Finding]) -> list[str]:
+    """Return what laws say nothing about, and of what holds what was not drawn, each once."""
+    said = [one for one in findings if one.verdict == "skipped" and not one.not_run]
+    lines = [
+        f"{one.loss}: {one.law} in world {one.world}: {one.reason}" for one in said if one.reason not in LACKS
+    ]
+    losses: dict[tuple[str, ...], list[str]] = {}
+    for loss in dict.fromkeys(one.loss for one in said):
+        lacks = dict.fromkeys(LACKS[one.reason] for one in said if one.loss == loss and one.reason in LACKS)
+        losses.setdefault(tuple(lacks), []).append(loss)
+    lines += [f"{', '.join(named)}: {' and '.join(lacks)}" for lacks, named in losses.items() if lacks]
+    narrower = Counter((one.loss, one.reason) for one in findings if one.verdict == "holds" and one.reason)
+    return lines + [f"{loss}: {_counted(n, 'check')} {why}" for (loss, why), n in narrower.items()]
+
+
+@contextlib.contextmanager
+def waiting(console: Console, names: Iterable[str]) -> Iterator[None]:
+    """Say that a first call is waited for, where it takes longer than `PATIENCE`."""
+    said = f"{', '.join(names)}: waits for the first calls, up to {RUN_SECONDS:g} s for each that hangs"
+    timer = threading.Timer(PATIENCE, console.print, [escape(plain(said))], {"highlight": False})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def show(run: Run, console: Console) -> None:

@@ -103,7 +103,8 @@ def _refused(finding: "Finding", verify_again: VerifyAgain, returns: Returns) ->
 
     Where without it something else is wrong, that is returned.
     """
-    check, found, refused = finding.check, finding, ()
+    check, found = finding.check, finding
+    refused: tuple[str, ...] = ()
     while len(check.subject.dtypes) - len(refused) > 1 and (dtype := _dtype_refused(found, returns)):
         refused = (*refused, dtype)
         found = verify_again(without(check, refused), time.monotonic() + EVEN_SECONDS)
