@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEVICE ?= cpu
 
 .PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
-.PHONY: cluster peers clean
+.PHONY: cluster peers certificate clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -83,6 +83,10 @@ build/peers/installed: peers/requirements.txt
 	# without dependencies: they would bring another torch
 	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --target build/peers -r $<
 	touch $@
+
+# Makes verified_losses/certificate.json of the records in build/: see tools/certificate.py. KEY signs it.
+certificate: .venv/installed
+	$(BIN)/python tools/certificate.py $(if $(KEY),--key $(KEY))
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

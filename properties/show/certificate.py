@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import importlib.util
+import os
 import platform
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +21,7 @@ import verified_losses
 
 from .. import devices
 from ..names import CONTRACTS
-from ..subjects import Subject, Target
+from ..subjects import SHIPPED, Subject, Target
 from ..verify import concerns
 from ..verify.certifier import Check, Finding, Verdict
 from ..verify.fingerprints import fingerprint
@@ -176,6 +178,8 @@ class Certificate(msgspec.Struct, frozen=True):
     """Whether its Triton kernels ran in Triton's interpreter."""
     limits: list[str] = []
     """What the target does not support, where it was not judged strictly."""
+    date: str = ""
+    """The day, in UTC, on which it was written; of merged shards, that of the first."""
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -243,6 +247,21 @@ def _digest(files: Iterable[tuple[str, Path]]) -> str:
         digest.update(f"{len(name.encode())} {len(content)} {name}".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def today() -> str:
+    """Return the day in UTC, or that of SOURCE_DATE_EPOCH, as reproducible builds set it."""
+    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def stamp() -> dict[str, str]:
+    """Return when, with which torch and of which sources a record of the shipped losses is."""
+    suite = issuer()
+    return {
+        "date": today(), "torch": _torch(), "source": source_hash(next(iter(SHIPPED.values()))[1]),
+        "oracles": suite.oracles, "properties": suite.properties,
+    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -326,6 +345,7 @@ def certificate(
         stubbed=list(subject.stubbed),
         interpreted=subject.interpret,
         form=described(contract, subject),
+        date=today(),
     )
 
 
