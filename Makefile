@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEVICE ?= cpu
 
 .PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
-.PHONY: cluster peers certificate clean
+.PHONY: cluster peers certificate packages matrix clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -88,8 +88,20 @@ build/peers/installed: peers/requirements.txt
 certificate: .venv/installed
 	$(BIN)/python tools/certificate.py $(if $(KEY),--key $(KEY))
 
+# Builds wheel and sdist, and installs each into empty environments: some minutes, and the network.
+packages: .venv/packages
+	PACKAGES=1 TORCH='$(TORCH)' $(BIN)/python -m pytest tests/test_packages.py
+
+# Every Python that is here with every torch: see noxfile.py, also for where builds of torch come from.
+matrix: .venv/packages
+	$(BIN)/python -m nox
+
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+.venv/packages: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[build]'
+	touch $@
 
 .venv/mutants: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[mutants]'

@@ -3,10 +3,11 @@
     python tools/certificate.py [RECORD...] [--key PRIVATE_KEY]    # `make certificate KEY=...`
 
 A RECORD is what `verified-losses certify --json` or `fuzz` wrote of the shipped losses. If none is named,
-these are taken, where they are there: build/certificate.json (`make verify`), build/horovod.json (`make horovod`),
-build/gpu/certificate.json, build/gpu/nccl.json (`make gpu`). Of the suite itself are build/defects.json
-(`make defects`), build/mutants/mutants.json (`make mutants`) and build/soak.json (`make soak`); the certificate
-names those that are not there. What an earlier certificate says of CUDA is kept until there is a new one.
+these are taken, where they are there: build/certificate.json (`make verify`), build/horovod.json (`make
+horovod`), build/gpu/certificate.json, build/gpu/nccl.json (`make gpu`). Of the suite itself are
+build/defects.json (`make defects`), build/mutants/mutants.json (`make mutants`) and build/soak.json (`make
+soak`); the certificate names those that are not there. What an earlier certificate says of CUDA is kept
+until there is a new one.
 
 The same records, of the same source, give the same file. A private key, ed25519 in PEM, signs it:
 verified_losses/certificate.dsse.json. Exit status: 0 written, 1 a record is falsified, 2 it cannot be made.
