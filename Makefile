@@ -90,7 +90,7 @@ certificate: .venv/installed
 
 # Builds wheel and sdist, and installs each into empty environments: some minutes, and the network.
 packages: .venv/packages
-	PACKAGES=1 TORCH='$(TORCH)' $(BIN)/python -m pytest tests/test_packages.py
+	PACKAGES=1 TORCH='$(TORCH)' $(BIN)/python -m pytest tests/test_packages.py tests/test_action.py
 
 # Every Python that is here with every torch: see noxfile.py, also for where builds of torch come from.
 matrix: .venv/packages
