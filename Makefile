@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEVICE ?= cpu
 
 .PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
-.PHONY: cluster peers certificate packages matrix clean
+.PHONY: cluster peers certificate packages matrix docs clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -96,8 +96,16 @@ packages: .venv/packages
 matrix: .venv/packages
 	$(BIN)/python -m nox
 
+# The site, into build/docs/; a link or a reference that leads nowhere fails.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 .venv/packages: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[build]'
