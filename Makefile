@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEVICE ?= cpu
 
 .PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
-.PHONY: cluster peers strangers clean
+.PHONY: cluster peers strangers certificate packages matrix docs clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -89,8 +89,32 @@ build/peers/installed: peers/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --target build/peers -r $<
 	touch $@
 
+# Makes verified_losses/certificate.json of the records in build/: see tools/certificate.py. KEY signs it.
+certificate: .venv/installed
+	$(BIN)/python tools/certificate.py $(if $(KEY),--key $(KEY))
+
+# Builds wheel and sdist, and installs each into empty environments: some minutes, and the network.
+packages: .venv/packages
+	PACKAGES=1 TORCH='$(TORCH)' $(BIN)/python -m pytest tests/test_packages.py tests/test_action.py
+
+# Every Python that is here with every torch: see noxfile.py, also for where builds of torch come from.
+matrix: .venv/packages
+	$(BIN)/python -m nox
+
+# The site, into build/docs/; a link or a reference that leads nowhere fails.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+.venv/packages: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[build]'
+	touch $@
 
 .venv/mutants: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[mutants]'

@@ -15,7 +15,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
-            from .ask import cli, fuzz_cli  # noqa: F401  # which adds its commands
+            from .ask import annotate, cli, fuzz_cli, signature  # noqa: F401  # which add their commands
 
             cli.main(begun=begun)
         except ModuleNotFoundError as error:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 240
 NAMES = {"verified_losses", "verified_losses_pytest"}
 LINKED = {"oracles", "properties"}
-FOLDERS = {"benchmarks", "examples", "peers", "tests", "tools", "verified_losses", *LINKED}
+FOLDERS = {".github", "benchmarks", "docs", "examples", "peers", "tests", "tools", "verified_losses", *LINKED}
 BUILD = (
     "import sys, setuptools.build_meta as backend; [getattr(backend, one)('dist') for one in sys.argv[1:]]"
 )
@@ -152,6 +152,7 @@ def test_wheels_hold_two_top_level_names(built: Built) -> None:
     assert _top(of_tree) == NAMES
     assert sorted(of_tree) == sorted(of_sdist)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in of_tree)
+    assert {"verified_losses/certificate.json", "verified_losses/py.typed"} <= {*of_tree}
     for name in built.files:
         folder = name.partition("/")[0]
         if folder in LINKED or folder in NAMES:
@@ -163,6 +164,8 @@ def test_the_sdist_holds_what_its_tests_read(built: Built) -> None:
         members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
     assert not [name for name, member in members.items() if member.islnk() or member.issym()]
     assert members.keys() >= {"LICENSE", "Makefile", "README.md", "README.zh-CN.md", ".ci/run"}
+    at_the_top = {name for name in built.files if "/" not in name} - {".gitignore"}
+    assert at_the_top <= members.keys()
     assert {name for name in built.files if name.partition("/")[0] in FOLDERS} <= members.keys()
 
 
@@ -173,6 +176,12 @@ assert not [name for name in ("oracles", "properties") if util.find_spec(name)]
 print(metadata.distribution("verified-losses").read_text("top_level.txt"))
 """
     assert set(_run(commands / "python", "-c", code, folder=tmp_path).stdout.split()) == NAMES
+
+
+def test_what_is_installed_is_what_was_verified(commands: Path, tmp_path: Path) -> None:
+    code = "import verified_losses; print(verified_losses.certificate(device='cpu').answer)"
+    answer = _run(commands / "python", "-c", code, folder=tmp_path).stdout.strip()
+    assert answer in ("certified", "other environment")
 
 
 def test_a_project_with_names_of_ours_runs_its_tests(commands: Path, project: Path) -> None:

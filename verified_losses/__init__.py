@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .certified import certificate
     from .clip import ClipLoss
     from .coca import CoCaLoss
     from .distill import DistillClipLoss
@@ -28,6 +29,7 @@ __all__ = [
     "CoCaLoss",
     "DistillClipLoss",
     "SigLipLoss",
+    "certificate",
     "gather_features",
     "neighbour_exchange",
     "neighbour_exchange_bidir",
@@ -40,6 +42,7 @@ _FILES = {
     "CoCaLoss": "coca",
     "DistillClipLoss": "distill",
     "SigLipLoss": "siglip",
+    "certificate": "certified",
     "gather_features": "gather",
     "neighbour_exchange": "exchange",
     "neighbour_exchange_bidir": "exchange",

@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import importlib.util
+import os
 import platform
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +23,7 @@ from .. import devices
 from ..contracts import contract_of
 from ..names import values_of
 from ..own.formula import is_own
-from ..subjects import Subject, Target
+from ..subjects import SHIPPED, Subject, Target
 from ..verify import concerns
 from ..verify.certifier import Check, Finding, Verdict
 from ..verify.fingerprints import fingerprint
@@ -182,6 +184,8 @@ class Certificate(msgspec.Struct, frozen=True):
     """Of a formula, SHA-256 of the file that it is in."""
     tolerance: str = ""
     """Of a formula, where its tolerances come from; others are derived by hand."""
+    date: str = ""
+    """The day, in UTC, on which it was written; of merged shards, that of the first."""
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -249,6 +253,21 @@ def _digest(files: Iterable[tuple[str, Path]]) -> str:
         digest.update(f"{len(name.encode())} {len(content)} {name}".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def today() -> str:
+    """Return the day in UTC, or that of SOURCE_DATE_EPOCH, as reproducible builds set it."""
+    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def stamp() -> dict[str, str]:
+    """Return when, with which torch and of which sources a record of the shipped losses is."""
+    suite = issuer()
+    return {
+        "date": today(), "torch": _torch(), "source": source_hash(next(iter(SHIPPED.values()))[1]),
+        "oracles": suite.oracles, "properties": suite.properties,
+    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -334,6 +353,7 @@ def certificate(
         form=described(contract, subject),
         contract_source=source_hash(Subject(contract)) if is_own(contract) else "",
         tolerance=contract_of(contract).tolerance,
+        date=today(),
     )
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from verified_losses.properties.cases import Case
 from verified_losses.properties.show import drawn
+from verified_losses.properties.show.certificate import stamp
 from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
@@ -217,6 +218,7 @@ def report(
     planted = [*DEFECTS, *kinds.DEFECTS, *CUDA, *RIGHT, *kinds.RIGHT]
     chosen = [p for p in planted if not only or any(part in p.id for part in only)]
     results: dict[str, Result] = {}
+    stamped = stamp()
     out.parent.mkdir(parents=True, exist_ok=True)
     console = Console()
     if not console.is_terminal:
@@ -240,7 +242,8 @@ def report(
             _show(console, planted, results[planted.id])
             # whoever interrupts it keeps what there is, and waits for what runs alone
             ended = [dataclasses.asdict(results[one.id]) for one in chosen if one.id in results]
-            out.write_text(json.dumps(ended, indent=1) + "\n")
+            record = {"stamp": stamped, "seeds": seeds, "counts": counted(chosen, results), "results": ended}
+            out.write_text(json.dumps(record, indent=1) + "\n")
     finally:
         pool.shutdown(cancel_futures=True)
     return _summarise(console, chosen, results)
@@ -273,6 +276,25 @@ def table(*names: str, rows: Iterable[tuple[object, ...]]) -> Table:
     return laid
 
 
+def is_caught(planted: Planted, result: Result) -> bool:
+    """Say whether a defect is caught with as many of its seeds as it says."""
+    caught = sum(bool(trial.law) and not trial.accident for trial in result.trials)
+    return caught >= planted.seeds * len(result.trials)
+
+
+def counted(chosen: Iterable[Planted], results: dict[str, Result]) -> dict[str, int]:
+    """Count what is planted in all, what was tried of it, and what came of that."""
+    tried = [planted for planted in chosen if planted.id in results]
+    defects = [planted for planted in tried if planted.wrong]
+    right = [planted for planted in tried if not planted.wrong]
+    accused = [planted for planted in right if any(trial.law for trial in results[planted.id].trials)]
+    return {
+        "defects": len([*DEFECTS, *CUDA]), "tried": len(defects),
+        "caught": sum(is_caught(planted, results[planted.id]) for planted in defects),
+        "right": len(RIGHT), "right_tried": len(right), "accused": len(accused),
+    }  # fmt: skip
+
+
 def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, Result]) -> int:
     defects = [planted for planted in chosen if planted.wrong]
     right = [planted for planted in chosen if not planted.wrong]
@@ -298,12 +320,7 @@ def _summarise(console: Console, chosen: Iterable[Planted], results: dict[str, R
             f"worst {max(times):.2f}; cases: median {statistics.median(examples):.0f}, worst {max(examples)}",
             highlight=False,
         )
-    missed = [
-        planted
-        for planted in defects
-        if sum(bool(t.law) and not t.accident for t in results[planted.id].trials)
-        < planted.seeds * len(results[planted.id].trials)
-    ]
+    missed = [planted for planted in defects if not is_caught(planted, results[planted.id])]
     for planted in missed:
         console.print(f"not caught: {planted.id}", highlight=False)
     missized = [

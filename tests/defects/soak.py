@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from cyclopts import App
 from rich.console import Console
 
+from verified_losses.properties.show.certificate import stamp
 from verified_losses.properties.show.counterexample import write
 from verified_losses.properties.subjects import SHIPPED
 from verified_losses.properties.verify.certifier import Check, checks, verify
@@ -73,6 +73,7 @@ def soak(
     first = int(time.time()) % 2**20 if seed is None else seed
     console = Console(emoji=False, soft_wrap=True, highlight=False)
     console.print(f"seed {first}")
+    stamped = stamp()
     deadline = time.monotonic() + 60 * minutes
     ratios: dict[str, list[float]] = {}
     verdicts: dict[str, str] = {}
@@ -103,8 +104,8 @@ def soak(
     console.print("error/bound, quantiles:", table("property", "cases", *heads, rows=rows))
     console.print(f"{wrong} of {len(verdicts)} checks wrong, seeds from {first}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    said = {"torch": torch.__version__, "seed": first, "wrong": wrong, "verdicts": verdicts, "ratios": ratios}
-    out.write_text(json.dumps(said) + "\n")
+    said = {"seed": first, "minutes": minutes, "wrong": wrong, "verdicts": verdicts, "ratios": ratios}
+    out.write_text(json.dumps({"stamp": stamped, **said}) + "\n")
     return int(wrong > 0)
 
 
