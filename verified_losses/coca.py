@@ -7,7 +7,8 @@ from torch import Tensor
 
 from . import checks
 from .checks import Convention, Facts, Scalar
-from .clip import ClipLoss, sum_cross_entropy, widen
+from .clip import ClipLoss
+from .contrast import sum_cross_entropy, widen
 
 
 class CoCaLoss(ClipLoss):
@@ -31,7 +32,7 @@ class CoCaLoss(ClipLoss):
         pad_id: the label that is no token; it need not be in the vocabulary.
         local_loss: compare this rank's rows with all ranks', instead of all with all.
         gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
-        cache_labels: keep the ground truth between calls.
+        cache_labels: keep what `get_ground_truth` returns between calls.
         rank: this rank, counted within `group`; None takes it from there.
         world_size: the number of ranks in `group`; None takes it from there.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
@@ -168,13 +169,10 @@ class CoCaLoss(ClipLoss):
         everyone = self._agree_facts(check)
         contrastive_loss = caption_loss = widen(image_features.new_zeros(()))
         if self.clip_loss_weight:
-            self._agreed = tuple(facts.rows for facts in everyone)
-            try:
-                contrastive_loss = self.clip_loss_weight * self._contrastive(
-                    *self.get_logits(image_features, text_features, logit_scale, logit_bias)
-                )
-            finally:
-                self._agreed = None
+            rows = tuple(facts.rows for facts in everyone)
+            contrastive_loss = self.clip_loss_weight * self._contrastive(
+                image_features, text_features, logit_scale, logit_bias, rows
+            )
         if self.caption_loss_weight:
             tokens = [facts.tokens for facts in everyone]
             caption_loss = self.caption_loss_weight * self._caption_loss(logits, labels, tokens)

@@ -4,14 +4,16 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from . import checks
+from . import checks, contrast
 from .checks import Facts, Scalar
-from .clip import scaled_product, widen
+from .clip import overrides
 from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
 from .horovod import choose_transport
+
+DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+"""How texts can travel, the default first."""
 
 
 class SigLipLoss(nn.Module):
@@ -73,8 +75,11 @@ class SigLipLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.transport = choose_transport(rank, world_size, group, use_horovod)
-        self.dist_impl = dist_impl or self.transport.dist_impls[0]
-        checks.one_of("dist_impl", self.dist_impl, self.transport.dist_impls, self.transport.why_these)
+        ways, why = DIST_IMPLS, ""
+        if use_horovod:
+            ways, why = ("gather",), " over Horovod, which sends no messages from one rank to another"
+        self.dist_impl = dist_impl or ways[0]
+        checks.one_of("dist_impl", self.dist_impl, ways, why)
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | None):
             raise TypeError(f"chunk_size: expected an int or None, got {type(chunk_size).__name__}")
         if chunk_size is not None and chunk_size < 0:
@@ -142,7 +147,7 @@ class SigLipLoss(nn.Module):
         checks.scalar("logit_scale", logit_scale, image)
         if logit_bias is not None:
             checks.scalar("logit_bias", logit_bias, image)
-        return scaled_product(image, text, logit_scale, logit_bias)
+        return contrast.scaled_product(image, text, logit_scale, logit_bias)
 
     @overload
     def forward(
@@ -192,9 +197,9 @@ class SigLipLoss(nn.Module):
         call = f"SigLipLoss(dist_impl={self.dist_impl!r})"
         rows = tuple(facts.rows for facts in checks.agree(self.transport, call, check))
         own_text, *other_texts = self._texts(text_features, rows)
-        total = self._sum(image_features, own_text, logit_scale, logit_bias)
+        total = self._sum(image_features, own_text, logit_scale, logit_bias, has_partners=True)
         for text in other_texts:
-            total = total + self._sum(image_features, text, logit_scale, logit_bias, negative_only=True)
+            total = total + self._sum(image_features, text, logit_scale, logit_bias, has_partners=False)
         loss = total * (self.world_size / sum(rows))
         return {"contrastive_loss": loss} if output_dict else loss
 
@@ -204,24 +209,19 @@ class SigLipLoss(nn.Module):
         text_features: Tensor,
         logit_scale: Scalar,
         logit_bias: Scalar | None,
-        negative_only: bool = False,
+        has_partners: bool,
     ) -> Tensor:
         chunks = image_features.split(self.chunk_size) if self.chunk_size else (image_features,)
         terms: list[Tensor] = []
-        start = 0
+        row = 0
         for images in chunks:
-            logits = widen(self.get_logits(images, text_features, logit_scale, logit_bias))
-            if negative_only:
-                signed = -logits
+            start = row if has_partners else None
+            if overrides(self, SigLipLoss, "get_logits"):
+                logits = self.get_logits(images, text_features, logit_scale, logit_bias)
+                terms.append(contrast.sum_log_sigmoid(logits, start))
             else:
-                labels = self.get_ground_truth(logits.device, logits.dtype, logits.shape[0])
-                if self.chunk_size:  # texts before and after this chunk's partners are negatives too
-                    after = logits.shape[1] - start - logits.shape[0]
-                    labels = F.pad(labels, (start, after), value=-1.0)
-                    start += logits.shape[0]
-                signed = labels * logits
-            # logsigmoid, not softplus: torch's softplus drops exp(-x) beyond 20
-            terms.append(-F.logsigmoid(signed).sum())
+                terms.append(contrast.sum_sigmoid(images, text_features, logit_scale, logit_bias, start))
+            row += images.shape[0]
         return sum(terms[1:], terms[0])
 
     def _texts(self, text_features: Tensor, rows: Rows) -> list[Tensor]:
@@ -244,22 +244,21 @@ class SigLipLoss(nn.Module):
             # own rows as they came back: a rank whose graph lacks one message would hang the others
             return [blocks[rank], *blocks[:rank], *blocks[rank + 1 :]]
         left, right = (rank - 1) % world_size, (rank + 1) % world_size
-        group = self.transport.group
         texts = [text_features]
         to_right = to_left = text_features
         hops = world_size - 1 if self.dist_impl == "shift" else (world_size - 1) // 2
         for hop in range(1, hops + 1):
             shape_from_left = rows[(rank - hop) % world_size], width
             if self.dist_impl == "shift":
-                to_right = exchange_with_grad(left, right, to_right, shape_from_left, group)
+                to_right = exchange_with_grad(left, right, to_right, shape_from_left, self.transport)
                 texts.append(to_right)
             else:
                 shape_from_right = rows[(rank + hop) % world_size], width
                 to_left, to_right = exchange_bidir_with_grad(
-                    left, right, to_left, to_right, shape_from_right, shape_from_left, group
+                    left, right, to_left, to_right, shape_from_right, shape_from_left, self.transport
                 )
                 texts += [to_left, to_right]
         if self.dist_impl == "bidir" and world_size % 2 == 0:
             shape = rows[(rank - hops - 1) % world_size], width
-            texts.append(exchange_with_grad(left, right, to_right, shape, group))
+            texts.append(exchange_with_grad(left, right, to_right, shape, self.transport))
         return texts
