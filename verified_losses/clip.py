@@ -11,6 +11,7 @@ from . import checks, contrast
 from .checks import Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
+from .implementations import IMPLEMENTATIONS, Implementation, choose, explain
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Anchors and their gallery."""
@@ -37,10 +38,14 @@ class ClipLoss(nn.Module):
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, in which
             `local_loss=False, gather_with_grad=False` makes feature gradients `world_size` times too small.
         group: the process group; None is the default one.
+        implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
+            again in the backward; "auto" takes what is faster, as `explain` says.
+        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
-            is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
+            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        TypeError: `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
@@ -72,9 +77,13 @@ class ClipLoss(nn.Module):
         *,
         convention: Convention = "exact",
         group: Any = None,
+        implementation: Implementation = "auto",
+        tile_size: int | None = None,
     ) -> None:
         super().__init__()
         checks.one_of("convention", convention, ("exact", "open_clip"))
+        checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        checks.size_or_none("tile_size", tile_size)
         self.transport = choose_transport(rank, world_size, group, use_horovod)
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
@@ -82,6 +91,8 @@ class ClipLoss(nn.Module):
         self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
         self.convention: Convention = convention
+        self.implementation: Implementation = implementation
+        self.tile_size = tile_size
         self.labels: dict[tuple[torch.device, int, int], Tensor] = {}
         if self.world_size > 1 and local_loss and not gather_with_grad and convention == "exact":
             warnings.warn(
@@ -98,6 +109,14 @@ class ClipLoss(nn.Module):
     def waits_for_device(self) -> bool:
         """Whether the host waits for the GPU: in one process no call does but the first, if all is on it."""
         return self.world_size > 1
+
+    def explain(self, n: int, d: int, dtype: torch.dtype, device: torch.device | str) -> str:
+        """Return in words which implementation computes n pairs (of all ranks) of width d, and why."""
+        return explain(self.implementation, n, d, dtype, device, self._tile)
+
+    @property
+    def _tile(self) -> tuple[int, int] | None:
+        return (self.tile_size, self.tile_size) if self.tile_size else None
 
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Return the column of each row's partner.
@@ -252,12 +271,13 @@ class ClipLoss(nn.Module):
                 self.get_logits(image_features, text_features, logit_scale, logit_bias), rows
             )
         pairs = self._pairs(image_features, text_features, rows)
+        sums = choose(self.implementation, sum(rows), image_features.device, self._tile)
         if len(pairs) == 2:
             start = self._start(rows)
-            images, texts = (contrast.sum_infonce(*pair, logit_scale, logit_bias, start) for pair in pairs)
+            images, texts = (sums.sum_infonce(*pair, logit_scale, logit_bias, start) for pair in pairs)
             total = images + texts
         else:
-            total = contrast.sum_symmetric(*pairs[0], logit_scale, logit_bias)
+            total = sums.sum_symmetric(*pairs[0], logit_scale, logit_bias)
         return total * (self._row_weight(rows) / 2)
 
     def _contrastive_of_logits(self, logits: tuple[Tensor, Tensor], rows: Rows) -> Tensor:

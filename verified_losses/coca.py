@@ -9,6 +9,7 @@ from . import checks
 from .checks import Convention, Facts, Scalar
 from .clip import ClipLoss
 from .contrast import sum_cross_entropy, widen
+from .implementations import Implementation
 
 
 class CoCaLoss(ClipLoss):
@@ -39,11 +40,14 @@ class CoCaLoss(ClipLoss):
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, and a caption
             term that is a mean over this rank's tokens.
         group: the process group; None is the default one.
+        implementation: of the contrastive term: "dense" holds all logits at once; "streamed" holds one tile,
+            and computes it again in the backward; "auto" takes what is faster, as `explain` says.
+        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
-            is given with `use_horovod`.
-        TypeError: a weight is no number, or `pad_id` no int.
+        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
+            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        TypeError: a weight is no number, `pad_id` no int, or `tile_size` neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
@@ -81,6 +85,8 @@ class CoCaLoss(ClipLoss):
         *,
         convention: Convention = "exact",
         group: Any = None,
+        implementation: Implementation = "auto",
+        tile_size: int | None = None,
     ) -> None:
         weights = {"caption_loss_weight": caption_loss_weight, "clip_loss_weight": clip_loss_weight}
         for name, weight in weights.items():
@@ -97,6 +103,8 @@ class CoCaLoss(ClipLoss):
             use_horovod,
             convention=convention,
             group=group,
+            implementation=implementation,
+            tile_size=tile_size,
         )
         self.caption_loss_weight = caption_loss_weight
         self.clip_loss_weight = clip_loss_weight

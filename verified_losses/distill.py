@@ -2,12 +2,14 @@
 
 from typing import Literal, TypeAlias, TypeVar, overload
 
+import torch
 from torch import Tensor
 
 from . import checks, contrast
 from .checks import Facts, Scalar
 from .clip import ClipLoss, overrides
 from .gather import Rows
+from .implementations import choose
 
 T = TypeVar("T")
 Side: TypeAlias = tuple[tuple[Tensor, Tensor], Scalar, Scalar | None]
@@ -37,10 +39,15 @@ class DistillClipLoss(ClipLoss):
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, the teacher's
             among them.
         group: the process group; None is the default one.
+        implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
+            again in the backward; "auto" takes what is faster, as `explain` says. A teacher
+            that gets gradients is computed densely.
+        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
-            is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
+            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        TypeError: `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
@@ -172,17 +179,25 @@ class DistillClipLoss(ClipLoss):
             images, texts = map(contrast.sum_dist_loss, dist_logits, logits)
             return self._contrastive_of_logits(logits, rows), (images + texts) * weight
         pairs, dist_pairs = self._pairs(*features, rows), self._pairs(*dist_features, rows)
+        implementation = self.implementation
+        if any(_learns(value) for value in (*dist_features, dist_scale, dist_bias)):
+            implementation = "dense"
+        sums = choose(implementation, sum(rows), features[0].device, self._tile)
         if len(pairs) == 1:
-            sums = contrast.sum_symmetric_distill(pairs[0], scale, bias, dist_pairs[0], dist_scale, dist_bias)
+            both = sums.sum_symmetric_distill(pairs[0], scale, bias, dist_pairs[0], dist_scale, dist_bias)
         else:
             start = self._start(rows)
             images, texts = (
-                contrast.sum_distill(pair, scale, bias, dist_pair, dist_scale, dist_bias, start)
+                sums.sum_distill(pair, scale, bias, dist_pair, dist_scale, dist_bias, start)
                 for pair, dist_pair in zip(pairs, dist_pairs, strict=True)
             )
-            sums = images[0] + texts[0], images[1] + texts[1]
-        return sums[0] * weight, sums[1] * weight
+            both = images[0] + texts[0], images[1] + texts[1]
+        return both[0] * weight, both[1] * weight
 
 
 def _constant(value: T) -> T:
     return value.detach() if isinstance(value, Tensor) else value
+
+
+def _learns(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()

@@ -46,6 +46,7 @@ from ..cases import (
 from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
 from ..subjects import Subject
 
+TILE_SIZES = st.sampled_from([None, 1, 2, 3, 4, 7, 16, 64])
 SMALL_ROWS, SMALL_WIDTH = 9, 33
 """Of a case whose kernels are interpreted: beyond the powers of two that blocks have."""
 
@@ -213,6 +214,9 @@ class Contract(ABC):
                 name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
             }
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
+        if pinned.get("implementation") == "streamed" and "tile_size" not in pinned:
+            # sizes at, below and above those of the batches, which are small
+            options = st.builds(lambda drawn, size: (*drawn, ("tile_size", size)), options, TILE_SIZES)
         drawn = cases(world_size, options, **settings)
         drawn = independent(drawn.map(_small) if subject.interpret else drawn)
         if not (subject.features or subject.held or subject.constants):
