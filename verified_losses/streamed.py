@@ -1,9 +1,10 @@
 """The sums of `contrast` by tiles of logits, of which one at a time is in memory.
 
 A tile is computed again in the backward, and both gradients are formed from it: 8 N^2 d operations for N
-pairs of width d (the sigmoid, whose value and gradients come from one sweep: 6 N^2 d). Exponentials have
-base two, with log2(e) in the scale, and a running maximum. Products, statistics and sums are in float32, or
-float64 for float64. The order of all sums is fixed. Second derivatives are those of `contrast`.
+pairs of width d (the sigmoid, whose value and gradients come from one sweep: 6 N^2 d). Exponentials are
+powers of two, which are fast on a CPU where they underflow too, of logits less a running maximum. Products,
+statistics and sums are in float32, or float64 for float64. The order of all sums is fixed. Second derivatives
+are those of `contrast`.
 """
 
 import math
@@ -24,7 +25,6 @@ TILE: Tile = (256, 1024)
 """Of this size products run as fast as of any other, and elementwise operations
 stay in the caches."""
 LOG2E = math.log2(math.e)
-LN2 = math.log(2)
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -129,17 +129,14 @@ def _with_bias(total: Tensor, bias: Scalar | None) -> Tensor:
 
 
 class _Tiles:
-    """The logits of anchors against a gallery, tile by tile, rows first; times `factor`."""
+    """The logits of anchors against a gallery, tile by tile, rows first."""
 
-    def __init__(
-        self, anchors: Tensor, gallery: Tensor, scale: Tensor, tile: Tile, factor: float = LOG2E
-    ) -> None:
+    def __init__(self, anchors: Tensor, gallery: Tensor, scale: Tensor, tile: Tile) -> None:
         work = _work(anchors)
         self.anchors = anchors.to(work)
-        self.scaled = self.anchors * (scale.to(work) * factor)
+        self.scaled = self.anchors * scale.to(work)
         self.gallery = gallery.to(work).contiguous()
         self.scale = scale.to(work)
-        self.factor = factor
         self.rows, self.columns = _slices(len(anchors), tile[0]), _slices(len(gallery), tile[1])
         self._size = min(tile[0], len(anchors)) * min(tile[1], len(gallery))
         self._buffers: list[Tensor] = []
@@ -169,15 +166,15 @@ class _LogSumExp:
         """Add a tile's logits; its exponentials go to `out`. Return what rescales older sums."""
         older, total = self.maximum[where], self.sum[where]
         maximum = torch.maximum(older, logits.amax(self.dim))
-        _exp2(logits, maximum, self.dim, out)
-        rescale = torch.exp2(older - maximum)
+        _exp(logits, maximum, self.dim, out)
+        rescale = torch.exp(older - maximum)
         total.mul_(rescale).add_(out.sum(self.dim))
         older.copy_(maximum)
         return rescale
 
     def value(self) -> Tensor:
-        """Return the logarithms to base two of the sums of all exponentials."""
-        return self.maximum + self.sum.log2()
+        """Return the logarithms of the sums of all exponentials."""
+        return self.maximum + self.sum.log()
 
 
 class _InfoNCE(Function):
@@ -206,7 +203,7 @@ class _InfoNCE(Function):
             saved.append(columns.value())
         ctx.save_for_backward(anchors, gallery, scale, *saved)
         ctx.start, ctx.both, ctx.tile = start, both, tile
-        return total * LN2
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -224,9 +221,9 @@ class _InfoNCE(Function):
 
         def slope(i: slice, j: slice) -> Tensor:
             logits, out, spare = (tiles.logits(0, i, j), tiles.buffer(1, i, j), tiles.buffer(2, i, j))
-            _exp2(logits, log_sums[0][i], 1, out)
+            _exp(logits, log_sums[0][i], 1, out)
             if ctx.both:
-                out.add_(_exp2(logits, log_sums[1][j], 0, spare))
+                out.add_(_exp(logits, log_sums[1][j], 0, spare))
             _partners(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
             return out
 
@@ -270,7 +267,7 @@ class _Distill(Function):
         inputs = anchors, gallery, scale, dist_anchors, dist_gallery, dist_scale
         ctx.save_for_backward(*inputs, *log_sums)
         ctx.start, ctx.both, ctx.tile = start, both, tile
-        return labelled * LN2, under_teacher * LN2
+        return labelled, under_teacher
 
     @staticmethod
     def backward(ctx: Any, grad_labelled: Tensor, grad_taught: Tensor) -> tuple[Any, ...]:
@@ -294,11 +291,11 @@ class _Distill(Function):
         def slope(i: slice, j: slice) -> Tensor:
             logits, dist_logits = tiles.logits(0, i, j), taught.logits(0, i, j)
             out, spare = tiles.buffer(1, i, j), tiles.buffer(2, i, j)
-            _exp2(logits, log_sums[0][i], 1, out)
-            dist = _exp2(dist_logits, log_sums[1][i], 1, taught.buffer(1, i, j))
+            _exp(logits, log_sums[0][i], 1, out)
+            dist = _exp(dist_logits, log_sums[1][i], 1, taught.buffer(1, i, j))
             if ctx.both:
-                out.add_(_exp2(logits, log_sums[2][j], 0, spare))
-                dist.add_(_exp2(dist_logits, log_sums[3][j], 0, spare))
+                out.add_(_exp(logits, log_sums[2][j], 0, spare))
+                dist.add_(_exp(dist_logits, log_sums[3][j], 0, spare))
             # grad_labelled (p - y) + grad_taught (p - q), each difference before the sum: both may vanish
             spare.copy_(out).sub_(dist).mul_(weights[2])
             _partners(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
@@ -331,8 +328,8 @@ class _Taught:
         moment.add_(spare.mul_(out).sum(dim))
 
     def losses(self) -> Tensor:
-        """Return the cross-entropies under the teacher, to base two."""
-        return self.student.sum.log2() - self.moment / self.teacher.sum
+        """Return the cross-entropies under the teacher."""
+        return self.student.sum.log() - self.moment / self.teacher.sum
 
 
 class _Sigmoid(Function):
@@ -349,7 +346,7 @@ class _Sigmoid(Function):
         tile: Tile,
         recorded: bool,
     ) -> Tensor:
-        tiles = _Tiles(images, texts, scale, tile, factor=1.0)
+        tiles = _Tiles(images, texts, scale, tile)
         offset = bias.to(tiles.gallery.dtype)
         totals = tiles.gallery.new_zeros(len(images))
         slopes = torch.zeros_like(totals)
@@ -421,7 +418,7 @@ class _Gradients:
         """Return the gradients of anchors, gallery and scale: what was added up, times `grad`."""
         found: list[Tensor | None] = [None, None, None]
         if self.of_gallery is not None:
-            found[1] = self.of_gallery.mul_(grad / self.tiles.factor)
+            found[1] = self.of_gallery.mul_(grad)
         if self.of_anchors is not None:
             if self._scale:
                 # not from <G, logits> / scale: the scale may be 0
@@ -446,9 +443,9 @@ def _slices(count: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-def _exp2(logits: Tensor, less: Tensor, dim: int, out: Tensor) -> Tensor:
-    """Return 2 to the power of logits, less one number a row (dim 1) or column (dim 0)."""
-    return torch.sub(logits, less.unsqueeze(dim), out=out).exp2_()
+def _exp(logits: Tensor, less: Tensor, dim: int, out: Tensor) -> Tensor:
+    """Return the exponentials of logits less one number a row (dim 1) or column (dim 0)."""
+    return torch.sub(logits, less.unsqueeze(dim), out=out).mul_(LOG2E).exp2_()
 
 
 def _partners(tile: Tensor, rows: slice, columns: slice, start: int) -> tuple[slice, Tensor]:
@@ -460,8 +457,8 @@ def _partners(tile: Tensor, rows: slice, columns: slice, start: int) -> tuple[sl
 
 
 def _losses(sums: _LogSumExp, partner: Tensor) -> Tensor:
-    """Return the cross-entropies, to base two; exact where the partner is the largest by far."""
-    return (sums.maximum - partner) + sums.sum.log2()
+    """Return the cross-entropies; 0 where the partner is the largest by far."""
+    return (sums.maximum - partner) + sums.sum.log()
 
 
 def _through(

@@ -47,6 +47,7 @@ from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
 from ..subjects import Subject
 
 TILE_SIZES = st.sampled_from([None, 1, 2, 3, 4, 7, 16, 64])
+"""At, below and above the sizes of batches, which are small."""
 SMALL_ROWS, SMALL_WIDTH = 9, 33
 """Of a case whose kernels are interpreted: beyond the powers of two that blocks have."""
 
@@ -215,9 +216,8 @@ class Contract(ABC):
             }
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
         if pinned.get("implementation") == "streamed" and "tile_size" not in pinned:
-            # sizes at, below and above those of the batches, which are small
             options = st.builds(lambda drawn, size: (*drawn, ("tile_size", size)), options, TILE_SIZES)
-        drawn = cases(world_size, options, **settings)
+        drawn = cases(world_size, options, **settings).map(_with_few_tiles)
         drawn = independent(drawn.map(_small) if subject.interpret else drawn)
         if not (subject.features or subject.held or subject.constants):
             return drawn
@@ -354,6 +354,15 @@ class Contract(ABC):
 
 def _through_held(made: Magnitude, held: Array, parts: Array, kind: str, p: Precision) -> Magnitude:
     return through_held(kind, made, HELD[kind](held), p)
+
+
+def _with_few_tiles(case: Case) -> Case:
+    """Return a case whose tiles, where their size is drawn, are ten by ten at most: each takes time."""
+    size = case.option("tile_size", None)
+    if size is None or size * 10 >= sum(case.rows):
+        return case
+    options = dict(case.options) | {"tile_size": -(-sum(case.rows) // 10)}
+    return replace(case, options=tuple(options.items()))
 
 
 def _small(case: Case) -> Case:
