@@ -217,7 +217,7 @@ class Contract(ABC):
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
         if pinned.get("implementation") == "streamed" and "tile_size" not in pinned:
             options = st.builds(lambda drawn, size: (*drawn, ("tile_size", size)), options, TILE_SIZES)
-        drawn = cases(world_size, options, **settings).map(_with_few_tiles)
+        drawn = cases(world_size, options, **settings).map(with_few_tiles)
         drawn = independent(drawn.map(_small) if subject.interpret else drawn)
         if not (subject.features or subject.held or subject.constants):
             return drawn
@@ -356,7 +356,7 @@ def _through_held(made: Magnitude, held: Array, parts: Array, kind: str, p: Prec
     return through_held(kind, made, HELD[kind](held), p)
 
 
-def _with_few_tiles(case: Case) -> Case:
+def with_few_tiles(case: Case) -> Case:
     """Return a case whose tiles, where their size is drawn, are ten by ten at most: each takes time."""
     size = case.option("tile_size", None)
     if size is None or size * 10 >= sum(case.rows):
@@ -425,4 +425,4 @@ def _contract(name: str) -> Contract:
     return contract
 
 
-__all__ = ["Bounds", "Contract", "Inputs", "Sum", "accepted", "contracts", "entry"]
+__all__ = ["Bounds", "Contract", "Inputs", "Sum", "accepted", "contracts", "entry", "with_few_tiles"]
