@@ -9,10 +9,10 @@ neighbouring calls gives a ratio, and the median ratio counts, so that a change 
 during the run weighs on both alike.
 
 With --sizes ClipLoss and SigLipLoss are timed by the number of pairs, in one process of one thread, beside
-open_clip's and beside the product of two tiles, which says how fast the machine multiplies at that moment: the
-share is the time that 8 N^2 d operations (the sigmoid: 6) take at that rate, by the time taken. The time is that
-of the processor, as others may use the machine. Memory is what a process of its own has at most, beyond what it
-has before the call.
+open_clip's and beside the product of two tiles, which says how fast the machine multiplies at that moment:
+the share is the time that 8 N^2 d operations (the sigmoid: 6) take at that rate, by the time taken. The time
+is that of the processor, as others may use the machine. Memory is what a process of its own has at most,
+beyond what it has before the call.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .plain import Clip, Scalar, SigLip, widen
+from .plain import Clip, Scalar, widen
 
 State = tuple[Tensor, Tensor] | None
 """The largest logits so far, and the sums of exponentials; of rows or of columns."""
@@ -112,9 +112,3 @@ class FixedMaximum(Tiled):
 class TileSumsInHalf(Tiled):
     def sums(self, logits: Tensor, largest: Tensor, dim: int) -> Tensor:
         return super().sums(logits, largest, dim).bfloat16().to(logits.dtype)
-
-
-class LogOfOnePlus(SigLip):
-    def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
-        margin = widen(labels) * widen(logits)
-        return (torch.clamp(-margin, min=0) + (1 + (-margin.abs()).exp()).log()).sum()
