@@ -2,15 +2,23 @@
 
     python benchmarks/losses.py --json build/losses.json
     python benchmarks/losses.py --device cuda
+    python benchmarks/losses.py --sizes 256,1024,4096,12288
 
 One process, then two over gloo, one thread each. Calls alternate, ours and theirs; each pair of
 neighbouring calls gives a ratio, and the median ratio counts, so that a change of the machine's speed
 during the run weighs on both alike.
+
+With --sizes ClipLoss and SigLipLoss are timed by the number of pairs, in one process of one thread, beside
+open_clip's and beside the product of two tiles, which says how fast the machine multiplies at that moment:
+the share is the time that 8 N^2 d operations (the sigmoid: 6) take at that rate, by the time taken. The time
+is that of the processor, as others may use the machine. Memory is what a process of its own has at most,
+beyond what it has before the call.
 """
 
 import argparse
 import importlib.util
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -30,6 +38,9 @@ from torch.nn.functional import normalize
 import verified_losses
 
 BATCH, WIDTH, VOCABULARY, LENGTH = 256, 512, 1000, 32
+OPERATIONS = {"ClipLoss": 8, "SigLipLoss": 6}
+"""Of a loss and its gradients by tiles, as multiples of N^2 d."""
+ROUNDS = 5
 
 Row = dict[str, Any]
 
@@ -67,7 +78,7 @@ def configurations(world_size: int) -> list[tuple[str, dict[str, Any]]]:
 def arguments(loss: str, device: str) -> tuple[list[Any], list[Tensor]]:
     """Return the arguments of a loss, on a device, and which of them get gradients."""
     with torch.device(device):
-        return _arguments(loss, device)
+        return _arguments(loss)
 
 
 def _arguments(loss: str) -> tuple[list[Any], list[Tensor]]:
@@ -87,7 +98,13 @@ def _arguments(loss: str) -> tuple[list[Any], list[Tensor]]:
     return [by_id.get(id(argument), argument) for argument in positional[loss]], leaves
 
 
-def stopwatch(module: Any, inputs: list[Any], leaves: list[Tensor], world_size: int) -> Callable[[], float]:
+def stopwatch(
+    module: Any,
+    inputs: list[Any],
+    leaves: list[Tensor],
+    world_size: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Callable[[], float]:
     """Return a function that runs forward and backward once and returns the seconds it took."""
     on_gpu = leaves[0].device.type != "cpu"
 
@@ -96,12 +113,12 @@ def stopwatch(module: Any, inputs: list[Any], leaves: list[Tensor], world_size: 
             dist.barrier()
         if on_gpu:
             torch.accelerator.synchronize()
-        start = time.perf_counter()
+        start = clock()
         loss = module(*inputs)
         torch.autograd.grad(loss[0] + loss[1] if isinstance(loss, tuple) else loss, leaves)
         if on_gpu:
             torch.accelerator.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
     return once
 
@@ -116,7 +133,7 @@ def measure(rank: int, world_size: int, seconds: float, only: str, device: str =
     for loss, options in configurations(world_size):
         if only not in loss:
             continue
-        inputs, leaves = arguments(loss)
+        inputs, leaves = arguments(loss, device)
         ranks = {"rank": rank, "world_size": world_size}
         ours, theirs = (
             stopwatch(getattr(package, loss)(**options, **ranks), inputs, leaves, world_size)
@@ -153,6 +170,112 @@ def measure(rank: int, world_size: int, seconds: float, only: str, device: str =
     return rows
 
 
+def seconds_an_operation() -> float:
+    """Return what one operation takes of a product of two tiles, as fast as this machine does them now."""
+    left, right, out = torch.randn(256, WIDTH), torch.randn(1024, WIDTH), torch.empty(256, 1024)
+    times = []
+    for _ in range(8):
+        start = time.process_time()
+        torch.mm(left, right.T, out=out)
+        times.append(time.process_time() - start)
+    return statistics.median(times) / (2 * 256 * 1024 * WIDTH)
+
+
+def pairs_of(loss: str, count: int) -> tuple[list[Any], list[Tensor]]:
+    """Return the arguments of a loss of `count` pairs, all of which get gradients."""
+    image, text = (normalize(torch.randn(count, WIDTH), dim=-1) for _ in range(2))
+    scalars = [torch.tensor(14.0), torch.tensor(-10.0)][: 1 + (loss == "SigLipLoss")]
+    leaves = [tensor.requires_grad_() for tensor in (image, text, *scalars)]
+    return list(leaves), leaves
+
+
+def measure_size(loss: str, count: int) -> Row:
+    """Time each implementation in turn, and the machine's products between them."""
+    theirs = getattr(load_open_clip(), loss)()
+    kind = getattr(verified_losses, loss)
+    modules = {"auto": kind(), "dense": kind(implementation="dense")}
+    modules |= {"streamed": kind(implementation="streamed"), "open_clip": theirs}
+    inputs, leaves = pairs_of(loss, count)
+    watches = {
+        name: stopwatch(module, inputs, leaves, 1, time.process_time) for name, module in modules.items()
+    }
+    if count <= 2048:
+        for watch in watches.values():
+            watch()
+    times: dict[str, list[float]] = {name: [] for name in watches}
+    shares: dict[str, list[float]] = {name: [] for name in watches}
+    for _ in range(ROUNDS):
+        for name, watch in watches.items():
+            before = seconds_an_operation()
+            times[name].append(watch())
+            rate = (before + seconds_an_operation()) / 2
+            shares[name].append(OPERATIONS[loss] * count**2 * WIDTH * rate / times[name][-1])
+    ratios = {
+        name: statistics.median(ours / other for ours, other in zip(found, times["open_clip"], strict=True))
+        for name, found in times.items()
+    }
+    return {
+        "loss": loss,
+        "pairs": count,
+        "ms": {name: 1e3 * statistics.median(found) for name, found in times.items()},
+        "ratio": ratios,
+        "share": {name: statistics.median(found) for name, found in shares.items()},
+        "extra_mb": {name: peak_of(loss, name, count) for name in ("dense", "streamed", "open_clip")},
+        "auto": modules["auto"].explain(count, WIDTH, torch.float32, "cpu"),
+    }
+
+
+def peak_of(loss: str, name: str, count: int) -> float:
+    """Return the megabytes that a step takes beyond its arguments, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_write_peak, (loss, name, count, folder), nprocs=1)
+        return float(Path(folder, "peak").read_text())
+
+
+def _write_peak(_: int, loss: str, name: str, count: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    kind = getattr(load_open_clip() if name == "open_clip" else verified_losses, loss)
+    module = kind() if name == "open_clip" else kind(implementation=name)
+    stopwatch(module, *pairs_of(loss, 64), 1)()
+    inputs, leaves = pairs_of(loss, count)
+    before = _memory_kb("VmRSS")
+    stopwatch(module, inputs, leaves, 1)()
+    Path(folder, "peak").write_text(str((_memory_kb("VmHWM") - before) / 1e3))
+
+
+def _memory_kb(name: str) -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1])
+
+
+def measure_sizes(counts: list[int], only: str) -> list[Row]:
+    """Time ClipLoss and SigLipLoss of so many pairs, and print a table."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore")
+    print(
+        "| loss | pairs | auto, ms | dense | streamed | open_clip | auto / open_clip "
+        "| share of the rate: streamed | open_clip | extra memory, MB: dense | streamed | open_clip |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    rows = []
+    for count in counts:
+        for loss in OPERATIONS:
+            if only not in loss:
+                continue
+            row = measure_size(loss, count)
+            rows.append(row)
+            took, extra = row["ms"], row["extra_mb"]
+            print(
+                f"| {loss} | {count} | {took['auto']:.1f} | {took['dense']:.1f} | {took['streamed']:.1f} "
+                f"| {took['open_clip']:.1f} | {row['ratio']['auto']:.2f} | {row['share']['streamed']:.0%} "
+                f"| {row['share']['open_clip']:.0%} | {extra['dense']:.0f} | {extra['streamed']:.0f} "
+                f"| {extra['open_clip']:.0f} |",
+                flush=True,
+            )
+    return rows
+
+
 def measure_rank(rank: int, world_size: int, seconds: float, only: str, folder: str) -> None:
     """Measure as one of several processes; rank 0 leaves the rows in `folder`."""
     store = f"file://{folder}/store"
@@ -178,7 +301,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="losses whose name contains this")
     parser.add_argument("--device", default="cpu", help="on another than the CPU, one process alone is timed")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
+    parser.add_argument("--sizes", default="", help="time by the number of pairs instead, as 256,4096")
     args = parser.parse_args()
+    if args.sizes:
+        rows = measure_sizes([int(size) for size in args.sizes.split(",")], args.only)
+        write(args.json, "cpu", rows)
+        return
     where = "one thread a process" if args.device == "cpu" else f"on {args.device}"
     print(f"batch {BATCH} a process, width {WIDTH}, torch {torch.__version__}, {where}\n")
     print("| processes | loss | options | ours, ms | open_clip, ms | ratio | middle half |")
@@ -188,10 +316,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             spawn(measure_rank, (2, args.seconds, args.only, folder), nprocs=2)
             rows += json.loads(Path(folder, "rows.json").read_text())
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {"torch": torch.__version__, "device": args.device, "rows": rows}
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    write(args.json, args.device, rows)
+
+
+def write(path: Path | None, device: str, rows: list[Row]) -> None:
+    """Write the figures to a file, if one is asked for."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"torch": torch.__version__, "device": device, "rows": rows}
+        path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

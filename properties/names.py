@@ -37,11 +37,14 @@ GATHERS: Values = {
     **dict.fromkeys(("local_loss", "gather_with_grad", "cache_labels", "use_horovod"), FLAGS),
 }
 """The options of a loss that gathers."""
+FORMS: Values = {"implementation": ("auto", "dense", "streamed"), "tile_size": int}
+"""The options of a loss that has several forms."""
 CONTRACTS: dict[str, Values] = {
-    "clip": GATHERS,
-    "coca": GATHERS | {"clip_loss_weight": float, "caption_loss_weight": float, "pad_id": int},
-    "distill": GATHERS,
-    "siglip": {
+    "clip": GATHERS | FORMS,
+    "coca": GATHERS | FORMS | {"clip_loss_weight": float, "caption_loss_weight": float, "pad_id": int},
+    "distill": GATHERS | FORMS,
+    "siglip": FORMS
+    | {
         "dist_impl": (*DIST_IMPLS, None),
         "chunk_size": int,
         "cache_labels": FLAGS,

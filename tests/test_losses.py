@@ -31,6 +31,7 @@ from verified_losses import (
     CoCaLoss,
     DistillClipLoss,
     SigLipLoss,
+    contrast,
     gather_features,
     neighbour_exchange,
     neighbour_exchange_bidir,
@@ -488,6 +489,32 @@ def test_repr_shows_what_differs_from_the_defaults(loss, shown):
     assert repr(loss) == shown
 
 
+def with_doubled_logits(kind):
+    """Return a loss whose class makes its own logits, as one derived from open_clip's may."""
+
+    class Doubled(CLASSES[kind]):
+        def get_logits(self, *arguments):
+            logits = super().get_logits(*arguments)
+            return 2 * logits if kind == "siglip" else tuple(2 * each for each in logits)
+
+    return Doubled(**{name: WEIGHTS[name] for name in WEIGHTS if kind == "coca"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_labels_of_a_subclass_count(kind):
+    inputs = batch(kind)
+    values = tree_leaves(with_doubled_logits(kind)(**inputs))
+    scalars = {name: 2 * value for name, value in inputs.items() if name.endswith(("_scale", "_bias"))}
+    expected = tree_leaves(make(kind)(**inputs | scalars))
+    for value, other in zip(values, expected, strict=True):
+        close(value.item(), other.item(), 8, 8)
+    if kind == "clip":
+        labels = type("Fixed", (ClipLoss,), {"get_ground_truth": lambda *_: torch.tensor([0, 0])})
+        per_image, per_text = ClipLoss().get_logits(**inputs)
+        wanted = -(per_image.log_softmax(1)[:, 0].mean() + per_text.log_softmax(1)[:, 0].mean()) / 2
+        close(labels()(**inputs).item(), wanted.item(), 8, 8)
+
+
 @pytest.mark.parametrize("convention", ["exact", "open_clip"])
 @pytest.mark.parametrize("training", [True, False])
 def test_distill_keeps_nothing_of_a_teacher_that_does_not_learn(convention, training):
@@ -627,13 +654,13 @@ def test_chunks_of_images_cost_what_all_cost(rows, chunk_size):
 
 
 def test_logits_are_made_of_so_many_images_at_a_time(monkeypatch):
-    scored, get_logits = [], SigLipLoss.get_logits
+    scored, scaled_product = [], contrast.scaled_product
 
-    def spy(loss, image_features, *arguments):
+    def spy(image_features, *arguments):
         scored.append(len(image_features))
-        return get_logits(loss, image_features, *arguments)
+        return scaled_product(image_features, *arguments)
 
-    monkeypatch.setattr(SigLipLoss, "get_logits", spy)
+    monkeypatch.setattr(contrast, "scaled_product", spy)
     for chunk_size, expected in (0, [5]), (None, [5]), (2, [2, 2, 1]), (5, [5]), (8, [5]):
         scored.clear()
         SigLipLoss(chunk_size=chunk_size)(**batch("siglip", rows=5))

@@ -43,6 +43,14 @@ def one_of(name: str, value: object, allowed: tuple[str, ...], why: str = "") ->
         raise ValueError(f"{name}: expected {expected}{why}, got {value!r}")
 
 
+def size_or_none(name: str, value: object) -> None:
+    """Raise unless `value` is an int of at least 1, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | None):
+        raise TypeError(f"{name}: expected an int or None, got {type(value).__name__}")
+    if value is not None and value < 1:
+        raise ValueError(f"{name}: expected an int of at least 1, got {value}")
+
+
 def floating(name: str, tensor: object, ndim: int) -> Tensor:
     """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty; else raise."""
     if not isinstance(tensor, Tensor):

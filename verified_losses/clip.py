@@ -6,12 +6,15 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from . import checks
+from . import checks, contrast
 from .checks import Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
+from .implementations import IMPLEMENTATIONS, Implementation, choose, explain
+
+Pairs = list[tuple[Tensor, Tensor]]
+"""Anchors and their gallery."""
 
 
 class ClipLoss(nn.Module):
@@ -28,17 +31,21 @@ class ClipLoss(nn.Module):
     Args:
         local_loss: compare this rank's rows with all ranks', instead of all with all.
         gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
-        cache_labels: keep the ground truth between calls.
+        cache_labels: keep what `get_ground_truth` returns between calls.
         rank: this rank, counted within `group`; None takes it from there.
         world_size: the number of ranks in `group`; None takes it from there.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, in which
             `local_loss=False, gather_with_grad=False` makes feature gradients `world_size` times too small.
         group: the process group; None is the default one.
+        implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
+            again in the backward; "auto" takes what is faster, as `explain` says.
+        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
-            is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
+            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        TypeError: `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
@@ -70,9 +77,13 @@ class ClipLoss(nn.Module):
         *,
         convention: Convention = "exact",
         group: Any = None,
+        implementation: Implementation = "auto",
+        tile_size: int | None = None,
     ) -> None:
         super().__init__()
         checks.one_of("convention", convention, ("exact", "open_clip"))
+        checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        checks.size_or_none("tile_size", tile_size)
         self.transport = choose_transport(rank, world_size, group, use_horovod)
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
@@ -80,8 +91,9 @@ class ClipLoss(nn.Module):
         self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
         self.convention: Convention = convention
+        self.implementation: Implementation = implementation
+        self.tile_size = tile_size
         self.labels: dict[tuple[torch.device, int, int], Tensor] = {}
-        self._agreed: Rows | None = None
         if self.world_size > 1 and local_loss and not gather_with_grad and convention == "exact":
             warnings.warn(
                 f"{type(self).__name__}(local_loss=True, gather_with_grad=False) treats the gathered rows as "
@@ -98,6 +110,14 @@ class ClipLoss(nn.Module):
         """Whether the host waits for the GPU: in one process no call does but the first, if all is on it."""
         return self.world_size > 1
 
+    def explain(self, n: int, d: int, dtype: torch.dtype, device: torch.device | str) -> str:
+        """Return in words which implementation computes n pairs (of all ranks) of width d, and why."""
+        return explain(self.implementation, n, d, dtype, device, self._tile)
+
+    @property
+    def _tile(self) -> tuple[int, int] | None:
+        return (self.tile_size, self.tile_size) if self.tile_size else None
+
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Return the column of each row's partner.
 
@@ -106,11 +126,10 @@ class ClipLoss(nn.Module):
             num_logits: n, how many rows this rank's logits have.
 
         Returns:
-            [n] int64 on `device`: 0 to n - 1; with `local_loss`, the numbers of this rank's rows among all.
+            [n] int64 on `device`: 0 to n - 1; with `local_loss`, the numbers of this rank's rows among all,
+            every rank having n.
         """
-        start = 0
-        if self.local_loss:
-            start = sum(self._agreed[: self.rank]) if self._agreed else num_logits * self.rank
+        start = num_logits * self.rank if self.local_loss else 0
         key = (torch.device(device), num_logits, start)
         labels = self.labels.get(key)
         if labels is None:
@@ -144,25 +163,10 @@ class ClipLoss(nn.Module):
             TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
             RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
         """
-        rows = self._agreed or self._agree(
-            lambda: self._check(image_features, text_features, logit_scale, logit_bias)
-        )
-        all_image_features, all_text_features = gather_pair(
-            image_features,
-            text_features,
-            rows,
-            self.local_loss,
-            self.gather_with_grad,
-            self.convention,
-            self.transport,
-        )
-        if self.world_size > 1 and self.local_loss:
-            return (
-                scaled_product(image_features, all_text_features, logit_scale, logit_bias),
-                scaled_product(text_features, all_image_features, logit_scale, logit_bias),
-            )
-        logits_per_image = scaled_product(all_image_features, all_text_features, logit_scale, logit_bias)
-        return logits_per_image, logits_per_image.T
+        rows = self._agree(lambda: self._check(image_features, text_features, logit_scale, logit_bias))
+        pairs = self._pairs(image_features, text_features, rows)
+        logits = [contrast.scaled_product(*pair, logit_scale, logit_bias) for pair in pairs]
+        return logits[0], logits[1] if len(logits) == 2 else logits[0].T
 
     @overload
     def forward(
@@ -201,13 +205,8 @@ class ClipLoss(nn.Module):
             TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
             RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
         """
-        self._agreed = self._agree(
-            lambda: self._check(image_features, text_features, logit_scale, logit_bias)
-        )
-        try:
-            loss = self._contrastive(*self.get_logits(image_features, text_features, logit_scale, logit_bias))
-        finally:
-            self._agreed = None
+        rows = self._agree(lambda: self._check(image_features, text_features, logit_scale, logit_bias))
+        loss = self._contrastive(image_features, text_features, logit_scale, logit_bias, rows)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _check(
@@ -235,34 +234,63 @@ class ClipLoss(nn.Module):
         )
         return checks.agree(self.transport, call, check)
 
-    def _row_weight(self, logits: Tensor) -> float:
-        """Return the weight of one row of `logits`; the mean over ranks is then the mean over all rows."""
-        return (self.world_size if self.local_loss else 1) / logits.shape[1]
+    def _row_weight(self, rows: Rows) -> float:
+        """Return the weight of one row of logits; the mean over ranks is then the mean over all rows."""
+        return (self.world_size if self.local_loss else 1) / sum(rows)
 
-    def _contrastive(self, logits_per_image: Tensor, logits_per_text: Tensor) -> Tensor:
-        labels = self.get_ground_truth(logits_per_image.device, logits_per_image.shape[0])
-        total = sum_cross_entropy(logits_per_image, labels) + sum_cross_entropy(logits_per_text, labels)
-        return total * (self._row_weight(logits_per_image) / 2)
+    def _start(self, rows: Rows) -> int:
+        """Return the column of the partner of this rank's first anchor."""
+        return sum(rows[: self.rank]) if self.local_loss else 0
+
+    def _pairs(self, image_features: Tensor, text_features: Tensor, rows: Rows) -> Pairs:
+        """Return anchors and gallery: of both directions with `local_loss`, else of the images alone."""
+        everyone = gather_pair(
+            image_features,
+            text_features,
+            rows,
+            self.local_loss,
+            self.gather_with_grad,
+            self.convention,
+            self.transport,
+        )
+        if self.world_size > 1 and self.local_loss:
+            return [(image_features, everyone[1]), (text_features, everyone[0])]
+        return [everyone]
+
+    def _contrastive(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Scalar,
+        logit_bias: Scalar | None,
+        rows: Rows,
+    ) -> Tensor:
+        """Return the contrastive loss of checked features."""
+        if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
+            return self._contrastive_of_logits(
+                self.get_logits(image_features, text_features, logit_scale, logit_bias), rows
+            )
+        pairs = self._pairs(image_features, text_features, rows)
+        sums = choose(self.implementation, sum(rows), image_features.device, self._tile)
+        if len(pairs) == 2:
+            start = self._start(rows)
+            images, texts = (sums.sum_infonce(*pair, logit_scale, logit_bias, start) for pair in pairs)
+            total = images + texts
+        else:
+            total = sums.sum_symmetric(*pairs[0], logit_scale, logit_bias)
+        return total * (self._row_weight(rows) / 2)
+
+    def _contrastive_of_logits(self, logits: tuple[Tensor, Tensor], rows: Rows) -> Tensor:
+        """Return the contrastive loss of logits per image and per text, where a subclass makes them."""
+        device, count = logits[0].device, logits[0].shape[0]
+        if overrides(self, ClipLoss, "get_ground_truth"):
+            labels = self.get_ground_truth(device, count)
+        else:
+            labels = torch.arange(count, device=device) + self._start(rows)
+        images, texts = (contrast.sum_cross_entropy(each, labels) for each in logits)
+        return (images + texts) * (self._row_weight(rows) / 2)
 
 
-def scaled_product(
-    anchors: Tensor, gallery: Tensor, logit_scale: Scalar, logit_bias: Scalar | None
-) -> Tensor:
-    """Return the logits of [n, d] anchors against a [m, d] gallery, [n, m]."""
-    logits = _flat(logit_scale) * anchors @ gallery.T
-    return logits if logit_bias is None else logits + _flat(logit_bias)
-
-
-def _flat(value: Scalar) -> Scalar:
-    """Return `value`, [1] as []: a tensor of no dimensions leaves the features' dtype as it is."""
-    return value.reshape(()) if isinstance(value, Tensor) and value.ndim else value
-
-
-def widen(tensor: Tensor) -> Tensor:
-    """Return `tensor` in at least float32: half-precision sums overflow and lose the loss."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
-def sum_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Sum the cross-entropy of [n, c] logits with [n] labels, in at least float32."""
-    return F.cross_entropy(widen(logits), labels, ignore_index=ignore_index, reduction="sum")
+def overrides(loss: nn.Module, kind: type[nn.Module], *names: str) -> bool:
+    """Return whether the class of `loss`, derived from `kind`, has methods of its own of these names."""
+    return any(getattr(type(loss), name) is not getattr(kind, name) for name in names)

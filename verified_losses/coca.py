@@ -7,7 +7,9 @@ from torch import Tensor
 
 from . import checks
 from .checks import Convention, Facts, Scalar
-from .clip import ClipLoss, sum_cross_entropy, widen
+from .clip import ClipLoss
+from .contrast import sum_cross_entropy, widen
+from .implementations import Implementation
 
 
 class CoCaLoss(ClipLoss):
@@ -31,18 +33,21 @@ class CoCaLoss(ClipLoss):
         pad_id: the label that is no token; it need not be in the vocabulary.
         local_loss: compare this rank's rows with all ranks', instead of all with all.
         gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
-        cache_labels: keep the ground truth between calls.
+        cache_labels: keep what `get_ground_truth` returns between calls.
         rank: this rank, counted within `group`; None takes it from there.
         world_size: the number of ranks in `group`; None takes it from there.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, and a caption
             term that is a mean over this rank's tokens.
         group: the process group; None is the default one.
+        implementation: of the contrastive term: "dense" holds all logits at once; "streamed" holds one tile,
+            and computes it again in the backward; "auto" takes what is faster, as `explain` says.
+        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
-            is given with `use_horovod`.
-        TypeError: a weight is no number, or `pad_id` no int.
+        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
+            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        TypeError: a weight is no number, `pad_id` no int, or `tile_size` neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
@@ -80,6 +85,8 @@ class CoCaLoss(ClipLoss):
         *,
         convention: Convention = "exact",
         group: Any = None,
+        implementation: Implementation = "auto",
+        tile_size: int | None = None,
     ) -> None:
         weights = {"caption_loss_weight": caption_loss_weight, "clip_loss_weight": clip_loss_weight}
         for name, weight in weights.items():
@@ -96,6 +103,8 @@ class CoCaLoss(ClipLoss):
             use_horovod,
             convention=convention,
             group=group,
+            implementation=implementation,
+            tile_size=tile_size,
         )
         self.caption_loss_weight = caption_loss_weight
         self.clip_loss_weight = clip_loss_weight
@@ -168,13 +177,10 @@ class CoCaLoss(ClipLoss):
         everyone = self._agree_facts(check)
         contrastive_loss = caption_loss = widen(image_features.new_zeros(()))
         if self.clip_loss_weight:
-            self._agreed = tuple(facts.rows for facts in everyone)
-            try:
-                contrastive_loss = self.clip_loss_weight * self._contrastive(
-                    *self.get_logits(image_features, text_features, logit_scale, logit_bias)
-                )
-            finally:
-                self._agreed = None
+            rows = tuple(facts.rows for facts in everyone)
+            contrastive_loss = self.clip_loss_weight * self._contrastive(
+                image_features, text_features, logit_scale, logit_bias, rows
+            )
         if self.caption_loss_weight:
             tokens = [facts.tokens for facts in everyone]
             caption_loss = self.caption_loss_weight * self._caption_loss(logits, labels, tokens)

@@ -1,13 +1,19 @@
 """CLIP with a teacher."""
 
-from typing import Literal, overload
+from typing import Literal, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, contrast
 from .checks import Facts, Scalar
-from .clip import ClipLoss, widen
+from .clip import ClipLoss, overrides
+from .gather import Rows
+from .implementations import choose
+
+T = TypeVar("T")
+Side: TypeAlias = tuple[tuple[Tensor, Tensor], Scalar, Scalar | None]
+"""Features of images and texts, scale and bias."""
 
 
 class DistillClipLoss(ClipLoss):
@@ -26,17 +32,22 @@ class DistillClipLoss(ClipLoss):
     Args:
         local_loss: compare this rank's rows with all ranks', instead of all with all.
         gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
-        cache_labels: keep the ground truth between calls.
+        cache_labels: keep what `get_ground_truth` returns between calls.
         rank: this rank, counted within `group`; None takes it from there.
         world_size: the number of ranks in `group`; None takes it from there.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group.
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, the teacher's
             among them.
         group: the process group; None is the default one.
+        implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
+            again in the backward; "auto" takes what is faster, as `explain` says. A teacher
+            that gets gradients is computed densely.
+        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` is unknown; or `group`
-            is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
+            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        TypeError: `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
@@ -72,9 +83,6 @@ class DistillClipLoss(ClipLoss):
         """
         checks.floating("teacher_logits", teacher_logits, 2)
         checks.floating("student_logits", student_logits, 2)
-        return self._sum_dist_loss(teacher_logits, student_logits) / student_logits.shape[0]
-
-    def _sum_dist_loss(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         if teacher_logits.shape != student_logits.shape:
             raise ValueError(
                 f"teacher_logits: expected the shape of student_logits, {list(student_logits.shape)}, "
@@ -82,8 +90,7 @@ class DistillClipLoss(ClipLoss):
             )
         if self.convention == "exact":
             teacher_logits = teacher_logits.detach()
-        teacher = widen(teacher_logits).softmax(dim=1)
-        return -(teacher * widen(student_logits).log_softmax(dim=1)).sum()
+        return contrast.sum_dist_loss(teacher_logits, student_logits) / student_logits.shape[0]
 
     @overload  # type: ignore[override]
     def forward(
@@ -150,18 +157,47 @@ class DistillClipLoss(ClipLoss):
                 )
             return Facts(student.rows, common=f"{student.common} teacher {teacher.common}")
 
-        self._agreed = self._agree(check)
-        try:
-            student = self.get_logits(image_features, text_features, logit_scale, logit_bias)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.convention == "open_clip"):
-                teacher = self.get_logits(
-                    dist_image_features, dist_text_features, dist_logit_scale, dist_logit_bias
-                )
-            contrastive_loss = self._contrastive(*student)
-        finally:
-            self._agreed = None
-        total = self._sum_dist_loss(teacher[0], student[0]) + self._sum_dist_loss(teacher[1], student[1])
-        distill_loss = total * (self._row_weight(student[0]) / 2)
+        rows = self._agree(check)
+        student = (image_features, text_features), logit_scale, logit_bias
+        teacher = (dist_image_features, dist_text_features), dist_logit_scale, dist_logit_bias
+        contrastive_loss, distill_loss = self._both(student, teacher, rows)
         if output_dict:
             return {"contrastive_loss": contrastive_loss, "distill_loss": distill_loss}
         return contrastive_loss, distill_loss
+
+    def _both(self, student: Side, teacher: Side, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the two losses of checked arguments."""
+        features, scale, bias = student
+        dist_features, dist_scale, dist_bias = teacher
+        if self.convention == "exact":
+            dist_features = dist_features[0].detach(), dist_features[1].detach()
+            dist_scale, dist_bias = _constant(dist_scale), _constant(dist_bias)
+        weight = self._row_weight(rows) / 2
+        if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
+            logits = self.get_logits(*features, scale, bias)
+            dist_logits = self.get_logits(*dist_features, dist_scale, dist_bias)
+            images, texts = map(contrast.sum_dist_loss, dist_logits, logits)
+            return self._contrastive_of_logits(logits, rows), (images + texts) * weight
+        pairs, dist_pairs = self._pairs(*features, rows), self._pairs(*dist_features, rows)
+        implementation = self.implementation
+        if any(_learns(value) for value in (*dist_features, dist_scale, dist_bias)):
+            implementation = "dense"
+        sums = choose(implementation, sum(rows), features[0].device, self._tile)
+        if len(pairs) == 1:
+            both = sums.sum_symmetric_distill(pairs[0], scale, bias, dist_pairs[0], dist_scale, dist_bias)
+        else:
+            start = self._start(rows)
+            images, texts = (
+                sums.sum_distill(pair, scale, bias, dist_pair, dist_scale, dist_bias, start)
+                for pair, dist_pair in zip(pairs, dist_pairs, strict=True)
+            )
+            both = images[0] + texts[0], images[1] + texts[1]
+        return both[0] * weight, both[1] * weight
+
+
+def _constant(value: T) -> T:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _learns(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()

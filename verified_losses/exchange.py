@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import checks
-from .transport import eager
+from .transport import Transport, eager
 
 _DTYPES = (
     *checks.DTYPES, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
@@ -46,7 +46,7 @@ def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any 
         >>> SimulatedWorld(3).run(program)  # three ranks, of this process
         [2.0, 0.0, 1.0]
     """
-    (received,) = _swap([(tensor, to_rank)], [from_rank], group)
+    (received,) = _swap([(tensor, to_rank)], [from_rank], _ranks(group))
     return received
 
 
@@ -83,7 +83,7 @@ def neighbour_exchange_bidir(
         [(1.0, -2.0), (2.0, -0.0), (0.0, -1.0)]
     """
     sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
-    from_left, from_right = _swap(sends, [left_rank, right_rank], group)
+    from_left, from_right = _swap(sends, [left_rank, right_rank], _ranks(group))
     return from_right, from_left
 
 
@@ -119,8 +119,9 @@ def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, g
         >>> SimulatedWorld(3).run(program)  # three ranks, of this process
         [1.0, 2.0, 0.0]
     """
-    shape, dtype = _receive_shapes([(tensor, to_rank)], [from_rank], group)[0]
-    return exchange_with_grad(from_rank, to_rank, tensor, shape, group, dtype)
+    transport = _ranks(group)
+    shape, dtype = _receive_shapes([(tensor, to_rank)], [from_rank], transport)[0]
+    return exchange_with_grad(from_rank, to_rank, tensor, shape, transport, dtype)
 
 
 def neighbour_exchange_bidir_with_grad(
@@ -155,19 +156,33 @@ def neighbour_exchange_bidir_with_grad(
         [12.0, 20.0, 1.0]
     """
     sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
-    (left, left_dtype), (right, right_dtype) = _receive_shapes(sends, [left_rank, right_rank], group)
+    transport = _ranks(group)
+    (left, left_dtype), (right, right_dtype) = _receive_shapes(sends, [left_rank, right_rank], transport)
     return exchange_bidir_with_grad(
-        left_rank, right_rank, tensor_to_left, tensor_to_right, right, left, group, right_dtype, left_dtype
+        left_rank,
+        right_rank,
+        tensor_to_left,
+        tensor_to_right,
+        right,
+        left,
+        transport,
+        right_dtype,
+        left_dtype,
     )
 
 
 @eager
 def exchange_with_grad(
-    from_rank: int, to_rank: int, tensor: Tensor, shape: Shape, group: Any, dtype: torch.dtype | None = None
+    from_rank: int,
+    to_rank: int,
+    tensor: Tensor,
+    shape: Shape,
+    transport: Transport,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Exchange with gradient where the shape that comes is known."""
     dtype = dtype or tensor.dtype
-    received: Tensor = _Exchange.apply(from_rank, to_rank, group, shape, dtype, _anchor(), tensor)
+    received: Tensor = _Exchange.apply(from_rank, to_rank, transport, shape, dtype, _anchor(), tensor)
     return received
 
 
@@ -179,7 +194,7 @@ def exchange_bidir_with_grad(
     tensor_to_right: Tensor,
     shape_from_right: Shape,
     shape_from_left: Shape,
-    group: Any,
+    transport: Transport,
     dtype_from_right: torch.dtype | None = None,
     dtype_from_left: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -187,9 +202,19 @@ def exchange_bidir_with_grad(
     shapes = (shape_from_right, shape_from_left)
     dtypes = (dtype_from_right or tensor_to_left.dtype, dtype_from_left or tensor_to_right.dtype)
     received: tuple[Tensor, Tensor] = _ExchangeBidir.apply(
-        left_rank, right_rank, group, shapes, dtypes, _anchor(), tensor_to_left, tensor_to_right
+        left_rank, right_rank, transport, shapes, dtypes, _anchor(), tensor_to_left, tensor_to_right
     )
     return received
+
+
+@eager
+def _ranks(group: Any) -> Transport:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            "neighbour exchange needs torch.distributed, as Horovod sends no messages from one rank to "
+            "another: call init_process_group() first"
+        )
+    return Transport(dist.get_rank(group), dist.get_world_size(group), group)
 
 
 def _anchor() -> Tensor:
@@ -203,23 +228,23 @@ class _Exchange(Function):
         ctx: Any,
         from_rank: int,
         to_rank: int,
-        group: Any,
+        transport: Transport,
         shape: Shape,
         dtype: Any,
         anchor: Tensor,
         tensor: Tensor,
     ) -> Tensor:
-        ctx.from_rank, ctx.to_rank, ctx.group = from_rank, to_rank, group
+        ctx.from_rank, ctx.to_rank, ctx.transport = from_rank, to_rank, transport
         ctx.sent = tensor.shape, tensor.dtype
         received = tensor.new_empty(shape, dtype=dtype)
-        _transfer([(tensor, to_rank)], [(received, from_rank)], group)
+        transport.exchange([(tensor, to_rank)], [(received, from_rank)])
         if not received.is_floating_point():
             ctx.mark_non_differentiable(received)
         return received
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        back = _Exchange.apply(ctx.to_rank, ctx.from_rank, ctx.group, *ctx.sent, _anchor(), grad)
+        back = _Exchange.apply(ctx.to_rank, ctx.from_rank, ctx.transport, *ctx.sent, _anchor(), grad)
         return None, None, None, None, None, None, back
 
 
@@ -229,21 +254,21 @@ class _ExchangeBidir(Function):
         ctx: Any,
         left_rank: int,
         right_rank: int,
-        group: Any,
+        transport: Transport,
         shapes: tuple[Shape, Shape],
         dtypes: tuple[Any, Any],
         anchor: Tensor,
         to_left: Tensor,
         to_right: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.left_rank, ctx.right_rank, ctx.group = left_rank, right_rank, group
+        ctx.left_rank, ctx.right_rank, ctx.transport = left_rank, right_rank, transport
         ctx.sent = (to_left.shape, to_right.shape), (to_left.dtype, to_right.dtype)
         from_right = to_left.new_empty(shapes[0], dtype=dtypes[0])
         from_left = to_right.new_empty(shapes[1], dtype=dtypes[1])
         # between two ranks messages pair up in the order posted: the first I send to the right is
         # the first my neighbour receives from its left
         sends = [(to_right, right_rank), (to_left, left_rank)]
-        _transfer(sends, [(from_left, left_rank), (from_right, right_rank)], group)
+        transport.exchange(sends, [(from_left, left_rank), (from_right, right_rank)])
         ctx.mark_non_differentiable(*(t for t in (from_right, from_left) if not t.is_floating_point()))
         return from_right, from_left
 
@@ -252,36 +277,31 @@ class _ExchangeBidir(Function):
         # the gradient of the tensor sent to the left comes back from the left
         (left, right), (left_dtype, right_dtype) = ctx.sent
         grad_to_right, grad_to_left = _ExchangeBidir.apply(
-            ctx.left_rank, ctx.right_rank, ctx.group, (right, left), (right_dtype, left_dtype), _anchor(),
+            ctx.left_rank, ctx.right_rank, ctx.transport, (right, left), (right_dtype, left_dtype), _anchor(),
             grad_from_left, grad_from_right,
         )  # fmt: skip
         return None, None, None, None, None, None, grad_to_left, grad_to_right
 
 
-def _swap(sends: list[tuple[Tensor, int]], sources: list[int], group: Any) -> list[Tensor]:
-    shapes = _receive_shapes(sends, sources, group)
+def _swap(sends: list[tuple[Tensor, int]], sources: list[int], transport: Transport) -> list[Tensor]:
+    shapes = _receive_shapes(sends, sources, transport)
     receives = [
         (sent.new_empty(shape, dtype=dtype), source)
         for (shape, dtype), source, (sent, _) in zip(shapes, sources, sends, strict=True)
     ]
-    _transfer([(tensor.detach(), rank) for tensor, rank in sends], receives, group)
+    transport.exchange([(tensor.detach(), rank) for tensor, rank in sends], receives)
     return [tensor for tensor, _ in receives]
 
 
 def _swap_headers(
-    sends: list[tuple[Tensor, int]], sources: list[int], group: Any
+    sends: list[tuple[Tensor, int]], sources: list[int], transport: Transport
 ) -> list[tuple[list[int], torch.dtype]]:
     """Send each receiver the shape and dtype of its tensor; return those of the tensors to come."""
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            "neighbour exchange needs torch.distributed, as Horovod sends no messages from one rank to "
-            "another: call init_process_group() first"
-        )
-    world_size = dist.get_world_size(group)
+    world_size = transport.world_size
     for peer in [*sources, *(rank for _, rank in sends)]:
         if not isinstance(peer, int) or not 0 <= peer < world_size:
             raise ValueError(f"neighbour rank: expected an int in [0, {world_size}), got {peer!r}")
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    device = "cuda" if dist.get_backend(transport.group) == "nccl" else "cpu"
     wrong: Exception | None = None
     headers = []
     for tensor, rank in sends:
@@ -296,7 +316,7 @@ def _swap_headers(
             header[: 2 + tensor.ndim] = [tensor.ndim, _DTYPES.index(tensor.dtype), *tensor.shape]
         headers.append((torch.tensor(header, device=device), rank))
     coming = [(torch.empty(2 + _MAX_NDIM, dtype=torch.int64, device=device), rank) for rank in sources]
-    _transfer(headers, coming, group)
+    transport.exchange(headers, coming)
     announced = []
     for told, source in coming:
         ndim, dtype, *shape = told.tolist()
@@ -311,27 +331,9 @@ def _swap_headers(
             for (shape, dtype), (told, source) in zip(announced, coming, strict=True)
             if told[0] >= 0
         ]
-        _transfer([(tensor.detach(), rank) for tensor, rank in good], ignored, group)
+        transport.exchange([(tensor.detach(), rank) for tensor, rank in good], ignored)
         raise wrong
     return announced
 
 
 _receive_shapes = eager(_swap_headers)
-
-
-def _transfer(sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]], group: Any) -> None:
-    landing = receives
-    if dist.get_backend(group) == "gloo":  # which sends the CPU's memory alone
-        sends = [(tensor.cpu(), rank) for tensor, rank in sends]
-        landing = [
-            (tensor if tensor.is_cpu else torch.empty_like(tensor, device="cpu"), rank)
-            for tensor, rank in receives
-        ]
-    ops = [
-        dist.P2POp(dist.isend, tensor.contiguous(), group=group, group_peer=rank) for tensor, rank in sends
-    ] + [dist.P2POp(dist.irecv, tensor, group=group, group_peer=rank) for tensor, rank in landing]
-    for work in dist.batch_isend_irecv(ops):
-        work.wait()
-    for (tensor, _), (landed, _) in zip(receives, landing, strict=True):
-        if landed is not tensor:
-            tensor.copy_(landed)

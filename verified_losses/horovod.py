@@ -88,8 +88,6 @@ class HorovodTransport(Transport):
     """
 
     carrier = "Horovod"
-    dist_impls = ("gather",)
-    why_these = " over Horovod, which sends no messages from one rank to another"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,17 +1,21 @@
 """The sigmoid loss of SigLIP."""
 
+from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from . import checks
+from . import checks, contrast, streamed
 from .checks import Facts, Scalar
-from .clip import scaled_product, widen
+from .clip import overrides
 from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
 from .horovod import choose_transport
+from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose, explain
+
+DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+"""How texts can travel, the default first."""
 
 
 class SigLipLoss(nn.Module):
@@ -32,16 +36,21 @@ class SigLipLoss(nn.Module):
         world_size: the number of ranks in `group`; None takes it from there.
         dist_impl: how texts travel: "bidir" (default) passes them to both neighbours, "shift" to one,
             "reduce" sends one rank's at a time to all, "gather" (over Horovod default) all at once.
-        chunk_size: how many images are scored at a time; 0 or None scores all at once. Chunks save memory
-            only where no gradients are recorded, as the backward needs the logits of every chunk.
+        chunk_size: how many images are scored at a time; 0 or None scores all at once. In the dense form
+            chunks save memory only where no gradients are recorded, as the backward needs the logits of every
+            chunk; in the streamed form a tile has no more rows than this.
         use_horovod: the ranks are those of Horovod, which runs already, instead of a process group;
             texts are gathered.
         group: the process group; None is the default one.
+        implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and forms the
+            gradients in the same sweep; "auto" takes what is faster, as `explain` says.
+        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
 
     Raises:
         ValueError: `rank` is outside the world, or None without a group; `dist_impl` is unknown, or not
-            "gather" over Horovod; `chunk_size` is negative; or `group` is given with `use_horovod`.
-        TypeError: `chunk_size` is neither an int nor None.
+            "gather" over Horovod; `implementation` is unknown; `chunk_size` is negative, or `tile_size` below
+            1; or `group` is given with `use_horovod`.
+        TypeError: `chunk_size` or `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
@@ -70,16 +79,25 @@ class SigLipLoss(nn.Module):
         *,
         use_horovod: bool = False,
         group: Any = None,
+        implementation: Implementation = "auto",
+        tile_size: int | None = None,
     ) -> None:
         super().__init__()
+        checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        checks.size_or_none("tile_size", tile_size)
         self.transport = choose_transport(rank, world_size, group, use_horovod)
-        self.dist_impl = dist_impl or self.transport.dist_impls[0]
-        checks.one_of("dist_impl", self.dist_impl, self.transport.dist_impls, self.transport.why_these)
+        ways, why = DIST_IMPLS, ""
+        if use_horovod:
+            ways, why = ("gather",), " over Horovod, which sends no messages from one rank to another"
+        self.dist_impl = dist_impl or ways[0]
+        checks.one_of("dist_impl", self.dist_impl, ways, why)
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | None):
             raise TypeError(f"chunk_size: expected an int or None, got {type(chunk_size).__name__}")
         if chunk_size is not None and chunk_size < 0:
             raise ValueError(f"chunk_size: expected an int of at least 0, got {chunk_size}")
         self.chunk_size = chunk_size
+        self.implementation: Implementation = implementation
+        self.tile_size = tile_size
         self.cache_labels = cache_labels
         self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
@@ -92,6 +110,15 @@ class SigLipLoss(nn.Module):
     def waits_for_device(self) -> bool:
         """Whether the host waits for the GPU: in one process no call does but the first, if all is on it."""
         return self.world_size > 1
+
+    def explain(self, n: int, d: int, dtype: torch.dtype, device: torch.device | str) -> str:
+        """Return in words which implementation computes n pairs (of all ranks) of width d, and why."""
+        return explain(self.implementation, n, d, dtype, device, self._tile)
+
+    @property
+    def _tile(self) -> streamed.Tile | None:
+        rows, columns = (self.tile_size, self.tile_size) if self.tile_size else streamed.TILE
+        return min(rows, self.chunk_size or rows), columns
 
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
@@ -142,7 +169,7 @@ class SigLipLoss(nn.Module):
         checks.scalar("logit_scale", logit_scale, image)
         if logit_bias is not None:
             checks.scalar("logit_bias", logit_bias, image)
-        return scaled_product(image, text, logit_scale, logit_bias)
+        return contrast.scaled_product(image, text, logit_scale, logit_bias)
 
     @overload
     def forward(
@@ -191,75 +218,79 @@ class SigLipLoss(nn.Module):
 
         call = f"SigLipLoss(dist_impl={self.dist_impl!r})"
         rows = tuple(facts.rows for facts in checks.agree(self.transport, call, check))
-        own_text, *other_texts = self._texts(text_features, rows)
-        total = self._sum(image_features, own_text, logit_scale, logit_bias)
-        for text in other_texts:
-            total = total + self._sum(image_features, text, logit_scale, logit_bias, negative_only=True)
+        sums = choose(self.implementation, sum(rows), image_features.device, self._tile)
+        total = None
+        for source, text in self._texts(text_features, rows):
+            start = 0 if source == self.rank else None
+            part = self._sum(sums, image_features, text, logit_scale, logit_bias, start)
+            total = part if total is None else total + part
+        assert total is not None
         loss = total * (self.world_size / sum(rows))
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _sum(
         self,
+        sums: Sums,
         image_features: Tensor,
         text_features: Tensor,
         logit_scale: Scalar,
         logit_bias: Scalar | None,
-        negative_only: bool = False,
+        start: int | None,
     ) -> Tensor:
+        """Sum the losses of images and one rank's texts; `start` is 0 if these are partners, else None."""
+        makes_logits = overrides(self, SigLipLoss, "get_logits")
+        if sums.name != "dense" and not makes_logits:
+            return sums.sum_sigmoid(image_features, text_features, logit_scale, logit_bias, start)
         chunks = image_features.split(self.chunk_size) if self.chunk_size else (image_features,)
         terms: list[Tensor] = []
-        start = 0
         for images in chunks:
-            logits = widen(self.get_logits(images, text_features, logit_scale, logit_bias))
-            if negative_only:
-                signed = -logits
+            if makes_logits:
+                logits = self.get_logits(images, text_features, logit_scale, logit_bias)
+                terms.append(contrast.sum_log_sigmoid(logits, start))
             else:
-                labels = self.get_ground_truth(logits.device, logits.dtype, logits.shape[0])
-                if self.chunk_size:  # texts before and after this chunk's partners are negatives too
-                    after = logits.shape[1] - start - logits.shape[0]
-                    labels = F.pad(labels, (start, after), value=-1.0)
-                    start += logits.shape[0]
-                signed = labels * logits
-            # logsigmoid, not softplus: torch's softplus drops exp(-x) beyond 20
-            terms.append(-F.logsigmoid(signed).sum())
+                terms.append(contrast.sum_sigmoid(images, text_features, logit_scale, logit_bias, start))
+            start = None if start is None else start + images.shape[0]
         return sum(terms[1:], terms[0])
 
-    def _texts(self, text_features: Tensor, rows: Rows) -> list[Tensor]:
-        """Return this rank's texts, then every other rank's, differentiable if texts require grad."""
+    def _texts(self, text_features: Tensor, rows: Rows) -> Iterator[tuple[int, Tensor]]:
+        """Yield ranks and their texts as they come; differentiable if this rank's texts require grad."""
         if self.world_size == 1:
-            return [text_features]
-        if not text_features.requires_grad:
-            with torch.no_grad():
-                return self._fetch(text_features, rows)
-        return self._fetch(text_features, rows)
-
-    def _fetch(self, text_features: Tensor, rows: Rows) -> list[Tensor]:
-        rank, world_size, width = self.rank, self.world_size, text_features.shape[1]
-        if self.dist_impl in ("gather", "reduce"):
-            if self.dist_impl == "gather":
+            yield self.rank, text_features
+            return
+        recorded = torch.is_grad_enabled() and text_features.requires_grad
+        # own rows are taken as they come back: a rank whose graph lacks one message would hang the others
+        if self.dist_impl == "gather":
+            with torch.set_grad_enabled(recorded):
                 (everyone,) = gather_rows(self.transport, rows, [text_features])
-                blocks = list(everyone.split(rows))
-            else:
-                blocks = [broadcast_rows(self.transport, rows, text_features, r) for r in range(world_size)]
-            # own rows as they came back: a rank whose graph lacks one message would hang the others
-            return [blocks[rank], *blocks[:rank], *blocks[rank + 1 :]]
+            yield from enumerate(everyone.split(rows))
+        elif self.dist_impl == "reduce":
+            for source in range(self.world_size):
+                with torch.set_grad_enabled(recorded):
+                    text = broadcast_rows(self.transport, rows, text_features, source)
+                yield source, text
+        else:
+            yield from self._texts_in_a_ring(text_features, rows, recorded)
+
+    def _texts_in_a_ring(
+        self, text_features: Tensor, rows: Rows, recorded: bool
+    ) -> Iterator[tuple[int, Tensor]]:
+        rank, world_size, width = self.rank, self.world_size, text_features.shape[1]
         left, right = (rank - 1) % world_size, (rank + 1) % world_size
-        group = self.transport.group
-        texts = [text_features]
+        yield rank, text_features
         to_right = to_left = text_features
-        hops = world_size - 1 if self.dist_impl == "shift" else (world_size - 1) // 2
-        for hop in range(1, hops + 1):
-            shape_from_left = rows[(rank - hop) % world_size], width
-            if self.dist_impl == "shift":
-                to_right = exchange_with_grad(left, right, to_right, shape_from_left, group)
-                texts.append(to_right)
-            else:
-                shape_from_right = rows[(rank + hop) % world_size], width
+        both_ways = 0 if self.dist_impl == "shift" else (world_size - 1) // 2
+        for hop in range(1, both_ways + 1):
+            lefts, rights = (rank - hop) % world_size, (rank + hop) % world_size
+            shapes = (rows[rights], width), (rows[lefts], width)
+            with torch.set_grad_enabled(recorded):
                 to_left, to_right = exchange_bidir_with_grad(
-                    left, right, to_left, to_right, shape_from_right, shape_from_left, group
+                    left, right, to_left, to_right, *shapes, self.transport
                 )
-                texts += [to_left, to_right]
-        if self.dist_impl == "bidir" and world_size % 2 == 0:
-            shape = rows[(rank - hops - 1) % world_size], width
-            texts.append(exchange_with_grad(left, right, to_right, shape, group))
-        return texts
+            yield rights, to_left
+            yield lefts, to_right
+        # the others come from the left alone: all of them, or the one that an even number of ranks leaves
+        for hop in range(both_ways + 1, world_size - both_ways):
+            source = (rank - hop) % world_size
+            with torch.set_grad_enabled(recorded):
+                to_right = exchange_with_grad(left, right, to_right, (rows[source], width), self.transport)
+            yield source, to_right

@@ -52,9 +52,6 @@ class Transport:
     world_size: int
     group: "dist.ProcessGroup | None" = None
     carrier: ClassVar[str] = "the process group"
-    dist_impls: ClassVar[tuple[str, ...]] = ("bidir", "shift", "reduce", "gather")
-    """How texts can travel between these ranks, the default first."""
-    why_these: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.world_size, int) or self.world_size < 1:
@@ -135,3 +132,22 @@ class Transport:
         received = tensor.clone(memory_format=torch.contiguous_format)
         dist.broadcast(received, group=self.group, group_src=source)
         return received
+
+    def exchange(self, sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]]) -> None:
+        """Send tensors to ranks and fill others with what ranks send, all at once."""
+        landing = receives
+        if dist.get_backend(self.group) == "gloo":  # which sends the CPU's memory alone
+            sends = [(tensor.cpu(), rank) for tensor, rank in sends]
+            landing = [
+                (tensor if tensor.is_cpu else torch.empty_like(tensor, device="cpu"), rank)
+                for tensor, rank in receives
+            ]
+        ops = [
+            dist.P2POp(dist.isend, tensor.contiguous(), group=self.group, group_peer=rank)
+            for tensor, rank in sends
+        ] + [dist.P2POp(dist.irecv, tensor, group=self.group, group_peer=rank) for tensor, rank in landing]
+        for work in dist.batch_isend_irecv(ops):
+            work.wait()
+        for (tensor, _), (landed, _) in zip(receives, landing, strict=True):
+            if landed is not tensor:
+                tensor.copy_(landed)

@@ -37,6 +37,8 @@ from ..own.formula import is_own
 from ..subjects import Subject
 from .calls import Call, Inputs
 
+TILE_SIZES = st.sampled_from([None, 1, 2, 3, 4, 7, 16, 64])
+"""At, below and above the sizes of batches, which are small."""
 SMALL_ROWS, SMALL_WIDTH = 9, 33
 """Of a case whose kernels are interpreted: beyond the powers of two that blocks have."""
 
@@ -169,7 +171,9 @@ class Contract(ABC):
                 name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
             }
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
-        drawn = cases(world_size, options, **settings)
+        if pinned.get("implementation") == "streamed" and "tile_size" not in pinned:
+            options = st.builds(lambda drawn, size: (*drawn, ("tile_size", size)), options, TILE_SIZES)
+        drawn = cases(world_size, options, **settings).map(with_few_tiles)
         drawn = independent(drawn.map(_small) if subject.interpret else drawn)
         if not (subject.features or subject.held or subject.constants):
             return drawn
@@ -331,6 +335,15 @@ class Contract(ABC):
         return cotangents(case, self.term_shapes(case))
 
 
+def with_few_tiles(case: Case) -> Case:
+    """Return a case whose tiles, where their size is drawn, are ten by ten at most: each takes time."""
+    size = case.option("tile_size", None)
+    if size is None or size * 10 >= sum(case.rows):
+        return case
+    options = dict(case.options) | {"tile_size": -(-sum(case.rows) // 10)}
+    return replace(case, options=tuple(options.items()))
+
+
 def _small(case: Case) -> Case:
     """Return a case that Triton's interpreter runs in a second."""
     return replace(
@@ -403,4 +416,14 @@ def _contract(name: str) -> Contract:
     return contract
 
 
-__all__ = ["Bounds", "Call", "Contract", "Inputs", "accepted", "contract_of", "contracts", "entry"]
+__all__ = [
+    "Bounds",
+    "Call",
+    "Contract",
+    "Inputs",
+    "accepted",
+    "contract_of",
+    "contracts",
+    "entry",
+    "with_few_tiles",
+]

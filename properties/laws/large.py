@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from ..contracts import Contract
+from ..contracts import Contract, with_few_tiles
 from ..examples import Example
 from ..reference import Reference
 from ..subjects import Subject
@@ -33,19 +33,18 @@ def _many_pairs(draw: st.DrawFn, contract: Contract, subject: Subject, world_siz
     case = draw(contract.cases(subject, world_size))
     pairs = draw(st.sampled_from(LARGE_PAIRS if subject.large else PAIRS)) + draw(st.integers(1, MOST_BEYOND))
     dtypes = [dtype for dtype in SUMMED_IN_ITSELF if dtype in subject.dtypes]
-    return Example(
-        dataclasses.replace(
-            case,
-            rows=(pairs,),
-            # a sum of so many terms in half precision has a bound that says little
-            dtype=draw(st.sampled_from(dtypes)) if dtypes else case.dtype,
-            width=min(case.width, WIDTH),
-            teacher_width=min(case.teacher_width, WIDTH),
-            length=1,
-            vocabulary=min(case.vocabulary, WIDTH),
-            wide_scalars=case.wide_scalars and not dtypes,
-        )
+    case = dataclasses.replace(
+        case,
+        rows=(pairs,),
+        # a sum of so many terms in half precision has a bound that says little
+        dtype=draw(st.sampled_from(dtypes)) if dtypes else case.dtype,
+        width=min(case.width, WIDTH),
+        teacher_width=min(case.teacher_width, WIDTH),
+        length=1,
+        vocabulary=min(case.vocabulary, WIDTH),
+        wide_scalars=case.wide_scalars and not dtypes,
     )
+    return Example(with_few_tiles(case))
 
 
 @st.composite

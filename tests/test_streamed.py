@@ -1,0 +1,304 @@
+"""The losses by tiles: equal to the dense ones at every border, without their memory."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.helpers import close, gradient_magnitude, operations
+from tests.test_losses import CLASSES, KINDS, batch, make
+from verified_losses import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss, contrast, implementations, siglip
+from verified_losses.properties.subjects import SHIPPED, Subject
+from verified_losses.properties.verify.certifier import checks, verify
+from verified_losses.properties.worlds.simulated import SimulatedWorld
+from verified_losses.properties.worlds.specs import parse
+
+TILE = 4
+SIZES = (1, TILE - 1, TILE, TILE + 1, 2 * TILE, 2 * TILE + 1)
+EXAMPLES = 4
+LAWS = (
+    "terms equal the oracle",
+    "gradients equal the oracle",
+    "twice differentiable",
+    "second derivatives travel",
+    "mean over ranks equals single process",
+    "two graphs at once",
+)
+
+
+def results(loss, inputs, order=1):
+    """Return values and gradients, and with `order` 2 the derivatives of its gradients' squares."""
+    leaves = [tensor for tensor in inputs.values() if torch.is_tensor(tensor) and tensor.requires_grad]
+    values = tree_leaves(loss(**inputs))
+    found = torch.autograd.grad(sum(values), leaves, create_graph=order == 2, allow_unused=True)
+    everything = [*values, *found]
+    if order == 2:
+        squares = sum(gradient.square().sum() for gradient in found if gradient is not None)
+        everything += torch.autograd.grad(squares, leaves, allow_unused=True, materialize_grads=True)
+    return [
+        each.detach().numpy() if each.dtype == torch.float64 else each.detach()
+        for each in everything
+        if each is not None
+    ]
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_equal_the_whole_at_each_border(kind, order):
+    for rows in SIZES:
+        inputs = batch(kind, rows=rows)
+        expected = results(make(kind, implementation="dense"), inputs, order)
+        found = results(make(kind, implementation="streamed", tile_size=TILE), inputs, order)
+        for value, other in zip(found, expected, strict=True):
+            size = gradient_magnitude((rows,)) ** order
+            close(value, other, 4 * size, 4 * operations((rows,)))
+
+
+@pytest.mark.parametrize("rows", [(TILE, TILE), (TILE + 1, 1), (1, 2 * TILE, 3)])
+@pytest.mark.parametrize("name", ["sum_infonce", "sum_sigmoid"])
+def test_rows_may_start_anywhere_in_the_gallery(name, rows):
+    generator = torch.Generator().manual_seed(0)
+    gallery = F.normalize(torch.randn(sum(rows), 3, generator=generator).double(), dim=1).requires_grad_()
+    forms = (
+        getattr(implementations.choose(form, 1, "cpu", (TILE, 3)), name) for form in ("dense", "streamed")
+    )
+    dense, streamed = forms
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    start = 0
+    for count in rows:
+        own = gallery[start : start + count].detach().flip(1).requires_grad_()
+        parts = [
+            torch.autograd.grad(form(own, gallery, scale, -0.5, start), [own, gallery, scale])
+            for form in (dense, streamed)
+        ]
+        for found, expected in zip(*parts, strict=True):
+            close(found.numpy(), expected.numpy(), 2 * gradient_magnitude(rows), operations(rows))
+        start += count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_certified_by_tiles(kind):
+    contract, shipped = SHIPPED[kind]
+    subject = Subject(
+        shipped.target, shipped.conventions, options=(("implementation", "streamed"),), scales="any"
+    )
+    for check in checks({kind: (contract, subject)}, parse("1,sim:2-3")):
+        if check.law.name in LAWS:
+            finding = verify(check, EXAMPLES, base_seed=1)
+            assert finding.verdict == "holds", f"{check.law.name}: {finding.reason}\n{finding.counterexample}"
+
+
+class Largest(TorchDispatchMode):
+    """Records how many elements the largest tensor has that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        returned = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(returned):
+            if torch.is_tensor(tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return returned
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_grows_with_the_rows_and_not_with_their_square(kind):
+    rows = 512
+    for implementation, squared in ("dense", True), ("streamed", False):
+        kept = {}
+        inputs = batch(kind, rows=rows, dtype=torch.float32)
+
+        def keep(tensor, kept=kept):
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            values = tree_leaves(make(kind, implementation=implementation, tile_size=64)(**inputs))
+            sum(values).backward()
+        # three of width: features of the pairs; their gradients; captions or the teacher's features
+        linear = rows * (3 * 2 * 3 + 8)
+        assert (sum(kept.values()) > linear) == squared
+        assert (largest.elements >= rows * rows) == squared
+
+
+def test_a_scale_of_zero_has_a_gradient():
+    for kind in KINDS:
+        inputs = batch(kind, rows=5) | {
+            "logit_scale": torch.zeros((), dtype=torch.float64, requires_grad=True)
+        }
+        found, expected = (results(make(kind, implementation=form), inputs) for form in ("streamed", "dense"))
+        for value, other in zip(found, expected, strict=True):
+            close(value, other, 2 * gradient_magnitude((5,)), operations((5,)))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 100.0, 1e4])
+def test_logits_far_from_each_other_are_finite(scale):
+    # opposite partners, so that all that counts is far below any fixed maximum
+    image = torch.eye(6, requires_grad=True)
+    for loss in (ClipLoss, SigLipLoss):
+        value = loss(implementation="streamed", tile_size=2)(image, -image, scale)
+        (gradient,) = torch.autograd.grad(value, image)
+        dense = loss(implementation="dense")(image, -image, scale)
+        assert torch.isfinite(gradient).all()
+        assert abs(value - dense) <= 8 * torch.finfo(torch.float32).eps * dense
+
+
+def test_a_sigmoid_far_below_zero_keeps_its_digits():
+    # log(1 + exp(-20)) is exp(-20) to nine digits, which is lost in 1 + exp(-20)
+    loss = SigLipLoss(implementation="streamed", tile_size=2)
+    image = torch.zeros(3, 2)
+    partners = 3 * 20
+    close(loss(image, image, 1.0, -20.0).item() * 3, partners, partners, 2**30)
+    negatives = implementations.choose("streamed", 3, "cpu").sum_sigmoid(image, image, 1.0, -20.0, None)
+    expected = 9 * torch.tensor(-20.0).double().exp()
+    assert abs(negatives - expected) <= 32 * torch.finfo(torch.float32).eps * expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_added_up_in_single_precision(dtype):
+    inputs = batch("siglip", rows=512, dtype=dtype) | {"logit_bias": None}
+    loss = SigLipLoss(implementation="streamed", tile_size=64)(**inputs)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.finfo(torch.float16).max < loss * 512 < torch.inf
+    assert all(tensor.grad.isfinite().all() for tensor in inputs.values() if tensor is not None)
+
+
+def test_a_teacher_that_learns_gets_its_gradients():
+    found, expected = (
+        results(DistillClipLoss(convention="open_clip", implementation=form), batch("distill", rows=5))
+        for form in ("streamed", "dense")
+    )
+    assert all((value == other).all() for value, other in zip(found, expected, strict=True))
+
+
+def test_the_same_bits_every_time():
+    for kind in KINDS:
+        inputs = batch(kind, rows=9, dtype=torch.float32)
+        loss = make(kind, implementation="streamed", tile_size=2)
+        first, again = results(loss, inputs), results(loss, inputs)
+        assert all(torch.equal(value, other) for value, other in zip(first, again, strict=True))
+
+
+# Which is taken when.
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Return the list of implementations that losses choose; `auto` streams from 8 pairs on."""
+    names = []
+    choose = implementations.choose
+
+    def spy(*arguments):
+        names.append(choose(*arguments).name)
+        return choose(*arguments)
+
+    monkeypatch.setattr(implementations, "STREAMED_FROM", 8)
+    for module in ("clip", "distill", "siglip"):
+        monkeypatch.setattr(f"verified_losses.{module}.choose", spy)
+    return names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_batches_are_streamed(kind, taken):
+    for rows in (7, 8):
+        make(kind)(**batch(kind, rows=rows))
+    assert list(dict.fromkeys(taken)) == ["dense", "streamed"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explanations_say_what_is_taken(kind, monkeypatch):
+    monkeypatch.setattr(implementations, "STREAMED_FROM", 8)
+    loss = make(kind)
+    assert loss.explain(7, 3, torch.float32, "cpu").startswith("dense: 7 pairs are fewer than 8")
+    assert loss.explain(8, 3, torch.float32, "cpu").startswith("streamed: 8 pairs are at least 8, on a CPU")
+    assert loss.explain(8, 3, torch.float32, "cuda").startswith(
+        "dense: the streamed form has not been measured"
+    )
+    asked = make(kind, implementation="streamed").explain(30_000, 512, torch.float64, "cuda")
+    assert asked.startswith("streamed: as asked for; tiles, gradients and statistics take about 499 MB")
+    asked = make(kind, implementation="dense").explain(30_000, 512, torch.float32, "cpu")
+    assert asked == "dense: as asked for; the logits take 3.6 GB, several times over"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch.func's first use
+def test_functional_derivatives_are_dense(taken):
+    image = torch.eye(9)
+    gradient = torch.func.grad(lambda x: ClipLoss()(x, image, 2.0))(image)
+    _, tangent = torch.func.jvp(lambda x: ClipLoss()(x, image, 2.0), (image,), (gradient,))
+    assert tangent > 0
+    assert set(taken) == {"dense"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_losses_are_dense(kind, monkeypatch):
+    monkeypatch.setattr(implementations, "STREAMED_FROM", 1)
+    torch._dynamo.reset()
+    compiled = torch.compile(make(kind), backend="eager", fullgraph=True)
+    dense = make(kind, implementation="dense")
+    values, expected = (tree_leaves(loss(**batch(kind))) for loss in (compiled, dense))
+    assert all(torch.equal(value, other) for value, other in zip(values, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"implementation": "triton"},
+            ValueError,
+            "implementation: expected one of 'auto', 'dense', 'streamed'",
+        ),
+        ({"tile_size": 0}, ValueError, "tile_size: expected an int of at least 1, got 0"),
+        ({"tile_size": True}, TypeError, "tile_size: expected an int or None, got bool"),
+        ({"tile_size": 2.0}, TypeError, "tile_size: expected an int or None, got float"),
+    ],
+)
+def test_wrong_options_are_named(kind, options, error, message):
+    with pytest.raises(error, match=message):
+        make(kind, **options)
+
+
+def test_chunks_of_images_bound_the_tile(monkeypatch):
+    asked = []
+    choose = implementations.choose
+    monkeypatch.setattr(siglip, "choose", lambda *given: asked.append(given[3]) or choose(*given))
+    for chunk_size, tile_size, expected in (2, 4, (2, 4)), (8, 4, (4, 4)), (0, 4, (4, 4)), (None, 3, (3, 3)):
+        loss = SigLipLoss(chunk_size=chunk_size, tile_size=tile_size, implementation="streamed")
+        loss(**batch("siglip", rows=5))
+        assert asked.pop() == expected
+
+
+def events_of_a_step(rank, size, dist_impl):
+    loss = make("siglip", rank, size, dist_impl=dist_impl, implementation="streamed")
+    loss(**batch("siglip", rank)).backward()
+
+
+@pytest.mark.parametrize("dist_impl", ["shift", "reduce"])
+def test_texts_are_scored_as_they_come(dist_impl, monkeypatch):
+    events = []
+    add = events.append
+    name = "exchange_with_grad" if dist_impl == "shift" else "broadcast_rows"
+    fetch, score = getattr(siglip, name), SigLipLoss._sum
+    monkeypatch.setattr(siglip, name, lambda *given: add("fetch") or fetch(*given))
+    monkeypatch.setattr(SigLipLoss, "_sum", lambda *given: add("score") or score(*given))
+    world = SimulatedWorld(3)
+    world.run(events_of_a_step, dist_impl)
+    # of three ranks, one after the other as they wait: nowhere are all texts fetched before any is scored
+    assert events.count("fetch") == (6 if dist_impl == "shift" else 9)
+    assert events.count("score") == 9
+    assert events.index("score") <= 3
+
+
+def test_every_loss_has_the_options():
+    for kind, options in itertools.product(KINDS, [{"implementation": "streamed"}, {"tile_size": 3}]):
+        loss = make(kind, **options)
+        assert isinstance(loss, nn.Module)
+        (shown,) = (f"{name}={value!r}" for name, value in options.items())
+        assert shown in repr(loss)
+    assert set(CLASSES.values()) == {ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss}
+    assert contrast.sum_infonce is implementations.choose("dense", 1, "cpu").sum_infonce

@@ -1,0 +1,111 @@
+"""The implementations of the sums of `contrast`, and which is taken when."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import contrast, streamed
+
+Implementation: TypeAlias = Literal["auto", "dense", "streamed"]
+IMPLEMENTATIONS = ("auto", "dense", "streamed")
+STREAMED_FROM = 1024
+"""Pairs from which on tiles are no slower on a CPU; see benchmarks/losses.py."""
+
+
+class Sums(NamedTuple):
+    """The functions of `contrast`, of one implementation."""
+
+    name: str
+    why: str
+    sum_infonce: Callable[..., Tensor]
+    sum_symmetric: Callable[..., Tensor]
+    sum_sigmoid: Callable[..., Tensor]
+    sum_distill: Callable[..., tuple[Tensor, Tensor]]
+    sum_symmetric_distill: Callable[..., tuple[Tensor, Tensor]]
+
+
+def choose(
+    implementation: Implementation, pairs: int, device: torch.device | str, tile: streamed.Tile | None = None
+) -> Sums:
+    """Return the functions that an implementation stands for, and why.
+
+    Args:
+        implementation: "dense", "streamed", or "auto", which depends on the other arguments.
+        pairs: how many pairs all ranks hold.
+        device: where the features are.
+        tile: rows and columns of a tile; None is what was measured to be fast.
+    """
+    kind = torch.device(device).type
+    if implementation != "auto":
+        return _sums(implementation, "as asked for", tile)
+    if torch.compiler.is_compiling():
+        return _sums("dense", "torch.compile fuses what is in one graph", tile)
+    if kind != "cpu":
+        return _sums("dense", f"the streamed form has not been measured on {kind}", tile)
+    if pairs < STREAMED_FROM:
+        return _sums("dense", f"{pairs} pairs are fewer than {STREAMED_FROM}", tile)
+    if _is_transformed():
+        return _sums(
+            "dense", "torch.func and forward-mode derivatives go through torch's own functions", tile
+        )
+    return _sums("streamed", f"{pairs} pairs are at least {STREAMED_FROM}, on a CPU", tile)
+
+
+def explain(
+    implementation: Implementation,
+    n: int,
+    d: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    tile: streamed.Tile | None = None,
+) -> str:
+    """Return in words which implementation n pairs of width d are given to, and why, and its memory."""
+    chosen = choose(implementation, n, device, tile)
+    item = 8 if dtype == torch.float64 else 4
+    rows, columns = tile or streamed.TILE
+    if chosen.name == "dense":
+        held = f"the logits take {_size(n * n * dtype.itemsize)}, several times over"
+    else:
+        tiles = 3 * min(rows, n) * min(columns, n)
+        held = f"tiles, gradients and statistics take about {_size((tiles + 4 * n * d + 4 * n) * item)}"
+    return f"{chosen.name}: {chosen.why}; {held}"
+
+
+def _sums(name: str, why: str, tile: streamed.Tile | None) -> Sums:
+    if name == "dense":
+        return Sums(
+            name,
+            why,
+            contrast.sum_infonce,
+            contrast.sum_symmetric,
+            contrast.sum_sigmoid,
+            contrast.sum_distill,
+            contrast.sum_symmetric_distill,
+        )
+    options: dict[str, Any] = {"tile": tile or streamed.TILE}
+    return Sums(
+        name,
+        why,
+        partial(streamed.sum_infonce, **options),
+        partial(streamed.sum_symmetric, **options),
+        partial(streamed.sum_sigmoid, **options),
+        partial(streamed.sum_distill, **options),
+        partial(streamed.sum_symmetric_distill, **options),
+    )
+
+
+def _is_transformed() -> bool:
+    # torch has no public name for either
+    in_func = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+    return bool(in_func()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
