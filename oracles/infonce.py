@@ -34,7 +34,7 @@ def divided_product(x: Array, y: Array, temperature: float) -> Array:
 def compared(x: Array, y: Array, temperature: Any, rank: int) -> Array:
     """Return the logits of rows; a list holds every rank's inverse temperature, which is learned."""
     if isinstance(temperature, list):
-        return scaled_product(x, y, temperature[rank], 0.0)
+        return scaled_product(x, y, temperature[rank], np.asarray(0.0))
     return divided_product(x, y, temperature)
 
 

@@ -602,7 +602,8 @@ def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = Non
         return np.broadcast_to(g.reshape(g.shape[0], *value.shape[1:]), number.value.shape)
 
     made = _made(tape, kept, (number, back))
-    return _noted(made, lambda note: note.max(axis=tuple(k - 1 for k in axes), keepdims=keepdims, initial=0), number)
+    own = tuple(k - 1 for k in axes)
+    return _noted(made, lambda note: note.max(axis=own, keepdims=keepdims, initial=0), number)
 
 
 def _mean(number: Any, axis: Any = None, keepdims: bool = False, **options: Any) -> Moved:

@@ -1,4 +1,4 @@
-"""The kinds of losses beyond open_clip's, as contracts made of formulas. `oracles` says where each is from."""
+"""The kinds of losses beyond open_clip's, as contracts of formulas; `oracles` says where each is from."""
 
 from typing import Any
 

@@ -52,7 +52,8 @@ from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
 AS = (
-    f"What the target must do: {', '.join([*CONTRACTS, *FORMULAS])}, or file.py:name of a contract of your own."
+    f"What the target must do: {', '.join([*CONTRACTS, *FORMULAS])}, "
+    "or file.py:name of a contract of your own."
 )
 LOSS = f"Which shipped losses: {', '.join(LOSSES)}. Else all."
 KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
