@@ -70,10 +70,10 @@ class Part(NamedTuple):
     settled: bool = True
     """`error` counts that it underflows as it is stored."""
 
-    def map(self, function: Callable[[Array | float], Any]) -> "Part":
+    def map(self, function: Callable[..., Any], *arguments: Any) -> "Part":
         """Return the part of other elements: `function` chooses them."""
-        error, size, parts = (function(one) for one in self[:3])
-        return self._replace(error=error, size=size, parts=parts)
+        error, size, parts, *others = self
+        return Part(*(function(one, *arguments) for one in (error, size, parts)), *others)
 
     def counted(self, u: float) -> "Part":
         """Return the part with all its roundings in its error."""
@@ -273,8 +273,7 @@ class Node(Traced):
         self._alone = True
 
     def _add(self, part: Part) -> None:
-        counts = part.parts * (np.asarray(part.size) > 0)
-        part = part._replace(parts=counts)
+        part = part._replace(parts=part.parts * np.greater(part.size, 0))
         if self._sum is None:
             self._sum = part
             return
