@@ -65,7 +65,7 @@ class Part(NamedTuple):
     """The magnitudes that it was summed from."""
     parts: Array | float = 1.0
     """The number of parts that it is made of itself, and that may be added up apart."""
-    roundings: Any = 0
+    roundings: int = 0
     """How many roundings, in the precision that sums are taken in, `error` does not count yet."""
     settled: bool = True
     """`error` counts that it underflows as it is stored."""
@@ -77,9 +77,9 @@ class Part(NamedTuple):
 
     def counted(self, u: float) -> "Part":
         """Return the part with all its roundings in its error."""
-        if np.any(self.roundings):
-            return self._replace(error=self.error + gamma(self.roundings, u) * self.size, roundings=0)
-        return self
+        if not self.roundings:
+            return self
+        return self._replace(error=self.error + gamma(self.roundings, u) * self.size, roundings=0)
 
 
 class Tape:
@@ -389,11 +389,12 @@ def trace(
                 errors[name] = p.stored * abs(np.real(term))  # a constant is rounded as it is stored
         terms.append(errors)
     tape.backward()
-    gradients = [
-        {
-            name: np.zeros(leaf.shape) + (leaf.gradient.error if leaf.gradient is not None else p.tiny)
-            for name, leaf in own.items()
-        }
-        for own in leaves
-    ]
+    gradients = [{name: _error(leaf, p) for name, leaf in own.items()} for own in leaves]
     return terms, gradients
+
+
+def _error(leaf: Node, p: Precision) -> Array:
+    """Return the error of an input's gradient; one that nothing has reached may be stored as zeros."""
+    gradient = leaf.gradient
+    error: Array = np.zeros(leaf.shape) + (p.tiny if gradient is None else gradient.counted(p.stored).error)
+    return error
