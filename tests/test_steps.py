@@ -571,6 +571,10 @@ def test_linear_arithmetic_by_hand() -> None:
     other, _ = traced(lambda x: np.sum(x) / 4, x=X)
     assert same == other
     assert traced(lambda x: 0.1, x=X)[0] == u * 0.1
+    # a constant that is rounded, and its product
+    weighed = traced(lambda x: x.sum() * 0.3, x=X)[1]["x"]
+    assert np.all(weighed >= 0.3 * 2 * u)
+    assert np.all(weighed <= 0.3 * 8 * u)
 
 
 def test_parts_of_a_gradient_round_as_they_are_added_up() -> None:

@@ -1,6 +1,8 @@
 """Rows that several ranks use: how often each carries gradient."""
 
-from .tape import Part, Traced
+import numpy as np
+
+from .tape import Part, Traced, nowhere
 
 
 def carry(value: Traced, times: float) -> Traced:
@@ -9,11 +11,9 @@ def carry(value: Traced, times: float) -> Traced:
     A part that counts several times is multiplied, or added so many times.
     """
 
-    def back(part: Part) -> None:
-        if times:
-            error, size, parts = (
-                factor * one for factor, one in zip((times, times, max(1.0, times)), part[:3], strict=True)
-            )
-            value.give(part._replace(error=error, size=size, parts=parts, settled=False))
+    def scaled(part: Part) -> Part:
+        error, size, parts = (one * times for one in part[:3])
+        return part._replace(error=error, size=size, parts=np.maximum(part.parts, parts), settled=False)
 
-    return Traced(value.tape, value.bounded, back, value.traits)
+    give = (lambda part: value.give(scaled(part))) if times else nowhere
+    return Traced(value.tape, value.bounded, give, value.traits)

@@ -152,16 +152,19 @@ def _concatenate(values: Sequence[Any], axis: int = 0) -> Traced:
     tape = tape_of(*values)
     both = tape.once(_stacked, [bounded(one) for one in values])
     starts = np.cumsum([0, *map(len, values)])
-    shape = np.shape(both.value)
 
     def back(part: Part) -> None:
         for start, one in zip(starts, values, strict=False):
-            rows = slice(start, start + len(one))
-            give(one, part.map(lambda each, rows=rows: np.broadcast_to(each, shape)[rows]))  # type: ignore[misc]
+            if isinstance(one, Traced) and one.derived:
+                one.give(part.map(_rows, slice(start, start + len(one))))
 
     traits = [one.traits for one in values if isinstance(one, Traced)]
     given, unit = (all(each) and len(traits) == len(values) for each in list(zip(*traits, strict=True))[:2])
     return Traced(tape, both, back, Traits(given, unit, max(one.parts for one in traits)))
+
+
+def _rows(each: Any, rows: slice) -> Any:
+    return each[rows] if np.ndim(each) else each
 
 
 def _stacked(values: Sequence[Bounded]) -> Bounded:

@@ -65,21 +65,21 @@ class Part(NamedTuple):
     """The magnitudes that it was summed from."""
     parts: Array | float = 1.0
     """The number of parts that it is made of itself, and that may be added up apart."""
-    roundings: Any = 0
+    roundings: int = 0
     """How many roundings, in the precision that sums are taken in, `error` does not count yet."""
     settled: bool = True
     """`error` counts that it underflows as it is stored."""
 
-    def map(self, function: Callable[[Array | float], Any]) -> "Part":
+    def map(self, function: Callable[..., Any], *arguments: Any) -> "Part":
         """Return the part of other elements: `function` chooses them."""
-        error, size, parts = (function(one) for one in self[:3])
-        return self._replace(error=error, size=size, parts=parts)
+        error, size, parts, *others = self
+        return Part(*(function(one, *arguments) for one in (error, size, parts)), *others)
 
     def counted(self, u: float) -> "Part":
         """Return the part with all its roundings in its error."""
-        if np.any(self.roundings):
-            return self._replace(error=self.error + gamma(self.roundings, u) * self.size, roundings=0)
-        return self
+        if not self.roundings:
+            return self
+        return self._replace(error=self.error + gamma(self.roundings, u) * self.size, roundings=0)
 
 
 class Tape:
@@ -273,8 +273,7 @@ class Node(Traced):
         self._alone = True
 
     def _add(self, part: Part) -> None:
-        counts = part.parts * (np.asarray(part.size) > 0)
-        part = part._replace(parts=counts)
+        part = part._replace(parts=part.parts * np.greater(part.size, 0))
         if self._sum is None:
             self._sum = part
             return
@@ -390,11 +389,12 @@ def trace(
                 errors[name] = p.stored * abs(np.real(term))  # a constant is rounded as it is stored
         terms.append(errors)
     tape.backward()
-    gradients = [
-        {
-            name: np.zeros(leaf.shape) + (leaf.gradient.error if leaf.gradient is not None else p.tiny)
-            for name, leaf in own.items()
-        }
-        for own in leaves
-    ]
+    gradients = [{name: _error(leaf, p) for name, leaf in own.items()} for own in leaves]
     return terms, gradients
+
+
+def _error(leaf: Node, p: Precision) -> Array:
+    """Return the error of an input's gradient; one that nothing has reached may be stored as zeros."""
+    gradient = leaf.gradient
+    error: Array = np.zeros(leaf.shape) + (p.tiny if gradient is None else gradient.counted(p.stored).error)
+    return error
