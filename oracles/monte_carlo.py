@@ -861,23 +861,25 @@ def scatter(
 
     value, gradients, tape = computed(1, 0)
     exact = [value[0], *(one[0] for one in gradients)]
-    squares = [np.zeros(one.shape) for one in exact]
+    lengths = [np.zeros(one.shape) for one in exact]
     part = int(np.clip(MOST // max(tape.size, 1), 1, samples))
     done = 0
     while done < samples:
         count = min(part, samples - done)
         value, gradients, _ = computed(1 + count, 1 + done)
         with np.errstate(all="ignore"):
-            for square, middle, moved in zip(squares, exact, [value, *gradients], strict=True):
+            for length, middle, moved in zip(lengths, exact, [value, *gradients], strict=True):
                 deviation = moved[1:] - middle
                 # what leaves the range says nothing but that it may
-                square += np.sum(np.where(np.isnan(deviation), np.inf, deviation) ** 2, axis=0)
+                lost = np.where(np.isnan(deviation), np.inf, deviation)
+                # squares of the least would underflow
+                length[...] = np.hypot(length, np.hypot.reduce(lost, axis=0))
         done += count
     if tape.largest > p.largest:
-        squares = [np.full(square.shape, np.inf) for square in squares]
+        lengths = [np.full(length.shape, np.inf) for length in lengths]
     found = [
-        Scatter(middle, np.sqrt(square / samples) / finer)
-        for middle, square in zip(exact, squares, strict=True)
+        Scatter(middle, length / np.sqrt(samples) / finer)
+        for middle, length in zip(exact, lengths, strict=True)
     ]
     return found[0], found[1:]
 

@@ -103,6 +103,12 @@ def test_what_overflows_has_no_bound() -> None:
     assert rounding_bound(squared, large / 10, dtype="float16") < 100
 
 
+def test_the_least_numbers_scatter_too() -> None:
+    """Squares of them would underflow, and leave a tolerance of 0."""
+    _, (derived,) = scatter(lambda x: np.sum(np.exp(x)), [np.array([-600.0])], Roundoff.of("float64"), [0])
+    assert 1e-16 < derived.spread / derived.value < 1e-12
+
+
 def test_a_tie_scatters_as_far_as_it_jumps() -> None:
     tie = np.array([0.5, 0.5])
     _, (derived,) = scatter(lambda x: np.sum(np.maximum(x[0] - x[1], 0)), [tie], Roundoff.of("float64"), [0])
