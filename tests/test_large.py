@@ -1,6 +1,7 @@
 """Cases beyond the sizes of common chunks, and what cases leave out."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 
 from verified_losses.oracles.bounds import Bounded, Precision
 from verified_losses.oracles.bounds.tape import Part, Tape
+from verified_losses.properties.ask import pytest_plugin
 from verified_losses.properties.ask.api import certify
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
@@ -64,6 +66,16 @@ def test_large_reaches_the_subject() -> None:
         certify("any:Loss", "none", large=True)
     assert ask("any:Loss", "clip", large=True)[1].large
     assert not ask("any:Loss", "clip")[1].large
+
+
+def test_pytests_option_reaches_the_subject(pytestconfig: pytest.Config) -> None:
+    names = ("convention", "config", "call", "parameter", "features", "equal_rows", "interpret", "strict")
+    given_ = dict.fromkeys((f"certify_{name}" for name in (*names, "dtype")), None)
+    option = SimpleNamespace(**given_, certify=["any:Loss"], certify_as=["clip"], certify_large=True)
+    config = SimpleNamespace(option=option, invocation_params=pytestconfig.invocation_params)
+    ((_, subject),) = pytest_plugin._asked(config).values()  # type: ignore[arg-type]
+    assert subject.large
+    assert pytestconfig.option.certify_large is None
 
 
 @pytest.mark.parametrize("target", ["tests.defects.cosine:CrossEntropy", "tests.defects.coca:CoCa"])
