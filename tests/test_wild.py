@@ -1,7 +1,10 @@
 """Losses as public repositories write them: the form is found by itself, and the verdict is true."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from verified_losses.properties.ask.inspect import inspected
 from verified_losses.properties.forms import NAMES, check_call, read_parameter
+from verified_losses.properties.show.counterexample import write
 from verified_losses.properties.show.forms import described
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify.arguments import Unusable, ask
@@ -122,6 +126,18 @@ def test_the_form_is_found_and_the_verdict_is_true(form: Form) -> None:
             assert not (form.holds and accused), f"{finding.reason}\n{finding.counterexample}"
     assert ("falsified" in verdicts) is not form.holds
     assert matches or not form.holds
+
+
+def test_a_program_calls_a_loss_in_its_form(tmp_path: Path) -> None:
+    subject, _ = inspection(ask("tests.wild:dict_of_sums", "clip")[1], "clip")
+    (check,) = [
+        one for one in checks({"it": ("clip", subject)}, parse("1")) if one.law.name.startswith("terms")
+    ]
+    file = write(verify(check, CASES), tmp_path)
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "NotImplementedError" not in done.stdout + done.stderr
+    assert "contrastive_loss\n  expected " in done.stdout, done.stdout + done.stderr
 
 
 def test_flags_that_a_class_does_not_take_are_found() -> None:

@@ -167,7 +167,9 @@ def render(finding: Finding, path: Path) -> str:
     functions = oracle_functions(contract, terms) + [step for steps in done.values() for step in steps]
     oracle = quotes.source(*functions) if "oracle" in quotes.given else ""
     run = quotes.source(launch.launched if launched else launch.verdict)
-    run += "\n\n\n" + quotes.source(*(names[one] for one in names if one in quotes.given))
+    # the function of a form is there already, as text
+    held = (names[one] for one in names if one in quotes.given and names[one] is not call_form)
+    run += "\n\n\n" + quotes.source(*held)
 
     constants = {
         one.cotangents: (
