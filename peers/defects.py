@@ -38,5 +38,8 @@ DEFECTS: dict[str, str] = {
     "liger again": "Backward multiplies the gradient that the forward pass kept with the incoming one in place, so a second backward through the same graph (retain_graph=True) gives gradients scaled twice.",
     "liger float64": "float64 logits are computed with in float32, silently: the float64 loss has float32's accuracy.",
     "coca_pytorch gather": "The backward of its gather keeps this rank's gradient of its own rows alone, so after DDP's mean the gradients of a loss over all rows are 1/W of a single process's.",
+    "simclr pairs": "Each rank's two views are gathered together, and then taken for all first views followed by all second ones: on several ranks a view's positive is a view of another image.",
+    "solo underflow": "The largest similarity of a row is that with itself, which is subtracted, and masked only then: at a low temperature the others underflow together, and the gradient is NaN.",
+    "musiclm overflow": "It exponentiates logits without subtracting the largest, and clamps at 1e-20 before the logarithm: logits of 89 make the loss NaN in float32, and small probabilities cut the loss and its gradient off.",
     "x_clip names": "Its distributed gather calls functions that its module never defines, so every run on several ranks raises NameError.",
 }  # fmt: skip

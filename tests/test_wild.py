@@ -1,5 +1,7 @@
 """Losses as public repositories write them: the form is found by itself, and the verdict is true."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from verified_losses.properties import adapter
 from verified_losses.properties.ask.inspect import inspected
 from verified_losses.properties.forms import NAMES, check_call, read_parameter
 from verified_losses.properties.show import terminal
+from verified_losses.properties.show.counterexample import write
 from verified_losses.properties.show.forms import described
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify import certifier as certifier_module
@@ -178,6 +181,18 @@ def test_a_dtype_in_which_some_calls_raise_is_none() -> None:
     assert [found.verdict for found in _certified("refuses_float16_of_many", "clip")] == ["falsified"] * 2
     (first, _) = _certified("masks_with_a_huge_number", "ntxent", strict=True)
     assert (first.verdict, first.limit) == ("falsified", "")
+
+
+def test_a_program_calls_a_loss_in_its_form(tmp_path: Path) -> None:
+    subject, _ = inspection(ask("tests.wild:dict_of_sums", "clip")[1], "clip")
+    (check,) = [
+        one for one in checks({"it": ("clip", subject)}, parse("1")) if one.law.name.startswith("terms")
+    ]
+    file = write(verify(check, CASES), tmp_path)
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "NotImplementedError" not in done.stdout + done.stderr
+    assert "contrastive_loss\n  expected " in done.stdout, done.stdout + done.stderr
 
 
 def test_flags_that_a_class_does_not_take_are_found() -> None:
