@@ -49,6 +49,10 @@ def test_the_page_of_defects_has_every_defect() -> None:
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
 
 
+def test_a_docstring_s_colons_are_one_on_a_page() -> None:
+    assert tool.on_page_content("<p>logits z::</p>", None, None, None) == "<p>logits z:</p>"
+
+
 def test_the_page_of_findings_links_to_no_file() -> None:
     assert "](counterexamples/" not in tool.findings()
 
@@ -63,5 +67,6 @@ def test_pages_name_commands_and_files_that_there_are(page: Path) -> None:
         r"(?:`|^    )((?:\.github|examples|benchmarks|peers|tests|properties)/[\w./-]+)", text
     ):
         assert (ROOT / file).exists(), file
-    for file in re.findall(r"^--8<-- (.+)$", text, re.MULTILINE):
+    for file in re.findall(r'^--8<-- "(.+)"$', text, re.MULTILINE):
         assert (DOCS / "snippets" / file).is_file(), file
+    assert text.count("--8") == len(re.findall(r'^--8<-- "', text, re.MULTILINE)), "a snippet is shown"
