@@ -40,7 +40,6 @@ import verified_losses
 BATCH, WIDTH, VOCABULARY, LENGTH = 256, 512, 1000, 32
 OPERATIONS = {"ClipLoss": 8, "SigLipLoss": 6}
 """Of a loss and its gradients by tiles, as multiples of N^2 d."""
-ROUNDS = 5
 
 Row = dict[str, Any]
 
@@ -189,12 +188,11 @@ def pairs_of(loss: str, count: int) -> tuple[list[Any], list[Tensor]]:
     return list(leaves), leaves
 
 
-def measure_size(loss: str, count: int) -> Row:
+def measure_size(loss: str, count: int, rounds: int) -> Row:
     """Time each implementation in turn, and the machine's products between them."""
-    theirs = getattr(load_open_clip(), loss)()
     kind = getattr(verified_losses, loss)
-    modules = {"auto": kind(), "dense": kind(implementation="dense")}
-    modules |= {"streamed": kind(implementation="streamed"), "open_clip": theirs}
+    modules = {name: kind(implementation=name) for name in ("dense", "streamed")}
+    modules["open_clip"] = getattr(load_open_clip(), loss)()
     inputs, leaves = pairs_of(loss, count)
     watches = {
         name: stopwatch(module, inputs, leaves, 1, time.process_time) for name, module in modules.items()
@@ -204,24 +202,22 @@ def measure_size(loss: str, count: int) -> Row:
             watch()
     times: dict[str, list[float]] = {name: [] for name in watches}
     shares: dict[str, list[float]] = {name: [] for name in watches}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, watch in watches.items():
             before = seconds_an_operation()
             times[name].append(watch())
             rate = (before + seconds_an_operation()) / 2
             shares[name].append(OPERATIONS[loss] * count**2 * WIDTH * rate / times[name][-1])
-    ratios = {
-        name: statistics.median(ours / other for ours, other in zip(found, times["open_clip"], strict=True))
-        for name, found in times.items()
-    }
+    why = kind().explain(count, WIDTH, torch.float32, "cpu")
+    ratios = [a / b for a, b in zip(times[why.split(":")[0]], times["open_clip"], strict=True)]
     return {
         "loss": loss,
         "pairs": count,
         "ms": {name: 1e3 * statistics.median(found) for name, found in times.items()},
-        "ratio": ratios,
+        "ratio": statistics.median(ratios),
         "share": {name: statistics.median(found) for name, found in shares.items()},
-        "extra_mb": {name: peak_of(loss, name, count) for name in ("dense", "streamed", "open_clip")},
-        "auto": modules["auto"].explain(count, WIDTH, torch.float32, "cpu"),
+        "extra_mb": {name: peak_of(loss, name, count) for name in modules},
+        "auto": why,
     }
 
 
@@ -248,13 +244,13 @@ def _memory_kb(name: str) -> int:
     return int(line.split()[1])
 
 
-def measure_sizes(counts: list[int], only: str) -> list[Row]:
+def measure_sizes(counts: list[int], only: str, rounds: int) -> list[Row]:
     """Time ClipLoss and SigLipLoss of so many pairs, and print a table."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     print(
-        "| loss | pairs | auto, ms | dense | streamed | open_clip | auto / open_clip "
+        "| loss | pairs | auto is | dense, ms | streamed | open_clip | auto / open_clip "
         "| share of the rate: streamed | open_clip | extra memory, MB: dense | streamed | open_clip |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -263,16 +259,16 @@ def measure_sizes(counts: list[int], only: str) -> list[Row]:
         for loss in OPERATIONS:
             if only not in loss:
                 continue
-            row = measure_size(loss, count)
+            row = measure_size(loss, count, rounds)
             rows.append(row)
-            took, extra = row["ms"], row["extra_mb"]
-            print(
-                f"| {loss} | {count} | {took['auto']:.1f} | {took['dense']:.1f} | {took['streamed']:.1f} "
-                f"| {took['open_clip']:.1f} | {row['ratio']['auto']:.2f} | {row['share']['streamed']:.0%} "
-                f"| {row['share']['open_clip']:.0%} | {extra['dense']:.0f} | {extra['streamed']:.0f} "
-                f"| {extra['open_clip']:.0f} |",
-                flush=True,
-            )
+            cells = [loss, count, row["auto"].split(":")[0]]
+            cells += [f"{milliseconds:.1f}" for milliseconds in row["ms"].values()]
+            cells += [
+                f"{row['ratio']:.2f}",
+                *(f"{row['share'][name]:.0%}" for name in ("streamed", "open_clip")),
+            ]
+            cells += [f"{megabytes:.0f}" for megabytes in row["extra_mb"].values()]
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
     return rows
 
 
@@ -302,9 +298,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="on another than the CPU, one process alone is timed")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
     parser.add_argument("--sizes", default="", help="time by the number of pairs instead, as 256,4096")
+    parser.add_argument("--rounds", type=int, default=5, help="with --sizes: steps of each, in turn")
     args = parser.parse_args()
     if args.sizes:
-        rows = measure_sizes([int(size) for size in args.sizes.split(",")], args.only)
+        rows = measure_sizes([int(size) for size in args.sizes.split(",")], args.only, args.rounds)
         write(args.json, "cpu", rows)
         return
     where = "one thread a process" if args.device == "cpu" else f"on {args.device}"

@@ -1,6 +1,6 @@
 """CLIP with a teacher."""
 
-from typing import Literal, TypeAlias, TypeVar, overload
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from .clip import ClipLoss, overrides
 from .gather import Rows
 from .implementations import choose
 
-T = TypeVar("T")
 Side: TypeAlias = tuple[tuple[Tensor, Tensor], Scalar, Scalar | None]
 """Features of images and texts, scale and bias."""
 
@@ -171,13 +170,14 @@ class DistillClipLoss(ClipLoss):
         dist_features, dist_scale, dist_bias = teacher
         if self.convention == "exact":
             dist_features = dist_features[0].detach(), dist_features[1].detach()
-            dist_scale, dist_bias = _constant(dist_scale), _constant(dist_bias)
+            dist_scale = _constant(dist_scale)
+            dist_bias = None if dist_bias is None else _constant(dist_bias)
         weight = self._row_weight(rows) / 2
         if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
             logits = self.get_logits(*features, scale, bias)
             dist_logits = self.get_logits(*dist_features, dist_scale, dist_bias)
-            images, texts = map(contrast.sum_dist_loss, dist_logits, logits)
-            return self._contrastive_of_logits(logits, rows), (images + texts) * weight
+            per_image, per_text = map(contrast.sum_dist_loss, dist_logits, logits)
+            return self._contrastive_of_logits(logits, rows), (per_image + per_text) * weight
         pairs, dist_pairs = self._pairs(*features, rows), self._pairs(*dist_features, rows)
         implementation = self.implementation
         if any(_learns(value) for value in (*dist_features, dist_scale, dist_bias)):
@@ -195,7 +195,7 @@ class DistillClipLoss(ClipLoss):
         return both[0] * weight, both[1] * weight
 
 
-def _constant(value: T) -> T:
+def _constant(value: Scalar) -> Scalar:
     return value.detach() if isinstance(value, Tensor) else value
 
 

@@ -14,7 +14,7 @@ from .gather import Rows, broadcast_rows, describe, gather_rows
 from .horovod import choose_transport
 from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose, explain
 
-DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
+DIST_IMPLS: tuple[str, ...] = ("bidir", "shift", "reduce", "gather")
 """How texts can travel, the default first."""
 
 

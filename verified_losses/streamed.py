@@ -261,8 +261,8 @@ class _Distill(Function):
                 partner[own] = diagonal
                 for side, where in zip(sides, (i, j), strict=False):
                     side.add(logits, dist_logits, where, tiles.buffer(1, i, j), tiles.buffer(2, i, j))
-        labelled = sum(_losses(side.student, partner).sum() for side in sides)
-        under_teacher = sum(side.losses().sum() for side in sides)
+        labelled = torch.stack([_losses(side.student, partner).sum() for side in sides]).sum()
+        under_teacher = torch.stack([side.losses().sum() for side in sides]).sum()
         log_sums = [each.value() for side in sides for each in (side.student, side.teacher)]
         inputs = anchors, gallery, scale, dist_anchors, dist_gallery, dist_scale
         ctx.save_for_backward(*inputs, *log_sums)
@@ -271,7 +271,8 @@ class _Distill(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_labelled: Tensor, grad_taught: Tensor) -> tuple[Any, ...]:
-        anchors, gallery, scale, *teacher = ctx.saved_tensors[:6]
+        anchors, gallery, scale, *dist = ctx.saved_tensors[:6]
+        teacher = dist[0], dist[1], dist[2]
         log_sums = ctx.saved_tensors[6:]
         wanted, no_more = ctx.needs_input_grad[:3], (None,) * 6
         if torch.is_grad_enabled():
@@ -292,12 +293,12 @@ class _Distill(Function):
             logits, dist_logits = tiles.logits(0, i, j), taught.logits(0, i, j)
             out, spare = tiles.buffer(1, i, j), tiles.buffer(2, i, j)
             _exp(logits, log_sums[0][i], 1, out)
-            dist = _exp(dist_logits, log_sums[1][i], 1, taught.buffer(1, i, j))
+            dist_slope = _exp(dist_logits, log_sums[1][i], 1, taught.buffer(1, i, j))
             if ctx.both:
                 out.add_(_exp(logits, log_sums[2][j], 0, spare))
-                dist.add_(_exp(dist_logits, log_sums[3][j], 0, spare))
+                dist_slope.add_(_exp(dist_logits, log_sums[3][j], 0, spare))
             # grad_labelled (p - y) + grad_taught (p - q), each difference before the sum: both may vanish
-            spare.copy_(out).sub_(dist).mul_(weights[2])
+            spare.copy_(out).sub_(dist_slope).mul_(weights[2])
             _partners(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
             return out.mul_(weights[1]).add_(spare)
 
@@ -353,17 +354,18 @@ class _Sigmoid(Function):
 
         def slope(i: slice, j: slice) -> Tensor:
             logits, spare = tiles.logits(0, i, j).add_(offset), tiles.buffer(1, i, j)
-            partners = None if start is None else _partners(logits, i, j, start)[1].clone()
+            if start is not None:
+                partners = _partners(logits, i, j, start)[1].clone()
             # softplus(z) = max(z, 0) + log(1 + exp(-|z|))
             torch.abs(logits, out=spare).mul_(-LOG2E).exp2_().log1p_()
             totals[i] += spare.sum(1)
             torch.clamp(logits, min=0, out=spare)
-            if partners is not None:
+            if start is not None:
                 _partners(spare, i, j, start)[1].copy_((-partners).clamp_(min=0))
             totals[i] += spare.sum(1)
             if recorded:
                 logits.sigmoid_()
-                if partners is not None:
+                if start is not None:
                     _partners(logits, i, j, start)[1].copy_(-(-partners).sigmoid())
                 slopes[i] += logits.sum(1)
             return logits
