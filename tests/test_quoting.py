@@ -39,5 +39,5 @@ def test_nothing_is_quoted_twice() -> None:
 
 
 def test_a_function_that_needs_another_package_is_not_quoted() -> None:
-    with pytest.raises(AssertionError, match="needs hypothesis"):
+    with pytest.raises(ValueError, match="needs hypothesis"):
         Quotes().source(plain_examples)
