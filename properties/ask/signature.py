@@ -76,7 +76,7 @@ def read_key(path: Path) -> Any:
     """
     try:
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
-        from securesystemslib.signer import SSlibKey
+        from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined, unused-ignore]
     except ImportError as error:
         raise Unusable("key", f"needs the packages of {EXTRA}: pip install '{EXTRA}' ({error})") from error
     try:
