@@ -123,6 +123,7 @@ def through_logits(
         coarser = p.coarser(len(features))
         rounded = rounded + (1 + rounded) * coarser
         rounded = (rounded + (1 + rounded) * scaled) * products
+        # an underflow of each gradient meets a feature; one of the sum, and one as it is stored, the scale
         lost = p.tiny * (2 + abs(features).sum(0))[None, :] * max(abs(scale), 1)
         if p.factors or own:
             lost = lost + p.tiny * abs(scale) * size.sum(1)[:, None]
