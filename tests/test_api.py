@@ -27,8 +27,8 @@ from verified_losses.properties.verify.plan import plan
 
 
 class Doubled(ClipLoss):
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        return 2 * super().forward(*arguments, **named)
+    def _contrastive(self, *arguments: Any) -> Any:
+        return 2 * super()._contrastive(*arguments)
 
 
 def test_what_holds_returns_its_certificate() -> None:

@@ -64,7 +64,8 @@ def test_rows_may_start_anywhere_in_the_gallery(name, rows):
     generator = torch.Generator().manual_seed(0)
     gallery = F.normalize(torch.randn(sum(rows), 3, generator=generator).double(), dim=1).requires_grad_()
     forms = (
-        getattr(implementations.choose(form, 1, "cpu", (TILE, 3)), name) for form in ("dense", "streamed")
+        getattr(implementations.choose(form, 1, torch.float64, "cpu", (TILE, 3)), name)
+        for form in ("dense", "streamed")
     )
     dense, streamed = forms
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
@@ -153,7 +154,9 @@ def test_a_sigmoid_far_below_zero_keeps_its_digits():
     image = torch.zeros(3, 2)
     partners = 3 * 20
     close(loss(image, image, 1.0, -20.0).item() * 3, partners, partners, 2**30)
-    negatives = implementations.choose("streamed", 3, "cpu").sum_sigmoid(image, image, 1.0, -20.0, None)
+    negatives = implementations.choose("streamed", 3, torch.float32, "cpu").sum_sigmoid(
+        image, image, 1.0, -20.0, None
+    )
     expected = 9 * torch.tensor(-20.0).double().exp()
     assert abs(negatives - expected) <= 32 * torch.finfo(torch.float32).eps * expected
 
@@ -219,6 +222,11 @@ def test_explanations_say_what_is_taken(kind, monkeypatch):
     assert loss.explain(8, 3, torch.float32, "cuda").startswith(
         "dense: the streamed form has not been measured"
     )
+    assert loss.explain(8, 3, torch.bfloat16, "cpu").startswith(
+        "dense: products of half precision are faster"
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss.explain(8, 3, torch.float32, "cpu").startswith("dense: products of half precision")
     asked = make(kind, implementation="streamed").explain(30_000, 512, torch.float64, "cuda")
     assert asked.startswith("streamed: as asked for; tiles, gradients and statistics take about 499 MB")
     asked = make(kind, implementation="dense").explain(30_000, 512, torch.float32, "cpu")
@@ -266,7 +274,7 @@ def test_wrong_options_are_named(kind, options, error, message):
 def test_chunks_of_images_bound_the_tile(monkeypatch):
     asked = []
     choose = implementations.choose
-    monkeypatch.setattr(siglip, "choose", lambda *given: asked.append(given[3]) or choose(*given))
+    monkeypatch.setattr(siglip, "choose", lambda *given: asked.append(given[4]) or choose(*given))
     for chunk_size, tile_size, expected in (2, 4, (2, 4)), (8, 4, (4, 4)), (0, 4, (4, 4)), (None, 3, (3, 3)):
         loss = SigLipLoss(chunk_size=chunk_size, tile_size=tile_size, implementation="streamed")
         loss(**batch("siglip", rows=5))
@@ -301,4 +309,4 @@ def test_every_loss_has_the_options():
         (shown,) = (f"{name}={value!r}" for name, value in options.items())
         assert shown in repr(loss)
     assert set(CLASSES.values()) == {ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss}
-    assert contrast.sum_infonce is implementations.choose("dense", 1, "cpu").sum_infonce
+    assert contrast.sum_infonce is implementations.choose("dense", 1, torch.float32, "cpu").sum_infonce

@@ -75,12 +75,13 @@ def alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
 def _autocast(*tensors: Tensor) -> bool:
     return all(
         tensor.dtype != torch.float64  # left as it is
-        and _is_autocast_on(tensor.device.type)
+        and is_autocast_on(tensor.device.type)
         for tensor in tensors
     )
 
 
-def _is_autocast_on(device: str) -> bool:
+def is_autocast_on(device: str) -> bool:
+    """Return whether autocast is on for a type of device."""
     try:
         return torch.is_autocast_enabled(device)
     except RuntimeError:  # it has none; to ask that breaks a graph of torch 2.11

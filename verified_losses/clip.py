@@ -271,7 +271,7 @@ class ClipLoss(nn.Module):
                 self.get_logits(image_features, text_features, logit_scale, logit_bias), rows
             )
         pairs = self._pairs(image_features, text_features, rows)
-        sums = choose(self.implementation, sum(rows), image_features.device, self._tile)
+        sums = choose(self.implementation, sum(rows), image_features.dtype, image_features.device, self._tile)
         if len(pairs) == 2:
             start = self._start(rows)
             images, texts = (sums.sum_infonce(*pair, logit_scale, logit_bias, start) for pair in pairs)

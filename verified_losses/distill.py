@@ -182,7 +182,7 @@ class DistillClipLoss(ClipLoss):
         implementation = self.implementation
         if any(_learns(value) for value in (*dist_features, dist_scale, dist_bias)):
             implementation = "dense"
-        sums = choose(implementation, sum(rows), features[0].device, self._tile)
+        sums = choose(implementation, sum(rows), features[0].dtype, features[0].device, self._tile)
         if len(pairs) == 1:
             both = sums.sum_symmetric_distill(pairs[0], scale, bias, dist_pairs[0], dist_scale, dist_bias)
         else:

@@ -7,12 +7,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from . import contrast, streamed
+from . import checks, contrast, streamed
 
 Implementation: TypeAlias = Literal["auto", "dense", "streamed"]
 IMPLEMENTATIONS = ("auto", "dense", "streamed")
 STREAMED_FROM = 1024
-"""Pairs from which on tiles are no slower on a CPU; see benchmarks/losses.py."""
+"""Pairs from which on tiles are no slower than all logits at once, in float32 on a CPU, as
+benchmarks/losses.py measures."""
 
 
 class Sums(NamedTuple):
@@ -28,14 +29,19 @@ class Sums(NamedTuple):
 
 
 def choose(
-    implementation: Implementation, pairs: int, device: torch.device | str, tile: streamed.Tile | None = None
+    implementation: Implementation,
+    pairs: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    tile: streamed.Tile | None = None,
 ) -> Sums:
     """Return the functions that an implementation stands for, and why.
 
     Args:
         implementation: "dense", "streamed", or "auto", which depends on the other arguments.
         pairs: how many pairs all ranks hold.
-        device: where the features are.
+        dtype: of the features.
+        device: where they are.
         tile: rows and columns of a tile; None is what was measured to be fast.
     """
     kind = torch.device(device).type
@@ -47,6 +53,8 @@ def choose(
         return _sums("dense", f"the streamed form has not been measured on {kind}", tile)
     if pairs < STREAMED_FROM:
         return _sums("dense", f"{pairs} pairs are fewer than {STREAMED_FROM}", tile)
+    if dtype.itemsize < 4 or checks.is_autocast_on(kind):
+        return _sums("dense", "products of half precision are faster than float32's, which tiles take", tile)
     if _is_transformed():
         return _sums(
             "dense", "torch.func and forward-mode derivatives go through torch's own functions", tile
@@ -63,7 +71,7 @@ def explain(
     tile: streamed.Tile | None = None,
 ) -> str:
     """Return in words which implementation n pairs of width d are given to, and why, and its memory."""
-    chosen = choose(implementation, n, device, tile)
+    chosen = choose(implementation, n, dtype, device, tile)
     item = 8 if dtype == torch.float64 else 4
     rows, columns = tile or streamed.TILE
     if chosen.name == "dense":

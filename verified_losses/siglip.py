@@ -218,7 +218,7 @@ class SigLipLoss(nn.Module):
 
         call = f"SigLipLoss(dist_impl={self.dist_impl!r})"
         rows = tuple(facts.rows for facts in checks.agree(self.transport, call, check))
-        sums = choose(self.implementation, sum(rows), image_features.device, self._tile)
+        sums = choose(self.implementation, sum(rows), image_features.dtype, image_features.device, self._tile)
         total = None
         for source, text in self._texts(text_features, rows):
             start = 0 if source == self.rank else None

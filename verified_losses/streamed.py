@@ -287,7 +287,6 @@ class _Distill(Function):
             return *_through(dense, (anchors, gallery, scale), wanted, grads), *no_more
         tiles = _Tiles(anchors, gallery, scale, ctx.tile)
         taught = _Tiles(*teacher, ctx.tile)
-        weights = grad_labelled + grad_taught, grad_labelled, grad_taught
 
         def slope(i: slice, j: slice) -> Tensor:
             logits, dist_logits = tiles.logits(0, i, j), taught.logits(0, i, j)
@@ -298,9 +297,9 @@ class _Distill(Function):
                 out.add_(_exp(logits, log_sums[2][j], 0, spare))
                 dist_slope.add_(_exp(dist_logits, log_sums[3][j], 0, spare))
             # grad_labelled (p - y) + grad_taught (p - q), each difference before the sum: both may vanish
-            spare.copy_(out).sub_(dist_slope).mul_(weights[2])
+            spare.copy_(out).sub_(dist_slope).mul_(grad_taught)
             _partners(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
-            return out.mul_(weights[1]).add_(spare)
+            return out.mul_(grad_labelled).add_(spare)
 
         gradients = _Gradients(tiles, wanted)
         gradients.sweep(slope)
@@ -322,7 +321,7 @@ class _Taught:
         older, count = self.student.maximum[where].clone(), self.teacher.sum[where].clone()
         self.student.add(logits, where, out)
         maximum = self.student.maximum[where]
-        # exponentials that are 0 have no logits: 0 times the distance to the first maximum is 0
+        # before the first tile the maximum is the smallest number, times no exponentials: 0, and no NaN
         moment.add_(count.mul_(older.sub_(maximum)))
         moment.mul_(self.teacher.add(dist_logits, where, out))
         torch.sub(logits, maximum.unsqueeze(dim), out=spare)
