@@ -100,7 +100,8 @@ def inspect_target(
     if signature.unusable and inspect.isclass(target):
         passed = {**contract.constructor(probes[0]), **dict(subject.options)}
         signature = replace(signature, options=tuple(accepted(target, passed)))
-    probes = [_with_options(probe, contract, subject, signature.options) for probe in probes]
+    pinned = dict(subject.options)
+    probes = [replace(probe, options=tuple((dict(probe.options) | pinned).items())) for probe in probes]
     defaults = _defaults(target, contract, subject, probes[0])
     candidates = _candidates(target, contract, subject, probes[0], signature)
     listed = list(itertools.islice(candidates, MOST))
@@ -138,18 +139,6 @@ def inspect_target(
         tuple(one for one in defaults if one[0] not in bound),
         single=tried.matches and _is_single(tried, target, contract, subject, probes, signature.options),
     )
-
-
-def _with_options(case: Case, contract: Contract, subject: Subject, taken: tuple[str, ...]) -> Case:
-    """Return a case with the options that are stated, and those assumed that a target does not take."""
-    assumed = {
-        name: value
-        for name, value in contract.assumed.items()
-        if name not in taken and name not in NAMES[contract.name]
-    }
-    pinned = assumed | dict(subject.options)
-    pad_id = pinned.pop("pad_id", case.pad_id)
-    return replace(case, pad_id=pad_id, options=tuple((dict(case.options) | pinned).items()))
 
 
 def _is_single(

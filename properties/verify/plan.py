@@ -195,7 +195,7 @@ def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject
 def assuming(case: Case, contract: Contract, asked: Subject) -> Case:
     """Return a case with the options that are pinned, else assumed: a target need not take any."""
     wanted = contract.assumed | dict(asked.options)
-    options = {name: wanted.get(name, value) for name, value in case.options} | dict(asked.options)
+    options = {name: wanted.get(name, value) for name, value in case.options}
     padding = {"pad_id": wanted["pad_id"]} if "pad_id" in wanted else {}
     return replace(case, options=tuple(options.items()), **padding)
 
