@@ -28,7 +28,7 @@ def caption_loss(
     divisor = sum(tokens) / len(tokens) if convention == "exact" else tokens[rank]
     is_token = labels[rank] != pad_id
     if not is_token.any():
-        return 0j
+        return 0.0
     losses = [cross_entropy(logits[rank][is_token], labels[rank][is_token])]
     loss: complex = add_up(losses, tokens) / divisor
     return loss
@@ -62,7 +62,8 @@ def coca_loss(
         caption_loss_weight: the factor of the caption loss.
         pad_id: the label that counts nothing.
     """
-    contrastive = caption = 0j
+    contrastive: complex = 0.0
+    caption: complex = 0.0
     if clip_loss_weight:
         flags = (local_loss, gather_with_grad, convention)
         contrastive = clip_loss_weight * clip_loss(*features, rank, *flags)
