@@ -204,7 +204,7 @@ def test_file_judges_as_the_law_does(
     ("contract", "wrong", "law", "right", "shown"),
     [
         ("infonce", "DetachesTemperature", "gradients equal the oracle", "LearnedQueries",
-         "1 / logit_scale[rank].reshape(())"),
+         "infonce_loss(first, second, logit_scale, rank"),
         ("distill", "distilled_twice", "terms equal the oracle", "distilled_sum",
          "distill_loss("),
     ],
