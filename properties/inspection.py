@@ -535,6 +535,8 @@ def _unknown(target: Any, contract: Contract, subject: Subject, signature: Signa
         f"--call 'target({', '.join(names[:3])})', where target is "
         f"{name}{' constructed' if inspect.isclass(target) else ''}, of the names {', '.join(names)}"
     )
+    if contract.whole:
+        return said
     with contextlib.suppress(ValueError, TypeError):  # it has no signature
         called = entry_of(target)
         file, command = adapter.command(place, contract.name)
