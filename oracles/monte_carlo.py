@@ -277,6 +277,8 @@ class Moved(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        if "out" in kwargs:
+            raise Unsupported("the formula writes into an array: use np.where, or make a new one")
         if method == "reduce" and ufunc in _REDUCED:
             return _REDUCED[ufunc](inputs[0], **kwargs)
         if method != "__call__" or kwargs.keys() - {"dtype", "casting"}:

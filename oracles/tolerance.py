@@ -75,7 +75,7 @@ def assert_within_rounding(
         reference: the formula, a function of NumPy arrays.
         *inputs: what both are computed of.
         dtype: in which the implementation computes; that of `actual`, if not given.
-        widened: of half precision, the inputs alone are in it.
+        widened: of half precision, the inputs alone are in it, and the result where `actual` is.
         samples: how often the formula is computed.
         seed: the same seed gives the same bound.
         err_msg: what the error begins with.
@@ -101,6 +101,9 @@ def assert_within_rounding(
         dtype = dtype_of(actual)
     seen = to_array(actual, "actual")
     value, bound = _scattered(reference, inputs, dtype, widened, samples, seed)
+    kind = DTYPES[dtype_of(actual)] if widened else DTYPES[dtype]
+    if widened and kind.bits < DTYPES[kind.accumulated].bits:  # it is computed in float32, and stored
+        bound = bound + 2.0**-kind.bits * (abs(value) + bound) + 2.0**kind.tiny
     said = f"{err_msg}: " if err_msg else ""
     if seen.shape != value.shape:
         raise AssertionError(f"{said}expected shape {list(value.shape)}, observed {list(seen.shape)}")

@@ -106,10 +106,11 @@ def inspect_target(
     candidates = _candidates(target, contract, subject, probes[0], signature)
     listed = list(itertools.islice(candidates, MOST))
     tried = _try(listed, target, contract, subject, probes, signature.options)
-    if tried is None and contract.whole:
+    if contract.whole and (tried is None or tried.error):
         names = ", ".join(NAMES[contract.name])
         said = f"{Target.of(subject.target).name} does not take {names}, by name or in order"
-        signature = replace(signature, unusable=said)
+        unknown = _unknown(target, contract, subject, replace(signature, unusable=said))
+        return Inspection(replace(signature, unusable=unknown), detail=tried.error if tried else "")
     if tried is None and signature.unusable:
         unknown = _unknown(target, contract, subject, signature)
         return Inspection(replace(signature, unusable=unknown), defaults=defaults)

@@ -11,6 +11,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers import close
 from verified_losses.oracles import (
@@ -26,9 +27,14 @@ from verified_losses.oracles import (
     soft_targets,
     supcon,
 )
+from verified_losses.properties.ask.api import certify
+from verified_losses.properties.ask.inspect import inspected
+from verified_losses.properties.cases import Case, Options
+from verified_losses.properties.contracts import contract_of
 from verified_losses.properties.laws.objects import OWNS_NOTHING
 from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.standalone.acts import NO_MODES
+from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
@@ -393,3 +399,25 @@ def test_each_kind_has_defects_and_right_variants() -> None:
         counts = Counter(planted.contract for planted in found)
         assert counts.keys() == set(FORMULAS.values())
         assert min(counts.values()) >= least
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_each_kind_says_where_its_tolerance_comes_from_and_may_be_called_in_a_stated_form(name: str) -> None:
+    held_to = contract_of(FORMULAS[name])
+    assert "Monte Carlo arithmetic" in held_to.tolerance
+    names = ", ".join(held_to.inputs(held_to.probe(Case(rows=(5,), width=4, options=first_options(name))))[0])
+    stated, subject = ask("any:loss", name, call=f"target({names})")
+    assert (stated, subject.form.call) == (FORMULAS[name], f"target({names})")
+
+
+def first_options(name: str) -> Options:
+    """Return the first of each option's values."""
+    return tuple((option, values[0]) for option, values in contract_of(FORMULAS[name]).values.items())
+
+
+def test_a_kind_is_certified_and_inspected_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    certificate = certify(torch.nn.CrossEntropyLoss, "smoothed", world="1", max_examples=3, only="terms*")
+    assert certificate.verdict == "holds"
+    subject = dict([ask("torch.nn:CrossEntropyLoss", "smoothed")])
+    assert inspected(subject) == 0
+    assert "its values are the oracle's" in capsys.readouterr().out

@@ -278,9 +278,7 @@ def inspect(
     name = named_target(target, None)
     check_target(name)
     names = [contract] if contract else list(NAMES)
-    asked = {
-        one: ask(name, one, call=call, parameters=parameter or (), features=features)[1] for one in names
-    }
+    asked = dict(ask(name, one, call=call, parameters=parameter or (), features=features) for one in names)
     server.start()
     from .inspect import inspected
 

@@ -111,7 +111,8 @@ class OwnContract(Contract):
         """Where its tolerances come from, in words."""
         if not steps_are_there():
             return SAMPLED
-        case = self.probe(Case(rows=(5,), width=4, seed=3))
+        first = tuple((name, values[0]) for name, values in self.values.items())
+        case = self.probe(Case(rows=(5,), width=4, seed=3, options=first))
         inputs = self.inputs(case)
         stepped = self._stepped(case, inputs, self.cotangents(case)) is not None
         return f"derived from steps; in half precision by {SAMPLED}" if stepped else SAMPLED
@@ -141,6 +142,8 @@ class OwnContract(Contract):
             warnings.simplefilter("ignore")
             try:
                 value, slope = self._value_and_slope(case, inputs)
+            except NoFormula:
+                raise
             except ValueError:
                 return False
         return bool(np.isfinite(value) and np.isfinite(slope))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hypothesis import Phase, Verbosity, find, settings
+from hypothesis.errors import Unsatisfiable
 
 from .. import devices
 from ..cases import Case
@@ -129,14 +130,17 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
     quiet = settings(database=None, deadline=None, verbosity=Verbosity.quiet, phases=first)
     size = contract.smallest_world
     drawn = contract.cases(replace(asked, options=(), features=""), size)
-    with without_local_constants():
-        simplest = replace(find(drawn, lambda case: True, settings=quiet), device=device)
-    simplest = assuming(simplest, contract, asked)
-    looked_at = [contract.probe(case) for case in probes(simplest, asked)]
     try:
+        with without_local_constants():
+            simplest = replace(find(drawn, lambda case: True, settings=quiet), device=device)
+        simplest = assuming(simplest, contract, asked)
+        looked_at = [contract.probe(case) for case in probes(simplest, asked)]
         contract.check(looked_at)
     except NoFormula as error:
         raise Unusable("contract", str(error)) from error
+    except Unsatisfiable as error:
+        said = f"{contract.name}: refuses every case that is drawn, or is no number in any"
+        raise Unusable("contract", said) from error
     worlds = asked.worlds()
     worlds.until = deadline
     try:
