@@ -111,7 +111,8 @@ class OwnContract(Contract):
         """Where its tolerances come from, in words."""
         if not steps_are_there():
             return SAMPLED
-        first = tuple((name, values[0]) for name, values in self.values.items())
+        kinds = self.formula.inputs.items()
+        first = tuple((name, kind.values[0]) for name, kind in kinds if isinstance(kind, Choice))
         case = self.probe(Case(rows=(5,), width=4, seed=3, options=first))
         inputs = self.inputs(case)
         stepped = self._stepped(case, inputs, self.cotangents(case)) is not None
