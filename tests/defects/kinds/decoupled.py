@@ -98,7 +98,9 @@ def debiased(first: Tensor, second: Tensor, temperature: float, tau_plus: float)
 
 
 def debiased_by_log_sum_exp(first: Tensor, second: Tensor, temperature: float, tau_plus: float) -> Tensor:
-    """The loss as log(1 + others / positive)."""
+    """The loss as log(1 + others / positive), in float32 at least: a square of the positive may underflow."""
+    if first.dtype in (torch.bfloat16, torch.float16):
+        first, second = first.float(), second.float()
     positive, negative, count = _parts(first, second, temperature)
     mean = (negative / count - tau_plus * positive) / (1 - tau_plus)
     return torch.log1p(count * mean.clamp(min=math.exp(-1 / temperature)) / positive).mean()
