@@ -181,7 +181,7 @@ def seconds_an_operation() -> float:
 
 
 def pairs_of(loss: str, count: int) -> tuple[list[Any], list[Tensor]]:
-    """Return the arguments of a loss of `count` pairs, all of which get gradients."""
+    """Return the arguments of a loss of `count` pairs; all tensors get gradients."""
     image, text = (normalize(torch.randn(count, WIDTH), dim=-1) for _ in range(2))
     scalars = [torch.tensor(14.0), torch.tensor(-10.0)][: 1 + (loss == "SigLipLoss")]
     leaves = [tensor.requires_grad_() for tensor in (image, text, *scalars)]

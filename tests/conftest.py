@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 from verified_losses.properties import devices
+from verified_losses.properties.worlds import specs
 
 from . import standin
 
@@ -26,6 +27,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if any("standin" in item.name for item in session.items):
         with contextlib.suppress(pytest.skip.Exception):  # which the test itself says
             standin.load()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets run in this process, and nothing is started for them."""
+    monkeypatch.setattr(specs.Worlds, "isolated", lambda self, inner, spec: inner)
+    monkeypatch.setattr(specs.Worlds, "start", lambda self, spec, patience=1.0: None)
 
 
 @pytest.fixture(params=["cpu", "standin:0", "cuda:0"], ids=["cpu", "standin", "cuda"])

@@ -1,6 +1,10 @@
 """How close is close: bounds of rounding that tests of several modules compare with."""
 
+import importlib.util
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -44,3 +48,14 @@ def gradient_magnitude(rows: Sequence[int]) -> float:
 def operations(rows: Sequence[int]) -> int:
     """Return how many operations lie between an input and a loss or a gradient."""
     return 2 * (TEACHER_WIDTH + sum(rows) + VOCABULARY + 10)
+
+
+def tool(name: str) -> ModuleType:
+    """Run a program of `tools/`, and return it as a module."""
+    path = Path(__file__).parents[1] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

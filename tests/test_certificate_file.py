@@ -1,7 +1,6 @@
 """The certificate that travels with the package: its maker, its reader, and that it is of this source."""
 
 import base64
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -26,6 +25,8 @@ from verified_losses.properties.verify.arguments import Unusable
 from verified_losses.properties.verify.certifier import Finding, Verdict, checks
 from verified_losses.properties.verify.known import Known
 from verified_losses.properties.worlds.specs import parse
+
+from . import helpers
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "verified_losses"
@@ -65,16 +66,7 @@ SCHEMA = {
 """As in-toto's specification has a statement and this predicate."""
 
 
-def _tool() -> Any:
-    spec = importlib.util.spec_from_file_location("certificate_tool", ROOT / "tools" / "certificate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = _tool()
+tool = helpers.tool("certificate")
 
 
 def test_the_certificate_is_of_this_source() -> None:

@@ -1,14 +1,14 @@
 """The documentation's own code: pages that are written from the code, and what pages name."""
 
-import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from verified_losses.properties import names
+
+from . import helpers
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -16,16 +16,7 @@ SETTINGS = (ROOT / "mkdocs.yml").read_text()
 GENERATED = {"laws.md", "defects.md", "findings.md"}
 
 
-def _tool() -> Any:
-    spec = importlib.util.spec_from_file_location("docs_tool", ROOT / "tools" / "docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = _tool()
+tool = helpers.tool("docs")
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -1,6 +1,5 @@
 """What verifies on a GPU: its steps, as far as they can be run without one."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,18 +11,15 @@ import pytest
 
 from verified_losses.properties import devices
 
+from . import helpers
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_tool", ROOT / "tools" / "gpu.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_tool", module)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    spec.loader.exec_module(module)
+    module = helpers.tool("gpu")
     monkeypatch.setattr(module, "FOLDER", tmp_path)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     return module

@@ -13,9 +13,10 @@ from verified_losses.properties.verify import limits
 from verified_losses.properties.verify.arguments import MAX_EXAMPLES, ask
 from verified_losses.properties.verify.certifier import Finding, verify_all
 from verified_losses.properties.verify.plan import inspection, plan
-from verified_losses.properties.worlds import specs
 
 from .strangers.index import RIGHT, WRONG, Stranger
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 ALL = "STRANGERS" in os.environ
 CASES = MAX_EXAMPLES if ALL else 8
@@ -25,9 +26,7 @@ SLOW = "large"
 
 
 @pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(specs.Worlds, "isolated", lambda self, inner, spec: inner)
-    monkeypatch.setattr(specs.Worlds, "start", lambda self, spec, patience=1.0: None)
+def _few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "EVEN_SECONDS", limits.EVEN_SECONDS if ALL else 1.0)
 
 

@@ -24,11 +24,12 @@ from verified_losses.properties.verify.arguments import Unusable, ask
 from verified_losses.properties.verify.certifier import Certifier, Finding, checks, verify
 from verified_losses.properties.verify.limits import OTHER_DTYPES
 from verified_losses.properties.verify.plan import inspection
-from verified_losses.properties.worlds import specs
 from verified_losses.properties.worlds.specs import parse
 
 from . import wild
 from .defects.report import reason_if_falsified
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 LAWS = ("terms equal the oracle", "gradients equal the oracle", "eval equals train")
 CASES = 8
@@ -121,12 +122,6 @@ FORMS = [
     Form(wild.forgets_exp, "clip", (RAW,), holds=False),
 ]  # fmt: skip
 LOCAL = "does not gather: verified in one process; its negatives are local"
-
-
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(specs.Worlds, "isolated", lambda self, inner, spec: inner)
-    monkeypatch.setattr(specs.Worlds, "start", lambda self, spec, patience=1.0: None)
 
 
 def found(form: Form) -> tuple[Subject, bool]:
