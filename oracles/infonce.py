@@ -19,7 +19,7 @@ from .gather import gather_features
 
 @step(unit.normalize)
 def normalize(features: Array) -> Array:
-    """Return x / |x| for each row of [..., d] features, none of which is zero."""
+    """Return x / |x| for each row of [..., d] features; no row is zero."""
     unit: Array = features / np.sqrt(np.sum(features * features, axis=-1, keepdims=True))
     return unit
 

@@ -722,7 +722,7 @@ def _holds(values: Any) -> bool:
 
 
 def _scattered(tape: Tape, gradient: Array, index: Array, number: Moved) -> Array:
-    """Return the gradient of elements of which some were taken, once or more."""
+    """Return the gradient of a number, given that of elements taken from it, each once or more."""
     counts = np.bincount(index, minlength=number.size)
     result = np.zeros((gradient.shape[0], number.size))
     if counts.max(initial=0) <= 1:

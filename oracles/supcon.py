@@ -12,7 +12,7 @@ from .complex_step import Array
 
 
 def supcon_loss(features: Array, labels: Array, temperature: float) -> complex:
-    """Return the loss of [n, d] features and their [n] labels, each of which two rows have or more."""
+    """Return the loss of [n, d] features and [n] labels; each label stands on two rows or more."""
     logits = features @ features.T / temperature
     count = len(features)
     others = ~np.eye(count, dtype=bool)

@@ -101,8 +101,8 @@ def assert_within_rounding(
         dtype = dtype_of(actual)
     seen = to_array(actual, "actual")
     value, bound = _scattered(reference, inputs, dtype, widened, samples, seed)
-    kind = DTYPES[dtype_of(actual)] if widened else DTYPES[dtype]
-    if widened and kind.bits < DTYPES[kind.accumulated].bits:  # it is computed in float32, and stored
+    kind = DTYPES.get(_dtype_name(actual))
+    if widened and kind and kind.accumulated != _dtype_name(actual):  # it is computed in float32, and stored
         bound = bound + 2.0**-kind.bits * (abs(value) + bound) + 2.0**kind.tiny
     said = f"{err_msg}: " if err_msg else ""
     if seen.shape != value.shape:
@@ -145,12 +145,15 @@ def dtype_of(value: Any) -> str:
     Raises:
         ValueError: it is none of those with bounds.
     """
-    name = str(getattr(value, "dtype", "float64" if isinstance(value, float) else None)).removeprefix(
-        "torch."
-    )
+    name = _dtype_name(value)
     if name not in DTYPES:
         raise ValueError(f"actual: expected one of {', '.join(DTYPES)}, got {name}; or give dtype=")
     return name
+
+
+def _dtype_name(value: Any) -> str:
+    name = str(getattr(value, "dtype", "float64" if isinstance(value, float) else None))
+    return name.removeprefix("torch.")
 
 
 def _scattered(

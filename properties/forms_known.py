@@ -177,6 +177,11 @@ def parameters_of(function: Callable[..., Any]) -> list[Taken]:
     return found
 
 
+def is_called_itself(target: Any) -> bool:
+    """Whether a target is a function that takes tensors, and constructs nothing."""
+    return not inspect.isclass(target) and any(one.required for one in parameters_of(target))
+
+
 def calls(
     function: Callable[..., Any],
     contract: str,

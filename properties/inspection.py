@@ -29,13 +29,14 @@ from .forms_known import (
     constructions,
     holdings,
     ignores_by_another_name,
+    is_called_itself,
     keys_read,
     parameters_of,
 )
 from .names import Features
 from .own.forms import own_forms
 from .reference import reference
-from .running import Signature, build, call_of, inputs, read_signature
+from .running import Signature, build, call_of, inputs, read_signature, scalars_of
 from .standalone.acts import read, to_array
 from .subjects import Subject, Target
 
@@ -199,7 +200,7 @@ def _candidates(
         try:
             loss = build(contract, Form("", arguments, rows=rows), target, case, 0, 1)
             function = entry(loss)
-            scalars = _scalars(loss)
+            scalars = scalars_of(loss)
         except Exception:
             continue
         given = [name for _, name in arguments]
@@ -241,12 +242,6 @@ def _unstated(target: Any, contract: Contract, subject: Subject, case: Case) -> 
     has = f"its parameters are {', '.join(owned)}" if owned else "it has no torch.nn.Parameter"
     gets = f", and its constructor takes {', '.join(taken)}" if taken else ""
     return f"parameter: {name} has no parameter {', '.join(absent)}: {has}{gets}"
-
-
-def _scalars(loss: Any) -> list[str]:
-    if not isinstance(loss, torch.nn.Module):
-        return []
-    return [name for name, one in loss.named_parameters() if one.numel() == 1 and one.is_floating_point()]
 
 
 def _try(
@@ -446,7 +441,7 @@ def read_forms(form: Form, output: Any, contract: Contract) -> list[Form]:
     """Return a form with each way to read the contract's terms out of what was returned, or their sum."""
     if len(contract.terms) == 1:
         return [replace(form, call=f"{form.call}{reading}") for reading in readings(output)]
-    if isinstance(output, tuple) and type(output) is tuple and has_all(output, contract.terms):
+    if type(output) is tuple and has_all(output, contract.terms):
         return [form]
     scalars = [how for how, one in entries_of(output) if _is_scalar(one)]
     first = _named(scalars, CONTRASTIVE)
@@ -475,11 +470,6 @@ def has_all(output: Any, terms: tuple[str, ...]) -> bool:
     found = read(output, terms)[1]
     extra = isinstance(output, tuple | list) and len(output) != len(terms)
     return not extra and set(found) == set(terms) and all(map(_is_scalar, found.values()))
-
-
-def is_called_itself(target: Any) -> bool:
-    """Whether a target is a function that takes tensors, and constructs nothing."""
-    return not inspect.isclass(target) and any(one.required for one in parameters_of(target))
 
 
 def passed_by(call: str, function: Callable[..., Any]) -> set[str]:

@@ -39,7 +39,6 @@ from verified_losses.properties.worlds.table import KINDS  # noqa: E402
 RECORDS = ("certificate.json", "horovod.json", "gpu/certificate.json", "gpu/nccl.json")
 BUILD = ROOT / "build"
 OUTPUT = ROOT / certified.PACKAGE / certified.NAME
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
 JSON = dict[str, Any]
 
 
@@ -310,7 +309,7 @@ def sign(made: JSON, key: Path) -> bytes:
         raise Refused(
             f"{key}: expected an ed25519 private key in PEM, without a password: {error}"
         ) from error
-    envelope = Envelope(certified.canonical(made), PAYLOAD_TYPE, {})
+    envelope = Envelope(certified.canonical(made), certified.PAYLOAD_TYPE, {})
     envelope.sign(signer)
     return json.dumps(envelope.to_dict(), indent=1).encode() + b"\n"
 

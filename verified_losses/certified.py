@@ -23,6 +23,7 @@ SUITE = ("oracles", "properties")
 """Folders of the package that are no part of the losses."""
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://in-toto.io/attestation/test-result/v0.1"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
 ANSWERS = {"certified": 0, "changed": 1, "no certificate": 2, "other environment": 3}
 """Each answer, and the exit status of `python -m verified_losses` for it."""
 MODELS = "/proc/driver/nvidia/gpus/*/information"

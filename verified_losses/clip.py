@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from . import checks, contrast
+from . import checks, contrast, streamed
 from .checks import Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
@@ -115,8 +115,8 @@ class ClipLoss(nn.Module):
         return explain(self.implementation, n, d, dtype, device, self._tile)
 
     @property
-    def _tile(self) -> tuple[int, int] | None:
-        return (self.tile_size, self.tile_size) if self.tile_size else None
+    def _tile(self) -> streamed.Tile:
+        return (self.tile_size, self.tile_size) if self.tile_size else streamed.TILE
 
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Return the column of each row's partner.

@@ -29,8 +29,7 @@ def sum_symmetric(
     image_features: Tensor, text_features: Tensor, logit_scale: Scalar, logit_bias: Scalar | None
 ) -> Tensor:
     """Sum `sum_infonce` of [n, d] images against [n, d] texts and of texts against images."""
-    logits = scaled_product(image_features, text_features, logit_scale, logit_bias)
-    return _sum_labelled(logits, 0) + _sum_labelled(logits.T, 0)
+    return _sum_both_labelled(scaled_product(image_features, text_features, logit_scale, logit_bias))
 
 
 def sum_sigmoid(
@@ -94,10 +93,8 @@ def sum_symmetric_distill(
     """Sum `sum_distill` of n images against n texts and of texts against images."""
     logits = scaled_product(*student, logit_scale, logit_bias)
     dist_logits = scaled_product(*teacher, dist_logit_scale, dist_logit_bias)
-    return (
-        _sum_labelled(logits, 0) + _sum_labelled(logits.T, 0),
-        sum_dist_loss(dist_logits, logits) + sum_dist_loss(dist_logits.T, logits.T),
-    )
+    taught = sum_dist_loss(dist_logits, logits) + sum_dist_loss(dist_logits.T, logits.T)
+    return _sum_both_labelled(logits), taught
 
 
 def scaled_product(
@@ -144,3 +141,8 @@ def sum_log_sigmoid(logits: Tensor, start: int | None) -> Tensor:
 
 def _sum_labelled(logits: Tensor, start: int) -> Tensor:
     return sum_cross_entropy(logits, torch.arange(start, start + logits.shape[0], device=logits.device))
+
+
+def _sum_both_labelled(logits: Tensor) -> Tensor:
+    labels = torch.arange(logits.shape[0], device=logits.device)
+    return sum_cross_entropy(logits, labels) + sum_cross_entropy(logits.T, labels)

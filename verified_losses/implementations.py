@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def choose(
     pairs: int,
     dtype: torch.dtype,
     device: torch.device | str,
-    tile: streamed.Tile | None = None,
+    tile: streamed.Tile = streamed.TILE,
 ) -> Sums:
     """Return the functions that an implementation stands for, and why.
 
@@ -42,24 +42,28 @@ def choose(
         pairs: how many pairs all ranks hold.
         dtype: of the features.
         device: where they are.
-        tile: rows and columns of a tile; None is what was measured to be fast.
+        tile: rows and columns of a tile.
     """
-    kind = torch.device(device).type
     if implementation != "auto":
         return _sums(implementation, "as asked for", tile)
-    if torch.compiler.is_compiling():
-        return _sums("dense", "torch.compile fuses what is in one graph", tile)
-    if kind != "cpu":
-        return _sums("dense", f"the streamed form has not been measured on {kind}", tile)
-    if pairs < STREAMED_FROM:
-        return _sums("dense", f"{pairs} pairs are fewer than {STREAMED_FROM}", tile)
-    if dtype.itemsize < 4 or checks.is_autocast_on(kind):
-        return _sums("dense", "products of half precision are faster than float32's, which tiles take", tile)
-    if _is_transformed():
-        return _sums(
-            "dense", "torch.func and forward-mode derivatives go through torch's own functions", tile
-        )
+    if why := _why_dense(pairs, dtype, torch.device(device).type):
+        return _sums("dense", why, tile)
     return _sums("streamed", f"{pairs} pairs are at least {STREAMED_FROM}, on a CPU", tile)
+
+
+def _why_dense(pairs: int, dtype: torch.dtype, kind: str) -> str:
+    """Return why "auto" takes all logits at once; nothing where it takes tiles."""
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses what is in one graph"
+    if kind != "cpu":
+        return f"the streamed form has not been measured on {kind}"
+    if pairs < STREAMED_FROM:
+        return f"{pairs} pairs are fewer than {STREAMED_FROM}"
+    if dtype.itemsize < 4 or checks.is_autocast_on(kind):
+        return "products of half precision are faster than float32's, which tiles take"
+    if _is_transformed():
+        return "torch.func and forward-mode derivatives go through torch's own functions"
+    return ""
 
 
 def explain(
@@ -68,12 +72,12 @@ def explain(
     d: int,
     dtype: torch.dtype,
     device: torch.device | str,
-    tile: streamed.Tile | None = None,
+    tile: streamed.Tile = streamed.TILE,
 ) -> str:
     """Return in words which implementation n pairs of width d are given to, and why, and its memory."""
     chosen = choose(implementation, n, dtype, device, tile)
     item = 8 if dtype == torch.float64 else 4
-    rows, columns = tile or streamed.TILE
+    rows, columns = tile
     if chosen.name == "dense":
         held = f"the logits take {_size(n * n * dtype.itemsize)}, several times over"
     else:
@@ -82,27 +86,13 @@ def explain(
     return f"{chosen.name}: {chosen.why}; {held}"
 
 
-def _sums(name: str, why: str, tile: streamed.Tile | None) -> Sums:
+_DENSE, _STREAMED = ([getattr(module, name) for name in Sums._fields[2:]] for module in (contrast, streamed))
+
+
+def _sums(name: str, why: str, tile: streamed.Tile) -> Sums:
     if name == "dense":
-        return Sums(
-            name,
-            why,
-            contrast.sum_infonce,
-            contrast.sum_symmetric,
-            contrast.sum_sigmoid,
-            contrast.sum_distill,
-            contrast.sum_symmetric_distill,
-        )
-    options: dict[str, Any] = {"tile": tile or streamed.TILE}
-    return Sums(
-        name,
-        why,
-        partial(streamed.sum_infonce, **options),
-        partial(streamed.sum_symmetric, **options),
-        partial(streamed.sum_sigmoid, **options),
-        partial(streamed.sum_distill, **options),
-        partial(streamed.sum_symmetric_distill, **options),
-    )
+        return Sums(name, why, *_DENSE)
+    return Sums(name, why, *(partial(one, tile=tile) for one in _STREAMED))
 
 
 def _is_transformed() -> bool:

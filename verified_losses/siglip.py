@@ -116,7 +116,7 @@ class SigLipLoss(nn.Module):
         return explain(self.implementation, n, d, dtype, device, self._tile)
 
     @property
-    def _tile(self) -> streamed.Tile | None:
+    def _tile(self) -> streamed.Tile:
         rows, columns = (self.tile_size, self.tile_size) if self.tile_size else streamed.TILE
         return min(rows, self.chunk_size or rows), columns
 

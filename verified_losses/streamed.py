@@ -27,6 +27,8 @@ stay in the caches."""
 LOG2E = math.log2(math.e)
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
+Side: TypeAlias = tuple[Pair, Scalar, Scalar | None]
+"""A pair, its scale and its bias."""
 
 
 @eager
@@ -87,9 +89,8 @@ def sum_distill(
     tile: Tile = TILE,
 ) -> tuple[Tensor, Tensor]:
     """Sum cross-entropies with labels and under a constant teacher; see `contrast.sum_distill`."""
-    scales = _scalar(logit_scale, student[0]), _scalar(dist_logit_scale, teacher[0])
-    labelled, taught = _Distill.apply(*student, scales[0], *teacher, scales[1], start, False, tile)
-    return _with_bias(labelled, logit_bias), _with_bias(_with_bias(taught, logit_bias), dist_logit_bias)
+    sides = (student, logit_scale, logit_bias), (teacher, dist_logit_scale, dist_logit_bias)
+    return _distilled(*sides, start, False, tile)
 
 
 @eager
@@ -103,9 +104,15 @@ def sum_symmetric_distill(
     tile: Tile = TILE,
 ) -> tuple[Tensor, Tensor]:
     """Sum both directions of `sum_distill`; see `contrast.sum_symmetric_distill`."""
-    scales = _scalar(logit_scale, student[0]), _scalar(dist_logit_scale, teacher[0])
-    labelled, taught = _Distill.apply(*student, scales[0], *teacher, scales[1], 0, True, tile)
-    return _with_bias(labelled, logit_bias), _with_bias(_with_bias(taught, logit_bias), dist_logit_bias)
+    sides = (student, logit_scale, logit_bias), (teacher, dist_logit_scale, dist_logit_bias)
+    return _distilled(*sides, 0, True, tile)
+
+
+def _distilled(student: Side, teacher: Side, start: int, both: bool, tile: Tile) -> tuple[Tensor, Tensor]:
+    (features, scale, bias), (dist_features, dist_scale, dist_bias) = student, teacher
+    scales = _scalar(scale, features[0]), _scalar(dist_scale, dist_features[0])
+    labelled, taught = _Distill.apply(*features, scales[0], *dist_features, scales[1], start, both, tile)
+    return _with_bias(labelled, bias), _with_bias(_with_bias(taught, bias), dist_bias)
 
 
 def _work(tensor: Tensor) -> torch.dtype:

@@ -8,7 +8,7 @@ the bounds hold in half precision too.
 
 An oracle is written with steps: small functions of NumPy, each marked with its rule here. `trace` runs the
 oracle on traced values, for which each step follows its rule: forward it bounds what it gives, backward what
-gradients its operands get. So whoever writes an oracle with steps has its bounds too.
+gradients its operands get. An oracle that is written with steps has its bounds too.
 
     precision   unit roundoffs, and several roundings in a row
     sums        sums in any order, and the weights of sums

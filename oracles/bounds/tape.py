@@ -34,7 +34,7 @@ class NotSteps(TypeError):
 
 
 class Blocks(NamedTuple):
-    """In which blocks an implementation may compute logits, each of which then gives a part of its own."""
+    """The blocks in which an implementation may compute logits; each block gives its own part of a sum."""
 
     rows: int = 0
     """How many rows at once; 0 for all."""
@@ -114,7 +114,7 @@ class Tape:
         """
         key = (function, *map(_key, operands))
         if key not in self._known:
-            self._known[key] = function(*operands), operands  # what is kept has an identity of its own
+            self._known[key] = function(*operands), operands  # kept, so that no other array gets their id
         found: T = self._known[key][0]
         return found
 

@@ -53,7 +53,7 @@ def renormalization(width: int, p: Precision) -> float:
 def through_normalize(
     gradient: Magnitude, features: Array, p: Precision, parts: Array | float = 1
 ) -> Magnitude:
-    """Bound the gradient of [n, d] features through x / |x|: (g - x (x.g) / |x|^2) / |x|.
+    """Bound the gradient of [..., d] features through x / |x|: (g - x (x.g) / |x|^2) / |x|.
 
     It is linear in g: what g is summed from may be taken through it in `parts`, which are then summed.
 
@@ -61,12 +61,12 @@ def through_normalize(
     `PROJECTING` others; the first term has fewer. So both err by gamma_(5 d / 2 + 8) relative to their
     magnitudes (Higham 2002, lemma 3.1 and section 3.1), and in half precision by `PROJECTING_STORED` more.
     """
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    norms = np.linalg.norm(features, axis=-1, keepdims=True)
     unit = abs(features) / norms
-    width = features.shape[1]
+    width = features.shape[-1]
 
     def projected(part: Array) -> Array:
-        moved: Array = (part + unit * (unit * part).sum(1, keepdims=True)) / norms
+        moved: Array = (part + unit * (unit * part).sum(-1, keepdims=True)) / norms
         return moved
 
     size = projected(gradient.size)
@@ -81,18 +81,18 @@ def through_normalize(
 def through_renormalize(
     gradient: Magnitude, features: Array, p: Precision, parts: Array | float = 1
 ) -> Magnitude:
-    """Bound the gradient of [n, d] features through one or two normalisations.
+    """Bound the gradient of [..., d] features through one or two normalisations.
 
     The second one's rows err by two roundings, and are twice in its gradient; their norm errs as
     `normalization` says. Where it is missing, the first is given no more than what it would be.
     """
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
     return through_normalize(again(through_normalize(gradient, unit, p, parts), p), features, p, parts)
 
 
 def again(gradient: Magnitude, p: Precision) -> Magnitude:
     """Bound the gradient through a normalisation of rows of length 1, given that of rows which do not err."""
-    further = normalization(np.shape(gradient.error)[1], p) + gamma(SECOND_STORED, p.stored)
+    further = normalization(np.shape(gradient.error)[-1], p) + gamma(SECOND_STORED, p.stored)
     error, size = gradient
     return Magnitude(error + further * (error + size), size)
 
@@ -110,7 +110,7 @@ def normalize(features: Traced) -> Traced:
         part = part.counted(p.accumulated)
         gradient = Magnitude(*(np.broadcast_to(one, value.shape) for one in part[:2]))
         # each element's gradient is made of those of all elements of its row
-        parts = np.broadcast_to(part.parts, value.shape).max(1, keepdims=True)
+        parts = np.broadcast_to(part.parts, value.shape).max(-1, keepdims=True)
         gradient = through_normalize(gradient, value, p, parts)
         if second:
             gradient = again(gradient, p)
@@ -120,6 +120,6 @@ def normalize(features: Traced) -> Traced:
 
 
 def _unit(value: Array, second: bool, p: Precision) -> Bounded:
-    unit = value / np.sqrt(np.sum(value * value, axis=1, keepdims=True))
-    relative = (renormalization if second else normalization)(value.shape[1], p)
+    unit = value / np.sqrt(np.sum(value * value, axis=-1, keepdims=True))
+    relative = (renormalization if second else normalization)(value.shape[-1], p)
     return Bounded(unit, relative * abs(unit))

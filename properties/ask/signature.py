@@ -11,7 +11,6 @@ from ..verify.arguments import Unusable
 from . import FALSIFIED
 from .cli import app
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
 EXTRA = "verified-losses[sign]"
 
 
@@ -56,8 +55,10 @@ def refused(envelope: dict[str, Any], statement: dict[str, Any], key: Any) -> st
         signed = Envelope.from_dict(envelope)
     except (AttributeError, KeyError, TypeError, ValueError, exceptions.FormatError) as error:
         return f"{certified.ENVELOPE}: expected a DSSE envelope, got {type(error).__name__}: {error}"
-    if signed.payload_type != PAYLOAD_TYPE:
-        return f"{certified.ENVELOPE}: expected a payload of {PAYLOAD_TYPE}, got {signed.payload_type}"
+    if signed.payload_type != certified.PAYLOAD_TYPE:
+        return (
+            f"{certified.ENVELOPE}: expected a payload of {certified.PAYLOAD_TYPE}, got {signed.payload_type}"
+        )
     try:
         signed.verify([key], 1)
     except exceptions.VerificationError:

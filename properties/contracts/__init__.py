@@ -226,11 +226,12 @@ class Contract(ABC):
             | {name: value.reshape(()) if name in self.scalars else value for name, value in one.items()}
             for one in inputs
         ]
+        calls = self.calls(case)
         terms: list[dict[str, Any]] = []
         for rank in range(case.world_size):
             found: dict[Call, Any] = {}
             terms.append({})
-            for name, call in self.calls(case).items():
+            for name, call in calls.items():
                 whole = replace(call, place=None)
                 if whole not in found:
                     found[whole] = call.result(given, rank)

@@ -1,18 +1,17 @@
 """The contract that a formula makes: what one process gives is known, and of several ranks the mean."""
 
-import importlib
-import importlib.util
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from verified_losses.oracles import monte_carlo
+from verified_losses.oracles.bounds import NotSteps, trace
 from verified_losses.oracles.complex_step import Array, directional_derivative
 from verified_losses.oracles.infonce import normalize
 from verified_losses.oracles.monte_carlo import Roundoff, Unsupported
@@ -42,18 +41,8 @@ MOST_ROWS = 160
 """Rows of all ranks, at most: some formulas hold every pair."""
 SAMPLED = f"Monte Carlo arithmetic, {monte_carlo.SAMPLES} samples, chance of a false accusation below 1e-6"
 """Where a tolerance comes from, as a certificate says it."""
-STEPS_MODULE = "verified_losses.oracles.bounds"
 STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
-"""Of differences, of which one must agree with the complex step."""
-
-
-def unit(array: Any) -> Any:
-    """Return the same with a last axis of length 1."""
-    return (
-        normalize(array)
-        if array.ndim == 2
-        else normalize(array.reshape(-1, array.shape[-1])).reshape(array.shape)
-    )
+"""Of differences: one of them must agree with the complex step."""
 
 
 class OwnContract(Contract):
@@ -85,6 +74,7 @@ class OwnContract(Contract):
         self.scalars = tuple(
             one for one, kind in kinds.items() if isinstance(kind, Positive) and kind.learned
         )
+        self.split = tuple(one for one, kind in kinds.items() if kind.is_split)
         self.alike = tuple(one for one, kind in kinds.items() if kind.is_tensor and not kind.is_split)
         self.unit = tuple(one for one, kind in kinds.items() if getattr(kind, "unit", False))
         self.constants = tuple(
@@ -106,11 +96,9 @@ class OwnContract(Contract):
     def values(self) -> Values:
         return {one: kind.values for one, kind in self.formula.inputs.items() if isinstance(kind, Choice)}
 
-    @property
+    @cached_property
     def tolerance(self) -> str:
         """Where its tolerances come from, in words."""
-        if not steps_are_there():
-            return SAMPLED
         kinds = self.formula.inputs.items()
         first = tuple((name, kind.values[0]) for name, kind in kinds if isinstance(kind, Choice))
         case = self.probe(Case(rows=(5,), width=4, seed=3, options=first))
@@ -167,22 +155,20 @@ class OwnContract(Contract):
         return {**given, **dict(case.options)}
 
     def preparations(self, case: Case) -> dict[str, tuple[Callable[[Any], Any], ...]]:
-        return dict.fromkeys(self.unit, (unit,))
+        return dict.fromkeys(self.unit, (normalize,))
 
     def calls(self, case: Case) -> dict[str, Call]:
         """Return the formula: `oracle` and `oracle_source` give it the whole batch."""
         return {"loss": Call(self.formula.function, ())}
 
     def oracle(self, case: Case, inputs: Inputs) -> list[dict[str, Any]]:
-        split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
         values: list[Any] = []
         for rank, given in enumerate(inputs):
-            alike = {name: given[name] for name in self.alike}
-            if rank and all(np.array_equal(inputs[0][name], one) for name, one in alike.items()):
+            if rank and all(np.array_equal(inputs[0][name], given[name]) for name in self.alike):
                 values.append(values[0])
                 continue
             with np.errstate(all="ignore"):
-                values.append(self._computed(case, {**split, **alike}))
+                values.append(self._computed(case, self._whole(inputs, rank)))
         return [{"loss": value} for value in values]
 
     def cotangents(self, case: Case) -> Cotangents:
@@ -193,8 +179,7 @@ class OwnContract(Contract):
     def bounds(self, case: Case, inputs: Inputs, cotangents: Cotangents) -> Bounds:
         if stepped := self._stepped(case, inputs, cotangents):
             return stepped
-        split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
-        given = split | {name: inputs[0][name] for name in self.alike}
+        given = self._whole(inputs)
         names = [name for name in self.differentiable if name in given]
         value, gradients = self._scattered(case, given, names, float(cotangents[0]["loss"]))
         by_name = {name: np.zeros(given[name].shape) for name in self.constants}
@@ -211,7 +196,7 @@ class OwnContract(Contract):
     def oracle_source(self, case: Case) -> dict[str, str]:
         arguments = []
         for name in self.formula.inputs:
-            if name in self._split():
+            if name in self.split:
                 arguments.append(f"{name}=np.concatenate({name})")
             elif name in self.scalars:
                 arguments.append(f"{name}={name}[rank].reshape(())")
@@ -265,7 +250,7 @@ class OwnContract(Contract):
         """Check that the order of the rows does not matter to the formula."""
         order = np.random.default_rng(case.seed).permutation(sum(case.rows))
         (given,) = self.prepared(case, self.inputs(case))
-        for name in self._split():
+        for name in self.split:
             given[name] = given[name][order]
             if isinstance(self.formula.inputs[name], Mask):
                 given[name] = given[name][:, order]
@@ -279,8 +264,10 @@ class OwnContract(Contract):
     def _is_tensor(self, name: str) -> bool:
         return self.formula.inputs[name].is_tensor
 
-    def _split(self) -> list[str]:
-        return [name for name, kind in self.formula.inputs.items() if kind.is_split]
+    def _whole(self, inputs: Inputs, rank: int = 0) -> dict[str, Any]:
+        """Return the inputs of the whole batch; what every rank holds alike is as `rank` has it."""
+        joined = {name: np.concatenate([given[name] for given in inputs]) for name in self.split}
+        return joined | {name: inputs[rank][name] for name in self.alike}
 
     def _computed(self, case: Case, given: dict[str, Any]) -> Any:
         """Return what the formula gives."""
@@ -306,20 +293,17 @@ class OwnContract(Contract):
 
         In half precision steps are those of losses that compute in float32, which a formula does not ask for.
         """
-        if case.dtype in HALVES or not steps_are_there():
+        if case.dtype in HALVES:
             return None
-        bounds = importlib.import_module(STEPS_MODULE)
 
         def function(ranks: Inputs) -> list[dict[str, Any]]:
-            split = {name: np.concatenate([given[name] for given in ranks]) for name in self._split()}
-            return [{"loss": self._computed(case, split | {name: given[name] for name in self.alike})}
-                    for given in ranks]  # fmt: skip
+            return [{"loss": self._computed(case, self._whole(ranks, rank))} for rank in range(len(ranks))]
 
         try:
-            terms, gradients = bounds.trace(
+            terms, gradients = trace(
                 lambda ranks: function(self.prepared(case, ranks)), inputs, cotangents, case.precision
             )
-        except bounds.NotSteps:
+        except NotSteps:
             return None
         return Bounds(terms, gradients)
 
@@ -332,7 +316,7 @@ class OwnContract(Contract):
         def function(*arrays: Any) -> Any:
             made = dict(zip(order, arrays, strict=True))
             # once: of two in a row the second removes what the backward of the first errs by
-            made |= {name: unit(made[name]) for name in self.unit}
+            made |= {name: normalize(made[name]) for name in self.unit}
             return self._computed(case, made)
 
         places = [order.index(name) for name in names]
@@ -342,27 +326,26 @@ class OwnContract(Contract):
         )
         return value.bound, [one.bound for one in gradients]
 
-    def _moves(self, case: Case, inputs: Inputs) -> tuple[Callable[[Any], Any], Array]:
-        """Return the formula along one direction of all its inputs, and that direction."""
+    def _along(self, case: Case, inputs: Inputs) -> Callable[[Any], Any]:
+        """Return the formula along one direction of all its inputs."""
         generator = np.random.default_rng([case.seed, 12])
-        split = {name: np.concatenate([given[name] for given in inputs]) for name in self._split()}
-        given = split | {name: inputs[0][name] for name in self.alike}
+        given = self._whole(inputs)
         along = {name: generator.standard_normal(given[name].shape) for name in self.differentiable}
 
         def moved(t: Any) -> Any:
             made = given | {name: given[name] + t * along[name] for name in along}
-            made |= {name: unit(made[name]) for name in self.unit}
+            made |= {name: normalize(made[name]) for name in self.unit}
             return self._computed(case, made)
 
-        return moved, np.ones(())
+        return moved
 
     def _value_and_slope(self, case: Case, inputs: Inputs) -> tuple[float, float]:
-        function, ones = self._moves(case, inputs)
+        function = self._along(case, inputs)
         value = function(0.0)
-        return float(np.real(value)), directional_derivative(function, np.zeros(()), ones)
+        return float(np.real(value)), directional_derivative(function, np.zeros(()), np.ones(()))
 
     def _differences(self, case: Case, inputs: Inputs) -> list[float]:
-        function, _ = self._moves(case, inputs)
+        function = self._along(case, inputs)
         return [float(np.real(function(step) - function(-step))) / (2 * step) for step in STEPS]
 
     def _sizes(self, case: Case, sizes: tuple[Size, ...]) -> tuple[int, ...]:
@@ -459,12 +442,6 @@ def _nonzero(array: Array) -> Array:
     made = array.copy()
     made[~made.any(axis=-1), 0] = 1
     return made
-
-
-@cache
-def steps_are_there() -> bool:
-    """Whether there are steps that bounds are derived from."""
-    return importlib.util.find_spec(STEPS_MODULE) is not None
 
 
 @lru_cache

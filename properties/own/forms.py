@@ -1,16 +1,13 @@
 """The forms in which a target may be called with what a formula names."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-import torch
 
 from ..cases import Case
 from ..contracts import Contract, accepted, entry
 from ..forms import Form
-from ..forms_known import parameters_of
-from ..running import build
+from ..forms_known import is_called_itself, parameters_of
+from ..running import build, scalars_of
 from ..subjects import Subject
 
 PLACE = ("rank", "world_size")
@@ -22,7 +19,7 @@ def own_forms(target: Any, contract: Contract, subject: Subject, case: Case) -> 
     numbers = contract.constructor(case)
     tensors = list(contract.inputs(case)[0])
     names = [*tensors, *(one for one in numbers if one not in tensors)]
-    if not inspect.isclass(target) and any(one.required for one in parameters_of(target)):
+    if is_called_itself(target):
         for call in [stated.call] if stated.call else own_calls(target, names, tensors):
             yield Form(call, constructed=False)
         return
@@ -41,7 +38,7 @@ def own_forms(target: Any, contract: Contract, subject: Subject, case: Case) -> 
             continue
         given = {*passed, *(name for _, name in arguments)}
         rest = [one for one in names if one not in given or one in tensors]
-        scalars = _scalars(loss)
+        scalars = scalars_of(loss)
         held = stated.parameters or tuple(zip(scalars, contract.scalars, strict=False))
         for parameters_held in [held, ()] if held and not stated.parameters else [held]:
             bound = [name for _, name in parameters_held]
@@ -68,9 +65,3 @@ def own_calls(function: Any, names: Sequence[str], tensors: Sequence[str]) -> It
 
 def _numbers(arguments: tuple[tuple[str, str], ...], numbers: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in arguments if pair[1] in numbers)
-
-
-def _scalars(loss: Any) -> list[str]:
-    if not isinstance(loss, torch.nn.Module):
-        return []
-    return [name for name, one in loss.named_parameters() if one.numel() == 1 and one.is_floating_point()]

@@ -157,11 +157,11 @@ class Choice(Kind):
 
 
 def rows(unit: bool = False, like: str = "", width: Size = WIDTH, constant: bool = False) -> Rows:
-    """Features, [N, width], of which each rank holds its rows.
+    """Features, [N, width]; each rank holds its rows.
 
     Args:
         unit: the formula and the loss get rows of length 1; gradients are those of the rows before.
-        like: another input of rows, of which these are the partners: equal, opposite or unrelated. Of
+        like: another input of rows; these are its partners: equal, opposite or unrelated. Of
             several that are like one, the first is its partner, the others are of its width and drawn apart.
         width: its columns; "width", by default, are those of all rows.
         constant: no gradient is asked for.

@@ -17,6 +17,7 @@ ROWS = {
 def described(contract: str, subject: Subject) -> list[str]:
     """Return how a target is constructed and called, and what it does with rows, a line each."""
     form, name, lines = subject.form, Target.of(subject.target).name, []
+    held_to = contract_of(contract)
     if form.call:
         built = f"{name}({', '.join(f'{argument}={value}' for argument, value in arguments(form))})"
         target = built if form.constructed and arguments(form) else name
@@ -24,10 +25,10 @@ def described(contract: str, subject: Subject) -> list[str]:
         lines.append(f"calls {called}")
     lines += [f"{path} holds {held_as(held)}" for path, held in form.parameters]
     if form.total:
-        terms = " and ".join(contract_of(contract).terms)
+        terms = " and ".join(held_to.terms)
         lines.append(f"returns the sum of {terms}: each alone is not verified")
     if contract in ROWS_OF:
-        lines.append(ROWS[subject.features or contract_of(contract).features])
+        lines.append(ROWS[subject.features or held_to.features])
     if subject.scales == "one" and contract in ROWS_OF:
         lines.append("takes no scale: it is 1 in every case")
         lines += [
@@ -39,8 +40,8 @@ def described(contract: str, subject: Subject) -> list[str]:
         lines.append(left)
     if subject.single:
         lines.append("computes in float32: no case is in float64")
-    if tolerance := contract_of(contract).tolerance:
-        lines.append(f"tolerance: {tolerance}")
+    if held_to.tolerance:
+        lines.append(f"tolerance: {held_to.tolerance}")
     if not subject.gathers:
         lines.append("does not gather: verified in one process; its negatives are local")
     return lines

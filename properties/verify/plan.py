@@ -160,8 +160,7 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
         raise Unusable("", f"{asked.target}: {signature.unusable}", found.detail)
     contract = contract.in_form(found.form)
     taken = (*signature.options, *found.form.names())
-    given = set(taken)
-    assumed = {name: value for name, value in contract.assumed.items() if name not in given}
+    assumed = {name: value for name, value in contract.assumed.items() if name not in taken}
     options = tuple((assumed | dict(asked.options)).items())
     subject = _with_form(replace(asked, options=options), contract, found)
     if not found.matches:
