@@ -325,6 +325,14 @@ def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
     return {"rows": tuple(rows), "width": min(width, 24)}
 
 
+@st.composite
+def without_rows(draw: st.DrawFn, rows: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows of each rank, of which some ranks, not all, hold none."""
+    ranks = st.integers(0, len(rows) - 1)
+    empty = draw(st.sets(ranks, min_size=1, max_size=len(rows) - 1))
+    return tuple(0 if rank in empty else count for rank, count in enumerate(rows))
+
+
 def independent(strategy: st.SearchStrategy[T]) -> st.SearchStrategy[T]:
     """Return the strategy without Hypothesis's mutations: every example is drawn from scratch.
 
@@ -378,6 +386,7 @@ def cases(
     captions: bool = False,
     pad_ids: tuple[int, ...] = PAD_IDS,
     teacher: bool = False,
+    empty_ranks: bool = False,
 ) -> Case:
     """Draw a case of a world of `world_size` ranks.
 
@@ -396,8 +405,11 @@ def cases(
         captions: draw a vocabulary, a caption length and padding.
         pad_ids: labels that mark padding.
         teacher: draw a width for a teacher.
+        empty_ranks: now and then some ranks hold no rows.
     """
     chosen: dict[str, Any] = {"options": draw(options), **draw(shapes(world_size, even))}
+    if empty_ranks and world_size > 1 and not even and draw(st.integers(0, 7)) == 7:
+        chosen["rows"] = draw(without_rows(chosen["rows"]))
     chosen["dtype"] = draw(st.sampled_from(dtypes))
     chosen["pattern"] = draw(st.sampled_from(PATTERNS))
     chosen["scale"] = draw(scales)

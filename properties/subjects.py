@@ -58,6 +58,7 @@ class Subject:
         interpret: its Triton kernels run in Triton's interpreter, on the CPU.
         stubbed: the packages that it imports and that are not installed.
         strict: what it does not support is a defect, and no limit of it.
+        empty_ranks: a rank of several may hold no rows.
         large: it is to meet batches of more than 4,096 pairs, which take minutes each.
     """
 
@@ -81,6 +82,7 @@ class Subject:
     stubbed: tuple[str, ...] = ()
     strict: bool = False
     large: bool = False
+    empty_ranks: bool = False
 
     def worlds(self) -> Worlds:
         """Return the worlds of the target, apart from those of any other."""
@@ -118,6 +120,7 @@ SHIPPED: dict[str, tuple[str, Subject]] = {
             options=loss.options,
             scales="any",
             strict=True,
+            empty_ranks=True,
         ),
     )
     for label, loss in LOSSES.items()

@@ -103,7 +103,6 @@ WRONG_FEATURES = [
     (TypeError, X.to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
     (ValueError, X[0], "shape [4]"),
     (ValueError, X[None], "shape [1, 4, 4]"),
-    (ValueError, X[:0], "shape [0, 4]"),
     (ValueError, X[:, :0], "shape [4, 0]"),
 ]
 
@@ -120,6 +119,15 @@ def test_wrong_features(call, kind, wrong, got):
     with pytest.raises(kind) as both:
         call(image=wrong, text=wrong)
     names(both.value, prefix(call) + "image_features", got)
+
+
+NO_ROWS = {"image": X[:0], "text": X[:0]}
+
+
+@pytest.mark.parametrize("kind", ["clip", "distill", "siglip", "coca"])
+def test_one_process_needs_rows(kind):
+    with pytest.raises(ValueError, match=r"^image_features: expected at least one row, got none$"):
+        call_loss(kind, make_loss(kind, 0, 1), **NO_ROWS)
 
 
 @pytest.mark.parametrize(("kind", "wrong", "got"), WRONG_FEATURES)
@@ -525,7 +533,7 @@ WRONG_ON_ONE_RANK = {
     "text": ({"text": X[:3]}, "ValueError", "text_features", "[3, 4]"),
     "type": ({"text": [[1.0]]}, "TypeError", "text_features", "list"),
     "device": ({"text": X.to("meta")}, "ValueError", "text_features", "meta"),
-    "empty": ({"image": X[:0], "text": X[:0]}, "ValueError", "image_features", "shape [0, 4]"),
+    "empty": ({"image": X[:, :0], "text": X[:, :0]}, "ValueError", "image_features", "shape [4, 0]"),
     "scale": ({"scale": "10"}, "TypeError", "logit_scale", "str"),
     "bias": ({"bias": torch.ones(512, 512)}, "ValueError", "logit_bias", "[512, 512]"),
     "labels": ({"ids": 9 * IDS}, "ValueError", "labels", "9"),
@@ -555,6 +563,18 @@ def test_a_wrong_argument_on_one_rank_raises_on_every_rank(size, kind, case):
         names(error[1], name, got)
         assert (f"rank {culprit} raised" in error[1]) == (rank != culprit)
         assert works
+
+
+def no_rows_on_any_rank(rank, size, kind):
+    captions = {"logits": LOGITS[:0], "ids": IDS[:0]} if kind == "coca" else {}
+    return raised(lambda: call_loss(kind, make_loss(kind, rank, size), **NO_ROWS, **captions))
+
+
+@pytest.mark.parametrize("kind", ["clip", "distill", "siglip", "coca"])
+def test_several_ranks_need_rows_on_one_of_them(kind):
+    for error in shared_world(2).run(no_rows_on_any_rank, kind):
+        assert error[0] == "ValueError"
+        names(error[1], "image_features", "none")
 
 
 def wrong_gather_on_one_rank(rank, size):

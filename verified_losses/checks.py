@@ -51,16 +51,19 @@ def size_or_none(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected an int of at least 1, got {value}")
 
 
-def floating(name: str, tensor: object, ndim: int) -> Tensor:
-    """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty; else raise."""
+def floating(name: str, tensor: object, ndim: int, may_have_no_rows: bool = False) -> Tensor:
+    """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty but perhaps the first."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating dtype of 16 to 64 bits, got {tensor.dtype}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
-    if tensor.ndim != ndim or 0 in tensor.shape:
-        raise ValueError(f"{name}: expected {ndim} dimensions, none empty, got shape {list(tensor.shape)}")
+    if tensor.ndim != ndim or 0 in tensor.shape[may_have_no_rows:]:
+        but = " but the first" if may_have_no_rows else ""
+        raise ValueError(
+            f"{name}: expected {ndim} dimensions, none empty{but}, got shape {list(tensor.shape)}"
+        )
     return tensor
 
 
@@ -91,8 +94,8 @@ def is_autocast_on(device: str) -> bool:
 def pairs(image_features: object, text_features: object, prefix: str = "") -> tuple[Tensor, Tensor]:
     """Return both if they are [n, d] floating features, alike; else raise."""
     image_name, text_name = prefix + "image_features", prefix + "text_features"
-    image = floating(image_name, image_features, 2)
-    text = floating(text_name, text_features, 2)
+    image = floating(image_name, image_features, 2, may_have_no_rows=True)
+    text = floating(text_name, text_features, 2, may_have_no_rows=True)
     alike(text_name, text, image_name, image)
     if text.shape != image.shape:
         raise ValueError(
@@ -127,9 +130,14 @@ def agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[F
         Every rank's facts.
 
     Raises:
-        TypeError, ValueError: on every rank, if any rank's arguments are wrong or ranks disagree.
+        TypeError, ValueError: on every rank, if any rank's arguments are wrong, ranks disagree, or no rank
+            holds a row.
     """
-    return [check()] if transport.alone else _agree_eagerly(transport, call, check)
+    facts = [check()] if transport.alone else _agree_eagerly(transport, call, check)
+    if not any(each.rows for each in facts):
+        where = "" if transport.alone else " on some rank"
+        raise ValueError(f"image_features: expected at least one row{where}, got none")
+    return facts
 
 
 def _agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[Facts]:

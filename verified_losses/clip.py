@@ -26,7 +26,8 @@ class ClipLoss(nn.Module):
         loss = -1 / (2 N) * sum over i of (log softmax(z[i, :])[i] + log softmax(z[:, i])[i])
 
     Over several ranks the mean of the returned losses, and of all gradients, equals the loss and the
-    gradients of one process that holds the whole batch, for equal and unequal numbers of rows.
+    gradients of one process that holds the whole batch, for equal and unequal numbers of rows;
+    some ranks may hold none.
 
     Args:
         local_loss: compare this rank's rows with all ranks', instead of all with all.

@@ -164,7 +164,7 @@ class CoCaLoss(ClipLoss):
 
         def check() -> Facts:
             facts = self._check(image_features, text_features, logit_scale, logit_bias)
-            caption = checks.floating("logits", logits, 3)
+            caption = checks.floating("logits", logits, 3, may_have_no_rows=True)
             if caption.device != image_features.device:
                 raise ValueError(
                     f"logits: expected the device of image_features, {image_features.device}, "
@@ -208,6 +208,8 @@ class CoCaLoss(ClipLoss):
             )
         if labels.device != logits.device:
             raise ValueError(f"labels: expected the device of logits, {logits.device}, got {labels.device}")
+        if not len(labels):
+            return 0
         is_token = labels != self.pad_id
         if torch.compiler.is_compiling():
             return is_token.sum().to(widen(logits).dtype)

@@ -28,7 +28,7 @@ class SigLipLoss(nn.Module):
 
     Over several ranks each rank scores its images against every rank's texts. The mean of the returned
     losses, and of all gradients, equals those of one process that holds the whole batch, for equal and
-    unequal numbers of rows.
+    unequal numbers of rows; some ranks may hold none.
 
     Args:
         cache_labels: accepted for compatibility; nothing is cached.
@@ -159,8 +159,8 @@ class SigLipLoss(nn.Module):
             TypeError, ValueError: features are not floating matrices of one width, or scale or bias are no
                 scalars.
         """
-        image = checks.floating("image_features", image_features, 2)
-        text = checks.floating("text_features", text_features, 2)
+        image = checks.floating("image_features", image_features, 2, may_have_no_rows=True)
+        text = checks.floating("text_features", text_features, 2, may_have_no_rows=True)
         if text.shape[1] != image.shape[1]:
             raise ValueError(
                 f"text_features: expected the width of image_features, {image.shape[1]}, got {text.shape[1]}"

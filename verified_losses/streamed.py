@@ -380,7 +380,7 @@ class _Sigmoid(Function):
         gradients.sweep(slope)
         ctx.start = start
         if recorded:
-            found = *gradients.times(torch.ones_like(totals[0])), slopes.sum()
+            found = *gradients.times(totals.new_ones(())), slopes.sum()
             ctx.found = [each is not None for each in found]
             ctx.save_for_backward(images, texts, scale, bias, *(each for each in found if each is not None))
         return totals.sum()
@@ -405,7 +405,9 @@ class _Gradients:
     def __init__(self, tiles: _Tiles, wanted: tuple[bool, ...]) -> None:
         self.tiles = tiles
         self._anchors, self._gallery, self._scale = wanted
-        self.of_anchors = torch.empty_like(tiles.scaled) if self._anchors or self._scale else None
+        # the first tile of a row overwrites them, where there is one
+        make = torch.empty_like if tiles.columns else torch.zeros_like
+        self.of_anchors = make(tiles.scaled) if self._anchors or self._scale else None
         self.of_gallery = torch.zeros_like(tiles.gallery) if self._gallery else None
 
     def sweep(self, slope: Callable[[slice, slice], Tensor]) -> None:

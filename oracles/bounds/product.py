@@ -134,8 +134,8 @@ def through_logits(
     # features are multiplied with features first, or either with the gradient
     first = [
         (x.shape[1], x.shape[1] + 1, g * (abs(x) @ abs(y).T)),
-        (len(y), additions["x"].max() + 1, abs(x) * (g @ abs(y))),
-        (len(x), additions["y"].max() + 1, abs(y) * (g.T @ abs(x))),
+        (len(y), additions["x"].max(initial=0) + 1, abs(x) * (g @ abs(y))),
+        (len(x), additions["y"].max(initial=0) + 1, abs(y) * (g.T @ abs(x))),
     ]
     error += max(
         (gamma(count, p.multiplied) + p.coarser(terms)) * products + summed(sizes.ravel(), w)
@@ -171,7 +171,7 @@ def _logits(x: Any, y: Any, scale: Any, bias: Any, of_scale: float) -> Traced:
     further = further._replace(scale=further.scale + of_scale, bias=further.bias + of_bias)
     rows, columns = operands[0].value, operands[1].value
     factor, more = (float(np.reshape(one.value, ())) for one in operands[2:])
-    chunks = math.ceil(len(rows) / (blocks.rows or len(rows)))
+    chunks = math.ceil(len(rows) / (blocks.rows or max(len(rows), 1)))
 
     def back(part: Part) -> None:
         part = part.counted(p.accumulated)

@@ -99,6 +99,8 @@ class Contract(ABC):
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
     rows: tuple[str, ...] = ()
     """Its inputs whose rows a subject may normalise."""
+    takes_empty_ranks = False
+    """Whether the formula holds where some ranks, not all, have no rows."""
     whole = False
     """Whether its oracle is that of one process alone: of several ranks it says the mean."""
     alike: tuple[str, ...] = scalars
@@ -151,6 +153,7 @@ class Contract(ABC):
         pinned = dict(subject.options)
         settings: dict[str, Any] = {
             "even": subject.even,
+            "empty_ranks": subject.empty_ranks and self.takes_empty_ranks,
             "dtypes": subject.dtypes,
             "strides": subject.strides,
             "freezable": self.differentiable,

@@ -21,6 +21,7 @@ class ClipContract(Contract):
     terms: tuple[str, ...] = ("contrastive_loss",)
     differentiable: tuple[str, ...] = STUDENT
     rows: tuple[str, ...] = FEATURES
+    takes_empty_ranks = True
     assumed: dict[str, Any] = ASSUMED
 
     def options(self, subject: Subject, world_size: int) -> st.SearchStrategy[Options]:

@@ -35,6 +35,7 @@ class GatherContract(Contract):
     differentiable: tuple[str, ...] = FEATURES
     is_loss = False
     is_mean = False
+    takes_empty_ranks = True
     assumed: dict[str, Any] = ASSUMED
     drawn = {"cotangent_strides": (*STRIDES, "expanded")}
     build_with: Callable[[Any, dict[str, Any], int, int], Any] = staticmethod(bind_flags)

@@ -43,6 +43,7 @@ def regions(case: Case) -> frozenset[str]:
         f"width of remainder {case.width % 8} by 8": True,
         "one row in all": sum(case.rows) == 1,
         "one row on a rank": 1 in case.rows,
+        "no row on a rank": 0 in case.rows,
         "rows that differ between ranks": len(set(case.rows)) > 1,
         f"more than {TILE} rows in all": sum(case.rows) > TILE,
         f"more than {TILE} rows on a rank": max(case.rows) > TILE,
@@ -73,9 +74,11 @@ def every_region(contract: Contract, subject: Subject, sizes: Iterable[int]) -> 
     sizes = set(sizes)
     several = max(sizes, default=1) > 1
     scaled = "scales" not in contract.drawn and contract.scales_of(subject) is None
+    empty = several and not subject.even and subject.empty_ranks and contract.takes_empty_ranks
     given = {
-        "one row in all": 1 in sizes,
+        "one row in all": 1 in sizes or empty,
         "rows that differ between ranks": several and not subject.even,
+        "no row on a rank": empty,
         f"more than {TILE} rows on a rank": (contract.most_rows or math.inf) > TILE,
         "wide scalars": bool(set(HALVES) & set(subject.dtypes)),
         "scale 0": scaled,

@@ -54,6 +54,18 @@ class LocalMean(Clip):
         return 1 / (rows[self.rank] if self.local else sum(rows))
 
 
+class MeanOfNoRows(Clip):
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(widen(logits), labels) * len(logits)
+
+
+class LeavesWithoutRows(Clip):
+    def clip(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        if not len(image):
+            return widen(image + text).sum() * 0
+        return super().clip(image, text, scale, bias)
+
+
 class SumNotMean(Clip):
     def weight(self, rows: list[int]) -> float:
         return super().weight(rows) * sum(rows)

@@ -76,6 +76,8 @@ class Planted:
     held: Held = ()
     scales: Scales = "any"
     """Which it takes, where it holds nothing else."""
+    empty_ranks: bool = False
+    """It is held to ranks without rows, too."""
     module: str = ""
     """Where it is, if not in the module named like the contract."""
 
@@ -96,6 +98,7 @@ class Planted:
             features=self.features,
             held=self.held,
             scales="positive" if self.held else self.scales,
+            empty_ranks=self.empty_ranks,
         )
 
     def is_smallest(self, case: Case) -> bool:
@@ -192,6 +195,9 @@ DEFECTS = [
     Planted("clip", "ShapeOfScale", "a scale of shape [1] gives a loss of shape [1]", "", (TERMS,), raises="Mismatch in shape"),
     Planted("clip", "PromotesToFloat64", "the loss is float64, whatever the features", "", (FORMED,)),
     Planted("clip", "PythonNumber", "the loss is a Python number", "", (TERMS,), raises="expected a torch.Tensor, got float"),
+    Planted("clip", "MeanOfNoRows", "a rank's mean over its rows, times their number: NaN where it has none", "", (TERMS,), "sim:2-8", empty_ranks=True),
+    Planted("clip", "LeavesWithoutRows", "a rank without rows returns before the gather, and the others wait", "", (TERMS,), "sim:2-8", raises="early_exit", empty_ranks=True),
+    Planted("siglip", "StacksRows", "the losses of rows are stacked, of which a rank may have none", "", (TERMS,), "sim:2-8", raises="stack expects a non-empty TensorList", empty_ranks=True),
     Planted("clip", "LabelsCachedByCount", "labels are cached by their number, whatever the offset", LOSS, (FRESH,), raises="Inference tensors cannot be saved for backward"),
     Planted("clip", "LabelsCachedUnderInference", "labels made under inference mode are kept for training", LOSS, (FRESH,), raises="Inference tensors cannot be saved for backward"),
     Planted("clip", "LabelsKeyedWithoutOffset", "cached labels are found by their number alone, whatever the offset", LOSS, (FRESH,), "sim:2-8", raises="out of bounds"),
@@ -491,6 +497,8 @@ RIGHT = [
     Planted("ntxent", "NTXentOfDots", features="raw", module="forms"),
     Planted("clip", "DividesByTemperature", held=(("logit_scale", "inverse"),), module="forms"),
     Planted("clip", "NeedsPositiveScale", scales="positive", module="forms"),
+    Planted("clip", "TakesEmptyRanks", empty_ranks=True, module="right"),
+    Planted("siglip", "TakesEmptyRanksToo", empty_ranks=True, module="right"),
     Planted("siglip", "HoldsSigLip", module="right"),
     Planted("coca", "MasksTokens", module="right"),
     Planted("coca", "CoCaKeepsHalf", module="right"),

@@ -219,6 +219,14 @@ def makes_clip(**kwargs: Any) -> Clip:
     return WithoutConvention(**kwargs)
 
 
+class TakesEmptyRanks(Clip):
+    """As it stands."""
+
+
+class TakesEmptyRanksToo(SigLip):
+    """As it stands."""
+
+
 # Sums in another order
 
 

@@ -56,6 +56,12 @@ class NegativesWeighted(SigLip):
         return losses[labels > 0].sum() + losses[labels < 0].sum() / max(len(logits) - 1, 1)
 
 
+class StacksRows(SigLip):
+    def log_sigmoid(self, logits: Tensor, labels: Tensor) -> Tensor:
+        rows = zip(logits, labels, strict=True)
+        return torch.stack([super(StacksRows, self).log_sigmoid(z, y) for z, y in rows]).sum()
+
+
 # What an image counts
 
 
