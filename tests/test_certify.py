@@ -228,6 +228,23 @@ def test_compiled_calls_are_in_a_dtype_that_is_asked_for(
     assert {check.law.prepare(case).dtype for case in cases} == {drawn}
 
 
+@pytest.mark.parametrize(
+    ("worlds", "where"),
+    [("1", {"single"}), ("1,sim:2", {"single"}), ("1,proc:2", {"processes:2"}), ("proc:3", set())],
+)
+def test_a_loss_is_compiled_in_one_process_where_no_two_are_verified(worlds: str, where: set[str]) -> None:
+    planned = list(checks({"clip": SHIPPED["clip"]}, parse(worlds)))
+    for law in ("compiled equals eager", "compiled keeps dtypes"):
+        assert {check.world.name for check in planned if check.law.name == law} == where
+
+
+def test_a_loss_that_does_not_gather_is_compiled_in_one_process() -> None:
+    contract, subject = SHIPPED["clip"]
+    subjects = {"clip": (contract, dataclasses.replace(subject, gathers=False))}
+    planned = list(checks(subjects, parse("1,proc:2")))
+    assert {check.world.name for check in planned if check.law.name == "compiled equals eager"} == {"single"}
+
+
 OPEN_CLIP = importlib.util.find_spec("open_clip")
 AGREE = [("clip", "ClipLoss", (("gather_with_grad", True), ("local_loss", local))) for local in (False, True)]
 AGREE += [("siglip", "SigLipLoss", (("dist_impl", name),)) for name in ("bidir", "shift", "reduce", "gather")]

@@ -150,7 +150,8 @@ class Law:
 
     name: str
     check: Callable[[Bench, Reference], float]
-    worlds: Literal["any", "one", "two", "several"] = "any"
+    worlds: Literal["any", "one", "two", "two or one", "several"] = "any"
+    """Of how many ranks; "two or one": of one alone where no two processes are verified."""
     applies: Callable[[Contract], bool] = lambda contract: True
     draw: Callable[[Contract, Subject, int], st.SearchStrategy[Example]] = plain_examples
     takes: Callable[[Case], bool] = lambda case: False
@@ -184,7 +185,13 @@ class Law:
 
     def fits(self, contract: Contract, world_size: int) -> bool:
         """Whether the law says anything about a contract in a world of this size."""
-        sizes = {"any": True, "one": world_size == 1, "two": world_size == 2, "several": world_size > 1}
+        sizes = {
+            "any": True,
+            "one": world_size == 1,
+            "two": world_size == 2,
+            "two or one": world_size <= 2,
+            "several": world_size > 1,
+        }
         return sizes[self.worlds] and world_size >= contract.smallest_world and self.applies(contract)
 
 

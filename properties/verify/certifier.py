@@ -17,7 +17,7 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
 from .. import devices
-from ..cases import Case
+from ..cases import Case, Options
 from ..contracts import Contract, contract_of
 from ..examples import Example
 from ..laws import Bench, Falsified, Law, Place, Unanswered, laws
@@ -137,16 +137,26 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
     """List what is to be verified."""
     for label, (name, subject) in subjects.items():
         contract = contract_of(name).in_form(subject.form)
-        for world in worlds:
-            options = contract.options_in.get(world.kind, world.row.options)
-            if options is None or (not subject.gathers and world.sizes[-1] > 1):
-                continue
-            placed = replace(subject, options=subject.options + options)
+        placed = list(_placed_in(contract, subject, worlds))
+        two = {world.device for _, world in placed if 2 in world.sizes and not world.row.shares_process}
+        for options, world in placed:
+            held = replace(subject, options=subject.options + options)
             for law in laws():
-                check = Check(label, contract, placed, law, world)
+                check = Check(label, contract, held, law, world)
                 fits = law.is_of(world.device) and (law.simulated or not world.row.shares_process)
-                if check.sizes and fits:
+                elsewhere = law.worlds == "two or one" and world.sizes == (1,) and world.device in two
+                if check.sizes and fits and not elsewhere:
                     yield check
+
+
+def _placed_in(
+    contract: Contract, subject: Subject, worlds: list[WorldSpec]
+) -> Iterator[tuple[Options, WorldSpec]]:
+    """Yield the worlds that a subject can run in, and what it is constructed with there."""
+    for world in worlds:
+        options = contract.options_in.get(world.kind, world.row.options)
+        if options is not None and (subject.gathers or world.sizes[-1] == 1):
+            yield options, world
 
 
 def examples(check: Check) -> st.SearchStrategy[Example]:

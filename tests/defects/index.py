@@ -220,6 +220,7 @@ DEFECTS = [
     Planted("clip", "GathersUndetached", "compiled, a collective carries gradient", "peers/FINDINGS.md, open_clip_torch 3.3.0: `ClipLoss`", (COMPILED,), "proc:2", even=True),
     Planted("clip", "CompiledDetaches", "compiled, the rows compared with are constants", "", (COMPILED,), "proc:2", even=True),
     Planted("clip", "CompiledNarrow", "compiled, half-precision logits are not widened", "", (NARROWED,), "proc:2", even=True),
+    Planted("clip", "CompiledHalved", "compiled, the loss is halved", "", (COMPILED,)),
     Planted("clip", "KeepsGraph", "every call's graph is kept", f"{SENTENCE}/pull/3114", (TRACE,)),
     Planted("clip", "KeepsFeatures", "the last features are kept", "", (TRACE,)),
     Planted("clip", "SetsDefaultDtype", "the default dtype is set", "", (TRACE,)),
