@@ -65,6 +65,7 @@ def _expected(contract: Contract) -> list[str]:
 
 
 quickly = settings(max_examples=WITHIN, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+few = settings(quickly, max_examples=40)
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +114,7 @@ def test_what_a_subject_pins_leaves_regions_out() -> None:
         "any:Loss", even=True, dtypes=("float32",), strides=("contiguous",), options=pinned, output_dict=False
     )
     listed = every_region(contract, narrow, [1, 2])
-    drawn = set(regions(find(contract.cases(narrow, 2), lambda case: True)))
+    drawn = set(regions(find(contract.cases(narrow, 2), lambda case: True, settings=few)))
     assert drawn <= listed
     assert not listed & {
         "rows that differ between ranks",
@@ -139,7 +140,8 @@ def test_counts_of_what_was_drawn_are_added_up() -> None:
 @pytest.mark.parametrize("name", contracts())
 def test_a_case_has_a_convention_where_its_contract_has(name: str) -> None:
     contract = contracts()[name]
-    case = find(contract.cases(Subject("any:Loss"), contract.smallest_world), lambda case: True)
+    drawn = contract.cases(Subject("any:Loss"), contract.smallest_world)
+    case = find(drawn, lambda case: True, settings=few)
     assert ("convention" in dict(case.options)) == ("convention" in contract.values)
 
 
@@ -242,7 +244,7 @@ def test_an_example_is_read_as_it_was_written(label: str) -> None:
     planned = checks({label: SHIPPED[label]}, parse("sim:2-8"))
     used = [check for check in planned if check.law.name in ("terms equal the oracle", "used equals fresh")]
 
-    @quickly
+    @few
     @given(st.sampled_from(used).flatmap(examples))
     def read(example: Example) -> None:
         assert repr(Example.from_json(example.to_json())) == repr(example)
