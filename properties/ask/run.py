@@ -161,10 +161,13 @@ def verify(
             said = f"[bold red]FALSIFIED[/] {escape(terminal.headline(finding))}"
             console.print(said, highlight=False, soft_wrap=True)
 
+    def note(trouble: str) -> None:
+        console.print(f"[yellow]note[/] {escape(plain(trouble))}", highlight=False, soft_wrap=True)
+
     columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("", total=len(run.own))
-        asked, kept = run.asked, _databases(database, console)
+        asked, kept = run.asked, databases(database, note)
         findings = verify_all(run.own, asked.max_examples, asked.seed, deadline, announce, kept)
         try:
             for check in run.own:
@@ -275,15 +278,19 @@ def conclude(run: Run, verdict: str, console: Console) -> int:
 
 
 def save(
-    record: records.Certificate | records.Certificates, json: Path, html: Path | None, junit: Path | None
+    record: records.Certificate | records.Certificates,
+    json: Path | None,
+    html: Path | None,
+    junit: Path | None,
 ) -> None:
-    """Write the certificate, and its page and its JUnit XML where they are asked for.
+    """Write the certificate, its page and its JUnit XML, where they are asked for.
 
     Raises:
         Unusable: it cannot be written there.
     """
     try:
-        records.write(record, json)
+        if json:
+            records.write(record, json)
     except OSError as error:
         raise Unusable("json", f"cannot write {json}: {error.strerror or error}") from error
     try:
@@ -305,14 +312,10 @@ def show_files(console: Console, json: Path, html: Path | None, junit: Path | No
             console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
 
 
-def _databases(database: str | None, console: Console) -> Databases:
-    """Return where the failing cases of a check are kept."""
+def databases(database: str | None, say: Callable[[str], None]) -> Databases:
+    """Return where the failing cases of a check are kept; troubles are said."""
     if database is None:
         return lambda check: None
-
-    def say(trouble: str) -> None:
-        console.print(f"[yellow]note[/] {escape(plain(trouble))}", highlight=False, soft_wrap=True)
-
     opened = open_database(database, say)
     return lambda check: of_check(opened, check)
 
