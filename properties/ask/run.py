@@ -264,7 +264,7 @@ def show(run: Run, console: Console) -> None:
     terminal.show(console, run.defects, run.known)
     if lines := terminal.limits(run.findings, "--"):
         console.print(f"\n[bold]{escape(plain(lines[0]))}[/]", highlight=False)
-        console.print(escape(plain("\n".join(lines[1:]))), highlight=False, soft_wrap=True)
+        say(console, plain("\n".join(lines[1:])))
     for line in run.not_verified:
         console.print(f"not verified: {line}", highlight=False)
     if run.shard.count > 1:
