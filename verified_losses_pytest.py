@@ -1,71 +1,47 @@
-"""The options of `pytest --certify`.
+"""The options of `pytest --certify`: those of `verified-losses certify`.
 
-pytest loads this module in every run where the package is installed: it imports nothing of the package unless
-`--certify` is given.
+pytest loads this module in every run where the package is installed: it imports neither torch nor a package
+that is not Python's own or pytest.
 """
+
+from dataclasses import fields
+from typing import Any
 
 import pytest
 
+from verified_losses.properties.options import CertifyOptions
+
+PREFIX = "--certify-"
+"""How the options begin."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options: those of `verified-losses certify`."""
+    """Add the options."""
     add = parser.getgroup("certify", "Certify losses").addoption
     add(
         "--certify",
         metavar="TARGET",
         action="append",
-        help="Verify this loss, package.module:Name or path/to/file.py:Name. Several may be given.",
+        nargs="?",
+        help="Verify this loss, package.module:Name or path/to/file.py:Name. Several may be given. Without a "
+        "target: those that [tool.verified-losses] in pyproject.toml lists. The following options are those "
+        "of `verified-losses certify`; --certify-as is given once for each --certify. Limits are skipped, "
+        "findings that --certify-known accepts are xfailed; the seed is else that of --hypothesis-seed.",
     )
-    add(
-        "--certify-as",
-        metavar="CONTRACT",
-        action="append",
-        help="What it must do, as `verified-losses certify --as`. One for each --certify.",
-    )
-    add("--certify-convention", metavar="NAME", help="Which gradients: exact (default) or open_clip.")
-    add("--certify-config", metavar="NAME=VALUE,...", help="Options of the loss to pin.")
-    add("--certify-call", metavar="EXPRESSION", help="How it is called, as 'target(scale * text @ image.T)'.")
-    add(
-        "--certify-parameter",
-        metavar="NAME=VALUE",
-        action="append",
-        help="What the module holds itself, as logit_scale=exp(t_prime).",
-    )
-    add("--certify-features", metavar="KIND", help="What it does with rows: raw, normalized or unit.")
-    add("--certify-equal-rows", action="store_true", default=None, help="Give every rank equally many rows.")
-    add(
-        "--certify-interpret",
-        action="store_true",
-        default=None,
-        help="Run Triton kernels on the CPU, interpreted.",
-    )
-    add(
-        "--certify-strict",
-        action="store_true",
-        default=None,
-        help="Judge as defects what is else a limit: unequal rows, a second derivative that raises.",
-    )
-    add(
-        "--certify-large",
-        action="store_true",
-        default=None,
-        help="Draw a batch just beyond 4,096 pairs instead of 1,024: minutes each.",
-    )
-    add("--certify-world", metavar="WORLDS", help="Where ranks run. Default: 1,sim:2-8,proc:2.")
-    add(
-        "--certify-device", metavar="DEVICES", help="Where the tensors are: cpu (default), cuda, cuda:1, all."
-    )
-    add("--certify-dtype", metavar="DTYPES", help="Of the inputs, separated by commas. Default: all.")
-    add(
-        "--certify-only", metavar="PROPERTY", action="append", help="Which properties; * and ? as in a shell."
-    )
-    add("--certify-skip", metavar="PROPERTY", action="append", help="Which properties not.")
-    add("--certify-max-examples", metavar="N", type=int, help="Cases for each property. Default: 25.")
-    add("--certify-max-time", metavar="TIME", help="For everything, as 60s or 5m.")
-    add("--certify-known", metavar="FILE", help="Findings to accept, in TOML: they are reported as xfailed.")
-    add("--certify-counterexamples", metavar="DIR", help="Programs to run. Default: build/counterexamples.")
-    add("--certify-shard", metavar="I/N", help="Collect one part of the items, with i from 1 to n, as 1/4.")
-    add("--certify-seed", metavar="N", type=int, help="Default: that of --hypothesis-seed, else 0.")
+    for one in fields(CertifyOptions):
+        name = one.name.strip("_").replace("_", "-")
+        how: dict[str, Any] = {"metavar": "N" if one.type is int else name.upper()}
+        if one.type is int:
+            how["type"] = int
+        elif one.type is bool:
+            how = {"action": "store_true"}
+        elif one.type == list[str] | None or name == "as":
+            how["action"] = "append"
+        add(f"{PREFIX}{name}", dest=_place(name), default=None, help=one.metadata["help"], **how)
+
+
+def _place(name: str) -> str:
+    return f"certify_{name.replace('-', '_')}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,6 +17,7 @@ from verified_losses.properties.ask.api import conclude
 from verified_losses.properties.cases import Case
 from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import Falsified, Place
+from verified_losses.properties.options import CertifyOptions
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.defects import Defect
 from verified_losses.properties.verify import certifier
@@ -175,9 +176,9 @@ def test_hints_name_arguments_as_they_are_given(
     elif ask_by == "code":
         text = str(NotCertified([Defect(finding)], [], 0))
     else:
-        option = SimpleNamespace(certify_counterexamples=None)
-        place, stash = SimpleNamespace(dir=tmp_path), {pytest_plugin.KNOWN: Known()}
-        config = SimpleNamespace(option=option, invocation_params=place, stash=stash)
+        found = SimpleNamespace(scope=SimpleNamespace(known=Known()), options=CertifyOptions())
+        place, stash = SimpleNamespace(dir=tmp_path), {pytest_plugin.FOUND: found}
+        config = SimpleNamespace(invocation_params=place, stash=stash)
         certifier = SimpleNamespace(verify=lambda check, until: finding, deadline=math.inf)
         session = SimpleNamespace(items=[])
         item: Any = SimpleNamespace(config=config, certifier=certifier, check=check, session=session)

@@ -1,6 +1,7 @@
 """The command line as a person uses it: verdicts, exit statuses, and what is said of wrong arguments."""
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -14,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from verified_losses.properties import devices
 from verified_losses.properties.ask import run
@@ -114,6 +117,32 @@ def test_a_terminal_gets_colours_unless_it_refuses_them(
         assert running.wait(LIMIT_SECONDS) == 0, printed
     assert b"holds" in printed
     assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9]", printed)) == coloured
+
+
+def test_lines_fit_a_terminal_and_are_whole_in_a_pipe() -> None:
+    words = " ".join(["expected 1, observed 2"] * 9)
+    for is_terminal, longest in ((True, 60), (False, len(words) + 2)):
+        file = io.StringIO()
+        console = Console(file=file, width=60, force_terminal=is_terminal, color_system=None)
+        run.say(console, f"  {words}")
+        with Progress(*run.columns(60), console=console, expand=True) as progress:
+            progress.add_task("a" * 90, total=7)
+        lines = [line.partition("\x1b")[0] for line in file.getvalue().split("\n")]
+        assert max(map(len, lines)) <= longest
+        assert any(line.startswith("  expected") and len(line) > longest - 22 for line in lines)
+
+
+def test_the_shell_completes_the_command(tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    asked = [*COMMAND[:-1], "--install-completion", "--shell", "bash"]
+    subprocess.run(asked, env=environment, timeout=LIMIT_SECONDS, check=True, stdout=subprocess.DEVNULL)
+    script = f"""
+. {tmp_path}/.local/share/bash-completion/completions/verified-losses
+COMP_WORDS=(verified-losses certify --max-t) COMP_CWORD=2
+_verified_losses; echo "${{COMPREPLY[@]}}"
+"""
+    said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout == "--max-time\n"
 
 
 def test_its_version_is_that_of_the_package() -> None:

@@ -667,7 +667,7 @@ def test_a_find_that_is_still_there_is_a_finding_of_its_check(tmp_path: Path) ->
         (["--loss", "clap"], "--loss: expected some of clip"),
         (["a:A"], "--as: expected one of clip"),
         (["--as", "clip"], "--as: expected a target before it"),
-        (["a:A", "a:A", "--as", "clip"], "expected each target once, got a:A several times"),
+        (["a:A", "a:A", "--as", "clip"], "expected each target once, got a:A as clip several times"),
         (["--jobs", "0"], "--jobs: expected auto, or a number of processes from 1 on, got '0'"),
         (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
         (["--rounds", "x"], "error --rounds: expected a whole number, got 'x'"),

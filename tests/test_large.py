@@ -1,7 +1,9 @@
 """Cases beyond the sizes of common chunks, and what cases leave out."""
 
 import dataclasses
+from dataclasses import fields
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import Law, laws
 from verified_losses.properties.laws.large import CHUNKS, LARGE_PAIRS, MOST_BEYOND, PAIRS
+from verified_losses.properties.options import CertifyOptions
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import checks, verify
@@ -69,12 +72,15 @@ def test_large_reaches_the_subject() -> None:
 
 
 def test_pytests_option_reaches_the_subject(pytestconfig: pytest.Config) -> None:
-    names = ("convention", "config", "call", "parameter", "features", "equal_rows", "interpret", "strict")
-    given_ = dict.fromkeys((f"certify_{name}" for name in (*names, "dtype")), None)
-    option = SimpleNamespace(**given_, certify=["any:Loss"], certify_as=["clip"], certify_large=True)
-    config = SimpleNamespace(option=option, invocation_params=pytestconfig.invocation_params)
-    ((_, subject),) = pytest_plugin._asked(config).values()  # type: ignore[arg-type]
-    assert subject.large
+    given_ = {f"certify_{one.name.strip('_')}": None for one in fields(CertifyOptions)}
+    option = SimpleNamespace(
+        **given_ | {"certify": ["any:Loss"], "certify_as": ["clip"], "certify_large": True}
+    )
+    place = pytestconfig.invocation_params
+    config: Any = SimpleNamespace(option=option, invocation_params=place, getoption=lambda *name: None)
+    tokens = pytest_plugin._tokens(config)
+    ((target, options),) = pytest_plugin._asked(config, tokens, CertifyOptions())
+    assert (target, options.as_, options.large) == ("any:Loss", "clip", True)
     assert pytestconfig.option.certify_large is None
 
 

@@ -5,6 +5,8 @@ environment that the package does not ask for.
 """
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -108,3 +110,25 @@ def test_the_source_distribution_runs_a_part_of_its_tests(built: Path, tmp_path:
     commands = _environment(tmp_path / "tests", f"{tree}[test]")
     few = ["tests/test_certificate_file.py", "tests/test_oracles.py", "tests/test_transport.py"]
     assert " passed" in _run(commands / "python", "-m", "pytest", "-q", *few, folder=tree)
+
+
+@pytest.mark.parametrize("page", ["tutorial.md", "zh/tutorial.md"])
+def test_what_the_tutorial_shows_is_what_is_printed(page: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    (command,) = re.findall(r"^    verified-losses (certify losses.py.*)", text, re.MULTILINE)
+    python, shown = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "text"))
+    source = ""
+    for step, (code, output) in enumerate(zip(python, shown, strict=True)):
+        if code.startswith("--8<--"):
+            source = (ROOT / "docs" / "snippets" / code.split('"')[1]).read_text()
+        else:
+            source = source.replace("    labels = torch.arange(len(logits))\n", code)
+        (tmp_path / "losses.py").write_text(source)
+        asked = [sys.executable, "-m", "verified_losses.properties", *shlex.split(command)]
+        given = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(asked, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode == int(step < 2), done.stderr
+        printed = " ".join(done.stdout.split())
+        for part in output.split("\n\n"):  # the smallest case is shown in part
+            line = " ".join(part.partition("smallest case: ")[0].split())
+            assert line in printed, line

@@ -4,6 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from verified_losses.properties.show.certificate import Certificate, decode
+
 LIMIT_SECONDS = 240
 LOSSES = """
     import torch
@@ -162,3 +164,28 @@ def test_a_missing_dependency_is_named(pytester: pytest.Pytester) -> None:
     done = _run(pytester, "--certify", "losses:Right", "--certify-as", "clip")
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     assert "ERROR: --certify: needs verified-losses[verify] installed" in done.stderr.str()
+
+
+def test_what_the_project_lists_is_certified_and_the_certificate_written(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml(
+        """
+        [tool.verified-losses]
+        world = "1"
+        max-examples = 2
+        only = ["terms*", "gradients*"]
+
+        [[tool.verified-losses.targets]]
+        target = "losses:Doubled"
+        as = "clip"
+        dtype = "float64"
+        """
+    )
+    files = ["--certify-json", "certificate.json", "--certify-format", "github", "--certify-fail-fast"]
+    done = _run(pytester, "--certify", *files, "-n", "1")
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["::error file=losses.py,line=*,title=Doubled%3A terms equal the oracle *"])
+    done.stdout.fnmatch_lines(["*--certify-fail-fast: Doubled: terms equal the oracle does not hold*"])
+    record = decode((pytester.path / "certificate.json").read_bytes())
+    assert isinstance(record, Certificate)
+    assert (record.verdict, record.target) == ("falsified", "losses:Doubled")
+    assert any("gradients equal the oracle" in line for line in record.not_verified), record.not_verified

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from verified_losses.properties.options import MAX_EXAMPLES
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify import limits
-from verified_losses.properties.verify.arguments import MAX_EXAMPLES, ask
+from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import Finding, verify_all
 from verified_losses.properties.verify.plan import inspection, plan
 

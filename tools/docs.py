@@ -84,3 +84,9 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Show one colon where a docstring has two before a block, as mkdocs asks."""
     return html.replace("::</p>", ":</p>")
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Say of Chinese pages that they are, as mkdocs asks: browsers choose fonts by it."""
+    is_chinese = page.file.src_uri.startswith("zh/")
+    return output.replace('<html lang="en"', '<html lang="zh"', 1) if is_chinese else output

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..devices import CPU, expand
 from ..names import DTYPES
+from ..options import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS
 from ..own.formula import Formula
 from ..show.certificate import Asked, Certificate
 from ..show.defects import Defect, explain, ranked
 from ..show.terminal import explained, heading
 from ..subjects import Target
 from ..verify.arguments import (
-    COUNTEREXAMPLES,
-    MAX_EXAMPLES,
-    WORLDS,
     Subjects,
     Unusable,
     ask,

@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -19,94 +19,60 @@ from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Pa
 from rich.console import Console
 from rich.markup import escape
 
-from ..devices import CPU
 from ..forms import NAMES
-from ..names import CONTRACTS, DTYPES, FORMULAS, LAWS, LOSSES, Convention
+from ..options import COUNTEREXAMPLES, KEY, CertifyOptions, Options
 from ..show.text import own, plain
-from ..subjects import SHIPPED, Target
 from ..verify.arguments import (
-    COUNTEREXAMPLES,
-    MAX_EXAMPLES,
-    WORLDS,
-    Subjects,
     Unusable,
     ask,
-    check_config,
     check_database,
     check_file,
     check_folder,
-    check_max_examples,
-    check_seed,
     check_target,
-    kept_laws,
-    read_config,
     read_seconds,
-    some_devices,
-    some_dtypes,
-    some_worlds,
     without_password,
 )
-from ..verify.known import Known
-from ..verify.shards import found, read_shard
+from ..verify.shards import found
 from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
+from .project import FILE, Project, check_place, filled
+from .scope import Asked, read, subject_of
 
-AS = (
-    f"What the target must do: {', '.join([*CONTRACTS, *FORMULAS])}, "
-    "or file.py:name of a contract of your own."
-)
-LOSS = f"Which shipped losses: {', '.join(LOSSES)}. Else all."
 KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
 """What a value of a type is, in words."""
-Time = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
+DEFAULTS = CertifyOptions()
+# so that -1s is refused by the option's name
+Options.__annotations__["max_time"] = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 
 app = App(
     name="verified-losses",
     version=lambda: metadata.version("verified-losses"),
     help="Verify contrastive losses against their oracles, over drawn cases and real process worlds.",
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
+)
+app.register_install_completion_command(
+    help="Teach the shell to complete the command: bash, zsh or fish, by --shell or found out."
 )
 
 
-@app.command
+@app.command(config=filled())
 def certify(
     target: str | None = None,
     *,
-    contract: Annotated[str | None, Parameter(name="--as", help=AS)] = None,
-    convention: Convention = "exact",
-    config: str = "",
-    call: str = "",
-    parameter: Several = None,
-    features: str = "",
-    equal_rows: bool = False,
-    interpret: Annotated[bool, Parameter(negative=())] = False,
-    strict: Annotated[bool, Parameter(negative=())] = False,
-    large: Annotated[bool, Parameter(negative=())] = False,
-    loss: Annotated[Several, Parameter(help=LOSS)] = None,
-    only: Several = None,
-    skip: Several = None,
-    world: str = WORLDS,
-    device: str = CPU,
-    dtype: str = ",".join(DTYPES),
-    max_examples: int = MAX_EXAMPLES,
-    max_time: Time = None,
-    fail_fast: Annotated[bool, Parameter(negative=())] = False,
-    seed: int = 0,
-    known: Path | None = None,
-    json: Path = Path("build/certificate.json"),
-    counterexamples: Path = COUNTEREXAMPLES,
-    html: Path | None = None,
-    junit: Path | None = None,
-    shard: str | None = None,
-    database: str | None = None,
+    options: Annotated[CertifyOptions, Parameter(name="*")] = DEFAULTS,
     begun: Annotated[float, Parameter(parse=False)],
+    tokens: Annotated[Sequence[str], Parameter(parse=False)],
 ) -> int:
     """Verify losses, yours or the shipped ones: every property, in every world, over drawn cases.
+
+    Without a target: those that `[tool.verified-losses]` in the pyproject.toml of the current folder lists,
+    which states options too; else the shipped losses. What is given here wins.
 
     Prints what does not hold as soon as a case shows it, then a line a property and each defect with its
     smallest case, and writes the certificate. Exit status: 0 everything holds, 1 something is falsified,
     2 the target or an argument is unusable, 3 nothing is falsified but something that was asked for could
-    not run, 130 interrupted (what was done is written).
+    not run, 130 interrupted (what was done is written), 143 terminated.
 
     For example, `verified-losses certify --loss clip siglip --world proc:2 --max-examples 200
     --seed 7` looks harder at two losses in two processes, and `verified-losses certify
@@ -118,134 +84,55 @@ def certify(
         An implementation, package.module:Name or path/to/file.py:Name: a class, a function, or a function
         that returns an object. How it is called is found out first, and printed. It runs in processes of its
         own; a call of more than 20 s counts as hung.
-    contract
-        What the target must do.
-    convention
-        Which gradients the target is held to: exact, or those of open_clip, where the contract has
-        the option.
-    config
-        Options to pin, as local_loss=true,gather_with_grad=true. The target is given, and held to, no other
-        value of them; all values are drawn of those that are not pinned.
-    call
-        How the target is called, where that is not found out: an expression of target and what the contract
-        has, as 'target(scale * text @ image.T)' or 'target(image, text)["loss"]'.
-    parameter
-        What the module holds itself, as logit_scale=exp(t_prime) or temperature=tau.
-    features
-        raw: the target takes rows as they are; normalized: it normalises them; unit: it gets rows that are
-        normalised, whichever it does. Found out, if not given.
-    interpret
-        Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
-    equal_rows
-        Give every rank equally many rows, for a target that cannot do otherwise.
-    strict
-        Judge what a target may never have promised as a defect too: unequal rows that it does not support,
-        and a second derivative that raises. Else these are its limits: they are listed, and leave the verdict
-        as it is. The shipped losses are always judged so.
-    large
-        Draw a batch just beyond 4,096 pairs instead of 1,024: it takes minutes, and 3 GB.
-    loss
-        Which shipped losses. Else all.
-    only
-        Which properties, by name; * and ? stand for any text and any letter.
-    skip
-        Which properties not.
-    world
-        Where ranks run, separated by commas: 1 is one process, proc:2 (or 2) two real processes over gloo,
-        proc:2-4 pools of two to four, hvd:2 two processes over Horovod, nccl:2 two over NCCL, sim:2-8
-        simulated ranks whose number and schedule are drawn; torchrun is the processes that torchrun started,
-        on several hosts: torchrun --nnodes N --nproc-per-node M -m verified_losses.properties certify ...
-        --world torchrun.
-    device
-        Where the tensors are, separated by commas: cpu, cuda (the first GPU), cuda:1, or all, the CPU and
-        every GPU that is there. Each world runs on each of them; nccl takes GPUs of its own, one a rank.
-    dtype
-        Of the inputs, separated by commas.
-    max_examples
-        Cases drawn for each property; costly properties take a share of it.
-    max_time
-        Seconds for everything, as 60s or 5m: fewer cases are drawn where it is short, and properties for
-        which no time is left are not verified.
-    fail_fast
-        Stop at the first property that does not hold, unless it is known. What was not run is listed.
-    seed
-        The same seed draws the same cases.
-    known
-        A TOML file of findings to accept: [[known]] entries with property and reason, and, where it is to be
-        narrower, world and target. An entry that matches nothing is reported.
-    json
-        Where to write the certificate.
-    counterexamples
-        Where to write the smallest failing case of every defect, as a program to run.
-    html
-        Where to write the certificate as a page that shows it, with what was drawn and every counterexample.
-    junit
-        Where to write the certificate as JUnit XML.
-    shard
-        Verify one part of the whole, i/n with i from 1 to n, as 1/4: each of n machines takes its checks,
-        which draw the cases that they draw in one run, and `verified-losses merge` makes one certificate of
-        all. If not given, it is that of a Slurm job array (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT), or
-        of the variable VERIFIED_LOSSES_SHARD, which reads as the option does.
-    database
-        A folder, or redis://HOST/DB, in which Hypothesis keeps cases that failed: they are tried first in the
-        next run, whatever its seed. Redis is a cache, over a local folder: a run goes on without it.
+    options
+        All the others.
     begun
         What `time.monotonic()` was as the process began.
+    tokens
+        The command line.
     """
-    deadline = begun + (math.inf if max_time is None else read_seconds(max_time))
-    check_folder(counterexamples, "counterexamples")
-    for argument, file in (("json", json), ("html", html), ("junit", junit)):
+    deadline = begun + (math.inf if options.max_time is None else read_seconds(options.max_time))
+    json, html, junit = files = options.json, options.html, options.junit
+    check_folder(options.counterexamples, "counterexamples")
+    for argument, file in zip(("json", "html", "junit"), files, strict=True):
         check_file(file, argument)
-    check_seed(seed)
-    kept_laws(LAWS, only, skip)
-    accept = read_known(known)
-    dtypes = dtype.split(",")
-    shipped = target is None and contract is None
-    if shipped:
-        check_no_form(call, parameter, features)
-        subjects = shipped_subjects(loss, config, dtypes, large)
-    else:
-        name = named_target(target, loss)
-        how = call, parameter or (), features, interpret, strict, large
-        asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes, *how)
-        check_target(name)
-        subjects = {Target.of(name).name: asked}
-    asked_for = some_devices(device)
-    worlds = some_worlds(world, asked_for)
-    check_max_examples(max_examples)
-    some_shard = read_shard(shard, os.environ)
-    if database is not None:
-        check_database(database)
-        if "://" not in database:
-            check_folder(Path(database), "database")
+    asked = requested([] if target is None else [target], options, tokens)
+    find_beside()
+    scope = read(asked, options, os.environ)
+    check_place_of_cases(options.database)
 
-    if any(spec.kind == "torchrun" for spec in worlds):
+    if any(spec.kind == "torchrun" for spec in scope.worlds):
         if torchrun.is_executor():
             return torchrun.serve()
         torchrun.lead()
     server.start()  # which imports torch too
+    from ..show.annotations import render
     from ..show.certificate import Asked
     from ..verify.plan import fitted, plan, working
     from . import run as running
 
-    places = working(asked_for)
-    planned = plan(subjects, world, max_examples, only, skip, places)
+    subjects, places = scope.subjects, working(scope.devices)
+    where = options.world, options.max_examples, options.only, options.skip, places
+    planned = plan(subjects, *where)
     console = running.printer()
-    if not shipped:
+    if scope.are_strange:
         with running.waiting(Console(stderr=True, emoji=False), subjects):
             subjects = fitted(subjects, deadline, places[0])
-        planned = plan(subjects, world, max_examples, only, skip, places)
+        planned = plan(subjects, *where)
     command = without_password(shlex.join([*app.name, *sys.argv[1:]]))
-    arguments = Asked(seed, max_examples, world, command, ",".join(places))
-    run = running.Run(subjects, planned, arguments, accept, shard=some_shard)
+    arguments = Asked(options.seed, options.max_examples, options.world, command, ",".join(places))
+    run = running.Run(subjects, planned, arguments, scope.known, shard=scope.shard)
     running.save(run.record, json, html, junit)
     torchrun.last_words = running.last_words(run, json)
-    running.verify(run, console, counterexamples, deadline, fail_fast, running.saver(run, json), database)
+    save = running.saver(run, json)
+    running.verify(run, console, options.counterexamples, deadline, options.fail_fast, save, options.database)
     running.show(run, console)
     record = run.record
     running.save(record, json, html, junit)
     status = running.conclude(run, record.verdict, console)
     running.show_files(console, json, html, junit)
+    for line in render(record, Path.cwd()) if options.format == "github" else []:
+        print(line)
     return status
 
 
@@ -253,7 +140,7 @@ def certify(
 def inspect(
     target: str,
     *,
-    contract: Annotated[str | None, Parameter(name="--as", help=AS)] = None,
+    contract: Annotated[str | None, Parameter(name="--as")] = None,
     call: str = "",
     parameter: Several = None,
     features: str = "",
@@ -275,10 +162,10 @@ def inspect(
     features
         What the target does with rows, as for certify.
     """
-    name = named_target(target, None)
-    check_target(name)
+    find_beside()
+    check_target(target)
     names = [contract] if contract else list(NAMES)
-    asked = dict(ask(name, one, call=call, parameters=parameter or (), features=features) for one in names)
+    asked = dict(ask(target, one, call=call, parameters=parameter or (), features=features) for one in names)
     server.start()
     from .inspect import inspected
 
@@ -382,47 +269,79 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     return NOT_RUN if states["cannot run"] else HOLDS
 
 
-def read_known(path: Path | None) -> Known:
-    try:
-        known = Known() if path is None else Known.read(path)
-        known.check(LAWS)
-        return known
-    except OSError as error:
-        raise Unusable("known", f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise Unusable("known", str(error)) from error
+def requested(targets: Sequence[str], options: Options, tokens: Sequence[str]) -> Asked:
+    """Return what is to be verified: of the user's, or nothing, for the shipped losses.
 
+    Args:
+        targets: those of the command line; none for those that pyproject.toml lists.
+        options: of the command line.
+        tokens: the command line, which is read again for each target that pyproject.toml says more about.
 
-def shipped_subjects(
-    names: list[str] | None, config: str, dtypes: list[str], large: bool = False
-) -> Subjects:
-    unknown = sorted(set(names or []) - set(SHIPPED))
-    if unknown:
-        raise Unusable("loss", f"expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
-    pinned, kept = read_config(config), some_dtypes(dtypes)
-    chosen = {}
-    for label, (contract, subject) in SHIPPED.items():
-        if not names or label in names:
-            check_config(contract, pinned)
-            options = *subject.options, *pinned
-            chosen[label] = contract, replace(subject, options=options, dtypes=kept, large=large)
-    return chosen
-
-
-def check_no_form(call: str, parameter: list[str] | None, features: str) -> None:
-    """Raise Unusable if a form is stated for the shipped losses, which have their own."""
-    for name, value in (("call", call), ("parameter", parameter), ("features", features)):
-        if value:
-            raise Unusable(name, "expected a target beside it: the shipped losses have a form of their own")
-
-
-def named_target(target: str | None, loss: list[str] | None) -> str:
-    if loss:
+    Raises:
+        Unusable: options contradict each other, or pyproject.toml is unusable.
+    """
+    if options.loss and (targets or options.as_):
         raise Unusable("loss", "names shipped losses; leave it out where a target is given")
-    if not target:
+    if not targets and options.as_ is not None:
         raise Unusable("contract", "expected a target before it, package.module:Name or file.py:Name")
-    sys.path.insert(0, "")  # as python itself does: a module beside the caller is found
-    return target
+    if options.loss:
+        return []
+    project = Project.read()
+    asked: list[tuple[str, Options]] = []
+    for target in targets:
+        entries = project.of(target, options.as_)
+        asked += [(target, _of_entry(tokens, entry)) for entry in entries] or [(target, options)]
+    if not targets:
+        check_place()
+        for number, entry in enumerate(project.targets):
+            asked.append((entry["target"], _of_entry(tokens, entry)))
+            try:
+                subject_of(*asked[-1])
+            except Unusable as error:
+                said = error.as_option("")
+                if said.partition(":")[0] not in entry:
+                    raise
+                raise Unusable("", f"{FILE}: {KEY} targets[{number}] {said}") from error
+    return asked
+
+
+def find_beside() -> None:
+    """Find modules beside the caller, as python itself does."""
+    sys.path.insert(0, "")
+
+
+def check_place_of_cases(database: str | None) -> None:
+    """Check where cases that failed are to be kept.
+
+    Raises:
+        Unusable: nothing can be kept there.
+    """
+    if database is not None:
+        check_database(database)
+        if "://" not in database:
+            check_folder(Path(database), "database")
+
+
+def options_of(tokens: Sequence[str]) -> Any:
+    """Return the options that a command line states, and pyproject.toml.
+
+    Raises:
+        CycloptsError: they cannot be read.
+        Unusable: pyproject.toml is.
+    """
+    _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    return bound.arguments.get("options", DEFAULTS)
+
+
+def _of_entry(tokens: Sequence[str], entry: dict[str, Any]) -> Options:
+    """Return the options for a target of pyproject.toml: of the command line, else its own, else of all."""
+    command = app[tokens[0]]
+    before, command.config = command.config, filled(entry)
+    try:
+        options: Options = options_of(tokens)
+    finally:
+        command.config = before
+    return options
 
 
 def main(arguments: list[str] | None = None, begun: float | None = None) -> None:
@@ -432,7 +351,8 @@ def main(arguments: list[str] | None = None, begun: float | None = None) -> None
         arguments: those of the process, if not given.
         begun: what `time.monotonic()` was as the process began; now, if not given.
     """
-    times = {"begun": time.monotonic() if begun is None else begun}
+    tokens = sys.argv[1:] if arguments is None else arguments
+    hidden = {"begun": time.monotonic() if begun is None else begun, "tokens": tokens}
     console = Console(stderr=True, emoji=False)
 
     def refuse(said: str) -> int:
@@ -440,25 +360,37 @@ def main(arguments: list[str] | None = None, begun: float | None = None) -> None
         return USAGE
 
     try:
-        command, bound, unparsed = app.parse_args(arguments, exit_on_error=False, print_error=False)
-        given: dict[str, Any] = {name: times[name] for name in unparsed}
+        command, bound, unparsed = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        given: dict[str, Any] = {name: hidden[name] for name in unparsed}
         status = command(*bound.args, **bound.kwargs, **given)
     except Unusable as error:
         if error.detail:
             console.print(escape(own(plain(error.detail))), highlight=False, soft_wrap=True)
-        status = refuse(error.as_option("--"))
+        status = refuse(named(error, tokens))
     except CycloptsError as error:
-        status = refuse(_unparsed(error))
+        status = refuse(unparsed_argument(error))
     sys.exit(status if isinstance(status, int) else HOLDS)
 
 
-def _unparsed(error: CycloptsError) -> str:
-    """Return in one line what cannot be read of the command line."""
+def named(error: Unusable, tokens: Sequence[str], prefix: str = "--") -> str:
+    """Return what is unusable, by the name that it has where it was stated."""
+    said = error.as_option(prefix)
+    option = said.partition(":")[0].removeprefix(prefix)
+    is_given = any(token.partition("=")[0] == f"--{option}" for token in tokens)
+    if not said.startswith(prefix) or is_given or not tokens:
+        return said
+    place = Project.read().states(tokens[0], option)
+    return said.replace(f"{prefix}{option}", place, 1) if place else said
+
+
+def unparsed_argument(error: CycloptsError) -> str:
+    """Return in one line what cannot be read of the command line, or of pyproject.toml."""
     if isinstance(error, CoercionError) and error.token is not None and error.token.keyword:
         wanted: Any = error.target_type
         choices = ", ".join(map(str, get_args(wanted)))
         kind = f"one of {choices}" if choices else KINDS.get(wanted, str(wanted))
-        return f"{error.token.keyword}: expected {kind}, got {error.token.value!r}"
+        where = f"{error.token.source}: " if error.token.source.endswith(".toml") else ""
+        return f"{where}{error.token.keyword.strip('[]')}: expected {kind}, got {error.token.value!r}"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         return f"{error.argument.name}: expected a value after it, got nothing"
     error.verbose = False

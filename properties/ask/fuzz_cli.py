@@ -7,89 +7,45 @@ import math
 import os
 import shlex
 import sys
-from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from ..devices import CPU
 from ..fuzz.lines import Begun, Ended, Line, Replayed
 from ..fuzz.log import Busy, Log, compare
-from ..names import DTYPES, LAWS, Convention
-from ..subjects import Target
-from ..verify.arguments import (
-    WORLDS,
-    Subjects,
-    Unusable,
-    ask,
-    check_folder,
-    check_max_examples,
-    check_seed,
-    check_target,
-    kept_laws,
-    read_config,
-    read_seconds,
-    some_devices,
-    some_worlds,
-)
-from ..verify.shards import Shard, read_shard
+from ..options import FUZZ, FuzzOptions, Options
+from ..verify.arguments import Unusable, check_folder, read_seconds
+from ..verify.shards import Shard
 from ..worlds import server
 from . import HOLDS
-from .cli import (
-    AS,
-    LOSS,
-    Several,
-    Time,
-    app,
-    check_no_form,
-    named_target,
-    read_known,
-    replay_saved,
-    shipped_subjects,
-)
+from .cli import app, find_beside, replay_saved, requested
+from .project import filled
+from .scope import read
 
-FOLDER = Path("build/fuzz")
-MAX_EXAMPLES = 100
 LOG = "log.ndjson"
 REPLAY_SECONDS = 120.0
+DEFAULTS = FuzzOptions()
+NO_CASES = ("max_time", "fail_fast", "known", "shard", "rounds", "resume", "jobs", "folder")
+"""The options that choose neither cases nor what they are held to."""
 
-fuzz = App(name="fuzz")
+fuzz = App(name="fuzz", config=filled())
 app.command(fuzz)
 
 
 @fuzz.default
 def run_fuzz(
     *target: str,
-    contract: Annotated[str | None, Parameter(name="--as", help=AS)] = None,
-    convention: Convention = "exact",
-    config: str = "",
-    call: str = "",
-    parameter: Several = None,
-    features: str = "",
-    equal_rows: bool = False,
-    interpret: Annotated[bool, Parameter(negative=())] = False,
-    strict: Annotated[bool, Parameter(negative=())] = False,
-    large: Annotated[bool, Parameter(negative=())] = False,
-    loss: Annotated[Several, Parameter(help=LOSS)] = None,
-    only: Several = None,
-    skip: Several = None,
-    world: str = WORLDS,
-    device: str = CPU,
-    dtype: str = ",".join(DTYPES),
-    max_examples: int = MAX_EXAMPLES,
-    max_time: Time = None,
-    rounds: int | None = None,
-    fail_fast: Annotated[bool, Parameter(negative=())] = False,
-    resume: Annotated[bool, Parameter(negative=())] = False,
-    seed: int = 0,
-    jobs: str = "auto",
-    known: Path | None = None,
-    folder: Path = FOLDER,
-    shard: str | None = None,
+    options: Annotated[FuzzOptions, Parameter(name="*")] = DEFAULTS,
     begun: Annotated[float, Parameter(parse=False)],
+    tokens: Annotated[Sequence[str], Parameter(parse=False)],
 ) -> int:
     """Fuzz losses, yours or the shipped ones, until the time is over, and go on after a find.
+
+    Without a target: those that `[tool.verified-losses]` in the pyproject.toml of the current folder lists,
+    which states options too; else the shipped losses. What is given here wins.
 
     First every find that the folder holds of earlier runs is run again, and said to be fixed or still there.
     Then each round runs every property in every world with a seed of its own; those that show something new
@@ -109,106 +65,47 @@ def run_fuzz(
     ----------
     target
         Implementations, package.module:Name or path/to/file.py:Name, as for certify.
-    contract
-        What they must do.
-    convention
-        Which gradients they are held to: exact, or those of open_clip, where the contract has the option.
-    config
-        Options to pin, as local_loss=true,gather_with_grad=true.
-    call
-        How they are called, as for certify.
-    parameter
-        What they hold themselves, as for certify.
-    features
-        What they do with rows, as for certify.
-    interpret
-        Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
-    equal_rows
-        Give every rank equally many rows.
-    strict
-        Judge unequal rows that a target does not support, and a second derivative that raises, as defects
-        too, and not as its limits.
-    large
-        Draw batches just beyond 4,096 pairs instead of 1,024, as for certify.
-    loss
-        Which shipped losses. Else all, where no target is given.
-    only
-        Which properties, by name; * and ? stand for any text and any letter.
-    skip
-        Which properties not.
-    world
-        Where ranks run, as for certify.
-    device
-        Where the tensors are, as for certify.
-    dtype
-        Of the inputs, separated by commas.
-    max_examples
-        Cases of a property in a round in which nothing is new; the first rounds are shorter, and costly
-        properties take a share of it.
-    max_time
-        Seconds for everything, as 60s, 10m or 8h, the start included. With --resume, from now on.
-    rounds
-        End after so many rounds. The same seed and rounds give the same finds, in however many processes:
-        branches, which may depend on what ran before, then give nobody more cases.
-    fail_fast
-        Stop at the first find that is new: neither of an earlier run nor accepted by --known. Others do not
-        count for the exit status then.
-    resume
-        Go on with the run in the folder, which was killed or interrupted; begin one if there is none.
-    seed
-        The same seed draws the same cases.
-    jobs
-        How many processes draw and judge, or auto: as many as there are cores that this process may use. Each
-        starts the ranks of its worlds besides.
-    known
-        A TOML file of findings to accept, as for certify.
-    folder
-        Where everything is written. The finds that are there stay there, and are run again first.
-    shard
-        Fuzz one part of the whole, i/n with i from 1 to n, as for certify; each shard needs a folder of its
-        own.
+    options
+        All the others.
     begun
         What `time.monotonic()` was as the process began.
+    tokens
+        The command line.
     """
-    seconds = math.inf if max_time is None else read_seconds(max_time)
-    check_folder(folder, "folder")
-    check_seed(seed)
-    kept_laws(LAWS, only, skip)
-    accept = read_known(known)
-    how = call, parameter or [], features, interpret, strict, large
-    subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), how)
-    asked_for = some_devices(device)
-    if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
+    seconds = math.inf if options.max_time is None else read_seconds(options.max_time)
+    check_folder(options.folder, "folder")
+    asked = requested(target, options, tokens)
+    find_beside()
+    scope = read(asked, options, os.environ)
+    if any(spec.kind == "torchrun" for spec in scope.worlds):
         raise Unusable("world", "torchrun: each process that draws starts ranks of its own; certify takes it")
-    check_max_examples(max_examples)
-    if rounds is not None and rounds < 1:
-        raise Unusable("rounds", f"expected at least 1, got {rounds}")
-    processes = _read_jobs(jobs)
-    part = read_shard(shard, os.environ)
-    arguments: dict[str, Any] = {
-        "target": list(target), "as": contract, "convention": convention, "config": config,
-        "call": call, "parameter": parameter or [], "features": features, "strict": strict,
-        "equal_rows": equal_rows, "interpret": interpret, "large": large, "loss": loss or [],
-        "only": only or [], "skip": skip or [], "world": world, "device": device, "dtype": dtype,
-        "max_examples": max_examples, "seed": seed,
-    }  # fmt: skip
-    log = _open(folder, resume, arguments, part)
+    if options.rounds is not None and options.rounds < 1:
+        raise Unusable("rounds", f"expected at least 1, got {options.rounds}")
+    processes = _read_jobs(options.jobs)
+    arguments = {"target": [name for name, _ in asked], **_chosen(options)}
+    if any(one != options for _, one in asked):
+        arguments["targets"] = [_chosen(one) for _, one in asked]
+    log = _open(options.folder, options.resume, arguments, scope.shard)
     try:
         server.start()  # which imports torch too
         from .fuzz_run import Request, run
 
         command = shlex.join([*app.name, *sys.argv[1:]])
-        request = Request(
-            subjects, bool(target), world, asked_for, tuple(only or ()), tuple(skip or ()), arguments,
-            max_examples, rounds, fail_fast, seed, processes, accept, folder, part, begun, seconds, command,
-        )  # fmt: skip
+        request = Request(scope, options, arguments, processes, begun, seconds, command)
         return run(request, log)
     finally:
         log.close()
 
 
+def _chosen(options: Options) -> dict[str, Any]:
+    """Return the options that choose cases and what they are held to."""
+    chosen = {name: value for name, value in asdict(options).items() if name not in NO_CASES}
+    lists = {name: chosen[name] or [] for name in ("parameter", "loss", "only", "skip")}
+    return {"as": chosen.pop("as_"), **chosen, **lists}
+
+
 @fuzz.command(name="replay")
-def replay_corpus(*, folder: Path = FOLDER, timeout: float = REPLAY_SECONDS) -> int:
+def replay_corpus(*, folder: Path = FUZZ, timeout: float = REPLAY_SECONDS) -> int:
     """Run the finds of a folder again, and say which are fixed.
 
     One that passes three times is fixed; one that passes and then fails is flaky. Exit status: 0 all are
@@ -229,7 +126,7 @@ def replay_corpus(*, folder: Path = FOLDER, timeout: float = REPLAY_SECONDS) -> 
 
 
 @fuzz.command(name="prune")
-def prune_corpus(*, folder: Path = FOLDER, timeout: float = REPLAY_SECONDS) -> int:
+def prune_corpus(*, folder: Path = FUZZ, timeout: float = REPLAY_SECONDS) -> int:
     """Remove the finds that are fixed, and of several with one target and fingerprint all but the smallest.
 
     What is flaky, or cannot run here, is kept. Exit status: 0, or 2 where there is no such folder.
@@ -269,35 +166,6 @@ def _corpus(folder: Path) -> list[Path]:
 
     inner = folder / corpus.FOLDER
     return corpus.files(inner if inner.is_dir() else folder)
-
-
-def _subjects(
-    targets: tuple[str, ...],
-    contract: str | None,
-    convention: Convention,
-    config: str,
-    equal_rows: bool,
-    loss: list[str] | None,
-    dtypes: list[str],
-    how: tuple[str, list[str], str, bool, bool, bool],
-) -> Subjects:
-    if not targets and contract is None:
-        check_no_form(*how[:3])
-        return shipped_subjects(loss, config, dtypes, how[-1])
-    names = [named_target(one, loss) for one in targets or ("",)]
-    if twice := [name for name, number in Counter(names).items() if number > 1]:
-        raise Unusable("", f"expected each target once, got {', '.join(twice)} several times")
-    short = Counter(Target.of(name).name for name in names)
-    pinned = read_config(config)
-    subjects = {
-        Target.of(name).name if short[Target.of(name).name] == 1 else name: ask(
-            name, contract, convention, pinned, equal_rows, dtypes, *how
-        )
-        for name in names
-    }
-    for name in names:
-        check_target(name)
-    return subjects
 
 
 def _read_jobs(text: str) -> int:

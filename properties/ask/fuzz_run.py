@@ -2,20 +2,20 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from ..fuzz import branches, corpus
+from ..fuzz import branches, corpus, workers
 from ..fuzz.campaign import Campaign, Plan, now
 from ..fuzz.lines import Begun, Find, Replayed
 from ..fuzz.live import Screen
 from ..fuzz.log import Log, compare
 from ..fuzz.tally import drawn
-from ..fuzz.workers import Processes, Scope
+from ..fuzz.workers import Processes
+from ..options import FuzzOptions
 from ..show import replay
 from ..show.certificate import Asked, source_hash, versions
 from ..show.counterexample import file_name
@@ -23,11 +23,10 @@ from ..show.defects import Defect
 from ..verify.arguments import Subjects, Unusable
 from ..verify.certifier import Check, Finding
 from ..verify.grouping import GROUP_SECONDS, group
-from ..verify.known import Known
 from ..verify.plan import fitted, own_checks, working
-from ..verify.shards import Shard
 from . import FALSIFIED, HOLDS, INTERRUPTED, TERMINATED, USAGE
 from . import run as running
+from .scope import Scope
 
 CERTIFICATE, PAGE, JUNIT = "certificate.json", "report.html", "junit.xml"
 VERSION = 1
@@ -44,32 +43,20 @@ SIGNAL_SECONDS = 5.0
 class Request:
     """The arguments of the command, read."""
 
-    subjects: Subjects
-    are_strange: bool
-    """Whether they are targets of the user's."""
-    world: str
-    asked_for: tuple[str, ...]
-    """The names of devices."""
-    only: tuple[str, ...]
-    skip: tuple[str, ...]
+    asked: Scope
+    options: FuzzOptions
     arguments: dict[str, Any]
-    """The arguments that choose the cases and the contract, as they were given."""
-    most: int
-    rounds: int | None
-    fail_fast: bool
-    seed: int
+    """The options that choose the cases and the contract, as they were given."""
     jobs: int
-    known: Known
-    folder: Path
-    shard: Shard
     begun: float
     seconds: float
     """For everything; infinite if there is no end."""
     command: str
 
-    def scope(self, subjects: Subjects, places: tuple[str, ...]) -> Scope:
+    def planned(self, subjects: Subjects, places: tuple[str, ...]) -> workers.Scope:
         """Return what is planned of these subjects, on these devices."""
-        return Scope(subjects, self.world, self.only, self.skip, places)
+        only, skip = tuple(self.options.only or ()), tuple(self.options.skip or ())
+        return workers.Scope(subjects, self.options.world, only, skip, places)
 
 
 def run(request: Request, log: Log) -> int:
@@ -79,14 +66,14 @@ def run(request: Request, log: Log) -> int:
         Unusable: an argument, a target, or the run to go on from is.
     """
     deadline = request.begun + request.seconds
-    subjects = request.subjects
-    places = working(request.asked_for)
-    request.scope(subjects, places).plan()  # wrong arguments are refused before a target is imported
-    if request.are_strange:
+    subjects = request.asked.subjects
+    places = working(request.asked.devices)
+    request.planned(subjects, places).plan()  # wrong arguments are refused before a target is imported
+    if request.asked.are_strange:
         subjects = fitted(subjects, deadline, places[0])
-    scope = request.scope(subjects, places)
+    scope = request.planned(subjects, places)
     planned: list[Check] = scope.plan()
-    mine = {id(check) for check in own_checks(planned, request.shard)}
+    mine = {id(check) for check in own_checks(planned, request.asked.shard)}
     own = {number: check for number, check in enumerate(planned) if id(check) in mine}
     console = running.printer()
     begun = _begun(request, subjects, log)
@@ -99,12 +86,18 @@ def run(request: Request, log: Log) -> int:
         log.append(Replayed(name, one.state))
 
     reserve = min(RESERVE_SECONDS, RESERVE_SHARE * request.seconds)
-    plan = Plan(request.seed, request.most, request.rounds, deadline - reserve, request.fail_fast)
+    plan = Plan(
+        request.options.seed,
+        request.options.max_examples,
+        request.options.rounds,
+        deadline - reserve,
+        request.options.fail_fast,
+    )
     report = _Report(request, subjects, planned, places)
-    screen = Screen(console, request.folder, plan.deadline)
+    screen = Screen(console, request.options.folder, plan.deadline)
     campaign = Campaign(
-        own, plan, log, request.folder, request.known, set(begun.corpus),
-        Processes(request.jobs, scope, request.folder), screen, report.save,
+        own, plan, log, request.options.folder, request.asked.known, set(begun.corpus),
+        Processes(request.jobs, scope, request.options.folder), screen, report.save,
     )  # fmt: skip
     campaign.restore(log.lines)
     for find in _old_finds(request, states, own):
@@ -121,9 +114,15 @@ class _Report:
     def __init__(
         self, request: Request, subjects: Subjects, planned: list[Check], places: tuple[str, ...]
     ) -> None:
-        asked = Asked(request.seed, request.most, request.world, request.command, ",".join(places))
-        self.folder = request.folder
-        self.run = running.Run(subjects, planned, asked, request.known, shard=request.shard)
+        asked = Asked(
+            request.options.seed,
+            request.options.max_examples,
+            request.options.world,
+            request.command,
+            ",".join(places),
+        )
+        self.folder = request.options.folder
+        self.run = running.Run(subjects, planned, asked, request.asked.known, shard=request.asked.shard)
         self._basis = list(self.run.not_verified)
         if not branches.available():
             self._basis.append(branches.MISSING)
@@ -190,7 +189,7 @@ def _begun(request: Request, subjects: Subjects, log: Log) -> Begun:
     """Return the first line of the log; of one that is gone on with, once nothing differs."""
     targets = {label: subject.target for label, (_, subject) in subjects.items()}
     sources = {label: source_hash(subject) for label, (_, subject) in subjects.items()}
-    shard, versioned = str(request.shard), versions()
+    shard, versioned = str(request.asked.shard), versions()
     begun = Begun(VERSION, targets, request.arguments, shard, [], sources, versioned, now(), request.command)
     for first in log.lines[:1]:
         assert isinstance(first, Begun)
@@ -204,7 +203,7 @@ def _replay(request: Request, console: Console) -> dict[str, replay.Replayed]:
     """Run the finds of earlier runs again; return what came of each, by its name."""
     until = request.begun + REPLAY_SHARE * request.seconds
     states: dict[str, replay.Replayed] = {}
-    for file in corpus.files(request.folder / corpus.FOLDER):
+    for file in corpus.files(request.options.folder / corpus.FOLDER):
         left = until - time.monotonic()
         one = replay.Replayed(file, "cannot run", "no time was left")
         if left > 0:
@@ -219,14 +218,14 @@ def _replay(request: Request, console: Console) -> dict[str, replay.Replayed]:
 def _old_finds(request: Request, states: dict[str, replay.Replayed], own: dict[int, Check]) -> list[Find]:
     """Return the finds of earlier runs that failed again."""
     there = [one for one in states.values() if one.state in ("still there", "flaky")]
-    finds = (corpus.still_there(one.file, one.output, own, request.seed) for one in there)
+    finds = (corpus.still_there(one.file, one.output, own, request.options.seed) for one in there)
     return [find for find in finds if find is not None]
 
 
 def _announce(console: Console, request: Request, subjects: Subjects, campaign: Campaign) -> None:
-    parts = [f"{len(campaign.own)} checks", f"seed {request.seed}", f"jobs {request.jobs}"]
-    if request.shard.count > 1:
-        parts.insert(0, f"shard {request.shard}")
+    parts = [f"{len(campaign.own)} checks", f"seed {request.options.seed}", f"jobs {request.jobs}"]
+    if request.asked.shard.count > 1:
+        parts.insert(0, f"shard {request.asked.shard}")
     if campaign.cases:
         parts.append(f"going on from {campaign.cases:,} cases in round {campaign.round + 1}")
     said = f"fuzzing {', '.join(subjects)}: {', '.join(parts)}"

@@ -1,29 +1,34 @@
 """`pytest --certify TARGET --certify-as CONTRACT`: one test item for each property and world."""
 
+import base64
 import math
 import pickle
 import sys
 import time
-from collections import Counter
+import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..options import CertifyOptions, names
+
 if TYPE_CHECKING:
     from ..verify.arguments import Subjects
-    from ..verify.certifier import Certifier, Check
-    from ..verify.known import Known
-    from ..verify.shards import Shard
+    from ..verify.certifier import Certifier, Check, Finding
+    from .scope import Asked, Scope
 
 PREFIX = "--certify-"
 """How its options begin."""
-KNOWN: "pytest.StashKey[Known]" = pytest.StashKey()
 
 
-class Found(NamedTuple):
+@dataclass
+class Found:
     """What one process finds out, and tells the workers of xdist."""
 
+    scope: "Scope"
+    options: CertifyOptions
     subjects: "Subjects"
     """The targets, each asked only for what it takes."""
     devices: tuple[str, ...]
@@ -31,6 +36,14 @@ class Found(NamedTuple):
     """Of ranks of NCCL."""
     deadline: float
     """What `time.monotonic()` is when the time for all checks is over."""
+
+    def planned(self) -> "list[Check]":
+        """Return the checks, of all shards."""
+        from ..verify.plan import plan
+
+        options = self.options
+        where = options.world, options.max_examples, options.only, options.skip, self.devices
+        return [one for label in self.subjects for one in plan({label: self.subjects[label]}, *where)]
 
 
 FOUND: pytest.StashKey[Found] = pytest.StashKey()
@@ -46,32 +59,37 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
         config.stash[FOUND] = pickle.loads(config.workerinput["certify"])
         nccl.PLACED.update(config.stash[FOUND].placements)
-        config.stash[KNOWN] = _known(config)
         return
     try:
-        from ..devices import CPU
+        from cyclopts import CycloptsError
+
         from ..show.text import shortened
-        from ..verify.arguments import Unusable, check_seed, read_seconds, some_devices
+        from ..verify.arguments import Unusable, check_file, read_seconds
         from ..verify.plan import fitted, working
         from ..worlds import nccl
+        from . import cli, scope
     except ImportError as error:
         raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
-    _seed(config)
-    config.stash[KNOWN] = _known(config)
+    tokens = _tokens(config)
     try:
-        limit = config.option.certify_max_time
-        deadline = begun + (math.inf if limit is None else read_seconds(limit))
-        check_seed(_seed(config))
-        asked = _asked(config)
-        _shard(config)
-        places = working(some_devices(config.option.certify_device or CPU))
-        for label in asked:  # wrong arguments raise before a target is imported
-            _plan(config, {label: asked[label]}, places)
-        subjects = fitted(asked, deadline, places[0])
-        config.stash[FOUND] = Found(subjects, places, nccl.PLACED, deadline)
+        options: CertifyOptions = cli.options_of(tokens)
+        asked = _asked(config, tokens, options)
+        deadline = begun + (math.inf if options.max_time is None else read_seconds(options.max_time))
+        for name in FILES:
+            check_file(getattr(options, name), name)
+        cli.check_place_of_cases(options.database)
+        read = scope.read(asked, options, {})
+        found = Found(read, options, read.subjects, working(read.devices), nccl.PLACED, deadline)
+        found.planned()  # wrong arguments raise before a target is imported
+        found.subjects = fitted(read.subjects, deadline, found.devices[0]) if asked else read.subjects
+    except CycloptsError as error:
+        raise pytest.UsageError(cli.unparsed_argument(error).replace("--", PREFIX, 1)) from error
     except Unusable as error:
-        said = error.as_option(PREFIX)
+        said = cli.named(error, tokens, PREFIX)
         raise pytest.UsageError(f"{said}\n{shortened(error.detail)}" if error.detail else said) from error
+    config.stash[FOUND] = found
+    if any(getattr(config.option, f"certify_{name}") is not None for name in (*FILES, "format")):
+        config.pluginmanager.register(Writer(config))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -88,55 +106,120 @@ def pytest_collection_modifyitems(
     """Add the checks to what was collected."""
     from ..verify.certifier import Certifier
     from ..verify.plan import own_checks
+    from .run import databases
 
-    subjects, places, _, deadline = config.stash[FOUND]
-    certifier = Certifier(_max_examples(config), _seed(config), deadline)
-    planned = [check for label in subjects for check in _plan(config, {label: subjects[label]}, places)]
-    own = own_checks(planned, _shard(config))
-    for label in subjects:
+    found = config.stash[FOUND]
+    options, planned = found.options, found.planned()
+    kept = databases(options.database, warnings.warn)
+    certifier = Certifier(options.max_examples, options.seed, found.deadline, database=kept)
+    numbers = {id(check): number for number, check in enumerate(planned)}
+    own = own_checks(planned, found.scope.shard)
+    for label in found.subjects:
         name = f"certify::{label}"
-        checks = [check for check in own if check.label == label]
+        checks = {numbers[id(check)]: check for check in own if check.label == label}
         target = Target.from_parent(session, name=name, nodeid=name, checks=checks, certifier=certifier)
         items.extend(session.genitems(target))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
+    """Give the finding of a check to the process that writes the certificate."""
+    report = yield
+    if isinstance(item, Property) and item.finding is not None and call.when == "call":
+        # a check cannot be sent, but every process plans the same ones
+        sent = pickle.dumps((item.number, replace(item.finding, check=None)))  # type: ignore[arg-type]
+        report.certify = base64.b85encode(sent).decode()
+    return report
+
+
+FILES = "json", "html", "junit"
+
+
+class Writer:
+    """Writes the certificate at the end, where one of its files is asked for."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.findings: list[Finding] = []
+        self.planned = config.stash[FOUND].planned()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Keep the finding of a check."""
+        if hasattr(report, "certify"):
+            number, finding = pickle.loads(base64.b85decode(report.certify))
+            self.findings.append(replace(finding, check=self.planned[number]))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Write the files, and print annotations where they are asked for."""
+        from pathlib import Path
+
+        from ..show.annotations import render
+        from ..show.certificate import Asked
+        from ..show.defects import explain
+        from ..verify.plan import left_out
+        from .run import Run, save
+
+        found, place, option = self.config.stash[FOUND], self.config.invocation_params.dir, self.config.option
+        options = found.options
+        asked = Asked(options.seed, options.max_examples, options.world, "pytest", ",".join(found.devices))
+        run = Run(
+            found.subjects, self.planned, asked, found.scope.known, self.findings, shard=found.scope.shard
+        )
+        done = {finding.key for finding in self.findings}
+        run.not_verified += left_out(
+            [one for one in run.own if (one.label, one.law.name, one.world.name) not in done]
+        )
+        run.defects = explain(self.findings, place / options.counterexamples, found.deadline)
+        record = run.record
+        files = {name: getattr(options, name) for name in FILES if getattr(option, f"certify_{name}")}
+        save(record, **{name: place / files[name] if name in files else None for name in FILES})
+        for name, file in files.items():
+            terminalreporter.write_line(f"{name} of the certificate: {file}")
+        for line in render(record, Path.cwd()) if options.format == "github" else []:
+            terminalreporter.write_line(line)
 
 
 class Target(pytest.Collector):
     """A loss to verify."""
 
-    def __init__(self, *, checks: "list[Check]", certifier: "Certifier", **node: Any) -> None:
+    def __init__(self, *, checks: "dict[int, Check]", certifier: "Certifier", **node: Any) -> None:
         super().__init__(**node)
         self.checks = checks
         self.certifier = certifier
 
     def collect(self) -> Iterable[pytest.Item]:
         """Return an item for each check."""
-        for check in self.checks:
+        for number, check in self.checks.items():
             name = f"{check.law.name}[{check.world.name}]"
             nodeid = f"{self.nodeid}::{name}"  # as text: pytest then knows its part in brackets
-            yield Property.from_parent(self, name=name, nodeid=nodeid, check=check, certifier=self.certifier)
+            what: dict[str, Any] = {"number": number, "check": check, "certifier": self.certifier}
+            yield Property.from_parent(self, name=name, nodeid=nodeid, **what)
 
 
 class Property(pytest.Item):
     """A property to verify in one kind of world."""
 
-    def __init__(self, *, check: "Check", certifier: "Certifier", **node: Any) -> None:
+    def __init__(self, *, number: int, check: "Check", certifier: "Certifier", **node: Any) -> None:
         super().__init__(**node)
+        self.number = number
         self.check = check
         self.certifier = certifier
+        self.finding: Finding | None = None
 
     def runtest(self) -> None:
         """Verify it; fail if it does not hold or cannot run, unless the finding is known."""
-        from ..verify.arguments import COUNTEREXAMPLES
         from .api import conclude
 
-        folder = self.config.option.certify_counterexamples or COUNTEREXAMPLES
+        found = self.config.stash[FOUND]
         items, now = self.session.items, time.monotonic()
         later = sum(isinstance(one, Property) for one in items[items.index(self) + 1 :])
         share = (self.certifier.deadline - now) / (1 + later)
-        finding = self.certifier.verify(self.check, now + share)
-        if reason := self.config.stash[KNOWN].reason(finding):
+        self.finding = finding = self.certifier.verify(self.check, now + share)
+        if reason := found.scope.known.reason(finding):
             pytest.xfail(reason)
-        conclude(finding, self.config.invocation_params.dir / folder, PREFIX)
+        if found.options.fail_fast and finding.verdict == "falsified":
+            self.session.shouldfail = f"{PREFIX}fail-fast: {finding.loss}: {finding.law} does not hold"
+        conclude(finding, self.config.invocation_params.dir / found.options.counterexamples, PREFIX)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
         """Return what is wrong and the smallest case, without a traceback."""
@@ -151,94 +234,55 @@ class Property(pytest.Item):
         return self.config.rootpath / "certify", None, self.nodeid.removeprefix("certify::")
 
 
-def _asked(config: pytest.Config) -> "Subjects":
-    """Return the targets as they were asked for."""
-    from ..names import DTYPES
+def _tokens(config: pytest.Config) -> list[str]:
+    """Return the command line of `certify` that says what the options say, but for targets."""
+    tokens = ["certify"]
+    for name in names(CertifyOptions):
+        value = getattr(config.option, f"certify_{name.replace('-', '_')}")
+        if name == "seed" and value is None:
+            value = _seed_of_hypothesis(config)
+        if value is None or name == "as":
+            continue
+        if value is True:
+            tokens.append(f"--{name}")
+        else:
+            tokens += [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
+    return tokens
+
+
+def _asked(config: pytest.Config, tokens: list[str], options: CertifyOptions) -> "Asked":
+    """Return the targets, and what is asked of each."""
     from ..subjects import Target
-    from ..verify.arguments import ask, read_config
+    from . import cli
 
-    option = config.option
-    targets, contracts = option.certify, option.certify_as or []
-    if len(contracts) != len(targets):
-        raise pytest.UsageError(
-            f"--certify-as: expected one for each --certify, {len(targets)}, got {len(contracts)}"
-        )
-    pairs = list(zip(targets, contracts, strict=True))
-    pinned = read_config(option.certify_config or "")
-    dtypes = option.certify_dtype.split(",") if option.certify_dtype else DTYPES
-    subjects = {}
-    for label, (target, contract) in zip(_labels(pairs), pairs, strict=True):
-        asked = Target.of(target)
-        if asked.file:
-            target = str(Target(str(config.invocation_params.dir / asked.file), asked.name))
-        convention, equal = option.certify_convention or "exact", bool(option.certify_equal_rows)
-        form = option.certify_call or "", option.certify_parameter or (), option.certify_features or ""
-        how = bool(option.certify_interpret), bool(option.certify_strict), bool(option.certify_large)
-        subjects[label] = ask(target, contract, convention, pinned, equal, dtypes, *form, *how)
-    return subjects
-
-
-def _labels(pairs: list[tuple[str, str]]) -> list[str]:
-    """Return a name for each target and contract: as short as tells them apart."""
-    from ..subjects import Target
-
-    choices = [
-        [Target.of(target).name for target, _ in pairs],
-        [target for target, _ in pairs],
-        [f"{target} as {contract}" for target, contract in pairs],
+    targets, contracts = config.option.certify, config.option.certify_as or []
+    if None in targets:
+        if len(targets) > 1:
+            raise pytest.UsageError("--certify: expected a target each time, or --certify once without one")
+        if not (asked := cli.requested([], options, tokens)) and not options.loss:
+            expected = "a target after it, or targets in [tool.verified-losses] of pyproject.toml"
+            raise pytest.UsageError(f"--certify: expected {expected}")
+        return asked
+    wrong = f"--certify-as: expected one for each --certify, {len(targets)}, got {len(contracts)}"
+    if contracts and len(contracts) != len(targets):
+        raise pytest.UsageError(wrong)
+    asked = []
+    for number, target in enumerate(targets):
+        own = [*tokens, *(["--as", contracts[number]] if contracts else [])]
+        asked += cli.requested([target], cli.options_of(own), own)
+    if any(one.as_ is None for _, one in asked):
+        raise pytest.UsageError(wrong)
+    folder = config.invocation_params.dir
+    placed = [(Target.of(target), one) for target, one in asked]
+    return [
+        (str(Target(str(folder / one.file), one.name)) if one.file else str(one), its) for one, its in placed
     ]
-    for labels in choices:
-        if len(set(labels)) == len(labels):
-            return labels
-    (twice, _), *_ = Counter(choices[-1]).most_common()
-    raise pytest.UsageError(f"--certify: {twice} was given twice")
 
 
-def _plan(config: pytest.Config, subjects: "Subjects", places: tuple[str, ...]) -> "list[Check]":
-    from ..verify.arguments import WORLDS
-    from ..verify.plan import plan
-
-    option = config.option
-    world = option.certify_world or WORLDS
-    return plan(subjects, world, _max_examples(config), option.certify_only, option.certify_skip, places)
-
-
-def _known(config: pytest.Config) -> "Known":
-    from ..laws import laws
-    from ..verify.known import Known
-
-    if not config.option.certify_known:
-        return Known()
+def _seed_of_hypothesis(config: pytest.Config) -> int | None:
+    seed = config.getoption("hypothesis_seed", None)
     try:
-        known = Known.read(config.invocation_params.dir / config.option.certify_known)
-        known.check([law.name for law in laws()])
-    except OSError as error:
-        said = f"cannot read {config.option.certify_known}: {error.strerror}"
-        raise pytest.UsageError(f"--certify-known: {said}") from error
-    except ValueError as error:
-        raise pytest.UsageError(f"--certify-known: {error}") from error
-    return known
-
-
-def _shard(config: pytest.Config) -> "Shard":
-    from ..verify.shards import read_shard
-
-    return read_shard(config.option.certify_shard, {})
-
-
-def _max_examples(config: pytest.Config) -> int:
-    from ..verify.arguments import MAX_EXAMPLES
-
-    asked: int | None = config.option.certify_max_examples
-    return MAX_EXAMPLES if asked is None else asked
-
-
-def _seed(config: pytest.Config) -> int:
-    seed = config.option.certify_seed
-    if seed is None:
-        seed = config.getoption("hypothesis_seed", None) or 0
-    try:
-        return int(seed)
+        return None if seed is None else int(seed)
     except ValueError:
         problem = f"expected an integer, or --certify-seed beside it, got {seed!r}"
         raise pytest.UsageError(f"--hypothesis-seed: {problem}") from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from ..laws.objects import OWNS_NOTHING
 from ..show import certificate as records
@@ -114,9 +123,14 @@ class Run:
 def printer() -> Console:
     """Return the console."""
     console = Console(emoji=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH
     return console
+
+
+def say(console: Console, line: str, markup: str = "") -> None:
+    """Print a line: broken between words on a terminal, in one piece elsewhere, where it is searched for."""
+    console.print(f"{markup}{escape(line)}", highlight=False, soft_wrap=not console.is_terminal)
 
 
 def verify(
@@ -149,22 +163,23 @@ def verify(
         console.print(f"verifying {whom}: {what}", highlight=False)
     for label, (contract, subject) in run.subjects.items():
         for line in described(contract, subject) if label not in SHIPPED else []:
-            console.print(escape(plain(f"{label}: {line}")), highlight=False, soft_wrap=True)
+            say(console, plain(f"{label}: {line}"))
     for line in terminal.loaded(subject for _, subject in run.subjects.values()):
-        console.print(escape(plain(line)), highlight=False, soft_wrap=True)
+        say(console, plain(line))
     torch.set_num_threads(1)
     announced: dict[tuple[str, str, str], Finding] = {}
 
     def announce(finding: Finding) -> None:
         if finding.key not in announced and not run.known.reason(finding):
             announced[finding.key] = finding
-            said = f"[bold red]FALSIFIED[/] {escape(terminal.headline(finding))}"
-            console.print(said, highlight=False, soft_wrap=True)
+            say(console, terminal.headline(finding), "[bold red]FALSIFIED[/] ")
 
-    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+    def note(trouble: str) -> None:
+        say(console, plain(trouble), "[yellow]note[/] ")
+
+    with Progress(*columns(console.width), console=console, transient=True, expand=True) as progress:
         task = progress.add_task("", total=len(run.own))
-        asked, kept = run.asked, _databases(database, console)
+        asked, kept = run.asked, databases(database, note)
         findings = verify_all(run.own, asked.max_examples, asked.seed, deadline, announce, kept)
         try:
             for check in run.own:
@@ -179,7 +194,7 @@ def verify(
                     reason = run.known.reason(finding)
                     if finding.key in announced:
                         end = f"known: {reason}" if reason else f"smallest case: {finding.counterexample}"
-                        console.print(f"  {escape(plain(end))}", highlight=False, soft_wrap=True)
+                        say(console, f"  {plain(end)}")
                     if fail_fast and not reason:
                         run.not_verified += left_out(run.own[len(run.findings) :])
                         break
@@ -193,6 +208,16 @@ def verify(
     reasons = Counter(finding.reason for finding in run.findings if finding.not_run)
     run.not_verified += [f"{_counted(n, 'check')} could not run: {reason}" for reason, n in reasons.items()]
     run.defects = explain(run.findings, counterexamples, deadline)
+
+
+def columns(width: int) -> list[ProgressColumn]:
+    """Return what a line of progress shows: what is verified, how much is done, the time gone and left."""
+    what = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    return [
+        TextColumn("{task.description}", table_column=what), BarColumn(20 if width >= WIDTH else 6),
+        TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+    ]  # fmt: skip
 
 
 LACKS = {NO_MODES: "no eval mode", OWNS_NOTHING: "no parameter of its own that requires grad"}
@@ -239,7 +264,7 @@ def show(run: Run, console: Console) -> None:
     terminal.show(console, run.defects, run.known)
     if lines := terminal.limits(run.findings, "--"):
         console.print(f"\n[bold]{escape(plain(lines[0]))}[/]", highlight=False)
-        console.print(escape(plain("\n".join(lines[1:]))), highlight=False, soft_wrap=True)
+        say(console, plain("\n".join(lines[1:])))
     for line in run.not_verified:
         console.print(f"not verified: {line}", highlight=False)
     if run.shard.count > 1:
@@ -275,15 +300,19 @@ def conclude(run: Run, verdict: str, console: Console) -> int:
 
 
 def save(
-    record: records.Certificate | records.Certificates, json: Path, html: Path | None, junit: Path | None
+    record: records.Certificate | records.Certificates,
+    json: Path | None,
+    html: Path | None,
+    junit: Path | None,
 ) -> None:
-    """Write the certificate, and its page and its JUnit XML where they are asked for.
+    """Write the certificate, its page and its JUnit XML, where they are asked for.
 
     Raises:
         Unusable: it cannot be written there.
     """
     try:
-        records.write(record, json)
+        if json:
+            records.write(record, json)
     except OSError as error:
         raise Unusable("json", f"cannot write {json}: {error.strerror or error}") from error
     try:
@@ -305,14 +334,10 @@ def show_files(console: Console, json: Path, html: Path | None, junit: Path | No
             console.print(f"{name}: {escape(str(path))}", soft_wrap=True, highlight=False)
 
 
-def _databases(database: str | None, console: Console) -> Databases:
-    """Return where the failing cases of a check are kept."""
+def databases(database: str | None, say: Callable[[str], None]) -> Databases:
+    """Return where the failing cases of a check are kept; troubles are said."""
     if database is None:
         return lambda check: None
-
-    def say(trouble: str) -> None:
-        console.print(f"[yellow]note[/] {escape(plain(trouble))}", highlight=False, soft_wrap=True)
-
     opened = open_database(database, say)
     return lambda check: of_check(opened, check)
 

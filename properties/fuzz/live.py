@@ -99,7 +99,7 @@ class Screen:
         return ", ".join(filter(None, parts))
 
     def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
         self.console.file.flush()
 
 

@@ -24,9 +24,6 @@ from ..own.formula import NoFormula, is_own
 from ..subjects import Subject, Target
 from ..worlds.specs import WorldSpec, parse
 
-WORLDS = "1,sim:2-8,proc:2"
-MAX_EXAMPLES = 25
-COUNTEREXAMPLES = Path("build/counterexamples")
 NOT_PINNED = {
     "convention": "the argument convention chooses it",
     "rank": "every rank of a world is given its own",

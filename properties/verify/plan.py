@@ -18,6 +18,7 @@ from ..inspection import Inspection, constants_of, fitting, inspect_target, take
 from ..laws import Falsified, laws
 from ..laws.gradients import compare_gradients
 from ..laws.values import compare_terms
+from ..options import MAX_EXAMPLES, WORLDS
 from ..own.formula import NoFormula
 from ..reference import reference
 from ..running import first_call, perform
@@ -27,8 +28,6 @@ from ..worlds import OutOfTime, World, WorldError, probe
 from ..worlds.specs import SINGLE, WorldSpec, placed
 from ..worlds.table import KINDS
 from .arguments import (
-    MAX_EXAMPLES,
-    WORLDS,
     Subjects,
     Unusable,
     check_max_examples,

@@ -18,7 +18,7 @@ LOCALHOST = "127.0.0.1"
 def horovod_missing() -> str | None:
     """Return why there can be no Horovod world, if so."""
     if importlib.util.find_spec("horovod") is None:
-        return "Horovod is not installed: `make horovod` builds and installs it"
+        return "Horovod is not installed; `make horovod` of the repository builds it"
     return None
 
 

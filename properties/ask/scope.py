@@ -1,0 +1,137 @@
+"""What options ask for, read and checked: for `certify`, for `fuzz` and for pytest.
+
+Imports no torch: wrong options are refused before torch is imported.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..names import LAWS
+from ..options import Options
+from ..subjects import SHIPPED, Subject, Target
+from ..verify.arguments import (
+    Subjects,
+    Unusable,
+    ask,
+    check_config,
+    check_max_examples,
+    check_seed,
+    check_target,
+    kept_laws,
+    read_config,
+    some_devices,
+    some_dtypes,
+    some_worlds,
+)
+from ..verify.known import Known
+from ..verify.shards import Shard, read_shard
+from ..worlds.specs import WorldSpec
+
+Asked = Sequence[tuple[str, Options]]
+"""Targets, and what is asked of each."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is verified, where, and what is accepted."""
+
+    subjects: Subjects
+    are_strange: bool
+    """Whether they are targets of the user's."""
+    devices: tuple[str, ...]
+    """The names of those that are asked for."""
+    worlds: list[WorldSpec]
+    known: Known
+    shard: Shard
+
+
+def read(asked: Asked, options: Options, environment: Mapping[str, str]) -> Scope:
+    """Read what is asked for.
+
+    Args:
+        asked: the targets; none for the shipped losses.
+        options: what is asked of all.
+        environment: which may name a shard.
+
+    Raises:
+        Unusable: an option is, or a target is not there.
+    """
+    check_seed(options.seed)
+    kept_laws(LAWS, options.only, options.skip)
+    known = read_known(options.known)
+    subjects = _subjects(asked) if asked else _shipped(options)
+    devices = some_devices(options.device)
+    worlds = some_worlds(options.world, devices)
+    check_max_examples(options.max_examples)
+    shard = read_shard(options.shard, environment)
+    return Scope(subjects, bool(asked), devices, worlds, known, shard)
+
+
+def read_known(path: Path | None) -> Known:
+    """Read the file of findings to accept.
+
+    Raises:
+        Unusable: it cannot be read, or is none.
+    """
+    try:
+        known = Known() if path is None else Known.read(path)
+        known.check(LAWS)
+        return known
+    except OSError as error:
+        raise Unusable("known", f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise Unusable("known", str(error)) from error
+
+
+def _subjects(asked: Asked) -> Subjects:
+    found = [subject_of(target, one) for target, one in asked]
+    for target, _ in asked:
+        check_target(target)
+    pairs = [(target, str(one.as_)) for target, one in asked]
+    return dict(zip(_labels(pairs), found, strict=True))
+
+
+def subject_of(target: str, options: Options) -> tuple[str, Subject]:
+    """Return the contract's name, and a target as a subject.
+
+    Raises:
+        Unusable: an option is.
+    """
+    return ask(
+        target, options.as_, options.convention, read_config(options.config), options.equal_rows,
+        options.dtype.split(","), options.call, options.parameter or (), options.features, options.interpret,
+        options.strict, options.large,
+    )  # fmt: skip
+
+
+def _labels(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a name for each target and contract: as short as tells them apart."""
+    choices = [
+        [Target.of(target).name for target, _ in pairs],
+        [target for target, _ in pairs],
+        [f"{target} as {contract}" for target, contract in pairs],
+    ]
+    for labels in choices:
+        if len(set(labels)) == len(labels):
+            return labels
+    twice = ", ".join(name for name, number in Counter(choices[-1]).items() if number > 1)
+    raise Unusable("", f"expected each target once, got {twice} several times")
+
+
+def _shipped(options: Options) -> Subjects:
+    for name in ("call", "parameter", "features"):
+        if getattr(options, name):
+            raise Unusable(name, "expected a target beside it: the shipped losses have a form of their own")
+    unknown = sorted(set(options.loss or []) - set(SHIPPED))
+    if unknown:
+        raise Unusable("loss", f"expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
+    pinned, kept = read_config(options.config), some_dtypes(options.dtype.split(","))
+    chosen = {}
+    for label, (contract, subject) in SHIPPED.items():
+        if not options.loss or label in options.loss:
+            check_config(contract, pinned)
+            given = *subject.options, *pinned
+            chosen[label] = contract, replace(subject, options=given, dtypes=kept, large=options.large)
+    return chosen
