@@ -7,8 +7,14 @@ import torch.distributed as dist
 
 from peers.load import bare
 
-bare("FlagEmbedding", "FlagEmbedding.abc", "FlagEmbedding.abc.finetune", "FlagEmbedding.abc.finetune.embedder")
-bare("FlagEmbedding.finetune", "FlagEmbedding.finetune.embedder", "FlagEmbedding.finetune.embedder.encoder_only")
+bare(
+    "FlagEmbedding", "FlagEmbedding.abc", "FlagEmbedding.abc.finetune", "FlagEmbedding.abc.finetune.embedder"
+)
+bare(
+    "FlagEmbedding.finetune",
+    "FlagEmbedding.finetune.embedder",
+    "FlagEmbedding.finetune.embedder.encoder_only",
+)
 bare("FlagEmbedding.finetune.embedder.encoder_only.base")
 
 import FlagEmbedding.abc.finetune.embedder as embedder  # noqa: E402
