@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="What the module holds itself, as logit_scale=exp(t_prime).",
     )
     add("--certify-features", metavar="KIND", help="What it does with rows: raw, normalized or unit.")
+    add("--certify-widths", metavar="WIDTHS", help="Of features that it takes, as 16,32. Default: any.")
     add("--certify-equal-rows", action="store_true", default=None, help="Give every rank equally many rows.")
     add(
         "--certify-interpret",

@@ -69,8 +69,8 @@ def test_large_reaches_the_subject() -> None:
 
 
 def test_pytests_option_reaches_the_subject(pytestconfig: pytest.Config) -> None:
-    names = ("convention", "config", "call", "parameter", "features", "equal_rows", "interpret", "strict")
-    given_ = dict.fromkeys((f"certify_{name}" for name in (*names, "dtype")), None)
+    names = ("convention", "config", "call", "parameter", "features", "widths", "equal_rows", "interpret")
+    given_ = dict.fromkeys((f"certify_{name}" for name in (*names, "strict", "dtype")), None)
     option = SimpleNamespace(**given_, certify=["any:Loss"], certify_as=["clip"], certify_large=True)
     config = SimpleNamespace(option=option, invocation_params=pytestconfig.invocation_params)
     ((_, subject),) = pytest_plugin._asked(config).values()  # type: ignore[arg-type]

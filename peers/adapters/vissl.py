@@ -1,4 +1,4 @@
-"""vissl: SimCLR's loss. An adapter, as its buffers are made for a stated batch, and its packages need a trainer."""
+"""vissl: SimCLR's loss. An adapter: its buffers are made for a stated batch, its package needs a trainer."""
 
 import sys
 import types

@@ -41,6 +41,7 @@ from ..verify.arguments import (
     kept_laws,
     read_config,
     read_seconds,
+    read_widths,
     some_devices,
     some_dtypes,
     some_worlds,
@@ -78,6 +79,7 @@ def certify(
     call: str = "",
     parameter: Several = None,
     features: str = "",
+    widths: str = "",
     equal_rows: bool = False,
     interpret: Annotated[bool, Parameter(negative=())] = False,
     strict: Annotated[bool, Parameter(negative=())] = False,
@@ -134,6 +136,8 @@ def certify(
     features
         raw: the target takes rows as they are; normalized: it normalises them; unit: it gets rows that are
         normalised, whichever it does. Found out, if not given.
+    widths
+        The widths of features that the target takes, as 16,32, where it does not take all.
     interpret
         Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
     equal_rows
@@ -202,11 +206,11 @@ def certify(
     dtypes = dtype.split(",")
     shipped = target is None and contract is None
     if shipped:
-        check_no_form(call, parameter, features)
+        check_no_form(call, parameter, features, widths)
         subjects = shipped_subjects(loss, config, dtypes, large)
     else:
         name = named_target(target, loss)
-        how = call, parameter or (), features, interpret, strict, large
+        how = call, parameter or (), features, interpret, strict, large, read_widths(widths)
         asked = ask(name, contract, convention, read_config(config), equal_rows, dtypes, *how)
         check_target(name)
         subjects = {Target.of(name).name: asked}
@@ -216,8 +220,6 @@ def certify(
     some_shard = read_shard(shard, os.environ)
     if database is not None:
         check_database(database)
-        if "://" not in database:
-            check_folder(Path(database), "database")
 
     if any(spec.kind == "torchrun" for spec in worlds):
         if torchrun.is_executor():
@@ -409,9 +411,10 @@ def shipped_subjects(
     return chosen
 
 
-def check_no_form(call: str, parameter: list[str] | None, features: str) -> None:
+def check_no_form(call: str, parameter: list[str] | None, features: str, widths: str) -> None:
     """Raise Unusable if a form is stated for the shipped losses, which have their own."""
-    for name, value in (("call", call), ("parameter", parameter), ("features", features)):
+    stated = {"call": call, "parameter": parameter, "features": features, "widths": widths}
+    for name, value in stated.items():
         if value:
             raise Unusable(name, "expected a target beside it: the shipped losses have a form of their own")
 

@@ -23,6 +23,7 @@ from ..verify.arguments import (
     Subjects,
     Unusable,
     ask,
+    check_database,
     check_folder,
     check_max_examples,
     check_seed,
@@ -30,6 +31,7 @@ from ..verify.arguments import (
     kept_laws,
     read_config,
     read_seconds,
+    read_widths,
     some_devices,
     some_worlds,
 )
@@ -67,6 +69,7 @@ def run_fuzz(
     call: str = "",
     parameter: Several = None,
     features: str = "",
+    widths: str = "",
     equal_rows: bool = False,
     interpret: Annotated[bool, Parameter(negative=())] = False,
     strict: Annotated[bool, Parameter(negative=())] = False,
@@ -87,6 +90,7 @@ def run_fuzz(
     known: Path | None = None,
     folder: Path = FOLDER,
     shard: str | None = None,
+    database: str | None = None,
     begun: Annotated[float, Parameter(parse=False)],
 ) -> int:
     """Fuzz losses, yours or the shipped ones, until the time is over, and go on after a find.
@@ -121,6 +125,8 @@ def run_fuzz(
         What they hold themselves, as for certify.
     features
         What they do with rows, as for certify.
+    widths
+        The widths of features that they take, as for certify.
     interpret
         Run the target's Triton kernels on the CPU, in Triton's interpreter; cases stay small.
     equal_rows
@@ -167,6 +173,9 @@ def run_fuzz(
     shard
         Fuzz one part of the whole, i/n with i from 1 to n, as for certify; each shard needs a folder of its
         own.
+    database
+        Where Hypothesis keeps cases that failed, as for certify: each unit tries first those of its property.
+        What is found then depends on what is kept there too, and no longer on seed and rounds alone.
     begun
         What `time.monotonic()` was as the process began.
     """
@@ -175,7 +184,9 @@ def run_fuzz(
     check_seed(seed)
     kept_laws(LAWS, only, skip)
     accept = read_known(known)
-    how = call, parameter or [], features, interpret, strict, large
+    if not target and contract is None:
+        check_no_form(call, parameter, features, widths)
+    how = call, parameter or [], features, interpret, strict, large, read_widths(widths)
     subjects = _subjects(target, contract, convention, config, equal_rows, loss, dtype.split(","), how)
     asked_for = some_devices(device)
     if any(spec.kind == "torchrun" for spec in some_worlds(world, asked_for)):
@@ -183,11 +194,13 @@ def run_fuzz(
     check_max_examples(max_examples)
     if rounds is not None and rounds < 1:
         raise Unusable("rounds", f"expected at least 1, got {rounds}")
+    if database is not None:
+        check_database(database)
     processes = _read_jobs(jobs)
     part = read_shard(shard, os.environ)
     arguments: dict[str, Any] = {
         "target": list(target), "as": contract, "convention": convention, "config": config,
-        "call": call, "parameter": parameter or [], "features": features, "strict": strict,
+        "call": call, "parameter": parameter or [], "features": features, "widths": widths, "strict": strict,
         "equal_rows": equal_rows, "interpret": interpret, "large": large, "loss": loss or [],
         "only": only or [], "skip": skip or [], "world": world, "device": device, "dtype": dtype,
         "max_examples": max_examples, "seed": seed,
@@ -201,6 +214,7 @@ def run_fuzz(
         request = Request(
             subjects, bool(target), world, asked_for, tuple(only or ()), tuple(skip or ()), arguments,
             max_examples, rounds, fail_fast, seed, processes, accept, folder, part, begun, seconds, command,
+            database,
         )  # fmt: skip
         return run(request, log)
     finally:
@@ -279,11 +293,10 @@ def _subjects(
     equal_rows: bool,
     loss: list[str] | None,
     dtypes: list[str],
-    how: tuple[str, list[str], str, bool, bool, bool],
+    how: tuple[str, list[str], str, bool, bool, bool, tuple[int, ...]],
 ) -> Subjects:
     if not targets and contract is None:
-        check_no_form(*how[:3])
-        return shipped_subjects(loss, config, dtypes, how[-1])
+        return shipped_subjects(loss, config, dtypes, how[5])
     names = [named_target(one, loss) for one in targets or ("",)]
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise Unusable("", f"expected each target once, got {', '.join(twice)} several times")

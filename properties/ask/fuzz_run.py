@@ -66,6 +66,8 @@ class Request:
     seconds: float
     """For everything; infinite if there is no end."""
     command: str
+    database: str | None = None
+    """Where failing cases are kept, to be tried first."""
 
     def scope(self, subjects: Subjects, places: tuple[str, ...]) -> Scope:
         """Return what is planned of these subjects, on these devices."""
@@ -104,7 +106,7 @@ def run(request: Request, log: Log) -> int:
     screen = Screen(console, request.folder, plan.deadline)
     campaign = Campaign(
         own, plan, log, request.folder, request.known, set(begun.corpus),
-        Processes(request.jobs, scope, request.folder), screen, report.save,
+        Processes(request.jobs, scope, request.folder, request.database), screen, report.save,
     )  # fmt: skip
     campaign.restore(log.lines)
     for find in _old_finds(request, states, own):

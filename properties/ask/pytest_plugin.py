@@ -155,7 +155,7 @@ def _asked(config: pytest.Config) -> "Subjects":
     """Return the targets as they were asked for."""
     from ..names import DTYPES
     from ..subjects import Target
-    from ..verify.arguments import ask, read_config
+    from ..verify.arguments import ask, read_config, read_widths
 
     option = config.option
     targets, contracts = option.certify, option.certify_as or []
@@ -174,7 +174,8 @@ def _asked(config: pytest.Config) -> "Subjects":
         convention, equal = option.certify_convention or "exact", bool(option.certify_equal_rows)
         form = option.certify_call or "", option.certify_parameter or (), option.certify_features or ""
         how = bool(option.certify_interpret), bool(option.certify_strict), bool(option.certify_large)
-        subjects[label] = ask(target, contract, convention, pinned, equal, dtypes, *form, *how)
+        widths = read_widths(option.certify_widths or "")
+        subjects[label] = ask(target, contract, convention, pinned, equal, dtypes, *form, *how, widths)
     return subjects
 
 
