@@ -7,6 +7,7 @@ peers are not installed.
 
 import argparse
 import dataclasses
+import json
 import multiprocessing
 import os
 import re
@@ -32,6 +33,8 @@ from .records import RECORDS, Record
 
 HERE = Path(__file__).parent
 COUNTEREXAMPLES = HERE / "counterexamples"
+KEPT = SITE.parent / "peers-seen"
+"""What was seen when each record was last run, so that some can be run at a time."""
 COSTLY_IN_PROCESSES = ("used equals fresh",)
 """A call that raises there costs the pool; one process and simulated ranks ask the same."""
 
@@ -229,10 +232,26 @@ def markdown(results: Mapping[str, Sequence[Seen]], seed: int, records: Sequence
     return "\n".join(out) + "\n"
 
 
+def kept(record: Record, seed: int) -> list[Seen] | None:
+    """Return what was seen when a record was last run with this seed; None if it was not."""
+    file = KEPT / f"{record.key}-{seed}.json"
+    return [Seen(**one) for one in json.loads(file.read_text())] if file.is_file() else None
+
+
+def keep(record: Record, seed: int, findings: Sequence[Seen]) -> None:
+    """Keep what was seen."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1)
+    (KEPT / f"{record.key}-{seed}.json").write_text(text)
+
+
 def main() -> int:
     """Run the records that the command line names, or all, and write FINDINGS.md for all."""
     parser = argparse.ArgumentParser(description="Certify released losses and write peers/FINDINGS.md.")
     parser.add_argument("keys", nargs="*", help="records; some alone are printed and nothing is written")
+    parser.add_argument(
+        "--kept", action="store_true", help="go on: take what was seen of the records that were run before"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes that certify side by side")
     given = parser.parse_args()
@@ -243,7 +262,11 @@ def main() -> int:
     # read as triton is imported, by whichever record comes first
     os.environ["TRITON_INTERPRET"] = "1"
     results: dict[str, list[Seen]] = {}
-    if not given.keys:
+    if given.kept:
+        seen = {record.key: kept(record, given.seed) for record in records}
+        results = {key: findings for key, findings in seen.items() if findings is not None}
+        records = [record for record in records if record.key not in results]
+    elif not given.keys:
         shutil.rmtree(COUNTEREXAMPLES, ignore_errors=True)
     start = time.monotonic()
     with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
@@ -251,9 +274,11 @@ def main() -> int:
         for future in as_completed(futures):
             record = futures[future]
             results[record.key] = future.result()
+            keep(record, given.seed, results[record.key])
             bad = falsified(results[record.key])
             took = f"{time.monotonic() - start:6.0f} s"
             print(f"{took} {record.key}: {len(bad)} of {len(results[record.key])} falsified", flush=True)
+    records = [record for record in RECORDS if record.key in results]
     text = markdown(results, given.seed, records)
     if given.keys:
         print(text)

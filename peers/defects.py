@@ -41,5 +41,10 @@ DEFECTS: dict[str, str] = {
     "simclr pairs": "Each rank's two views are gathered together, and then taken for all first views followed by all second ones: on several ranks a view's positive is a view of another image.",
     "solo underflow": "The largest similarity of a row is that with itself, which is subtracted, and masked only then: at a low temperature the others underflow together, and the gradient is NaN.",
     "musiclm overflow": "It exponentiates logits without subtracting the largest, and clamps at 1e-20 before the logarithm: logits of 89 make the loss NaN in float32, and small probabilities cut the loss and its gradient off.",
+    "memeff second": "Its hand-written backward may be differentiated, and gives wrong second derivatives, silently: of a single pair, whose loss is 0 whatever the features are, they are not 0.",
+    "bolts overflow": "It exponentiates similarities without subtracting the largest: in float32, views of unit length cost infinity or NaN at temperatures below 0.0113.",
+    "vissl overflow": "It exponentiates similarities without subtracting the largest: in float32 a temperature below 0.0113 makes the loss infinite or NaN.",
+    "vissl second": "The backward of its gather reduces in place, outside autograd: second derivatives through rows of other ranks come out wrong, with no more than a warning of torch's.",
+    "flag compiled": "Compiled by torch 2.13, the rows of other ranks carry gradient, which they do not in eager mode: the collective that torch.compile puts in place of dist.all_gather carries gradient.",
     "x_clip names": "Its distributed gather calls functions that its module never defines, so every run on several ranks raises NameError.",
 }  # fmt: skip

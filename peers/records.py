@@ -185,4 +185,9 @@ RECORDS = [
     Record("transformers", "transformers", "transformers/models/clip/modeling_clip:image_text_contrastive_loss", "clip", "both directions", "1", STRIDED | HALVES),
     Record("timm", "timm", "timm/loss/cross_entropy:LabelSmoothingCrossEntropy", "cross_entropy", "without smoothing", "1", STRIDED | HALVES | {"options": (("smoothing", 0.0),)}),
     Record("siglip-kernel", "siglip-kernel", "siglip_kernel/reference:siglip_loss_reference", "siglip", "its reference", "1"),
+    Record("memeff", "memeff", "memeff/clip_loss:MemoryEfficientCLIPLoss", "clip", "both directions, its kernels interpreted", "1", {"interpret": True, "widths": (16, 32), "dtypes": ("float32", "bfloat16", "float16"), "options": (("stable", False),)}, examples=10, wrong={"twice differentiable": "memeff second"}),
+    Record("bolts", "lightning-bolts", "pl_bolts/losses/self_supervised_learning:nt_xent_loss", "ntxent", "two views of unit length", "1", STRIDED | {"features": "unit"}, wrong=dict.fromkeys(DERIVED[1:], "bolts overflow")),
+    # vissl, FlagEmbedding
+    Record("vissl", "vissl", "vissl:SimclrInfoNCELoss", "ntxent", "two views", "1,proc:2,sim:2-4", {"options": LOCAL}, wrong=dict.fromkeys((*DERIVED, "mean over ranks equals single process"), "vissl overflow") | {"twice differentiable": "vissl second"}),
+    Record("flag", "FlagEmbedding", "flag_embedding:BiEncoderOnlyEmbedderModel", "infonce", "queries to passages", "1,proc:2,sim:2-4", {"options": OWN_ROWS, "conventions": ("open_clip",)}, wrong={"compiled equals eager": "flag compiled"}),
 ]  # fmt: skip

@@ -59,9 +59,18 @@ class Options:
         "raw: the target takes rows as they are; normalized: it normalises them; unit: it gets rows that "
         "are normalised, whichever it does. Found out, if not given.",
     )
+    widths: str = _option(
+        "",
+        "The widths of features that the target takes, as 16,32, where it does not take all.",
+    )
     equal_rows: bool = _option(
         False,
         "Give every rank equally many rows, for a target that cannot do otherwise.",
+    )
+    empty_ranks: bool = _option(
+        False,
+        "Now and then give some ranks of several no rows, as in the last batch of an epoch, for a target "
+        "that takes that. The shipped losses are always asked.",
     )
     interpret: bool = _option(
         False,
@@ -136,6 +145,12 @@ class Options:
         "SLURM_ARRAY_TASK_COUNT), or of the variable VERIFIED_LOSSES_SHARD, which reads as the option "
         "does.",
     )
+    database: str | None = _option(
+        None,
+        "A folder, or redis://HOST/DB, in which Hypothesis keeps cases that failed: they are tried first "
+        "in the next run, whatever its seed. Redis is a cache, over a local folder: a run goes on without"
+        " it.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +177,6 @@ class CertifyOptions(Options):
     format: Format = _option(
         "text",
         "github: print each defect as a workflow command too, which GitHub shows beside the target's lines.",
-    )
-    database: str | None = _option(
-        None,
-        "A folder, or redis://HOST/DB, in which Hypothesis keeps cases that failed: they are tried first "
-        "in the next run, whatever its seed. Redis is a cache, over a local folder: a run goes on without"
-        " it.",
     )
 
 
@@ -208,11 +217,11 @@ class FuzzOptions(Options):
 
 
 OF_A_TARGET = (
-    "as", "convention", "config", "call", "parameter", "features", "equal-rows", "interpret", "strict",
-    "large", "dtype",
+    "as", "convention", "config", "call", "parameter", "features", "widths", "equal-rows", "empty-ranks",
+    "interpret", "strict", "large", "dtype",
 )  # fmt: skip
 """What pyproject.toml may state for one target."""
-NOT_OF_ALL = ("as", "config", "call", "parameter", "features", "loss", "shard", "resume")
+NOT_OF_ALL = ("as", "config", "call", "parameter", "features", "widths", "loss", "shard", "resume")
 """What it states for all targets at once in no table."""
 
 

@@ -60,6 +60,7 @@ class Subject:
         strict: what it does not support is a defect, and no limit of it.
         empty_ranks: a rank of several may hold no rows.
         large: it is to meet batches of more than 4,096 pairs, which take minutes each.
+        widths: the widths of features that it takes; any, if empty.
     """
 
     target: str
@@ -83,6 +84,11 @@ class Subject:
     strict: bool = False
     large: bool = False
     empty_ranks: bool = False
+    widths: tuple[int, ...] = ()
+
+    def width_of(self, wanted: int) -> int:
+        """Return the largest width that it takes and that is not beyond another, else the smallest."""
+        return max((one for one in self.widths if one <= wanted), default=min(self.widths, default=wanted))
 
     def worlds(self) -> Worlds:
         """Return the worlds of the target, apart from those of any other."""

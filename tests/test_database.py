@@ -1,6 +1,7 @@
 """The cache of failing cases: what failed before is tried first, and nothing depends on it."""
 
 import importlib.util
+import math
 import os
 import threading
 import time
@@ -15,17 +16,22 @@ from hypothesis.database import (
     MultiplexedDatabase,
 )
 
+from verified_losses.properties.ask import fuzz_cli
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.examples import Example
+from verified_losses.properties.fuzz import unit as fuzzing
+from verified_losses.properties.fuzz.lines import Done, Find, Unit
+from verified_losses.properties.fuzz.workers import Event, Job, Processes, Scope, Told
 from verified_losses.properties.laws import Falsified
 from verified_losses.properties.subjects import SHIPPED
 from verified_losses.properties.verify import certifier, database
-from verified_losses.properties.verify.arguments import Unusable, check_database, without_password
+from verified_losses.properties.verify.arguments import Unusable, ask, check_database, without_password
 from verified_losses.properties.verify.certifier import Check, verify
 from verified_losses.properties.verify.database import Forgiving, of_check, open_database
 from verified_losses.properties.verify.plan import plan
 
 from . import services
+from .children import LIMIT_SECONDS
 
 PACKAGE = importlib.util.find_spec("redis")
 packaged = pytest.mark.skipif(PACKAGE is None, reason="needs redis: pip install 'verified-losses[redis]'")
@@ -95,6 +101,56 @@ def test_checks_share_no_cases() -> None:
     ]
 
 
+def _fuzzed(check: Check, seed: int, known: list[str], kept: ExampleDatabase) -> tuple[Done, list[Find]]:
+    """Run a unit of a fuzz run; return what came of it and what is found."""
+    finds: list[Find] = []
+    unit = Unit(0, "clip", check.law.name, "single", seed, seed, 40)
+    tell = lambda find, code: finds.append(find)  # noqa: E731
+    done = fuzzing.run(unit, check, known, [], math.inf, Path("finds"), tell, of_check(kept, check))
+    return done, finds
+
+
+def test_fuzz_tries_first_what_failed_and_keeps_what_is_known(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuzzing, "render", lambda finding, path: "")
+    kept = InMemoryExampleDatabase()
+    ran = _wide(monkeypatch, 7)
+    smallest = verify(check, 40, 1, database=of_check(kept, check)).smallest
+    ran.clear()
+    _, finds = _fuzzed(check, 2, [], kept)
+    assert ran[0] == smallest
+    (kind,) = {find.fingerprint for find in finds}
+    for seed in (3, 4):
+        ran.clear()
+        done, finds = _fuzzed(check, seed, [kind], kept)
+        assert ran[0] == smallest, "a failure that is known is no reason to forget the case"
+        assert finds == []
+        assert done.finds[kind] >= 1
+    _wide(monkeypatch, 10**9)  # it is repaired
+    _fuzzed(check, 5, [kind], kept)
+    ran = _wide(monkeypatch, 10**9)
+    _fuzzed(check, 6, [kind], kept)
+    assert ran[0] != smallest
+
+
+def test_processes_of_a_fuzz_run_keep_what_failed(tmp_path: Path) -> None:
+    subjects = {"it": ask("tests.defects.clip:OnlyImageToText", "clip")}
+    scope = Scope(subjects, "1", ("terms equal the oracle",))
+    unit = Unit(0, "it", "terms equal the oracle", "single", 0, 0, 3)
+    until = time.monotonic() + LIMIT_SECONDS
+    workers = Processes(1, scope, tmp_path, str(tmp_path / "kept"))
+    told: list[Event] = []
+    try:
+        workers.start(0, Job(unit, [], [], until))
+        while not workers.idle() and time.monotonic() < until:
+            told += workers.wait(1.0)
+    finally:
+        workers.close()
+    assert [one.find.fingerprint for one in told if isinstance(one, Told) and one.find], told
+    assert [file for file in (tmp_path / "kept").rglob("*") if file.is_file()]
+
+
 class Broken(ExampleDatabase):
     """Fails, and counts how often it was asked."""
 
@@ -147,9 +203,11 @@ def test_a_wrong_database_is_named(text: str, named: str) -> None:
 
 
 def test_a_folder_that_cannot_be_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["certify", "--database", "pyproject.toml/x"])
-    assert "--database: cannot write into pyproject.toml/x" in capsys.readouterr().err
+    for command in ("certify", *fuzz_cli.fuzz.name):
+        with pytest.raises(SystemExit, match="2"):
+            main([command, "--database", "pyproject.toml/x"])
+        said = "database: cannot write into pyproject.toml/x"
+        assert said in capsys.readouterr().err
 
 
 def test_no_password_is_recorded() -> None:

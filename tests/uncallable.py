@@ -39,3 +39,13 @@ class NoSingleRow(Clip):
         if len(image_features) == 1:
             raise ValueError("expected more than one row")
         return super().forward(image_features, *given, **named)
+
+
+class PowersOfTwo(Clip):
+    """It refuses rows that are no power of two wide, as kernels of blocks do."""
+
+    def forward(self, image_features: Tensor, *given: Any, **named: Any) -> Any:
+        width = image_features.shape[1]
+        if width < 16 or width & (width - 1):
+            raise ValueError(f"expected a power of two from 16, got {width}")
+        return super().forward(image_features, *given, **named)

@@ -71,7 +71,9 @@ def certify(
     call: str = "",
     parameters: str | Sequence[str] = (),
     features: str = "",
+    widths: Sequence[int] = (),
     equal_rows: bool = False,
+    empty_ranks: bool = False,
     interpret: bool = False,
     strict: bool = False,
     large: bool = False,
@@ -105,7 +107,9 @@ def certify(
             contract, as "target(scale * text @ image.T)".
         parameters: what its module holds itself, as "logit_scale=exp(t_prime)".
         features: "raw", "normalized" or "unit", where what it does with rows is not to be found out.
+        widths: of features that it takes, where it does not take all.
         equal_rows: give every rank equally many rows.
+        empty_ranks: now and then give some ranks of several no rows.
         interpret: run its Triton kernels on the CPU, in Triton's interpreter; cases stay small.
         strict: judge unequal rows that the target does not support, and a second derivative that raises, as
             defects; else they are among the certificate's `limits`.
@@ -136,7 +140,7 @@ def certify(
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
-    how = call, parameters, features, interpret, strict, large
+    how = call, parameters, features, interpret, strict, large, widths, empty_ranks
     asked = _asked(target, contract, convention, config, equal_rows, dtypes, *how)
     places = working(some_devices(device))
     check_seed(seed)
@@ -194,8 +198,8 @@ def certification(
         only: which properties.
         skip: which properties not.
         counterexamples: where to write programs.
-        options: convention, config, call, parameters, features, equal_rows, strict, interpret, large and
-            dtypes.
+        options: convention, config, call, parameters, features, widths, equal_rows, empty_ranks, strict,
+            interpret, large and dtypes.
 
     Raises:
         TypeError: the target is neither text nor a class or function.
@@ -283,10 +287,12 @@ def _asked(
     interpret: bool = False,
     strict: bool = False,
     large: bool = False,
+    widths: Sequence[int] = (),
+    empty_ranks: bool = False,
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
     contract = contract.name if isinstance(contract, Formula) else contract
-    how = call, _listed(parameters), features, interpret, strict, large
+    how = call, _listed(parameters), features, interpret, strict, large, widths, empty_ranks
     asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *how)
     return {Target.of(name).name: asked}
 

@@ -25,7 +25,6 @@ from ..show.text import own, plain
 from ..verify.arguments import (
     Unusable,
     ask,
-    check_database,
     check_file,
     check_folder,
     check_target,
@@ -99,7 +98,6 @@ def certify(
     asked = requested([] if target is None else [target], options, tokens)
     find_beside()
     scope = read(asked, options, os.environ)
-    check_place_of_cases(options.database)
 
     if any(spec.kind == "torchrun" for spec in scope.worlds):
         if torchrun.is_executor():
@@ -308,18 +306,6 @@ def requested(targets: Sequence[str], options: Options, tokens: Sequence[str]) -
 def find_beside() -> None:
     """Find modules beside the caller, as python itself does."""
     sys.path.insert(0, "")
-
-
-def check_place_of_cases(database: str | None) -> None:
-    """Check where cases that failed are to be kept.
-
-    Raises:
-        Unusable: nothing can be kept there.
-    """
-    if database is not None:
-        check_database(database)
-        if "://" not in database:
-            check_folder(Path(database), "database")
 
 
 def options_of(tokens: Sequence[str]) -> Any:

@@ -28,7 +28,7 @@ from .scope import read
 LOG = "log.ndjson"
 REPLAY_SECONDS = 120.0
 DEFAULTS = FuzzOptions()
-NO_CASES = ("max_time", "fail_fast", "known", "shard", "rounds", "resume", "jobs", "folder")
+NO_CASES = ("max_time", "database", "fail_fast", "known", "shard", "rounds", "resume", "jobs", "folder")
 """The options that choose neither cases nor what they are held to."""
 
 fuzz = App(name="fuzz", config=filled())

@@ -97,7 +97,7 @@ def run(request: Request, log: Log) -> int:
     screen = Screen(console, request.options.folder, plan.deadline)
     campaign = Campaign(
         own, plan, log, request.options.folder, request.asked.known, set(begun.corpus),
-        Processes(request.jobs, scope, request.options.folder), screen, report.save,
+        Processes(request.jobs, scope, request.options.folder, request.options.database), screen, report.save,
     )  # fmt: skip
     campaign.restore(log.lines)
     for find in _old_finds(request, states, own):

@@ -77,7 +77,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         deadline = begun + (math.inf if options.max_time is None else read_seconds(options.max_time))
         for name in FILES:
             check_file(getattr(options, name), name)
-        cli.check_place_of_cases(options.database)
         read = scope.read(asked, options, {})
         found = Found(read, options, read.subjects, working(read.devices), nccl.PLACED, deadline)
         found.planned()  # wrong arguments raise before a target is imported

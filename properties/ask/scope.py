@@ -16,11 +16,13 @@ from ..verify.arguments import (
     Unusable,
     ask,
     check_config,
+    check_database,
     check_max_examples,
     check_seed,
     check_target,
     kept_laws,
     read_config,
+    read_widths,
     some_devices,
     some_dtypes,
     some_worlds,
@@ -66,6 +68,8 @@ def read(asked: Asked, options: Options, environment: Mapping[str, str]) -> Scop
     worlds = some_worlds(options.world, devices)
     check_max_examples(options.max_examples)
     shard = read_shard(options.shard, environment)
+    if options.database is not None:
+        check_database(options.database)
     return Scope(subjects, bool(asked), devices, worlds, known, shard)
 
 
@@ -102,7 +106,7 @@ def subject_of(target: str, options: Options) -> tuple[str, Subject]:
     return ask(
         target, options.as_, options.convention, read_config(options.config), options.equal_rows,
         options.dtype.split(","), options.call, options.parameter or (), options.features, options.interpret,
-        options.strict, options.large,
+        options.strict, options.large, read_widths(options.widths), options.empty_ranks,
     )  # fmt: skip
 
 
@@ -121,7 +125,7 @@ def _labels(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _shipped(options: Options) -> Subjects:
-    for name in ("call", "parameter", "features"):
+    for name in ("call", "parameter", "features", "widths"):
         if getattr(options, name):
             raise Unusable(name, "expected a target beside it: the shipped losses have a form of their own")
     unknown = sorted(set(options.loss or []) - set(SHIPPED))

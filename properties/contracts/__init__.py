@@ -178,6 +178,8 @@ class Contract(ABC):
             options = st.builds(lambda drawn, size: (*drawn, ("tile_size", size)), options, TILE_SIZES)
         drawn = cases(world_size, options, **settings).map(with_few_tiles)
         drawn = independent(drawn.map(_small) if subject.interpret else drawn)
+        if subject.widths:
+            drawn = drawn.map(lambda case: _wide(case, subject.widths))
         if not (subject.features or subject.held or subject.constants):
             return drawn
         return drawn.map(lambda case: self._of_subject(case, subject))
@@ -353,6 +355,11 @@ def _small(case: Case) -> Case:
     return replace(
         case, rows=tuple(min(rows, SMALL_ROWS) for rows in case.rows), width=min(case.width, SMALL_WIDTH)
     )
+
+
+def _wide(case: Case, widths: tuple[int, ...]) -> Case:
+    """Return a case in which features are as wide as a subject takes them, each width as often."""
+    return replace(case, width=widths[(case.width - 1) % len(widths)])
 
 
 def accepted(

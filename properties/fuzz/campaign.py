@@ -113,6 +113,7 @@ class Campaign:
         self._loss_of: dict[int, str] = {}
         self._hung: set[tuple[str, str]] = set()
         self._early: dict[int, Find] = {}
+        self._said: set[str] = set()
         self._unwritten: dict[Path, bytes] = {}
         self._signal = 0
         labels = {check.label for check in self.own.values()}
@@ -263,6 +264,9 @@ class Campaign:
             self._take_find(event.find, event.code)
         elif event.done is not None:
             self._take_done(event.done)
+        elif event.said and event.said not in self._said:  # every process has the same trouble
+            self._said.add(event.said)
+            self.view.said(event.said)
 
     def _take_done(self, done: Done) -> None:
         tally = self.tallies[done.unit.check]

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import SkipTest
 
+from hypothesis.database import ExampleDatabase
+
 from ..examples import Example
 from ..show.counterexample import file_name, render
 from ..show.drawn import count
@@ -15,6 +17,7 @@ from ..show.terminal import headline
 from ..show.text import plain
 from ..subjects import Target
 from ..verify.certifier import Check, Finding, judged, verify
+from ..verify.database import Keyed
 from ..verify.fingerprints import fingerprint
 from ..verify.limits import evenly
 from ..worlds import OutOfTime, World, WorldError
@@ -41,6 +44,8 @@ class _Failures:
         self.known, self.unmet = set(known), set(unmet)
         self.counts: Counter[str] = Counter()
         self.new = ""
+        self.passed = False
+        """Whether a failure was met since a database was last asked to forget a case."""
         self.hung = False
         self._costly = 0
 
@@ -56,6 +61,7 @@ class _Failures:
             hung=cut_off,
         )
         kind = fingerprint(found)
+        self.passed = True
         if self.new:
             return kind != self.new
         self.hung |= cut_off
@@ -77,6 +83,23 @@ class _Failures:
             return False
         alone = self.check.world.row.inside is not None
         return not alone or any(state.state not in ("raised", "returned") for state in error.ranks)
+
+
+class _Remembering(Keyed):
+    """The database of a check, which does not forget cases whose failure passes because it is known."""
+
+    def __init__(self, database: ExampleDatabase, failures: _Failures) -> None:
+        super().__init__(database, b"")
+        self.failures = failures
+        self._kept: set[bytes] = set()
+
+    def delete(self, key: bytes, value: bytes) -> None:
+        """Forget a case, unless it has failed: Hypothesis asks just after it was run, under both its keys."""
+        if self.failures.passed:
+            self._kept.add(value)
+            self.failures.passed = False
+        if value not in self._kept:
+            super().delete(key, value)
 
 
 def find(unit: Unit, finding: Finding, kind: str, is_new: bool = True, is_small: bool = True) -> Find:
@@ -105,6 +128,7 @@ def run(
     deadline: float,
     folder: Path,
     tell: Tell,
+    database: ExampleDatabase | None = None,
 ) -> Done:
     """Run a unit.
 
@@ -120,6 +144,7 @@ def run(
         deadline: when `time.monotonic()` is past it, the unit is cut short.
         folder: where counterexamples will lie.
         tell: told of each find: first as it is met, then with its counterexample.
+        database: keeps cases that failed this check, which are tried first.
     """
     begun = time.monotonic()
     failures = _Failures(unit, check, known, unmet, tell)
@@ -134,6 +159,7 @@ def run(
         unit.seed,
         deadline=deadline,
         found=first,
+        database=_Remembering(database, failures) if database is not None else None,
         passes=failures.pass_over,
         aim=True,
     )

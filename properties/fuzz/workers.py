@@ -46,6 +46,8 @@ class Told(msgspec.Struct, frozen=True):
     done: Done | None = None
     error: str = ""
     """Why the process cannot go on: a traceback."""
+    said: str = ""
+    """Something people should know."""
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -101,10 +103,11 @@ class Processes:
         count: how many.
         scope: what they plan.
         folder: where counterexamples will lie.
+        database: where failing cases are kept, to be tried first.
     """
 
-    def __init__(self, count: int, scope: Scope, folder: Path) -> None:
-        self._scope, self._folder = scope, folder
+    def __init__(self, count: int, scope: Scope, folder: Path, database: str | None = None) -> None:
+        self._scope, self._folder, self._database = scope, folder, database
         self._workers: list[_Worker | None] = [None] * count
         self._jobs: dict[int, tuple[Job, float]] = {}
 
@@ -116,7 +119,7 @@ class Processes:
         """Let one of them run a unit; its process starts with its first."""
         worker = self._workers[number]
         if worker is None:
-            worker = self._workers[number] = _start(self._scope, self._folder)
+            worker = self._workers[number] = _start(self._scope, self._folder, self._database)
         limit = min(time.monotonic() + UNIT_SECONDS, job.deadline + AFTER_DEADLINE_SECONDS)
         self._jobs[number] = job, limit
         with contextlib.suppress(OSError):  # it is dead, and found so below
@@ -185,11 +188,13 @@ class _Worker:
     pipe: connection.Connection
 
 
-def _start(scope: Scope, folder: Path) -> _Worker:
+def _start(scope: Scope, folder: Path, database: str | None) -> _Worker:
     with server.launching() as context:
         ours, theirs = context.Pipe()
         # not a daemon: those may start no processes of their own, which ranks are
-        child = context.Process(target=_work, args=(theirs, scope, folder, list(sys.path)), daemon=False)
+        child = context.Process(
+            target=_work, args=(theirs, scope, folder, database, list(sys.path)), daemon=False
+        )
         child.start()
         theirs.close()
     return _Worker(child, ours)
@@ -206,7 +211,9 @@ def _kill(worker: process.BaseProcess) -> None:
             helper.kill()
 
 
-def _work(pipe: connection.Connection, scope: Scope, folder: Path, path: Sequence[str]) -> None:
+def _work(
+    pipe: connection.Connection, scope: Scope, folder: Path, database: str | None, path: Sequence[str]
+) -> None:
     """Run units until the one who asks is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -217,22 +224,33 @@ def _work(pipe: connection.Connection, scope: Scope, folder: Path, path: Sequenc
         os.dup2(nothing, stream)
     sys.path[:] = path
 
+    lock = threading.Lock()  # a database is written, and fails, in a thread of its own
+
     def send(told: Told) -> None:
-        pipe.send_bytes(msgspec.json.encode(told))
+        with lock:
+            pipe.send_bytes(msgspec.json.encode(told))
 
     try:
-        _run_units(pipe, scope, folder, send)
+        _run_units(pipe, scope, folder, database, send)
     except Exception:
         send(Told(error=traceback.format_exc()))
 
 
-def _run_units(pipe: connection.Connection, scope: Scope, folder: Path, send: Callable[[Told], None]) -> None:
+def _run_units(
+    pipe: connection.Connection,
+    scope: Scope,
+    folder: Path,
+    database: str | None,
+    send: Callable[[Told], None],
+) -> None:
     import torch
 
+    from ..verify.database import of_check, open_database
     from .unit import run
 
     torch.set_num_threads(1)
     checks = scope.plan()
+    kept = database and open_database(database, lambda trouble: send(Told(said=trouble)))
     while True:
         job = msgspec.json.decode(pipe.recv_bytes(), type=Job)
         check = checks[job.unit.check]
@@ -240,7 +258,8 @@ def _run_units(pipe: connection.Connection, scope: Scope, folder: Path, send: Ca
         def tell(find: Find, code: str) -> None:
             send(Told(find=find, code=code))
 
-        send(Told(done=run(job.unit, check, job.known, job.unmet, job.deadline, folder, tell)))
+        own = of_check(kept, check) if kept else None
+        send(Told(done=run(job.unit, check, job.known, job.unmet, job.deadline, folder, tell, own)))
 
 
 def _exit_with_parent() -> None:

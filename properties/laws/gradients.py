@@ -185,7 +185,8 @@ def small_examples(draw: st.DrawFn, contract: Contract, subject: Subject, world_
     """
     dtypes = [dtype for dtype in SUMMED_IN_ITSELF if dtype in subject.dtypes]
     small = _made_small(draw(contract.cases(subject, world_size)), (*dtypes, *subject.dtypes)[0])
-    small = dataclasses.replace(small, frozen=tuple(sorted(subject.constants)))
+    width = subject.width_of(small.width)
+    small = dataclasses.replace(small, width=width, frozen=tuple(sorted(subject.constants)))
     assume(contract.defined(small))
     return Example(small)
 

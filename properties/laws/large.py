@@ -38,7 +38,7 @@ def _many_pairs(draw: st.DrawFn, contract: Contract, subject: Subject, world_siz
         rows=(pairs,),
         # a sum of so many terms in half precision has a bound that says little
         dtype=draw(st.sampled_from(dtypes)) if dtypes else case.dtype,
-        width=min(case.width, WIDTH),
+        width=subject.width_of(min(case.width, WIDTH)),
         teacher_width=min(case.teacher_width, WIDTH),
         length=1,
         vocabulary=min(case.vocabulary, WIDTH),
@@ -57,7 +57,8 @@ def _many_logits(draw: st.DrawFn, contract: Contract, subject: Subject, world_si
     kind = draw(st.sampled_from(kinds))
     shape |= {"rows": (size,), "length": 1} if kind == "rows" else {kind: size}
     pads = case.pads if case.pads in ("tail", "inside") else "none"
-    case = dataclasses.replace(case, **shape, width=min(case.width, WIDTH), pads=pads, pad_rows=0)
+    width = subject.width_of(min(case.width, WIDTH))
+    case = dataclasses.replace(case, **shape, width=width, pads=pads, pad_rows=0)
     assume(contract.defined(case))
     return Example(case)
 

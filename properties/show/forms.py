@@ -29,6 +29,8 @@ def described(contract: str, subject: Subject) -> list[str]:
         lines.append(f"returns the sum of {terms}: each alone is not verified")
     if contract in ROWS_OF:
         lines.append(ROWS[subject.features or held_to.features])
+    if subject.widths:
+        lines.append(f"takes features of width {', '.join(map(str, subject.widths))}")
     if subject.scales == "one" and contract in ROWS_OF:
         lines.append("takes no scale: it is 1 in every case")
         lines += [

@@ -26,9 +26,11 @@ def gathered(data: Any, gather: Any) -> Any:
 def lightning() -> dict[str, Any]:
     """Return LightningModule and Fabric: `all_gather` stacks the ranks' tensors in a dimension of its own.
 
-    There is none where one process is alone. Gradients travel with sync_grads=True only.
+    There is none where one process is alone. Gradients travel with sync_grads=True only. Beside them lie the
+    functions that rank 0 alone runs.
     """
     import warnings
+    from functools import wraps
 
     import torch
     from torch import distributed as dist
@@ -80,7 +82,20 @@ def lightning() -> dict[str, Any]:
         def launch(self, *args: Any, **kwargs: Any) -> None:
             """The ranks run already."""
 
-    return {"LightningModule": LightningModule, "Fabric": Fabric}
+    def rank_zero_only(function: Any) -> Any:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return None if dist.is_initialized() and dist.get_rank() else function(*args, **kwargs)
+
+        return call
+
+    def say(message: object, stacklevel: int = 4, **kwargs: Any) -> None:
+        """Nothing is printed: what a trainer says is not about the loss."""
+
+    said = dict.fromkeys(
+        ("rank_zero_warn", "rank_zero_info", "rank_zero_debug", "rank_zero_deprecation"), say
+    )
+    return {"LightningModule": LightningModule, "Fabric": Fabric, "rank_zero_only": rank_zero_only} | said
 
 
 def accelerate() -> dict[str, Any]:

@@ -77,6 +77,8 @@ def ask(
     interpret: bool = False,
     strict: bool = False,
     large: bool = False,
+    widths: Sequence[int] = (),
+    empty_ranks: bool = False,
 ) -> tuple[str, Subject]:
     """Return the contract's name, and the target as a subject.
 
@@ -97,6 +99,7 @@ def ask(
     if features not in FEATURE_KINDS or (features and contract not in ROWS_OF):
         expected = ", ".join(FEATURE_KINDS[1:]) if contract in ROWS_OF else f"nothing for {contract}"
         raise Unusable("features", f"expected one of {expected}, got {features}")
+    check_widths(contract, widths)
     rows: Features = features
     if interpret and importlib.util.find_spec("triton") is None:
         raise Unusable("interpret", "triton is not installed: pip install triton")
@@ -111,7 +114,37 @@ def ask(
         interpret=interpret,
         strict=strict,
         large=large,
+        widths=tuple(widths),
+        empty_ranks=empty_ranks,
     )
+
+
+def check_widths(contract: str, widths: Sequence[int]) -> None:
+    """Check the widths of features that a target takes.
+
+    Raises:
+        Unusable: one is none, or the contract has no features.
+    """
+    if widths and contract not in ROWS_OF:
+        raise Unusable("widths", f"expected nothing for {contract}, got {_joined(widths)}")
+    if any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in widths):
+        raise Unusable("widths", f"expected whole numbers above 0, as 16,32, got {_joined(widths)}")
+
+
+def read_widths(text: str) -> tuple[int, ...]:
+    """Read widths of features, separated by commas.
+
+    Raises:
+        Unusable: one is no whole number above 0.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise Unusable("widths", f"expected whole numbers above 0, as 16,32, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _joined(values: Sequence[object]) -> str:
+    return ",".join(map(str, values))
 
 
 def check_contract(contract: str | None) -> None:
@@ -333,12 +366,14 @@ def check_database(text: str) -> None:
     """Check where a database of failing cases is to be.
 
     Raises:
-        Unusable: it is neither a folder nor redis://HOST/DB, or what talks to Redis is not installed.
+        Unusable: it is neither a folder that can be written nor redis://HOST/DB, or what talks to Redis is not
+            installed.
     """
     scheme, separator, _ = text.partition("://")
     if not text.strip():
         raise Unusable("database", f"expected a folder or redis://HOST/DB, got {text!r}")
     if not separator:
+        check_folder(Path(text), "database")
         return
     shown = without_password(text)
     expected = f"expected a folder, redis://HOST/DB or rediss://HOST/DB, DB being a number, got {shown!r}"

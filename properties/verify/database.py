@@ -49,7 +49,7 @@ def open_database(text: str, say: Callable[[str], None]) -> ExampleDatabase:
 def of_check(database: ExampleDatabase, check: Check) -> ExampleDatabase:
     """Return the part of a database that is a check's: of its target, contract, law and world."""
     where = check.subject.target, check.contract.name, check.law.name, check.world.name
-    return Keyed(database, "\n".join(where).encode())
+    return Keyed(database, "\n".join([*where, ""]).encode())
 
 
 class Keyed(ExampleDatabase):
@@ -80,7 +80,7 @@ class Keyed(ExampleDatabase):
         self.database.move(self._own(src), self._own(dest), value)
 
     def _own(self, key: bytes) -> bytes:
-        return self.prefix + b"\n" + key
+        return self.prefix + key
 
 
 class Forgiving(ExampleDatabase):

@@ -133,7 +133,8 @@ def _dtype_refused(finding: "Finding", returns: Returns) -> str:
     others = {one.dtype for one in finding.cases}
     if any(one.case.dtype != case.dtype for one in failed) or case.dtype in others:
         return ""
-    plain = replace(case, pattern="unit", scale=1.0, strides="contiguous", width=4)
+    width = finding.check.subject.width_of(4)
+    plain = replace(case, pattern="unit", scale=1.0, strides="contiguous", width=width)
     tried = [Example(replace(plain, rows=(rows,) * case.world_size)) for rows in ROWS_OF_DTYPE]
     if any(returns(finding.check, one) for one in tried):
         return ""

@@ -206,7 +206,7 @@ def probes(simplest: Case, asked: Subject) -> list[Case]:
     """Return the cases that a target is inspected with: few rows of no unit norm, and two scales."""
     dtype = "float32" if "float32" in asked.dtypes else asked.dtypes[0]
     plain = replace(
-        simplest, rows=(5,), width=4, dtype=dtype, pattern="grid", scale=1.5, bias=-1.0, seed=3,
+        simplest, rows=(5,), width=asked.width_of(4), dtype=dtype, pattern="grid", scale=1.5, bias=-1.0, seed=3,
         vocabulary=5, length=2, teacher_width=3, output_dict=False, scalar_shape=(), wide_scalars=False,
         frozen=(), strides="contiguous", pads="none", pad_rows=0,
     )  # fmt: skip
@@ -280,6 +280,7 @@ def _call_once(
     given: dict[str, Any] = {"options": options, "bias": None, "scalar_shape": ()}
     given["output_dict"] = simplest.output_dict and subject.output_dict
     cases = [replace(simplest, dtype=dtype, **given, **one) for one in PLAIN for dtype in dtypes]
+    cases = [replace(case, width=subject.width_of(case.width)) for case in cases]
     if "bias" in subject.form.names():
         cases = [replace(case, bias=1.0) for case in cases]
     if contract.name in NAMES:
