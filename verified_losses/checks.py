@@ -51,15 +51,22 @@ def size_or_none(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected an int of at least 1, got {value}")
 
 
-def floating(name: str, tensor: object, ndim: int) -> Tensor:
-    """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty; else raise."""
+def floating(name: str, tensor: object, ndim: int, rows: int = 1) -> Tensor:
+    """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty; else raise.
+
+    Args:
+        name: of the argument.
+        tensor: its value.
+        ndim: how many dimensions it must have.
+        rows: how many rows it must have at least; with 0 the first dimension may be empty.
+    """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating dtype of 16 to 64 bits, got {tensor.dtype}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
-    if tensor.ndim != ndim or 0 in tensor.shape:
+    if tensor.ndim != ndim or 0 in tensor.shape[0 if rows else 1 :]:
         raise ValueError(f"{name}: expected {ndim} dimensions, none empty, got shape {list(tensor.shape)}")
     return tensor
 
@@ -86,6 +93,13 @@ def is_autocast_on(device: str) -> bool:
         return torch.is_autocast_enabled(device)
     except RuntimeError:  # it has none; to ask that breaks a graph of torch 2.11
         return False
+
+
+def is_transformed() -> bool:
+    """Return whether torch.func or a forward-mode derivative is at work."""
+    # torch has no public name for either
+    in_func = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+    return bool(in_func()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
 def pairs(image_features: object, text_features: object, prefix: str = "") -> tuple[Tensor, Tensor]:

@@ -15,6 +15,9 @@ STREAMED_FROM = 1024
 """Pairs from which on tiles are no slower than all logits at once, in float32 on a CPU, as
 benchmarks/losses.py measures."""
 
+ELEMENTS = STREAMED_FROM**2
+"""Token logits from which on chunks are no slower than all at once, on a CPU."""
+
 
 class Sums(NamedTuple):
     """The functions of `contrast`, of one implementation."""
@@ -61,9 +64,23 @@ def _why_dense(pairs: int, dtype: torch.dtype, kind: str) -> str:
         return f"{pairs} pairs are fewer than {STREAMED_FROM}"
     if dtype.itemsize < 4 or checks.is_autocast_on(kind):
         return "products of half precision are faster than float32's, which tiles take"
-    if _is_transformed():
+    if checks.is_transformed():
         return "torch.func and forward-mode derivatives go through torch's own functions"
     return ""
+
+
+def streams_tokens(implementation: Implementation, elements: int, device: torch.device) -> bool:
+    """Return whether token logits, so many numbers, are taken a chunk at a time.
+
+    Args:
+        implementation: "dense", "streamed", or "auto", which depends on the other arguments.
+        elements: how many numbers the logits of all tokens are.
+        device: where they are.
+    """
+    if implementation != "auto":
+        return implementation == "streamed"
+    compiled = torch.compiler.is_compiling()
+    return not compiled and device.type == "cpu" and elements >= ELEMENTS and not checks.is_transformed()
 
 
 def explain(
@@ -93,12 +110,6 @@ def _sums(name: str, why: str, tile: streamed.Tile) -> Sums:
     if name == "dense":
         return Sums(name, why, *_DENSE)
     return Sums(name, why, *(partial(one, tile=tile) for one in _STREAMED))
-
-
-def _is_transformed() -> bool:
-    # torch has no public name for either
-    in_func = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    return bool(in_func()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
 def _size(count: float) -> str:
