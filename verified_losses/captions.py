@@ -21,7 +21,9 @@ from .streamed import LOG2E, slices, through, work_dtype
 from .transport import eager
 
 CHUNK = 1024
-"""Tokens whose logits are in memory at once."""
+"""Tokens whose logits are made at once: products of fewer are slower."""
+PASS = 2**18
+"""Logits that elementwise operations take at once, so that they stay in the caches."""
 
 
 class TokenLoss(NamedTuple):
@@ -61,7 +63,7 @@ def fused_linear_cross_entropy(
     The result is the sum over the tokens whose label is not `ignore_index`, or their mean, which is 0 where
     there are none. Each rank has its own: for a mean over the tokens of all ranks use `CoCaLoss`.
 
-    Besides its arguments it holds chunk_size * v logits, and until the backward the gradients of what
+    Besides its arguments it holds chunk_size * v logits, and until the end of the backward the gradients of what
     requires any: n * width + v * width + v numbers, in float32 for half precision. Under torch.func and in
     forward mode it holds all logits.
 
@@ -111,7 +113,9 @@ def fused_linear_cross_entropy(
     return total / (target != ignore_index).sum().clamp(min=1)
 
 
-def token_loss(ignore_index: object, label_smoothing: object, z_loss: object, name: str = "ignore_index") -> TokenLoss:
+def token_loss(
+    ignore_index: object, label_smoothing: object, z_loss: object, name: str = "ignore_index"
+) -> TokenLoss:
     """Return what a token costs, if the options are right; else raise TypeError or ValueError."""
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"{name}: expected an int, got {type(ignore_index).__name__}")
@@ -205,9 +209,10 @@ def linear_token_losses(
 
 
 @eager
-def sum_logits(logits: Tensor, target: Tensor, kind: TokenLoss, chunk: int = CHUNK) -> Tensor:
+def sum_logits(logits: Tensor, target: Tensor, kind: TokenLoss, chunk: int | None = None) -> Tensor:
     """Sum what [b, t, v] logits and [b, t] labels cost, a chunk of tokens at a time; logits are not copied."""
-    total: Tensor = _OfLogits.apply(logits, target, kind, chunk)
+    tokens = chunk or max(PASS // logits.shape[2], 1)
+    total: Tensor = _OfLogits.apply(logits, target, kind, tokens)
     return total
 
 
@@ -289,8 +294,8 @@ class _OfLogits(Function):
     def forward(ctx: Any, logits: Tensor, target: Tensor, kind: TokenLoss, chunk: int) -> Tensor:
         work = work_dtype(logits)
         total = logits.new_zeros((), dtype=work)
-        for rows in _captions(logits, chunk):
-            total += _Chunk(_copy(logits[rows], work), target[rows].flatten(), kind).costs.sum()
+        for place in _places(logits, chunk):
+            total += _Chunk(_copy(logits[place], work), target[place].flatten(), kind).costs.sum()
         ctx.save_for_backward(logits, target)
         ctx.kind, ctx.chunk = kind, chunk
         return total
@@ -305,9 +310,9 @@ class _OfLogits(Function):
 
             return *through(dense, (logits,), (True,), [grad]), None, None, None
         found = torch.empty_like(logits)
-        for rows in _captions(logits, ctx.chunk):
-            part = _Chunk(_copy(logits[rows], grad.dtype), target[rows].flatten(), ctx.kind)
-            found[rows] = part.slope().mul_(grad).view(found[rows].shape)
+        for place in _places(logits, ctx.chunk):
+            part = _Chunk(_copy(logits[place], grad.dtype), target[place].flatten(), ctx.kind)
+            found[place] = part.slope().mul_(grad).view(found[place].shape)
         return found, None, None, None
 
 
@@ -343,21 +348,14 @@ class _OfHidden(Function):
             logits = torch.mm(own, weight.T, out=memory[: len(own)])
             if bias is not None:
                 logits.add_(bias)
-            part = _Chunk(logits.to(work), target[rows], kind)
-            total += part.costs.sum()
-            if not any(wanted):
-                continue
-            slope = part.slope()
-            if of_bias is not None:
-                of_bias += slope.sum(0)
-            narrow = slope if slope.dtype == hidden.dtype else logits.copy_(slope)
+            total += _sum_in_place(logits, target[rows], kind, any(wanted), of_bias)
             if of_hidden is not None:
-                of_hidden[rows] = narrow @ weight
-            if of_weight is not None:
-                # a sum over tokens of float16 would overflow
-                products = slope if hidden.dtype == torch.float16 else narrow
-                of_weight += products.T @ own.to(products.dtype)
-        ctx.kind, ctx.recorded = kind, recorded
+                of_hidden[rows] = logits @ weight
+            if of_weight is not None and hidden.dtype == torch.float16:
+                of_weight += logits.to(work).T @ own.to(work)  # a sum over tokens of float16 may overflow
+            elif of_weight is not None:
+                of_weight += logits.T @ own
+        ctx.kind = kind
         ctx.found = [one is not None for one in found]
         if recorded:
             ctx.save_for_backward(hidden, weight, bias, target, *(one for one in found if one is not None))
@@ -385,9 +383,37 @@ class _OfHidden(Function):
         ), *nothing
 
 
-def _captions(logits: Tensor, chunk: int) -> list[slice]:
-    """Return slices of captions of about `chunk` tokens together."""
-    return slices(len(logits), max(chunk // logits.shape[1], 1))
+def _sum_in_place(
+    logits: Tensor, target: Tensor, kind: TokenLoss, sloped: bool, of_bias: Tensor | None
+) -> Tensor:
+    """Sum what [n, v] logits cost, and write over them, if `sloped` with their gradient.
+
+    Args:
+        logits: in the dtype of products.
+        target: [n].
+        kind: what a token costs.
+        sloped: whether the gradient is wanted.
+        of_bias: [v], what the gradients of all rows are added to; None if it is not wanted.
+    """
+    work = work_dtype(logits)
+    total = logits.new_zeros((), dtype=work)
+    for rows in slices(len(logits), max(PASS // logits.shape[1], 1)):
+        part = _Chunk(logits[rows].to(work), target[rows], kind)
+        total += part.costs.sum()
+        if sloped:
+            slope = part.slope()
+            if of_bias is not None:
+                of_bias += slope.sum(0)
+            if slope.dtype != logits.dtype:
+                logits[rows] = slope
+    return total
+
+
+def _places(logits: Tensor, chunk: int) -> list[tuple[slice, slice]]:
+    """Return the slices of captions and of their tokens that have `chunk` tokens, or fewer."""
+    captions, length = logits.shape[:2]
+    tokens = slices(length, chunk)
+    return [(own, part) for own in slices(captions, max(chunk // length, 1)) for part in tokens]
 
 
 def _copy(logits: Tensor, work: torch.dtype) -> Tensor:

@@ -192,9 +192,8 @@ class CoCaLoss(ClipLoss):
         def check() -> Facts:
             facts = self._check(image_features, text_features, logit_scale, logit_bias)
             name, states = scores.check(image_features)
-            tokens = (
-                self._count_tokens(name, states, scores.classes, labels) if self.caption_loss_weight else 0
-            )
+            counts = bool(self.caption_loss_weight)
+            tokens = self._count_tokens(states, labels, scores.classes, name) if counts else 0
             weights = f"weights {self.clip_loss_weight}, {self.caption_loss_weight}"
             if self.label_smoothing or self.z_loss:
                 weights += f", label_smoothing {self.label_smoothing}, z_loss {self.z_loss}"
@@ -221,9 +220,11 @@ class CoCaLoss(ClipLoss):
         else:
             weight = 1 / _at_least_one(tokens[self.rank])
         kind = captions.TokenLoss(self.pad_id, self.label_smoothing, self.z_loss)
-        return weight * scores.costs(labels, kind, self.implementation, self.tile_size or captions.CHUNK)
+        return weight * scores.costs(labels, kind, self.implementation, self.tile_size)
 
-    def _count_tokens(self, name: str, states: Tensor, classes: int, labels: Tensor) -> int | Tensor:
+    def _count_tokens(
+        self, states: Tensor, labels: Tensor, classes: int, name: str = "logits"
+    ) -> int | Tensor:
         """Check the labels and return how many are not padding: a tensor, unread, where this is compiled."""
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
@@ -271,7 +272,9 @@ class _Scores(NamedTuple):
         assert self.weight is not None
         return len(self.weight)
 
-    def costs(self, labels: Tensor, kind: captions.TokenLoss, form: Implementation, chunk: int) -> Tensor:
+    def costs(
+        self, labels: Tensor, kind: captions.TokenLoss, form: Implementation, chunk: int | None
+    ) -> Tensor:
         """Sum what the tokens cost."""
         if self.logits is not None:
             logits = self.logits
@@ -283,12 +286,14 @@ class _Scores(NamedTuple):
         given = self.hidden.flatten(0, 1), self.weight, self.bias, labels.flatten(), kind
         if form == "dense":
             return captions.linear_token_losses(*given)
-        return captions.sum_linear(*given, chunk)
+        return captions.sum_linear(*given, chunk or captions.CHUNK)
 
 
 def _near(name: str, tensor: Tensor, features: Tensor) -> Tensor:
     if tensor.device != features.device:
-        raise ValueError(f"{name}: expected the device of image_features, {features.device}, got {tensor.device}")
+        raise ValueError(
+            f"{name}: expected the device of image_features, {features.device}, got {tensor.device}"
+        )
     return tensor
 
 
