@@ -44,9 +44,9 @@ class CoCaLoss(ClipLoss):
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, and a caption
             term that is a mean over this rank's tokens.
         group: the process group; None is the default one.
-        implementation: "dense" holds all contrastive logits at once, and another copy of caption logits, if
-            not several; "streamed" holds one tile or chunk, and computes it again in the backward; "auto" takes
-            what is faster, as `explain` says of the contrastive term.
+        implementation: "dense" holds all contrastive logits at once, and copies of all caption logits;
+            "streamed" holds one tile or chunk, and computes it again in the backward; "auto" takes what is
+            faster, as `explain` says of the contrastive term.
         tile_size: rows and columns of a tile of the streamed form, and tokens of a chunk; None is what was
             measured to be fast.
         label_smoothing: the share of a token's probability that all of the vocabulary have alike.

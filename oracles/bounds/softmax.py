@@ -35,11 +35,11 @@ SIGMOID_STORED = 2
 COMPLEMENT = 2
 """Roundings of 1 - s relative to 1: of s, and of the difference."""
 SMOOTHED = 3
-"""Roundings of a label's probability that is smoothed: 1 less the share, the share of each class, their sum."""
+"""Roundings of a smoothed label's probability: 1 less the share, the share of each class, their sum."""
 SQUARED = 3
-"""Roundings of the squared log-sum-exp: the square, the product with its factor, and the sum with a loss."""
+"""Roundings of the squared log-sum-exp: the square, the product with its factor, the sum with a loss."""
 SQUARED_SLOPE = 4
-"""And of its gradient: two products with the factor, that with a probability, and the sum with that itself."""
+"""And of its gradient: two products with the factor, that with a probability, the sum with that itself."""
 
 
 def grown(log: Array, moved: Array) -> Array:
@@ -278,12 +278,12 @@ def smoothed_targets(labels: Array, classes: int, smoothing: float, p: Precision
 
 
 def squared_log_sum_exp(z: Bounded, factor: float, p: Precision) -> tuple[Bounded, Bounded]:
-    """Bound factor * L^2, L being the log-sum-exp of each of [n, c] logits, and the gradient by the logits.
+    """Bound factor * L^2, with the log-sum-exp L of each of [n, c] logits, and the gradient by the logits.
 
-    L moves as the logits' errors do under the softmax, and what is of second order (`_softmax`), and rounds no
-    more than the least of the log-probabilities, each of which it is subtracted for. As L errs by e, the square
-    errs by e (2 |L| + e). The gradient is 2 factor L q; it may be added to the probability q of the loss, which
-    then rounds with it: `SQUARED_SLOPE`.
+    L moves by the mean of the logits' errors under the softmax, and by what is of second order (`_softmax`).
+    It is part of every log-probability, so it rounds no more than the least of them. As L errs by e, the
+    square errs by e (2 |L| + e). The gradient is 2 factor L q; it may be added to the probability q of the
+    loss, which then rounds with it: `SQUARED_SLOPE`.
     """
     w = p.accumulated
     parts = _softmax(z, p)

@@ -1,12 +1,14 @@
 """What a rank does with a loss, and what it sees."""
 
 import gc
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from verified_losses.oracles.complex_step import Array
 
@@ -292,6 +294,41 @@ class Collectives(TorchDispatchMode):
         if func.namespace in ("c10d", "_c10d_functional"):
             self.seen.append(func.name())
         return func(*args, **(kwargs or {}))
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of what operations return, for as long as it lives, but for what was there before.
+
+    Args:
+        given: the tensors that were there before.
+    """
+
+    def __init__(self, given: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held = self.most = 0
+        self._given = [tensor.untyped_storage() for tensor in given]
+        self._known = {id(storage) for storage in self._given}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(returned):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return returned
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) in self._known:
+            return
+        self._known.add(id(storage))
+        self.held += storage.nbytes()
+        self.most = max(self.most, self.held)
+        weakref.finalize(storage, self._free, id(storage), storage.nbytes())
+
+    def _free(self, number: int, size: int) -> None:
+        self._known.discard(number)
+        self.held -= size
 
 
 def send_in_backward(calls: list[Call]) -> list[str]:
