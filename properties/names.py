@@ -109,6 +109,7 @@ LAWS = (
     "eval equals train",
     "two graphs at once",
     "owned parameters get gradients",
+    "takes no more memory than stated",
     "padding never matters",
     "large batches equal the oracle",
     "large logits equal the oracle",

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from . import checks, contrast, streamed
+from . import checks, contrast, memory, streamed
 
 Implementation: TypeAlias = Literal["auto", "dense", "streamed"]
 IMPLEMENTATIONS = ("auto", "dense", "streamed")
@@ -90,17 +90,12 @@ def explain(
     dtype: torch.dtype,
     device: torch.device | str,
     tile: streamed.Tile = streamed.TILE,
+    kind: memory.Kind = "clip",
 ) -> str:
     """Return in words which implementation n pairs of width d are given to, and why, and its memory."""
     chosen = choose(implementation, n, dtype, device, tile)
-    item = 8 if dtype == torch.float64 else 4
-    rows, columns = tile
-    if chosen.name == "dense":
-        held = f"the logits take {_size(n * n * dtype.itemsize)}, several times over"
-    else:
-        tiles = 3 * min(rows, n) * min(columns, n)
-        held = f"tiles, gradients and statistics take about {_size((tiles + 4 * n * d + 4 * n) * item)}"
-    return f"{chosen.name}: {chosen.why}; {held}"
+    stated = memory.of_pairs(chosen.name, kind, n, d, dtype, tile, d if kind == "distill" else 0)
+    return f"{chosen.name}: {chosen.why}; {stated}"
 
 
 _DENSE, _STREAMED = ([getattr(module, name) for name in Sums._fields[2:]] for module in (contrast, streamed))
@@ -110,11 +105,3 @@ def _sums(name: str, why: str, tile: streamed.Tile) -> Sums:
     if name == "dense":
         return Sums(name, why, *_DENSE)
     return Sums(name, why, *(partial(one, tile=tile) for one in _STREAMED))
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

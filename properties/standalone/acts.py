@@ -331,6 +331,36 @@ class Memory(TorchDispatchMode):
         self.held -= size
 
 
+def exceed_memory(calls: list[Call]) -> list[str]:
+    """Return by how much a call, and its backward, exceed the memory that the loss states, in words.
+
+    An object that states none is not asked: "" alone. What was there before the call does not count.
+    """
+    one = calls[0]
+    loss = one.build()
+    if not callable(getattr(loss, "stated_memory", None)):
+        return [""]
+    backward(one, terms_of(one, loss, one.given()))  # which makes what is made once
+    given = one.given()
+    stated = loss.stated_memory(**given)
+    before = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in before:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    gc.collect()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), Memory(given.values()) as used:
+        terms = terms_of(one, loss, given)
+        cotangents = {name: one.cotangent(name, term) for name, term in terms.items() if term.requires_grad}
+        derive(terms, cotangents)
+    kinds = (("saves", sum(saved.values()), stated.saved), ("takes", used.most, stated.peak))
+    return [f"{verb} {seen} bytes, and states {most}" for verb, seen, most in kinds if seen > most]
+
+
 def send_in_backward(calls: list[Call]) -> list[str]:
     """Return by which operations backward sends."""
     terms = terms_of(calls[0], calls[0].build(), calls[0].given())
