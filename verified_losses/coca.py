@@ -286,6 +286,18 @@ class _Scores(NamedTuple):
         assert self.weight is not None
         return len(self.weight)
 
+    def memory(self, form: Implementation, chunk: int | None) -> StatedMemory:
+        """Return what the tokens take."""
+        if self.logits is not None:
+            count, length, words = self.logits.shape
+            streamed = streams_tokens(form, self.logits.numel(), self.logits.device)
+            most = chunk or max(captions.PASS // words, 1)
+            return of_logits(streamed, count * length, words, most, self.logits.dtype)
+        assert self.hidden is not None
+        count, length, width = self.hidden.shape
+        shape = count * length, self.classes, width, chunk or captions.CHUNK
+        return of_hidden(form != "dense", *shape, self.hidden.dtype)
+
     def costs(
         self, labels: Tensor, kind: captions.TokenLoss, form: Implementation, chunk: int | None
     ) -> Tensor:

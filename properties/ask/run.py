@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..laws.objects import OWNS_NOTHING
+from ..laws.objects import OWNS_NOTHING, STATES_NOTHING
 from ..show import certificate as records
 from ..show import junit as junits
 from ..show import terminal
@@ -195,7 +195,11 @@ def verify(
     run.defects = explain(run.findings, counterexamples, deadline)
 
 
-LACKS = {NO_MODES: "no eval mode", OWNS_NOTHING: "no parameter of its own that requires grad"}
+LACKS = {
+    NO_MODES: "no eval mode",
+    OWNS_NOTHING: "no parameter of its own that requires grad",
+    STATES_NOTHING: "no stated memory",
+}
 """What a target has not, by the reason for which a law says nothing of it."""
 
 

@@ -44,7 +44,7 @@ class LinearCrossEntropyContract(Contract):
     is_mean = False  # a mean of means is not the mean
     terms: tuple[str, ...] = ("loss",)
     differentiable: tuple[str, ...] = INPUTS
-    drawn = {"captions": True, "biases": st.sampled_from([None, 1.0]), "output_dicts": st.just(False)}
+    drawn = {"captions": True, "biases": st.sampled_from([None, 1.0])}
     assumed: dict[str, Any] = {"reduction": "mean", "label_smoothing": 0.0, "z_loss": 0.0}
     build_with: Callable[[Any, dict[str, Any], int, int], Any] = staticmethod(bind_options)
     call_with: Callable[[Any, dict[str, Any], bool], Any] = staticmethod(call_for_tensor)
@@ -84,6 +84,9 @@ class LinearCrossEntropyContract(Contract):
 
     def absent(self, case: Case) -> dict[str, float]:
         return {"bias": 0.0} if case.bias is None else {}
+
+    def structure(self, case: Case) -> str:
+        return "Tensor"
 
     def blocks(self, case: Case) -> Blocks:
         """Each chunk of tokens may give a part of its own."""

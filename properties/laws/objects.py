@@ -12,7 +12,7 @@ from verified_losses.oracles.complex_step import Array
 from ..contracts import Contract
 from ..examples import Example, Step
 from ..reference import Reference
-from ..standalone.acts import Outcome, derive_owned, exceed_memory, run_evaluated, run_two_live
+from ..standalone.acts import NO_MODES, Outcome, derive_owned, exceed_memory, run_evaluated, run_two_live
 from ..standalone.judges import judge_near, judge_owned, judge_two_live, judge_words, predicts
 from ..subjects import Subject
 from . import Bench, Falsified, Law, Place, Unanswered, compare
@@ -21,6 +21,8 @@ from .hygiene import other_values, same_bits
 
 STATES_NOTHING = "the target states no memory: it has no method `stated_memory`"
 OWNS_NOTHING = "the target owns no parameter that requires grad"
+LACKING = (NO_MODES, OWNS_NOTHING, STATES_NOTHING)
+"""The reasons for which a law says nothing about a target that is no module, or no more than that."""
 
 
 def eval_equals_train(bench: Bench, reference: Reference) -> float:

@@ -353,7 +353,10 @@ def exceed_memory(calls: list[Call]) -> list[str]:
         return tensor
 
     gc.collect()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), Memory(given.values()) as used:
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        Memory(given.values()) as used,
+    ):
         terms = terms_of(one, loss, given)
         cotangents = {name: one.cotangent(name, term) for name, term in terms.items() if term.requires_grad}
         derive(terms, cotangents)

@@ -16,6 +16,7 @@ NARROWED = "compiled keeps dtypes"
 INPUTS, SAME, PADDING = "inputs unchanged", "deterministic", "padding never matters"
 STREAMS, GRAPHS = "other streams equal the default", "replayed equals eager"
 WAITS, MEMORY = "never waits for the device", "memory is returned"
+STATED = "takes no more memory than stated"
 EVAL, LIVE, OWNED = "eval equals train", "two graphs at once", "owned parameters get gradients"
 PAIRS, LOGITS = "large batches equal the oracle", "large logits equal the oracle"
 
@@ -421,6 +422,8 @@ DEFECTS = [
     Planted("clip", "TemperatureDetached", "a temperature of its own gets no gradient", "", (OWNED,), module="objects"),
     Planted("clip", "TemperatureTwice", "a temperature of its own gets twice its gradient", "", (OWNED,), module="objects"),
     Planted("clip", "TemperatureNaN", "a temperature of its own gets a gradient that is no number", "", (OWNED,), module="objects"),
+    Planted("clip", "SavesEveryTile", "tiles are computed one by one, and all kept for backward", f"{OPEN_CLIP}/pull/1214", (STATED,), module="tiles"),
+    Planted("clip", "SquareForAMoment", "it saves no logits, and has all of them in memory at once", "", (STATED,), module="tiles"),
     Planted("clip", "ChunksOf1024", "rows beyond the last full chunk of 1,024 are dropped, if there is one", "", (PAIRS,), module="objects"),
     Planted("cross_entropy", "VocabularyOf4096", "classes from 4,096 on are no negatives", "", (LOGITS,), module="objects"),
 ]  # fmt: skip
@@ -465,6 +468,7 @@ RIGHT = [
     Planted("clip", "OnlineSoftmax", module="right"),
     Planted("clip", "ColumnByColumn", module="right"),
     Planted("clip", "Tiled", module="tiles"),
+    Planted("clip", "StatesSquares", module="tiles"),
     Planted("clip", "ExponentialsOfTwo", module="right"),
     Planted("clip", "ManualBackward", module="right"),
     Planted("clip", "KahanSum", module="right"),
@@ -561,7 +565,6 @@ EXCEPTED = [
     ("ranks of different dtypes end the process", LOSS, "ranks of one case share a dtype; tests/test_arguments.py has ranks that disagree"),
     ("labels are cached by one number for all devices", LOSS, "needs labels on two devices"),
     ("the label cache changes under torch.compile", f"{OPEN_CLIP}/commit/3650e7b", "one call is compiled a case; no contract varies the shapes of a compiled object"),
-    ("chunks keep all logits for backward", f"{OPEN_CLIP}/pull/1214", "memory, not values"),
     ("own texts are scored, then multiplied by 0: infinity becomes NaN", MAIN_LOSS, "no case has infinite logits"),
     ("point-to-point exchanges do not compile", LOSS, "compilation may break the graph"),
     ("the losses take no process group", LOSS, "no contract has a process group; tests/test_losses.py has"),
