@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .accumulation import accumulate
     from .captions import fused_linear_cross_entropy
     from .certified import certificate
     from .clip import ClipLoss
@@ -32,6 +33,7 @@ __all__ = [
     "DistillClipLoss",
     "GenLipLoss",
     "SigLipLoss",
+    "accumulate",
     "certificate",
     "fused_linear_cross_entropy",
     "gather_features",
@@ -47,6 +49,7 @@ _FILES = {
     "DistillClipLoss": "distill",
     "GenLipLoss": "genlip",
     "SigLipLoss": "siglip",
+    "accumulate": "accumulation",
     "certificate": "certified",
     "fused_linear_cross_entropy": "captions",
     "gather_features": "gather",
