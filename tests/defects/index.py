@@ -561,7 +561,6 @@ RIGHT = [
 EXCEPTED = [
     ("local_loss without gather_with_grad gives biased gradients", f"{OPEN_CLIP}/issues/894", "a configuration that the contract models: its gradients are what its oracle says, and the loss warns"),
     ("the bias is added in place, twice to the transposed view", LOSS, "InfoNCE does not change with a bias, and no contract reads logits"),
-    ("over accumulated batches the scale's gradient is a multiple", f"{OPEN_CLIP}/issues/761; {OPEN_CLIP}/issues/957", "a trainer's: accumulation over batches"),
     ("ranks of different dtypes end the process", LOSS, "ranks of one case share a dtype; tests/test_arguments.py has ranks that disagree"),
     ("labels are cached by one number for all devices", LOSS, "needs labels on two devices"),
     ("the label cache changes under torch.compile", f"{OPEN_CLIP}/commit/3650e7b", "one call is compiled a case; no contract varies the shapes of a compiled object"),
@@ -579,6 +578,5 @@ EXCEPTED = [
     ("two log-sum-exps are added where one is due", f"{LIGHTLY}/commit/0111edc9", "another loss"),
     ("the memory bank is not normalised", f"{LIGHTLY}/commit/7891ae77", "a memory bank"),
     ("two views share the statistics that normalise them", f"{LIGHTLY}/commit/39628df1", "another loss: statistics of two views"),
-    ("cached gradients are of other random numbers", f"{SENTENCE}/pull/3862", "a trainer's: cached gradients; the random numbers it is about are in SeedsGenerator"),
 ]  # fmt: skip
 """Known defects without a re-creation here: the defect, its source, and the reason."""
