@@ -264,9 +264,14 @@ def test_one_micro_batch_has_its_activations_in_memory():
     [
         (Model(), [], ValueError, "micro_batches: expected at least one, got none"),
         (lambda *_: 1.0, [()], TypeError, "model: expected it to return a dict"),
-        (lambda *names: dict.fromkeys(names), [("a",), ("b",)], ValueError, "model: expected ['a'] for every"),
+        (
+            lambda *names: dict.fromkeys(names),
+            [("a",), ("b",)],
+            ValueError,
+            "model: expected ['a'] for every",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_named(model, batches, error, message):
     with pytest.raises(error, match=re.escape(message)):
         accumulate(model, ClipLoss(), batches)
