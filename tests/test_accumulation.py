@@ -268,7 +268,7 @@ def test_one_micro_batch_has_its_activations_in_memory():
             lambda *names: dict.fromkeys(names),
             [("a",), ("b",)],
             ValueError,
-            "model: expected ['a'] for every",
+            "expected ['a'] for every",
         ),
     ],
 )

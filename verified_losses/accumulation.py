@@ -88,7 +88,7 @@ def accumulate(
     value = loss(**cached)
     terms = _terms(value)
     total = torch.stack([term.reshape(()) for term in terms]).sum() if len(terms) > 1 else terms[0]
-    (total if scale_loss is None else scale_loss(total)).backward()  # type: ignore[no-untyped-call]
+    (total if scale_loss is None else scale_loss(total)).backward()
     after = _random_states(devices)
     start: dict[str, int] = dict.fromkeys(cached, 0)
     for number, (batch, state) in enumerate(zip(micro_batches, states, strict=True)):
@@ -97,7 +97,8 @@ def accumulate(
             _set_random_states(state)
             _backward(_call(model, batch), cached, start, shared if is_last else (), shared)
     _set_random_states(after)
-    return _detached(value)
+    detached: T = _detached(value)
+    return detached
 
 
 def _without_graph(
@@ -177,7 +178,7 @@ def _terms(value: Any) -> list[Tensor]:
     return list(value) if isinstance(value, tuple | list) else [value]
 
 
-def _detached(value: T) -> T:
+def _detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, Mapping):

@@ -372,9 +372,8 @@ class _OfHidden(Function):
         if torch.is_grad_enabled():
             given = [one for one in inputs if one is not None]
 
-            def dense(*parts: Tensor) -> list[Tensor]:
-                own = (*parts, None)[:3]
-                return [linear_token_losses(own[0], own[1], own[2], target, ctx.kind)]
+            def dense(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
+                return [linear_token_losses(hidden, weight, bias, target, ctx.kind)]
 
             gradients = through(dense, given, wanted[: len(given)], [grad])
             return *(*gradients, None)[:3], *nothing

@@ -141,8 +141,8 @@ class _Tiles:
     def __init__(self, anchors: Tensor, gallery: Tensor, scale: Tensor, tile: Tile) -> None:
         work = work_dtype(anchors)
         self.anchors = anchors.to(work)
-        # without log2(e), which would round logits that are exact: of features of few bits, beside 60 digits, a
-        # loss then erred by 1.1 derived bounds at scale 10 and 393 at 14.25, and by 0.5 and 0.8 as it is
+        # without log2(e), which would round logits that are exact: of features of few bits, beside 60 digits,
+        # a loss then erred by 1.1 derived bounds at scale 10 and 393 at 14.25, and by 0.5 and 0.8 as it is
         self.scaled = self.anchors * scale.to(work)
         self.gallery = gallery.to(work).contiguous()
         self.scale = scale.to(work)

@@ -86,7 +86,8 @@ def logits(
     error += np.where(rounds, p.narrowed * (abs(plain) + error), 0)
     value = plain + bias
     if np.any(bias):
-        rounds |= (products + abs(bias)) * p.stored > np.minimum(unit, spacing(np.asarray(bias)))
+        bias = np.asarray(bias)
+        rounds |= (products + abs(bias)) * p.stored > np.minimum(unit, spacing(bias))
         rounds |= further.bias > 0
         error += further.bias * abs(bias)
         error += np.where(rounds, p.stored * (abs(value) + error) + p.narrowed * abs(bias), 0)
