@@ -55,6 +55,13 @@ CONTRACTS: dict[str, Values] = {
     "infonce": GATHERS,
     "ntxent": GATHERS,
     "cross_entropy": {"ignore_index": int},
+    "linear_cross_entropy": {
+        "ignore_index": int,
+        "chunk_size": int,
+        "reduction": ("mean", "sum"),
+        "label_smoothing": float,
+        "z_loss": float,
+    },
 }
 """The contracts, and the values that the options of each may have; `contracts` and `oracles` have a module of
 each name."""
@@ -102,6 +109,7 @@ LAWS = (
     "eval equals train",
     "two graphs at once",
     "owned parameters get gradients",
+    "takes no more memory than stated",
     "padding never matters",
     "large batches equal the oracle",
     "large logits equal the oracle",
@@ -129,6 +137,7 @@ LOSSES = {
     "distill": Shipped("distill", "DistillClipLoss"),
     "siglip": Shipped("siglip", "SigLipLoss"),
     "gather": Shipped("gather", "gather_features"),
+    "linear_cross_entropy": Shipped("linear_cross_entropy", "fused_linear_cross_entropy"),
     "exchange": Shipped("exchange", "neighbour_exchange_with_grad"),
     "exchange_bidir": Shipped(
         "exchange", "neighbour_exchange_bidir_with_grad", options=(("bidirectional", True),)

@@ -17,7 +17,7 @@ from verified_losses.properties.cases import DTYPES, Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import Falsified, laws
-from verified_losses.properties.laws.objects import OWNS_NOTHING
+from verified_losses.properties.laws.objects import LACKING, OWNS_NOTHING
 from verified_losses.properties.reference import Reference
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify import certifier
@@ -37,6 +37,8 @@ def _verify(check: Check) -> None:
     if check.law.name == "owned parameters get gradients":
         assert (finding.verdict, finding.reason) == ("skipped", OWNS_NOTHING)
         return
+    if check.contract.name == "linear_cross_entropy" and finding.reason in LACKING:
+        return  # a function
     assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
     assert finding.examples > 0, "nothing was checked"
 

@@ -27,6 +27,7 @@ from verified_losses.oracles import (
     exchange,
     gather,
     infonce,
+    linear_cross_entropy,
     ntxent,
     siglip,
 )
@@ -283,6 +284,20 @@ def test_caption_gradient_by_hand():
     gradient = complex_step.gradient(lambda z: coca.caption_loss([z], labels, 0), np.zeros((1, 2, 4)))
     expected = np.array([[[1 / 4, -3 / 4, 1 / 4, 1 / 4], [0, 0, 0, 0]]])
     close(gradient, expected, np.abs(expected), 12)
+
+
+def test_linear_cross_entropy_of_equal_logits():
+    hidden, weight, bias, target = np.zeros((3, 2)), np.ones((4, 2)), np.zeros(4), np.array([1, 3, -100])
+    loss = linear_cross_entropy.linear_cross_entropy_loss
+    assert loss(hidden, weight, bias, target) == np.log(4)
+    both = 2 * (np.log(4) + 2 * np.log(4) ** 2)
+    close(loss(hidden, weight, bias, target, -100, "sum", 0.5, 2.0), both, both, 16)
+    assert loss(hidden, weight, bias, np.full(3, -100)) == 0
+    # all of the probability is its own label's, or every label's alike
+    bias = np.array([50.0, 0, 0, 0])
+    first = np.zeros(3, dtype=int)
+    assert abs(loss(hidden, weight, bias, first)) < 1e-20
+    close(loss(hidden, weight, bias, first, label_smoothing=1.0), 37.5, 100, 16)
 
 
 def test_distill_by_hand():
@@ -554,6 +569,38 @@ def both_cross_entropy(rows, rank, flags):
     return oracle, second
 
 
+def mp_linear_cross_entropy(live, labels, ignore_index, reduction, smoothing=0.0, factor=0.0):
+    hidden, weight, bias = live
+    terms = []
+    for row, label in zip(hidden, labels, strict=True):
+        logits = [sum(h * w for h, w in zip(row, own, strict=True)) for own in weight]
+        logits = [z + b for z, b in zip(logits, bias, strict=True)]
+        log_sum = mpmath.log(sum(mpmath.exp(z) for z in logits))
+        shares = [smoothing / mpmath.mpf(len(logits))] * len(logits)
+        shares[label] += 1 - mpmath.mpf(smoothing)
+        own = sum(share * (log_sum - z) for share, z in zip(shares, logits, strict=True))
+        if label != ignore_index:
+            terms.append(own + factor * log_sum**2)
+    return sum(terms) / (len(terms) if reduction == "mean" else 1)
+
+
+def both_linear_cross_entropy(rows, rank, flags):
+    labels = np.arange(rows[0] * TOKENS) % VOCABULARY
+    cuts = np.cumsum([len(labels) * WIDTH, VOCABULARY * WIDTH])
+
+    def parts(flat):
+        hidden, weight, bias = np.split(flat, cuts)
+        return hidden.reshape(-1, WIDTH), weight.reshape(-1, WIDTH), bias
+
+    def oracle(flat):
+        return linear_cross_entropy.linear_cross_entropy_loss(*parts(flat), labels, *flags)
+
+    def second(live, still):
+        return mp_linear_cross_entropy(parts(live), labels, *flags)
+
+    return oracle, second
+
+
 def both_distill(rows, rank, flags):
     cut = 2 * sum(rows) * WIDTH + 2
 
@@ -612,6 +659,8 @@ def features(rows, width, seed, scale=2.0, bias=-0.5):
 def point(both, rows):
     if both in (both_caption, both_cross_entropy):
         return np.random.default_rng(1).standard_normal(sum(rows) * TOKENS * VOCABULARY)
+    if both is both_linear_cross_entropy:
+        return np.random.default_rng(1).uniform(-1, 1, (sum(rows) * TOKENS + VOCABULARY) * WIDTH + VOCABULARY)
     if both is both_distill:
         return np.concatenate([features(rows, WIDTH, 1), features(rows, TEACHER_WIDTH, 2, 3.0, 0.25)])
     return features(rows, WIDTH, 1)
@@ -620,6 +669,10 @@ def point(both, rows):
 GATHERING = (both_clip, both_distill, both_infonce, both_ntxent)
 OTHERS = [
     *((both_cross_entropy, ROWS[0], (ignore_index,)) for ignore_index in (0, -100)),
+    *(
+        (both_linear_cross_entropy, ROWS[0], flags)
+        for flags in ((1, "mean"), (-100, "sum", 0.25), (0, "mean", 0.0, 0.5), (0, "sum", 1.0, 0.5))
+    ),
     *((both_siglip, rows, ()) for rows in ROWS),
     *(
         (both_caption, rows, (pad_id, c))

@@ -1,6 +1,7 @@
 """The losses by tiles: equal to the dense ones at every border, without their memory."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from torch.utils._pytree import tree_leaves
 
 from tests.helpers import close, gradient_magnitude, operations
 from tests.test_losses import CLASSES, KINDS, batch, make
-from verified_losses import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss, contrast, implementations, siglip
+from verified_losses import (
+    ClipLoss,
+    CoCaLoss,
+    DistillClipLoss,
+    SigLipLoss,
+    contrast,
+    implementations,
+    siglip,
+)
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import checks, verify
 from verified_losses.properties.worlds.simulated import SimulatedWorld
@@ -27,6 +36,7 @@ LAWS = (
     "second derivatives travel",
     "mean over ranks equals single process",
     "two graphs at once",
+    "takes no more memory than stated",
 )
 
 
@@ -124,6 +134,47 @@ def test_memory_grows_with_the_rows_and_not_with_their_square(kind):
         linear = rows * (3 * 2 * 3 + 8)
         assert (sum(kept.values()) > linear) == squared
         assert (largest.elements >= rows * rows) == squared
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stated_memory_is_in_proportion_to_the_rows(kind):
+    stated = []
+    for rows in (1024, 2048, 4096):
+        inputs = batch(kind, rows=rows, dtype=torch.float32)
+        stated.append(make(kind, implementation="streamed", tile_size=64).stated_memory(**inputs))
+        dense = make(kind, implementation="dense").stated_memory(**inputs)
+        assert 4 * rows**2 < dense.saved < dense.peak
+    for first, second, third in zip(*stated, strict=True):
+        assert third - second == 2 * (second - first)
+
+
+SAVES_ALL = """
+from verified_losses import ClipLoss, streamed
+
+forward = streamed._InfoNCE.forward
+
+
+def saves(ctx, anchors, gallery, scale, *more):
+    value = forward(ctx, anchors, gallery, scale, *more)
+    ctx.save_for_backward(*ctx.to_save, anchors @ gallery.T)
+    return value
+
+
+streamed._InfoNCE.forward = staticmethod(saves)
+"""
+
+
+def test_a_streamed_form_that_saves_all_logits_takes_more_than_stated(tmp_path):
+    file = tmp_path / "saves_all.py"
+    file.write_text(SAVES_ALL)
+    subject = Subject(f"{file}:ClipLoss", options=(("implementation", "streamed"),), scales="any")
+    (check,) = [
+        check
+        for check in checks({"clip": ("clip", subject)}, parse("1"))
+        if check.law.name == "takes no more memory than stated"
+    ]
+    finding = verify(check, 20 * EXAMPLES)
+    assert re.search(r"saves \d+ bytes, and states \d+", finding.reason), finding.reason
 
 
 def test_a_scale_of_zero_has_a_gradient():
@@ -228,9 +279,15 @@ def test_explanations_say_what_is_taken(kind, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         assert loss.explain(8, 3, torch.float32, "cpu").startswith("dense: products of half precision")
     asked = make(kind, implementation="streamed").explain(30_000, 512, torch.float64, "cuda")
-    assert asked.startswith("streamed: as asked for; tiles, gradients and statistics take about 499 MB")
+    saved, most = {"siglip": ("246 MB", "1.12 GB"), "distill": ("964 kB", "1.74 GB")}.get(
+        kind, ("484 kB", "870 MB")
+    )
+    assert asked == (
+        f"streamed: as asked for; beyond its arguments it saves at most {saved} for the backward, "
+        f"and takes at most {most}"
+    )
     asked = make(kind, implementation="dense").explain(30_000, 512, torch.float32, "cpu")
-    assert asked == "dense: as asked for; the logits take 3.6 GB, several times over"
+    assert asked.startswith("dense: as asked for; beyond its arguments it saves at most ")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch.func's first use

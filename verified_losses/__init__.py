@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .accumulation import accumulate
+    from .captions import fused_linear_cross_entropy
     from .certified import certificate
     from .clip import ClipLoss
     from .coca import CoCaLoss
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         neighbour_exchange_with_grad,
     )
     from .gather import gather_features
+    from .genlip import GenLipLoss
     from .siglip import SigLipLoss
 
 __version__ = "0.1.0"
@@ -28,8 +31,11 @@ __all__ = [
     "ClipLoss",
     "CoCaLoss",
     "DistillClipLoss",
+    "GenLipLoss",
     "SigLipLoss",
+    "accumulate",
     "certificate",
+    "fused_linear_cross_entropy",
     "gather_features",
     "neighbour_exchange",
     "neighbour_exchange_bidir",
@@ -41,8 +47,11 @@ _FILES = {
     "ClipLoss": "clip",
     "CoCaLoss": "coca",
     "DistillClipLoss": "distill",
+    "GenLipLoss": "genlip",
     "SigLipLoss": "siglip",
+    "accumulate": "accumulation",
     "certificate": "certified",
+    "fused_linear_cross_entropy": "captions",
     "gather_features": "gather",
     "neighbour_exchange": "exchange",
     "neighbour_exchange_bidir": "exchange",

@@ -51,16 +51,23 @@ def size_or_none(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected an int of at least 1, got {value}")
 
 
-def floating(name: str, tensor: object, ndim: int, may_have_no_rows: bool = False) -> Tensor:
-    """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty but perhaps the first."""
+def floating(name: str, tensor: object, ndim: int, rows: int = 1) -> Tensor:
+    """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty; else raise.
+
+    Args:
+        name: of the argument.
+        tensor: its value.
+        ndim: how many dimensions it must have.
+        rows: how many rows it must have at least; with 0 the first dimension may be empty.
+    """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating dtype of 16 to 64 bits, got {tensor.dtype}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
-    if tensor.ndim != ndim or 0 in tensor.shape[may_have_no_rows:]:
-        but = " but the first" if may_have_no_rows else ""
+    if tensor.ndim != ndim or 0 in tensor.shape[0 if rows else 1 :]:
+        but = "" if rows else " but the first"
         raise ValueError(
             f"{name}: expected {ndim} dimensions, none empty{but}, got shape {list(tensor.shape)}"
         )
@@ -91,11 +98,18 @@ def is_autocast_on(device: str) -> bool:
         return False
 
 
+def is_transformed() -> bool:
+    """Return whether torch.func or a forward-mode derivative is at work."""
+    # torch has no public name for either
+    in_func = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+    return bool(in_func()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+
+
 def pairs(image_features: object, text_features: object, prefix: str = "") -> tuple[Tensor, Tensor]:
     """Return both if they are [n, d] floating features, alike; else raise."""
     image_name, text_name = prefix + "image_features", prefix + "text_features"
-    image = floating(image_name, image_features, 2, may_have_no_rows=True)
-    text = floating(text_name, text_features, 2, may_have_no_rows=True)
+    image = floating(image_name, image_features, 2, rows=0)
+    text = floating(text_name, text_features, 2, rows=0)
     alike(text_name, text, image_name, image)
     if text.shape != image.shape:
         raise ValueError(

@@ -12,6 +12,7 @@ from .checks import Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
 from .implementations import IMPLEMENTATIONS, Implementation, choose, explain
+from .memory import Kind, StatedMemory, of_pairs
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Anchors and their gallery."""
@@ -67,6 +68,8 @@ class ClipLoss(nn.Module):
         0.3133
     """
 
+    _kind: Kind = "clip"
+
     def __init__(
         self,
         local_loss: bool = False,
@@ -112,8 +115,33 @@ class ClipLoss(nn.Module):
         return self.world_size > 1
 
     def explain(self, n: int, d: int, dtype: torch.dtype, device: torch.device | str) -> str:
-        """Return in words which implementation computes n pairs (of all ranks) of width d, and why."""
-        return explain(self.implementation, n, d, dtype, device, self._tile)
+        """Return in words which implementation computes n pairs of width d, and why, and the memory it takes.
+
+        Args:
+            n: the pairs of all ranks; the memory is that of one process which holds them.
+            d: the width of the features, and of a teacher's.
+            dtype: of the features.
+            device: where they are.
+        """
+        return explain(self.implementation, n, d, dtype, device, self._tile, self._kind)
+
+    def stated_memory(self, **inputs: Any) -> StatedMemory:
+        """Return how many bytes a call and its backward save, and take at most, in one process.
+
+        `verified_losses.memory` has the formulas, which the loss is held to.
+
+        Args:
+            inputs: the arguments of a call, by name.
+        """
+        return self._pairs_memory(inputs["image_features"])
+
+    def _pairs_memory(
+        self, features: Tensor, teacher: int = 0, implementation: Implementation | None = None
+    ) -> StatedMemory:
+        n, d = features.shape
+        chosen = choose(implementation or self.implementation, n, features.dtype, features.device, self._tile)
+        form = "dense" if overrides(self, ClipLoss, "get_logits", "get_ground_truth") else chosen.name
+        return of_pairs(form, self._kind, n, d, features.dtype, self._tile, teacher)
 
     @property
     def _tile(self) -> streamed.Tile:

@@ -1,15 +1,16 @@
 """The contrastive captioner's loss."""
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import captions, checks
 from .checks import Convention, Facts, Scalar
 from .clip import ClipLoss
-from .contrast import sum_cross_entropy, widen
-from .implementations import Implementation
+from .contrast import widen
+from .implementations import Implementation, streams_tokens
+from .memory import StatedMemory, of_hidden, of_logits
 
 
 class CoCaLoss(ClipLoss):
@@ -19,6 +20,10 @@ class CoCaLoss(ClipLoss):
     of the T tokens that are not padding::
 
         caption_loss = -caption_loss_weight / T * sum over k of log softmax(z[k])[y[k]]
+
+    With `label_smoothing` and `z_loss` a token costs what `fused_linear_cross_entropy` says instead. Hidden
+    states and the weight of the vocabulary may be given in place of logits, which then are never all in
+    memory: those of `captions.CHUNK` tokens are.
 
     Over several ranks T counts the tokens of all of them (convention "open_clip": of this rank), and the mean
     over ranks of both terms, and of all gradients, equals those of one process. A batch of padding alone
@@ -40,14 +45,20 @@ class CoCaLoss(ClipLoss):
         convention: "exact" obeys the mean over ranks; "open_clip" gives upstream's gradients, and a caption
             term that is a mean over this rank's tokens.
         group: the process group; None is the default one.
-        implementation: of the contrastive term: "dense" holds all logits at once; "streamed" holds one tile,
-            and computes it again in the backward; "auto" takes what is faster, as `explain` says.
-        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
+        implementation: "dense" holds all contrastive logits at once, and copies of all caption logits;
+            "streamed" holds one tile or chunk, and computes it again in the backward; "auto" takes what is
+            faster, as `explain` says of the contrastive term.
+        tile_size: rows and columns of a tile of the streamed form, and tokens of a chunk; None is what was
+            measured to be fast.
+        label_smoothing: the share of a token's probability that all of the vocabulary have alike.
+        z_loss: the factor of the square of a token's log-sum-exp.
 
     Raises:
         ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
-            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
-        TypeError: a weight is no number, `pad_id` no int, or `tile_size` neither an int nor None.
+            unknown; `tile_size` is below 1; `label_smoothing` is outside [0, 1]; `z_loss` is below 0; or
+            `group` is given with `use_horovod`.
+        TypeError: a weight, `label_smoothing` or `z_loss` is no number, `pad_id` no int, or `tile_size`
+            neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
 
@@ -87,13 +98,14 @@ class CoCaLoss(ClipLoss):
         group: Any = None,
         implementation: Implementation = "auto",
         tile_size: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> None:
         weights = {"caption_loss_weight": caption_loss_weight, "clip_loss_weight": clip_loss_weight}
         for name, weight in weights.items():
             if not isinstance(weight, int | float):
                 raise TypeError(f"{name}: expected a number, got {type(weight).__name__}")
-        if not isinstance(pad_id, int):
-            raise TypeError(f"pad_id: expected an int, got {type(pad_id).__name__}")
+        kind = captions.token_loss(pad_id, label_smoothing, z_loss, "pad_id")
         super().__init__(
             local_loss,
             gather_with_grad,
@@ -109,6 +121,7 @@ class CoCaLoss(ClipLoss):
         self.caption_loss_weight = caption_loss_weight
         self.clip_loss_weight = clip_loss_weight
         self.pad_id = pad_id
+        self.label_smoothing, self.z_loss = kind.smoothing, kind.z_loss
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults, which `repr` shows."""
@@ -121,29 +134,38 @@ class CoCaLoss(ClipLoss):
 
     @overload  # type: ignore[override]
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,
-        logit_scale: Scalar, output_dict: Literal[False] = False, *, logit_bias: Scalar | None = None
+        self, image_features: Tensor, text_features: Tensor, logits: Tensor | None, labels: Tensor,
+        logit_scale: Scalar, output_dict: Literal[False] = False, *, logit_bias: Scalar | None = None,
+        hidden_states: Tensor | None = None, vocabulary_weight: Tensor | None = None,
+        vocabulary_bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
     @overload
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,
-        logit_scale: Scalar, *, output_dict: Literal[True], logit_bias: Scalar | None = None
+        self, image_features: Tensor, text_features: Tensor, logits: Tensor | None, labels: Tensor,
+        logit_scale: Scalar, *, output_dict: Literal[True], logit_bias: Scalar | None = None,
+        hidden_states: Tensor | None = None, vocabulary_weight: Tensor | None = None,
+        vocabulary_bias: Tensor | None = None
     ) -> dict[str, Tensor]: ...  # fmt: skip
     @overload
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logits: Tensor, labels: Tensor,
-        logit_scale: Scalar, output_dict: bool = False, *, logit_bias: Scalar | None = None
+        self, image_features: Tensor, text_features: Tensor, logits: Tensor | None, labels: Tensor,
+        logit_scale: Scalar, output_dict: bool = False, *, logit_bias: Scalar | None = None,
+        hidden_states: Tensor | None = None, vocabulary_weight: Tensor | None = None,
+        vocabulary_bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]: ...  # fmt: skip
     def forward(
         self,
         image_features: Tensor,
         text_features: Tensor,
-        logits: Tensor,
+        logits: Tensor | None,
         labels: Tensor,
         logit_scale: Scalar,
         output_dict: bool = False,
         *,
         logit_bias: Scalar | None = None,
+        hidden_states: Tensor | None = None,
+        vocabulary_weight: Tensor | None = None,
+        vocabulary_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
         """Return the weighted contrastive and caption losses, two scalars.
 
@@ -151,27 +173,31 @@ class CoCaLoss(ClipLoss):
             image_features: [n, d], floating, normalised by the caller.
             text_features: [n, d], row i the partner of image i, on the same device; dtypes may differ under
                 autocast.
-            logits: [b, t, v] floating scores of the next token, on the same device.
+            logits: [b, t, v] floating scores of the next token, on the same device; None where hidden states
+                are given.
             labels: [b, t] int64 token ids in [0, v), or `pad_id`.
             logit_scale: the inverse temperature, a number or a tensor of shape [] or [1].
             output_dict: return {"contrastive_loss": ..., "caption_loss": ...}.
             logit_bias: added to contrastive logits, a number or a tensor of shape [] or [1]; None is 0.
+            hidden_states: [b, t, width] floating, on the same device: logits are hidden_states @
+                vocabulary_weight.T + vocabulary_bias.
+            vocabulary_weight: [v, width], of the dtype of `hidden_states`; dtypes may differ under autocast.
+            vocabulary_bias: [v]; None adds nothing.
 
         Raises:
             TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
             RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
         """
+        scores = _Scores(logits, hidden_states, vocabulary_weight, vocabulary_bias)
 
         def check() -> Facts:
             facts = self._check(image_features, text_features, logit_scale, logit_bias)
-            caption = checks.floating("logits", logits, 3, may_have_no_rows=True)
-            if caption.device != image_features.device:
-                raise ValueError(
-                    f"logits: expected the device of image_features, {image_features.device}, "
-                    f"got {caption.device}"
-                )
-            tokens = self._count_tokens(caption, labels) if self.caption_loss_weight else 0
+            name, states = scores.check(image_features)
+            counts = bool(self.caption_loss_weight)
+            tokens = self._count_tokens(states, labels, scores.classes, name) if counts else 0
             weights = f"weights {self.clip_loss_weight}, {self.caption_loss_weight}"
+            if self.label_smoothing or self.z_loss:
+                weights += f", label_smoothing {self.label_smoothing}, z_loss {self.z_loss}"
             return Facts(facts.rows, tokens, f"{facts.common} {weights}")
 
         everyone = self._agree_facts(check)
@@ -183,44 +209,118 @@ class CoCaLoss(ClipLoss):
             )
         if self.caption_loss_weight:
             tokens = [facts.tokens for facts in everyone]
-            caption_loss = self.caption_loss_weight * self._caption_loss(logits, labels, tokens)
+            caption_loss = self.caption_loss_weight * self._caption_loss(scores, labels, tokens)
         if output_dict:
             return {"contrastive_loss": contrastive_loss, "caption_loss": caption_loss}
         return contrastive_loss, caption_loss
 
-    def _caption_loss(self, logits: Tensor, labels: Tensor, tokens: list[int | Tensor]) -> Tensor:
+    def stated_memory(self, **inputs: Any) -> StatedMemory:
+        """Return how many bytes a call and its backward save, and take at most, in one process.
+
+        `verified_losses.memory` has the formulas, which the loss is held to.
+
+        Args:
+            inputs: the arguments of a call, by name.
+        """
+        names = ("logits", "hidden_states", "vocabulary_weight", "vocabulary_bias")
+        scores = _Scores(*map(inputs.get, names))
+        of_captions = scores.memory(self.implementation, self.tile_size)
+        return self._pairs_memory(inputs["image_features"]).plus(of_captions)
+
+    def _caption_loss(self, scores: "_Scores", labels: Tensor, tokens: list[int | Tensor]) -> Tensor:
         """Return the caption loss, unweighted, given how many tokens each rank holds."""
         if self.convention == "exact":
             weight = self.world_size / _at_least_one(sum(tokens))
         else:
             weight = 1 / _at_least_one(tokens[self.rank])
-        return weight * sum_cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=self.pad_id)
+        kind = captions.TokenLoss(self.pad_id, self.label_smoothing, self.z_loss)
+        return weight * scores.costs(labels, kind, self.implementation, self.tile_size)
 
-    def _count_tokens(self, logits: Tensor, labels: Tensor) -> int | Tensor:
+    def _count_tokens(
+        self, states: Tensor, labels: Tensor, classes: int, name: str = "logits"
+    ) -> int | Tensor:
         """Check the labels and return how many are not padding: a tensor, unread, where this is compiled."""
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
             raise TypeError(f"labels: expected an int64 tensor, got {got}")
-        if labels.shape != logits.shape[:2]:
+        if labels.shape != states.shape[:2]:
             raise ValueError(
-                f"labels: expected the first two dimensions of logits, {list(logits.shape[:2])}, "
+                f"labels: expected the first two dimensions of {name}, {list(states.shape[:2])}, "
                 f"got {list(labels.shape)}"
             )
-        if labels.device != logits.device:
-            raise ValueError(f"labels: expected the device of logits, {logits.device}, got {labels.device}")
-        if not len(labels):
-            return 0
-        is_token = labels != self.pad_id
+        if labels.device != states.device:
+            raise ValueError(f"labels: expected the device of {name}, {states.device}, got {labels.device}")
         if torch.compiler.is_compiling():
-            return is_token.sum().to(widen(logits).dtype)
-        ids = labels.masked_fill(~is_token, 0)
-        tokens, low, high = torch.stack([is_token.sum(), ids.amin(), ids.amax()]).tolist()
-        if low < 0 or high >= logits.shape[2]:
-            raise ValueError(
-                f"labels: expected token ids in [0, {logits.shape[2]}) or pad_id={self.pad_id}, "
-                f"got {low if low < 0 else high}"
-            )
-        return int(tokens)
+            return (labels != self.pad_id).sum().to(widen(states).dtype)
+        return captions.count_tokens(labels, classes, captions.TokenLoss(self.pad_id), "labels", "pad_id")
+
+
+class _Scores(NamedTuple):
+    """The scores of the next tokens: logits, or what makes them."""
+
+    logits: Tensor | None
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def check(self, features: Tensor) -> tuple[str, Tensor]:
+        """Return what has a row for each token, and its name; raise unless it is right, near features."""
+        if self.hidden is None:
+            for name, given in (("vocabulary_weight", self.weight), ("vocabulary_bias", self.bias)):
+                if given is not None:
+                    raise ValueError(f"{name}: expected None where hidden_states are not given")
+            return "logits", _near("logits", checks.floating("logits", self.logits, 3, rows=0), features)
+        if self.logits is not None:
+            raise ValueError("logits: expected None where hidden_states are given")
+        hidden = _near("hidden_states", checks.floating("hidden_states", self.hidden, 3, rows=0), features)
+        weight = checks.floating("vocabulary_weight", self.weight, 2)
+        names = "hidden_states", "vocabulary_weight", "vocabulary_bias"
+        captions.check_projection(hidden, weight, self.bias, *names)
+        return "hidden_states", hidden
+
+    @property
+    def classes(self) -> int:
+        """The number of words, of what was checked."""
+        if self.logits is not None:
+            return self.logits.shape[-1]
+        assert self.weight is not None
+        return len(self.weight)
+
+    def memory(self, form: Implementation, chunk: int | None) -> StatedMemory:
+        """Return what the tokens take."""
+        if self.logits is not None:
+            count, length, words = self.logits.shape
+            streamed = streams_tokens(form, self.logits.numel(), self.logits.device)
+            most = chunk or max(captions.PASS // words, 1)
+            return of_logits(streamed, count * length, words, most, self.logits.dtype)
+        assert self.hidden is not None
+        count, length, width = self.hidden.shape
+        shape = count * length, self.classes, width, chunk or captions.CHUNK
+        return of_hidden(form != "dense", *shape, self.hidden.dtype)
+
+    def costs(
+        self, labels: Tensor, kind: captions.TokenLoss, form: Implementation, chunk: int | None
+    ) -> Tensor:
+        """Sum what the tokens cost."""
+        if self.logits is not None:
+            logits = self.logits
+            if streams_tokens(form, logits.numel(), logits.device):
+                return captions.sum_logits(logits, labels, kind, chunk)
+            return captions.token_losses(logits.flatten(0, 1), labels.flatten(), kind)
+        assert self.hidden is not None
+        assert self.weight is not None
+        given = self.hidden.flatten(0, 1), self.weight, self.bias, labels.flatten(), kind
+        if form == "dense":
+            return captions.linear_token_losses(*given)
+        return captions.sum_linear(*given, chunk or captions.CHUNK)
+
+
+def _near(name: str, tensor: Tensor, features: Tensor) -> Tensor:
+    if tensor.device != features.device:
+        raise ValueError(
+            f"{name}: expected the device of image_features, {features.device}, got {tensor.device}"
+        )
+    return tensor
 
 
 def _at_least_one(tokens: int | Tensor) -> int | Tensor:

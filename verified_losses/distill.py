@@ -1,6 +1,6 @@
 """CLIP with a teacher."""
 
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from . import checks, contrast
 from .checks import Facts, Scalar
 from .clip import ClipLoss, overrides
 from .gather import Rows
-from .implementations import choose
+from .implementations import Implementation, choose
+from .memory import Kind, StatedMemory
 
 Side: TypeAlias = tuple[tuple[Tensor, Tensor], Scalar, Scalar | None]
 """Features of images and texts, scale and bias."""
@@ -66,6 +67,8 @@ class DistillClipLoss(ClipLoss):
         >>> print(f"{contrastive_loss:.4f} {distill_loss:.4f}")  # a sure teacher's matches are the labels
         0.3133 0.3133
     """
+
+    _kind: Kind = "distill"
 
     def dist_loss(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Return the mean over rows of the cross-entropy between two sets of logits.
@@ -164,6 +167,22 @@ class DistillClipLoss(ClipLoss):
             return {"contrastive_loss": contrastive_loss, "distill_loss": distill_loss}
         return contrastive_loss, distill_loss
 
+    def stated_memory(self, **inputs: Any) -> StatedMemory:
+        """Return how many bytes a call and its backward save, and take at most, in one process.
+
+        `verified_losses.memory` has the formulas, which the loss is held to.
+
+        Args:
+            inputs: the arguments of a call, by name.
+        """
+        teacher = [value for name, value in inputs.items() if name.startswith("dist_")]
+        form = self._implementation(*teacher) if self.convention == "open_clip" else self.implementation
+        return self._pairs_memory(inputs["image_features"], inputs["dist_image_features"].shape[1], form)
+
+    def _implementation(self, *teacher: object) -> Implementation:
+        """Return the implementation: of a teacher that learns tiles have no gradients."""
+        return "dense" if any(map(_learns, teacher)) else self.implementation
+
     def _both(self, student: Side, teacher: Side, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the two losses of checked arguments."""
         features, scale, bias = student
@@ -179,9 +198,7 @@ class DistillClipLoss(ClipLoss):
             per_image, per_text = map(contrast.sum_dist_loss, dist_logits, logits)
             return self._contrastive_of_logits(logits, rows), (per_image + per_text) * weight
         pairs, dist_pairs = self._pairs(*features, rows), self._pairs(*dist_features, rows)
-        implementation = self.implementation
-        if any(_learns(value) for value in (*dist_features, dist_scale, dist_bias)):
-            implementation = "dense"
+        implementation = self._implementation(*dist_features, dist_scale, dist_bias)
         sums = choose(implementation, sum(rows), features[0].dtype, features[0].device, self._tile)
         if len(pairs) == 1:
             both = sums.sum_symmetric_distill(pairs[0], scale, bias, dist_pairs[0], dist_scale, dist_bias)

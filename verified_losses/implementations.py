@@ -7,13 +7,16 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from . import checks, contrast, streamed
+from . import checks, contrast, memory, streamed
 
 Implementation: TypeAlias = Literal["auto", "dense", "streamed"]
 IMPLEMENTATIONS = ("auto", "dense", "streamed")
 STREAMED_FROM = 1024
 """Pairs from which on tiles are no slower than all logits at once, in float32 on a CPU, as
 benchmarks/losses.py measures."""
+
+ELEMENTS = STREAMED_FROM**2
+"""Token logits from which on chunks are no slower than all at once, on a CPU."""
 
 
 class Sums(NamedTuple):
@@ -61,9 +64,23 @@ def _why_dense(pairs: int, dtype: torch.dtype, kind: str) -> str:
         return f"{pairs} pairs are fewer than {STREAMED_FROM}"
     if dtype.itemsize < 4 or checks.is_autocast_on(kind):
         return "products of half precision are faster than float32's, which tiles take"
-    if _is_transformed():
+    if checks.is_transformed():
         return "torch.func and forward-mode derivatives go through torch's own functions"
     return ""
+
+
+def streams_tokens(implementation: Implementation, elements: int, device: torch.device) -> bool:
+    """Return whether token logits, so many numbers, are taken a chunk at a time.
+
+    Args:
+        implementation: "dense", "streamed", or "auto", which depends on the other arguments.
+        elements: how many numbers the logits of all tokens are.
+        device: where they are.
+    """
+    if implementation != "auto":
+        return implementation == "streamed"
+    compiled = torch.compiler.is_compiling()
+    return not compiled and device.type == "cpu" and elements >= ELEMENTS and not checks.is_transformed()
 
 
 def explain(
@@ -73,17 +90,12 @@ def explain(
     dtype: torch.dtype,
     device: torch.device | str,
     tile: streamed.Tile = streamed.TILE,
+    kind: memory.Kind = "clip",
 ) -> str:
     """Return in words which implementation n pairs of width d are given to, and why, and its memory."""
     chosen = choose(implementation, n, dtype, device, tile)
-    item = 8 if dtype == torch.float64 else 4
-    rows, columns = tile
-    if chosen.name == "dense":
-        held = f"the logits take {_size(n * n * dtype.itemsize)}, several times over"
-    else:
-        tiles = 3 * min(rows, n) * min(columns, n)
-        held = f"tiles, gradients and statistics take about {_size((tiles + 4 * n * d + 4 * n) * item)}"
-    return f"{chosen.name}: {chosen.why}; {held}"
+    stated = memory.of_pairs(chosen.name, kind, n, d, dtype, tile, d if kind == "distill" else 0)
+    return f"{chosen.name}: {chosen.why}; {stated}"
 
 
 _DENSE, _STREAMED = ([getattr(module, name) for name in Sums._fields[2:]] for module in (contrast, streamed))
@@ -93,17 +105,3 @@ def _sums(name: str, why: str, tile: streamed.Tile) -> Sums:
     if name == "dense":
         return Sums(name, why, *_DENSE)
     return Sums(name, why, *(partial(one, tile=tile) for one in _STREAMED))
-
-
-def _is_transformed() -> bool:
-    # torch has no public name for either
-    in_func = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    return bool(in_func()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

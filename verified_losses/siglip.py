@@ -13,6 +13,7 @@ from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
 from .horovod import choose_transport
 from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose, explain
+from .memory import StatedMemory, of_pairs
 
 DIST_IMPLS: tuple[str, ...] = ("bidir", "shift", "reduce", "gather")
 """How texts can travel, the default first."""
@@ -112,8 +113,29 @@ class SigLipLoss(nn.Module):
         return self.world_size > 1
 
     def explain(self, n: int, d: int, dtype: torch.dtype, device: torch.device | str) -> str:
-        """Return in words which implementation computes n pairs (of all ranks) of width d, and why."""
-        return explain(self.implementation, n, d, dtype, device, self._tile)
+        """Return in words which implementation computes n pairs of width d, and why, and the memory it takes.
+
+        Args:
+            n: the pairs of all ranks; the memory is that of one process which holds them.
+            d: the width of the features.
+            dtype: of the features.
+            device: where they are.
+        """
+        return explain(self.implementation, n, d, dtype, device, self._tile, "siglip")
+
+    def stated_memory(self, **inputs: Any) -> StatedMemory:
+        """Return how many bytes a call and its backward save, and take at most, in one process.
+
+        `verified_losses.memory` has the formulas, which the loss is held to.
+
+        Args:
+            inputs: the arguments of a call, by name.
+        """
+        features = inputs["image_features"]
+        n, d = features.shape
+        chosen = choose(self.implementation, n, features.dtype, features.device, self._tile)
+        form = "dense" if overrides(self, SigLipLoss, "get_logits", "get_ground_truth") else chosen.name
+        return of_pairs(form, "siglip", n, d, features.dtype, self._tile)
 
     @property
     def _tile(self) -> streamed.Tile:
@@ -159,8 +181,8 @@ class SigLipLoss(nn.Module):
             TypeError, ValueError: features are not floating matrices of one width, or scale or bias are no
                 scalars.
         """
-        image = checks.floating("image_features", image_features, 2, may_have_no_rows=True)
-        text = checks.floating("text_features", text_features, 2, may_have_no_rows=True)
+        image = checks.floating("image_features", image_features, 2, rows=0)
+        text = checks.floating("text_features", text_features, 2, rows=0)
         if text.shape[1] != image.shape[1]:
             raise ValueError(
                 f"text_features: expected the width of image_features, {image.shape[1]}, got {text.shape[1]}"

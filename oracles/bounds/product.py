@@ -48,9 +48,9 @@ NOTHING = Further()
 
 
 def logits(
-    scale: float, x: Array, y: Array, bias: float, p: Precision, further: Further = NOTHING
+    scale: float, x: Array, y: Array, bias: float | Array, p: Precision, further: Further = NOTHING
 ) -> Bounded:
-    """Bound scale * x @ y.T + bias, [n, d] and [m, d] to [n, m].
+    """Bound scale * x @ y.T + bias, [n, d] and [m, d] to [n, m]; the bias is one number, or [m].
 
     Of d terms p[k], whose magnitudes add up to P, each is computed as p[k] (1 + a) (1 + b) (1 + c), with a, b
     and c of its own: |a| <= gamma_d for the product and all but one addition, |b| for the scale, and |c| as
@@ -85,8 +85,9 @@ def logits(
     error = np.where(rounds, relative * products, 0)
     error += np.where(rounds, p.narrowed * (abs(plain) + error), 0)
     value = plain + bias
-    if bias:
-        rounds |= (products + abs(bias)) * p.stored > np.minimum(unit, spacing(np.asarray(bias)))
+    if np.any(bias):
+        bias = np.asarray(bias)
+        rounds |= (products + abs(bias)) * p.stored > np.minimum(unit, spacing(bias))
         rounds |= further.bias > 0
         error += further.bias * abs(bias)
         error += np.where(rounds, p.stored * (abs(value) + error) + p.narrowed * abs(bias), 0)
@@ -149,10 +150,23 @@ def through_logits(
     return bounds
 
 
+def of_columns(gradient: Magnitude, p: Precision) -> Magnitude:
+    """Bound the gradient of a bias of each column: a sum over rows, as that of one bias is over all."""
+    e, g = gradient.error.T, gradient.size.T
+    size = g.sum(1)
+    error = e.sum(1) + summed(g, p.accumulated) + gamma(SUM_STORED, p.narrowed) * size
+    return Magnitude(error, size)
+
+
 def scaled_product(x: Any, y: Any, scale: Any, bias: Any) -> Traced:
     """Trace scale * x @ y.T + bias."""
     tape = tape_of(x, y, scale, bias)
     return _logits(x, y, scale, bias, 0.0 if isinstance(scale, Traced) else gamma(1, tape.p.accumulated))
+
+
+def linear(x: Any, weight: Any, bias: Any) -> Traced:
+    """Trace x @ weight.T + bias, the bias being [m]."""
+    return _logits(x, weight, 1.0, bias, 0.0, by_column=np.ndim(bias) == 1)
 
 
 def divided_product(x: Any, y: Any, temperature: Any) -> Traced:
@@ -162,7 +176,7 @@ def divided_product(x: Any, y: Any, temperature: Any) -> Traced:
     return _logits(x, y, 1 / temperature, 0.0, gamma(TEMPERATURE, tape_of(x, y).p.accumulated))
 
 
-def _logits(x: Any, y: Any, scale: Any, bias: Any, of_scale: float) -> Traced:
+def _logits(x: Any, y: Any, scale: Any, bias: Any, of_scale: float, by_column: bool = False) -> Traced:
     tape = tape_of(x, y, scale, bias)
     p, blocks = tape.p, tape.blocks
     operands = [bounded(one) for one in (x, y, scale, bias)]
@@ -170,13 +184,16 @@ def _logits(x: Any, y: Any, scale: Any, bias: Any, of_scale: float) -> Traced:
     further = Further(*(tape.once(_relative, one) for one in operands))
     further = further._replace(scale=further.scale + of_scale, bias=further.bias + of_bias)
     rows, columns = operands[0].value, operands[1].value
-    factor, more = (float(np.reshape(one.value, ())) for one in operands[2:])
+    factor = float(np.reshape(operands[2].value, ()))
+    more = operands[3].value if by_column else float(np.reshape(operands[3].value, ()))
     chunks = math.ceil(len(rows) / (blocks.rows or max(len(rows), 1)))
 
     def back(part: Part) -> None:
         part = part.counted(p.accumulated)
         gradient = Magnitude(*(np.broadcast_to(one, z.value.shape) for one in part[:2]))
         found = through_logits(gradient, factor, rows, columns, p, further)
+        if by_column:
+            found["bias"] = of_columns(gradient, p)
         of_all = chunks * blocks.columns
         each = (("x", x, blocks.columns), ("y", y, chunks), ("scale", scale, of_all), ("bias", bias, of_all))
         for name, operand, parts in each:

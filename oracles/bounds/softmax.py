@@ -34,6 +34,12 @@ SIGMOID_STORED = 2
 """What half precision stores of that: the exponential, and the result."""
 COMPLEMENT = 2
 """Roundings of 1 - s relative to 1: of s, and of the difference."""
+SMOOTHED = 3
+"""Roundings of a smoothed label's probability: 1 less the share, the share of each class, their sum."""
+SQUARED = 3
+"""Roundings of the squared log-sum-exp: the square, the product with its factor, the sum with a loss."""
+SQUARED_SLOPE = 4
+"""And of its gradient: two products with the factor, that with a probability, the sum with that itself."""
 
 
 def grown(log: Array, moved: Array) -> Array:
@@ -262,6 +268,57 @@ def cross_entropy(logits: Traced, labels: Array) -> Traced:
     """Trace -log softmax(z)_label for each row."""
     tape = logits.tape
     value, slope = tape.once(_of_labels, logits.bounded, np.asarray(labels), tape.p.of_half_logits)
+    return tape.node(value, lambda part: _slope_back(logits, slope, part, tape.p), _traits(logits))
+
+
+def smoothed_targets(labels: Array, classes: int, smoothing: float, p: Precision) -> Bounded:
+    """Bound the probabilities of [n] labels whose share `smoothing` all classes have alike, [n, c]."""
+    value = (1 - smoothing) * one_hot(labels, classes).value + smoothing / classes
+    return Bounded(value, gamma(SMOOTHED, p.accumulated) * value)
+
+
+def squared_log_sum_exp(z: Bounded, factor: float, p: Precision) -> tuple[Bounded, Bounded]:
+    """Bound factor * L^2, with the log-sum-exp L of each of [n, c] logits, and the gradient by the logits.
+
+    L moves by the mean of the logits' errors under the softmax, and by what is of second order (`_softmax`).
+    It is part of every log-probability, so it rounds no more than the least of them. As L errs by e, the
+    square errs by e (2 |L| + e). The gradient is 2 factor L q; it may be added to the probability q of the
+    loss, which then rounds with it: `SQUARED_SLOPE`.
+    """
+    w = p.accumulated
+    parts = _softmax(z, p)
+    top = z.value.max(1, keepdims=True)
+    sums = top + np.log(np.exp(z.value - top).sum(1, keepdims=True))
+    moved = (parts.probability * z.error).sum(1, keepdims=True) + parts.curved
+    error = moved + parts.log_rounded.min(1, keepdims=True) + (w + p.narrowed) * abs(sums)
+    value = factor * sums**2
+    value_error = factor * error * (2 * abs(sums) + error)
+    value_error += gamma(SQUARED, w + p.narrowed) * (value + value_error) + p.tiny
+    probability = _probability(parts, p)
+    computed = probability.value + probability.error
+    slope = 2 * factor * sums * parts.probability
+    slope_error = 2 * factor * (error * computed + abs(sums) * probability.error)
+    slope_error += gamma(SQUARED_SLOPE, w + p.narrowed) * (2 * factor * (abs(sums) + error) + 1) * computed
+    return Bounded(value[:, 0], value_error[:, 0]), Bounded(slope, slope_error + p.tiny)
+
+
+def _of_smoothed(z: Bounded, labels: Array, smoothing: float, p: Precision) -> tuple[Bounded, Bounded]:
+    targets = smoothed_targets(labels, z.value.shape[1], smoothing, p)
+    return entropy_of(z, targets, p, targets.error.sum(1))
+
+
+def smoothed_cross_entropy(logits: Traced, labels: Array, smoothing: float) -> Traced:
+    """Trace the cross-entropy of each row with labels that are smoothed."""
+    tape = logits.tape
+    operands = logits.bounded, np.asarray(labels), smoothing, tape.p.of_half_logits
+    value, slope = tape.once(_of_smoothed, *operands)
+    return tape.node(value, lambda part: _slope_back(logits, slope, part, tape.p), _traits(logits))
+
+
+def z_loss(logits: Traced, factor: float) -> Traced:
+    """Trace factor * log-sum-exp squared for each row."""
+    tape = logits.tape
+    value, slope = tape.once(squared_log_sum_exp, logits.bounded, factor, tape.p.of_half_logits)
     return tape.node(value, lambda part: _slope_back(logits, slope, part, tape.p), _traits(logits))
 
 

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from ..laws.objects import OWNS_NOTHING
+from ..laws.objects import OWNS_NOTHING, STATES_NOTHING
 from ..show import certificate as records
 from ..show import junit as junits
 from ..show import terminal
@@ -220,7 +220,11 @@ def columns(width: int) -> list[ProgressColumn]:
     ]  # fmt: skip
 
 
-LACKS = {NO_MODES: "no eval mode", OWNS_NOTHING: "no parameter of its own that requires grad"}
+LACKS = {
+    NO_MODES: "no eval mode",
+    OWNS_NOTHING: "no parameter of its own that requires grad",
+    STATES_NOTHING: "no stated memory",
+}
 """What a target has not, by the reason for which a law says nothing of it."""
 
 

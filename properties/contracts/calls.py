@@ -61,7 +61,9 @@ class Call:
             if not isinstance(column, str):
                 return repr(column)
             every = f"[{absent[column]}] * {world_size}" if column in absent else column
-            return f"{every}[rank]" if self.asked == "own" else every
+            if self.asked != "own":
+                return every
+            return f"({every})[rank]" if column in absent else f"{every}[rank]"
 
         columns = [*map(shown, self.columns), *["rank"] * (self.asked == "rank")]
         arguments = [f'"{value}"' if isinstance(value, str) else repr(value) for value in self.arguments]

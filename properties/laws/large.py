@@ -82,7 +82,7 @@ def _has_pairs(contract: Contract) -> bool:
 
 
 def _has_logits(contract: Contract) -> bool:
-    return not contract.whole and "logits" in contract.differentiable
+    return not contract.whole and bool(contract.drawn.get("captions"))
 
 
 LAWS = [

@@ -1,4 +1,4 @@
-"""Laws of a loss as an object: eval mode, two graphs at once, and the parameters that it owns."""
+"""Laws of a loss as an object: eval mode, two graphs at once, the parameters that it owns, its memory."""
 
 import dataclasses
 import math
@@ -12,14 +12,17 @@ from verified_losses.oracles.complex_step import Array
 from ..contracts import Contract
 from ..examples import Example, Step
 from ..reference import Reference
-from ..standalone.acts import Outcome, derive_owned, run_evaluated, run_two_live
-from ..standalone.judges import judge_near, judge_owned, judge_two_live, predicts
+from ..standalone.acts import NO_MODES, Outcome, derive_owned, exceed_memory, run_evaluated, run_two_live
+from ..standalone.judges import judge_near, judge_owned, judge_two_live, judge_words, predicts
 from ..subjects import Subject
 from . import Bench, Falsified, Law, Place, Unanswered, compare
 from .gradients import NO_DTYPE, SUMMED_IN_ITSELF, small_examples
 from .hygiene import other_values, same_bits
 
+STATES_NOTHING = "the target states no memory: it has no method `stated_memory`"
 OWNS_NOTHING = "the target owns no parameter that requires grad"
+LACKING = (NO_MODES, OWNS_NOTHING, STATES_NOTHING)
+"""The reasons for which a law says nothing about a target that is no module, or no more than that."""
 
 
 def eval_equals_train(bench: Bench, reference: Reference) -> float:
@@ -125,6 +128,20 @@ def _rounding(draw: st.DrawFn, contract: Contract, subject: Subject, world_size:
     return Example(case)
 
 
+def takes_no_more_than_stated(bench: Bench, reference: Reference) -> float:
+    """What a call saves for its backward, and what both take at most, is no more than the loss states.
+
+    A loss states it by a method `stated_memory`, which takes the arguments of a call by name and returns an
+    object with `saved` and `peak`: bytes, of one process, besides the arguments.
+    """
+    for rank, noted in enumerate(bench.act(exceed_memory, reference.case)):
+        if noted == [""]:
+            raise Unanswered(STATES_NOTHING, whatever=True)
+        if noted:
+            raise Falsified(f"rank {rank}: the call {', '.join(noted)}")
+    return 0.0
+
+
 def _is_loss(contract: Contract) -> bool:
     return contract.is_loss
 
@@ -136,4 +153,6 @@ LAWS = [
         act=run_two_live, judge=judge_two_live),
     Law("owned parameters get gradients", owned_parameters_get_gradients, applies=_is_loss, share=0.2,
         worlds="one", draw=_rounding, act=derive_owned, judge=judge_owned),
+    Law("takes no more memory than stated", takes_no_more_than_stated, applies=_is_loss, share=0.3,
+        worlds="one", act=exceed_memory, judge=judge_words),
 ]  # fmt: skip

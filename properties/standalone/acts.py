@@ -1,12 +1,14 @@
 """What a rank does with a loss, and what it sees."""
 
 import gc
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from verified_losses.oracles.complex_step import Array
 
@@ -292,6 +294,74 @@ class Collectives(TorchDispatchMode):
         if func.namespace in ("c10d", "_c10d_functional"):
             self.seen.append(func.name())
         return func(*args, **(kwargs or {}))
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of what operations return, for as long as it lives, but for what was there before.
+
+    Args:
+        given: the tensors that were there before.
+    """
+
+    def __init__(self, given: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held = self.most = 0
+        self._given = [tensor.untyped_storage() for tensor in given]
+        self._known = {id(storage) for storage in self._given}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(returned):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return returned
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) in self._known:
+            return
+        self._known.add(id(storage))
+        self.held += storage.nbytes()
+        self.most = max(self.most, self.held)
+        weakref.finalize(storage, self._free, id(storage), storage.nbytes())
+
+    def _free(self, number: int, size: int) -> None:
+        self._known.discard(number)
+        self.held -= size
+
+
+def exceed_memory(calls: list[Call]) -> list[str]:
+    """Return by how much a call, and its backward, exceed the memory that the loss states, in words.
+
+    An object that states none is not asked: "" alone. What was there before the call does not count.
+    """
+    one = calls[0]
+    loss = one.build()
+    if not callable(getattr(loss, "stated_memory", None)):
+        return [""]
+    backward(one, terms_of(one, loss, one.given()))  # which makes what is made once
+    given = one.given()
+    stated = loss.stated_memory(**given)
+    before = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in before:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    gc.collect()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        Memory(given.values()) as used,
+    ):
+        terms = terms_of(one, loss, given)
+        cotangents = {name: one.cotangent(name, term) for name, term in terms.items() if term.requires_grad}
+        derive(terms, cotangents)
+    kinds = (("saves", sum(saved.values()), stated.saved), ("takes", used.most, stated.peak))
+    return [f"{verb} {seen} bytes, and states {most}" for verb, seen, most in kinds if seen > most]
 
 
 def send_in_backward(calls: list[Call]) -> list[str]:

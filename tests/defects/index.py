@@ -16,6 +16,7 @@ NARROWED = "compiled keeps dtypes"
 INPUTS, SAME, PADDING = "inputs unchanged", "deterministic", "padding never matters"
 STREAMS, GRAPHS = "other streams equal the default", "replayed equals eager"
 WAITS, MEMORY = "never waits for the device", "memory is returned"
+STATED = "takes no more memory than stated"
 EVAL, LIVE, OWNED = "eval equals train", "two graphs at once", "owned parameters get gradients"
 PAIRS, LOGITS = "large batches equal the oracle", "large logits equal the oracle"
 
@@ -409,6 +410,18 @@ DEFECTS = [
     Planted("ntxent", "Underflows", "log of a probability that underflows, plus the smallest normal number", "peers/FINDINGS.md, pytorch-metric-learning 2.9.0: `NTXentLoss`", (TERMS,), module="cosine"),
     Planted("cross_entropy", "CountsIgnored", "ignored labels count in the mean", "", (TERMS, GRADS), module="cosine"),
     Planted("cross_entropy", "OverwritesLogits", "the logits are overwritten", "peers/FINDINGS.md, liger-kernel 0.8.5: `LigerCrossEntropyLoss`", (INPUTS,), module="cosine"),
+    Planted("linear_cross_entropy", "ignored_count", "tokens that are ignored count in the mean", "", (TERMS, GRADS)),
+    Planted("linear_cross_entropy", "last_chunk_dropped", "a last chunk that is not full is dropped", "", (TERMS,)),
+    Planted("linear_cross_entropy", "mean_of_chunks", "the mean over chunks of their means", "", (TERMS,)),
+    Planted("linear_cross_entropy", "half_sums", "what a token costs passes through bfloat16", "", (TERMS,)),
+    Planted("linear_cross_entropy", "no_rescaling", "log-sum-exp without a maximum overflows", "", (TERMS,)),
+    Planted("linear_cross_entropy", "smooths_others", "the label has no part of the share that is smoothed", "", (TERMS, GRADS)),
+    Planted("linear_cross_entropy", "z_loss_constant", "the z-loss has no gradient", "", (GRADS,)),
+    Planted("linear_cross_entropy", "z_loss_of_the_mean", "the z-loss is the square of the mean", "", (TERMS,)),
+    Planted("linear_cross_entropy", "bias_constant", "the bias gets no gradient", "", (GRADS,)),
+    Planted("linear_cross_entropy", "weight_of_last_chunk", "the weight's gradient is that of the last chunk", "", (GRADS,)),
+    Planted("linear_cross_entropy", "ignores_cotangent", "gradients formed in the forward are not multiplied with the upstream one", f"{LIGER}/pull/1298", (COTANGENTS,)),
+    Planted("linear_cross_entropy", "first_order_only", "second derivatives are 0", "peers/FINDINGS.md, liger-kernel 0.8.5: `LigerCrossEntropyLoss`", (TWICE,)),
     Planted("clip", "OneDirectionInEval", "in eval mode texts never look for their images", "", (EVAL,), module="objects"),
     Planted("clip", "OwnRowsInEval", "in eval mode other ranks' rows are zeros", "", (EVAL,), "sim:2-8", module="objects"),
     Planted("clip", "StaysInEval", "after eval mode the loss is doubled for good", "", (EVAL,), module="objects"),
@@ -416,6 +429,8 @@ DEFECTS = [
     Planted("clip", "TemperatureDetached", "a temperature of its own gets no gradient", "", (OWNED,), module="objects"),
     Planted("clip", "TemperatureTwice", "a temperature of its own gets twice its gradient", "", (OWNED,), module="objects"),
     Planted("clip", "TemperatureNaN", "a temperature of its own gets a gradient that is no number", "", (OWNED,), module="objects"),
+    Planted("clip", "SavesEveryTile", "tiles are computed one by one, and all kept for backward", f"{OPEN_CLIP}/pull/1214", (STATED,), module="tiles"),
+    Planted("clip", "SquareForAMoment", "it saves no logits, and has all of them in memory at once", "", (STATED,), module="tiles"),
     Planted("clip", "ChunksOf1024", "rows beyond the last full chunk of 1,024 are dropped, if there is one", "", (PAIRS,), module="objects"),
     Planted("cross_entropy", "VocabularyOf4096", "classes from 4,096 on are no negatives", "", (LOGITS,), module="objects"),
 ]  # fmt: skip
@@ -460,6 +475,7 @@ RIGHT = [
     Planted("clip", "OnlineSoftmax", module="right"),
     Planted("clip", "ColumnByColumn", module="right"),
     Planted("clip", "Tiled", module="tiles"),
+    Planted("clip", "StatesSquares", module="tiles"),
     Planted("clip", "ExponentialsOfTwo", module="right"),
     Planted("clip", "ManualBackward", module="right"),
     Planted("clip", "KahanSum", module="right"),
@@ -538,6 +554,9 @@ RIGHT = [
     Planted("exchange", "exchange_even_first", module="right"),
     Planted("exchange", "bidir_in_one_batch", module="right", options=(("bidirectional", True),)),
     Planted("exchange", "bidir_other_order", module="right", options=(("bidirectional", True),)),
+    Planted("linear_cross_entropy", "chunked"),
+    Planted("linear_cross_entropy", "dense", options=(("z_loss", 0.0),)),
+    Planted("linear_cross_entropy", "vocabulary_in_chunks", options=(("label_smoothing", 0.0), ("z_loss", 0.0))),
     Planted("infonce", "InfoNCE", module="cosine"),
     Planted("ntxent", "NTXent", module="cosine"),
     Planted("clip", "OtherSumInEval", module="objects"),
@@ -551,11 +570,9 @@ RIGHT = [
 EXCEPTED = [
     ("local_loss without gather_with_grad gives biased gradients", f"{OPEN_CLIP}/issues/894", "a configuration that the contract models: its gradients are what its oracle says, and the loss warns"),
     ("the bias is added in place, twice to the transposed view", LOSS, "InfoNCE does not change with a bias, and no contract reads logits"),
-    ("over accumulated batches the scale's gradient is a multiple", f"{OPEN_CLIP}/issues/761; {OPEN_CLIP}/issues/957", "a trainer's: accumulation over batches"),
     ("ranks of different dtypes end the process", LOSS, "ranks of one case share a dtype; tests/test_arguments.py has ranks that disagree"),
     ("labels are cached by one number for all devices", LOSS, "needs labels on two devices"),
     ("the label cache changes under torch.compile", f"{OPEN_CLIP}/commit/3650e7b", "one call is compiled a case; no contract varies the shapes of a compiled object"),
-    ("chunks keep all logits for backward", f"{OPEN_CLIP}/pull/1214", "memory, not values"),
     ("own texts are scored, then multiplied by 0: infinity becomes NaN", MAIN_LOSS, "no case has infinite logits"),
     ("point-to-point exchanges do not compile", LOSS, "compilation may break the graph"),
     ("the losses take no process group", LOSS, "no contract has a process group; tests/test_losses.py has"),
@@ -570,6 +587,5 @@ EXCEPTED = [
     ("two log-sum-exps are added where one is due", f"{LIGHTLY}/commit/0111edc9", "another loss"),
     ("the memory bank is not normalised", f"{LIGHTLY}/commit/7891ae77", "a memory bank"),
     ("two views share the statistics that normalise them", f"{LIGHTLY}/commit/39628df1", "another loss: statistics of two views"),
-    ("cached gradients are of other random numbers", f"{SENTENCE}/pull/3862", "a trainer's: cached gradients; the random numbers it is about are in SeedsGenerator"),
 ]  # fmt: skip
 """Known defects without a re-creation here: the defect, its source, and the reason."""

@@ -1,7 +1,10 @@
 """Defects of losses that look at one tile of logits at a time; see `index`."""
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .plain import Clip, Scalar, widen
 
@@ -112,3 +115,41 @@ class FixedMaximum(Tiled):
 class TileSumsInHalf(Tiled):
     def sums(self, logits: Tensor, largest: Tensor, dim: int) -> Tensor:
         return super().sums(logits, largest, dim).bfloat16().to(logits.dtype)
+
+
+class Bytes(NamedTuple):
+    """What a loss states."""
+
+    saved: int
+    peak: int
+
+
+def of_tiles(features: Tensor, size: int) -> Bytes:
+    """State what needs no square of logits: tiles, features and statistics."""
+    n, d = features.shape
+    return Bytes(16 * n + 8192, 8 * (8 * size * min(size, n) + 16 * n * (d + 2)) + 8192)
+
+
+class SavesEveryTile(Tiled):
+    def stated_memory(self, **inputs: Any) -> Bytes:
+        return of_tiles(inputs["image_features"], self.size)
+
+
+class SquareForAMoment(Clip):
+    def clip(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        if self.world_size > 1:
+            return super().clip(image, text, scale, bias)
+        found: Tensor = checkpoint(super().clip, image, text, scale, bias, use_reentrant=False)
+        return found
+
+    def stated_memory(self, **inputs: Any) -> Bytes:
+        return of_tiles(inputs["image_features"], 16)
+
+
+class StatesSquares(Clip):
+    """Right: it states the squares that it keeps."""
+
+    def stated_memory(self, **inputs: Any) -> Bytes:
+        n, d = inputs["image_features"].shape
+        square = 8 * (n * n + n * (d + 4)) + 4096
+        return Bytes(6 * square, 10 * square)

@@ -1,0 +1,520 @@
+"""Captions: of hidden states as of logits, without the logits of all tokens, over ranks too."""
+
+import inspect
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.helpers import close
+from verified_losses import CoCaLoss, GenLipLoss, captions, fused_linear_cross_entropy
+from verified_losses.captions import TokenLoss
+from verified_losses.properties.standalone.acts import Memory
+from verified_losses.properties.worlds.simulated import SimulatedWorld
+
+CHUNK = 4
+SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1)
+WIDTH, VOCABULARY = 3, 5
+KINDS = [TokenLoss(), TokenLoss(-100, 0.1), TokenLoss(-100, 0.0, 0.5), TokenLoss(2, 1.0, 1e-4)]
+LOGIT = 16.0
+"""No logit is larger: hidden states are within 2, and weights within 2 in a width of 3, biases within 2."""
+
+
+def bounded_normal(generator, *shape, dtype=torch.float64):
+    return (
+        torch.randn(shape, generator=generator, dtype=torch.float64).clamp(-2, 2).to(dtype).requires_grad_()
+    )
+
+
+def tokens(count, kind=KINDS[0], dtype=torch.float64, seed=0):
+    """Return hidden states, weight, bias, and labels of which every third is ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (count, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,)
+    given = [bounded_normal(generator, *shape, dtype=dtype) for shape in shapes]
+    labels = torch.randint(0, VOCABULARY, (count,), generator=generator)
+    labels[::3] = kind.ignore_index
+    return *given, labels
+
+
+def derived(total, given, order):
+    """Return a value and its gradients, and with `order` 2 the derivatives of the gradients' squares."""
+    found = [total, *torch.autograd.grad(total, given, create_graph=order == 2)]
+    if order == 2:
+        squares = sum(gradient.square().sum() for gradient in found[1:])
+        found += torch.autograd.grad(squares, given)
+    return [each.detach().numpy() for each in found]
+
+
+def magnitude(count, kind):
+    """Bound the sum of the magnitudes of the terms of a value, or of an element of a gradient."""
+    largest = LOGIT + math.log(VOCABULARY)
+    of_slope = 2 + 2 * kind.z_loss * largest
+    return max(count, 1) * max(2 * largest + kind.z_loss * largest**2, 2 * WIDTH * of_slope * LOGIT)
+
+
+def operations(count):
+    return 8 * (count + VOCABULARY + WIDTH + 10)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_equal_the_whole_at_each_border(kind, order):
+    for count in SIZES:
+        hidden, weight, bias, labels = tokens(count, kind)
+        for given in (hidden, weight, bias), (hidden, weight):
+            more = None if len(given) == 2 else bias
+            found = captions.sum_linear(hidden, weight, more, labels, kind, CHUNK)
+            dense = captions.linear_token_losses(hidden, weight, more, labels, kind)
+            pairs = zip(derived(found, given, order), derived(dense, given, order), strict=True)
+            for value, other in pairs:
+                close(value, other, magnitude(count, kind) ** order * 2 * order, order * operations(count))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_of_logits_equal_the_whole(kind, order):
+    for rows, length, chunk in (3, 4, 5), (3, 4, 4), (3, 4, 3), (2, 7, 2), (1, 1, 9), (5, 1, 1):
+        generator = torch.Generator().manual_seed(rows)
+        logits = bounded_normal(generator, rows, VOCABULARY, length).mT  # whose strides are others
+        labels = torch.randint(0, VOCABULARY, (rows, length), generator=generator)
+        labels[0, ::2] = kind.ignore_index
+        found = captions.sum_logits(logits, labels, kind, chunk)
+        dense = captions.token_losses(logits.flatten(0, 1), labels.flatten(), kind)
+        pairs = zip(derived(found, (logits,), order), derived(dense, (logits,), order), strict=True)
+        for value, other in pairs:
+            count = rows * length
+            close(value, other, magnitude(count, kind) ** order * 2 * order, order * operations(count))
+
+
+def test_a_mean_is_over_the_labels_that_count():
+    hidden, weight, bias, labels = tokens(7)
+    mean, total = (
+        fused_linear_cross_entropy(hidden, weight, labels, bias, -100, 2, reduction)
+        for reduction in ("mean", "sum")
+    )
+    assert mean == total / 4
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_nothing_but_padding_costs_nothing(count):
+    hidden, weight, bias, labels = tokens(count)
+    labels[:] = -100
+    loss = fused_linear_cross_entropy(hidden, weight, labels, bias, z_loss=1.0)
+    loss.backward()
+    assert loss == 0
+    assert not any(one.grad.any() for one in (hidden, weight, bias))
+    logits = torch.zeros(2, 3, 4, requires_grad=True)
+    GenLipLoss()(logits, torch.full((2, 3), -100)).backward()
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("content", [torch.nan, torch.inf])
+def test_what_is_at_padding_does_not_matter(content, monkeypatch):
+    hidden, weight, bias, labels = tokens(7)
+    right = fused_linear_cross_entropy(hidden, weight, labels, bias, chunk_size=2)
+    expected = torch.autograd.grad(right, (hidden, weight, bias))
+    filled = hidden.detach().masked_fill((labels == -100).unsqueeze(1), content).requires_grad_()
+    for is_cpu in True, False:  # on a GPU the rows stay
+        monkeypatch.setattr(torch.Tensor, "is_cpu", is_cpu)
+        loss = fused_linear_cross_entropy(filled, weight, labels, bias, chunk_size=2)
+        found = torch.autograd.grad(loss, (filled, weight, bias))
+        for value, other in zip((loss, *found), (right, *expected), strict=True):
+            close(value.detach().numpy(), other.detach().numpy(), magnitude(7, KINDS[0]), operations(7))
+        assert not found[0][labels == -100].any()
+    logits = F.linear(filled, weight, bias).detach().requires_grad_()
+    total = captions.sum_logits(logits.unsqueeze(1), labels.unsqueeze(1), KINDS[2], 2)
+    (gradient,) = torch.autograd.grad(total, logits)
+    assert total.isfinite()
+    assert gradient.isfinite().all()
+    assert not gradient[labels == -100].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_added_up_in_single_precision(dtype):
+    # 2,048 equal tokens: a sum of their gradients is beyond float16, their mean is not
+    hidden = torch.full((2048, 2), 64.0, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(3, 2, dtype=dtype, requires_grad=True)
+    loss = fused_linear_cross_entropy(hidden, weight, torch.zeros(2048, dtype=torch.int64))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert abs(loss - math.log(3)) <= 4 * torch.finfo(torch.float32).eps
+    expected = 64 * (torch.tensor([1 / 3, 1 / 3, 1 / 3]) - torch.tensor([1.0, 0, 0]))
+    assert weight.grad.dtype == dtype
+    assert ((weight.grad[:, 0] - expected).abs() <= 4 * torch.finfo(dtype).eps * expected.abs()).all()
+
+
+def test_autocast_multiplies_in_half_precision():
+    hidden, weight, bias, labels = tokens(7, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fused_linear_cross_entropy(hidden, weight, labels, bias)
+    halves = [one.bfloat16() for one in (hidden, weight, bias)]
+    assert loss == fused_linear_cross_entropy(halves[0], halves[1], labels, halves[2])
+    loss.backward()
+    assert hidden.grad.dtype == weight.grad.dtype == bias.grad.dtype == torch.float32
+    hidden, weight, bias, labels = tokens(7)
+    with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 as it is
+        assert fused_linear_cross_entropy(hidden, weight, labels, bias).dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch.func's first use
+def test_functional_derivatives():
+    hidden, weight, bias, labels = tokens(7)
+    right = torch.autograd.grad(fused_linear_cross_entropy(hidden, weight, labels, bias), weight)[0]
+    found = torch.func.grad(lambda w: fused_linear_cross_entropy(hidden, w, labels, bias))(weight)
+    close(found.detach().numpy(), right.numpy(), magnitude(7, KINDS[0]), operations(7))
+
+
+def test_without_gradients_none_are_formed():
+    hidden, weight, bias, labels = tokens(8)
+    with torch.no_grad(), Memory([hidden, weight, bias, labels]) as memory:
+        captions.sum_linear(hidden, weight, bias, labels, KINDS[0], 8)
+    assert memory.most < 8 * 8 * (VOCABULARY + 2 * WIDTH + 12)
+    frozen = fused_linear_cross_entropy(hidden.detach(), weight, labels)
+    (gradient,) = torch.autograd.grad(frozen, weight)
+    assert gradient.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_does_not_grow_with_tokens_times_vocabulary(dtype):
+    width, chunk, item = 8, 32, 4
+    for count, vocabulary in (512, 64), (64, 1024), (512, 1024):
+        generator = torch.Generator().manual_seed(0)
+        hidden = bounded_normal(generator, count, width, dtype=dtype)
+        weight = bounded_normal(generator, vocabulary, width, dtype=dtype)
+        labels = torch.randint(0, vocabulary, (count,), generator=generator)
+        with Memory([hidden, weight, labels]) as memory:
+            fused_linear_cross_entropy(hidden, weight, labels, chunk_size=chunk).backward()
+        # two of half precision: the chunk's logits in its dtype and in float32, and their product with 0
+        chunks = 2 * chunk * (vocabulary + 2 * width)
+        stated = chunks + 3 * (count + vocabulary) * width + 16 * count
+        assert memory.most <= item * stated < item * count * vocabulary or count * vocabulary < 2**17
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_logits_are_not_copied(dtype):
+    logits = torch.zeros(4, 256, 2048, dtype=dtype, requires_grad=True)
+    labels = torch.zeros(4, 256, dtype=torch.int64)
+    loss = GenLipLoss()
+    with Memory([logits, labels]) as memory:
+        value = loss(logits, labels)
+        forward = memory.most
+        value.backward()
+    # chunks of float32; in the backward the gradient besides
+    assert forward <= 4 * (3 * captions.PASS + 16 * labels.numel())
+    assert memory.most <= forward + 4 * captions.PASS + logits.numel() * logits.element_size()
+    assert (value - math.log(2048)).abs() < 1e-6 * math.log(2048)
+
+
+SIGNATURES = {
+    fused_linear_cross_entropy: {
+        "hidden": inspect.Parameter.empty,
+        "weight": inspect.Parameter.empty,
+        "target": inspect.Parameter.empty,
+        "bias": None,
+        "ignore_index": -100,
+        "chunk_size": 1024,
+        "reduction": "mean",
+    },
+    GenLipLoss: {"ignore_index": -100},
+    GenLipLoss.forward: {
+        "self": inspect.Parameter.empty,
+        "logits": inspect.Parameter.empty,
+        "labels": inspect.Parameter.empty,
+        "output_dict": False,
+    },
+}
+"""As open_clip's main branch has them (89fb801); what comes after is given by name alone."""
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_signatures_are_those_of_open_clips_main_branch(function):
+    parameters = inspect.signature(function).parameters
+    expected = SIGNATURES[function]
+    assert {name: parameters[name].default for name in list(parameters)[: len(expected)]} == expected
+    more = list(parameters.values())[len(expected) :]
+    assert all(one.kind is one.KEYWORD_ONLY and one.default is not one.empty for one in more)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"hidden": None}, TypeError, "hidden: expected a torch.Tensor, got NoneType"),
+        ({"hidden": torch.zeros(3)}, ValueError, "hidden: expected 2 dimensions, none empty, got shape [3]"),
+        (
+            {"hidden": torch.zeros(2, 0)},
+            ValueError,
+            "hidden: expected 2 dimensions, none empty, got shape [2, 0]",
+        ),
+        ({"weight": torch.zeros(5, 2)}, ValueError, "weight: expected the width of hidden, 3, got 2"),
+        (
+            {"weight": torch.zeros(5, 3).double()},
+            TypeError,
+            "weight: expected the dtype of hidden, torch.float32",
+        ),
+        ({"bias": torch.zeros(4)}, ValueError, "bias: expected one number for each row of weight, 5, got 4"),
+        ({"bias": torch.zeros(5).double()}, TypeError, "bias: expected the dtype of weight, torch.float32"),
+        ({"bias": 0.0}, TypeError, "bias: expected a torch.Tensor, got float"),
+        ({"target": torch.zeros(2)}, TypeError, "target: expected an int64 tensor, got torch.float32"),
+        ({"target": [0, 1]}, TypeError, "target: expected an int64 tensor, got list"),
+        (
+            {"target": torch.tensor([1])},
+            ValueError,
+            "target: expected the shape of the tokens in hidden, [2], got [1]",
+        ),
+        (
+            {"target": torch.tensor([1, 5])},
+            ValueError,
+            "target: expected token ids in [0, 5) or ignore_index=-100, got 5",
+        ),
+        (
+            {"target": torch.tensor([1, -1])},
+            ValueError,
+            "target: expected token ids in [0, 5) or ignore_index=-100, got -1",
+        ),
+        ({"ignore_index": 1.0}, TypeError, "ignore_index: expected an int, got float"),
+        ({"ignore_index": True}, TypeError, "ignore_index: expected an int, got bool"),
+        ({"chunk_size": 0}, ValueError, "chunk_size: expected an int of at least 1, got 0"),
+        ({"chunk_size": 1.0}, TypeError, "chunk_size: expected an int, got float"),
+        ({"chunk_size": True}, TypeError, "chunk_size: expected an int, got bool"),
+        ({"reduction": "none"}, ValueError, "reduction: expected one of 'mean', 'sum', got 'none'"),
+        ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected a number in [0, 1], got 1.5"),
+        ({"label_smoothing": "0"}, TypeError, "label_smoothing: expected a number, got str"),
+        ({"z_loss": -1}, ValueError, "z_loss: expected a number of at least 0, got -1"),
+        ({"z_loss": math.inf}, ValueError, "z_loss: expected a number of at least 0, got inf"),
+        ({"z_loss": math.nan}, ValueError, "z_loss: expected a number of at least 0, got nan"),
+        ({"z_loss": True}, TypeError, "z_loss: expected a number, got bool"),
+    ],
+)
+def test_wrong_arguments_are_named(changed, error, message):
+    given = {"hidden": torch.zeros(2, 3), "weight": torch.zeros(5, 3), "target": torch.tensor([1, 4])}
+    with pytest.raises(error, match=re.escape(message)):
+        fused_linear_cross_entropy(**given | changed)
+
+
+def test_the_label_that_is_ignored_may_be_a_word():
+    hidden, weight, bias, labels = tokens(7, TokenLoss(0))
+    expected = F.cross_entropy(F.linear(hidden, weight, bias), labels, ignore_index=0)
+    found = fused_linear_cross_entropy(hidden, weight, labels, bias, ignore_index=0)
+    close(found.item(), expected.item(), magnitude(7, KINDS[0]), operations(7))
+
+
+# GenLipLoss.
+
+
+def test_genlip_is_the_mean_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    for shape in (2, 3), (2,), (2, 3, 2):
+        logits = bounded_normal(generator, *shape, VOCABULARY)
+        labels = torch.randint(0, VOCABULARY, shape, generator=generator)
+        labels[0] = -100
+        right = F.cross_entropy(logits.reshape(-1, VOCABULARY), labels.reshape(-1))
+        assert GenLipLoss()(logits, labels, output_dict=True).keys() == {"caption_loss"}
+        close(GenLipLoss()(logits, labels).item(), right.item(), magnitude(12, KINDS[0]), operations(12))
+    smoothed = GenLipLoss(label_smoothing=0.1, z_loss=0.5)
+    right = captions.token_losses(logits.flatten(0, -2), labels.flatten(), KINDS[1]._replace(z_loss=0.5))
+    close(smoothed(logits, labels).item(), right.item() / 6, magnitude(12, KINDS[2]), operations(12))
+    assert repr(smoothed) == "GenLipLoss(label_smoothing=0.1, z_loss=0.5)"
+    assert repr(GenLipLoss(5)) == "GenLipLoss(ignore_index=5)"
+
+
+def test_genlips_chunks_equal_the_whole(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = bounded_normal(generator, 3, 4, VOCABULARY)
+    labels = torch.randint(0, VOCABULARY, (3, 4), generator=generator)
+    whole = derived(GenLipLoss()(logits, labels), (logits,), 1)
+    monkeypatch.setattr("verified_losses.implementations.ELEMENTS", 1)
+    monkeypatch.setattr(captions, "PASS", 2 * VOCABULARY)
+    with Memory([logits, labels]) as memory:
+        found = derived(GenLipLoss()(logits, labels), (logits,), 1)
+    assert memory.most < 2 * logits.numel() * 8
+    for value, other in zip(found, whole, strict=True):
+        close(value, other, magnitude(12, KINDS[0]), operations(12))
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (None, torch.zeros(2).long(), "logits: expected a torch.Tensor, got NoneType"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(3).long(),
+            "labels: expected the shape of the tokens in logits, [2], got [3]",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.tensor([0, 3]),
+            "labels: expected token ids in [0, 3) or ignore_index=-100, got 3",
+        ),
+        (torch.zeros(()), torch.tensor(0), "logits: expected 1 dimensions, none empty, got shape []"),
+    ],
+)
+def test_genlip_names_wrong_arguments(logits, labels, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        GenLipLoss()(logits, labels)
+
+
+# CoCaLoss.
+
+LENGTH = 3
+
+
+def caption_batch(rank, rows, pads=True):
+    """Return features and hidden states of a rank, and the weight and bias that all ranks share."""
+    own, shared = torch.Generator().manual_seed(1 + rank), torch.Generator().manual_seed(0)
+    labels = torch.randint(1, VOCABULARY, (rows, LENGTH), generator=own)
+    if pads:
+        labels[:, 1 + rank % 2 :] = 0
+    return {
+        "image_features": F.normalize(bounded_normal(own, rows, 3), dim=1).detach().requires_grad_(),
+        "text_features": F.normalize(bounded_normal(own, rows, 3), dim=1).detach().requires_grad_(),
+        "labels": labels,
+        "logit_scale": torch.tensor(3.0, dtype=torch.float64),
+        "hidden_states": bounded_normal(own, rows, LENGTH, WIDTH),
+        "vocabulary_weight": bounded_normal(shared, VOCABULARY, WIDTH),
+        "vocabulary_bias": bounded_normal(shared, VOCABULARY),
+    }
+
+
+def as_logits(given):
+    given = dict(given)
+    made = given.pop("hidden_states"), given.pop("vocabulary_weight"), given.pop("vocabulary_bias")
+    return {**given, "logits": F.linear(*made)}
+
+
+CAPTION_INPUTS = ("hidden_states", "vocabulary_weight", "vocabulary_bias")
+OPTIONS = [{}, {"label_smoothing": 0.1, "z_loss": 0.5}]
+
+
+@pytest.mark.parametrize("form", ["auto", "dense", "streamed"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_hidden_states_cost_what_their_logits_cost(form, options):
+    given = caption_batch(0, 4)
+    wanted = [given[name] for name in CAPTION_INPUTS]
+    plain = CoCaLoss(2.0, 1.0, implementation="dense", **options)
+    expected = plain(**as_logits(given))
+    loss = CoCaLoss(2.0, 1.0, implementation=form, tile_size=5, **options)
+    for found in loss(logits=None, **given), loss(**as_logits(given)):
+        assert abs(found[0] - expected[0]) <= 64 * torch.finfo(torch.float64).eps * expected[0]
+        pairs = zip(
+            derived(found[1], wanted, 1), derived(plain(**as_logits(given))[1], wanted, 1), strict=True
+        )
+        for value, other in pairs:
+            close(value, other, 2 * magnitude(12, KINDS[2]), operations(12))
+
+
+def coca_on_rank(rank, size, rows, convention):
+    loss = CoCaLoss(
+        2.0, 1.0, rank=rank, world_size=size, gather_with_grad=True, convention=convention, z_loss=0.5
+    )
+    given = caption_batch(rank, rows[rank])
+    value = loss(logits=None, **given)[1]
+    return derived(value, [given[name] for name in CAPTION_INPUTS], 1)
+
+
+@pytest.mark.parametrize("rows", [(2, 2, 2), (1, 4, 2)])
+def test_the_mean_over_ranks_is_the_single_process(rows):
+    ranks = SimulatedWorld(3).run(coca_on_rank, rows, "exact")
+    every = [caption_batch(rank, count) for rank, count in enumerate(rows)]
+    together = every[0] | {
+        name: torch.cat([given[name] for given in every]).detach().requires_grad_(name != "labels")
+        for name in ("image_features", "text_features", "hidden_states", "labels")
+    }
+    value = CoCaLoss(2.0, 1.0, z_loss=0.5)(logits=None, **together)[1]
+    loss, hidden, *shared = derived(value, [together[name] for name in CAPTION_INPUTS], 1)
+    size = 3 * 2 * magnitude(LENGTH * sum(rows), KINDS[2])
+    close(np.mean([found[0] for found in ranks]), loss, size, operations(LENGTH * sum(rows)))
+    close(np.concatenate([found[1] for found in ranks]) / 3, hidden, size, operations(LENGTH * sum(rows)))
+    for place, right in enumerate(shared, 2):
+        mean = np.mean([found[place] for found in ranks], axis=0)
+        close(mean, right, size, operations(LENGTH * sum(rows)))
+
+
+def test_upstreams_convention_is_each_ranks_own_mean():
+    rows = (1, 4, 2)
+    for rank, found in enumerate(SimulatedWorld(3).run(coca_on_rank, rows, "open_clip")):
+        given = caption_batch(rank, rows[rank])
+        value = CoCaLoss(2.0, 1.0, z_loss=0.5)(logits=None, **given)[1]
+        close(found[0], value.item(), 2 * magnitude(12, KINDS[2]), operations(12))
+
+
+def weights_differ(rank, size):
+    loss = CoCaLoss(2.0, 1.0, rank=rank, world_size=size, z_loss=0.5 * rank)
+    loss(logits=None, **caption_batch(rank, 2))
+
+
+def test_ranks_agree_on_what_a_token_costs():
+    with pytest.raises(Exception, match=r"ranks disagree: .*label_smoothing 0.0, z_loss 0.5"):
+        SimulatedWorld(2).run(weights_differ)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"logits": torch.zeros(2, 3, 5)}, "logits: expected None where hidden_states are given"),
+        ({"hidden_states": None}, "vocabulary_weight: expected None where hidden_states are not given"),
+        (
+            {"hidden_states": None, "vocabulary_weight": None},
+            "vocabulary_bias: expected None where hidden_states are not given",
+        ),
+        (
+            {"hidden_states": torch.zeros(2, 3)},
+            "hidden_states: expected 3 dimensions, none empty, got shape [2, 3]",
+        ),
+        ({"vocabulary_weight": None}, "vocabulary_weight: expected a torch.Tensor, got NoneType"),
+        (
+            {"vocabulary_weight": torch.zeros(5, 2).double()},
+            "vocabulary_weight: expected the width of hidden_states, 3, got 2",
+        ),
+        (
+            {"vocabulary_bias": torch.zeros(4).double()},
+            "vocabulary_bias: expected one number for each row of vocabulary_weight, 5, got 4",
+        ),
+        ({"labels": torch.full((2, 3), 7)}, "labels: expected token ids in [0, 5) or pad_id=0, got 7"),
+        (
+            {"labels": torch.zeros(2, 4).long()},
+            "labels: expected the first two dimensions of hidden_states, [2, 3], got [2, 4]",
+        ),
+    ],
+)
+def test_coca_names_wrong_hidden_states(changed, message):
+    given = {"logits": None, **caption_batch(0, 2), **changed}
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        CoCaLoss(2.0, 1.0)(**given)
+
+
+def test_coca_names_wrong_options():
+    for options in {"label_smoothing": 2.0}, {"z_loss": -1.0}, {"pad_id": 0.5}:
+        with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+            CoCaLoss(2.0, 1.0, **options)
+
+
+def test_large_captions_are_taken_in_chunks(monkeypatch):
+    given = as_logits(caption_batch(0, 4))
+    taken = []
+    chunked = captions.sum_logits
+    monkeypatch.setattr(captions, "sum_logits", lambda *every: taken.append(every[3]) or chunked(*every))
+    CoCaLoss(2.0, 1.0)(**given)
+    assert not taken
+    monkeypatch.setattr("verified_losses.implementations.ELEMENTS", given["logits"].numel())
+    CoCaLoss(2.0, 1.0, tile_size=7)(**given)
+    CoCaLoss(2.0, 1.0)(**given)
+    assert taken == [7, None]
+    CoCaLoss(2.0, 1.0, implementation="dense")(**given)
+    assert len(taken) == 2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, where a graph breaks
+def test_compiled_hidden_states_equal_eager():
+    given = caption_batch(0, 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(CoCaLoss(2.0, 1.0), backend="eager")(logits=None, **given)
+    eager = CoCaLoss(2.0, 1.0)(logits=None, **given)
+    assert all(torch.equal(one, other) for one, other in zip(compiled, eager, strict=True))
+
+
+def test_the_losses_are_modules():
+    assert isinstance(GenLipLoss(), nn.Module)

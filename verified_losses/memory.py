@@ -1,0 +1,115 @@
+"""How many bytes the losses save for a backward, and take at most: formulas that the losses are held to.
+
+With n pairs of width d, r x c a tile (no more than n x n), e the width of a teacher's features, and w bytes a
+number (4, or 8 for float64), in one process, beyond the arguments, and 4,096 bytes of what is small::
+
+    streamed    saved: w (2 n + 16)        peak: w (3 r c + 7 n d + 16 n)                   CLIP
+                       w (2 n d + 16)            w (3 r c + 9 n d + 16 n)                   SigLIP
+                       w (4 n + 16)              w (5 r c + 7 n (d + e) + 32 n)             distillation
+    dense       saved: w (2 n^2 + 2 n d)   peak: w (4 n^2 + 6 n d + 16 n)                   CLIP
+                       w (3 n^2 + 2 n d)         w (5 n^2 + 6 n d + 16 n)                   SigLIP
+                       w (8 n^2 + 2 n (d + e))   w (11 n^2 + 6 n (d + e) + 16 n)            distillation
+
+Captions of t tokens and a vocabulary of v take besides, with chunks of k tokens::
+
+    logits      streamed    saved: 0                       peak: w (t v + 3 k v + 16 t)
+                dense              w (2 t v + 16 t)              w (5 t v + 16 t)
+    hidden      streamed    saved: w (t h + v h + v + 4 t) peak: w (3 (t h + v h + v) + 2 k (v + 2 h) + 32 t)
+    (width h)   dense              w (4 t v + 4 t h)             w (7 t v + 4 (t h + v h + v) + 32 t)
+
+What a backward saves are tensors that autograd keeps; the peak counts every tensor that an operation returns,
+gradients too.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from .streamed import Tile
+
+SMALL = 4096
+"""Bytes of losses, scalars and their gradients."""
+Kind = Literal["clip", "siglip", "distill"]
+SQUARES: dict[Kind, tuple[int, int]] = {"clip": (2, 4), "siglip": (3, 5), "distill": (8, 11)}
+"""How many n x n matrices the dense form saves, and has at most."""
+
+
+class StatedMemory(NamedTuple):
+    """Bytes beyond the arguments of a call, of it and its backward."""
+
+    saved: int
+    """Kept for the backward."""
+    peak: int
+    """Allocated at the same time, at most."""
+
+    def plus(self, other: "StatedMemory") -> "StatedMemory":
+        """Return what both take together."""
+        return StatedMemory(self.saved + other.saved, self.peak + other.peak)
+
+    def __str__(self) -> str:
+        return (
+            f"beyond its arguments it saves at most {size(self.saved)} for the backward, "
+            f"and takes at most {size(self.peak)}"
+        )
+
+
+def of_pairs(
+    form: str, kind: Kind, n: int, d: int, dtype: torch.dtype, tile: Tile, teacher: int = 0
+) -> StatedMemory:
+    """Return what a contrastive term takes, of n pairs of width d, in a form: "dense" or "streamed".
+
+    Args:
+        form: the implementation.
+        kind: of the loss.
+        n: pairs.
+        d: their width.
+        dtype: of the features.
+        tile: rows and columns of a tile.
+        teacher: the width of the teacher's features.
+    """
+    width = d + teacher
+    if form == "dense":
+        saved, most = (count * n * n for count in SQUARES[kind])
+        saved, most = saved + 2 * n * width, most + 6 * n * width + 16 * n
+    else:
+        area = min(tile[0], n) * min(tile[1], n)
+        saved = {"clip": 2 * n, "siglip": 2 * n * d, "distill": 4 * n}[kind] + 16
+        most = {
+            "clip": 3 * area + 7 * n * d + 16 * n,
+            "siglip": 3 * area + 9 * n * d + 16 * n,
+            "distill": 5 * area + 7 * n * width + 32 * n,
+        }[kind]
+    return _bytes(saved, most, dtype)
+
+
+def of_logits(streamed: bool, tokens: int, vocabulary: int, chunk: int, dtype: torch.dtype) -> StatedMemory:
+    """Return what captions take, given the logits of so many tokens, in chunks if they are `streamed`."""
+    every, some = tokens * vocabulary, min(chunk, tokens) * vocabulary
+    if streamed:
+        return _bytes(0, every + 3 * some + 16 * tokens, dtype)
+    return _bytes(2 * every + 16 * tokens, 5 * every + 16 * tokens, dtype)
+
+
+def of_hidden(
+    streamed: bool, tokens: int, vocabulary: int, width: int, chunk: int, dtype: torch.dtype
+) -> StatedMemory:
+    """Return what captions take, given hidden states of a width."""
+    every, gradients = tokens * vocabulary, (tokens + vocabulary) * width + vocabulary
+    if streamed:
+        some = min(chunk, tokens) * (vocabulary + 2 * width)
+        return _bytes(gradients + 4 * tokens, 3 * gradients + 2 * some + 32 * tokens, dtype)
+    return _bytes(4 * every + 4 * tokens * width, 7 * every + 4 * gradients + 32 * tokens, dtype)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in words."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _bytes(saved: int, most: int, dtype: torch.dtype) -> StatedMemory:
+    item = 8 if dtype == torch.float64 else 4
+    return StatedMemory(item * saved + SMALL, item * most + SMALL)
