@@ -25,9 +25,20 @@ model: these deviations, and the error of a right implementation, are normal, th
 most `SPREAD` times that of the former. Then error / (SPREAD s) is distributed as |t| with k degrees of
 freedom (Student, The probable error of a mean, Biometrika 6, 1908), and exceeds `QUANTILE` with a chance of
 2.2e-13. So does any of a million comparisons, more than a run has, with a chance below 1e-6: `CHANCE`. A
-tolerance is `SPREAD` * `QUANTILE` * s. What it rests on is `SPREAD`, which is measured, not derived: over
-right variants of the shipped losses `benchmarks/tolerances.py` shows how large error / tolerance was. It is
-no worst-case bound.
+tolerance is `SPREAD` * `QUANTILE` * s, or what cancellation leaves, where that is more.
+
+What cancellation leaves. Samples move one formula. Where a gradient cancels to nothing (rows that are all
+equal, or of one element and normalised), its roundings may cancel too, and those of a right implementation
+that is written otherwise need not. So a number has a size beside its value: the magnitudes that it was added
+up from, as `bounds` and `hyper_dual` know them. The size of a sum is the sum of sizes, that of a product
+their product; what a function that is not linear gives has its magnitude. A gradient goes back with its size
+by the same rules. Whatever the order of a sum, and wherever sums are multiplied out, each summand that is
+rounded errs by up to u times its magnitude (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
+edition, 2002, section 4.2): a tolerance is never below `LEFT` u times the size.
+
+What a tolerance rests on is `SPREAD`, and `LEFT` where terms cancel, which are measured, not derived: over
+right variants of the shipped losses and of the kinds `benchmarks/tolerances.py` shows how large error /
+tolerance was. It is no worst-case bound.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +53,8 @@ from .dtypes import DTYPES
 SAMPLES = 32
 QUANTILE = 12.0
 SPREAD = 2.5
+LEFT = 4.0
+"""How many units roundoff of the summands another formula may be left with where they cancel."""
 CHANCE = 1e-6
 """Of accusing a right implementation in one run, if its errors are as assumed above."""
 ELEMENTARY = 2.0
@@ -81,22 +94,33 @@ class Roundoff(NamedTuple):
 
 
 class Scatter(NamedTuple):
-    """A value, and how far rounding scatters it: the root mean square of the deviations of the samples."""
+    """A value, and how far rounding takes it."""
 
     value: Array
     spread: Array
+    """The root mean square of the deviations of the samples."""
+    size: Array
+    """One unit roundoff of the magnitudes that it was added up from."""
 
     @property
     def bound(self) -> Array:
         """How far a right implementation may be from the value."""
-        return SPREAD * QUANTILE * self.spread
+        larger: Array = np.maximum(SPREAD * QUANTILE * self.spread, LEFT * self.size)
+        return larger
 
 
 class Tape:
-    """One computation of several samples: the arithmetic, and what was computed, in order."""
+    """One computation of several samples: the arithmetic, and what was computed, in order.
 
-    def __init__(self, p: Roundoff, samples: int, seed: int) -> None:
-        self.p, self.samples = p, samples
+    Args:
+        p: the arithmetic.
+        samples: how many.
+        seed: of what is drawn.
+        sized: there is one, that is not moved, and its size in the place of a second one.
+    """
+
+    def __init__(self, p: Roundoff, samples: int, seed: int, sized: bool = False) -> None:
+        self.p, self.samples, self.sized = p, 2 if sized else samples, sized
         self.generator = np.random.default_rng(seed)
         self.numbers: list[Moved] = []
         self.size = 0
@@ -105,8 +129,25 @@ class Tape:
 
     def leaf(self, value: Any) -> "Moved":
         """Return an input, exact in every sample."""
-        array = np.asarray(value, dtype=float)
-        return Moved(np.broadcast_to(array, (self.samples, *array.shape)), self)
+        return Moved(self.constant(np.asarray(value, dtype=float)), self)
+
+    def constant(self, array: Array) -> Array:
+        """Return the same array in every sample."""
+        if self.sized:
+            return np.stack([array, abs(array)])
+        return np.broadcast_to(array, (self.samples, *array.shape))
+
+    def negative(self, value: Array) -> Array:
+        """Return -x, whose size is that of x."""
+        return np.concatenate([-value[:1], value[1:]]) if self.sized else -value
+
+    def made(self, value: Array) -> Array:
+        """Return what a function that is not linear gives: its size is its magnitude."""
+        return np.concatenate([value[:1], abs(value[:1])]) if self.sized else value
+
+    def first(self, value: Any) -> Any:
+        """Return what decides: the samples, without sizes."""
+        return value[:1] if self.sized and np.ndim(value) else value
 
     def drawn(self, shape: tuple[int, ...]) -> Array:
         """Return xi for values of a shape: nothing for the first sample."""
@@ -127,9 +168,10 @@ class Tape:
             sums: how many roundings of accumulating, relative to `size`; the result is then stored.
         """
         magnitude = abs(value)
-        if self.samples == 1:
+        if self.sized:
             if (size is None or sums is not None) and value.size:
-                self.largest = max(self.largest, float(np.max(np.nan_to_num(magnitude, posinf=np.inf))))
+                largest = float(np.max(np.nan_to_num(magnitude[:1], posinf=np.inf)))
+                self.largest = max(self.largest, largest)
             return value
         how_far = (
             self.p.stored * times * (magnitude if size is None or sums is not None else size) + self.p.tiny
@@ -137,12 +179,14 @@ class Tape:
         if sums is not None and size is not None:
             how_far = how_far + self.p.accumulated * sums * size
         with np.errstate(invalid="ignore"):
+            # as of the exponential of minus infinity, which is 0
+            how_far = np.where(np.isfinite(how_far), how_far, self.p.tiny)
             result: Array = value + self.drawn(value.shape) * how_far
         return np.where(np.isfinite(value), result, value)
 
     def gradients(self, output: "Moved", cotangent: Array, leaves: Sequence["Moved"]) -> list[Array]:
         """Return the gradients of <output, cotangent> by leaves, in every sample."""
-        found: dict[int, Array] = {id(output): np.broadcast_to(cotangent, output.value.shape)}
+        found: dict[int, Array] = {id(output): self.constant(cotangent)}
         for number in reversed(self.numbers):
             given = found.pop(id(number), None)
             if given is None:
@@ -319,7 +363,7 @@ def _constant(tape: Tape, value: Any) -> Array:
     array = np.asarray(value)
     if np.iscomplexobj(array):
         raise Unsupported("the formula computes with complex numbers")
-    return array[None]
+    return tape.constant(array) if tape.sized else array[None]
 
 
 def _operands(tape: Tape, *inputs: Any) -> list[Array]:
@@ -357,7 +401,7 @@ def _made(tape: Tape, value: Array, *parents: tuple[Any, Back]) -> Moved:
 def _plain(ufunc: np.ufunc, tape: Tape, *inputs: Any) -> Any:
     """Compare: a plain array where all samples agree, else a mask of each sample."""
     value = ufunc(*_operands(tape, *inputs))
-    if (value == value[:1]).all():
+    if tape.sized or (value == value[:1]).all():
         return value[0]
     return _made(tape, value)
 
@@ -374,14 +418,13 @@ def _subtract(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     with np.errstate(invalid="ignore"):
         size = np.maximum(abs(one), abs(other))
-        value = tape.moved(one - other, size)
-    return _after(_made(tape, value, (first, lambda g: g), (second, lambda g: -g)), size)
+        value = tape.moved(one + tape.negative(other), size)
+    return _after(_made(tape, value, (first, lambda g: g), (second, tape.negative)), size)
 
 
 def _after(number: Moved, before: Array) -> Moved:
     """Note how large the operands of a difference were, as far as they are finite."""
-    if number.tape.samples > 1:
-        number.before = np.where(np.isfinite(before[0]), before[0], 0.0)
+    number.before = np.where(np.isfinite(before[0]), before[0], 0.0)
     return number
 
 
@@ -415,12 +458,17 @@ def _multiply(tape: Tape, first: Any, second: Any) -> Moved:
 def _divide(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     shifts = 0.0 if getattr(second, "shifts", None) is None else second.shifts
-    value = tape.moved(one / other, times=1.5 + shifts)
+    other = tape.made(other)
+
+    def over(x: Array, times: float = 1.5) -> Array:
+        return tape.moved(x / other, times=times + shifts)
+
+    value = over(one)
     return _made(
         tape,
         value,
-        (first, lambda g: tape.moved(g / other, times=1.5 + shifts)),
-        (second, lambda g: tape.moved(-g * value / other, times=2.5 + shifts)),
+        (first, over),
+        (second, lambda g: over(tape.negative(g) * value, 2.5)),
     )
 
 
@@ -428,10 +476,11 @@ def _power(tape: Tape, base: Any, exponent: Any) -> Moved:
     if isinstance(exponent, Moved):
         return np.exp(exponent * np.log(base))  # type: ignore[no-any-return]
     one, power = _operands(tape, base, exponent)
-    slope = power * one ** (power - 1)
+    power = tape.first(power)
+    slope = tape.made(power * one ** (power - 1))
     return _made(
         tape,
-        tape.moved(one**power, times=ELEMENTARY),
+        tape.moved(tape.made(one**power), times=ELEMENTARY),
         (base, lambda g: tape.moved(g * slope, times=ELEMENTARY + 1)),
     )
 
@@ -455,13 +504,13 @@ def _elementwise(
 
     def rule(tape: Tape, number: Any) -> Moved:
         x = number.value
-        value = tape.moved(function(x), times=times(x))
-        rate = slope(x, value)
+        value = tape.moved(tape.made(function(x)), times=times(x))
+        rate = tape.made(slope(x, value))
         shifts = 0.0 if number.shifts is None else number.shifts
         rate = tape.moved(rate, np.maximum(abs(rate), slope_size) if slope_size else None, times(x) + shifts)
         made = _made(tape, value, (number, lambda g: tape.moved(g * rate)))
         if exponential:
-            made.shifts = abs(x[0]) if number.before is None else number.before
+            made.shifts = np.nan_to_num(abs(x[0]), posinf=0.0) if number.before is None else number.before
         return made
 
     return rule
@@ -469,10 +518,10 @@ def _elementwise(
 
 def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
-    value = np.logaddexp(one, other)
-    share = np.exp(one - value), np.exp(other - value)
+    value = tape.made(np.logaddexp(one, other))
+    shares = tape.made(np.exp(one - value)), tape.made(np.exp(other - value))
     size = np.maximum(np.maximum(abs(one), abs(other)), 1.0)
-    slopes = [tape.moved(part, np.ones(part.shape), times=ELEMENTARY + 1) for part in share]
+    slopes = [tape.moved(part, np.ones(part.shape), times=ELEMENTARY + 1) for part in shares]
     return _made(
         tape,
         tape.moved(value, size, ELEMENTARY),
@@ -495,6 +544,7 @@ def _where(condition: Any, first: Any, second: Any, tape: Tape | None = None) ->
     if tape is None:
         tape = next(one.tape for one in (condition, first, second) if isinstance(one, Moved))
     mask, one, other = _operands(tape, condition, first, second)
+    mask = tape.first(mask)
     made = _made(
         tape,
         np.where(mask, one, other),
@@ -520,7 +570,7 @@ def _matmul(tape: Tape, first: Any, second: Any) -> Moved:
     )
 
     def product(x: Array, y: Array) -> Array:
-        size = abs(x) @ abs(y) if tape.samples > 1 else None
+        size = None if tape.sized else abs(x) @ abs(y)
         return tape.moved(x @ y, size, sums=np.sqrt(x.shape[-1] / 3) + 1)
 
     value = product(left, right)
@@ -565,7 +615,7 @@ def _einsum(subscripts: Any, *operands: Any, **_: Any) -> Moved:
         rule = f"{','.join('Z' + name for name in names)}->Z{to}"
         arrays = [np.broadcast_to(one, (tape.samples, *one.shape[1:])) for one in arrays]
         count = int(np.prod([sizes[letter] for letter in set("".join(names)) - set(to)]))
-        size = np.einsum(rule, *map(abs, arrays), optimize=True) if tape.samples > 1 else None
+        size = None if tape.sized else np.einsum(rule, *map(abs, arrays), optimize=True)
         return tape.moved(np.einsum(rule, *arrays, optimize=True), size, sums=np.sqrt(count / 3) + 1)
 
     def back(place: int) -> Back:
@@ -575,7 +625,7 @@ def _einsum(subscripts: Any, *operands: Any, **_: Any) -> Moved:
             names, arrays = [result, *(given[k] for k in others)], [g, *(values[k] for k in others)]
             if absent := [letter for letter in given[place] if letter not in "".join(names)]:
                 names.append("".join(absent))
-                arrays.append(np.ones((1, *(sizes[letter] for letter in absent))))
+                arrays.append(_constant(tape, np.ones([sizes[letter] for letter in absent])))
             return product(names, arrays, given[place])
 
         return gradient
@@ -633,7 +683,8 @@ def _extreme(which: Any, number: Any, axis: Any = None, keepdims: bool = False, 
         found = _extreme(which, flat, 0)
         return found.reshape((1,) * number.ndim) if keepdims else found
     along = axis % number.ndim
-    places = np.expand_dims(which(number.value, axis=1 + along), 1 + along)
+    places = np.expand_dims(which(number.tape.first(number.value), axis=1 + along), 1 + along)
+    places = np.broadcast_to(places, (len(number.value), *places.shape[1:]))
     value = np.take_along_axis(number.value, places, 1 + along)
 
     def back(g: Array) -> Array:
@@ -688,9 +739,7 @@ def _gathered(function: Any, *args: Any, **kwargs: Any) -> Any:
 
     places = function(*map(numbered, args), **kwargs)
     tape = numbers[0].tape
-    everything = np.concatenate(
-        [np.broadcast_to(one, (tape.samples, one.shape[1])) for one in constants], axis=1
-    )
+    everything = np.concatenate([one if len(one) > 1 else tape.constant(one[0]) for one in constants], axis=1)
 
     def taken(where: Any) -> Moved:
         index = np.asarray(where)
@@ -706,7 +755,7 @@ def _gathered(function: Any, *args: Any, **kwargs: Any) -> Any:
 
         value = everything[:, index.reshape(-1)].reshape(tape.samples, *index.shape)
         made = _made(tape, value, *((one, back_to(start, one)) for start, one in placed))
-        if len(placed) == 1 and tape.samples > 1:
+        if len(placed) == 1:
             ((start, number),) = placed
             own = (index >= start) & (index < start + number.size)
             _noted(made, lambda note: np.where(own, note.reshape(-1)[(index - start) * own], 0.0), number)
@@ -754,7 +803,7 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
     np.fmax: _chosen(True),
     np.minimum: _chosen(False),
     np.fmin: _chosen(False),
-    np.negative: lambda tape, number: _made(tape, -number.value, (number, lambda g: -g)),
+    np.negative: lambda tape, number: _made(tape, tape.negative(number.value), (number, tape.negative)),
     np.positive: lambda tape, number: number,
     np.reciprocal: lambda tape, number: _divide(tape, 1.0, number),
     np.square: lambda tape, number: _multiply(tape, number, number),
@@ -846,23 +895,24 @@ def scatter(
     finer = max(1.0, FINEST / p.stored)
     coarse = p._replace(stored=p.stored * finer, accumulated=p.accumulated * finer)
 
-    def computed(count: int, stream: int) -> tuple[Array, list[Array], Tape]:
-        tape = Tape(coarse, count, seed * 1_000_003 + stream)
+    def computed(count: int, stream: int, sized: bool = False) -> tuple[Array, list[Array], Tape]:
+        tape = Tape(coarse, count, seed * 1_000_003 + stream, sized)
         given = [tape.leaf(one) if _is_float(one) else one for one in inputs]
         with np.errstate(all="ignore"):
             output = function(*given)
             if not isinstance(output, Moved):
                 return (
-                    np.broadcast_to(np.asarray(output, float), (count, *np.shape(output))),
-                    [np.zeros((count, *np.shape(inputs[place]))) for place in derived],
+                    tape.constant(np.asarray(output, float)),
+                    [tape.constant(np.zeros(np.shape(inputs[place]))) for place in derived],
                     tape,
                 )
             weights = np.broadcast_to(np.asarray(cotangent, float), output.shape)
             grads = tape.gradients(output, weights, [given[place] for place in derived]) if derived else []
         return output.value, grads, tape
 
-    value, gradients, tape = computed(1, 0)
+    value, gradients, tape = computed(1, 0, sized=True)
     exact = [value[0], *(one[0] for one in gradients)]
+    sizes = [np.nan_to_num(p.stored * one[1], posinf=0.0) for one in (value, *gradients)]
     lengths = [np.zeros(one.shape) for one in exact]
     part = int(np.clip(MOST // max(tape.size, 1), 1, samples))
     done = 0
@@ -880,8 +930,8 @@ def scatter(
     if tape.largest > p.largest:
         lengths = [np.full(length.shape, np.inf) for length in lengths]
     found = [
-        Scatter(middle, length / np.sqrt(samples) / finer)
-        for middle, length in zip(exact, lengths, strict=True)
+        Scatter(middle, length / np.sqrt(samples) / finer, size)
+        for middle, length, size in zip(exact, lengths, sizes, strict=True)
     ]
     return found[0], found[1:]
 
