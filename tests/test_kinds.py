@@ -28,6 +28,8 @@ from verified_losses.oracles import (
     soft_targets,
     supcon,
 )
+from verified_losses.properties.ask import cli
+from verified_losses.properties.ask import inspect as ask_inspect
 from verified_losses.properties.ask.api import certify
 from verified_losses.properties.ask.inspect import inspected
 from verified_losses.properties.cases import Case, Options
@@ -463,4 +465,23 @@ def test_a_kind_is_certified_and_inspected_by_its_name(capsys: pytest.CaptureFix
     assert certificate.verdict == "holds"
     subject = dict([ask("torch.nn:CrossEntropyLoss", "smoothed")])
     assert inspected(subject) == 0
-    assert "its values are the oracle's" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("smoothed: its values are the oracle's\n")
+    assert "calls CrossEntropyLoss(label_smoothing=label_smoothing)(input=logits, target=labels)\n" in said
+    assert "verified-losses certify torch.nn:CrossEntropyLoss --as smoothed\n" in said
+
+
+def test_inspect_tries_the_kinds_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ask_inspect, "inspected", lambda given: asked.extend(given) or 0)
+    monkeypatch.setattr(cli.server, "start", lambda: None)
+    cli.inspect("torch.nn:CrossEntropyLoss")
+    assert {"clip", "cross_entropy", *FORMULAS.values()} <= {*asked}
+    names = ("infonce", "decoupled", "masked")
+    pairs = dict(ask("tests.defects.kinds.decoupled:first_view_alone", name) for name in names)
+    assert inspected(pairs) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("infonce: it can be called, but its values are not the oracle's\n")
+    assert said.endswith("it can be called as decoupled too\n")

@@ -277,7 +277,7 @@ def inspect(
     """
     name = named_target(target, None)
     check_target(name)
-    names = [contract] if contract else list(NAMES)
+    names = [contract] if contract else [*NAMES, *FORMULAS]
     asked = dict(ask(name, one, call=call, parameters=parameter or (), features=features) for one in names)
     server.start()
     from .inspect import inspected

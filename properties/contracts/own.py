@@ -116,6 +116,10 @@ class OwnContract(Contract):
         drawn = _with_numbers(super().cases(subject, world_size), self.formula.inputs, self.constants)
         return independent(drawn.filter(self.defined))
 
+    def constructed_of(self, subject: Subject) -> tuple[str, ...]:
+        learned = any(name in self.scalars for _, name in subject.form.arguments)
+        return (*self.constructed, *(("dtype", "wide_scalars") if learned else ()))
+
     def probe(self, case: Case) -> Case:
         """Return a case to look at a target with: plain rows, and numbers in the middle."""
         kinds = self.formula.inputs

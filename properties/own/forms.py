@@ -37,6 +37,7 @@ def own_forms(target: Any, contract: Contract, subject: Subject, case: Case) -> 
         except Exception:
             continue
         given = {*passed, *(name for _, name in arguments)}
+        arguments = (*((one, one) for one in numbers if one in passed), *arguments)
         rest = [one for one in names if one not in given or one in tensors]
         scalars = scalars_of(loss)
         held = stated.parameters or tuple(zip(scalars, contract.scalars, strict=False))
