@@ -47,7 +47,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from .complex_step import Array
+from .complex_step import STEP, Array
 from .dtypes import DTYPES
 
 SAMPLES = 32
@@ -127,23 +127,33 @@ class Tape:
         self.largest = 0.0
         """Of what was multiplied, added up or put into a function: masks that are huge do not count."""
 
-    def leaf(self, value: Any) -> "Moved":
-        """Return an input, exact in every sample."""
-        return Moved(self.constant(np.asarray(value, dtype=float)), self)
+    def leaf(self, value: Any, along: Any = None) -> "Moved":
+        """Return an input, exact in every sample; where it moves, by a complex step along something."""
+        array = np.asarray(value, dtype=float)
+        return Moved(self.constant(array if along is None else array + 1j * STEP * along), self)
 
     def constant(self, array: Array) -> Array:
         """Return the same array in every sample."""
         if self.sized:
-            return np.stack([array, abs(array)])
+            return np.stack([array, _magnitude(array)])
         return np.broadcast_to(array, (self.samples, *array.shape))
 
     def negative(self, value: Array) -> Array:
         """Return -x, whose size is that of x."""
         return np.concatenate([-value[:1], value[1:]]) if self.sized else -value
 
-    def made(self, value: Array) -> Array:
-        """Return what a function that is not linear gives: its size is its magnitude."""
-        return np.concatenate([value[:1], abs(value[:1])]) if self.sized else value
+    def made(self, function: Callable[[Array], Array], x: Array) -> Array:
+        """Return what a function that is not linear gives: its size is its magnitude.
+
+        How far it moves is linear in how far its argument does, and so are their sizes.
+        """
+        if not self.sized:
+            return function(x)
+        value = function(x[:1])
+        if not np.iscomplexobj(x):
+            return np.concatenate([value, abs(value)])
+        slope = np.imag(function(np.real(x[:1]) + 1j * STEP)) / STEP
+        return np.concatenate([value, abs(np.real(value)) + 1j * abs(slope) * np.imag(x[1:])])
 
     def first(self, value: Any) -> Any:
         """Return what decides: the samples, without sizes."""
@@ -167,12 +177,16 @@ class Tape:
             times: how many roundings.
             sums: how many roundings of accumulating, relative to `size`; the result is then stored.
         """
-        magnitude = abs(value)
         if self.sized:
             if (size is None or sums is not None) and value.size:
-                largest = float(np.max(np.nan_to_num(magnitude[:1], posinf=np.inf)))
+                largest = float(np.max(np.nan_to_num(abs(np.real(value[:1])), posinf=np.inf)))
                 self.largest = max(self.largest, largest)
             return value
+        if np.iscomplexobj(value):  # what is moved along rounds by itself
+            sizes = (None, None) if size is None else (np.real(size), np.imag(size) / STEP)
+            ahead = self.moved(np.imag(value) / STEP, sizes[1], times, sums)
+            return self.moved(np.real(value), sizes[0], times, sums) + 1j * STEP * ahead
+        magnitude = abs(value)
         how_far = (
             self.p.stored * times * (magnitude if size is None or sums is not None else size) + self.p.tiny
         )
@@ -195,7 +209,7 @@ class Tape:
                 part = _summed_to(self, back(given), parent.value.shape)
                 before = found.get(id(parent))
                 found[id(parent)] = (
-                    part if before is None else self.moved(before + part, np.maximum(abs(before), abs(part)))
+                    part if before is None else self.moved(before + part, _larger_of(before, part))
                 )
         return [found.get(id(leaf), np.zeros(leaf.value.shape)) for leaf in leaves]
 
@@ -353,7 +367,24 @@ class Moved(NDArrayOperatorsMixin):
 
 def _exact(value: Any) -> Any:
     """Return a number as it is in the first sample, which is not moved; other values as they are."""
-    return value.value[0] if isinstance(value, Moved) else value
+    return np.real(value.value[0]) if isinstance(value, Moved) else value
+
+
+def _magnitude(value: Array) -> Array:
+    """Return the magnitudes of values and, apart from those, of how far they move."""
+    if not np.iscomplexobj(value):
+        return np.asarray(abs(value))
+    magnitude: Array = abs(np.real(value)) + 1j * abs(np.imag(value))
+    return magnitude
+
+
+def _larger_of(one: Array, other: Array) -> Array:
+    """Return the larger of their magnitudes."""
+    one, other = _magnitude(one), _magnitude(other)
+    if not np.iscomplexobj(one) and not np.iscomplexobj(other):
+        return np.asarray(np.maximum(one, other))
+    larger: Array = np.maximum(np.real(one), np.real(other)) + 1j * np.maximum(np.imag(one), np.imag(other))
+    return larger
 
 
 def _constant(tape: Tape, value: Any) -> Array:
@@ -387,7 +418,8 @@ def _summed_to(tape: Tape, gradient: Array, shape: tuple[int, ...]) -> Array:
     count = int(np.prod([gradient.shape[axis] for axis in axes]))
     total = gradient.sum(axis=axes).reshape(-1, *own)
     if count > 1:
-        total = tape.moved(total, abs(gradient).sum(axis=axes).reshape(total.shape), sums=np.sqrt(count / 3))
+        size = _magnitude(gradient).sum(axis=axes).reshape(total.shape)
+        total = tape.moved(total, size, sums=np.sqrt(count / 3))
     return np.broadcast_to(total, shape)
 
 
@@ -400,7 +432,7 @@ def _made(tape: Tape, value: Array, *parents: tuple[Any, Back]) -> Moved:
 
 def _plain(ufunc: np.ufunc, tape: Tape, *inputs: Any) -> Any:
     """Compare: a plain array where all samples agree, else a mask of each sample."""
-    value = ufunc(*_operands(tape, *inputs))
+    value = ufunc(*map(np.real, _operands(tape, *inputs)))
     if tape.sized or (value == value[:1]).all():
         return value[0]
     return _made(tape, value)
@@ -409,7 +441,7 @@ def _plain(ufunc: np.ufunc, tape: Tape, *inputs: Any) -> Any:
 def _add(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     with np.errstate(invalid="ignore"):
-        size = np.maximum(abs(one), abs(other))
+        size = _larger_of(one, other)
         value = tape.moved(one + other, size)
     return _after(_made(tape, value, (first, lambda g: g), (second, lambda g: g)), size)
 
@@ -417,14 +449,15 @@ def _add(tape: Tape, first: Any, second: Any) -> Moved:
 def _subtract(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     with np.errstate(invalid="ignore"):
-        size = np.maximum(abs(one), abs(other))
+        size = _larger_of(one, other)
         value = tape.moved(one + tape.negative(other), size)
     return _after(_made(tape, value, (first, lambda g: g), (second, tape.negative)), size)
 
 
 def _after(number: Moved, before: Array) -> Moved:
     """Note how large the operands of a difference were, as far as they are finite."""
-    number.before = np.where(np.isfinite(before[0]), before[0], 0.0)
+    first = np.real(before[0])
+    number.before = np.where(np.isfinite(first), first, 0.0)
     return number
 
 
@@ -458,7 +491,10 @@ def _multiply(tape: Tape, first: Any, second: Any) -> Moved:
 def _divide(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     shifts = 0.0 if getattr(second, "shifts", None) is None else second.shifts
-    other = tape.made(other)
+    if tape.sized:  # how far it moves adds to the size of how far the quotient does
+        size = abs(np.real(other[:1]))
+        size = size - 1j * np.imag(other[1:]) if np.iscomplexobj(other) else size
+        other = np.concatenate([other[:1], size])
 
     def over(x: Array, times: float = 1.5) -> Array:
         return tape.moved(x / other, times=times + shifts)
@@ -477,10 +513,10 @@ def _power(tape: Tape, base: Any, exponent: Any) -> Moved:
         return np.exp(exponent * np.log(base))  # type: ignore[no-any-return]
     one, power = _operands(tape, base, exponent)
     power = tape.first(power)
-    slope = tape.made(power * one ** (power - 1))
+    slope = tape.made(lambda x: np.asarray(power * x ** (power - 1)), one)
     return _made(
         tape,
-        tape.moved(tape.made(one**power), times=ELEMENTARY),
+        tape.moved(tape.made(lambda x: np.asarray(x**power), one), times=ELEMENTARY),
         (base, lambda g: tape.moved(g * slope, times=ELEMENTARY + 1)),
     )
 
@@ -504,13 +540,16 @@ def _elementwise(
 
     def rule(tape: Tape, number: Any) -> Moved:
         x = number.value
-        value = tape.moved(tape.made(function(x)), times=times(x))
-        rate = tape.made(slope(x, value))
+        often = times(np.real(x))
+        value = tape.moved(tape.made(function, x), times=often)
+        rate = tape.made(lambda x: slope(x, function(x)), x) if tape.sized else slope(x, value)
         shifts = 0.0 if number.shifts is None else number.shifts
-        rate = tape.moved(rate, np.maximum(abs(rate), slope_size) if slope_size else None, times(x) + shifts)
+        least = slope_size * (1 + 1j * abs(np.imag(x)) if np.iscomplexobj(x) else np.ones(x.shape))
+        rate = tape.moved(rate, _larger_of(rate, least) if slope_size else None, often + shifts)
         made = _made(tape, value, (number, lambda g: tape.moved(g * rate)))
         if exponential:
-            made.shifts = np.nan_to_num(abs(x[0]), posinf=0.0) if number.before is None else number.before
+            shifted = abs(np.real(x[0]))
+            made.shifts = np.nan_to_num(shifted, posinf=0.0) if number.before is None else number.before
         return made
 
     return rule
@@ -518,10 +557,23 @@ def _elementwise(
 
 def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
-    value = tape.made(np.logaddexp(one, other))
-    shares = tape.made(np.exp(one - value)), tape.made(np.exp(other - value))
-    size = np.maximum(np.maximum(abs(one), abs(other)), 1.0)
-    slopes = [tape.moved(part, np.ones(part.shape), times=ELEMENTARY + 1) for part in shares]
+    least, most = (np.where(np.real(one) < np.real(other), *pair) for pair in ((one, other), (other, one)))
+    # the same as np.logaddexp, which takes no complex numbers
+    value = np.where(least == most, most + np.log(2), most + np.log1p(np.exp(least - most)))
+    shares = [np.exp(one - value), np.exp(other - value)]
+    size = _larger_of(_larger_of(one, other), np.asarray(1.0))
+    if tape.sized:
+        value, *shares = (np.concatenate([part[:1], _magnitude(part[:1])]) for part in (value, *shares))
+    if tape.sized and np.iscomplexobj(value):
+        one, other = 1j * np.imag(one[1:]), 1j * np.imag(other[1:])
+        first_share, second_share = (np.real(share[1:]) for share in shares)
+        value[1:] = np.real(value[1:]) + first_share * one + second_share * other
+        for share in shares:
+            share[1:] = np.real(share[1:]) + first_share * second_share * (one + other)
+    ones = np.ones(value.shape)
+    if np.iscomplexobj(value):
+        ones = ones + 1j * (abs(np.imag(one)) + abs(np.imag(other)))
+    slopes = [tape.moved(part, ones, times=ELEMENTARY + 1) for part in shares]
     return _made(
         tape,
         tape.moved(value, size, ELEMENTARY),
@@ -533,6 +585,7 @@ def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
 def _chosen(larger: bool) -> Callable[[Tape, Any, Any], Moved]:
     def rule(tape: Tape, first: Any, second: Any) -> Moved:
         one, other = _operands(tape, first, second)
+        one, other = np.real(one), np.real(other)
         mask = one >= other if larger else one <= other
         return _where(_made(tape, mask), first, second, tape=tape)
 
@@ -570,7 +623,7 @@ def _matmul(tape: Tape, first: Any, second: Any) -> Moved:
     )
 
     def product(x: Array, y: Array) -> Array:
-        size = None if tape.sized else abs(x) @ abs(y)
+        size = None if tape.sized else _magnitude(x) @ _magnitude(y)
         return tape.moved(x @ y, size, sums=np.sqrt(x.shape[-1] / 3) + 1)
 
     value = product(left, right)
@@ -615,7 +668,7 @@ def _einsum(subscripts: Any, *operands: Any, **_: Any) -> Moved:
         rule = f"{','.join('Z' + name for name in names)}->Z{to}"
         arrays = [np.broadcast_to(one, (tape.samples, *one.shape[1:])) for one in arrays]
         count = int(np.prod([sizes[letter] for letter in set("".join(names)) - set(to)]))
-        size = None if tape.sized else np.einsum(rule, *map(abs, arrays), optimize=True)
+        size = None if tape.sized else np.einsum(rule, *map(_magnitude, arrays), optimize=True)
         return tape.moved(np.einsum(rule, *arrays, optimize=True), size, sums=np.sqrt(count / 3) + 1)
 
     def back(place: int) -> Back:
@@ -647,7 +700,8 @@ def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = Non
     value = number.value.sum(axis=axes, keepdims=True)
     count = int(np.prod([number.value.shape[one] for one in axes]))
     if count > 1:
-        value = tape.moved(value, abs(number.value).sum(axis=axes, keepdims=True), sums=np.sqrt(count / 3))
+        size = _magnitude(number.value).sum(axis=axes, keepdims=True)
+        value = tape.moved(value, size, sums=np.sqrt(count / 3))
     kept = value if keepdims else value.reshape([n for k, n in enumerate(value.shape) if k not in axes])
 
     def back(g: Array) -> Array:
@@ -683,12 +737,12 @@ def _extreme(which: Any, number: Any, axis: Any = None, keepdims: bool = False, 
         found = _extreme(which, flat, 0)
         return found.reshape((1,) * number.ndim) if keepdims else found
     along = axis % number.ndim
-    places = np.expand_dims(which(number.tape.first(number.value), axis=1 + along), 1 + along)
+    places = np.expand_dims(which(np.real(number.tape.first(number.value)), axis=1 + along), 1 + along)
     places = np.broadcast_to(places, (len(number.value), *places.shape[1:]))
     value = np.take_along_axis(number.value, places, 1 + along)
 
     def back(g: Array) -> Array:
-        result = np.zeros(number.value.shape)
+        result = np.zeros(number.value.shape, g.dtype)
         np.put_along_axis(result, places, g.reshape(g.shape[0], *value.shape[1:]), 1 + along)
         return result
 
@@ -773,21 +827,21 @@ def _holds(values: Any) -> bool:
 def _scattered(tape: Tape, gradient: Array, index: Array, number: Moved) -> Array:
     """Return the gradient of a number, given that of elements taken from it, each once or more."""
     counts = np.bincount(index, minlength=number.size)
-    result = np.zeros((gradient.shape[0], number.size))
+    result = np.zeros((gradient.shape[0], number.size), gradient.dtype)
     if counts.max(initial=0) <= 1:
         result[:, index] = gradient
     else:
-        size = np.zeros(result.shape)
+        size = np.zeros(result.shape, gradient.dtype)
         for sample, (total, sizes) in enumerate(zip(result, size, strict=True)):
             np.add.at(total, index, gradient[sample])
-            np.add.at(sizes, index, abs(gradient[sample]))
+            np.add.at(sizes, index, _magnitude(gradient[sample]))
         result = tape.moved(result, size, sums=np.sqrt(counts / 3))
     return result.reshape(-1, *number.shape)
 
 
 def _real(number: Any) -> Any:
     """Return a constant."""
-    return _made(number.tape, number.value) if isinstance(number, Moved) else np.real(number)
+    return _made(number.tape, np.real(number.value)) if isinstance(number, Moved) else np.real(number)
 
 
 _UFUNCS: dict[Any, Callable[..., Any]] = {
@@ -807,7 +861,9 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
     np.positive: lambda tape, number: number,
     np.reciprocal: lambda tape, number: _divide(tape, 1.0, number),
     np.square: lambda tape, number: _multiply(tape, number, number),
-    np.absolute: _elementwise(abs, lambda x, value: np.sign(x), lambda x: 0.0),
+    np.absolute: _elementwise(
+        lambda x: x * np.sign(np.real(x)), lambda x, value: np.sign(np.real(x)), lambda x: 0.0
+    ),
     np.sqrt: _elementwise(np.sqrt, lambda x, value: 0.5 / value),
     np.exp: _elementwise(np.exp, lambda x, value: value, lambda x: ELEMENTARY + abs(x), exponential=True),
     np.exp2: _elementwise(
@@ -877,6 +933,7 @@ def scatter(
     cotangent: Any = 1.0,
     samples: int = SAMPLES,
     seed: int = 0,
+    along: dict[int, Any] | None = None,
 ) -> tuple[Scatter, list[Scatter]]:
     """Return how far rounding scatters what a function of arrays gives, and its derivatives.
 
@@ -888,6 +945,8 @@ def scatter(
         cotangent: of the result's shape.
         samples: how often it is computed.
         seed: the same seed gives the same.
+        along: how inputs move, by their places: of the derivatives how far they move then is returned, which
+            are second derivatives, by complex steps through reverse mode.
 
     Raises:
         Unsupported: the function uses a part of NumPy that has no rule.
@@ -897,7 +956,10 @@ def scatter(
 
     def computed(count: int, stream: int, sized: bool = False) -> tuple[Array, list[Array], Tape]:
         tape = Tape(coarse, count, seed * 1_000_003 + stream, sized)
-        given = [tape.leaf(one) if _is_float(one) else one for one in inputs]
+        moves = along or {}
+        given = [
+            tape.leaf(one, moves.get(place)) if _is_float(one) else one for place, one in enumerate(inputs)
+        ]
         with np.errstate(all="ignore"):
             output = function(*given)
             if not isinstance(output, Moved):
@@ -908,7 +970,9 @@ def scatter(
                 )
             weights = np.broadcast_to(np.asarray(cotangent, float), output.shape)
             grads = tape.gradients(output, weights, [given[place] for place in derived]) if derived else []
-        return output.value, grads, tape
+            if along is not None:
+                grads = [np.imag(one) / STEP for one in grads]
+        return np.real(output.value), grads, tape
 
     value, gradients, tape = computed(1, 0, sized=True)
     exact = [value[0], *(one[0] for one in gradients)]

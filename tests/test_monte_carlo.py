@@ -62,6 +62,40 @@ def test_logaddexp_is_derived_too() -> None:
     assert value.spread > 0
 
 
+V = np.random.default_rng(4).standard_normal(X.shape)
+SECOND = FUNCTIONS | {
+    "logaddexp": lambda x: np.sum(np.logaddexp(0, x) * np.logaddexp(x, x[::-1])),
+    "absolute": lambda x: np.sum(abs(x) ** 3),
+    "normalised": lambda x: np.sum((x / np.sqrt(np.sum(x * x, axis=1, keepdims=True))) @ X.T),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_second_derivatives_are_those_of_differences(name: str) -> None:
+    function, p, step = SECOND[name], Roundoff.of("float32"), 1e-5
+
+    def slope(point: Any) -> Any:
+        return scatter(function, [point], p, [0], samples=1)[1][0].value
+
+    _, (found,) = scatter(function, [X], p, [0], along={0: V})
+    differences = (slope(X + step * V) - slope(X - step * V)) / (2 * step)
+    np.testing.assert_allclose(found.value, differences, rtol=1e-6, atol=1e-7)
+    moved = found.size > 0
+    assert (found.size[moved] >= (1 - 1e-9) * p.stored * abs(found.value[moved])).all()
+    if name != "largest":  # of a tie within rounding the second derivative is that of either
+        assert (found.bound < 1e-3 * (1 + abs(found.value))).all()
+
+
+def test_second_derivatives_of_a_sigmoid_round_relative_to_1() -> None:
+    """Of s (1 - s) the second factor may be a difference of numbers near 1."""
+    large = np.array([40.0])
+    _, (found,) = scatter(
+        lambda x: np.sum(np.logaddexp(0, x)), [large], Roundoff.of("float64"), [0], along={0: np.ones(1)}
+    )
+    assert found.value < 1e-17
+    assert 2.0**-53 < found.bound < 2.0**-44
+
+
 def test_scatter_follows_the_unit_roundoff_and_the_seed() -> None:
     function = FUNCTIONS["softmax"]
     single, double, again = (

@@ -14,7 +14,7 @@ from verified_losses.oracles import monte_carlo
 from verified_losses.oracles.bounds import NotSteps, trace
 from verified_losses.oracles.complex_step import Array, directional_derivative
 from verified_losses.oracles.infonce import normalize
-from verified_losses.oracles.monte_carlo import Roundoff, Unsupported
+from verified_losses.oracles.monte_carlo import Roundoff, Scatter, Unsupported
 
 from ..cases import Case, Options, feature_pair, independent, rounded
 from ..forms import names_of
@@ -186,18 +186,34 @@ class OwnContract(Contract):
         if stepped := self._stepped(case, inputs, cotangents):
             return stepped
         given = self._whole(inputs)
-        names = [name for name in self.differentiable if name in given]
-        value, gradients = self._scattered(case, given, names, float(cotangents[0]["loss"]))
+        value, gradients = self._scattered(case, given, float(cotangents[0]["loss"]))
         by_name = {name: np.zeros(given[name].shape) for name in self.constants}
-        by_name |= dict(zip(names, gradients, strict=True))
-        rows = {
-            name: case.split(case.world_size * by_name[name]) for name in by_name if name not in self.alike
+        by_name |= {name: one.bound for name, one in gradients.items()}
+        return Bounds([{"loss": value.bound} for _ in case.rows], self._by_rank(case, by_name))
+
+    def second_derivatives(
+        self, case: Case, inputs: Inputs, cotangents: Cotangents, moves: Inputs
+    ) -> tuple[Inputs, Inputs]:
+        along = {
+            name: moves[0][name] if name in self.alike else np.concatenate([one[name] for one in moves])
+            for name in moves[0]
         }
-        bounded = [
-            {name: one if name in self.alike else rows[name][rank] for name, one in by_name.items()}
+        _, found = self._scattered(case, self._whole(inputs), float(cotangents[0]["loss"]), along)
+        values, bounds = (
+            {name: np.asarray(getattr(one, part)) for name, one in found.items()}
+            for part in ("value", "bound")
+        )
+        return self._by_rank(case, values), self._by_rank(case, bounds)
+
+    def _by_rank(self, case: Case, whole: dict[str, Array]) -> Inputs:
+        """Return what each rank has of gradients: of its rows W times as much as one process."""
+        rows = {
+            name: case.split(case.world_size * one) for name, one in whole.items() if name not in self.alike
+        }
+        return [
+            {name: one if name in self.alike else rows[name][rank] for name, one in whole.items()}
             for rank in range(case.world_size)
         ]
-        return Bounds([{"loss": value} for _ in case.rows], bounded)
 
     def oracle_source(self, case: Case) -> dict[str, str]:
         arguments = []
@@ -314,10 +330,11 @@ class OwnContract(Contract):
         return Bounds(terms, gradients)
 
     def _scattered(
-        self, case: Case, given: dict[str, Array], names: list[str], cotangent: float
-    ) -> tuple[Array, list[Array]]:
-        """Return how far rounding may take the loss, and its gradients, by samples."""
+        self, case: Case, given: dict[str, Array], cotangent: float, along: dict[str, Array] | None = None
+    ) -> tuple[Scatter, dict[str, Scatter]]:
+        """Return how far rounding takes the loss, and its gradients, or how those move `along` something."""
         order = list(given)
+        names = [name for name in self.differentiable if name in given]
 
         def function(*arrays: Any) -> Any:
             made = dict(zip(order, arrays, strict=True))
@@ -327,10 +344,11 @@ class OwnContract(Contract):
 
         places = [order.index(name) for name in names]
         p = Roundoff.of(case.dtype)
+        moves = None if along is None else {order.index(name): one for name, one in along.items()}
         value, gradients = monte_carlo.scatter(
-            function, [given[name] for name in order], p, places, cotangent, seed=case.seed
+            function, [given[name] for name in order], p, places, cotangent, seed=case.seed, along=moves
         )
-        return value.bound, [one.bound for one in gradients]
+        return value, dict(zip(names, gradients, strict=True))
 
     def _along(self, case: Case, inputs: Inputs) -> Callable[[Any], Any]:
         """Return the formula along one direction of all its inputs."""

@@ -329,9 +329,7 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
         lines.append(f"{undrawn}, so none were drawn for {', '.join(without)}")
     own = [label for label in labels if held_to[label].whole]
     if own:
-        lines.append(
-            f"second derivatives, and large batches: no law for contracts of one's own: {', '.join(own)}"
-        )
+        lines.append(f"large batches: no law for contracts of one's own: {', '.join(own)}")
     ran_on = {devices.kind_of(check.world.device) for check in planned}
     if "cuda" not in ran_on:
         missing = devices.KINDS["cuda"].missing()

@@ -5,7 +5,7 @@ from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.own.formula import formula
 from verified_losses.properties.subjects import Subject
 
-from ..index import GRADS, LIGHTLY, MEAN, SENTENCE, TERMS, TORCH, Planted
+from ..index import GRADS, LIGHTLY, MEAN, SENTENCE, TERMS, TORCH, TWICE, Planted
 
 __all__ = ["DEFECTS", "RIGHT"]
 
@@ -51,6 +51,7 @@ DEFECTS = [
     wrong("supcon", "largest_with_itself", "an anchor's own logit is subtracted, beside which others underflow", SUPCON),
     wrong("supcon", "own_rows_alone", "rows are gathered, and not used", "", TERMS, MEAN, world=RANKS),
     wrong("supcon", "no_offset", "a rank leaves out the rows of rank 0 in the place of its own", "", TERMS, world=RANKS),
+    wrong("supcon", "gathered_once", "the gather's backward has no derivative", "", TWICE, world=RANKS),
     wrong("multi_positive", "not_normalized", "targets do not sum up to 1"),
     wrong("multi_positive", "one_direction", "texts never look for their images"),
     wrong("multi_positive", "diagonal_alone", "labels are not looked at"),
@@ -80,6 +81,7 @@ DEFECTS = [
     wrong("softened", "mean_over_classes", "a mean over rows and classes", f"{TORCH}/issues/36862", module="soft_targets"),
     wrong("softened", "student_at_one", "the student's logits are not divided", module="soft_targets"),
     wrong("softened", "over_rows", "a softmax over rows", module="soft_targets"),
+    wrong("softened", "slope_kept", "the gradient is kept from the forward as a constant", "", TWICE, module="soft_targets"),
     wrong("momentum", "alpha_swapped", "alpha is the labels' share", module="soft_targets"),
     wrong("momentum", "targets_transposed", "texts' targets are the transpose of the images'", MOBILECLIP, module="soft_targets"),
     wrong("momentum", "momentum_at_one", "the temperature is missing in the targets", module="soft_targets"),
