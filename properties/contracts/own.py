@@ -19,7 +19,7 @@ from verified_losses.oracles.monte_carlo import Roundoff, Scatter, Unsupported
 from ..cases import Case, Options, feature_pair, independent, rounded
 from ..forms import names_of
 from ..names import HALVES, Values
-from ..own.formula import Formula, NoFormula, formula
+from ..own.formula import Formula, NoFormula, formula, keeping
 from ..own.kinds import (
     MOST_OF_A_SIZE,
     WIDTH,
@@ -369,8 +369,15 @@ class OwnContract(Contract):
         return float(np.real(value)), directional_derivative(function, np.zeros(()), np.ones(()))
 
     def _differences(self, case: Case, inputs: Inputs) -> list[float]:
-        function = self._along(case, inputs)
-        return [float(np.real(function(step) - function(-step))) / (2 * step) for step in STEPS]
+        function, constants = self._along(case, inputs), list[Any]()
+        with keeping(constants):
+            function(0.0)
+
+        def moved(step: float) -> Any:
+            with keeping(constants, again=True):
+                return function(step)
+
+        return [float(np.real(moved(step) - moved(-step))) / (2 * step) for step in STEPS]
 
     def _sizes(self, case: Case, sizes: tuple[Size, ...]) -> tuple[int, ...]:
         known = {WIDTH: case.width, **{one: size for one, size in case.drawn if isinstance(size, int)}}

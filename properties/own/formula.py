@@ -2,9 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..standalone.loading import load
 from .kinds import Kind, Matrix, Positive, Rows, Shared, WrongKind, named_sizes
@@ -53,10 +57,10 @@ def contract(
 
     The function gets the whole batch, as arrays and numbers, and returns the loss, a number. Its gradients
     are taken by complex steps, so it must be analytic: no `abs`, no `np.linalg.norm`, no `np.conj`;
-    `np.sqrt(x * x)` and comparisons of real parts are fine. Its tolerance is derived by Monte Carlo
-    arithmetic (`verified_losses.oracles.monte_carlo`). Of several ranks, the mean over ranks of losses and
-    gradients must equal it. Then `verified-losses certify mine.py:SupCon --as contracts.py:supcon` verifies
-    a loss.
+    `np.sqrt(x * x)` and comparisons of real parts are fine; `detached(x)` is a constant. Its tolerance is
+    derived by Monte Carlo arithmetic (`verified_losses.oracles.monte_carlo`). Of several ranks, the mean over
+    ranks of losses and gradients must equal it. Then
+    `verified-losses certify mine.py:SupCon --as contracts.py:supcon` verifies a loss.
 
     Args:
         function: none: the decorator is called with the inputs.
@@ -86,6 +90,43 @@ def contract(
         return Formula(function, _checked(function, inputs), any_order)
 
     return made
+
+
+_kept: ContextVar[Callable[[Any], Any]] = ContextVar("kept")
+
+
+def detached(value: Any) -> Any:
+    """Return a part of a formula as a constant, as torch's `detach` does: no gradient goes through it.
+
+    Example:
+        >>> import numpy as np
+        >>> from verified_losses.properties import contract, rows
+        >>> @contract(logits=rows())
+        ... def weighted(logits):
+        ...     log = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
+        ...     return -np.mean(detached(1 - np.exp(log)) * log)
+    """
+    constant = np.real(value)
+    keep = _kept.get(None)
+    return constant if keep is None else keep(constant)
+
+
+@contextmanager
+def keeping(constants: list[Any], again: bool = False) -> Iterator[None]:
+    """Keep what a formula detaches, in order; with `again` give it that, whatever it is by now."""
+    given = iter(constants)
+
+    def keep(constant: Any) -> Any:
+        if again:
+            return next(given)
+        constants.append(constant)
+        return constant
+
+    token = _kept.set(keep)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def _checked(function: Callable[..., Any], inputs: dict[str, Kind]) -> dict[str, Kind]:
@@ -150,4 +191,4 @@ def formula(name: str) -> Formula:
     )
 
 
-__all__ = ["Formula", "NoFormula", "WrongKind", "contract", "formula", "is_own"]
+__all__ = ["Formula", "NoFormula", "WrongKind", "contract", "detached", "formula", "is_own"]
