@@ -105,6 +105,10 @@ class Contract(ABC):
     """Its inputs that every rank holds alike."""
     constants: tuple[str, ...] = ()
     """Its inputs of floats that never get a gradient."""
+    holds: str = ""
+    """The input that a loss holds itself and changes as it is called: verified in one process."""
+    sizes_held: tuple[str, ...] = ()
+    """Arguments of a constructor that are sizes of that, and that it need not take."""
     features: Features = "raw"
     """What a subject does with them that has not stated otherwise."""
     oracle_normalizes = False

@@ -83,6 +83,8 @@ class OwnContract(Contract):
             one for one, kind in kinds.items()
             if isinstance(kind, Rows | Matrix | Shared) and not kind.is_derived
         )  # fmt: skip
+        self.holds = self.formula.holds
+        self.sizes_held = (f"{self.holds}_size", WIDTH) if self.holds else ()
         names_of(name)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -118,7 +120,8 @@ class OwnContract(Contract):
 
     def constructed_of(self, subject: Subject) -> tuple[str, ...]:
         learned = any(name in self.scalars for _, name in subject.form.arguments)
-        return (*self.constructed, *(("dtype", "wide_scalars") if learned else ()))
+        of_held = ("rows", "width") if self.holds else ()
+        return (*self.constructed, *of_held, *(("dtype", "wide_scalars") if learned else ()))
 
     def probe(self, case: Case) -> Case:
         """Return a case to look at a target with: plain rows, and numbers in the middle."""
@@ -158,10 +161,18 @@ class OwnContract(Contract):
             for one, kind in kinds.items()
             if isinstance(kind, Positive) and not kind.learned
         }
-        return {**given, **dict(case.options)}
+        sizes = {}
+        if self.holds:
+            blocks, width = self._sizes(case, kinds[self.holds].sizes)
+            sizes = dict(zip(self.sizes_held, (sum(case.rows) * blocks, width), strict=True))
+        return {**given, **sizes, **dict(case.options)}
 
     def preparations(self, case: Case) -> dict[str, tuple[Callable[[Any], Any], ...]]:
         return dict.fromkeys(self.unit, (normalize,))
+
+    def gradient_expected(self, case: Case) -> dict[str, bool]:
+        detached = [name for name, kind in self.formula.inputs.items() if getattr(kind, "detached", False)]
+        return {name: one for name, one in super().gradient_expected(case).items() if name not in detached}
 
     def calls(self, case: Case) -> dict[str, Call]:
         """Return the formula: `oracle` and `oracle_source` give it the whole batch."""

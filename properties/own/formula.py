@@ -27,12 +27,13 @@ class Formula:
         function: computes the loss of the whole batch, in one process.
         inputs: the kind of each input, in the order of its parameters.
         any_order: the order of the rows does not matter to it.
+        holds: the input that a loss holds itself.
     """
 
     def __init__(
-        self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False
+        self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False, holds: str = ""
     ) -> None:
-        self.function, self.inputs, self.any_order = function, inputs, any_order
+        self.function, self.inputs, self.any_order, self.holds = function, inputs, any_order, holds
         functools.update_wrapper(self, function)
         self.title = function.__name__
 
@@ -51,7 +52,7 @@ class Formula:
 
 
 def contract(
-    function: Callable[..., Any] | None = None, /, *, any_order: bool = False, **inputs: Kind
+    function: Callable[..., Any] | None = None, /, *, any_order: bool = False, holds: str = "", **inputs: Kind
 ) -> Callable[[Callable[..., Any]], Formula]:
     """Make a contract of a function of NumPy: what a loss must give, in value and in gradient, in all worlds.
 
@@ -66,6 +67,10 @@ def contract(
         function: none: the decorator is called with the inputs.
         any_order: the order of the rows does not matter, which is checked of the formula before anything
             runs.
+        holds: the input that a loss holds itself and changes as it is called, as a queue of the keys of
+            earlier batches: a constant `matrix((blocks, "width"))`, the oldest block first. The other
+            matrices are `matrix((calls, "width"))`: a fresh loss is filled with it, and called `calls` times,
+            each time with one column; the formula returns the sum.
         **inputs: the kind of each parameter: `rows`, `ids`, `mask`, `matrix`, `shared`, `positive`, `choice`.
 
     Raises:
@@ -87,7 +92,9 @@ def contract(
         )
 
     def made(function: Callable[..., Any]) -> Formula:
-        return Formula(function, _checked(function, inputs), any_order)
+        kinds = _checked(function, inputs)
+        _check_held(function.__name__, holds, kinds)
+        return Formula(function, kinds, any_order, holds)
 
     return made
 
@@ -162,6 +169,20 @@ def _checked(function: Callable[..., Any], inputs: dict[str, Kind]) -> dict[str,
     if taken := [size for size in named_sizes(ordered) if isinstance(ordered.get(size), Positive)]:
         raise NoFormula(f"{name}: {taken[0]} is a number and a size: give the size another name")
     return ordered
+
+
+def _check_held(name: str, holds: str, kinds: dict[str, Kind]) -> None:
+    if not holds:
+        return
+    held = kinds.get(holds)
+    if not isinstance(held, Matrix) or not held.constant or len(held.columns) != 2:
+        raise NoFormula(f'{name}: holds: expected a constant matrix(("blocks", "width")), got {holds!r}')
+    tensors = {one: kind for one, kind in kinds.items() if kind.is_tensor and one != holds}
+    for one, kind in tensors.items():
+        if not isinstance(kind, Matrix) or len(kind.columns) != 2:
+            raise NoFormula(f'{name}: {one}: expected matrix(("calls", "width")) beside what a loss holds')
+    if len({kind.columns[0] for kind in tensors.values() if isinstance(kind, Matrix)}) > 1:
+        raise NoFormula(f"{name}: expected as many calls in {' and '.join(tensors)}")
 
 
 def is_own(contract: str) -> bool:
