@@ -25,9 +25,20 @@ model: these deviations, and the error of a right implementation, are normal, th
 most `SPREAD` times that of the former. Then error / (SPREAD s) is distributed as |t| with k degrees of
 freedom (Student, The probable error of a mean, Biometrika 6, 1908), and exceeds `QUANTILE` with a chance of
 2.2e-13. So does any of a million comparisons, more than a run has, with a chance below 1e-6: `CHANCE`. A
-tolerance is `SPREAD` * `QUANTILE` * s. What it rests on is `SPREAD`, which is measured, not derived: over
-right variants of the shipped losses `benchmarks/tolerances.py` shows how large error / tolerance was. It is
-no worst-case bound.
+tolerance is `SPREAD` * `QUANTILE` * s, or what cancellation leaves, where that is more.
+
+What cancellation leaves. Samples move one formula. Where a gradient cancels to nothing (rows that are all
+equal, or of one element and normalised), its roundings may cancel too, and those of a right implementation
+that is written otherwise need not. So a number has a size beside its value: the magnitudes that it was added
+up from, as `bounds` and `hyper_dual` know them. The size of a sum is the sum of sizes, that of a product
+their product; what a function that is not linear gives has its magnitude. A gradient goes back with its size
+by the same rules. Whatever the order of a sum, and wherever sums are multiplied out, each summand that is
+rounded errs by up to u times its magnitude (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
+edition, 2002, section 4.2): a tolerance is never below `LEFT` u times the size.
+
+What a tolerance rests on is `SPREAD`, and `LEFT` where terms cancel, which are measured, not derived: over
+right variants of the shipped losses and of the kinds `benchmarks/tolerances.py` shows how large error /
+tolerance was. It is no worst-case bound.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,12 +47,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from .complex_step import Array
+from .complex_step import STEP, Array
 from .dtypes import DTYPES
 
 SAMPLES = 32
 QUANTILE = 12.0
 SPREAD = 2.5
+LEFT = 4.0
+"""How many units roundoff of the summands another formula may be left with where they cancel."""
 CHANCE = 1e-6
 """Of accusing a right implementation in one run, if its errors are as assumed above."""
 ELEMENTARY = 2.0
@@ -81,32 +94,70 @@ class Roundoff(NamedTuple):
 
 
 class Scatter(NamedTuple):
-    """A value, and how far rounding scatters it: the root mean square of the deviations of the samples."""
+    """A value, and how far rounding takes it."""
 
     value: Array
     spread: Array
+    """The root mean square of the deviations of the samples."""
+    size: Array
+    """One unit roundoff of the magnitudes that it was added up from."""
 
     @property
     def bound(self) -> Array:
         """How far a right implementation may be from the value."""
-        return SPREAD * QUANTILE * self.spread
+        larger: Array = np.maximum(SPREAD * QUANTILE * self.spread, LEFT * self.size)
+        return larger
 
 
 class Tape:
-    """One computation of several samples: the arithmetic, and what was computed, in order."""
+    """One computation of several samples: the arithmetic, and what was computed, in order.
 
-    def __init__(self, p: Roundoff, samples: int, seed: int) -> None:
-        self.p, self.samples = p, samples
+    Args:
+        p: the arithmetic.
+        samples: how many.
+        seed: of what is drawn.
+        sized: there is one, that is not moved, and its size in the place of a second one.
+    """
+
+    def __init__(self, p: Roundoff, samples: int, seed: int, sized: bool = False) -> None:
+        self.p, self.samples, self.sized = p, 2 if sized else samples, sized
         self.generator = np.random.default_rng(seed)
         self.numbers: list[Moved] = []
         self.size = 0
         self.largest = 0.0
         """Of what was multiplied, added up or put into a function: masks that are huge do not count."""
 
-    def leaf(self, value: Any) -> "Moved":
-        """Return an input, exact in every sample."""
+    def leaf(self, value: Any, along: Any = None) -> "Moved":
+        """Return an input, exact in every sample; where it moves, by a complex step along something."""
         array = np.asarray(value, dtype=float)
-        return Moved(np.broadcast_to(array, (self.samples, *array.shape)), self)
+        return Moved(self.constant(array if along is None else array + 1j * STEP * along), self)
+
+    def constant(self, array: Array) -> Array:
+        """Return the same array in every sample."""
+        if self.sized:
+            return np.stack([array, _magnitude(array)])
+        return np.broadcast_to(array, (self.samples, *array.shape))
+
+    def negative(self, value: Array) -> Array:
+        """Return -x, whose size is that of x."""
+        return np.concatenate([-value[:1], value[1:]]) if self.sized else -value
+
+    def made(self, function: Callable[[Array], Array], x: Array) -> Array:
+        """Return what a function that is not linear gives: its size is its magnitude.
+
+        How far it moves is linear in how far its argument does, and so are their sizes.
+        """
+        if not self.sized:
+            return function(x)
+        value = function(x[:1])
+        if not np.iscomplexobj(x):
+            return np.concatenate([value, abs(value)])
+        slope = np.imag(function(np.real(x[:1]) + 1j * STEP)) / STEP
+        return np.concatenate([value, abs(np.real(value)) + 1j * abs(slope) * np.imag(x[1:])])
+
+    def first(self, value: Any) -> Any:
+        """Return what decides: the samples, without sizes."""
+        return value[:1] if self.sized and np.ndim(value) else value
 
     def drawn(self, shape: tuple[int, ...]) -> Array:
         """Return xi for values of a shape: nothing for the first sample."""
@@ -126,23 +177,30 @@ class Tape:
             times: how many roundings.
             sums: how many roundings of accumulating, relative to `size`; the result is then stored.
         """
-        magnitude = abs(value)
-        if self.samples == 1:
+        if self.sized:
             if (size is None or sums is not None) and value.size:
-                self.largest = max(self.largest, float(np.max(np.nan_to_num(magnitude, posinf=np.inf))))
+                largest = float(np.max(np.nan_to_num(abs(np.real(value[:1])), posinf=np.inf)))
+                self.largest = max(self.largest, largest)
             return value
+        if np.iscomplexobj(value):  # what is moved along rounds by itself
+            sizes = (None, None) if size is None else (np.real(size), np.imag(size) / STEP)
+            ahead = self.moved(np.imag(value) / STEP, sizes[1], times, sums)
+            return self.moved(np.real(value), sizes[0], times, sums) + 1j * STEP * ahead
+        magnitude = abs(value)
         how_far = (
             self.p.stored * times * (magnitude if size is None or sums is not None else size) + self.p.tiny
         )
         if sums is not None and size is not None:
             how_far = how_far + self.p.accumulated * sums * size
         with np.errstate(invalid="ignore"):
+            # as of the exponential of minus infinity, which is 0
+            how_far = np.where(np.isfinite(how_far), how_far, self.p.tiny)
             result: Array = value + self.drawn(value.shape) * how_far
         return np.where(np.isfinite(value), result, value)
 
     def gradients(self, output: "Moved", cotangent: Array, leaves: Sequence["Moved"]) -> list[Array]:
         """Return the gradients of <output, cotangent> by leaves, in every sample."""
-        found: dict[int, Array] = {id(output): np.broadcast_to(cotangent, output.value.shape)}
+        found: dict[int, Array] = {id(output): self.constant(cotangent)}
         for number in reversed(self.numbers):
             given = found.pop(id(number), None)
             if given is None:
@@ -151,7 +209,7 @@ class Tape:
                 part = _summed_to(self, back(given), parent.value.shape)
                 before = found.get(id(parent))
                 found[id(parent)] = (
-                    part if before is None else self.moved(before + part, np.maximum(abs(before), abs(part)))
+                    part if before is None else self.moved(before + part, _larger_of(before, part))
                 )
         return [found.get(id(leaf), np.zeros(leaf.value.shape)) for leaf in leaves]
 
@@ -309,7 +367,24 @@ class Moved(NDArrayOperatorsMixin):
 
 def _exact(value: Any) -> Any:
     """Return a number as it is in the first sample, which is not moved; other values as they are."""
-    return value.value[0] if isinstance(value, Moved) else value
+    return np.real(value.value[0]) if isinstance(value, Moved) else value
+
+
+def _magnitude(value: Array) -> Array:
+    """Return the magnitudes of values and, apart from those, of how far they move."""
+    if not np.iscomplexobj(value):
+        return np.asarray(abs(value))
+    magnitude: Array = abs(np.real(value)) + 1j * abs(np.imag(value))
+    return magnitude
+
+
+def _larger_of(one: Array, other: Array) -> Array:
+    """Return the larger of their magnitudes."""
+    one, other = _magnitude(one), _magnitude(other)
+    if not np.iscomplexobj(one) and not np.iscomplexobj(other):
+        return np.asarray(np.maximum(one, other))
+    larger: Array = np.maximum(np.real(one), np.real(other)) + 1j * np.maximum(np.imag(one), np.imag(other))
+    return larger
 
 
 def _constant(tape: Tape, value: Any) -> Array:
@@ -319,7 +394,7 @@ def _constant(tape: Tape, value: Any) -> Array:
     array = np.asarray(value)
     if np.iscomplexobj(array):
         raise Unsupported("the formula computes with complex numbers")
-    return array[None]
+    return tape.constant(array) if tape.sized else array[None]
 
 
 def _operands(tape: Tape, *inputs: Any) -> list[Array]:
@@ -343,7 +418,8 @@ def _summed_to(tape: Tape, gradient: Array, shape: tuple[int, ...]) -> Array:
     count = int(np.prod([gradient.shape[axis] for axis in axes]))
     total = gradient.sum(axis=axes).reshape(-1, *own)
     if count > 1:
-        total = tape.moved(total, abs(gradient).sum(axis=axes).reshape(total.shape), sums=np.sqrt(count / 3))
+        size = _magnitude(gradient).sum(axis=axes).reshape(total.shape)
+        total = tape.moved(total, size, sums=np.sqrt(count / 3))
     return np.broadcast_to(total, shape)
 
 
@@ -356,8 +432,8 @@ def _made(tape: Tape, value: Array, *parents: tuple[Any, Back]) -> Moved:
 
 def _plain(ufunc: np.ufunc, tape: Tape, *inputs: Any) -> Any:
     """Compare: a plain array where all samples agree, else a mask of each sample."""
-    value = ufunc(*_operands(tape, *inputs))
-    if (value == value[:1]).all():
+    value = ufunc(*map(np.real, _operands(tape, *inputs)))
+    if tape.sized or (value == value[:1]).all():
         return value[0]
     return _made(tape, value)
 
@@ -365,7 +441,7 @@ def _plain(ufunc: np.ufunc, tape: Tape, *inputs: Any) -> Any:
 def _add(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     with np.errstate(invalid="ignore"):
-        size = np.maximum(abs(one), abs(other))
+        size = _larger_of(one, other)
         value = tape.moved(one + other, size)
     return _after(_made(tape, value, (first, lambda g: g), (second, lambda g: g)), size)
 
@@ -373,15 +449,15 @@ def _add(tape: Tape, first: Any, second: Any) -> Moved:
 def _subtract(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     with np.errstate(invalid="ignore"):
-        size = np.maximum(abs(one), abs(other))
-        value = tape.moved(one - other, size)
-    return _after(_made(tape, value, (first, lambda g: g), (second, lambda g: -g)), size)
+        size = _larger_of(one, other)
+        value = tape.moved(one + tape.negative(other), size)
+    return _after(_made(tape, value, (first, lambda g: g), (second, tape.negative)), size)
 
 
 def _after(number: Moved, before: Array) -> Moved:
     """Note how large the operands of a difference were, as far as they are finite."""
-    if number.tape.samples > 1:
-        number.before = np.where(np.isfinite(before[0]), before[0], 0.0)
+    first = np.real(before[0])
+    number.before = np.where(np.isfinite(first), first, 0.0)
     return number
 
 
@@ -415,12 +491,20 @@ def _multiply(tape: Tape, first: Any, second: Any) -> Moved:
 def _divide(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     shifts = 0.0 if getattr(second, "shifts", None) is None else second.shifts
-    value = tape.moved(one / other, times=1.5 + shifts)
+    if tape.sized:  # how far it moves adds to the size of how far the quotient does
+        size = abs(np.real(other[:1]))
+        size = size - 1j * np.imag(other[1:]) if np.iscomplexobj(other) else size
+        other = np.concatenate([other[:1], size])
+
+    def over(x: Array, times: float = 1.5) -> Array:
+        return tape.moved(x / other, times=times + shifts)
+
+    value = over(one)
     return _made(
         tape,
         value,
-        (first, lambda g: tape.moved(g / other, times=1.5 + shifts)),
-        (second, lambda g: tape.moved(-g * value / other, times=2.5 + shifts)),
+        (first, over),
+        (second, lambda g: over(tape.negative(g) * value, 2.5)),
     )
 
 
@@ -428,10 +512,11 @@ def _power(tape: Tape, base: Any, exponent: Any) -> Moved:
     if isinstance(exponent, Moved):
         return np.exp(exponent * np.log(base))  # type: ignore[no-any-return]
     one, power = _operands(tape, base, exponent)
-    slope = power * one ** (power - 1)
+    power = tape.first(power)
+    slope = tape.made(lambda x: np.asarray(power * x ** (power - 1)), one)
     return _made(
         tape,
-        tape.moved(one**power, times=ELEMENTARY),
+        tape.moved(tape.made(lambda x: np.asarray(x**power), one), times=ELEMENTARY),
         (base, lambda g: tape.moved(g * slope, times=ELEMENTARY + 1)),
     )
 
@@ -455,13 +540,16 @@ def _elementwise(
 
     def rule(tape: Tape, number: Any) -> Moved:
         x = number.value
-        value = tape.moved(function(x), times=times(x))
-        rate = slope(x, value)
+        often = times(np.real(x))
+        value = tape.moved(tape.made(function, x), times=often)
+        rate = tape.made(lambda x: slope(x, function(x)), x) if tape.sized else slope(x, value)
         shifts = 0.0 if number.shifts is None else number.shifts
-        rate = tape.moved(rate, np.maximum(abs(rate), slope_size) if slope_size else None, times(x) + shifts)
+        least = slope_size * (1 + 1j * abs(np.imag(x)) if np.iscomplexobj(x) else np.ones(x.shape))
+        rate = tape.moved(rate, _larger_of(rate, least) if slope_size else None, often + shifts)
         made = _made(tape, value, (number, lambda g: tape.moved(g * rate)))
         if exponential:
-            made.shifts = abs(x[0]) if number.before is None else number.before
+            shifted = abs(np.real(x[0]))
+            made.shifts = np.nan_to_num(shifted, posinf=0.0) if number.before is None else number.before
         return made
 
     return rule
@@ -469,10 +557,23 @@ def _elementwise(
 
 def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
-    value = np.logaddexp(one, other)
-    share = np.exp(one - value), np.exp(other - value)
-    size = np.maximum(np.maximum(abs(one), abs(other)), 1.0)
-    slopes = [tape.moved(part, np.ones(part.shape), times=ELEMENTARY + 1) for part in share]
+    least, most = (np.where(np.real(one) < np.real(other), *pair) for pair in ((one, other), (other, one)))
+    # the same as np.logaddexp, which takes no complex numbers
+    value = np.where(least == most, most + np.log(2), most + np.log1p(np.exp(least - most)))
+    shares = [np.exp(one - value), np.exp(other - value)]
+    size = _larger_of(_larger_of(one, other), np.asarray(1.0))
+    if tape.sized:
+        value, *shares = (np.concatenate([part[:1], _magnitude(part[:1])]) for part in (value, *shares))
+    if tape.sized and np.iscomplexobj(value):
+        one, other = 1j * np.imag(one[1:]), 1j * np.imag(other[1:])
+        first_share, second_share = (np.real(share[1:]) for share in shares)
+        value[1:] = np.real(value[1:]) + first_share * one + second_share * other
+        for share in shares:
+            share[1:] = np.real(share[1:]) + first_share * second_share * (one + other)
+    ones = np.ones(value.shape)
+    if np.iscomplexobj(value):
+        ones = ones + 1j * (abs(np.imag(one)) + abs(np.imag(other)))
+    slopes = [tape.moved(part, ones, times=ELEMENTARY + 1) for part in shares]
     return _made(
         tape,
         tape.moved(value, size, ELEMENTARY),
@@ -484,6 +585,7 @@ def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
 def _chosen(larger: bool) -> Callable[[Tape, Any, Any], Moved]:
     def rule(tape: Tape, first: Any, second: Any) -> Moved:
         one, other = _operands(tape, first, second)
+        one, other = np.real(one), np.real(other)
         mask = one >= other if larger else one <= other
         return _where(_made(tape, mask), first, second, tape=tape)
 
@@ -495,6 +597,7 @@ def _where(condition: Any, first: Any, second: Any, tape: Tape | None = None) ->
     if tape is None:
         tape = next(one.tape for one in (condition, first, second) if isinstance(one, Moved))
     mask, one, other = _operands(tape, condition, first, second)
+    mask = tape.first(mask)
     made = _made(
         tape,
         np.where(mask, one, other),
@@ -520,7 +623,7 @@ def _matmul(tape: Tape, first: Any, second: Any) -> Moved:
     )
 
     def product(x: Array, y: Array) -> Array:
-        size = abs(x) @ abs(y) if tape.samples > 1 else None
+        size = None if tape.sized else _magnitude(x) @ _magnitude(y)
         return tape.moved(x @ y, size, sums=np.sqrt(x.shape[-1] / 3) + 1)
 
     value = product(left, right)
@@ -565,7 +668,7 @@ def _einsum(subscripts: Any, *operands: Any, **_: Any) -> Moved:
         rule = f"{','.join('Z' + name for name in names)}->Z{to}"
         arrays = [np.broadcast_to(one, (tape.samples, *one.shape[1:])) for one in arrays]
         count = int(np.prod([sizes[letter] for letter in set("".join(names)) - set(to)]))
-        size = np.einsum(rule, *map(abs, arrays), optimize=True) if tape.samples > 1 else None
+        size = None if tape.sized else np.einsum(rule, *map(_magnitude, arrays), optimize=True)
         return tape.moved(np.einsum(rule, *arrays, optimize=True), size, sums=np.sqrt(count / 3) + 1)
 
     def back(place: int) -> Back:
@@ -575,7 +678,7 @@ def _einsum(subscripts: Any, *operands: Any, **_: Any) -> Moved:
             names, arrays = [result, *(given[k] for k in others)], [g, *(values[k] for k in others)]
             if absent := [letter for letter in given[place] if letter not in "".join(names)]:
                 names.append("".join(absent))
-                arrays.append(np.ones((1, *(sizes[letter] for letter in absent))))
+                arrays.append(_constant(tape, np.ones([sizes[letter] for letter in absent])))
             return product(names, arrays, given[place])
 
         return gradient
@@ -597,7 +700,8 @@ def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = Non
     value = number.value.sum(axis=axes, keepdims=True)
     count = int(np.prod([number.value.shape[one] for one in axes]))
     if count > 1:
-        value = tape.moved(value, abs(number.value).sum(axis=axes, keepdims=True), sums=np.sqrt(count / 3))
+        size = _magnitude(number.value).sum(axis=axes, keepdims=True)
+        value = tape.moved(value, size, sums=np.sqrt(count / 3))
     kept = value if keepdims else value.reshape([n for k, n in enumerate(value.shape) if k not in axes])
 
     def back(g: Array) -> Array:
@@ -633,11 +737,12 @@ def _extreme(which: Any, number: Any, axis: Any = None, keepdims: bool = False, 
         found = _extreme(which, flat, 0)
         return found.reshape((1,) * number.ndim) if keepdims else found
     along = axis % number.ndim
-    places = np.expand_dims(which(number.value, axis=1 + along), 1 + along)
+    places = np.expand_dims(which(np.real(number.tape.first(number.value)), axis=1 + along), 1 + along)
+    places = np.broadcast_to(places, (len(number.value), *places.shape[1:]))
     value = np.take_along_axis(number.value, places, 1 + along)
 
     def back(g: Array) -> Array:
-        result = np.zeros(number.value.shape)
+        result = np.zeros(number.value.shape, g.dtype)
         np.put_along_axis(result, places, g.reshape(g.shape[0], *value.shape[1:]), 1 + along)
         return result
 
@@ -688,9 +793,7 @@ def _gathered(function: Any, *args: Any, **kwargs: Any) -> Any:
 
     places = function(*map(numbered, args), **kwargs)
     tape = numbers[0].tape
-    everything = np.concatenate(
-        [np.broadcast_to(one, (tape.samples, one.shape[1])) for one in constants], axis=1
-    )
+    everything = np.concatenate([one if len(one) > 1 else tape.constant(one[0]) for one in constants], axis=1)
 
     def taken(where: Any) -> Moved:
         index = np.asarray(where)
@@ -706,7 +809,7 @@ def _gathered(function: Any, *args: Any, **kwargs: Any) -> Any:
 
         value = everything[:, index.reshape(-1)].reshape(tape.samples, *index.shape)
         made = _made(tape, value, *((one, back_to(start, one)) for start, one in placed))
-        if len(placed) == 1 and tape.samples > 1:
+        if len(placed) == 1:
             ((start, number),) = placed
             own = (index >= start) & (index < start + number.size)
             _noted(made, lambda note: np.where(own, note.reshape(-1)[(index - start) * own], 0.0), number)
@@ -724,21 +827,21 @@ def _holds(values: Any) -> bool:
 def _scattered(tape: Tape, gradient: Array, index: Array, number: Moved) -> Array:
     """Return the gradient of a number, given that of elements taken from it, each once or more."""
     counts = np.bincount(index, minlength=number.size)
-    result = np.zeros((gradient.shape[0], number.size))
+    result = np.zeros((gradient.shape[0], number.size), gradient.dtype)
     if counts.max(initial=0) <= 1:
         result[:, index] = gradient
     else:
-        size = np.zeros(result.shape)
+        size = np.zeros(result.shape, gradient.dtype)
         for sample, (total, sizes) in enumerate(zip(result, size, strict=True)):
             np.add.at(total, index, gradient[sample])
-            np.add.at(sizes, index, abs(gradient[sample]))
+            np.add.at(sizes, index, _magnitude(gradient[sample]))
         result = tape.moved(result, size, sums=np.sqrt(counts / 3))
     return result.reshape(-1, *number.shape)
 
 
 def _real(number: Any) -> Any:
     """Return a constant."""
-    return _made(number.tape, number.value) if isinstance(number, Moved) else np.real(number)
+    return _made(number.tape, np.real(number.value)) if isinstance(number, Moved) else np.real(number)
 
 
 _UFUNCS: dict[Any, Callable[..., Any]] = {
@@ -754,11 +857,13 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
     np.fmax: _chosen(True),
     np.minimum: _chosen(False),
     np.fmin: _chosen(False),
-    np.negative: lambda tape, number: _made(tape, -number.value, (number, lambda g: -g)),
+    np.negative: lambda tape, number: _made(tape, tape.negative(number.value), (number, tape.negative)),
     np.positive: lambda tape, number: number,
     np.reciprocal: lambda tape, number: _divide(tape, 1.0, number),
     np.square: lambda tape, number: _multiply(tape, number, number),
-    np.absolute: _elementwise(abs, lambda x, value: np.sign(x), lambda x: 0.0),
+    np.absolute: _elementwise(
+        lambda x: x * np.sign(np.real(x)), lambda x, value: np.sign(np.real(x)), lambda x: 0.0
+    ),
     np.sqrt: _elementwise(np.sqrt, lambda x, value: 0.5 / value),
     np.exp: _elementwise(np.exp, lambda x, value: value, lambda x: ELEMENTARY + abs(x), exponential=True),
     np.exp2: _elementwise(
@@ -828,6 +933,7 @@ def scatter(
     cotangent: Any = 1.0,
     samples: int = SAMPLES,
     seed: int = 0,
+    along: dict[int, Any] | None = None,
 ) -> tuple[Scatter, list[Scatter]]:
     """Return how far rounding scatters what a function of arrays gives, and its derivatives.
 
@@ -839,6 +945,8 @@ def scatter(
         cotangent: of the result's shape.
         samples: how often it is computed.
         seed: the same seed gives the same.
+        along: how inputs move, by their places: of the derivatives how far they move then is returned, which
+            are second derivatives, by complex steps through reverse mode.
 
     Raises:
         Unsupported: the function uses a part of NumPy that has no rule.
@@ -846,23 +954,29 @@ def scatter(
     finer = max(1.0, FINEST / p.stored)
     coarse = p._replace(stored=p.stored * finer, accumulated=p.accumulated * finer)
 
-    def computed(count: int, stream: int) -> tuple[Array, list[Array], Tape]:
-        tape = Tape(coarse, count, seed * 1_000_003 + stream)
-        given = [tape.leaf(one) if _is_float(one) else one for one in inputs]
+    def computed(count: int, stream: int, sized: bool = False) -> tuple[Array, list[Array], Tape]:
+        tape = Tape(coarse, count, seed * 1_000_003 + stream, sized)
+        moves = along or {}
+        given = [
+            tape.leaf(one, moves.get(place)) if _is_float(one) else one for place, one in enumerate(inputs)
+        ]
         with np.errstate(all="ignore"):
             output = function(*given)
             if not isinstance(output, Moved):
                 return (
-                    np.broadcast_to(np.asarray(output, float), (count, *np.shape(output))),
-                    [np.zeros((count, *np.shape(inputs[place]))) for place in derived],
+                    tape.constant(np.asarray(output, float)),
+                    [tape.constant(np.zeros(np.shape(inputs[place]))) for place in derived],
                     tape,
                 )
             weights = np.broadcast_to(np.asarray(cotangent, float), output.shape)
             grads = tape.gradients(output, weights, [given[place] for place in derived]) if derived else []
-        return output.value, grads, tape
+            if along is not None:
+                grads = [np.imag(one) / STEP for one in grads]
+        return np.real(output.value), grads, tape
 
-    value, gradients, tape = computed(1, 0)
+    value, gradients, tape = computed(1, 0, sized=True)
     exact = [value[0], *(one[0] for one in gradients)]
+    sizes = [np.nan_to_num(p.stored * one[1], posinf=0.0) for one in (value, *gradients)]
     lengths = [np.zeros(one.shape) for one in exact]
     part = int(np.clip(MOST // max(tape.size, 1), 1, samples))
     done = 0
@@ -880,8 +994,8 @@ def scatter(
     if tape.largest > p.largest:
         lengths = [np.full(length.shape, np.inf) for length in lengths]
     found = [
-        Scatter(middle, length / np.sqrt(samples) / finer)
-        for middle, length in zip(exact, lengths, strict=True)
+        Scatter(middle, length / np.sqrt(samples) / finer, size)
+        for middle, length, size in zip(exact, lengths, sizes, strict=True)
     ]
     return found[0], found[1:]
 

@@ -28,8 +28,8 @@ def rounding_bound(
     a rounding of `dtype` (Parker, Monte Carlo Arithmetic, 1997). With s, the root mean square of the
     deviations of an element, and t = 12, the two-sided quantile at 2e-13 of Student's t with 32 degrees of
     freedom, the bound is 2.5 t s: a right implementation's errors are taken to spread at most 2.5 times as
-    far as the samples. Then the chance that a million comparisons accuse a right one is below 1e-6. It is no
-    worst-case bound.
+    far as the samples. Then the chance that a million comparisons accuse a right one is below 1e-6. Where
+    terms cancel, the bound is four units roundoff of their magnitudes at least. It is no worst-case bound.
 
     Args:
         function: of NumPy arrays, returning an array or a number; it is given float64. Not: loops that write

@@ -6,14 +6,15 @@ if TYPE_CHECKING:
     from verified_losses.oracles.tolerance import assert_within_rounding, rounding_bound
 
     from .ask.api import NotCertified, certification, certify
-    from .own.formula import contract
+    from .own.formula import contract, detached
     from .own.kinds import choice, ids, mask, matrix, positive, rows, shared
 
 KINDS = ("choice", "ids", "mask", "matrix", "positive", "rows", "shared")
+FORMULAS = ("contract", "detached")
 TOLERANCES = ("assert_within_rounding", "rounding_bound")
 __all__ = [
-    "NotCertified", "assert_within_rounding", "certification", "certify", "choice", "contract", "ids", "mask",
-    "matrix", "positive", "rounding_bound", "rows", "shared",
+    "NotCertified", "assert_within_rounding", "certification", "certify", "choice", "contract", "detached",
+    "ids", "mask", "matrix", "positive", "rounding_bound", "rows", "shared",
 ]  # fmt: skip
 
 
@@ -23,10 +24,10 @@ def __getattr__(name: str) -> Any:
         from verified_losses.oracles import tolerance
 
         return getattr(tolerance, name)
-    if name == "contract":
-        from .own.formula import contract
+    if name in FORMULAS:
+        from .own import formula
 
-        return contract
+        return getattr(formula, name)
     if name in KINDS:
         from .own import kinds
 

@@ -96,8 +96,8 @@ def _of_kind(name: str, kind: Kind) -> Name:
     return Name(normalized, name) if getattr(kind, "unit", False) else _given(name)
 
 
-ALLOWED = ("len", "float", "int", "dict", "list", "tuple", "None", "True", "False")
-"""Of Python's own, what an expression may name."""
+ALLOWED = ("in_turn", "len", "float", "int", "dict", "list", "tuple", "None", "True", "False")
+"""What an expression may name besides: Python's own, and what calls a loss in turn."""
 ROWS = ("image_features", "text_features", "dist_image_features", "dist_text_features", "first", "second")
 """Inputs whose rows a loss may normalise."""
 HELD = {"scale": "", "temperature": "inverse", "log_scale": "exp", "log_temperature": "exp_negative"}

@@ -6,22 +6,25 @@ import numpy as np
 
 from verified_losses.oracles.decoupled import debiased_loss, decoupled_loss
 from verified_losses.oracles.hard_negatives import hard_negatives_loss
+from verified_losses.oracles.infonce import infonce_loss
 from verified_losses.oracles.margin import max_margin_loss, triplet_loss
 from verified_losses.oracles.masked import masked_loss
 from verified_losses.oracles.matryoshka import matryoshka_loss
 from verified_losses.oracles.multi_positive import multi_positive_loss
-from verified_losses.oracles.queue import queue_loss
+from verified_losses.oracles.queue import held_queue_loss, queue_loss
 from verified_losses.oracles.siglip import sigmoid_mean_loss
 from verified_losses.oracles.soft_targets import momentum_loss, smoothed_loss, softened_loss
 from verified_losses.oracles.supcon import supcon_loss
 
-from .own.formula import contract
+from .own.formula import contract, detached
 from .own.kinds import choice, ids, matrix, positive, rows, shared
 
 TEMPERATURE = positive(0.01, 1.0)
 SHORTEST = 1 / 16
 """Of a row that a loss normalises: in half precision the squares of shorter ones underflow."""
 UNIT = rows(unit=True)
+MOST_HELD = 160
+"""Keys in a queue that a loss holds; in one that is square, which axis is which could not be told."""
 MARGIN = choice(0.3, 0.7, 1.1)
 """No difference of numbers of few bits equals one of these: there a hinge has no derivative."""
 
@@ -66,6 +69,35 @@ def hard_negatives(query: Any, positive: Any, negatives: Any, temperature: Any) 
 def queue(query: Any, key: Any, queue: Any, temperature: Any) -> Any:
     """InfoNCE of each query's key against a queue; keys are constants."""
     return queue_loss(query, key, queue, temperature)
+
+
+@contract(
+    any_order=True,
+    holds="queue",
+    query=matrix(("calls", "width"), unit=True),
+    key=matrix(("calls", "width"), unit=True, detached=True),
+    queue=matrix(("batches", "width"), unit=True, constant=True),
+    temperature=TEMPERATURE,
+)
+def held_queue(query: Any, key: Any, queue: Any, temperature: Any) -> Any:
+    """The same of several calls, against a queue that the loss holds and puts each call's keys into."""
+    size = queue.shape[0] * queue.shape[1]
+    if size > MOST_HELD or size == queue.shape[2]:
+        raise ValueError(f"expected a queue of {MOST_HELD} keys at most, and not as many as they are wide")
+    return held_queue_loss(query, detached(key), queue, temperature)
+
+
+@contract(
+    any_order=True,
+    query=UNIT,
+    key=rows(unit=True, like="query"),
+    temperature=TEMPERATURE,
+    chunk_size=choice(1, 2, 5),
+)
+def cached(query: Any, key: Any, temperature: Any, chunk_size: Any) -> Any:
+    """InfoNCE over the whole batch, whose gradient is computed in chunks and kept (GradCache)."""
+    del chunk_size  # which must not matter
+    return infonce_loss([query], [key], temperature, 0, cosine=False)
 
 
 @contract(
@@ -137,12 +169,10 @@ def debiased(first: Any, second: Any, temperature: Any, tau_plus: Any) -> Any:
     query=rows(),
     key=rows(like="query"),
     temperature=TEMPERATURE,
-    dims=choice((2, 4), (2, 5, 33), (64,)),
+    dims=choice((1, 2), (2, 4), (2, 5, 33), (64,)),
 )
 def matryoshka(query: Any, key: Any, temperature: Any, dims: Any) -> Any:
     """The sum of InfoNCE over prefixes, each normalised anew; too short ones are not drawn."""
-    if query.shape[1] < 2:  # a cosine is then 1 or -1, and what a gradient is left with is rounding alone
-        raise ValueError("expected rows of two elements or more")
     for side in (query, key):
         if any(np.any(np.sum(np.real(side[:, :dim]) ** 2, axis=1) < SHORTEST**2) for dim in dims):
             raise ValueError(f"expected prefixes of length {SHORTEST} or more")

@@ -70,8 +70,8 @@ each name."""
 FORMULAS = {
     name: f"verified_losses.properties.kinds:{name}"
     for name in (
-        "supcon", "multi_positive", "hard_negatives", "queue", "smoothed", "softened", "momentum", "masked",
-        "decoupled", "debiased", "matryoshka", "triplet", "max_margin", "sigmoid_mean",
+        "supcon", "multi_positive", "hard_negatives", "queue", "held_queue", "cached", "smoothed", "softened",
+        "momentum", "masked", "decoupled", "debiased", "matryoshka", "triplet", "max_margin", "sigmoid_mean",
     )
 }  # fmt: skip
 """Contracts that are formulas, and where each is."""

@@ -98,6 +98,12 @@ class Reference:
             moves: how all inputs that are moved move together.
             directions: a rank, the name of one of its inputs and how that moves, for each second derivative.
         """
+        found = self.contract.second_derivatives(self.case, self.inputs, self.cotangents, moves)
+        if found is not None:
+            values, bounds = found
+            summed = [(values[rank][name] * along, bounds[rank][name] * abs(along))
+                      for rank, name, along in directions]  # fmt: skip
+            return tuple(np.array([np.sum(one[part]) for one in summed]) for part in (0, 1))
         p = self.case.precision
         moved: list[dict[str, Any]] = []
         for place, given in enumerate(self.inputs):

@@ -19,7 +19,7 @@ from .examples import Example, Step
 from .forms import NAMES, PLAIN, Form, source
 from .reference import Reference, reference
 from .standalone.acts import Call, terms_of
-from .standalone.calls import call_holding, row_labels
+from .standalone.calls import call_holding, in_turn, row_labels
 from .subjects import Subject, Target, Unresolved, stubbed
 
 T = TypeVar("T")
@@ -209,7 +209,7 @@ def call_of(contract: Contract, subject: Subject, case: Case) -> Callable[[Any, 
         "ARGUMENTS": constructor(contract, form, case),
         "math": math,
         "torch": torch,
-        **{function.__name__: function for function in (partial, call_holding, row_labels)},
+        **{function.__name__: function for function in (partial, call_holding, in_turn, row_labels)},
     }
     exec(source(form, contract.name, case.features == "unit"), names)
     return lambda loss, given, rank: names["call_form"](loss, given, case.output_dict)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.tolerances import drawn
 from tests.helpers import close
 from verified_losses.oracles import (
     complex_step,
@@ -27,14 +28,20 @@ from verified_losses.oracles import (
     soft_targets,
     supcon,
 )
+from verified_losses.properties.ask import cli
+from verified_losses.properties.ask import inspect as ask_inspect
 from verified_losses.properties.ask.api import certify
 from verified_losses.properties.ask.inspect import inspected
 from verified_losses.properties.cases import Case, Options
 from verified_losses.properties.contracts import contract_of
+from verified_losses.properties.laws import Bench
+from verified_losses.properties.laws.gradients import gradients_equal_oracle
 from verified_losses.properties.laws.objects import LACKING
+from verified_losses.properties.laws.values import terms_equal_oracle
 from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import Check, checks, verify
+from verified_losses.properties.worlds.single import SingleWorld
 from verified_losses.properties.worlds.specs import parse
 
 from .defects.index import Planted
@@ -393,6 +400,44 @@ def test_right_variants_of_further_kinds_are_not_accused(planted: Planted) -> No
         assert finding.verdict == expected, f"{check.law.name}: {finding.reason}\n{finding.counterexample}"
 
 
+CANCELLING = [
+    Case(rows=(10,), width=2, pattern="basis", options=(("dims", (64,)),), drawn=(("temperature", 0.116),)),
+    *(
+        Case(rows=(rows,), width=width, dtype=dtype, pattern=pattern, options=(("dims", dims),), seed=seed,
+             drawn=(("temperature", temperature),))
+        for rows, width, dtype, pattern, dims, seed, temperature in [
+            (4, 1, "float32", "saturated", (1, 2), 12, 0.316),
+            (7, 1, "bfloat16", "large", (2, 5, 33), 104, 0.1),
+            (6, 1, "float16", "large", (2, 5, 33), 65536, 0.321),
+            (9, 1, "float64", "unit", (1, 2), 3, 0.01),
+            (40, 3, "float64", "duplicates", (64,), 0, 0.05),
+            (40, 3, "float32", "duplicates", (2, 5, 33), 3, 1.0),
+        ]
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CANCELLING, ids=str)
+@pytest.mark.parametrize("name", ["matryoshka", "by_cosines"])
+def test_what_is_left_where_gradients_cancel_is_not_accused(name: str, case: Case) -> None:
+    """Of rows of one element, or all equal: samples of one formula may be left with less."""
+    (planted,) = [one for one in RIGHT if one.id == f"kinds.matryoshka:{name}"]
+    held_to, world = contract_of(planted.contract), SingleWorld()
+    bench = Bench(held_to, planted.subject, world, world)
+    for law in terms_equal_oracle, gradients_equal_oracle:
+        assert law(bench, bench.reference(case)) < 1
+
+
+def test_single_elements_and_equal_rows_are_drawn() -> None:
+    (planted,) = [one for one in RIGHT if one.id == "kinds.matryoshka:by_cosines"]
+    held_to = contract_of(planted.contract)
+    cases = drawn(held_to, planted.subject, 100, 0)
+    assert any(case.width == 1 for case in cases)
+    assert any((1, 2) in dict(case.options).values() for case in cases)
+    queries = [held_to.inputs(case)[0]["query"] for case in cases if sum(case.rows) > 2]
+    assert any((one == one[0]).all() for one in queries)
+
+
 def test_each_kind_has_defects_and_right_variants() -> None:
     for found, least in (DEFECTS, 5), (RIGHT, 2):
         counts = Counter(planted.contract for planted in found)
@@ -419,4 +464,23 @@ def test_a_kind_is_certified_and_inspected_by_its_name(capsys: pytest.CaptureFix
     assert certificate.verdict == "holds"
     subject = dict([ask("torch.nn:CrossEntropyLoss", "smoothed")])
     assert inspected(subject) == 0
-    assert "its values are the oracle's" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("smoothed: its values are the oracle's\n")
+    assert "calls CrossEntropyLoss(label_smoothing=label_smoothing)(input=logits, target=labels)\n" in said
+    assert "verified-losses certify torch.nn:CrossEntropyLoss --as smoothed\n" in said
+
+
+def test_inspect_tries_the_kinds_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ask_inspect, "inspected", lambda given: asked.extend(given) or 0)
+    monkeypatch.setattr(cli.server, "start", lambda: None)
+    cli.inspect("torch.nn:CrossEntropyLoss")
+    assert {"clip", "cross_entropy", *FORMULAS.values()} <= {*asked}
+    names = ("infonce", "decoupled", "masked")
+    pairs = dict(ask("tests.defects.kinds.decoupled:first_view_alone", name) for name in names)
+    assert inspected(pairs) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("infonce: it can be called, but its values are not the oracle's\n")
+    assert said.endswith("it can be called as decoupled too\n")

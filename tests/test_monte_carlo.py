@@ -13,6 +13,7 @@ import torch
 from verified_losses.oracles.complex_step import gradient
 from verified_losses.oracles.monte_carlo import (
     CHANCE,
+    LEFT,
     QUANTILE,
     SAMPLES,
     SPREAD,
@@ -59,6 +60,40 @@ def test_logaddexp_is_derived_too() -> None:
     reduced, _ = scatter(lambda x: np.logaddexp.reduce(x, axis=1), [X], Roundoff.of("float32"))
     np.testing.assert_allclose(reduced.value, np.log(np.exp(X).sum(axis=1)), rtol=1e-13)
     assert value.spread > 0
+
+
+V = np.random.default_rng(4).standard_normal(X.shape)
+SECOND = FUNCTIONS | {
+    "logaddexp": lambda x: np.sum(np.logaddexp(0, x) * np.logaddexp(x, x[::-1])),
+    "absolute": lambda x: np.sum(abs(x) ** 3),
+    "normalised": lambda x: np.sum((x / np.sqrt(np.sum(x * x, axis=1, keepdims=True))) @ X.T),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_second_derivatives_are_those_of_differences(name: str) -> None:
+    function, p, step = SECOND[name], Roundoff.of("float32"), 1e-5
+
+    def slope(point: Any) -> Any:
+        return scatter(function, [point], p, [0], samples=1)[1][0].value
+
+    _, (found,) = scatter(function, [X], p, [0], along={0: V})
+    differences = (slope(X + step * V) - slope(X - step * V)) / (2 * step)
+    np.testing.assert_allclose(found.value, differences, rtol=1e-6, atol=1e-7)
+    moved = found.size > 0
+    assert (found.size[moved] >= (1 - 1e-9) * p.stored * abs(found.value[moved])).all()
+    if name != "largest":  # of a tie within rounding the second derivative is that of either
+        assert (found.bound < 1e-3 * (1 + abs(found.value))).all()
+
+
+def test_second_derivatives_of_a_sigmoid_round_relative_to_1() -> None:
+    """Of s (1 - s) the second factor may be a difference of numbers near 1."""
+    large = np.array([40.0])
+    _, (found,) = scatter(
+        lambda x: np.sum(np.logaddexp(0, x)), [large], Roundoff.of("float64"), [0], along={0: np.ones(1)}
+    )
+    assert found.value < 1e-17
+    assert 2.0**-53 < found.bound < 2.0**-44
 
 
 def test_scatter_follows_the_unit_roundoff_and_the_seed() -> None:
@@ -113,6 +148,72 @@ def test_a_tie_scatters_as_far_as_it_jumps() -> None:
     tie = np.array([0.5, 0.5])
     _, (derived,) = scatter(lambda x: np.sum(np.maximum(x[0] - x[1], 0)), [tie], Roundoff.of("float64"), [0])
     assert (derived.bound > 1).all()
+
+
+A, B = GENERATOR.standard_normal((2, 3, 3))
+W = np.array([3.0, -1.0, 2.0])
+ROW = np.array([0.5, -2.0, 1.0])
+CANCELLED: dict[str, tuple[Callable[[Any], Any], Any, Any]] = {
+    # |c x| + |c x|, of which nothing is left; the gradient is added up from c and c
+    "difference": (lambda x: np.sum(3 * x - x * 3), 6 * abs(ROW), np.full(3, 6.0)),
+    # factors do not make a size of 0
+    "of a difference": (lambda x: np.sum(W * (x - x)), 2 * abs(W * ROW), 2 * abs(W)),
+    "multiplied out": (
+        lambda x: np.sum((x - W) * (x - W)),
+        (abs(ROW) + abs(W)) ** 2,
+        4 * (abs(ROW) + abs(W)) / 2,
+    ),
+    "products": (
+        lambda x: np.sum(A @ x - B @ x),
+        (abs(A) + abs(B)) @ abs(ROW),
+        (abs(A) + abs(B)).sum(axis=0),
+    ),
+    "einsum": (
+        lambda x: np.sum(np.einsum("ij,j->i", A, x) - np.einsum("ij,j->i", B, x)),
+        (abs(A) + abs(B)) @ abs(ROW),
+        (abs(A) + abs(B)).sum(axis=0),
+    ),
+    "gathered": (
+        lambda x: np.sum(np.concatenate([x, -x])[[0, 1, 2, 3, 4, 5]] - 0.0),
+        np.tile(abs(ROW), 2),
+        np.full(3, 2.0),
+    ),
+    "chosen": (
+        lambda x: np.sum(np.where(x > 0, x, np.maximum(x, -9)) - np.min(x)),
+        abs(ROW) + 2,
+        np.array([1.0, 1 + 3, 1.0]),
+    ),
+    # rows of one element and of length 1 do not move: c / |x| less c x x / |x|^3
+    "normalised": (
+        lambda x: np.sum(W * (x / np.sqrt(x * x))), abs(W), 2 * abs(W / ROW)
+    ),
+    # a softmax of one number is 1
+    "logarithm": (lambda x: np.sum(np.log(np.exp(x)) - x), 2 * abs(ROW), np.full(3, 2.0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("name", CANCELLED)
+def test_a_tolerance_is_never_below_a_rounding_of_what_was_added_up(name: str, dtype: str) -> None:
+    function, of_value, of_gradient = CANCELLED[name]
+    p = Roundoff.of(dtype)
+    value, (derived,) = scatter(function, [ROW], p, [0])
+    assert value.size == pytest.approx(p.stored * np.sum(of_value), rel=1e-12)
+    np.testing.assert_allclose(derived.size, p.stored * of_gradient, rtol=1e-12)
+    for found in value, derived:
+        assert (found.bound >= LEFT * found.size).all()
+        assert (found.bound >= SPREAD * QUANTILE * found.spread).all()
+        assert (found.size >= p.stored * abs(found.value)).all()
+
+
+def test_a_mask_of_infinity_has_no_size() -> None:
+    def softmax(x: Any) -> Any:
+        z = np.where(x < 9, x, -np.inf)
+        return np.sum(W * np.exp(z - np.log(np.sum(np.exp(z)))))
+
+    value, (derived,) = scatter(softmax, [np.array([0.3, -0.2, 10.0])], Roundoff.of("float32"), [0])
+    assert 0 < value.bound < 1e-5
+    assert (derived.bound[:2] < 1e-5).all()
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])

@@ -53,6 +53,8 @@ RIGHT = [
     ("moco_loss", "moco"),
     ("SoftTargets", "soft_targets"),
     ("multi_positive_loss", "multi_positive"),
+    ("focal_loss", "focal"),
+    ("focal_by_softmax", "focal"),
 ]
 WRONG = [
     ("OffByOneMask", "supcon", 1),
@@ -63,6 +65,8 @@ WRONG = [
     ("triplet_of_distances", "triplet", 1),
     ("triplet_local_mean", "triplet", 1),
     ("NegativesNotScaled", "hard_negatives", 1),
+    ("focal_not_detached", "focal", 1),
+    ("focal_all_detached", "focal", 1),
 ]
 
 

@@ -162,7 +162,7 @@ def inspect(
     """
     find_beside()
     check_target(target)
-    names = [contract] if contract else list(NAMES)
+    names = [contract] if contract else [*NAMES, *FORMULAS]
     asked = dict(ask(target, one, call=call, parameters=parameter or (), features=features) for one in names)
     server.start()
     from .inspect import inspected

@@ -5,12 +5,16 @@ import shlex
 from rich.console import Console
 from rich.markup import escape
 
+from ..names import CONTRACTS, FORMULAS
 from ..show.forms import described
 from ..show.text import plain
 from ..subjects import Subject
 from ..verify.arguments import Unusable
 from ..verify.plan import inspection
 from . import FALSIFIED, HOLDS
+
+KINDS = {formula: name for name, formula in FORMULAS.items()}
+"""By its formula the name of a kind."""
 
 
 def inspected(asked: dict[str, Subject]) -> int:
@@ -32,15 +36,21 @@ def inspected(asked: dict[str, Subject]) -> int:
         (fitting if matches else called).append((name, found))
     if not fitting and not called:
         raise next(iter(reasons.values()))
-    for name, found in fitting or called:
+    # of pairs of rows most kinds can be called: where none fits, the contracts alone say how
+    shown = fitting or [one for one in called if one[0] in CONTRACTS] or called
+    for formula, found in shown:
+        name = KINDS.get(formula, formula)
         said = (
             "its values are the oracle's"
             if fitting
             else "it can be called, but its values are not the oracle's"
         )
         console.print(f"[bold]{escape(name)}[/]: {said}", highlight=False)
-        for line in described(name, found):
+        for line in described(formula, found):
             console.print(f"  {escape(plain(line))}", highlight=False, soft_wrap=True)
         command = shlex.join(["verified-losses", "certify", found.target, "--as", name])
         console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+    if not fitting and shown != called:
+        others = ", ".join(KINDS[formula] for formula, _ in called if formula in KINDS)
+        console.print(f"it can be called as {others} too", highlight=False)
     return HOLDS if fitting else FALSIFIED

@@ -105,6 +105,12 @@ class Contract(ABC):
     """Whether its oracle is that of one process alone: of several ranks it says the mean."""
     alike: tuple[str, ...] = scalars
     """Its inputs that every rank holds alike."""
+    constants: tuple[str, ...] = ()
+    """Its inputs of floats that never get a gradient."""
+    holds: str = ""
+    """The input that a loss holds itself and changes as it is called: verified in one process."""
+    sizes_held: tuple[str, ...] = ()
+    """Arguments of a constructor that are sizes of that, and that it need not take."""
     features: Features = "raw"
     """What a subject does with them that has not stated otherwise."""
     oracle_normalizes = False
@@ -262,6 +268,19 @@ class Contract(ABC):
             return self.oracle(case, self.prepared(case, ranks))
 
         return Bounds(*trace(terms, inputs, cotangents, self.precision(case), self.blocks(case)))
+
+    def second_derivatives(
+        self, case: Case, inputs: Inputs, cotangents: Cotangents, moves: Inputs
+    ) -> tuple[Inputs, Inputs] | None:
+        """Return how every rank's gradients move as inputs do, and bounds; None where the oracle says it.
+
+        Args:
+            case: the case.
+            inputs: every rank's.
+            cotangents: of every rank's terms.
+            moves: how every rank's inputs move, by name.
+        """
+        return None
 
     def precision(self, case: Case) -> Precision:
         """Return the arithmetic of a right implementation."""

@@ -14,12 +14,12 @@ from verified_losses.oracles import monte_carlo
 from verified_losses.oracles.bounds import NotSteps, trace
 from verified_losses.oracles.complex_step import Array, directional_derivative
 from verified_losses.oracles.infonce import normalize
-from verified_losses.oracles.monte_carlo import Roundoff, Unsupported
+from verified_losses.oracles.monte_carlo import Roundoff, Scatter, Unsupported
 
 from ..cases import Case, Options, feature_pair, independent, rounded
 from ..forms import names_of
 from ..names import HALVES, Values
-from ..own.formula import Formula, NoFormula, formula
+from ..own.formula import Formula, NoFormula, formula, keeping
 from ..own.kinds import (
     MOST_OF_A_SIZE,
     WIDTH,
@@ -37,6 +37,8 @@ from ..own.kinds import (
 from ..subjects import Subject
 from . import Bounds, Call, Contract, Cotangents, Inputs, call_by_name, construct
 
+EQUAL = 3
+"""Of as many cases with duplicates one has rows that are all equal: gradients cancel to nothing."""
 MOST_ROWS = 160
 """Rows of all ranks, at most: some formulas hold every pair."""
 SAMPLED = f"Monte Carlo arithmetic, {monte_carlo.SAMPLES} samples, chance of a false accusation below 1e-6"
@@ -81,6 +83,8 @@ class OwnContract(Contract):
             one for one, kind in kinds.items()
             if isinstance(kind, Rows | Matrix | Shared) and not kind.is_derived
         )  # fmt: skip
+        self.holds = self.formula.holds
+        self.sizes_held = (f"{self.holds}_size", WIDTH) if self.holds else ()
         names_of(name)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,6 +117,11 @@ class OwnContract(Contract):
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
         drawn = _with_numbers(super().cases(subject, world_size), self.formula.inputs, self.constants)
         return independent(drawn.filter(self.defined))
+
+    def constructed_of(self, subject: Subject) -> tuple[str, ...]:
+        learned = any(name in self.scalars for _, name in subject.form.arguments)
+        of_held = ("rows", "width") if self.holds else ()
+        return (*self.constructed, *of_held, *(("dtype", "wide_scalars") if learned else ()))
 
     def probe(self, case: Case) -> Case:
         """Return a case to look at a target with: plain rows, and numbers in the middle."""
@@ -152,10 +161,18 @@ class OwnContract(Contract):
             for one, kind in kinds.items()
             if isinstance(kind, Positive) and not kind.learned
         }
-        return {**given, **dict(case.options)}
+        sizes = {}
+        if self.holds:
+            blocks, width = self._sizes(case, kinds[self.holds].sizes)
+            sizes = dict(zip(self.sizes_held, (sum(case.rows) * blocks, width), strict=True))
+        return {**given, **sizes, **dict(case.options)}
 
     def preparations(self, case: Case) -> dict[str, tuple[Callable[[Any], Any], ...]]:
         return dict.fromkeys(self.unit, (normalize,))
+
+    def gradient_expected(self, case: Case) -> dict[str, bool]:
+        detached = [name for name, kind in self.formula.inputs.items() if getattr(kind, "detached", False)]
+        return {name: one for name, one in super().gradient_expected(case).items() if name not in detached}
 
     def calls(self, case: Case) -> dict[str, Call]:
         """Return the formula: `oracle` and `oracle_source` give it the whole batch."""
@@ -180,18 +197,34 @@ class OwnContract(Contract):
         if stepped := self._stepped(case, inputs, cotangents):
             return stepped
         given = self._whole(inputs)
-        names = [name for name in self.differentiable if name in given]
-        value, gradients = self._scattered(case, given, names, float(cotangents[0]["loss"]))
+        value, gradients = self._scattered(case, given, float(cotangents[0]["loss"]))
         by_name = {name: np.zeros(given[name].shape) for name in self.constants}
-        by_name |= dict(zip(names, gradients, strict=True))
-        rows = {
-            name: case.split(case.world_size * by_name[name]) for name in by_name if name not in self.alike
+        by_name |= {name: one.bound for name, one in gradients.items()}
+        return Bounds([{"loss": value.bound} for _ in case.rows], self._by_rank(case, by_name))
+
+    def second_derivatives(
+        self, case: Case, inputs: Inputs, cotangents: Cotangents, moves: Inputs
+    ) -> tuple[Inputs, Inputs]:
+        along = {
+            name: moves[0][name] if name in self.alike else np.concatenate([one[name] for one in moves])
+            for name in moves[0]
         }
-        bounded = [
-            {name: one if name in self.alike else rows[name][rank] for name, one in by_name.items()}
+        _, found = self._scattered(case, self._whole(inputs), float(cotangents[0]["loss"]), along)
+        values, bounds = (
+            {name: np.asarray(getattr(one, part)) for name, one in found.items()}
+            for part in ("value", "bound")
+        )
+        return self._by_rank(case, values), self._by_rank(case, bounds)
+
+    def _by_rank(self, case: Case, whole: dict[str, Array]) -> Inputs:
+        """Return what each rank has of gradients: of its rows W times as much as one process."""
+        rows = {
+            name: case.split(case.world_size * one) for name, one in whole.items() if name not in self.alike
+        }
+        return [
+            {name: one if name in self.alike else rows[name][rank] for name, one in whole.items()}
             for rank in range(case.world_size)
         ]
-        return Bounds([{"loss": value} for _ in case.rows], bounded)
 
     def oracle_source(self, case: Case) -> dict[str, str]:
         arguments = []
@@ -308,10 +341,11 @@ class OwnContract(Contract):
         return Bounds(terms, gradients)
 
     def _scattered(
-        self, case: Case, given: dict[str, Array], names: list[str], cotangent: float
-    ) -> tuple[Array, list[Array]]:
-        """Return how far rounding may take the loss, and its gradients, by samples."""
+        self, case: Case, given: dict[str, Array], cotangent: float, along: dict[str, Array] | None = None
+    ) -> tuple[Scatter, dict[str, Scatter]]:
+        """Return how far rounding takes the loss, and its gradients, or how those move `along` something."""
         order = list(given)
+        names = [name for name in self.differentiable if name in given]
 
         def function(*arrays: Any) -> Any:
             made = dict(zip(order, arrays, strict=True))
@@ -321,10 +355,11 @@ class OwnContract(Contract):
 
         places = [order.index(name) for name in names]
         p = Roundoff.of(case.dtype)
+        moves = None if along is None else {order.index(name): one for name, one in along.items()}
         value, gradients = monte_carlo.scatter(
-            function, [given[name] for name in order], p, places, cotangent, seed=case.seed
+            function, [given[name] for name in order], p, places, cotangent, seed=case.seed, along=moves
         )
-        return value.bound, [one.bound for one in gradients]
+        return value, dict(zip(names, gradients, strict=True))
 
     def _along(self, case: Case, inputs: Inputs) -> Callable[[Any], Any]:
         """Return the formula along one direction of all its inputs."""
@@ -345,8 +380,15 @@ class OwnContract(Contract):
         return float(np.real(value)), directional_derivative(function, np.zeros(()), np.ones(()))
 
     def _differences(self, case: Case, inputs: Inputs) -> list[float]:
-        function = self._along(case, inputs)
-        return [float(np.real(function(step) - function(-step))) / (2 * step) for step in STEPS]
+        function, constants = self._along(case, inputs), list[Any]()
+        with keeping(constants):
+            function(0.0)
+
+        def moved(step: float) -> Any:
+            with keeping(constants, again=True):
+                return function(step)
+
+        return [float(np.real(moved(step) - moved(-step))) / (2 * step) for step in STEPS]
 
     def _sizes(self, case: Case, sizes: tuple[Size, ...]) -> tuple[int, ...]:
         known = {WIDTH: case.width, **{one: size for one, size in case.drawn if isinstance(size, int)}}
@@ -366,6 +408,8 @@ class OwnContract(Contract):
                 first = list(kinds).index(kind.like) if is_partner else place
                 (width,) = self._sizes(case, kind.sizes)
                 filled = feature_pair(replace(case, scale=10.0, held=()), width, 20 + first)[bool(kind.like)]
+                if case.pattern == "duplicates" and case.seed % EQUAL == 0:
+                    filled = np.repeat(filled[:1], total, axis=0)
                 return _nonzero(filled) if kind.unit else filled
             case Ids():
                 (below,) = self._sizes(case, (kind.below,))

@@ -192,7 +192,9 @@ class Law:
             "two or one": world_size <= 2,
             "several": world_size > 1,
         }
-        return sizes[self.worlds] and world_size >= contract.smallest_world and self.applies(contract)
+        alone = contract.holds and world_size > 1
+        fits = sizes[self.worlds] and world_size >= contract.smallest_world and not alone
+        return fits and self.applies(contract)
 
 
 def _preserving(rank: int, world_size: int, function: Callable[..., T], *arguments: object) -> T:

@@ -69,11 +69,8 @@ def compare_gradients(reference: Reference, outcomes: list[Outcome], most: int |
     Of a large case, along `most`, if it is given.
     """
     bounds, names = reference.bounds.gradients, reference.contract.differentiable
-    if reference.contract.whole and reference.case.world_size > 1:
-        # of what all ranks hold alike the mean alone is known, which has a law of its own
-        names = tuple(name for name in names if name not in reference.contract.alike)
     worst = 0.0
-    for rank, name, along in _directions(reference, names, most):
+    for rank, name, along in _directions(reference, _known(reference, names), most):
         observed = outcomes[rank].gradients.get(name)
         if observed is None:
             observed = np.zeros(along.shape)
@@ -85,6 +82,17 @@ def compare_gradients(reference: Reference, outcomes: list[Outcome], most: int |
         bound = float(np.sum(abs(along[moved]) * allowed[moved])) * reference.slack
         worst = max(worst, _compare_along(place, observed, along, expected, bound, reference.largest))
     return worst
+
+
+def _known(reference: Reference, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those inputs of which each rank's gradient is known.
+
+    Where the whole loss alone is, of what all ranks hold alike the mean is, which has a law of its own.
+    """
+    contract = reference.contract
+    if not contract.whole or reference.case.world_size == 1:
+        return names
+    return tuple(name for name in names if name not in contract.alike)
 
 
 def _is_judged(reference: Reference, place: Place, observed: Array, along: Array, allowed: Array) -> bool:
@@ -186,7 +194,8 @@ def small_examples(draw: st.DrawFn, contract: Contract, subject: Subject, world_
     dtypes = [dtype for dtype in SUMMED_IN_ITSELF if dtype in subject.dtypes]
     small = _made_small(draw(contract.cases(subject, world_size)), (*dtypes, *subject.dtypes)[0])
     width = subject.width_of(small.width)
-    small = dataclasses.replace(small, width=width, frozen=tuple(sorted(subject.constants)))
+    frozen = tuple(sorted({*subject.constants, *contract.constants}))
+    small = dataclasses.replace(small, width=width, frozen=frozen)
     assume(contract.defined(small))
     return Example(small)
 
@@ -199,7 +208,7 @@ def twice_differentiable(bench: Bench, reference: Reference) -> float:
     assume(bench.world.size == 1 or reference.case.option("gather_with_grad", True))
     moves = curves(reference)
     derived = bench.act(partial(derive_twice, moves=moves), reference.case)
-    directions = _directions(reference, tuple(moves[0]))
+    directions = _directions(reference, _known(reference, tuple(moves[0])))
     if not directions:
         return 0.0
     values, bounds = reference.second_derivatives(moves, directions)
@@ -221,6 +230,9 @@ def curves(reference: Reference) -> Inputs:
         drawn.append(
             {name: rounded(generator.standard_normal(given[name].shape), case.dtype) for name in names}
         )
+    if reference.contract.whole:  # what all ranks hold alike moves alike
+        drawn = [own | {name: drawn[0][name] for name in own if name in reference.contract.alike}
+                 for own in drawn]  # fmt: skip
     return drawn
 
 
@@ -230,7 +242,7 @@ LAWS = [
     Law(
         "twice differentiable",
         twice_differentiable,
-        applies=lambda contract: contract.is_loss and not contract.whole,
+        applies=lambda contract: contract.is_loss,
         draw=small_examples,
         takes=_is_small,
         share=0.3,

@@ -147,7 +147,8 @@ def _is_loss(contract: Contract) -> bool:
 
 
 LAWS = [
-    Law("eval equals train", eval_equals_train, applies=_is_loss, share=0.3,
+    Law("eval equals train", eval_equals_train, share=0.3,
+        applies=lambda contract: contract.is_loss and not contract.holds,  # in eval mode a queue stays
         act=run_evaluated, judge=judge_near),
     Law("two graphs at once", two_graphs_at_once, applies=_is_loss, share=0.2, draw=_pairs,
         act=run_two_live, judge=judge_two_live),

@@ -15,18 +15,21 @@ PLACE = ("rank", "world_size")
 
 def own_forms(target: Any, contract: Contract, subject: Subject, case: Case) -> Iterator[Form]:
     """Yield the forms that a target may have: by the formula's names, else in its order."""
-    stated = subject.form
+    stated, holds = subject.form, contract.holds
     numbers = contract.constructor(case)
-    tensors = list(contract.inputs(case)[0])
+    tensors = [one for one in contract.inputs(case)[0] if one != holds]
     names = [*tensors, *(one for one in numbers if one not in tensors)]
     if is_called_itself(target):
+        if holds:
+            return  # a function holds nothing
         for call in [stated.call] if stated.call else own_calls(target, names, tensors):
             yield Form(call, constructed=False)
         return
     parameters = [one.name for one in parameters_of(target)]
     passed = accepted(target, {**numbers, **dict(subject.options)})
     learned = [one for one in contract.scalars if one in parameters]
-    left = [one for one in numbers if one not in passed]
+    sizes = contract.sizes_held
+    left = [one for one in numbers if one not in (*passed, *sizes)]
     free = [one for one in parameters if one not in (*names, *PLACE, *dict(subject.options))]
     choices: list[tuple[tuple[str, str], ...]] = [tuple((one, one) for one in learned)]
     if len(left) == 1:  # under another name
@@ -37,7 +40,8 @@ def own_forms(target: Any, contract: Contract, subject: Subject, case: Case) -> 
         except Exception:
             continue
         given = {*passed, *(name for _, name in arguments)}
-        rest = [one for one in names if one not in given or one in tensors]
+        arguments = (*((one, one) for one in numbers if one in passed), *arguments)
+        rest = [one for one in names if (one not in given or one in tensors) and one not in sizes]
         scalars = scalars_of(loss)
         held = stated.parameters or tuple(zip(scalars, contract.scalars, strict=False))
         for parameters_held in [held, ()] if held and not stated.parameters else [held]:
@@ -46,6 +50,8 @@ def own_forms(target: Any, contract: Contract, subject: Subject, case: Case) -> 
             function = entry(loss)
             for call in [stated.call] if stated.call else own_calls(function, kept, tensors):
                 constants = () if parameters_held else arguments
+                if holds and not stated.call:
+                    call = call.replace("target(", f"in_turn(target, {holds}, ", 1)
                 yield Form(call, constants or _numbers(arguments, numbers), parameters_held)
 
 

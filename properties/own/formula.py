@@ -2,9 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..standalone.loading import load
 from .kinds import Kind, Matrix, Positive, Rows, Shared, WrongKind, named_sizes
@@ -23,12 +27,13 @@ class Formula:
         function: computes the loss of the whole batch, in one process.
         inputs: the kind of each input, in the order of its parameters.
         any_order: the order of the rows does not matter to it.
+        holds: the input that a loss holds itself.
     """
 
     def __init__(
-        self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False
+        self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False, holds: str = ""
     ) -> None:
-        self.function, self.inputs, self.any_order = function, inputs, any_order
+        self.function, self.inputs, self.any_order, self.holds = function, inputs, any_order, holds
         functools.update_wrapper(self, function)
         self.title = function.__name__
 
@@ -47,21 +52,25 @@ class Formula:
 
 
 def contract(
-    function: Callable[..., Any] | None = None, /, *, any_order: bool = False, **inputs: Kind
+    function: Callable[..., Any] | None = None, /, *, any_order: bool = False, holds: str = "", **inputs: Kind
 ) -> Callable[[Callable[..., Any]], Formula]:
     """Make a contract of a function of NumPy: what a loss must give, in value and in gradient, in all worlds.
 
     The function gets the whole batch, as arrays and numbers, and returns the loss, a number. Its gradients
     are taken by complex steps, so it must be analytic: no `abs`, no `np.linalg.norm`, no `np.conj`;
-    `np.sqrt(x * x)` and comparisons of real parts are fine. Its tolerance is derived by Monte Carlo
-    arithmetic (`verified_losses.oracles.monte_carlo`). Of several ranks, the mean over ranks of losses and
-    gradients must equal it. Then `verified-losses certify mine.py:SupCon --as contracts.py:supcon` verifies
-    a loss.
+    `np.sqrt(x * x)` and comparisons of real parts are fine; `detached(x)` is a constant. Its tolerance is
+    derived by Monte Carlo arithmetic (`verified_losses.oracles.monte_carlo`). Of several ranks, the mean over
+    ranks of losses and gradients must equal it. Then
+    `verified-losses certify mine.py:SupCon --as contracts.py:supcon` verifies a loss.
 
     Args:
         function: none: the decorator is called with the inputs.
         any_order: the order of the rows does not matter, which is checked of the formula before anything
             runs.
+        holds: the input that a loss holds itself and changes as it is called, as a queue of the keys of
+            earlier batches: a constant `matrix((blocks, "width"))`, the oldest block first. The other
+            matrices are `matrix((calls, "width"))`: a fresh loss is filled with it, and called `calls` times,
+            each time with one column; the formula returns the sum.
         **inputs: the kind of each parameter: `rows`, `ids`, `mask`, `matrix`, `shared`, `positive`, `choice`.
 
     Raises:
@@ -83,9 +92,48 @@ def contract(
         )
 
     def made(function: Callable[..., Any]) -> Formula:
-        return Formula(function, _checked(function, inputs), any_order)
+        kinds = _checked(function, inputs)
+        _check_held(function.__name__, holds, kinds)
+        return Formula(function, kinds, any_order, holds)
 
     return made
+
+
+_kept: ContextVar[Callable[[Any], Any]] = ContextVar("kept")
+
+
+def detached(value: Any) -> Any:
+    """Return a part of a formula as a constant, as torch's `detach` does: no gradient goes through it.
+
+    Example:
+        >>> import numpy as np
+        >>> from verified_losses.properties import contract, rows
+        >>> @contract(logits=rows())
+        ... def weighted(logits):
+        ...     log = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
+        ...     return -np.mean(detached(1 - np.exp(log)) * log)
+    """
+    constant = np.real(value)
+    keep = _kept.get(None)
+    return constant if keep is None else keep(constant)
+
+
+@contextmanager
+def keeping(constants: list[Any], again: bool = False) -> Iterator[None]:
+    """Keep what a formula detaches, in order; with `again` give it that, whatever it is by now."""
+    given = iter(constants)
+
+    def keep(constant: Any) -> Any:
+        if again:
+            return next(given)
+        constants.append(constant)
+        return constant
+
+    token = _kept.set(keep)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def _checked(function: Callable[..., Any], inputs: dict[str, Kind]) -> dict[str, Kind]:
@@ -123,6 +171,20 @@ def _checked(function: Callable[..., Any], inputs: dict[str, Kind]) -> dict[str,
     return ordered
 
 
+def _check_held(name: str, holds: str, kinds: dict[str, Kind]) -> None:
+    if not holds:
+        return
+    held = kinds.get(holds)
+    if not isinstance(held, Matrix) or not held.constant or len(held.columns) != 2:
+        raise NoFormula(f'{name}: holds: expected a constant matrix(("blocks", "width")), got {holds!r}')
+    tensors = {one: kind for one, kind in kinds.items() if kind.is_tensor and one != holds}
+    for one, kind in tensors.items():
+        if not isinstance(kind, Matrix) or len(kind.columns) != 2:
+            raise NoFormula(f'{name}: {one}: expected matrix(("calls", "width")) beside what a loss holds')
+    if len({kind.columns[0] for kind in tensors.values() if isinstance(kind, Matrix)}) > 1:
+        raise NoFormula(f"{name}: expected as many calls in {' and '.join(tensors)}")
+
+
 def is_own(contract: str) -> bool:
     """Whether a contract's name is that of a formula: file.py:name or module:name."""
     return ":" in contract
@@ -150,4 +212,4 @@ def formula(name: str) -> Formula:
     )
 
 
-__all__ = ["Formula", "NoFormula", "WrongKind", "contract", "formula", "is_own"]
+__all__ = ["Formula", "NoFormula", "WrongKind", "contract", "detached", "formula", "is_own"]

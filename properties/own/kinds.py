@@ -89,6 +89,7 @@ class Matrix(Kind):
     values: str = "normal"
     unit: bool = False
     constant: bool = False
+    detached: bool = False
 
     @property
     def is_derived(self) -> bool:
@@ -202,6 +203,7 @@ def matrix(
     values: Literal["normal", "probabilities", "weights"] = "normal",
     unit: bool = False,
     constant: bool = False,
+    detached: bool = False,
 ) -> Matrix:
     """Numbers of each row, [N, *columns]: as logits, ("negatives", "width") or soft targets.
 
@@ -211,6 +213,7 @@ def matrix(
             gradient.
         unit: the last axis has length 1, as that of rows.
         constant: no gradient is asked for.
+        detached: a gradient is asked for, and none, or zeros, must come.
 
     Raises:
         WrongKind: a size or the values are none.
@@ -220,7 +223,7 @@ def matrix(
         _check_size("columns", size)
     if values not in ("normal", "probabilities", "weights"):
         raise WrongKind(f'values: expected "normal", "probabilities" or "weights", got {values!r}')
-    return Matrix(sizes, values, unit, constant)
+    return Matrix(sizes, values, unit, constant, detached)
 
 
 def shared(*shape: Size, unit: bool = False, learned: bool = False) -> Shared:

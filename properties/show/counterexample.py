@@ -26,7 +26,7 @@ from ..reference import reference
 from ..running import constructor
 from ..standalone import launch, loading
 from ..standalone.acts import called, derive_twice
-from ..standalone.calls import as_it_is, call_holding, row_labels
+from ..standalone.calls import as_it_is, call_holding, in_turn, row_labels
 from ..standalone.judges import (
     Judge,
     judge_form,
@@ -242,7 +242,9 @@ def call_form(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
 
 def form_functions(form: Form) -> list[Callable[..., Any]]:
     """Return the functions that a form's call needs."""
-    return [call_holding] * bool(form.parameters) + [row_labels] * ("labels" in form.names())
+    needed = {call_holding: bool(form.parameters), row_labels: "labels" in form.names(),
+              in_turn: "in_turn" in form.names()}  # fmt: skip
+    return [function for function, wanted in needed.items() if wanted]
 
 
 def form_fields(form: Form) -> dict[str, Any]:

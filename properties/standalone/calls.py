@@ -21,6 +21,38 @@ def _shaped(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return value if value.shape == like.shape else value.reshape(like.shape)
 
 
+def in_turn(loss: torch.nn.Module, held: torch.Tensor, /, *arguments: Any, **named: Any) -> Any:
+    """Fill what a module holds, call it with one column of its arguments after another, and add up.
+
+    Args:
+        loss: it holds a queue of [m, d] or [d, m], the oldest first, and maybe where to write next.
+        held: what it is filled with, [n, m / n, d]: the rows of earlier batches of n.
+        *arguments: [n, calls, d] each.
+        **named: likewise.
+
+    Raises:
+        TypeError: it holds nothing of this shape.
+    """
+    queue = held.detach().transpose(0, 1).flatten(0, 1)
+    filled = False
+    for owner in loss.modules():
+        # in their place, not into them: an earlier call may have been under inference mode
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            if buffer.shape in (queue.shape, queue.T.shape):
+                setattr(owner, name, (queue if buffer.shape == queue.shape else queue.T).clone())
+                filled = True
+            elif not buffer.is_floating_point():
+                setattr(owner, name, torch.zeros_like(buffer))
+    if not filled:
+        raise TypeError(f"expected a module with a buffer of shape {list(queue.shape)} or its transpose")
+    calls = next(iter([*arguments, *named.values()])).shape[1]
+    losses = [
+        loss(*(one[:, turn] for one in arguments), **{name: one[:, turn] for name, one in named.items()})
+        for turn in range(calls)
+    ]
+    return torch.stack(losses).sum()
+
+
 def row_labels(rows: torch.Tensor) -> torch.Tensor:
     """Return a label for each row, which no other row of any rank has."""
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from verified_losses.properties import contract, ids, mask, matrix, positive, rows, shared
+from verified_losses.properties import contract, detached, ids, mask, matrix, positive, rows, shared
 
 
 def log_softmax(z):
@@ -69,3 +69,13 @@ def multi_positive(first, second, pairs, scale):
     return -np.sum(np.where(pairs, log_softmax(scale * first @ second.T), 0) / pairs.sum(1)[:, None]) / len(
         first
     )
+
+
+@contract(
+    query=rows(unit=True), key=rows(unit=True, like="query"), temperature=positive(0.05, 1.0), any_order=True
+)
+def focal(query, key, temperature):
+    """InfoNCE, where rows weigh (1 - p)^2, which carries no gradient, as in Lin et al. 2017, equation 4."""
+    own = np.arange(len(query))
+    log_p = log_softmax(query @ key.T / temperature)[own, own]
+    return -np.mean(detached(1 - np.exp(log_p)) ** 2 * log_p)

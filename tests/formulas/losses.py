@@ -204,3 +204,34 @@ class SoftTargets(nn.Module):
 def multi_positive_loss(first: Tensor, second: Tensor, pairs: Tensor, scale: float) -> Tensor:
     log_p = (scale * first @ gather(second).T).log_softmax(1)
     return -(log_p * pairs / pairs.sum(1, keepdim=True)).sum() / len(first) * share(len(first))
+
+
+def own_logits(query: Tensor, key: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the logits of this rank's queries among all keys, and where each finds its own."""
+    start = sum(counts_of(len(query))[: dist.get_rank()]) if several() else 0
+    return query @ gather(key).T / temperature, start + torch.arange(len(query))
+
+
+def focal_loss(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    loss = F.cross_entropy(*own_logits(query, key, temperature), reduction="none")
+    return ((1 - torch.exp(-loss)).detach() ** 2 * loss).mean() * share(len(query))
+
+
+def focal_by_softmax(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """The weight from the softmax, without a graph."""
+    logits, own = own_logits(query, key, temperature)
+    with torch.no_grad():
+        weight = 1 - logits.softmax(1).gather(1, own[:, None])[:, 0]
+    loss = logits.logsumexp(1) - logits.gather(1, own[:, None])[:, 0]
+    return (weight * weight * loss).mean() * share(len(query))
+
+
+def focal_not_detached(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    loss = F.cross_entropy(*own_logits(query, key, temperature), reduction="none")
+    return ((1 - torch.exp(-loss)) ** 2 * loss).mean()
+
+
+def focal_all_detached(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """The loss is the constant, and its weight is not."""
+    loss = F.cross_entropy(*own_logits(query, key, temperature), reduction="none")
+    return ((1 - torch.exp(-loss)) ** 2 * loss.detach()).mean()

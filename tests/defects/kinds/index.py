@@ -5,20 +5,28 @@ from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.own.formula import formula
 from verified_losses.properties.subjects import Subject
 
-from ..index import GRADS, LIGHTLY, MEAN, SENTENCE, TERMS, TORCH, Planted
+from ..index import FRESH, GRADS, LIGHTLY, MEAN, SENTENCE, TERMS, TORCH, TWICE, Planted
 
 __all__ = ["DEFECTS", "RIGHT"]
 
 
 class Kind(Planted):
-    """A function that is called by the names of its contract's formula."""
+    """A function, or a module that holds something, called by the names of its contract's formula."""
 
     @property
     def subject(self) -> Subject:
         """As a stranger's loss is certified."""
-        names = ", ".join(f"{name}={name}" for name in formula(self.contract).inputs)
-        target = f"tests.defects.{self.module}:{self.name}"
-        form = Form(f"target({names})", constructed=False)
+        held_to, target = formula(self.contract), f"tests.defects.{self.module}:{self.name}"
+        if held_to.holds:
+            tensors = [one for one, kind in held_to.inputs.items() if kind.is_tensor and one != held_to.holds]
+            given = ", ".join(f"{name}={name}" for name in tensors)
+            form = Form(f"in_turn(target, {held_to.holds}, {given})")
+        else:
+            is_class = self.name[0].isupper()
+            given = ", ".join(
+                f"{name}={name}" for name, kind in held_to.inputs.items() if kind.is_tensor or not is_class
+            )
+            form = Form(f"target({given})", constructed=is_class)
         return Subject(target, even=self.even, single=self.world == "1", form=form)
 
 
@@ -51,6 +59,7 @@ DEFECTS = [
     wrong("supcon", "largest_with_itself", "an anchor's own logit is subtracted, beside which others underflow", SUPCON),
     wrong("supcon", "own_rows_alone", "rows are gathered, and not used", "", TERMS, MEAN, world=RANKS),
     wrong("supcon", "no_offset", "a rank leaves out the rows of rank 0 in the place of its own", "", TERMS, world=RANKS),
+    wrong("supcon", "gathered_once", "the gather's backward has no derivative", "", TWICE, world=RANKS),
     wrong("multi_positive", "not_normalized", "targets do not sum up to 1"),
     wrong("multi_positive", "one_direction", "texts never look for their images"),
     wrong("multi_positive", "diagonal_alone", "labels are not looked at"),
@@ -69,6 +78,19 @@ DEFECTS = [
     wrong("queue", "without_its_key", "the key is not in the denominator"),
     wrong("queue", "keys_of_the_batch_too", "other keys of the batch are negatives"),
     wrong("queue", "newest_left_out", "the last of the queue is left out", "https://github.com/facebookresearch/moco/issues/99"),
+    wrong("held_queue", "EnqueuesFirst", "keys are put into the queue before the loss"),
+    wrong("held_queue", "PointerStays", "the pointer is not advanced"),
+    wrong("held_queue", "PointerMovesByOne", "the pointer is advanced by one, not by the batch"),
+    wrong("held_queue", "KeepsGraph", "the queue keeps the graphs of its keys", "", GRADS),
+    wrong("held_queue", "KeysWithGradient", "keys get a gradient", "", GRADS),
+    wrong("held_queue", "NeverEnqueues", "the queue stays as it is"),
+    wrong("held_queue", "EnqueuesQueries", "queries are put into the queue"),
+    wrong("cached", "mean_of_means", "the mean of chunks' means: the last one is shorter"),
+    wrong("cached", "keys_of_the_chunk", "negatives are those of the chunk"),
+    wrong("cached", "drops_the_last", "rows beyond whole chunks are left out"),
+    wrong("cached", "labels_of_the_chunk", "labels begin at 0 in every chunk"),
+    wrong("cached", "keys_of_the_last_chunk", "keys get the gradient of the last chunk alone", "", GRADS),
+    wrong("cached", "StaleCache", "gradients of the first batch of a shape are kept", "", FRESH),
     wrong("smoothed", "smoothed_over_others", "the label has no share of what is spread", module="soft_targets"),
     wrong("smoothed", "smoothed_by_a_sum", "a sum over classes, not their mean", module="soft_targets"),
     wrong("smoothed", "smoothing_of_a_tenth", "the smoothing is 0.1, whichever is given", module="soft_targets"),
@@ -80,6 +102,7 @@ DEFECTS = [
     wrong("softened", "mean_over_classes", "a mean over rows and classes", f"{TORCH}/issues/36862", module="soft_targets"),
     wrong("softened", "student_at_one", "the student's logits are not divided", module="soft_targets"),
     wrong("softened", "over_rows", "a softmax over rows", module="soft_targets"),
+    wrong("softened", "slope_kept", "the gradient is kept from the forward as a constant", "", TWICE, module="soft_targets"),
     wrong("momentum", "alpha_swapped", "alpha is the labels' share", module="soft_targets"),
     wrong("momentum", "targets_transposed", "texts' targets are the transpose of the images'", MOBILECLIP, module="soft_targets"),
     wrong("momentum", "momentum_at_one", "the temperature is missing in the targets", module="soft_targets"),
@@ -135,6 +158,8 @@ RIGHT = [
     *(right("hard_negatives", name) for name in ("hard_negatives", "interleaved")),
     right("hard_negatives", "gathered", RANKS),
     *(right("queue", name) for name in ("moco", "by_log_sum_exp")),
+    *(right("held_queue", name) for name in ("HeldQueue", "Shifted")),
+    *(right("cached", name) for name in ("cached", "at_once", "in_turn")),
     *(right("smoothed", name, module="soft_targets") for name in ("smoothed", "smoothed_by_parts")),
     *(right("softened", name, module="soft_targets") for name in ("softened", "softened_by_entropies")),
     *(right("momentum", name, module="soft_targets") for name in ("momentum", "momentum_by_parts")),

@@ -10,15 +10,41 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
         parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, rows.contiguous())
-        ctx.count = len(rows)  # type: ignore[attr-defined]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.apply(grad)  # type: ignore[no-any-return]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks, of which each keeps its own rows: the transpose of a gather."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
+        total = rows.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()].clone()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return _Gather.apply(grad)  # type: ignore[no-any-return]
+
+
+class GatherOnce(torch.autograd.Function):
+    """As `_Gather`, but for a backward that torch cannot derive: it works in place on what it is given."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
         total = grad.clone()
         dist.all_reduce(total)
-        start = dist.get_rank() * ctx.count  # type: ignore[attr-defined]
-        return total[start : start + ctx.count]  # type: ignore[attr-defined]
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def place() -> tuple[int, int]:

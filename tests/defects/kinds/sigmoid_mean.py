@@ -14,7 +14,7 @@ def by_signs(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor
     """Minus log sigmoid of signed logits."""
     logits = (scale * image) @ text.T + bias
     signs = 2 * torch.eye(len(image), dtype=logits.dtype, device=logits.device) - 1
-    return F.softplus(-signs * logits).mean()
+    return -F.logsigmoid(signs * logits).mean()
 
 
 def sum_over_texts(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

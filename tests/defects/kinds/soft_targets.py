@@ -1,5 +1,7 @@
 """Cross-entropies under targets that are no labels."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,6 +58,28 @@ def softened_by_entropies(student: Tensor, teacher: Tensor, temperature: float) 
         entropy = -(target * torch.log_softmax(teacher / temperature, 1)).sum(1)
     cross = -(target * torch.log_softmax(student / temperature, 1)).sum(1)
     return (cross - entropy).mean() * temperature * temperature
+
+
+class _Slope(torch.autograd.Function):
+    """The cross-entropy of a softmax, whose gradient is kept from the forward as a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        log = torch.log_softmax(logits, 1)
+        ctx.save_for_backward(log.exp() - target)
+        return -(target * log).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return grad[:, None] * slope, None
+
+
+def slope_kept(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    with torch.no_grad():
+        log = torch.log_softmax(teacher / temperature, 1)
+        target = log.exp()
+    return (_Slope.apply(student / temperature, target) + (target * log).sum(1)).mean() * temperature**2
 
 
 def without_square(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
