@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..forms import NAMES
+from ..names import FORMULAS
 from ..options import COUNTEREXAMPLES, KEY, CertifyOptions, Options
 from ..show.text import own, plain
 from ..verify.arguments import (
