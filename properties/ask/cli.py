@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,17 @@ from rich.markup import escape
 
 from ..devices import CPU
 from ..forms import NAMES
-from ..names import CONTRACTS, DTYPES, FORMULAS, LAWS, LOSSES, Convention
+from ..names import (
+    CONTRACTS,
+    DTYPES,
+    FORMULAS,
+    LAWS,
+    LOSSES,
+    STEP,
+    STEP_DTYPES,
+    STEP_LAWS,
+    Convention,
+)
 from ..show.text import own, plain
 from ..subjects import SHIPPED, Target
 from ..verify.arguments import (
@@ -31,6 +42,7 @@ from ..verify.arguments import (
     Subjects,
     Unusable,
     ask,
+    ask_step,
     check_config,
     check_database,
     check_file,
@@ -43,6 +55,7 @@ from ..verify.arguments import (
     read_seconds,
     some_devices,
     some_dtypes,
+    some_step_worlds,
     some_worlds,
     without_password,
 )
@@ -53,7 +66,7 @@ from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 
 AS = (
     f"What the target must do: {', '.join([*CONTRACTS, *FORMULAS])}, "
-    "or file.py:name of a contract of your own."
+    "or file.py:name of a contract of your own; step: the target makes a training step."
 )
 LOSS = f"Which shipped losses: {', '.join(LOSSES)}. Else all."
 KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
@@ -197,10 +210,40 @@ def certify(
     for argument, file in (("json", json), ("html", html), ("junit", junit)):
         check_file(file, argument)
     check_seed(seed)
-    kept_laws(LAWS, only, skip)
-    accept = read_known(known)
+    is_step = contract == STEP
+    laws = kept_laws(STEP_LAWS if is_step else LAWS, only, skip)
+    accept = read_known(known, STEP_LAWS if is_step else LAWS)
     dtypes = dtype.split(",")
     shipped = target is None and contract is None
+    if is_step:
+        unused = {
+            "convention": convention != "exact", "call": call, "parameter": parameter, "features": features,
+            "interpret": interpret, "large": large, "shard": shard, "database": database,
+        }  # fmt: skip
+        if dtype == ",".join(DTYPES):
+            dtypes = [*STEP_DTYPES]
+        asked_step = ask_step(named_target(target, loss), read_config(config), equal_rows, dtypes, strict, unused)
+        step_worlds = some_step_worlds(world, some_devices(device))
+        check_max_examples(max_examples)
+        server.start()
+        from ..show.certificate import Asked
+        from . import run as running
+        from .step import certify_step
+
+        command = without_password(shlex.join([*app.name, *sys.argv[1:]]))
+        return certify_step(
+            Target.of(asked_step.subject.target).name,
+            asked_step,
+            step_worlds,
+            laws,
+            Asked(seed, max_examples, world, command, CPU),
+            accept,
+            running.printer(),
+            counterexamples,
+            (json, html, junit),
+            deadline,
+            fail_fast,
+        )
     if shipped:
         check_no_form(call, parameter, features)
         subjects = shipped_subjects(loss, config, dtypes, large)
@@ -382,10 +425,10 @@ def replay_saved(paths: list[Path] | None = None, *, timeout: float = 120.0) -> 
     return NOT_RUN if states["cannot run"] else HOLDS
 
 
-def read_known(path: Path | None) -> Known:
+def read_known(path: Path | None, laws: Sequence[str] = LAWS) -> Known:
     try:
         known = Known() if path is None else Known.read(path)
-        known.check(LAWS)
+        known.check(laws)
         return known
     except OSError as error:
         raise Unusable("known", f"cannot read {path}: {error.strerror}") from error

@@ -23,8 +23,9 @@ from ..worlds.specs import SINGLE, WorldSpec
 from .cases import StepCase, step_cases
 from .inspection import act
 from .laws import LOSS_SCALE, Observed, StepLaw, laws
+from .localise import first_module
 from .target import Trainer
-from .truth import Truth, blunt, truth
+from .truth import blunt, truth
 
 SHRINK_SECONDS = 3.0
 """How long a counterexample is made smaller."""
@@ -32,6 +33,7 @@ PATIENCE = 3.0
 """How much longer than a loss a trainer may take for a call in real processes."""
 SHARP = 1e-6
 """A factor of one more than this is to be seen in float64."""
+EQUAL_FAILS = "nothing is said, as rows that are split equally fail"
 UNEVEN = "unequal rows"
 """The limit of a trainer that divides by its own rows."""
 
@@ -138,6 +140,11 @@ class Bench:
     sharp: int = 0
     _seen: dict[StepCase, Observed | Exception] = field(default_factory=dict)
 
+    @property
+    def launched(self) -> bool:
+        """Whether ranks are processes of their own."""
+        return not (self.spec.row.shares_process or self.spec == SINGLE)
+
     def observe(self, case: StepCase) -> Observed:
         """Return what came of a case.
 
@@ -157,8 +164,7 @@ class Bench:
     def _run(self, case: StepCase) -> Observed:
         worlds = self.trainer.worlds()
         worlds.until = self.deadline
-        launched = not (self.spec.row.shares_process or self.spec == SINGLE)
-        plan = case.plan(self.trainer, launched)
+        plan = case.plan(self.trainer, self.launched)
         single = worlds.open(SINGLE)
         world = worlds.open(self.spec, PATIENCE, case.world_size)
         right = truth(single, self.trainer, plan.whole)
@@ -207,11 +213,18 @@ def verify_all(
         found: told of the first case that falsifies a check, at once.
     """
     benches: dict[str, Bench] = {}
+    wrong: set[str] = set()
     for done, check in enumerate(planned):
         now = time.monotonic()
         bench = benches.setdefault(check.world.name, Bench(check.trainer, check.world, deadline))
         until = now + (deadline - now) / (len(planned) - done)
-        yield verify(check, bench, max_examples, base_seed, until, found), bench
+        if check.law.uneven and check.world.name in wrong:
+            yield StepFinding(check, base_seed, "skipped", reason=EQUAL_FAILS), bench
+            continue
+        finding = verify(check, bench, max_examples, base_seed, until, found)
+        if finding.verdict == "falsified" and check.law.split:
+            wrong.add(check.world.name)
+        yield finding, bench
 
 
 def verify(
@@ -291,6 +304,7 @@ def verify(
         smallest=smallest if error else None, error=error,
     )  # fmt: skip
     if error:
+        told = replace(told, module=_module(bench, told))
         reason = f"not every time for the same case: {_said(error)}" if flaky else _said(error)
         return judged(replace(told, verdict="falsified", reason=reason))
     if not ratios:
@@ -298,6 +312,15 @@ def verify(
         reason = (stopped or OUT_OF_TIME) if not_run else unanswered
         return replace(told, verdict="skipped", reason=reason, not_run=not_run)
     return told
+
+
+def _module(bench: Bench, finding: StepFinding) -> str:
+    """Return in words where the smallest case first departs."""
+    case, error = finding.smallest, finding.error
+    if case is None or error is None or time.monotonic() > bench.deadline:
+        return ""
+    world = bench.trainer.worlds().open(bench.spec, PATIENCE, case.world_size)
+    return first_module(bench.trainer, case, error, bench.launched, world)
 
 
 def judged(finding: StepFinding) -> StepFinding:
@@ -321,7 +344,7 @@ def grouped(findings: Sequence[StepFinding], benches: dict[str, Bench]) -> list[
         if finding.verdict != "falsified":
             continue
         for group in groups:
-            if _is_same(group[0], finding, benches):
+            if any(_is_same(member, finding, benches) for member in group):
                 group.append(finding)
                 break
         else:
@@ -342,9 +365,3 @@ def _is_same(leader: StepFinding, other: StepFinding, benches: dict[str, Bench])
     except (Falsified, WorldError):
         return True
     return False
-
-
-def whole_truth(check: StepCheck, case: StepCase) -> Truth:
-    """Return what one process does with the whole batch of a case."""
-    plan = case.plan(check.trainer, launched=False).whole
-    return truth(check.trainer.worlds().open(SINGLE), check.trainer, plan)
