@@ -222,7 +222,9 @@ def certify(
         }  # fmt: skip
         if dtype == ",".join(DTYPES):
             dtypes = [*STEP_DTYPES]
-        asked_step = ask_step(named_target(target, loss), read_config(config), equal_rows, dtypes, strict, unused)
+        asked_step = ask_step(
+            named_target(target, loss), read_config(config), equal_rows, dtypes, strict, unused
+        )
         step_worlds = some_step_worlds(world, some_devices(device))
         check_max_examples(max_examples)
         server.start()

@@ -185,7 +185,10 @@ def _show(run: StepRun, console: Console) -> None:
         console.print("\n[bold]limits, which are no defects unless --strict:[/]")
         for one in limits:
             first = shortened(plain(one.reason)).partition("\n")[0]
-            console.print(f"{escape(one.loss)}: does not support {one.limit}, met in world {one.world}:", highlight=False)
+            console.print(
+                f"{escape(one.loss)}: does not support {one.limit}, met in world {one.world}:",
+                highlight=False,
+            )
             console.print(f"  {escape(first)}", highlight=False, soft_wrap=True)
             console.print(f"  smallest case: {escape(one.counterexample)}", highlight=False, soft_wrap=True)
     for line in run.not_verified:

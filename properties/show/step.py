@@ -230,7 +230,9 @@ def drawn(findings: Sequence[StepFinding]) -> Drawn:
             }  # fmt: skip
             for name, value in facets.items():
                 counts.setdefault(name, Counter())[str(value)] += 1
-    return {name: {one: values[one] for one in sorted(values, key=in_order)} for name, values in counts.items()}
+    return {
+        name: {one: values[one] for one in sorted(values, key=in_order)} for name, values in counts.items()
+    }
 
 
 def explained(defect: StepDefect) -> list[str]:
@@ -243,5 +245,3 @@ def explained(defect: StepDefect) -> list[str]:
         also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
         lines.append(f"the same defect: {also}")
     return lines
-
-

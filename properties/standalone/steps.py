@@ -99,7 +99,12 @@ def built(make_step: Callable[..., Any], rank: int, world_size: int, plan: Plan)
     """Return the trainer of a rank."""
     torch.set_default_dtype(getattr(torch, plan.dtype))
     if plan.launched:
-        launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+        launched = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world_size,
+            "LOCAL_WORLD_SIZE": world_size,
+        }
         os.environ.update({name: str(value) for name, value in launched.items()})
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")

@@ -30,7 +30,11 @@ class StepCase:
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the rows."""
-        shown = [one for one in fields(self) if one.name in ("rows", "dtype") or getattr(self, one.name) != one.default]
+        shown = [
+            one
+            for one in fields(self)
+            if one.name in ("rows", "dtype") or getattr(self, one.name) != one.default
+        ]
         return f"StepCase({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in shown)})"
 
     @property

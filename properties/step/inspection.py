@@ -125,7 +125,9 @@ def _check_signature(make_step: Any, asked: Trainer) -> bool:
         signature.bind(0, 1, **pinned)
     except TypeError as error:
         given = ", ".join(["0", "1", *(f"{name}={value!r}" for name, value in pinned.items())])
-        raise Refused(f"expected a function {FORM}; make_step({given}) does not fit {signature}: {error}") from None
+        raise Refused(
+            f"expected a function {FORM}; make_step({given}) does not fit {signature}: {error}"
+        ) from None
     return "frozen" in signature.parameters and "frozen" not in pinned
 
 
@@ -191,7 +193,9 @@ def _check_steady(make_step: Any, plan: Plan) -> None:
     """Check that two runs of one process are alike, and that no other random numbers change them."""
     first, again, other = (_seeded(make_step, plan, seed) for seed in (SEEDS[0], SEEDS[0], SEEDS[1]))
     if name := _differs(first, again):
-        raise Refused(f"expected one process to give the same for the same seed: {name} differs between two runs")
+        raise Refused(
+            f"expected one process to give the same for the same seed: {name} differs between two runs"
+        )
     if name := _differs(first, other):
         raise Refused(
             f"step draws random numbers, as of dropout, that change {name}: several ranks draw others than one "

@@ -71,7 +71,9 @@ def _gradient(observed: Observed, rank: int, step: int, name: str) -> float:
         given = seen if right is None else right
         if given is not None and bool(given.any()):
             what = ("none", "one") if right is None else ("one", "none")
-            lost = Place("presence of the gradient", name, rank, _after(step), expected=what[0], observed=what[1])
+            lost = Place(
+                "presence of the gradient", name, rank, _after(step), expected=what[0], observed=what[1]
+            )
             raise Falsified(f"{place}: expected {what[0]}, observed {what[1]}", lost)
         return 0.0
     return compare(place, array(seen), array(right), observed.truth.bound(f"gradient {step} {name}", right))
@@ -98,7 +100,9 @@ def every_gradient(observed: Observed) -> float:
         for step, gradients in enumerate(seen.gradients):
             for name in seen.required:
                 if gradients.get(name) is None:
-                    place = Place("presence of the gradient", name, rank, _after(step), expected="one", observed="none")
+                    place = Place(
+                        "presence of the gradient", name, rank, _after(step), expected="one", observed="none"
+                    )
                     raise Falsified(f"{place}: {name} requires grad, and got none", place)
     return 0.0
 
@@ -124,7 +128,9 @@ def _unlike(
     place = Place(f"{kind} of rank 0", name, rank, _after(step))
     if own is None or other is None or own.shape != other.shape:
         had = [None if one is None else list(one.shape) for one in (own, other)]
-        return Falsified(f"{kind} of {name} {_after(step)}: rank 0 has {had[0]}, rank {rank} has {had[1]}", place)
+        return Falsified(
+            f"{kind} of {name} {_after(step)}: rank 0 has {had[0]}, rank {rank} has {had[1]}", place
+        )
     apart = np.unravel_index(int(np.argmax(array(own) != array(other))), own.shape or (1,))
     index = tuple(int(one) for one in apart) if own.ndim else ()
     said = f"rank 0 has {own[index].item():.17g}, rank {rank} has {other[index].item():.17g}"

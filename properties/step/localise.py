@@ -33,9 +33,7 @@ class Passed(NamedTuple):
     """The classes of the modules."""
 
 
-def first_module(
-    trainer: Trainer, case: StepCase, error: Exception, launched: bool, world: Any
-) -> str:
+def first_module(trainer: Trainer, case: StepCase, error: Exception, launched: bool, world: Any) -> str:
     """Return in words where ranks first depart from one process in the first step; nothing if nowhere.
 
     Args:
@@ -45,13 +43,19 @@ def first_module(
         launched: whether ranks are processes that were launched.
         world: where it fails.
     """
-    if not isinstance(error, Falsified) or error.place is None or error.place.kind not in KINDS or not case.is_split:
+    if (
+        not isinstance(error, Falsified)
+        or error.place is None
+        or error.place.kind not in KINDS
+        or not case.is_split
+    ):
         return ""
     plan = case.plan(trainer, launched)
     try:
         (right,) = trainer.worlds().open(SINGLE).run(passed, trainer, plan.whole, None)
         samples = [
-            trainer.worlds().open(SINGLE).run(passed, trainer, plan.whole, number)[0] for number in range(SAMPLES)
+            trainer.worlds().open(SINGLE).run(passed, trainer, plan.whole, number)[0]
+            for number in range(SAMPLES)
         ]
         ranks = world.run(passed, trainer, plan, None)
     except (WorldError, OutOfTime):
@@ -80,7 +84,11 @@ def watched(model: torch.nn.Module) -> Iterator[tuple[dict[str, list[torch.Tenso
 
     def noting(name: str) -> Callable[..., None]:
         def note(module: Any, given: Any, output: Any) -> None:
-            found = [one for one in tree_leaves(output) if isinstance(one, torch.Tensor) and one.is_floating_point()]
+            found = [
+                one
+                for one in tree_leaves(output)
+                if isinstance(one, torch.Tensor) and one.is_floating_point()
+            ]
             outputs.setdefault(name, []).extend(one.detach().cpu().clone() for one in found[:1])
 
         return note
@@ -97,7 +105,9 @@ def _departs(name: str, right: Passed, samples: list[Passed], ranks: list[Passed
     """Whether the rows that a module gave on all ranks and micro-batches are not those of one process."""
     rows = [count for each in plan.rows for count in each]
     parts = [
-        part for each, seen in zip(plan.rows, ranks, strict=True) for part in seen.outputs.get(name, [])[: len(each)]
+        part
+        for each, seen in zip(plan.rows, ranks, strict=True)
+        for part in seen.outputs.get(name, [])[: len(each)]
     ]
     if len(parts) != len(rows) or not right.outputs[name]:
         return False

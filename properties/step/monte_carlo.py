@@ -13,7 +13,7 @@ scaled and added up. So what is moved is more than the result:
 - an operation that may add up elements (products of matrices, sums, norms, convolutions, softmax) moves each
   operand and each result by sqrt(1 + n / 3) times as much: as far as sums of n terms, added one after another,
   scatter. n is the most elements that one result can depend on;
-- what only moves, selects or compares elements is exact;
+- what only moves, selects or compares elements is exact, and so are single powers of two, as a loss scale;
 - xi has one part that an operation draws for each element, and one that it draws for all.
 
 From scatter to tolerance. Let s be the root mean square of the k = `SAMPLES` deviations of an element and of
@@ -42,7 +42,7 @@ UNITS = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 1.0, torch.floa
 """Units in the last place that a result moves by, so that few moves are rounded away again."""
 
 EXACT = {
-    "_local_scalar_dense", "_unsafe_view", "abs", "amax", "amin", "arange", "argmax", "argmin",
+    "_amp_update_scale_", "_local_scalar_dense", "_unsafe_view", "abs", "amax", "amin", "arange", "argmax", "argmin",
     "bernoulli", "bernoulli_", "bitwise_and", "cat", "clamp", "clamp_", "clamp_max", "clamp_min", "clone",
     "constant_pad_nd", "contiguous", "copy", "copy_", "embedding", "empty", "empty_like", "empty_strided",
     "equal", "eye", "fill", "fill_", "flip", "full", "full_like", "gather", "index", "index_select", "isinf",
@@ -56,7 +56,7 @@ EXACT = {
 """Operations that round nothing: they make, move, select or compare elements."""
 OF_RESULT = {
     "mul", "mul_", "div", "div_", "reciprocal", "reciprocal_", "sqrt", "sqrt_", "rsqrt", "rsqrt_", "square",
-    "pow", "pow_", "_to_copy",
+    "pow", "pow_", "_to_copy", "_amp_foreach_non_finite_check_and_unscale_",
 }  # fmt: skip
 """Functions of elements whose rounding is relative to the result; one that narrows its operand is among them."""
 OWN = ("aten", "torchvision", "prims")
@@ -97,7 +97,7 @@ class Moved(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
             sizes = [abs(one) for one in _compared(func, given)]
         results = func(*args, **kwargs)
         for one in {id(one): one for one in tree_leaves((results, written))}.values():
-            if _moves(one):
+            if _moves(one) and not (rule == "pointwise" and _is_factor(func, one)):
                 _move(one, self.moved(one, sizes, factor))
         return results
 
@@ -136,12 +136,16 @@ def _move(one: torch.Tensor, to: torch.Tensor) -> None:
 def _rule(func: Any) -> str:
     """Return how an operation is moved: "exact", "adds" or "pointwise"."""
     namespace, _, name = func._schema.name.rpartition("::")
-    is_view = any(
-        one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns
-    )
+    is_view = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
     if namespace not in OWN or name in EXACT or is_view:
         return "exact"
     return "pointwise" if torch.Tag.pointwise in func.tags or name in OF_RESULT else "adds"
+
+
+def _is_factor(func: Any, one: torch.Tensor) -> bool:
+    """Whether a result is a power of two by which something is scaled: such products are exact."""
+    name = func._schema.name.rpartition("::")[2]
+    return name in OF_RESULT and one.numel() == 1 and abs(math.frexp(one.item())[0]) == 0.5
 
 
 def _compared(func: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -149,7 +153,7 @@ def _compared(func: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
     name = func._schema.name.rpartition("::")[2]
     if name in OF_RESULT:
         return []
-    return given[:1] if name.endswith("_backward") else given
+    return given[:1] if name.endswith("_backward") or name.strip("_") in ("addcmul", "addcdiv") else given
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

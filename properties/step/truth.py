@@ -49,7 +49,13 @@ def truth(world: World, trainer: Trainer, plan: Plan) -> Truth:
 
 
 def scattered(
-    rank: int, world_size: int, trainer: Trainer, plan: Plan, exact: Seen, squares: Squares, numbers: list[int]
+    rank: int,
+    world_size: int,
+    trainer: Trainer,
+    plan: Plan,
+    exact: Seen,
+    squares: Squares,
+    numbers: list[int],
 ) -> Squares:
     """Add the squared deviations of some samples."""
     found = dict(squares)

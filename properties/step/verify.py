@@ -190,7 +190,9 @@ def fresh(rank: int, world_size: int, trainer: Trainer, plan: Plan) -> Seen:
     return run_fresh(trainer.subject.resolve(), plan)
 
 
-def checks(label: str, trainer: Trainer, worlds: Sequence[WorldSpec], names: Sequence[str]) -> list[StepCheck]:
+def checks(
+    label: str, trainer: Trainer, worlds: Sequence[WorldSpec], names: Sequence[str]
+) -> list[StepCheck]:
     """List what is to be verified of a target."""
     found = [StepCheck(label, trainer, law, world) for world in worlds for law in laws() if law.name in names]
     return [check for check in found if check.sizes and not check.law.applies(trainer)]
@@ -265,11 +267,18 @@ def verify(
                 raise SkipTest(stopped) from None
             return
         except Exception as error:
+            first = next(iter(failures.values()), error)
+            if type(error) is not type(first):
+                return  # another defect, of which nothing is said until this one is gone
             if not failures:
                 hung = isinstance(error, WorldError) and any(one.state == "hung" for one in error.ranks)
                 shrink_until = (started if hung else time.monotonic()) + SHRINK_SECONDS
                 if found and not check.law.uneven:
-                    found(StepFinding(check, base_seed, "falsified", reason=_said(error), smallest=case, error=error))
+                    found(
+                        StepFinding(
+                            check, base_seed, "falsified", reason=_said(error), smallest=case, error=error
+                        )
+                    )
             smallest, failures[case] = case, error
             raise
         if not failures:
