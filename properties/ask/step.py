@@ -92,7 +92,8 @@ def certify_step(
     save(run.record, *files)
     most = arguments.max_examples
     console.print(
-        f"verifying {escape(label)}: {len(run.planned)} checks, up to {most} cases each, seed {arguments.seed}",
+        f"verifying {escape(label)}: {_counted(len(run.planned), 'check')}, up to {_counted(most, 'case')} "
+        f"each, seed {arguments.seed}",
         highlight=False,
     )
     for line in trainer.described:
@@ -159,8 +160,8 @@ def _left(findings: Sequence[StepFinding], benches: dict[str, Bench]) -> list[st
     blunt, sharp = sum(one.blunt for one in benches.values()), sum(one.sharp for one in benches.values())
     if blunt:
         lines.append(
-            f"factors of less than 1 + {SHARP:g}: in {blunt} of {sharp} cases of float64 rounding alone takes a "
-            "gradient further"
+            f"factors of less than 1 + {SHARP:g}: in {blunt} of {sharp} cases of float64 rounding alone "
+            "takes a gradient further"
         )
     elif not sharp:
         lines.append(f"factors of less than 1 + {SHARP:g}: no case was in float64")

@@ -25,7 +25,6 @@ from ..standalone.step_judges import (
 from ..step.laws import LOSS_SCALE
 from ..step.target import Trainer
 from ..step.verify import StepFinding
-
 from ..verify.known import Known
 from ..worlds import WorldError
 from . import certificate as records
@@ -121,6 +120,8 @@ def render(finding: StepFinding, path: Path) -> str:
     template = jinja2.Template(
         TEMPLATE.read_text(), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    plan = case.plan(trainer, launched=False)._asdict()
+    del plan["launched"], plan["loss_scale"]
     ranks = "one process" if case.world_size == 1 else f"{case.world_size} ranks"
     text = template.render(
         python=python,
@@ -134,8 +135,7 @@ def render(finding: StepFinding, path: Path) -> str:
         home=os.path.relpath(Path.cwd(), path.parent),
         seconds=SECONDS,
         constants={name: value for name, value in known.items() if name in quotes.given},
-        plan=", ".join(f"{name}={python(value)}" for name, value in case.plan(trainer, False)._asdict().items()
-                       if name not in ("launched", "loss_scale")),
+        plan=", ".join(f"{name}={python(value)}" for name, value in plan.items()),
         acts=acts,
         judged=judged,
         run=run,

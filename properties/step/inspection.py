@@ -198,9 +198,9 @@ def _check_steady(make_step: Any, plan: Plan) -> None:
         )
     if name := _differs(first, other):
         raise Refused(
-            f"step draws random numbers, as of dropout, that change {name}: several ranks draw others than one "
-            "process, so nothing can be compared; draw them for each row from a seed in the batch, or turn "
-            "them off"
+            f"step draws random numbers, as of dropout, that change {name}: several ranks draw others than "
+            "one process, so nothing can be compared; draw them for each row from a seed in the batch, or "
+            "turn them off"
         )
 
 
@@ -235,7 +235,7 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 
 def _simulated(found: Trainer) -> Trainer:
-    """Return a target with whether it runs in simulated worlds: what it does not run in is no defect of it."""
+    """Return a target with whether it runs in simulated worlds; that it does not is no defect of it."""
     plan = simplest(found, 2, seed=SEEDS[0]).plan(found, launched=False)
     worlds = found.worlds()
     try:

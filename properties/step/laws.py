@@ -176,7 +176,7 @@ def _against(observed: Observed, how: str, note: str) -> float:
 
 
 def uneven_equal(observed: Observed) -> float:
-    """Where ranks or micro-batches have unequal rows, gradients, parameters and loss are those of one process."""
+    """Where rows are split unequally, gradients, parameters and loss are those of one process, too."""
     return max(gradients_equal(observed), values_equal(observed), loss_is_mean(observed))
 
 

@@ -4,25 +4,26 @@ Parker, Monte Carlo Arithmetic: exploiting randomness in floating-point arithmet
 `oracles.monte_carlo` does so for formulas in NumPy; here a dispatch mode moves the results of torch's
 operations, forward, backward and in the optimizer, while one process takes steps on the whole batch.
 
-A right trainer of several ranks computes other intermediate results: sums over a part of the rows, which are
-scaled and added up. So what is moved is more than the result:
+A right trainer of several ranks computes other intermediate results: sums over a part of the rows, which
+are scaled and added up. So what is moved is more than the result:
 
 - a result moves by up to `UNITS` units in the last place, of its own dtype;
-- a sum of two, and a function that is not listed in `OF_RESULT`, move relative to the larger of the result and
+- a sum of two, and a function that is not in `OF_RESULT`, move relative to the larger of the result and
   the operands; the derivative of a function relative to what comes from above;
-- an operation that may add up elements (products of matrices, sums, norms, convolutions, softmax) moves each
-  operand and each result by sqrt(1 + n / 3) times as much: as far as sums of n terms, added one after another,
-  scatter. n is the most elements that one result can depend on;
+- an operation that may add up elements (products of matrices, sums, norms, convolutions, softmax) moves
+  each operand and each result by sqrt(1 + n / 3) times as much: as far as sums of n terms, added one after
+  another, scatter. n is the most elements that one result can depend on;
 - what only moves, selects or compares elements is exact, and so are single powers of two, as a loss scale;
 - xi has one part that an operation draws for each element, and one that it draws for all.
 
-From scatter to tolerance. Let s be the root mean square of the k = `SAMPLES` deviations of an element and of
-half a unit in its last place, the rounding of the result itself. The model is that of `oracles.monte_carlo`:
-the deviations, and the error of a right trainer, are normal, the latter with a spread of at most `SPREAD` times
-that of the former. Then error / (SPREAD s) exceeds `QUANTILE` with a chance of 2.2e-13 (Student's t with k
-degrees of freedom), so that the chance of accusing a right trainer is below 1e-6 in a million comparisons. It
-rests on `SPREAD`, which is measured, not derived: `tests/defects/steps/report.py` prints the largest error over
-tolerance of right trainers. It is no worst-case bound.
+From scatter to tolerance. Let s be the root mean square of two numbers: that of the k = `SAMPLES` deviations
+of an element, and half a unit in its last place, the rounding of the result itself. The model is that of
+`oracles.monte_carlo`: the deviations, and the error of a right trainer, are normal, the latter with a
+spread of at most `SPREAD` times that of the former. Then error / (SPREAD s) exceeds `QUANTILE` with a
+chance of 2.2e-13 (Student's t with k degrees of freedom), so that the chance of accusing a right trainer
+is below 1e-6 in a million comparisons. It rests on `SPREAD`, which is measured, not derived:
+`tests/defects/steps/report.py` prints the largest error over tolerance of right trainers. It is no
+worst-case bound.
 """
 
 import math
@@ -42,23 +43,24 @@ UNITS = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 1.0, torch.floa
 """Units in the last place that a result moves by, so that few moves are rounded away again."""
 
 EXACT = {
-    "_amp_update_scale_", "_local_scalar_dense", "_unsafe_view", "abs", "amax", "amin", "arange", "argmax", "argmin",
-    "bernoulli", "bernoulli_", "bitwise_and", "cat", "clamp", "clamp_", "clamp_max", "clamp_min", "clone",
-    "constant_pad_nd", "contiguous", "copy", "copy_", "embedding", "empty", "empty_like", "empty_strided",
-    "equal", "eye", "fill", "fill_", "flip", "full", "full_like", "gather", "index", "index_select", "isinf",
-    "isnan", "item", "linspace", "masked_fill", "masked_fill_", "masked_select", "max", "max_pool2d_with_indices",
-    "maximum", "min", "minimum", "native_dropout", "neg", "neg_", "new_empty", "new_empty_strided", "new_full",
-    "new_ones", "new_zeros", "normal_", "ones", "ones_like", "rand", "rand_like", "randint", "randn",
-    "randn_like", "random_", "relu", "relu_", "repeat", "roll", "scalar_tensor", "select_backward", "sign",
-    "slice_backward", "sort", "stack", "threshold_backward", "topk", "tril", "triu", "uniform_", "where", "zero_",
-    "zeros", "zeros_like",
+    "_amp_update_scale_", "_local_scalar_dense", "_unsafe_view", "abs", "amax", "amin", "arange",
+    "argmax", "argmin", "bernoulli", "bernoulli_", "bitwise_and", "cat", "clamp", "clamp_", "clamp_max",
+    "clamp_min", "clone", "constant_pad_nd", "contiguous", "copy", "copy_", "embedding", "empty",
+    "empty_like", "empty_strided", "equal", "eye", "fill", "fill_", "flip", "full", "full_like",
+    "gather", "index", "index_select", "isinf", "isnan", "item", "linspace", "masked_fill",
+    "masked_fill_", "masked_select", "max", "max_pool2d_with_indices", "maximum", "min", "minimum",
+    "native_dropout", "neg", "neg_", "new_empty", "new_empty_strided", "new_full", "new_ones",
+    "new_zeros", "normal_", "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like",
+    "random_", "relu", "relu_", "repeat", "roll", "scalar_tensor", "select_backward", "sign",
+    "slice_backward", "sort", "stack", "threshold_backward", "topk", "tril", "triu", "uniform_",
+    "where", "zero_", "zeros", "zeros_like",
 }  # fmt: skip
 """Operations that round nothing: they make, move, select or compare elements."""
 OF_RESULT = {
     "mul", "mul_", "div", "div_", "reciprocal", "reciprocal_", "sqrt", "sqrt_", "rsqrt", "rsqrt_", "square",
     "pow", "pow_", "_to_copy", "_amp_foreach_non_finite_check_and_unscale_",
 }  # fmt: skip
-"""Functions of elements whose rounding is relative to the result; one that narrows its operand is among them."""
+"""Functions of elements whose rounding is relative to the result; one that narrows is among them."""
 OWN = ("aten", "torchvision", "prims")
 """Namespaces of operations that compute; those of others, as c10d, communicate."""
 

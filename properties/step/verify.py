@@ -114,7 +114,7 @@ class StepFinding:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits, the same for one defect seen by one law; empty where nothing is wrong."""
+        """Twelve hexadecimal digits, the same for one defect seen by one law; empty where it holds."""
         if self.error is None:
             return ""
         several = "several ranks" if max(self.check.world.sizes) > 1 else "one rank"
@@ -344,7 +344,7 @@ def _said(error: Exception) -> str:
 
 
 def grouped(findings: Sequence[StepFinding], benches: dict[str, Bench]) -> list[list[StepFinding]]:
-    """Group findings that one defect explains: those whose law fails, too, where the first of them is smallest.
+    """Group findings that one defect explains: those whose law fails in the smallest case of the first, too.
 
     Findings of other worlds are of one group where the same thing is wrong.
     """

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from verified_losses.properties.step.target import Trainer
 from verified_losses.properties.subjects import Subject
 
+from ..index import OPEN_CLIP, STABLE_PRETRAINING
+
 GRADS, VALUES, LOGGED, GETS, AGREE, FRESH, SCALE, UNEVEN = (
     "gradients equal one process",
     "parameters equal one process",
@@ -30,7 +32,6 @@ class Planted:
         raises: words of its own exception, where it raises.
         uneven: it is right where rows are split unequally, too.
         dtypes: in which it runs.
-        module: a word of what is said of the first module that departs.
     """
 
     name: str
@@ -41,7 +42,6 @@ class Planted:
     raises: str = ""
     uneven: bool = False
     dtypes: tuple[str, ...] = ("float64", "float32")
-    module: str = ""
 
     @property
     def trainer(self) -> Trainer:
@@ -54,13 +54,14 @@ class Planted:
 
 SWIFT = "https://github.com/modelscope/ms-swift/issues"
 DEFECTS = [
-    Planted("GradientSum", "gradients are summed over ranks", (GRADS,), "sim:2-8", f"{SWIFT}/10081; {SWIFT}/10151"),
+    Planted("GradientSum", "gradients are summed over ranks", (GRADS,), "sim:2-8", f"{SWIFT}/10081; {SWIFT}/10150"),
     Planted("GradientAlmostMean", "gradients are 1 + 1e-6 of the mean", (GRADS,), "sim:2-8"),
     Planted("ReducesWeightsAlone", "biases are not reduced", (GRADS, AGREE), "sim:2-8"),
     Planted("NeverSynchronises", "no_sync holds for the last micro-batch too", (GRADS, AGREE)),
     Planted("TimesAccumulation", "gradients are multiplied by the number of micro-batches", (GRADS,), "1",
-            "https://github.com/mlfoundations/open_clip/issues/957"),
-    Planted("LocalBatchNorm", "statistics of a rank's own rows", (GRADS,), module="1 (BatchNorm1d)", raises="more than 1 value per channel"),
+            f"{OPEN_CLIP}/issues/957"),
+    Planted("LocalBatchNorm", "statistics of a rank's own rows", (GRADS,),
+            raises="more than 1 value per channel"),
     Planted("AuxiliaryTimesWorld", "an auxiliary loss is multiplied by the number of ranks", (GRADS,),
             source="https://github.com/huggingface/transformers/issues/48690"),
     Planted("AuxiliaryOverWorld", "an auxiliary loss is divided by the number of ranks once more", (GRADS,)),
@@ -70,7 +71,7 @@ DEFECTS = [
     Planted("ClipsBeforeReducing", "each rank clips its own gradients", (GRADS,), "sim:2-8"),
     Planted("FsdpReplicatedScalar", "a scalar that FSDP2 does not shard is not reduced", (GRADS, AGREE)),
     Planted("LocalNegatives", "a contrastive loss compares rows of one rank", (GRADS, LOGGED),
-            source="https://github.com/galilai-group/stable-pretraining/pull/409"),
+            source=f"{STABLE_PRETRAINING}/pull/409"),
     Planted("LogsLastMicroBatch", "the loss of the last micro-batch is logged", (LOGGED,), "1"),
     Planted("SeedsByRank", "each rank initialises its own parameters", (VALUES,), "sim:2-8"),
     Planted("NeverUsesHead", "a layer that requires grad is not used", (GETS,), "1"),

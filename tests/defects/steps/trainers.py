@@ -1,4 +1,4 @@
-"""What the planted and the right trainers are made of: a small model, its batches, and how gradients are reduced."""
+"""What the planted and the right trainers are made of: a small model, batches, a reduction by hand."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
