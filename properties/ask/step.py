@@ -15,8 +15,9 @@ from ..show import terminal
 from ..show.step import StepDefect, explain, explained, record
 from ..show.text import plain, shortened
 from ..step.inspection import inspected
+from ..step.laws import laws
 from ..step.target import Trainer
-from ..step.verify import SHARP, Bench, StepCheck, StepFinding, checks, grouped, laws, verify_all
+from ..step.verify import SHARP, Bench, StepCheck, StepFinding, checks, grouped, verify_all
 from ..verify.arguments import Unusable
 from ..verify.known import Known
 from ..worlds.specs import WorldSpec

@@ -111,7 +111,7 @@ def render(finding: StepFinding, path: Path) -> str:
         "STEP": (_step(place), "from 0"),
         "INDEX": (place.index, ""),
         "KIND": (place.kind, ""),
-        "EXPECTED": (place.expected, ""),
+        "IS_DUE": (place.expected == "one", "whether it is to have a gradient"),
         "LOSS_SCALE": (LOSS_SCALE, "what the initial scale is multiplied with"),
         "BOUND": (
             float(f"{place.bound:.4g}"), "how far rounding may take a right trainer: sampled for this case",

@@ -34,7 +34,7 @@ def judge_step_presence(target: Any, ranks: list[Seen]) -> bool:
     """Look whether a parameter has a gradient where it has one in one process, or requires one."""
     seen = ranks[file.RANK].gradients[file.STEP].get(file.NAME)
     print(f"the gradient of {file.NAME} on rank {file.RANK}: {'none' if seen is None else 'one'}")
-    return (seen is None) == (file.EXPECTED == "none")
+    return (seen is not None) == file.IS_DUE
 
 
 def judge_step_ranks(target: Any, ranks: list[Seen]) -> bool:

@@ -114,9 +114,9 @@ def ranks_agree(observed: Observed) -> float:
                           ("value", [one.values[1:] for one in observed.ranks])):  # fmt: skip
         for step in range(len(first.gradients)):
             for name in first.gradients[step]:
-                own = columns[0][step].get(name)  # type: ignore[union-attr]
+                own = columns[0][step].get(name)
                 for rank in range(1, len(observed.ranks)):
-                    other = columns[rank][step].get(name)  # type: ignore[union-attr]
+                    other = columns[rank][step].get(name)
                     if not same(own, other):
                         raise _unlike(kind, name, rank, step, own, other)
     return 0.0

@@ -73,7 +73,7 @@ class Moved(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.own = torch.Generator().manual_seed(seed)
         self.common = random.Random(seed)
 
