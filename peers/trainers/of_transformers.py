@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -45,11 +46,12 @@ class HuggingFace:
         for state in (AcceleratorState, GradientState, PartialState):
             state._shared_state.clear()  # of the trainer before this one
         self.model = Classifier(frozen)
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "use_cpu": True, "max_steps": 1, "report_to": [], "save_strategy": "no", "disable_tqdm": True,
             "logging_strategy": "no", "max_grad_norm": max_grad_norm, "remove_unused_columns": False,
-            "ddp_backend": "gloo",
         }  # fmt: skip
+        if world_size > 1:
+            self.arguments["ddp_backend"] = "gloo"
         required = [one for one in self.model.parameters() if one.requires_grad]
         self.optimizer = torch.optim.SGD(required, 0.1, momentum=0.9)
         self.batch = classified

@@ -16,18 +16,18 @@ StepJudge = Callable[[Any, list[Seen]], bool]
 
 def judge_step_gradient(target: Any, ranks: list[Seen]) -> bool:
     """Compare one element of a rank's gradient with that of one process on the whole batch."""
-    return near(gradient(alone(target)), gradient(ranks[file.RANK]))
+    return near(gradient(one_process(target)), gradient(ranks[file.RANK]))
 
 
 def judge_step_value(target: Any, ranks: list[Seen]) -> bool:
     """Compare one element of a rank's parameter with that of one process on the whole batch."""
-    return near(parameter(alone(target)), parameter(ranks[file.RANK]))
+    return near(parameter(one_process(target)), parameter(ranks[file.RANK]))
 
 
 def judge_step_loss(target: Any, ranks: list[Seen]) -> bool:
     """Compare the mean over ranks of the logged loss with that of one process on the whole batch."""
     logged = [one.losses[file.STEP] for one in ranks]
-    return near(alone(target).losses[file.STEP], sum(logged) / len(logged))
+    return near(one_process(target).losses[file.STEP], sum(logged) / len(logged))
 
 
 def judge_step_presence(target: Any, ranks: list[Seen]) -> bool:
@@ -47,16 +47,16 @@ def judge_step_ranks(target: Any, ranks: list[Seen]) -> bool:
 
 def judge_step_fresh(target: Any, ranks: list[Seen]) -> bool:
     """Compare a gradient of a trainer that has taken steps with that of a new one with its parameters."""
-    return near(gradient(run_fresh(target, file.plan().whole)), gradient(alone(target)))
+    return near(gradient(run_fresh(target, file.plan().whole)), gradient(one_process(target)))
 
 
 def judge_step_scaled(target: Any, ranks: list[Seen]) -> bool:
     """Compare a gradient with that at another initial scale of the GradScaler."""
     scaled = run_steps(target, 0, 1, file.plan().whole._replace(loss_scale=file.LOSS_SCALE))
-    return near(gradient(scaled), gradient(alone(target)))
+    return near(gradient(scaled), gradient(one_process(target)))
 
 
-def alone(target: Any) -> Seen:
+def one_process(target: Any) -> Seen:
     """Return what one process sees of the whole batch."""
     with unlaunched():
         return run_steps(target, 0, 1, file.plan().whole)
