@@ -121,6 +121,23 @@ LAWS = (
 """The names of the properties, as `laws.laws` lists them."""
 
 
+STEP = "step"
+"""What `--as` names a training step."""
+STEP_LAWS = (
+    "gradients equal one process",
+    "parameters equal one process",
+    "logged loss is the mean",
+    "every parameter gets a gradient",
+    "ranks agree",
+    "used equals fresh",
+    "loss scale never matters",
+    "unequal rows equal one process",
+)
+"""The names of the properties of a training step, as `step.laws.laws` lists them."""
+STEP_DTYPES = ("float64", "float32")
+"""In which a step runs, if no others are asked for: coarser ones would hide a wrong factor."""
+
+
 class Shipped(NamedTuple):
     """A certified loss."""
 

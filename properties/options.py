@@ -33,7 +33,7 @@ class Options:
     as_: str | None = _option(
         None,
         f"What the target must do: {', '.join([*CONTRACTS, *FORMULAS])}, or file.py:name of a contract of "
-        "your own.",
+        "your own; step: the target makes a training step.",
     )
     convention: Convention = _option(
         "exact",

@@ -6,9 +6,10 @@ from pathlib import Path
 from .. import kinds
 from ..contracts import contracts
 from ..laws import laws
-from ..names import FORMULAS
+from ..names import FORMULAS, STEP
 from ..own.formula import Formula, NoFormula
 from ..standalone.loading import load
+from ..step.laws import laws as step_laws
 from ..verify.arguments import Unusable
 from ..worlds.table import KINDS
 
@@ -29,8 +30,12 @@ def everything() -> Iterator[str]:
     yield "contracts of formulas (--as)"
     yield from _lines({name: _first(getattr(kinds, name).__doc__) for name in FORMULAS})
     yield "  file.py:name   one of your own: see @contract"
+    yield f"training steps (--as {STEP})"
+    yield "  step           make_step(rank, world_size, **options): several ranks equal one process"
     yield "properties (--only, --skip)"
     yield from _lines({law.name: _first(law.check.__doc__) for law in laws()})
+    yield f"properties of training steps (--as {STEP}; --only, --skip)"
+    yield from _lines({law.name: _first(law.check.__doc__) for law in step_laws()})
     yield "worlds (--world)"
     yield from _lines({name: WORLDS[name] for name in KINDS})
 

@@ -73,15 +73,15 @@ def read(asked: Asked, options: Options, environment: Mapping[str, str]) -> Scop
     return Scope(subjects, bool(asked), devices, worlds, known, shard)
 
 
-def read_known(path: Path | None) -> Known:
-    """Read the file of findings to accept.
+def read_known(path: Path | None, laws: Sequence[str] = LAWS) -> Known:
+    """Read the file of findings to accept, of these properties.
 
     Raises:
         Unusable: it cannot be read, or is none.
     """
     try:
         known = Known() if path is None else Known.read(path)
-        known.check(LAWS)
+        known.check(laws)
         return known
     except OSError as error:
         raise Unusable("known", f"cannot read {path}: {error.strerror}") from error

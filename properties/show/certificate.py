@@ -27,7 +27,7 @@ from ..subjects import SHIPPED, Subject, Target
 from ..verify import concerns
 from ..verify.certifier import Check, Finding, Verdict
 from ..verify.fingerprints import fingerprint
-from ..verify.known import Known
+from ..verify.known import Known, Told
 from ..verify.plan import takers
 from ..verify.shards import Shard
 from ..worlds import probe
@@ -394,7 +394,7 @@ def part(
 
 
 def concluded(
-    findings: Sequence[Finding], known: Known, complete: bool = True
+    findings: Sequence[Told], known: Known, complete: bool = True
 ) -> Literal["holds", "falsified", "incomplete"]:
     """Return the verdict of some findings, which are all that there are to come or not."""
     if any(one.verdict == "falsified" and not known.reason(one) for one in findings):
@@ -402,7 +402,7 @@ def concluded(
     return "holds" if complete and not any(one.not_run for one in findings) else "incomplete"
 
 
-def used(findings: Sequence[Finding], asked: Asked, known: Known, complete: bool) -> list[Device]:
+def used(findings: Sequence[Told], asked: Asked, known: Known, complete: bool) -> list[Device]:
     """Return the devices that were asked for or used, and CUDA where it was not."""
     ran_on = [one.check.world.device.split("/") for one in findings]
     there: list[Device] = []

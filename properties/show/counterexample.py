@@ -201,15 +201,15 @@ def _rendered(finding: Finding, path: Path, by_oracle: bool) -> str:
         TEMPLATE.read_text(), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     text = template.render(
-        python=_python,
+        python=python,
         mark=f"{MARK} {fingerprint(finding)}",
         title=_title(check, case),
-        reason=_quoted(finding.reason),
+        reason=quoted_reason(finding.reason),
         file_name=path.name,
         world_size=case.world_size,
         over=row.over,
         imports=sorted(quotes.imports | ALWAYS | imports_of(acts)),
-        target=_portable(check.subject.target),
+        target=portable(check.subject.target),
         home=os.path.relpath(Path.cwd(), path.parent),
         arguments=_arguments(constructor(contract, form, case)),
         terms=contract.terms,
@@ -308,7 +308,7 @@ def _title(check: Check, case: Case) -> str:
     return f'{check.label}: "{check.law.name}" does not hold in {ranks}{where} ({contract.name}{convention}).'
 
 
-def _quoted(reason: str) -> str:
+def quoted_reason(reason: str) -> str:
     """Return a reason as it may stand in a docstring."""
     for folder in (Path.cwd(), sys.prefix, sys.base_prefix):
         reason = reason.replace(f"{folder}/", "")  # a file says the same wherever it was written
@@ -317,7 +317,7 @@ def _quoted(reason: str) -> str:
     return "\n".join(wrapped).strip().replace("\\", "\\\\").replace('"""', "'''")
 
 
-def _portable(target: str) -> str:
+def portable(target: str) -> str:
     """Return a target whose file lies below this folder by its path from here."""
     file = Target.of(target).file
     if file and file.resolve().is_relative_to(Path.cwd()):
@@ -326,10 +326,10 @@ def _portable(target: str) -> str:
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
-    return f"{{{', '.join(f'{_python(name)}: {_python(value)}' for name, value in arguments.items())}}}"
+    return f"{{{', '.join(f'{python(name)}: {python(value)}' for name, value in arguments.items())}}}"
 
 
-def _python(value: Any) -> str:
+def python(value: Any) -> str:
     """Return a value as Python, in double quotes where it holds none."""
     text = pprint.pformat(value, width=WIDTH, compact=True)
     return text if '"' in text else text.replace("'", '"')
@@ -397,7 +397,7 @@ def _literals(contract: Contract, one: Given) -> list[dict[str, str]]:
 
 def _tensor(array: Array, dtype: str, strides: str, requires_grad: bool, device: str = "cpu") -> str:
     """Return a tensor as Python: what `cases.tensor` makes of an array."""
-    on = "" if device == "cpu" else f", device={_python(device)}"
+    on = "" if device == "cpu" else f", device={python(device)}"
     if not np.issubdtype(array.dtype, np.floating):
         return f"tensor({_lines(array.tolist())}{on})"
     text = f"tensor({_lines(_nested(array, dtype))}, dtype=torch.{dtype}{on})"

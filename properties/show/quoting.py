@@ -61,7 +61,7 @@ class Quotes:
         self._quoted[name] = module
         source, given = _source(module, statement)
         self.given |= given
-        for other in sorted(names_read(source)):
+        for other in sorted(names_read(source) - given):  # which the file has itself
             self._add(module, other, found)
         found.append(source)
 

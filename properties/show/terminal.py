@@ -14,7 +14,7 @@ from ..subjects import Subject
 from ..verify.certifier import Finding
 from ..verify.concerns import CONCERNS
 from ..verify.hints import Hint
-from ..verify.known import Known
+from ..verify.known import Known, Told
 from ..verify.limits import dtypes_of, words
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
@@ -24,7 +24,7 @@ from .forms import defaults_of
 from .text import as_text, plain, shortened
 
 
-def table(findings: Sequence[Finding], known: Known) -> Table:
+def table(findings: Sequence[Told], known: Known) -> Table:
     """Lay out one line a check."""
     laid = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for name in ("loss", "property", "world"):

@@ -18,3 +18,8 @@ ALONG: Any = None
 
 inputs: Any = None
 whole = act = act_alone = oracle = build = call = judge = decide = ready = start = gathered = load = inputs
+
+STEP = 0
+IS_DUE = False
+LOSS_SCALE = 1.0
+plan: Any = None

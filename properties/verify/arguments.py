@@ -12,15 +12,26 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from .. import devices
 from ..forms import Form, check_call, names_of, read_parameter
-from ..names import CONTRACTS, CONVENTIONS, DTYPES, FEATURE_KINDS, FORMULAS, ROWS_OF, Features, values_of
+from ..names import (
+    CONTRACTS,
+    CONVENTIONS,
+    DTYPES,
+    FEATURE_KINDS,
+    FORMULAS,
+    ROWS_OF,
+    STEP,
+    Features,
+    values_of,
+)
 from ..own.formula import NoFormula, is_own
+from ..step.target import Trainer
 from ..subjects import Subject, Target
 from ..worlds.specs import WorldSpec, parse
 
@@ -30,6 +41,9 @@ NOT_PINNED = {
     "world_size": "the argument world chooses it",
     "group": "ranks talk in the default group",
 }
+
+STEP_WORLDS = ("single", "simulated", "processes")
+"""The kinds of worlds that a training step runs in."""
 
 Subjects = dict[str, tuple[str, Subject]]
 """By name: the contract, and what is held to it."""
@@ -147,6 +161,52 @@ def _joined(values: Sequence[object]) -> str:
     return ",".join(map(str, values))
 
 
+def ask_step(
+    target: str,
+    options: tuple[tuple[str, Any], ...],
+    equal_rows: bool,
+    dtypes: Sequence[str],
+    strict: bool,
+    unused: Mapping[str, object],
+) -> Trainer:
+    """Return a target that makes a training step; it is not looked at: see `step.inspection`.
+
+    Args:
+        target: package.module:make_step or file.py:make_step.
+        options: what it is given besides rank and world size.
+        equal_rows: split rows equally alone.
+        dtypes: the default dtypes to draw.
+        strict: judge rows that are split unequally as a defect.
+        unused: options of the command that say nothing of a step, and what was given for them.
+
+    Raises:
+        Unusable: an argument is.
+    """
+    for name, given in unused.items():
+        if given:
+            raise Unusable(name, "says nothing of a step: leave it out with --as step")
+    for name, _ in options:
+        if name in ("rank", "world_size"):
+            raise Unusable("config", f"{name} cannot be pinned: {NOT_PINNED[name]}")
+    check_target(target)
+    return Trainer(Subject(target), options, some_dtypes(dtypes), strict=strict, even=equal_rows)
+
+
+def some_step_worlds(world: str, places: Sequence[str]) -> list[WorldSpec]:
+    """Return the worlds of these names, in which a step runs.
+
+    Raises:
+        Unusable: there are no such worlds, or a step does not run there.
+    """
+    if tuple(places) != (devices.CPU,):
+        raise Unusable("device", f"a step runs on the CPU alone: expected cpu, got {','.join(places)}")
+    found = some_worlds(world, places)
+    for spec in found:
+        if spec.kind not in STEP_WORLDS:
+            raise Unusable("world", f"a step runs in 1, sim:2-8, proc:2 and the like, not in {spec.name}")
+    return found
+
+
 def check_contract(contract: str | None) -> None:
     """Check that there is such a contract, shipped or of one's own.
 
@@ -163,7 +223,9 @@ def check_contract(contract: str | None) -> None:
             raise Unusable("contract", said, traceback.format_exc()) from error
     elif contract is None or contract not in {**CONTRACTS, **FORMULAS}:
         given = "nothing" if contract is None else contract
-        expected = f"one of {', '.join([*CONTRACTS, *FORMULAS])}, or file.py:name of a formula"
+        expected = f"one of {', '.join([*CONTRACTS, *FORMULAS])}, step, or file.py:name of a formula"
+        if contract == STEP:
+            expected, given = f"a contract of a loss: a step is verified by certify alone; {expected}", "step"
         raise Unusable("contract", f"expected {expected}, got {given}")
 
 

@@ -7,12 +7,37 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
 if TYPE_CHECKING:
     from .certifier import Finding
+
+
+class Told(Protocol):
+    """What reports read of a finding, whatever is verified."""
+
+    @property
+    def loss(self) -> str: ...
+    @property
+    def law(self) -> str: ...
+    @property
+    def world(self) -> str: ...
+    @property
+    def check(self) -> Any: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def examples(self) -> int: ...
+    @property
+    def worst_error_over_bound(self) -> float: ...
+    @property
+    def not_run(self) -> bool: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,24 +90,24 @@ class Known:
                 expected = f"expected one of {', '.join(names)}, got {entry.property!r}"
                 raise ValueError(f"{self.file}: property: {expected}")
 
-    def reason(self, finding: "Finding") -> str:
+    def reason(self, finding: Told) -> str:
         """Return why a finding is accepted; nothing, if it is not."""
         if finding.verdict != "falsified":
             return ""
         return next((entry.reason for entry in self.entries if _matches(entry, finding)), "")
 
-    def unmatched(self, findings: "list[Finding]") -> list[Entry]:
+    def unmatched(self, findings: Sequence[Told]) -> list[Entry]:
         """Return the entries that match neither finding nor limit: what they accept is gone, or not asked."""
         return [entry for entry in self.entries if not any(_matches(entry, one) for one in findings)]
 
 
-def _matches(entry: Entry, finding: "Finding") -> bool:
+def _matches(entry: Entry, finding: Told) -> bool:
     from .fingerprints import fingerprint
 
     return (
         finding.verdict in ("falsified", "limit")
         and entry.property == finding.law
         and entry.world in ("", finding.world)
-        and entry.fingerprint in ("", fingerprint(finding))
+        and entry.fingerprint in ("", finding.fingerprint or fingerprint(cast("Finding", finding)))
         and entry.target in ("", finding.check.subject.target)
     )

@@ -1,0 +1,1 @@
+"""Released trainers, as training steps that can be certified: `make trainers`."""

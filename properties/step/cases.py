@@ -1,0 +1,99 @@
+"""What is drawn for a training step: how the rows of a batch are split, and what else may not matter."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import msgspec
+from hypothesis import strategies as st
+
+from ..standalone.steps import Plan, Rows
+from .target import Trainer
+
+MOST_ROWS = 4
+"""Of a micro-batch."""
+MOST_MICRO = 3
+STEPS = (2, 3)
+"""How many are taken: what is wrong after the first shows there, too."""
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """One drawn input; the defaults are the simplest."""
+
+    rows: Rows = ((1,), (1,))
+    """Of each rank, the rows of each micro-batch."""
+    dtype: str = "float64"
+    steps: int = 2
+    frozen: tuple[str, ...] = ()
+    """The parameters that do not require grad."""
+    seed: int = 0
+
+    def __str__(self) -> str:
+        """List the fields that differ from the simplest case, and the rows."""
+        shown = [
+            one
+            for one in fields(self)
+            if one.name in ("rows", "dtype") or getattr(self, one.name) != one.default
+        ]
+        return f"StepCase({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in shown)})"
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.rows)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether there are several ranks or micro-batches."""
+        return self.rows != ((sum(map(sum, self.rows)),),)
+
+    def plan(self, trainer: Trainer, launched: bool) -> Plan:
+        """Return what the ranks do."""
+        options: tuple[tuple[str, Any], ...] = trainer.options
+        if trainer.takes_frozen:
+            options = (*options, ("frozen", self.frozen))
+        return Plan(self.rows, self.dtype, self.steps, self.seed, options, launched)
+
+    def to_json(self) -> str:
+        """Return the case as JSON."""
+        return msgspec.json.encode(self).decode()
+
+
+@st.composite
+def step_cases(draw: st.DrawFn, trainer: Trainer, sizes: list[int], uneven: bool = False) -> StepCase:
+    """Draw a case, simplest first.
+
+    Args:
+        draw: given by Hypothesis.
+        trainer: what is verified.
+        sizes: the numbers of ranks to draw from.
+        uneven: ranks, or micro-batches, differ in their rows.
+    """
+    size = draw(st.sampled_from(sizes))
+    # micro-batches are half of what goes wrong: they are drawn as often as not
+    most = MOST_MICRO if trainer.accumulates else 1
+    micro = draw(st.sampled_from(sorted({1, 2, most} & set(range(1, most + 1)))))
+    count = st.integers(1, MOST_ROWS)
+    rows: Rows
+    if uneven:
+        rows = tuple(tuple(draw(count) for _ in range(micro)) for _ in range(size))
+        if len({one for each in rows for one in each}) == 1:
+            rows = ((*rows[0][:-1], rows[0][-1] + 1), *rows[1:])
+    else:
+        rows = ((draw(count),) * micro,) * size
+    frozen: tuple[str, ...] = ()
+    if trainer.takes_frozen and len(trainer.names) > 1:
+        several = st.lists(st.sampled_from(trainer.names), unique=True, max_size=len(trainer.names) - 1)
+        frozen = tuple(sorted(draw(several), key=trainer.names.index))
+    return StepCase(
+        rows,
+        draw(st.sampled_from(trainer.dtypes)),
+        draw(st.sampled_from(STEPS)),
+        frozen,
+        draw(st.integers(0, 2**16)),
+    )
+
+
+def simplest(trainer: Trainer, size: int, **changed: Any) -> StepCase:
+    """Return a plain case of so many ranks."""
+    return replace(StepCase(((2,),) * size, trainer.dtypes[0]), **changed)

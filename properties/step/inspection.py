@@ -1,0 +1,264 @@
+"""Looks at a target before it is verified: what it takes, and whether it can be verified at all."""
+
+import inspect
+import math
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..process_state import preserved
+from ..standalone.steps import Plan, Seen, built, micro_batches, named, run_steps, take
+from ..subjects import Unresolved
+from ..verify.arguments import Unusable
+from ..worlds import OutOfTime, WorldError
+from ..worlds.simulated import SimulationError
+from ..worlds.specs import SINGLE, WorldSpec
+from .cases import simplest
+from .target import Trainer
+
+ROWS = 4
+SEEDS = 3, 4
+PROBE_SCALE = 2.0**-10
+NEEDED = ("model", "step", "batch")
+FORM = "make_step(rank, world_size, **options)"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What one process has shown."""
+
+    problem: str = ""
+    """Why it cannot be verified."""
+    detail: str = ""
+    """The target's own traceback."""
+    found: Trainer | None = None
+
+
+class Refused(Exception):
+    """A target does not do what is asked of it; the message says what was expected."""
+
+
+def inspected(asked: Trainer, worlds: list[WorldSpec]) -> Trainer:
+    """Return a target with what it takes. It is imported, and takes a few steps.
+
+    Raises:
+        Unusable: it cannot be verified.
+    """
+    try:
+        (looked,) = asked.worlds().open(SINGLE).run(look, asked)
+    except OutOfTime:
+        return asked
+    except WorldError as error:
+        (rank,) = error.ranks
+        happened = {"raised": "raised", "hung": "hung"}.get(rank.state, "ended its process")
+        problem = f"{asked.subject.target}: {happened} as it was imported or took a step in one process"
+        raise Unusable("", problem, rank.detail) from error
+    if looked.problem:
+        raise Unusable("", f"{asked.subject.target}: {looked.problem}", looked.detail)
+    found: Trainer = looked.found  # type: ignore[assignment]
+    return _simulated(found) if any(one.row.is_drawn for one in worlds) else found
+
+
+def look(rank: int, world_size: int, asked: Trainer) -> Looked:
+    """Import a target, and take steps in one process."""
+    with preserved():
+        try:
+            return Looked(found=_looked(asked))
+        except Unresolved as error:
+            return Looked(str(error))
+        except Refused as error:
+            cause = error.__cause__
+            return Looked(str(error), "".join(traceback.format_exception(cause)) if cause else "")
+
+
+def _looked(asked: Trainer) -> Trainer:
+    make_step = asked.subject.resolve()
+    if not callable(make_step):
+        raise Refused(f"expected a function {FORM}, got {type(make_step).__name__} {make_step!r}")
+    takes_frozen = _check_signature(make_step, asked)
+    usable, why = [], []
+    begun = time.monotonic()
+    for dtype in asked.dtypes:
+        try:
+            plan = simplest(replace(asked, takes_frozen=takes_frozen), 1, dtype=dtype, seed=SEEDS[0]).plan(
+                replace(asked, takes_frozen=takes_frozen), launched=False
+            )
+            names, accumulates = _check_trainer(make_step, plan)
+            usable.append(dtype)
+        except Refused as error:
+            if not error.__cause__:
+                raise
+            why.append((dtype, error))
+    if not usable:
+        raise why[0][1]
+    seconds = time.monotonic() - begun
+    plan = plan._replace(dtype=usable[0])
+    _check_steady(make_step, plan)
+    scales = run_steps(make_step, 0, 1, plan._replace(loss_scale=PROBE_SCALE)).scaled
+    notes = [f"{dtype}: not drawn, as one process raises: {_last(error)}" for dtype, error in why]
+    if not takes_frozen:
+        notes.append("frozen parameters: not drawn, as make_step takes no argument frozen")
+    return replace(
+        asked,
+        dtypes=tuple(usable),
+        names=tuple(names),
+        accumulates=accumulates,
+        takes_frozen=takes_frozen,
+        scales=scales,
+        notes=tuple(notes),
+        seconds=seconds / len(asked.dtypes),
+    )
+
+
+def _check_signature(make_step: Any, asked: Trainer) -> bool:
+    """Check that it can be called; return whether it takes the names of frozen parameters."""
+    try:
+        signature = inspect.signature(make_step)
+    except (TypeError, ValueError):
+        return False
+    pinned = dict(asked.options)
+    try:
+        signature.bind(0, 1, **pinned)
+    except TypeError as error:
+        given = ", ".join(["0", "1", *(f"{name}={value!r}" for name, value in pinned.items())])
+        raise Refused(
+            f"expected a function {FORM}; make_step({given}) does not fit {signature}: {error}"
+        ) from None
+    return "frozen" in signature.parameters and "frozen" not in pinned
+
+
+def _check_trainer(make_step: Any, plan: Plan) -> tuple[list[str], bool]:
+    """Build a trainer and take a step; return the names that require grad, and whether it accumulates."""
+    try:
+        trainer = built(make_step, 0, 1, plan)
+    except Exception as error:
+        raise Refused(f"make_step(0, 1) raised {type(error).__name__}") from error
+    kind = type(trainer).__name__
+    if missing := [name for name in NEEDED if not hasattr(trainer, name)]:
+        raise Refused(f"expected an object with {', '.join(NEEDED)}, got {kind} without {', '.join(missing)}")
+    if not isinstance(trainer.model, torch.nn.Module):
+        raise Refused(f"model: expected an nn.Module, got {type(trainer.model).__name__}")
+    if not callable(trainer.step) or not callable(trainer.batch):
+        raise Refused("step and batch: expected functions")
+    names = [name for name, one in named(trainer.model).items() if one.requires_grad]
+    if not names:
+        raise Refused("model: expected a parameter that requires grad, got none")
+    _check_batch(trainer)
+    try:
+        loss = trainer.step(*micro_batches(trainer, 0, plan, 0))
+    except Exception as error:
+        raise Refused(f"step raised {type(error).__name__} in one process") from error
+    try:
+        value = float(loss)
+    except (TypeError, ValueError, RuntimeError):
+        raise Refused(f"step: expected the loss as a number, got {type(loss).__name__}") from None
+    if not math.isfinite(value):
+        raise Refused(f"step: expected a finite loss, got {value}")
+    return names, _accumulates(trainer.step)
+
+
+def _check_batch(trainer: Any) -> None:
+    """Check that batches are dicts of tensors with a row each, the same for the same seed."""
+    try:
+        batch, again = trainer.batch(ROWS, SEEDS[0]), trainer.batch(ROWS, SEEDS[0])
+    except Exception as error:
+        raise Refused(f"batch({ROWS}, {SEEDS[0]}) raised {type(error).__name__}") from error
+    if not isinstance(batch, Mapping) or not batch:
+        raise Refused(f"batch: expected a dict of tensors, got {type(batch).__name__}")
+    for name, value in batch.items():
+        if not isinstance(value, torch.Tensor):
+            raise Refused(f"batch: expected a dict of tensors, got {type(value).__name__} for {name!r}")
+        if value.ndim == 0 or len(value) != ROWS:
+            raise Refused(
+                f"batch({ROWS}, {SEEDS[0]}): expected {ROWS} rows in the first dimension of {name!r}, "
+                f"got shape {list(value.shape)}"
+            )
+        if not torch.equal(value, again[name]):
+            raise Refused(f"batch: expected the same for the same seed; {name!r} differs")
+
+
+def _accumulates(step: Any) -> bool:
+    try:
+        kinds = [one.kind for one in inspect.signature(step).parameters.values()]
+    except (TypeError, ValueError):
+        return False
+    return inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _check_steady(make_step: Any, plan: Plan) -> None:
+    """Check that two runs of one process are alike, and that no other random numbers change them."""
+    first, again, other = (_seeded(make_step, plan, seed) for seed in (SEEDS[0], SEEDS[0], SEEDS[1]))
+    if name := _differs(first, again):
+        raise Refused(
+            f"expected one process to give the same for the same seed: {name} differs between two runs"
+        )
+    if name := _differs(first, other):
+        raise Refused(
+            f"step draws random numbers, as of dropout, that change {name}: several ranks draw others than "
+            "one process, so nothing can be compared; draw them for each row from a seed in the batch, or "
+            "turn them off"
+        )
+
+
+def _seeded(make_step: Any, plan: Plan, seed: int) -> Seen:
+    trainer = built(make_step, 0, 1, plan)
+    batches = micro_batches(trainer, 0, plan, 0)
+    torch.manual_seed(seed)
+    loss, gradients = take(trainer, batches)
+    values = {name: one.detach().clone() for name, one in named(trainer.model).items()}
+    return Seen([loss], [gradients], [values], [])
+
+
+def _differs(one: Seen, other: Seen) -> str:
+    """Return the name of what differs, or nothing."""
+    for name, value in one.gradients[0].items():
+        if not same(value, other.gradients[0][name]):
+            return f"the gradient of {name}"
+    for name, value in one.values[0].items():
+        if not same(value, other.values[0][name]):
+            return f"the value of {name}"
+    return "" if one.losses == other.losses else "the loss"
+
+
+def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether two tensors are the same, bit for bit."""
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and torch.equal(
+        one.contiguous().view(torch.uint8) if one.ndim else one.reshape(1).view(torch.uint8),
+        other.contiguous().view(torch.uint8) if other.ndim else other.reshape(1).view(torch.uint8),
+    )
+
+
+def _simulated(found: Trainer) -> Trainer:
+    """Return a target with whether it runs in simulated worlds; that it does not is no defect of it."""
+    plan = simplest(found, 2, seed=SEEDS[0]).plan(found, launched=False)
+    worlds = found.worlds()
+    try:
+        worlds.open(WorldSpec("simulated", (2,)), size=2).run(act, found, plan)
+        return found
+    except OutOfTime:
+        return found
+    except WorldError as error:
+        if isinstance(error, SimulationError) and error.finding != "raised":
+            return found  # a deadlock, say: that is to be seen
+        failed = next(state for state in error.ranks if state.state != "returned")
+    try:
+        worlds.open(WorldSpec("processes", (2,))).run(act, found, plan._replace(launched=True))
+    except (WorldError, OutOfTime):
+        return found
+    return replace(found, simulated=False, unsimulated=failed.said)
+
+
+def act(rank: int, world_size: int, trainer: Trainer, plan: Plan) -> Seen:
+    """Take steps on one rank."""
+    return run_steps(trainer.subject.resolve(), rank, world_size, plan)
+
+
+def _last(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]

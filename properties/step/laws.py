@@ -1,0 +1,204 @@
+"""What must hold of a training step: predicates over what ranks saw, and what one process saw."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..laws import Falsified, Place, compare
+from ..standalone.steps import Seen
+from .inspection import same
+from .target import Trainer
+from .truth import Truth, array
+
+LOSS_SCALE = 2.0**-10
+NO_SCALER = "it makes no GradScaler"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What came of a case."""
+
+    truth: Truth
+    """One process on the whole batch."""
+    ranks: list[Seen]
+    """Those of the world; of one process, with the micro-batches."""
+    others: Callable[[str], Seen]
+    """Runs one process again: "fresh", or "scaled"."""
+
+
+@dataclass(frozen=True)
+class StepLaw:
+    """A property of a training step."""
+
+    name: str
+    check: Callable[[Observed], float]
+    """Returns the worst error over its bound; 0 where bits are compared."""
+    worlds: Literal["any", "one", "several"] = "any"
+    applies: Callable[[Trainer], str] = lambda trainer: ""
+    """Returns why it says nothing of a target, or nothing."""
+    uneven: bool = False
+    """Whether its cases are split unequally."""
+    split: bool = False
+    """Whether it needs several ranks or micro-batches."""
+    share: float = 1.0
+    """Of the cases that are asked for."""
+
+    def fits(self, trainer: Trainer, size: int) -> bool:
+        """Whether it says anything of a target in a world of a size."""
+        if self.split and size == 1 and not trainer.accumulates:
+            return False
+        return {"any": True, "one": size == 1, "several": size > 1}[self.worlds]
+
+
+def gradients_equal(observed: Observed) -> float:
+    """After every step each rank's gradient of every parameter is that of one process on the whole batch."""
+    return max(
+        _gradient(observed, rank, step, name)
+        for step in range(len(observed.truth.seen.gradients))
+        for name in observed.truth.seen.gradients[step]
+        for rank in range(len(observed.ranks))
+    )
+
+
+def _gradient(observed: Observed, rank: int, step: int, name: str) -> float:
+    seen, right = observed.ranks[rank].gradients[step].get(name), observed.truth.seen.gradients[step][name]
+    place = Place("gradient", name, rank, _after(step))
+    if seen is None or right is None:
+        # none is as good as zeros, as of a parameter that nothing uses
+        given = seen if right is None else right
+        if given is not None and bool(given.any()):
+            what = ("none", "one") if right is None else ("one", "none")
+            lost = Place(
+                "presence of the gradient", name, rank, _after(step), expected=what[0], observed=what[1]
+            )
+            raise Falsified(f"{place}: expected {what[0]}, observed {what[1]}", lost)
+        return 0.0
+    return compare(place, array(seen), array(right), observed.truth.bound(f"gradient {step} {name}", right))
+
+
+def values_equal(observed: Observed) -> float:
+    """At first, and after every step, each rank's parameters are those of one process on the whole batch."""
+    return max(
+        compare(
+            Place("value", name, rank, _after(step - 1)),
+            array(seen.values[step][name]),
+            array(right),
+            observed.truth.bound(f"value {step} {name}", right),
+        )
+        for step, values in enumerate(observed.truth.seen.values)
+        for name, right in values.items()
+        for rank, seen in enumerate(observed.ranks)
+    )
+
+
+def every_gradient(observed: Observed) -> float:
+    """Every parameter that requires grad gets a gradient in every step."""
+    for rank, seen in enumerate(observed.ranks):
+        for step, gradients in enumerate(seen.gradients):
+            for name in seen.required:
+                if gradients.get(name) is None:
+                    place = Place(
+                        "presence of the gradient", name, rank, _after(step), expected="one", observed="none"
+                    )
+                    raise Falsified(f"{place}: {name} requires grad, and got none", place)
+    return 0.0
+
+
+def ranks_agree(observed: Observed) -> float:
+    """After every step all ranks have the same gradients and parameters, bit for bit."""
+    first = observed.ranks[0]
+    for kind, columns in (("gradient", [one.gradients for one in observed.ranks]),
+                          ("value", [one.values[1:] for one in observed.ranks])):  # fmt: skip
+        for step in range(len(first.gradients)):
+            for name in first.gradients[step]:
+                own = columns[0][step].get(name)
+                for rank in range(1, len(observed.ranks)):
+                    other = columns[rank][step].get(name)
+                    if not same(own, other):
+                        raise _unlike(kind, name, rank, step, own, other)
+    return 0.0
+
+
+def _unlike(
+    kind: str, name: str, rank: int, step: int, own: torch.Tensor | None, other: torch.Tensor | None
+) -> Falsified:
+    place = Place(f"{kind} of rank 0", name, rank, _after(step))
+    if own is None or other is None or own.shape != other.shape:
+        had = [None if one is None else list(one.shape) for one in (own, other)]
+        return Falsified(
+            f"{kind} of {name} {_after(step)}: rank 0 has {had[0]}, rank {rank} has {had[1]}", place
+        )
+    apart = np.unravel_index(int(np.argmax(array(own) != array(other))), own.shape or (1,))
+    index = tuple(int(one) for one in apart) if own.ndim else ()
+    said = f"rank 0 has {own[index].item():.17g}, rank {rank} has {other[index].item():.17g}"
+    return Falsified(f"{kind} of {name} {_after(step)} at {list(index)}: {said}", place)
+
+
+def loss_is_mean(observed: Observed) -> float:
+    """The mean over ranks of what a step returns is the loss of one process on the whole batch."""
+    return max(
+        compare(
+            Place("logged loss", rank=None, note=_after(step)),
+            float(np.mean([seen.losses[step] for seen in observed.ranks])),
+            right,
+            observed.truth.bound(f"loss {step}", torch.tensor(right, dtype=torch.float64)),
+        )
+        for step, right in enumerate(observed.truth.seen.losses)
+    )
+
+
+def used_equals_fresh(observed: Observed) -> float:
+    """A trainer that has taken steps gives the gradients that a new one gives with the same parameters."""
+    return _against(observed, "fresh", "of a used trainer")
+
+
+def loss_scale_never_matters(observed: Observed) -> float:
+    """Gradients that the optimizer gets do not change with the initial scale of a GradScaler."""
+    return _against(observed, "scaled", "at another loss scale")
+
+
+def _against(observed: Observed, how: str, note: str) -> float:
+    """Compare one process with itself run in another way."""
+    other = observed.others(how)
+    again = Observed(observed.truth, [other], observed.others)
+    worst = 0.0
+    for step, gradients in enumerate(observed.truth.seen.gradients):
+        for name in gradients:
+            try:
+                worst = max(worst, _gradient(again, 0, step, name))
+            except Falsified as error:
+                place = error.place or Place("")
+                raise Falsified(f"{note}: {error}", place) from None
+    return worst
+
+
+def uneven_equal(observed: Observed) -> float:
+    """Where rows are split unequally, gradients, parameters and loss are those of one process, too."""
+    return max(gradients_equal(observed), values_equal(observed), loss_is_mean(observed))
+
+
+def _after(step: int) -> str:
+    return "before the first step" if step < 0 else f"after step {step + 1}"
+
+
+def laws() -> list[StepLaw]:
+    """Return every law, the most telling first."""
+    return [
+        StepLaw("gradients equal one process", gradients_equal, split=True),
+        StepLaw("parameters equal one process", values_equal, split=True),
+        StepLaw("logged loss is the mean", loss_is_mean, split=True),
+        StepLaw("every parameter gets a gradient", every_gradient),
+        StepLaw("ranks agree", ranks_agree, "several"),
+        StepLaw("used equals fresh", used_equals_fresh, "one"),
+        StepLaw(
+            "loss scale never matters", loss_scale_never_matters, "one",
+            lambda trainer: "" if trainer.scales else NO_SCALER,
+        ),
+        StepLaw(
+            "unequal rows equal one process", uneven_equal, uneven=True, split=True, share=0.4,
+            applies=lambda trainer: "rows are split equally alone, as asked" if trainer.even else "",
+        ),
+    ]  # fmt: skip

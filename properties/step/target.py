@@ -1,0 +1,57 @@
+"""A training step under test: what was asked of it, and what an inspection has found out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..subjects import Subject
+from ..worlds.specs import Worlds
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A target, `make_step`, and what it takes.
+
+    Args:
+        subject: where it is imported from.
+        options: what it is given besides rank and world size.
+        dtypes: default dtypes in which it runs.
+        names: of the parameters that require grad.
+        accumulates: its `step` takes several micro-batches.
+        takes_frozen: it takes the names of parameters that are to be frozen.
+        scales: it makes a GradScaler.
+        simulated: it runs in simulated worlds.
+        unsimulated: why it does not.
+        strict: rows that are split unequally are a defect, and no limit.
+        even: rows are split equally alone.
+        notes: what is not drawn, and why.
+        seconds: how long one process took for a step.
+    """
+
+    subject: Subject
+    options: tuple[tuple[str, Any], ...] = ()
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    names: tuple[str, ...] = ()
+    accumulates: bool = False
+    takes_frozen: bool = False
+    scales: bool = False
+    simulated: bool = True
+    unsimulated: str = ""
+    strict: bool = False
+    even: bool = False
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def worlds(self) -> Worlds:
+        """Return the worlds of the target."""
+        return self.subject.worlds()
+
+    @property
+    def described(self) -> list[str]:
+        """What was found out, a line each."""
+        several = "several micro-batches" if self.accumulates else "one batch: no accumulation is drawn"
+        lines = [f"step takes {several}", f"{len(self.names)} parameters require grad"]
+        if self.takes_frozen:
+            lines.append("frozen parameters are drawn")
+        if self.scales:
+            lines.append("makes a GradScaler")
+        return [*lines, *self.notes]

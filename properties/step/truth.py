@@ -1,0 +1,101 @@
+"""What is right: what one process does with the whole batch, and how far rounding may take others from it."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from verified_losses.oracles.complex_step import Array
+
+from ..standalone.steps import Plan, Seen, Tensors, run_steps
+from ..worlds import World
+from .inspection import act
+from .monte_carlo import QUANTILE, SAMPLES, SPREAD, Moved
+from .target import Trainer
+
+CALL_SECONDS = 8.0
+"""How long one call may take: samples that take longer are taken in several."""
+Squares = dict[str, torch.Tensor]
+"""Sums of squared deviations, by place."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One process on the whole batch."""
+
+    seen: Seen
+    squares: Squares
+
+    def bound(self, place: str, value: torch.Tensor | float) -> Array:
+        """Return how far a right trainer may be from a value."""
+        exact = torch.as_tensor(value)
+        ulp = torch.finfo(exact.dtype).eps if exact.dtype.is_floating_point else 0.0
+        last = 0.5 * ulp * array(exact.abs())
+        spread: Array = np.sqrt(array(self.squares[place]) / SAMPLES)
+        bound: Array = SPREAD * QUANTILE * np.hypot(spread, last)
+        return bound
+
+
+def truth(world: World, trainer: Trainer, plan: Plan) -> Truth:
+    """Ask one process, in its world: once as it is, and `SAMPLES` times in Monte Carlo arithmetic."""
+    (exact,) = world.run(act, trainer, plan)
+    squares: Squares = {}
+    each = max(1, int(CALL_SECONDS / max(10 * trainer.seconds * plan.steps, 1e-3)))
+    for first in range(0, SAMPLES, each):
+        numbers = range(first, min(first + each, SAMPLES))
+        (squares,) = world.run(scattered, trainer, plan, exact, squares, list(numbers))
+    return Truth(exact, squares)
+
+
+def scattered(
+    rank: int,
+    world_size: int,
+    trainer: Trainer,
+    plan: Plan,
+    exact: Seen,
+    squares: Squares,
+    numbers: list[int],
+) -> Squares:
+    """Add the squared deviations of some samples."""
+    found = dict(squares)
+    for number in numbers:
+
+        def moving(step: int, number: int = number) -> Moved:
+            return Moved(1_000_003 * plan.seed + 101 * number + step)
+
+        sample = places(run_steps(trainer.subject.resolve(), 0, 1, plan, moving))
+        for place, value in places(exact).items():
+            deviation = sample[place].double() - value.double()
+            lost = torch.where(torch.isnan(deviation), torch.inf, deviation) ** 2
+            found[place] = found[place] + lost if place in found else lost
+    return found
+
+
+def places(seen: Seen) -> Tensors:
+    """Return all numbers of a run by their places."""
+    found: Tensors = {}
+    for step, (loss, gradients) in enumerate(zip(seen.losses, seen.gradients, strict=True)):
+        found[f"loss {step}"] = torch.tensor(loss, dtype=torch.float64)
+        found |= {f"gradient {step} {name}": one for name, one in gradients.items() if one is not None}
+    for step, values in enumerate(seen.values):
+        found |= {f"value {step} {name}": one for name, one in values.items()}
+    return found
+
+
+def array(value: torch.Tensor) -> Array:
+    """Return a tensor in NumPy."""
+    found: Array = value.detach().double().numpy()
+    return found
+
+
+def blunt(truth: Truth) -> float:
+    """Return the largest bound of a gradient, as a share of the largest element of all gradients."""
+    share = 0.0
+    for step, gradients in enumerate(truth.seen.gradients):
+        given = {name: one for name, one in gradients.items() if one is not None and one.numel()}
+        largest = max((float(one.abs().max()) for one in given.values()), default=0.0)
+        if largest > 0 and math.isfinite(largest):
+            bounds = (truth.bound(f"gradient {step} {name}", one).max() for name, one in given.items())
+            share = max(share, *(float(one) / largest for one in bounds))
+    return share

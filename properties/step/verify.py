@@ -1,0 +1,376 @@
+"""Verifies a training step: every law in every world, over drawn cases, to findings.
+
+All laws of a world look at the same cases, each of which runs once.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from unittest import SkipTest
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
+
+from ..laws import Falsified, Unanswered
+from ..standalone.steps import Plan, Seen, run_fresh
+from ..verify.certifier import OUT_OF_TIME, Verdict, without_local_constants
+from ..verify.fingerprints import signature
+from ..worlds import OutOfTime, World, WorldError, WorldLost
+from ..worlds.specs import SINGLE, WorldSpec
+from .cases import StepCase, step_cases
+from .inspection import act
+from .laws import LOSS_SCALE, Observed, StepLaw, laws
+from .localise import first_module
+from .target import Trainer
+from .truth import blunt, truth
+
+SHRINK_SECONDS = 3.0
+"""How long a counterexample is made smaller."""
+PATIENCE = 3.0
+"""How much longer than a loss a trainer may take for a call in real processes."""
+SHARP = 1e-6
+"""A factor of one more than this is to be seen in float64."""
+EQUAL_FAILS = "nothing is said, as rows that are split equally fail"
+UNEVEN = "unequal rows"
+"""The limit of a trainer that divides by its own rows."""
+
+
+@dataclass(frozen=True)
+class StepCheck:
+    """One law to be verified of one target in one kind of world."""
+
+    label: str
+    trainer: Trainer
+    law: StepLaw
+    world: WorldSpec
+
+    @property
+    def subject(self) -> object:
+        """The target."""
+        return self.trainer.subject
+
+    @property
+    def sizes(self) -> list[int]:
+        """World sizes that the law says something about."""
+        return [size for size in self.world.sizes if self.law.fits(self.trainer, size)]
+
+
+@dataclass(frozen=True)
+class StepFinding:
+    """What came of a check; the fields are those of `certifier.Finding`."""
+
+    check: StepCheck
+    seed: int
+    verdict: Verdict
+    ratios: tuple[float, ...] = ()
+    cases: tuple[StepCase, ...] = ()
+    seconds: float = 0.0
+    reason: str = ""
+    smallest: StepCase | None = None
+    error: Exception | None = None
+    not_run: bool = False
+    limit: str = ""
+    module: str = ""
+    """The first module that departs from one process, in words."""
+    hung: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Which of a run's checks it is of."""
+        return self.loss, self.law, self.world
+
+    @property
+    def loss(self) -> str:
+        """Name of the target."""
+        return self.check.label
+
+    @property
+    def law(self) -> str:
+        """Name of the law."""
+        return self.check.law.name
+
+    @property
+    def world(self) -> str:
+        """Name of the world."""
+        return self.check.world.name
+
+    @property
+    def examples(self) -> int:
+        """How many cases were checked."""
+        return len(self.ratios)
+
+    @property
+    def worst_error_over_bound(self) -> float:
+        """The worst of the cases that hold."""
+        return max(self.ratios, default=0.0)
+
+    @property
+    def counterexample(self) -> str:
+        """The smallest case as text, or nothing."""
+        return "" if self.smallest is None else str(self.smallest)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits, the same for one defect seen by one law; empty where it holds."""
+        if self.error is None:
+            return ""
+        several = "several ranks" if max(self.check.world.sizes) > 1 else "one rank"
+        parts = ["step", self.law, several, signature(self.check.trainer.subject.target, self.error)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+@dataclass
+class Bench:
+    """Runs the cases of one target in one kind of world, each once.
+
+    Args:
+        trainer: the target.
+        spec: the kind of world.
+        deadline: when `time.monotonic()` is past it, what runs is given up.
+    """
+
+    trainer: Trainer
+    spec: WorldSpec
+    deadline: float = math.inf
+    blunt: int = 0
+    """In how many cases of float64 rounding takes gradients further than `SHARP`."""
+    sharp: int = 0
+    _seen: dict[StepCase, Observed | Exception] = field(default_factory=dict)
+
+    @property
+    def launched(self) -> bool:
+        """Whether ranks are processes of their own."""
+        return not (self.spec.row.shares_process or self.spec == SINGLE)
+
+    def observe(self, case: StepCase) -> Observed:
+        """Return what came of a case.
+
+        Raises:
+            WorldError: not every rank returned.
+        """
+        if case not in self._seen:
+            try:
+                self._seen[case] = self._run(case)
+            except WorldError as error:
+                self._seen[case] = error
+        seen = self._seen[case]
+        if isinstance(seen, Exception):
+            raise seen
+        return seen
+
+    def _run(self, case: StepCase) -> Observed:
+        worlds = self.trainer.worlds()
+        worlds.until = self.deadline
+        plan = case.plan(self.trainer, self.launched)
+        single = worlds.open(SINGLE)
+        world = worlds.open(self.spec, PATIENCE, case.world_size)
+        right = truth(single, self.trainer, plan.whole)
+        ranks: list[Seen] = [right.seen]
+        if case.is_split:
+            ranks = world.run(act, self.trainer, plan)
+        if case.dtype == "float64":
+            self.blunt += blunt(right) > SHARP
+            self.sharp += 1
+        return Observed(right, ranks, lambda how: _again(single, self.trainer, plan.whole, how))
+
+
+def _again(world: World, trainer: Trainer, plan: Plan, how: str) -> Seen:
+    if how == "fresh":
+        (seen,) = world.run(fresh, trainer, plan)
+    else:
+        (seen,) = world.run(act, trainer, plan._replace(loss_scale=LOSS_SCALE))
+    return seen
+
+
+def fresh(rank: int, world_size: int, trainer: Trainer, plan: Plan) -> Seen:
+    """Take each step of one process with a new trainer."""
+    return run_fresh(trainer.subject.resolve(), plan)
+
+
+def checks(
+    label: str, trainer: Trainer, worlds: Sequence[WorldSpec], names: Sequence[str]
+) -> list[StepCheck]:
+    """List what is to be verified of a target."""
+    found = [StepCheck(label, trainer, law, world) for world in worlds for law in laws() if law.name in names]
+    return [check for check in found if check.sizes and not check.law.applies(trainer)]
+
+
+def verify_all(
+    planned: Sequence[StepCheck],
+    max_examples: int,
+    base_seed: int = 0,
+    deadline: float = math.inf,
+    found: Callable[[StepFinding], None] | None = None,
+) -> Iterator[tuple[StepFinding, Bench]]:
+    """Run checks one by one.
+
+    Args:
+        planned: what to verify.
+        max_examples: how many cases to draw for each.
+        base_seed: the same seed draws the same cases.
+        deadline: what `time.monotonic()` is when no time is left.
+        found: told of the first case that falsifies a check, at once.
+    """
+    benches: dict[str, Bench] = {}
+    wrong: set[str] = set()
+    for done, check in enumerate(planned):
+        now = time.monotonic()
+        bench = benches.setdefault(check.world.name, Bench(check.trainer, check.world, deadline))
+        until = now + (deadline - now) / (len(planned) - done)
+        if check.law.uneven and check.world.name in wrong:
+            yield StepFinding(check, base_seed, "skipped", reason=EQUAL_FAILS), bench
+            continue
+        finding = verify(check, bench, max_examples, base_seed, until, found)
+        if finding.verdict == "falsified" and check.law.split:
+            wrong.add(check.world.name)
+        yield finding, bench
+
+
+def verify(
+    check: StepCheck,
+    bench: Bench,
+    max_examples: int,
+    base_seed: int = 0,
+    until: float = math.inf,
+    found: Callable[[StepFinding], None] | None = None,
+) -> StepFinding:
+    """Run one check over up to `max_examples` cases (a law's share of them), reproducibly by seed."""
+    begun = time.monotonic()
+    ratios: list[float] = []
+    ran: list[StepCase] = []
+    failures: dict[StepCase, Exception] = {}
+    smallest: StepCase | None = None
+    unanswered, stopped, shrink_until = "no case was drawn that it says something about", "", math.inf
+
+    def run(case: StepCase) -> None:
+        nonlocal smallest, unanswered, stopped, shrink_until
+        if failures and time.monotonic() > shrink_until:
+            if case in failures:  # Hypothesis asks again for the smallest, and gets what came of it
+                smallest = case
+                raise failures[case]
+            return
+        started = time.monotonic()
+        if not failures and (started >= bench.deadline or (ratios and started > until)):
+            raise SkipTest(OUT_OF_TIME)
+        try:
+            ratio = check.law.check(bench.observe(case))
+        except UnsatisfiedAssumption as error:
+            if isinstance(error, Unanswered):
+                unanswered = error.words
+            raise
+        except OutOfTime as error:
+            stopped = str(error) if isinstance(error, WorldLost) else OUT_OF_TIME
+            if not failures:
+                raise SkipTest(stopped) from None
+            return
+        except Exception as error:
+            first = next(iter(failures.values()), error)
+            if type(error) is not type(first):
+                return  # another defect, of which nothing is said until this one is gone
+            if not failures:
+                hung = isinstance(error, WorldError) and any(one.state == "hung" for one in error.ranks)
+                shrink_until = (started if hung else time.monotonic()) + SHRINK_SECONDS
+                if found and not check.law.uneven:
+                    found(
+                        StepFinding(
+                            check, base_seed, "falsified", reason=_said(error), smallest=case, error=error
+                        )
+                    )
+            smallest, failures[case] = case, error
+            raise
+        if not failures:
+            ratios.append(ratio)
+            ran.append(case)
+
+    configured = settings(
+        max_examples=max(1, round(max_examples * check.law.share)),
+        database=None,
+        derandomize=False,  # the seed is given
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        verbosity=Verbosity.quiet,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    drawn = step_cases(check.trainer, check.sizes, check.law.uneven)
+    # the same cases for all laws of a world, so that each runs once
+    test = configured(seed(f"{base_seed} step {check.world.name} {check.law.uneven}")(given(drawn)(run)))
+    error: Exception | None = None
+    flaky = False
+    try:
+        with without_local_constants():
+            test()
+    except (Unsatisfiable, SkipTest):
+        pass
+    except Exception as raised:
+        flaky = isinstance(raised, Flaky)
+        error = failures.get(smallest, raised) if smallest is not None else raised
+    told = StepFinding(
+        check, base_seed, "holds", tuple(ratios), tuple(ran), time.monotonic() - begun,
+        smallest=smallest if error else None, error=error,
+    )  # fmt: skip
+    if error:
+        told = replace(told, module=_module(bench, told))
+        reason = f"not every time for the same case: {_said(error)}" if flaky else _said(error)
+        return judged(replace(told, verdict="falsified", reason=reason))
+    if not ratios:
+        not_run = bool(stopped) or time.monotonic() >= bench.deadline
+        reason = (stopped or OUT_OF_TIME) if not_run else unanswered
+        return replace(told, verdict="skipped", reason=reason, not_run=not_run)
+    return told
+
+
+def _module(bench: Bench, finding: StepFinding) -> str:
+    """Return in words where the smallest case first departs."""
+    case, error = finding.smallest, finding.error
+    if case is None or error is None or time.monotonic() > bench.deadline:
+        return ""
+    world = bench.trainer.worlds().open(bench.spec, PATIENCE, case.world_size)
+    return first_module(bench.trainer, case, error, bench.launched, world)
+
+
+def judged(finding: StepFinding) -> StepFinding:
+    """Return a finding as a limit, where it is one: rows that are split unequally."""
+    if finding.check.law.uneven and not finding.check.trainer.strict:
+        return replace(finding, verdict="limit", limit=UNEVEN)
+    return finding
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def grouped(findings: Sequence[StepFinding], benches: dict[str, Bench]) -> list[list[StepFinding]]:
+    """Group findings that one defect explains: those whose law fails in the smallest case of the first, too.
+
+    Findings of other worlds are of one group where the same thing is wrong.
+    """
+    groups: list[list[StepFinding]] = []
+    for finding in findings:
+        if finding.verdict != "falsified":
+            continue
+        for group in groups:
+            if any(_is_same(member, finding, benches) for member in group):
+                group.append(finding)
+                break
+        else:
+            groups.append([finding])
+    return groups
+
+
+def _is_same(leader: StepFinding, other: StepFinding, benches: dict[str, Bench]) -> bool:
+    if leader.world != other.world:
+        return leader.law == other.law and leader.fingerprint == other.fingerprint
+    case = leader.smallest
+    if case is None or case.world_size not in other.check.sizes:
+        return False
+    try:
+        other.check.law.check(benches[leader.world].observe(case))
+    except (UnsatisfiedAssumption, OutOfTime):
+        return False
+    except (Falsified, WorldError):
+        return True
+    return False

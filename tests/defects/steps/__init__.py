@@ -1,0 +1,1 @@
+"""Training steps with planted defects, and right ones that differ in form."""

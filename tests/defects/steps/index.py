@@ -1,0 +1,101 @@
+"""The planted training steps, and the right ones."""
+
+from dataclasses import dataclass
+
+from verified_losses.properties.step.target import Trainer
+from verified_losses.properties.subjects import Subject
+
+from ..index import OPEN_CLIP, STABLE_PRETRAINING
+
+GRADS, VALUES, LOGGED, GETS, AGREE, FRESH, SCALE, UNEVEN = (
+    "gradients equal one process",
+    "parameters equal one process",
+    "logged loss is the mean",
+    "every parameter gets a gradient",
+    "ranks agree",
+    "used equals fresh",
+    "loss scale never matters",
+    "unequal rows equal one process",
+)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A training step.
+
+    Args:
+        name: of the class.
+        wrong: what is wrong with it; empty where it is right.
+        caught_by: the laws that catch it.
+        world: in which it is caught, or, of a right one, in which it runs.
+        source: where it was seen.
+        raises: words of its own exception, where it raises.
+        uneven: it is right where rows are split unequally, too.
+        dtypes: in which it runs.
+    """
+
+    name: str
+    wrong: str = ""
+    caught_by: tuple[str, ...] = ()
+    world: str = "proc:2"
+    source: str = ""
+    raises: str = ""
+    uneven: bool = False
+    dtypes: tuple[str, ...] = ("float64", "float32")
+
+    @property
+    def trainer(self) -> Trainer:
+        """The target, as it is asked for."""
+        place = "wrong" if self.wrong else "right"
+        return Trainer(
+            Subject(f"tests.defects.steps.{place}:{self.name}"), dtypes=self.dtypes, strict=self.uneven
+        )
+
+
+SWIFT = "https://github.com/modelscope/ms-swift/issues"
+DEFECTS = [
+    Planted("GradientSum", "gradients are summed over ranks", (GRADS,), "sim:2-8", f"{SWIFT}/10081; {SWIFT}/10150"),
+    Planted("GradientAlmostMean", "gradients are 1 + 1e-6 of the mean", (GRADS,), "sim:2-8"),
+    Planted("ReducesWeightsAlone", "biases are not reduced", (GRADS, AGREE), "sim:2-8"),
+    Planted("NeverSynchronises", "no_sync holds for the last micro-batch too", (GRADS, AGREE)),
+    Planted("TimesAccumulation", "gradients are multiplied by the number of micro-batches", (GRADS,), "1",
+            f"{OPEN_CLIP}/issues/957"),
+    Planted("LocalBatchNorm", "statistics of a rank's own rows", (GRADS,),
+            raises="more than 1 value per channel"),
+    Planted("AuxiliaryTimesWorld", "an auxiliary loss is multiplied by the number of ranks", (GRADS,),
+            source="https://github.com/huggingface/transformers/issues/48690"),
+    Planted("AuxiliaryOverWorld", "an auxiliary loss is divided by the number of ranks once more", (GRADS,)),
+    Planted("ForgetsZeroGrad", "gradients of earlier steps stay", (FRESH,), "1"),
+    Planted("RepeatsRows", "an odd number of rows is padded by repeating one", (GRADS,), "proc:2"),
+    Planted("ClipsBeforeUnscaling", "gradients are clipped while they are multiplied by the loss scale", (SCALE,), "1"),
+    Planted("ClipsBeforeReducing", "each rank clips its own gradients", (GRADS,), "sim:2-8"),
+    Planted("FsdpReplicatedScalar", "a scalar that FSDP2 does not shard is not reduced", (GRADS, AGREE)),
+    Planted("LocalNegatives", "a contrastive loss compares rows of one rank", (GRADS, LOGGED),
+            source=f"{STABLE_PRETRAINING}/pull/409"),
+    Planted("LogsLastMicroBatch", "the loss of the last micro-batch is logged", (LOGGED,), "1"),
+    Planted("SeedsByRank", "each rank initialises its own parameters", (VALUES,), "sim:2-8"),
+    Planted("NeverUsesHead", "a layer that requires grad is not used", (GETS,), "1"),
+    Planted("OptimizesBeforeReducing", "the optimizer steps before gradients are reduced", (GRADS,), "sim:2-8"),
+    Planted("DdpOfModule", "the module below DistributedDataParallel is called", (GRADS, AGREE)),
+    Planted("RaisesOnRankOne", "a rank raises", (GRADS,), "sim:2-8", raises="rank 1 has no data"),
+]  # fmt: skip
+RIGHT = [
+    Planted("HandReduced", world="1,sim:2-8,proc:2"),
+    Planted("Alone", world="1"),
+    Planted("DdpPlain"),
+    Planted("DdpAccumulates", world="1,proc:2"),
+    Planted("DdpWithAdam"),
+    Planted("DdpLeavesNoGradients", world="1,proc:2"),
+    Planted("Fsdp"),
+    Planted("FsdpReducesScalar"),
+    Planted("SynchronisedBatchNorm", world="sim:2-8,proc:2"),
+    Planted("DropoutOfRows", world="1,proc:2"),
+    Planted("ClipsUnscaled", world="1,proc:2"),
+    Planted("WeighsRows", world="1,sim:2-8,proc:2", uneven=True),
+    Planted("ContrastiveGathers", uneven=True),
+    Planted("GradCache", world="1,proc:2", uneven=True),
+    Planted("Embeds"),
+    Planted("Convolves"),
+    Planted("Attends"),
+    Planted("Autocasts"),
+]

@@ -1,0 +1,259 @@
+"""Trainers that are right, in forms that differ."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy, normalize
+
+from verified_losses import ClipLoss
+
+from .trainers import WIDTH, Batch, Contrastive, Ddp, Normalised, OneBatch, Trainer
+
+
+class HandReduced(Trainer):
+    pass
+
+
+class Alone(Trainer):
+    """Knows one process alone, and accumulates."""
+
+    def reduce(self) -> None:
+        """There are no others."""
+
+
+class DdpPlain(OneBatch, Ddp):
+    pass
+
+
+class DdpAccumulates(Ddp):
+    pass
+
+
+class DdpWithAdam(Ddp):
+    def optimize(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, 0.01)
+
+
+class DdpLeavesNoGradients(Ddp):
+    """Clears gradients after the optimizer, as many trainers do."""
+
+    def step(self, *batches: Batch) -> float:
+        total = self.accumulate(batches)
+        self.update()
+        self.optimizer.zero_grad()
+        return total
+
+
+class Fsdp(Trainer):
+    def wrap(self, net: nn.Module) -> nn.Module:
+        if self.world_size > 1:
+            fully_shard(net[0])  # type: ignore[index]
+            fully_shard(net)
+        return net
+
+    def reduce(self) -> None:
+        """FSDP2 has reduced each micro-batch."""
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, 3)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.head(x)
+
+
+class FsdpReducesScalar(Fsdp):
+    def make(self) -> nn.Module:
+        return _Scaled()
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        if self.world_size > 1:
+            fully_shard(net, ignored_params={net.scale})  # type: ignore[arg-type]
+        return net
+
+    def reduce(self) -> None:
+        if self.world_size > 1 and self.net.scale.grad is not None:  # type: ignore[union-attr]
+            dist.all_reduce(self.net.scale.grad)  # type: ignore[arg-type]
+            self.net.scale.grad /= self.world_size  # type: ignore[operator, union-attr]
+
+
+class _AllReduce(torch.autograd.Function):
+    """A sum over ranks, whose gradient is one too."""
+
+    @staticmethod
+    def forward(ctx: Any, one: Tensor) -> Tensor:
+        total = one.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Tensor:
+        total = given[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class _SynchronisedNorm(nn.Module):
+    """BatchNorm over the rows of all ranks: torch's SyncBatchNorm takes no tensors on the CPU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.tensor([float(len(x))])
+        sums = torch.cat([x.sum(0), rows])
+        if dist.is_initialized():
+            sums = _AllReduce.apply(sums)
+        mean = sums[:-1] / sums[-1]
+        squares = (x - mean).square().sum(0)
+        if dist.is_initialized():
+            squares = _AllReduce.apply(squares)
+        return self.weight * (x - mean) * torch.rsqrt(squares / sums[-1] + 1e-5) + self.bias
+
+
+class SynchronisedBatchNorm(OneBatch, Normalised):
+    def make(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, 6), _SynchronisedNorm(6), nn.GELU(), nn.Linear(6, 3))
+
+
+class DropoutOfRows(Ddp):
+    """Drops what a seed in each row says."""
+
+    def batch(self, rows: int, seed: int) -> Batch:
+        found = super().batch(rows, seed)
+        return {**found, "seed": torch.arange(rows) + 1000 * seed}
+
+    def loss(self, batch: Batch) -> Tensor:
+        kept = [
+            torch.rand(WIDTH, generator=torch.Generator().manual_seed(int(one))) > 0.3
+            for one in batch["seed"]
+        ]
+        return super().loss({**batch, "x": batch["x"] * torch.stack(kept) / 0.7})
+
+
+class ClipsUnscaled(Ddp):
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.scaler = torch.amp.GradScaler("cpu")
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def update(self) -> None:
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+class WeighsRows(Trainer):
+    """Divides by the rows of all ranks and micro-batches: rows may be split unequally."""
+
+    def step(self, *batches: Batch) -> float:
+        count = torch.tensor(float(sum(len(one["x"]) for one in batches)))
+        if self.world_size > 1:
+            dist.all_reduce(count)
+        self.optimizer.zero_grad()
+        total = 0.0
+        for batch in batches:
+            loss = (
+                cross_entropy(self.model(batch["x"]), batch["y"], reduction="sum") / count * self.world_size
+            )
+            loss.backward()
+            total += loss.item()
+        self.reduce()
+        self.update()
+        return total
+
+
+class ContrastiveGathers(OneBatch, Contrastive):
+    def loss(self, batch: Batch) -> Tensor:
+        whole = ClipLoss(local_loss=True, gather_with_grad=True, rank=self.rank, world_size=self.world_size)
+        loss: Tensor = whole(*self.model(batch["image"], batch["text"]))
+        return loss
+
+
+class GradCache(Contrastive):
+    """Features first, without a graph; then the loss's gradients by features; then each micro-batch again."""
+
+    def step(self, *batches: Batch) -> float:
+        self.optimizer.zero_grad()
+        loss_function = ClipLoss(
+            rank=self.rank, world_size=self.world_size, local_loss=True, gather_with_grad=True
+        )
+        with torch.no_grad():
+            parts = [self.net(one["image"], one["text"])[:2] for one in batches]
+        image, text = (torch.cat(one).requires_grad_() for one in zip(*parts, strict=True))
+        scale = self.net.scale.exp().detach().requires_grad_()  # type: ignore[operator, union-attr]
+        loss: Tensor = loss_function(image, text, scale)
+        loss.backward()
+        first = 0
+        for number, batch in enumerate(batches, 1):
+            own = slice(first, first + len(batch["image"]))
+            first = own.stop
+            with self.context(number == len(batches)):
+                seen = self.model(batch["image"], batch["text"])
+                surrogate = (seen[0] * image.grad[own]).sum() + (seen[1] * text.grad[own]).sum()  # type: ignore[index]
+                if number == len(batches):
+                    surrogate = surrogate + seen[2] * scale.grad
+                else:
+                    surrogate = surrogate + 0 * seen[2]
+                if surrogate.requires_grad:
+                    surrogate.backward()
+        self.update()
+        return loss.item()
+
+
+class Embeds(Ddp):
+    """Words with an embedding, which most rows leave alone, and LayerNorm."""
+
+    def make(self) -> nn.Module:
+        return nn.Sequential(nn.EmbeddingBag(7, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+
+    def batch(self, rows: int, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        words = torch.randint(7, (rows, 4), generator=generator)
+        return {"x": words, "y": torch.randint(3, (rows,), generator=generator)}
+
+
+class Convolves(Ddp):
+    def make(self) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+
+    def batch(self, rows: int, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, 2, 4, 4, generator=generator)
+        return {"x": x, "y": torch.randint(3, (rows,), generator=generator)}
+
+
+class Attends(Ddp):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(normalize(self.attention(x, x, x, need_weights=False)[0].mean(1), dim=-1))
+
+    def make(self) -> nn.Module:
+        return self.Net()
+
+    def batch(self, rows: int, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, 5, 4, generator=generator)
+        return {"x": x, "y": torch.randint(3, (rows,), generator=generator)}
+
+
+class Autocasts(Ddp):
+    def loss(self, batch: Batch) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().loss(batch)

@@ -1,0 +1,188 @@
+"""Trainers that are wrong, each in one place."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+from .trainers import WIDTH, Batch, Contrastive, Ddp, Normalised, OneBatch, Trainer
+
+
+class GradientSum(Trainer):
+    def reduce(self) -> None:
+        if self.world_size > 1:
+            for one in self.model.parameters():
+                if one.grad is not None:
+                    dist.all_reduce(one.grad)
+
+
+class GradientAlmostMean(Trainer):
+    def reduce(self) -> None:
+        super().reduce()
+        if self.world_size > 1:
+            for one in self.model.parameters():
+                if one.grad is not None:
+                    one.grad *= 1 + 1e-6
+
+
+class ReducesWeightsAlone(Trainer):
+    def reduce(self) -> None:
+        if self.world_size > 1:
+            for one in self.model.parameters():
+                if one.grad is not None and one.ndim > 1:
+                    dist.all_reduce(one.grad)
+                    one.grad /= self.world_size
+
+
+class NeverSynchronises(Ddp):
+    def context(self, is_last: bool) -> AbstractContextManager[Any]:
+        return super().context(is_last=False)
+
+
+class TimesAccumulation(Ddp):
+    def accumulate(self, batches: tuple[Batch, ...]) -> float:
+        total = 0.0
+        for number, batch in enumerate(batches, 1):
+            with self.context(number == len(batches)):
+                loss = self.loss(batch)
+                loss.backward()
+            total += loss.item() / len(batches)
+        return total
+
+
+class LocalBatchNorm(OneBatch, Normalised, Ddp):
+    pass
+
+
+class _Auxiliary(Ddp):
+    times = 1.0
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) + self.times * 0.1 * self.model(batch["x"]).square().mean()
+
+
+class AuxiliaryTimesWorld(_Auxiliary):
+    @property
+    def times(self) -> float:  # type: ignore[override]
+        return self.world_size
+
+
+class AuxiliaryOverWorld(_Auxiliary):
+    @property
+    def times(self) -> float:  # type: ignore[override]
+        return 1 / self.world_size
+
+
+class ForgetsZeroGrad(Ddp):
+    def step(self, *batches: Batch) -> float:
+        total = self.accumulate(batches)
+        self.update()
+        return total
+
+
+class RepeatsRows(Ddp):
+    """Pads its rows to an even number by repeating the first, as a sampler that drops none does."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        odd = len(batch["x"]) % 2
+        return super().loss({name: torch.cat([one, one[:odd]]) for name, one in batch.items()})
+
+
+class ClipsBeforeUnscaling(Ddp):
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.scaler = torch.amp.GradScaler("cpu")
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def update(self) -> None:
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+class ClipsBeforeReducing(Trainer):
+    def reduce(self) -> None:
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
+        super().reduce()
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, 3)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.head(x)
+
+
+class FsdpReplicatedScalar(Trainer):
+    """FSDP2 shards no scalars; those that it is told to leave alone it does not reduce either."""
+
+    def make(self) -> nn.Module:
+        return _Scaled()
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        if self.world_size > 1:
+            fully_shard(net, ignored_params={net.scale})  # type: ignore[arg-type]
+        return net
+
+    def reduce(self) -> None:
+        """FSDP2 has reduced what it shards."""
+
+
+class LocalNegatives(OneBatch, Contrastive):
+    pass
+
+
+class LogsLastMicroBatch(Ddp):
+    def accumulate(self, batches: tuple[Batch, ...]) -> float:
+        super().accumulate(batches)
+        return float(self.loss(batches[-1]))
+
+
+class SeedsByRank(Trainer):
+    def make(self) -> nn.Module:
+        torch.manual_seed(self.rank)
+        return super().make()
+
+
+class NeverUsesHead(Trainer):
+    def make(self) -> nn.Module:
+        net = super().make()
+        net.extra = nn.Linear(2, 2)
+        net.forward = lambda x: net[2](net[1](net[0](x)))  # type: ignore[index, operator]
+        return net
+
+
+class OptimizesBeforeReducing(Trainer):
+    def step(self, *batches: Batch) -> float:
+        self.optimizer.zero_grad()
+        total = self.accumulate(batches)
+        self.update()
+        self.reduce()
+        return total
+
+
+class DdpOfModule(Ddp):
+    """Calls the module below DistributedDataParallel, which then does not reduce."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        model, self.model = self.model, self.net
+        try:
+            return super().loss(batch)
+        finally:
+            self.model = model
+
+
+class RaisesOnRankOne(Trainer):
+    def loss(self, batch: Batch) -> Tensor:
+        if self.rank == 1:
+            raise ValueError("rank 1 has no data")
+        return super().loss(batch)
