@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEVICE ?= cpu
 
 .PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
-.PHONY: cluster peers strangers certificate packages matrix docs clean
+.PHONY: cluster peers strangers certificate packages matrix docs pages clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -107,6 +107,10 @@ docs: .venv/docs
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+# Looks at the site in a headless Chromium: Debian's chromium, say.
+pages: docs
+	$(BIN)/python tools/pages.py
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
