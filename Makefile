@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEVICE ?= cpu
 
 .PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
-.PHONY: cluster peers strangers certificate packages matrix docs clean
+.PHONY: cluster peers strangers certificate packages matrix docs pages picture clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -107,6 +107,14 @@ docs: .venv/docs
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+# Draws the finding of README.md and of the documentation.
+picture: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tools/picture.py
+
+# Looks at the site in a headless Chromium: Debian's chromium, say.
+pages: docs
+	$(BIN)/python tools/pages.py
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -2,6 +2,12 @@
 
 PyPI's builds of torch for Linux on x86-64 are for CUDA, and take gigabytes. Give nox an index of CPU builds
 where there is one: PIP_INDEX_URL, or PIP_FIND_LINKS with PIP_NO_INDEX=1.
+
+Tried so far: the session of Python 3.11 with torch 2.13.0 (CPU), with two files of tests; outside nox,
+Python 3.12 with torch 2.11.0 (built for CUDA, on a machine without a GPU): the tests of losses and oracles,
+and a certificate of two losses. Not tried: torch 2.12.1, Python 3.12 with 2.13.0, Python 3.13 and 3.14.
+PyPI has wheels of the three builds for the four versions, for CUDA; an index of CPU builds was not in
+reach.
 """
 
 import nox

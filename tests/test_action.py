@@ -80,6 +80,40 @@ def test_the_action_s_steps_give_what_its_inputs_name() -> None:
             assert used <= step["env"].keys()
 
 
+TAKEN = {
+    "actions/setup-python": {"python-version"},
+    "actions/cache/restore": {"path", "key", "restore-keys"},
+    "actions/cache/save": {"path", "key"},
+    "actions/upload-artifact": {"name", "path", "if-no-files-found"},
+}
+"""The inputs that we give, which the action.yml of each has at the commit that is named."""
+
+
+def test_actions_of_others_are_pinned_and_have_the_inputs_that_they_are_given() -> None:
+    used = [step for step in ACTION["runs"]["steps"] if "uses" in step]
+    for step in used:
+        name, _, commit = step["uses"].partition("@")
+        assert re.fullmatch(r"[0-9a-f]{40}", commit), name
+        assert step["with"].keys() == TAKEN[name]
+    assert {step["uses"].partition("@")[0] for step in used} == TAKEN.keys()
+    restored, saved = (step["with"] for step in used if "/cache/" in step["uses"])
+    assert (restored["path"], restored["key"]) == (saved["path"], saved["key"])
+    for prefix in restored["restore-keys"].split("\n"):
+        assert saved["key"].startswith(prefix)
+
+
+def test_cases_that_failed_are_kept_though_the_job_fails() -> None:
+    (save,) = [step for step in ACTION["runs"]["steps"] if "/cache/save" in step.get("uses", "")]
+    assert save["if"] == "always()"
+
+
+def test_without_a_target_what_the_project_lists_is_certified(project: Path) -> None:
+    (project / "bin" / "verified-losses").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > arguments\nexit 2\n")
+    done = _run(project, _step("certify")["run"], TARGET="", CONTRACT="", OPTIONS="", GITHUB_OUTPUT="output")
+    assert done.returncode == 2, done.stderr
+    assert (project / "arguments").read_text().splitlines()[:2] == ["certify", "--json"]
+
+
 OPTIONS = "--world 1 --max-examples 10 --dtype float64 --only 'terms equal the oracle'"
 GIVEN = {"TARGET": "mine.py:Loss", "CONTRACT": "clip", "OPTIONS": OPTIONS}
 

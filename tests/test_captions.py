@@ -243,11 +243,11 @@ def test_signatures_are_those_of_open_clips_main_branch(function):
     ("changed", "error", "message"),
     [
         ({"hidden": None}, TypeError, "hidden: expected a torch.Tensor, got NoneType"),
-        ({"hidden": torch.zeros(3)}, ValueError, "hidden: expected 2 dimensions, none empty, got shape [3]"),
+        ({"hidden": torch.zeros(3)}, ValueError, "hidden: expected 2 dimensions, none empty but the first, got shape [3]"),
         (
             {"hidden": torch.zeros(2, 0)},
             ValueError,
-            "hidden: expected 2 dimensions, none empty, got shape [2, 0]",
+            "hidden: expected 2 dimensions, none empty but the first, got shape [2, 0]",
         ),
         ({"weight": torch.zeros(5, 2)}, ValueError, "weight: expected the width of hidden, 3, got 2"),
         (
@@ -462,7 +462,7 @@ def test_ranks_agree_on_what_a_token_costs():
         ),
         (
             {"hidden_states": torch.zeros(2, 3)},
-            "hidden_states: expected 3 dimensions, none empty, got shape [2, 3]",
+            "hidden_states: expected 3 dimensions, none empty but the first, got shape [2, 3]",
         ),
         ({"vocabulary_weight": None}, "vocabulary_weight: expected a torch.Tensor, got NoneType"),
         (

@@ -1,12 +1,14 @@
 """The documentation's own code: pages that are written from the code, and what pages name."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from verified_losses.properties import names
+from verified_losses.properties import names, options
 
 from . import helpers
 
@@ -61,3 +63,31 @@ def test_pages_name_commands_and_files_that_there_are(page: Path) -> None:
     for file in re.findall(r'^--8<-- "(.+)"$', text, re.MULTILINE):
         assert (DOCS / "snippets" / file).is_file(), file
     assert text.count("--8") == len(re.findall(r'^--8<-- "', text, re.MULTILINE)), "a snippet is shown"
+
+
+def test_the_command_of_sigstore_has_the_options_that_are_named() -> None:
+    pytest.importorskip("sigstore", reason="Sigstore's verification is not tried: pip install sigstore")
+    text = (DOCS / "certificate.md").read_text()
+    (command,) = re.findall(
+        r"^    python -m (sigstore verify identity .*?whl)$", text, re.MULTILINE | re.DOTALL
+    )
+    asked = [sys.executable, "-m", "sigstore", "verify", "identity", "--help"]
+    said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout
+    given = re.findall(r"--[a-z-]+", command)
+    assert given == ["--offline", "--bundle", "--cert-identity", "--cert-oidc-issuer"]
+    assert all(option in said for option in given)
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "zh").rglob("*.md")), ids=lambda page: page.stem)
+def test_a_chinese_page_and_its_english_one_link_to_each_other(page: Path) -> None:
+    english = DOCS / page.relative_to(DOCS / "zh")
+    for one, other, name in ((page, english, "English"), (english, page, "中文")):
+        (link,) = re.findall(rf"^\[{name}\]\((.+)\)$", one.read_text(), re.MULTILINE)
+        assert (one.parent / link).resolve() == other
+
+
+def test_the_keys_of_a_project_are_in_the_documentation() -> None:
+    text = (DOCS / "how-to" / "project.md").read_text()
+    named = set(re.findall(r"`([a-z-]+)`", text))
+    every = options.names(options.CertifyOptions).keys() | options.names(options.FuzzOptions).keys()
+    assert every - {"loss", "shard", "resume"} <= named

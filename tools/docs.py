@@ -4,6 +4,7 @@ A hook of mkdocs: `make docs` writes the site to build/docs/.
 """
 
 import re
+import shutil
 import sys
 from inspect import getdoc
 from pathlib import Path
@@ -90,3 +91,9 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     """Say of Chinese pages that they are, as mkdocs asks: browsers choose fonts by it."""
     is_chinese = page.file.src_uri.startswith("zh/")
     return output.replace('<html lang="en"', '<html lang="zh"', 1) if is_chinese else output
+
+
+def on_post_build(config: Any) -> None:
+    """Write the list of pages beside the Chinese ones too: the theme looks for it there, as mkdocs asks."""
+    site = Path(config.site_dir)
+    shutil.copyfile(site / "sitemap.xml", site / "zh" / "sitemap.xml")

@@ -1,8 +1,9 @@
 """Looks at the site in a headless Chromium: `make pages`, after `make docs`.
 
 Every page is opened 390 and 1280 pixels wide, light and dark. What is wrong is printed, and the exit status
-is 1: a page that is wider than the window, an error on the console, a request that fails or leaves the site,
-a page of a language that does not link to the other, text that is as dark as what it is on.
+is 1: a page wider than the window, an error on the console, a request that fails or leaves the site, a page
+of one language without a link to the other, text that is as dark as what it is on. Arguments choose pages,
+by how their addresses begin.
 """
 
 import functools
