@@ -207,8 +207,8 @@ def probes(simplest: Case, asked: Subject) -> list[Case]:
     """Return the cases that a target is inspected with: few rows of no unit norm, and two scales."""
     dtype = "float32" if "float32" in asked.dtypes else asked.dtypes[0]
     plain = replace(
-        simplest, rows=(5,), width=asked.width_of(4), dtype=dtype, pattern="grid", scale=1.5, bias=-1.0, seed=3,
-        vocabulary=5, length=2, teacher_width=3, output_dict=False, scalar_shape=(), wide_scalars=False,
+        simplest, rows=(5,), width=asked.width_of(4), dtype=dtype, pattern="grid", scale=1.5, bias=-1.0,
+        seed=3, vocabulary=5, length=2, teacher_width=3, output_dict=False, scalar_shape=(), wide_scalars=False,
         frozen=(), strides="contiguous", pads="none", pad_rows=0,
     )  # fmt: skip
     return [plain, replace(plain, rows=(3,), scale=3.0, bias=0.5, seed=4)]
