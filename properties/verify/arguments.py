@@ -367,7 +367,7 @@ def check_database(text: str) -> None:
     """Check where a database of failing cases is to be.
 
     Raises:
-        Unusable: it is neither a folder that can be written nor redis://HOST/DB, or Redis' package is missing.
+        Unusable: it is neither a folder that can be written nor redis://HOST/DB, or redis is not installed.
     """
     scheme, separator, _ = text.partition("://")
     if not text.strip():

@@ -145,7 +145,7 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
             for law in laws():
                 check = Check(label, contract, placed, law, world)
                 fits = law.is_of(world.device) and (law.simulated or not world.row.shares_process)
-                if check.sizes and fits:
+                if check.sizes and fits and (law.interpreted or not subject.interpret):
                     yield check
 
 

@@ -208,8 +208,8 @@ def probes(simplest: Case, asked: Subject) -> list[Case]:
     dtype = "float32" if "float32" in asked.dtypes else asked.dtypes[0]
     plain = replace(
         simplest, rows=(5,), width=asked.width_of(4), dtype=dtype, pattern="grid", scale=1.5, bias=-1.0,
-        seed=3, vocabulary=5, length=2, teacher_width=3, output_dict=False, scalar_shape=(), wide_scalars=False,
-        frozen=(), strides="contiguous", pads="none", pad_rows=0,
+        seed=3, vocabulary=5, length=2, teacher_width=3, output_dict=False, scalar_shape=(),
+        wide_scalars=False, frozen=(), strides="contiguous", pads="none", pad_rows=0,
     )  # fmt: skip
     return [plain, replace(plain, rows=(3,), scale=3.0, bias=0.5, seed=4)]
 
@@ -332,6 +332,13 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     if own:
         lines.append(
             f"second derivatives, and large batches: no law for contracts of one's own: {', '.join(own)}"
+        )
+    interpreted = [
+        label for label in labels if any(c.label == label and c.subject.interpret for c in planned)
+    ]
+    if interpreted:
+        lines.append(
+            f"large batches, and many logits: too many for Triton's interpreter: {', '.join(interpreted)}"
         )
     ran_on = {devices.kind_of(check.world.device) for check in planned}
     if "cuda" not in ran_on:
