@@ -82,13 +82,13 @@ class Record:
     """What to pin: arguments of `Subject`."""
     only: tuple[str, ...] = ()
     """Properties to verify; all, if empty."""
-    skip: tuple[str, ...] = ()
-    """Properties that are left out: Triton's interpreter, which the adapter asks for, takes minutes for them."""
     examples: int = 20
     narrower: Contract | None = None
     """The contract with cases that another defect does not hide in."""
     wrong: dict[str, str] = field(default_factory=dict)
     """The key of the defect behind each property that does not hold."""
+    skip: tuple[str, ...] = ()
+    """Properties that are left out: Triton's interpreter, which the adapter asks for, takes minutes for them."""
 
     @property
     def adapted(self) -> bool:

@@ -178,8 +178,9 @@ def verify(
                     announce(finding)  # unless it was
                     reason = run.known.reason(finding)
                     if finding.key in announced:
-                        end = f"known: {reason}" if reason else f"smallest case: {finding.counterexample}"
-                        console.print(f"  {escape(plain(end))}", highlight=False, soft_wrap=True)
+                        ends = [f"known: {reason}"] if reason else smallest(finding, announced[finding.key])
+                        for end in ends:
+                            console.print(f"  {escape(plain(end))}", highlight=False, soft_wrap=True)
                     if fail_fast and not reason:
                         run.not_verified += left_out(run.own[len(run.findings) :])
                         break
@@ -193,6 +194,13 @@ def verify(
     reasons = Counter(finding.reason for finding in run.findings if finding.not_run)
     run.not_verified += [f"{_counted(n, 'check')} could not run: {reason}" for reason, n in reasons.items()]
     run.defects = explain(run.findings, counterexamples, deadline)
+
+
+def smallest(finding: Finding, announced: Finding) -> list[str]:
+    """Return the smallest case, and what was seen in it, where that is not what was said before."""
+    seen = terminal.how(finding)
+    other = [f"in it: {seen}"] if seen != terminal.how(announced) else []
+    return [f"smallest case: {finding.counterexample}", *other]
 
 
 LACKS = {NO_MODES: "no eval mode", OWNS_NOTHING: "no parameter of its own that requires grad"}
