@@ -52,7 +52,7 @@ def planned(record: Record, subject: Subject | None = None) -> Iterator[Check]:
         name = check.law.name
         if record.narrower is not None:
             check = dataclasses.replace(check, contract=record.narrower)
-        if record.only and name not in record.only:
+        if (record.only and name not in record.only) or name in record.skip:
             continue
         if not (check.world.kind == "processes" and name in COSTLY_IN_PROCESSES):
             yield check

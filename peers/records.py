@@ -87,6 +87,8 @@ class Record:
     """The contract with cases that another defect does not hide in."""
     wrong: dict[str, str] = field(default_factory=dict)
     """The key of the defect behind each property that does not hold."""
+    skip: tuple[str, ...] = ()
+    """Properties that are left out: Triton's interpreter, which the adapter asks for, takes minutes for them."""
 
     @property
     def adapted(self) -> bool:
@@ -117,7 +119,7 @@ RECORDS = [
     Record("coca", "open_clip_torch", "open_clip:CoCaLoss", "coca", "padding", "1", {"conventions": ("open_clip",)}, wrong={"terms equal the oracle": "coca nan", "outputs well formed": "coca integer", "used equals fresh": "open_clip cache"}),
     Record("coca-ranks", "open_clip_torch", "open_clip:CoCaLoss", "coca", "padding on several ranks, each with tokens", "proc:2", {"options": GLOBAL}, ("mean over ranks equals single process",), narrower=EveryRankHasTokens(), wrong={"mean over ranks equals single process": "coca mean"}),
     Record("distill", "open_clip_torch", "open_clip:DistillClipLoss", "distill", "its own gradients", "1,proc:2", {"conventions": ("open_clip",), "options": GLOBAL}, wrong={"used equals fresh": "open_clip cache"}),
-    Record("distill-exact", "open_clip_torch", "open_clip:DistillClipLoss", "distill", "exact gradients", "1", {"options": GLOBAL}, wrong={"outputs well formed": "distill teacher", "gradients equal the oracle": "distill teacher", "cotangents pass through": "distill teacher", "used equals fresh": "open_clip cache"}),
+    Record("distill-exact", "open_clip_torch", "open_clip:DistillClipLoss", "distill", "exact gradients", "1", {"options": GLOBAL}, wrong={"outputs well formed": "distill teacher", "large batches equal the oracle": "distill teacher", "gradients equal the oracle": "distill teacher", "cotangents pass through": "distill teacher", "used equals fresh": "open_clip cache"}),
     Record("distill-bias", "open_clip_torch", "open_clip:DistillClipLoss", "distill", "a bias", "1", {"bias": True}, VALUES, wrong={"terms equal the oracle": "distill bias"}),
     Record("siglip", "open_clip_torch", "open_clip:SigLipLoss", "siglip", "all dist_impl", "1,proc:2,sim:2-4", {"bias": True}),
     Record("siglip-uneven", "open_clip_torch", "open_clip:SigLipLoss", "siglip", "unequal ranks", "proc:2", UNEVEN, VALUES, wrong={"terms equal the oracle": "siglip uneven"}),
@@ -168,7 +170,7 @@ RECORDS = [
     Record("inf-cl-second", "inf-cl", "inf_cl:RingLoss", "clip", "second derivatives", "proc:2", {"options": LOCAL, "dtypes": ("float32",)}, ("twice differentiable",), wrong={"twice differentiable": "inf_cl second"}),
     # Liger-Kernel
     # not in bfloat16, which the interpreter of Triton keeps as integers and multiplies as such
-    Record("liger", "liger-kernel", "liger_kernel:LigerCrossEntropyLoss", "cross_entropy", "class labels", "1", {"dtypes": ("float32", "float16")}, examples=10, wrong={"inputs unchanged": "liger overwrites", "twice differentiable": "liger second", "deterministic": "liger again"}),
+    Record("liger", "liger-kernel", "liger_kernel:LigerCrossEntropyLoss", "cross_entropy", "class labels", "1", {"dtypes": ("float32", "float16")}, examples=10, skip=("large logits equal the oracle",), wrong={"inputs unchanged": "liger overwrites", "twice differentiable": "liger second", "deterministic": "liger again"}),
     Record("liger-strided", "liger-kernel", "liger_kernel:LigerCrossEntropyLoss", "cross_entropy", "strided logits", "1", {"dtypes": ("float32",), "strides": STRIDES}, ("gradients equal the oracle", "cotangents pass through"), wrong={"gradients equal the oracle": "liger strided", "cotangents pass through": "liger strided"}),
     Record("liger-float64", "liger-kernel", "liger_kernel:LigerCrossEntropyLoss", "cross_entropy", "double precision", "1", {"dtypes": ("float64",)}, VALUES, wrong={"terms equal the oracle": "liger float64"}),
     # CoCa-pytorch, x-clip

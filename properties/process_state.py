@@ -148,6 +148,21 @@ _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 """How to read each, and how to put it back."""
 
 
+_PRODUCTS = ("the precision of float32 products", "the precision of products in half precision")
+
+
+def products() -> tuple[Any, ...]:
+    """Return the settings that decide how matrices are multiplied; `set_products` puts them into force."""
+    return tuple(_SHARED[name][0]() for name in _PRODUCTS)
+
+
+def set_products(settings: tuple[Any, ...]) -> None:
+    """Let matrices be multiplied as where `products` returned these settings."""
+    if settings != products():
+        for name, state in zip(_PRODUCTS, settings, strict=True):
+            _SHARED[name][1](state)
+
+
 def snapshot() -> dict[str, Any]:
     """Return the state as it is, by name."""
     return {name: get() for name, (get, _) in _SHARED.items()}

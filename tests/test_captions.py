@@ -243,7 +243,11 @@ def test_signatures_are_those_of_open_clips_main_branch(function):
     ("changed", "error", "message"),
     [
         ({"hidden": None}, TypeError, "hidden: expected a torch.Tensor, got NoneType"),
-        ({"hidden": torch.zeros(3)}, ValueError, "hidden: expected 2 dimensions, none empty but the first, got shape [3]"),
+        (
+            {"hidden": torch.zeros(3)},
+            ValueError,
+            "hidden: expected 2 dimensions, none empty but the first, got shape [3]",
+        ),
         (
             {"hidden": torch.zeros(2, 0)},
             ValueError,

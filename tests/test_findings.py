@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from verified_losses.oracles.infonce import normalize
 from verified_losses.properties.ask import run
+from verified_losses.properties.ask.run import smallest
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example, Step
@@ -321,6 +323,25 @@ def test_rows_that_are_normalised_explain_a_case() -> None:
     finding, found = _explained(normalised, *RANDOM)
     assert [one.kind for one in found] == ["normalized"]
     assert "--features normalized" in terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
+
+
+def test_hints_compare_with_what_the_oracle_gets() -> None:
+    """A loss that holds the logarithm of its scale, and normalises where the contract does not."""
+
+    def normalised(_: float, given: Reference) -> float:
+        ready = given.contract.prepared(given.case, given.inputs)
+        inputs = [one | {name: normalize(one[name]) for name in hints.FEATURES[:2]} for one in ready]
+        return float(np.real(given.contract.oracle(given.case, inputs)[0]["contrastive_loss"]))
+
+    cases = [dataclasses.replace(case, held=(("logit_scale", "exp"),)) for case in RANDOM]
+    assert [one.kind for one in _explained(normalised, *cases)[1]] == ["normalized"]
+
+
+def test_the_smallest_case_is_shown_with_its_own_numbers() -> None:
+    first = _falsified(_check(), RANDOM[0], error=Falsified("expected 1, observed 2"))
+    last = dataclasses.replace(first, error=Falsified("expected 3, observed 4"))
+    assert smallest(last, first)[1:] == ["in it: expected 3, observed 4"]
+    assert smallest(last, last) == [f"smallest case: {last.counterexample}"]
 
 
 def test_rows_that_are_not_normalised_explain_a_case() -> None:

@@ -20,6 +20,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from verified_losses.properties import devices
+from verified_losses.properties.process_state import preserved
 from verified_losses.properties.worlds import OutOfTime, WorldError
 from verified_losses.properties.worlds.processes import ProcessWorld, shared_world
 from verified_losses.properties.worlds.single import SingleWorld
@@ -51,6 +53,10 @@ def sum_of_ranks(rank, size):
 
 def environment(rank, size):
     return torch.get_num_threads(), sys.path, os.environ.get("GIVEN_BY_A_TEST")
+
+
+def how_matrices_are_multiplied(rank, size):
+    return [devices.matmul_of(dtype, "cuda:0") for dtype in ("float32", "float16", "bfloat16")]
 
 
 def raise_on(rank, size, failing):
@@ -566,3 +572,15 @@ def test_the_single_world_runs_here():
     assert [state.state for state in caught.value.ranks] == ["raised"]
     assert isinstance(caught.value.__cause__, ArithmeticError)
     world.close()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_ranks_multiply_matrices_as_the_caller_does(world: ProcessWorld, allowed: bool) -> None:
+    products = torch.backends.cuda.matmul
+    with preserved():
+        products.allow_tf32 = allowed
+        products.allow_bf16_reduced_precision_reduction = not allowed
+        here = how_matrices_are_multiplied(0, 1)
+        assert here == (["tf32", "reduced", "truncated"] if allowed else ["exact", "reduced", "reduced"])
+        assert world.run(how_matrices_are_multiplied) == [here, here]
+    assert world.run(how_matrices_are_multiplied) == [how_matrices_are_multiplied(0, 1)] * 2

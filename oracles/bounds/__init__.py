@@ -18,6 +18,7 @@ gradients its operands get. An oracle that is written with steps has its bounds 
     scalars     exp(t), 1 / t
     product     scale * x @ y.T + bias
     softmax     cross-entropies of labels, of soft targets, of the sigmoid
+    rows        large matrices, by blocks of rows
     gathering   rows of other ranks
 
 Operations that are exact for this case add nothing: products with zero and with powers of two, and sums of

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..complex_step import Array
 from .precision import Bounded, Magnitude, Precision, gamma
+from .rows import by_rows
 from .scalars import inverse
 from .sums import inexact, narrower, spacing, summed
 from .tape import NotSteps, Part, Traced, Traits, bounded, give, tape_of
@@ -61,6 +62,11 @@ def logits(
     2002, lemma 3.1). Nothing is exact then, and an element of a normalised row may underflow: it meets one
     of at most 1.
     """
+    found: Bounded = by_rows(lambda rows: _logits_of_rows(scale, rows, y, bias, p, further), len(y), x)
+    return found
+
+
+def _logits_of_rows(scale: float, x: Array, y: Array, bias: float, p: Precision, further: Further) -> Bounded:
     plain = scale * x @ y.T
     products = abs(scale) * abs(x) @ abs(y).T
     # of what are all products multiples? then none of them rounds, nor does a sum that is short enough

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..complex_step import Array
 from .precision import BASE_TWO, CAP, ELEMENTARY, FLOAT64, Bounded, Precision, gamma
+from .rows import by_rows
 from .sums import Weight, added, inexact, spacing, summed, weighed
 from .tape import Part, Traced, Traits, bounded, give, tape_of
 
@@ -210,6 +211,11 @@ def cross_entropy_targets(z: Bounded, target_logits: Bounded, p: Precision) -> B
     section 3.1), `MEAN_STORED` besides. It errs by what its factors err by, and by `SPREAD_STORED` roundings
     of t[j] log q[j] and of t[j] m, which may be taken apart.
     """
+    found: Bounded = by_rows(lambda z, t: _targets_back(z, t, p), z.value.shape[1], z, target_logits)
+    return found
+
+
+def _targets_back(z: Bounded, target_logits: Bounded, p: Precision) -> Bounded:
     logp = log_softmax(z, p)
     target = softmax(target_logits, p)
     mean = (target.value * logp.value).sum(1, keepdims=True)
@@ -248,6 +254,15 @@ def sigmoid_entropy(z: Bounded, labels: Array, p: Precision) -> tuple[Bounded, B
     return Bounded(value, error), Bounded(-labels * slope, slope_error)
 
 
+def _of_signs(z: Bounded, labels: Array, p: Precision) -> tuple[Bounded, Bounded]:
+    def of_rows(z: Bounded, labels: Array) -> tuple[Bounded, Bounded]:
+        return sigmoid_entropy(z, labels, p)
+
+    shape = z.value.shape
+    found: tuple[Bounded, Bounded] = by_rows(of_rows, shape[-1], z, np.broadcast_to(labels, shape))
+    return found
+
+
 def one_hot(labels: Array, classes: int) -> Bounded:
     """Return [n] labels as exact probabilities, [n, c]."""
     hot = np.zeros((len(labels), classes))
@@ -256,12 +271,20 @@ def one_hot(labels: Array, classes: int) -> Bounded:
 
 
 def _of_labels(z: Bounded, labels: Array, p: Precision) -> tuple[Bounded, Bounded]:
-    return entropy_of(z, one_hot(labels, z.value.shape[1]), p)
+    def of_rows(z: Bounded, labels: Array) -> tuple[Bounded, Bounded]:
+        return entropy_of(z, one_hot(labels, z.value.shape[1]), p)
+
+    found: tuple[Bounded, Bounded] = by_rows(of_rows, z.value.shape[1], z, labels)
+    return found
 
 
 def _of_targets(z: Bounded, t: Bounded, p: Precision) -> tuple[Bounded, Bounded]:
-    targets, excess = soft_targets(t, p)
-    return entropy_of(z, targets, p, excess)
+    def of_rows(z: Bounded, t: Bounded) -> tuple[Bounded, Bounded]:
+        targets, excess = soft_targets(t, p)
+        return entropy_of(z, targets, p, excess)
+
+    found: tuple[Bounded, Bounded] = by_rows(of_rows, z.value.shape[1], z, t)
+    return found
 
 
 def cross_entropy(logits: Traced, labels: Array) -> Traced:
@@ -341,7 +364,7 @@ def sigmoid_cross_entropy(logits: Traced, labels: Array) -> Traced:
     """Trace -log sigmoid(labels * logits) for labels of 1 and -1."""
     tape = logits.tape
     p = tape.p.of_half_logits
-    value, slope = tape.once(sigmoid_entropy, logits.bounded, np.asarray(labels, float), p)
+    value, slope = tape.once(_of_signs, logits.bounded, np.asarray(labels, float), p)
     return tape.node(value, lambda part: _slope_back(logits, slope, part, tape.p), _traits(logits))
 
 

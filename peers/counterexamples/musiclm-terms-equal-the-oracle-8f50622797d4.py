@@ -1,7 +1,7 @@
 # verified-losses counterexample 8f50622797d4
 """musiclm: "terms equal the oracle" does not hold in one process (clip, convention exact).
 
-Falsified: rank 0, contrastive_loss: expected 579.05213, observed 373.747673, error 205 is 7.5e+13
+Falsified: rank 0, contrastive_loss: expected 480.664379, observed 259.08506, error 222 is 1.41e+14
 times its bound
 
     python musiclm-terms-equal-the-oracle-8f50622797d4.py
@@ -48,27 +48,15 @@ KIND = "term"
 NAME = "contrastive_loss"
 INDEX = ()
 ALONG = None  # or a direction, instead of one element
-BOUND = 2.737e-12  # how far rounding may take a right implementation, derived for these inputs
+BOUND = 1.576e-12  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor(
-                [[-0.7175110802825405, -25.64265637892263, 15.554399753194279],
-                 [-28.986572049870322, 6.951791118645744, -3.383968238679965],
-                 [24.62154836579514, -10.323662492168587, 13.682154392441351],
-                 [28.471435048592667, 6.296806611613449, -7.051780822580211],
-                 [-28.92702065948432, 0.7690927112466591, 7.914289113197375]]
-            , dtype=torch.float64).requires_grad_(),
-            "text_features": tensor(
-                [[-7.5456327415762665, 10.008077398738244, -15.58530761037834],
-                 [19.426848437225246, 2.029915789177065, -4.2984883024068665],
-                 [19.352939370137417, -3.1410861086640374, -3.949343716839931],
-                 [-5.1799123889393215, -4.023589744626618, -18.893894072155916],
-                 [6.087092328382933, -17.82524052966069, 6.723697423701003]]
-            , dtype=torch.float64).requires_grad_(),
+            "image_features": tensor([[30.0], [-30.0], [-30.0], [-30.0], [-30.0]], dtype=torch.float64).requires_grad_(),
+            "text_features": tensor([[20.0], [20.0], [-20.0], [-20.0], [20.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(0.0, dtype=torch.float64).requires_grad_(),
         },
     ]
@@ -311,8 +299,12 @@ def values(ranks: list[dict[str, torch.Tensor]]) -> list[dict[str, Array]]:
 
 
 def judge_term(target: Any, ranks: list[list[Outcome]]) -> bool:
-    """Compare one element of one rank's term with the oracle's."""
-    expected = np.asarray(oracle(values(inputs()))[RANK][NAME]).real
+    """Compare one element of one rank's term, or of the mean over ranks, with the oracle's."""
+    terms = [np.asarray(one[NAME]).real for one in oracle(values(inputs()))]
+    if RANK is None:
+        seen = np.mean([component(part(outcomes[0])) for outcomes in ranks])
+        return agree(np.mean([one[INDEX] for one in terms]), seen)
+    expected = terms[RANK]
     return agree(expected[INDEX], component(part(ranks[RANK][0])))
 
 
@@ -331,6 +323,13 @@ def oracle(given):
         }
         for rank in range(len(given))
     ]
+
+
+def add_up(values: list[Array], counts: list[int]) -> complex:
+    """Return the sum of all elements of all values."""
+    parts = [np.sum(one) for one in values]
+    result: complex = sum(parts[1:], start=parts[0])
+    return result
 
 
 def log_softmax(logits: Array) -> Array:
@@ -381,6 +380,12 @@ def gather_features(
     return np.concatenate([carry(rows, count) for rows, count in zip(features, times, strict=True)])
 
 
+def scaled_product(x: Array, y: Array, scale: Array, bias: Array) -> Array:
+    """Return scale times the products of [n, d] rows with [m, d] rows, plus bias, [n, m]."""
+    logits: Array = scale * x @ y.T + bias
+    return logits
+
+
 def get_logits(
     image_features: list[Array],
     text_features: list[Array],
@@ -397,8 +402,8 @@ def get_logits(
     image = image_features[rank] if local_loss else all_image
     text = text_features[rank] if local_loss else all_text
     return (
-        logit_scale * image @ all_text.T + logit_bias,
-        logit_scale * text @ all_image.T + logit_bias,
+        scaled_product(image, all_text, logit_scale, logit_bias),
+        scaled_product(text, all_image, logit_scale, logit_bias),
     )
 
 
@@ -424,8 +429,8 @@ def clip_loss(
         rank, local_loss, gather_with_grad, convention,
     )
     labels = get_ground_truth(rows, rank, local_loss)
-    total = np.sum(cross_entropy(per_image, labels)) + np.sum(cross_entropy(per_text, labels))
-    loss: complex = total * row_weight(rows, local_loss) / 2
+    losses = [cross_entropy(per_image, labels), cross_entropy(per_text, labels)]
+    loss: complex = add_up(losses, rows) * row_weight(rows, local_loss) / 2
     return loss
 
 
@@ -591,6 +596,7 @@ def accelerate() -> dict[str, Any]:
 def lightning() -> dict[str, Any]:
     """Return LightningModule and Fabric: `all_gather` stacks the ranks' tensors in a dimension of its own."""
     import warnings
+    from functools import wraps
 
     import torch
     from torch import distributed as dist
@@ -642,7 +648,20 @@ def lightning() -> dict[str, Any]:
         def launch(self, *args: Any, **kwargs: Any) -> None:
             """The ranks run already."""
 
-    return {"LightningModule": LightningModule, "Fabric": Fabric}
+    def rank_zero_only(function: Any) -> Any:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return None if dist.is_initialized() and dist.get_rank() else function(*args, **kwargs)
+
+        return call
+
+    def say(message: object, stacklevel: int = 4, **kwargs: Any) -> None:
+        """Nothing is printed: what a trainer says is not about the loss."""
+
+    said = dict.fromkeys(
+        ("rank_zero_warn", "rank_zero_info", "rank_zero_debug", "rank_zero_deprecation"), say
+    )
+    return {"LightningModule": LightningModule, "Fabric": Fabric, "rank_zero_only": rank_zero_only} | said
 
 
 @cache
@@ -665,7 +684,7 @@ class Stub(ModuleType):
 
 
 class Stubs:
-    """Finds the modules that are not installed, once they are known to be missing, and those beside a """
+    """Finds the modules that are not installed, once they are known to be missing, and those beside a file."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -707,7 +726,7 @@ def above(path: Path) -> list[str]:
 
 
 def import_from(name: str, path: Path, folders: list[str] | None = None) -> ModuleType:
-    """Import a file under a name; it is an empty package where there is no """
+    """Import a file under a name; it is an empty package where there is no file."""
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)

@@ -1,8 +1,8 @@
 # verified-losses counterexample 5af459ea2015
 """simclr: "terms equal the oracle" does not hold in 2 ranks (ntxent, convention exact).
 
-Falsified: rank 0, contrastive_loss: expected 1.34362083, observed 1.29884825, error 0.0448 is
-3.71e+12 times its bound
+Falsified: rank 0, contrastive_loss: expected 0.551444714, observed 1.3250285, error 0.774 is
+7.85e+13 times its bound
 
     python simclr-terms-equal-the-oracle-5af459ea2015.py
 
@@ -52,19 +52,19 @@ KIND = "term"
 NAME = "contrastive_loss"
 INDEX = ()
 ALONG = None  # or a direction, instead of one element
-BOUND = 1.207e-14  # how far rounding may take a right implementation, derived for these inputs
+BOUND = 9.859e-15  # how far rounding may take a right implementation, derived for these inputs
 
 
 def inputs():
     """Return what each rank is given."""
     return [
         {
-            "first": tensor([[0.75]], dtype=torch.float64).requires_grad_(),
-            "second": tensor([[-0.75]], dtype=torch.float64).requires_grad_(),
+            "first": tensor([[0.0, 1.0]], dtype=torch.float64).requires_grad_(),
+            "second": tensor([[0.0, 1.0]], dtype=torch.float64).requires_grad_(),
         },
         {
-            "first": tensor([[-0.75]], dtype=torch.float64).requires_grad_(),
-            "second": tensor([[-0.5]], dtype=torch.float64).requires_grad_(),
+            "first": tensor([[1.0, 0.0]], dtype=torch.float64).requires_grad_(),
+            "second": tensor([[1.0, 0.0]], dtype=torch.float64).requires_grad_(),
         },
     ]
 
@@ -291,8 +291,12 @@ def values(ranks: list[dict[str, torch.Tensor]]) -> list[dict[str, Array]]:
 
 
 def judge_term(target: Any, ranks: list[list[Outcome]]) -> bool:
-    """Compare one element of one rank's term with the oracle's."""
-    expected = np.asarray(oracle(values(inputs()))[RANK][NAME]).real
+    """Compare one element of one rank's term, or of the mean over ranks, with the oracle's."""
+    terms = [np.asarray(one[NAME]).real for one in oracle(values(inputs()))]
+    if RANK is None:
+        seen = np.mean([component(part(outcomes[0])) for outcomes in ranks])
+        return agree(np.mean([one[INDEX] for one in terms]), seen)
+    expected = terms[RANK]
     return agree(expected[INDEX], component(part(ranks[RANK][0])))
 
 
@@ -310,6 +314,32 @@ def oracle(given):
         }
         for rank in range(len(given))
     ]
+
+
+def add_up(values: list[Array], counts: list[int]) -> complex:
+    """Return the sum of all elements of all values."""
+    parts = [np.sum(one) for one in values]
+    result: complex = sum(parts[1:], start=parts[0])
+    return result
+
+
+def divided_product(x: Array, y: Array, temperature: float) -> Array:
+    """Return the products of [n, d] rows with [m, d] rows, divided by a temperature, [n, m]."""
+    logits: Array = x @ y.T / temperature
+    return logits
+
+
+def scaled_product(x: Array, y: Array, scale: Array, bias: Array) -> Array:
+    """Return scale times the products of [n, d] rows with [m, d] rows, plus bias, [n, m]."""
+    logits: Array = scale * x @ y.T + bias
+    return logits
+
+
+def compared(x: Array, y: Array, temperature: Any, rank: int) -> Array:
+    """Return the logits of rows; a list holds every rank's inverse temperature, which is learned."""
+    if isinstance(temperature, list):
+        return scaled_product(x, y, temperature[rank], np.asarray(0.0))
+    return divided_product(x, y, temperature)
 
 
 def log_softmax(logits: Array) -> Array:
@@ -354,8 +384,8 @@ def gather_features(
 
 
 def normalize(features: Array) -> Array:
-    """Return x / |x| for each row of [n, d] features, none of which is zero."""
-    unit: Array = features / np.sqrt(np.sum(features * features, axis=1, keepdims=True))
+    """Return x / |x| for each row of [..., d] features; no row is zero."""
+    unit: Array = features / np.sqrt(np.sum(features * features, axis=-1, keepdims=True))
     return unit
 
 
@@ -375,7 +405,7 @@ def row_weight(rows: list[int], local_loss: bool) -> float:
 def ntxent_loss(
     first: list[Array],
     second: list[Array],
-    temperature: float,
+    temperature: float | list[Array],
     rank: int,
     local_loss: bool = False,
     gather_with_grad: bool = False,
@@ -390,12 +420,12 @@ def ntxent_loss(
     anchors = np.concatenate([first[rank], second[rank]]) if local_loss else views
     if cosine:
         anchors, views = normalize(anchors), normalize(views)
-    logits = anchors @ views.T / temperature
+    logits = compared(anchors, views, temperature, rank)
     # a view is not looked for by itself: its column is left out, and those behind it move up
     others = np.arange(len(views)) != own[:, None]
     kept = logits[others].reshape(len(own), len(views) - 1)
     labels = partner - (partner > own)
-    loss: complex = np.sum(cross_entropy(kept, labels)) * row_weight(rows, local_loss) / 2
+    loss: complex = add_up([cross_entropy(kept, labels)], rows) * row_weight(rows, local_loss) / 2
     return loss
 
 
@@ -577,6 +607,7 @@ def accelerate() -> dict[str, Any]:
 def lightning() -> dict[str, Any]:
     """Return LightningModule and Fabric: `all_gather` stacks the ranks' tensors in a dimension of its own."""
     import warnings
+    from functools import wraps
 
     import torch
     from torch import distributed as dist
@@ -628,7 +659,20 @@ def lightning() -> dict[str, Any]:
         def launch(self, *args: Any, **kwargs: Any) -> None:
             """The ranks run already."""
 
-    return {"LightningModule": LightningModule, "Fabric": Fabric}
+    def rank_zero_only(function: Any) -> Any:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return None if dist.is_initialized() and dist.get_rank() else function(*args, **kwargs)
+
+        return call
+
+    def say(message: object, stacklevel: int = 4, **kwargs: Any) -> None:
+        """Nothing is printed: what a trainer says is not about the loss."""
+
+    said = dict.fromkeys(
+        ("rank_zero_warn", "rank_zero_info", "rank_zero_debug", "rank_zero_deprecation"), say
+    )
+    return {"LightningModule": LightningModule, "Fabric": Fabric, "rank_zero_only": rank_zero_only} | said
 
 
 @cache
@@ -651,7 +695,7 @@ class Stub(ModuleType):
 
 
 class Stubs:
-    """Finds the modules that are not installed, once they are known to be missing, and those beside a """
+    """Finds the modules that are not installed, once they are known to be missing, and those beside a file."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -693,7 +737,7 @@ def above(path: Path) -> list[str]:
 
 
 def import_from(name: str, path: Path, folders: list[str] | None = None) -> ModuleType:
-    """Import a file under a name; it is an empty package where there is no """
+    """Import a file under a name; it is an empty package where there is no file."""
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)

@@ -319,6 +319,32 @@ def oracle(given):
     ]
 
 
+def add_up(values: list[Array], counts: list[int]) -> complex:
+    """Return the sum of all elements of all values."""
+    parts = [np.sum(one) for one in values]
+    result: complex = sum(parts[1:], start=parts[0])
+    return result
+
+
+def divided_product(x: Array, y: Array, temperature: float) -> Array:
+    """Return the products of [n, d] rows with [m, d] rows, divided by a temperature, [n, m]."""
+    logits: Array = x @ y.T / temperature
+    return logits
+
+
+def scaled_product(x: Array, y: Array, scale: Array, bias: Array) -> Array:
+    """Return scale times the products of [n, d] rows with [m, d] rows, plus bias, [n, m]."""
+    logits: Array = scale * x @ y.T + bias
+    return logits
+
+
+def compared(x: Array, y: Array, temperature: Any, rank: int) -> Array:
+    """Return the logits of rows; a list holds every rank's inverse temperature, which is learned."""
+    if isinstance(temperature, list):
+        return scaled_product(x, y, temperature[rank], np.asarray(0.0))
+    return divided_product(x, y, temperature)
+
+
 def log_softmax(logits: Array) -> Array:
     """Return log of exp(z_j) / sum_k exp(z_k) along the last axis."""
     # shifted by the largest so that no exponential overflows; the shift cancels, so it may be constant
@@ -361,8 +387,8 @@ def gather_features(
 
 
 def normalize(features: Array) -> Array:
-    """Return x / |x| for each row of [n, d] features, none of which is zero."""
-    unit: Array = features / np.sqrt(np.sum(features * features, axis=1, keepdims=True))
+    """Return x / |x| for each row of [..., d] features; no row is zero."""
+    unit: Array = features / np.sqrt(np.sum(features * features, axis=-1, keepdims=True))
     return unit
 
 
@@ -382,7 +408,7 @@ def row_weight(rows: list[int], local_loss: bool) -> float:
 def ntxent_loss(
     first: list[Array],
     second: list[Array],
-    temperature: float,
+    temperature: float | list[Array],
     rank: int,
     local_loss: bool = False,
     gather_with_grad: bool = False,
@@ -397,12 +423,12 @@ def ntxent_loss(
     anchors = np.concatenate([first[rank], second[rank]]) if local_loss else views
     if cosine:
         anchors, views = normalize(anchors), normalize(views)
-    logits = anchors @ views.T / temperature
+    logits = compared(anchors, views, temperature, rank)
     # a view is not looked for by itself: its column is left out, and those behind it move up
     others = np.arange(len(views)) != own[:, None]
     kept = logits[others].reshape(len(own), len(views) - 1)
     labels = partner - (partner > own)
-    loss: complex = np.sum(cross_entropy(kept, labels)) * row_weight(rows, local_loss) / 2
+    loss: complex = add_up([cross_entropy(kept, labels)], rows) * row_weight(rows, local_loss) / 2
     return loss
 
 
@@ -563,6 +589,7 @@ def accelerate() -> dict[str, Any]:
 def lightning() -> dict[str, Any]:
     """Return LightningModule and Fabric: `all_gather` stacks the ranks' tensors in a dimension of its own."""
     import warnings
+    from functools import wraps
 
     import torch
     from torch import distributed as dist
@@ -614,7 +641,20 @@ def lightning() -> dict[str, Any]:
         def launch(self, *args: Any, **kwargs: Any) -> None:
             """The ranks run already."""
 
-    return {"LightningModule": LightningModule, "Fabric": Fabric}
+    def rank_zero_only(function: Any) -> Any:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return None if dist.is_initialized() and dist.get_rank() else function(*args, **kwargs)
+
+        return call
+
+    def say(message: object, stacklevel: int = 4, **kwargs: Any) -> None:
+        """Nothing is printed: what a trainer says is not about the loss."""
+
+    said = dict.fromkeys(
+        ("rank_zero_warn", "rank_zero_info", "rank_zero_debug", "rank_zero_deprecation"), say
+    )
+    return {"LightningModule": LightningModule, "Fabric": Fabric, "rank_zero_only": rank_zero_only} | said
 
 
 @cache
@@ -637,7 +677,7 @@ class Stub(ModuleType):
 
 
 class Stubs:
-    """Finds the modules that are not installed, once they are known to be missing, and those beside a """
+    """Finds the modules that are not installed, once they are known to be missing, and those beside a file."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -679,7 +719,7 @@ def above(path: Path) -> list[str]:
 
 
 def import_from(name: str, path: Path, folders: list[str] | None = None) -> ModuleType:
-    """Import a file under a name; it is an empty package where there is no """
+    """Import a file under a name; it is an empty package where there is no file."""
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
@@ -810,7 +850,7 @@ def verdict(rank: int) -> int:
 
 
 def load_alone(place: str) -> Any:
-    """Import a module, named or a """
+    """Import a module, named or a file."""
     if not place.endswith(".py"):
         return importlib.import_module(place)
     sys.path.append(str(Path(place).resolve().parent))  # for what it imports from beside it

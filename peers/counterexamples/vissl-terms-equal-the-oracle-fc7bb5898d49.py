@@ -833,6 +833,19 @@ def verdict(rank: int) -> int:
     return 0 if rank > 0 else decide(target, everyone)
 
 
+def load_alone(place: str) -> Any:
+    """Import a module, named or a file."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    sys.path.append(str(Path(place).resolve().parent))  # for what it imports from beside it
+    spec = importlib.util.spec_from_file_location("target", place)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["target"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def by_judge(target: Any, ranks: list[Any]) -> int:
     """Return 0 if the ranks' results agree with the expected ones, else 1."""
     return 0 if judge(target, ranks) else 1
@@ -848,7 +861,7 @@ def alone(target: Any, rank: int) -> list[Any]:
     return [act(target, rank)]
 
 
-load, build, call, judge, decide, ready, gathered = load, construct, call_in_order, judge_term, by_judge, on_cpu, alone
+load, build, call, judge, decide, ready, gathered = load_alone, construct, call_in_order, judge_term, by_judge, on_cpu, alone
 
 if __name__ == "__main__":
     sys.exit(verdict(0))

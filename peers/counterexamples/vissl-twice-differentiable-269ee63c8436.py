@@ -690,6 +690,19 @@ def launched() -> int:
     return 0 if "VERDICT" in os.environ else code  # else a launcher reports a crash besides
 
 
+def load_alone(place: str) -> Any:
+    """Import a module, named or a file."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    sys.path.append(str(Path(place).resolve().parent))  # for what it imports from beside it
+    spec = importlib.util.spec_from_file_location("target", place)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["target"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def by_judge(target: Any, ranks: list[Any]) -> int:
     """Return 0 if the ranks' results agree with the expected ones, else 1."""
     return 0 if judge(target, ranks) else 1
@@ -721,7 +734,7 @@ def over_gloo(target: Any, rank: int) -> list[Any]:
     return everyone
 
 
-load, build, call, judge, decide, ready, start, gathered = load, construct, call_in_order, judge_derived_twice, by_judge, on_cpu, torchrun, over_gloo
+load, build, call, judge, decide, ready, start, gathered = load_alone, construct, call_in_order, judge_derived_twice, by_judge, on_cpu, torchrun, over_gloo
 
 if __name__ == "__main__":
     sys.exit(launched())

@@ -193,8 +193,9 @@ def verify(
                     announce(finding)  # unless it was
                     reason = run.known.reason(finding)
                     if finding.key in announced:
-                        end = f"known: {reason}" if reason else f"smallest case: {finding.counterexample}"
-                        say(console, f"  {plain(end)}")
+                        ends = [f"known: {reason}"] if reason else smallest(finding, announced[finding.key])
+                        for end in ends:
+                            say(console, f"  {plain(end)}")
                     if fail_fast and not reason:
                         run.not_verified += left_out(run.own[len(run.findings) :])
                         break
@@ -218,6 +219,13 @@ def columns(width: int) -> list[ProgressColumn]:
         TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(compact=True),
     ]  # fmt: skip
+
+
+def smallest(finding: Finding, announced: Finding) -> list[str]:
+    """Return the smallest case, and what was seen in it, where that is not what was said before."""
+    seen = terminal.how(finding)
+    other = [f"in it: {seen}"] if seen != terminal.how(announced) else []
+    return [f"smallest case: {finding.counterexample}", *other]
 
 
 LACKS = {

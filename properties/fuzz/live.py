@@ -37,7 +37,7 @@ class Screen:
         # refreshed by hand: a thread would print into what this one prints
         live = Live(console=console, auto_refresh=False, transient=True)
         self._live = live if console.is_terminal else None
-        self._announced: set[str] = set()
+        self._announced: dict[str, str] = {}
         self._last = time.monotonic()
         self._rates: deque[tuple[float, int]] = deque([(self._last, 0)])
 
@@ -58,12 +58,14 @@ class Screen:
         elif not find.is_new:
             self._print(f"[bold red]still there[/] {escape(find.headline)}")
         elif find.file not in self._announced:
-            self._announced.add(find.file)
+            self._announced[find.file] = find.headline
             self._print(f"[bold red]FALSIFIED[/] {escape(find.headline)}")
         else:
             case = plain(str(Example.from_json(find.example)))
             so_far = "" if find.is_small else " so far"
             self._print(f"  smallest case{so_far}: {escape(case)}")
+            if find.headline != self._announced[find.file]:
+                self._print(f"  in it: {escape(find.headline)}")
             self._print(f"  run: python {escape(str(self.folder / corpus.FOLDER / find.file))}")
 
     def said(self, text: str) -> None:

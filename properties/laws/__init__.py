@@ -158,6 +158,8 @@ class Law:
     """Whether it can be asked about a case that was drawn for another law, if it draws others itself."""
     simulated: bool = True
     """Whether it may run where ranks are threads of one process, as in simulated worlds."""
+    interpreted: bool = True
+    """Whether it is asked of kernels in Triton's interpreter, which takes long for large cases."""
     patience: float = 1.0
     """How much longer than others a call may take."""
     needs: str = ""

@@ -75,9 +75,9 @@ def compiled_keeps_dtypes(bench: Bench, reference: Reference) -> float:
 
 LAWS = [
     Law("compiled keeps dtypes", compiled_keeps_dtypes, draw=_half, share=0.04, patience=4.0,
-        worlds="two or one", simulated=False, modes=("compiled",), concerns=COMPILE,
+        worlds="two or one", simulated=False, interpreted=False, modes=("compiled",), concerns=COMPILE,
         applies=lambda contract: contract.is_loss),
     Law("compiled equals eager", compiled_equals_eager, draw=_widest, share=0.12, patience=4.0,
-        worlds="two or one", simulated=False, modes=("compiled",), prepare=compilable,
+        worlds="two or one", simulated=False, interpreted=False, modes=("compiled",), prepare=compilable,
         concerns=COMPILE, applies=lambda contract: contract.is_loss),
 ]  # fmt: skip

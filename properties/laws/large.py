@@ -87,7 +87,7 @@ def _has_logits(contract: Contract) -> bool:
 
 LAWS = [
     Law("large batches equal the oracle", large_equals_oracle, worlds="one", applies=_has_pairs,
-        draw=_many_pairs, share=0.04, patience=4.0),
+        draw=_many_pairs, interpreted=False, share=0.04, patience=4.0),
     Law("large logits equal the oracle", large_equals_oracle, worlds="one", applies=_has_logits,
-        draw=_many_logits, share=0.2),
+        draw=_many_logits, interpreted=False, share=0.2),
 ]  # fmt: skip

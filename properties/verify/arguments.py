@@ -428,8 +428,7 @@ def check_database(text: str) -> None:
     """Check where a database of failing cases is to be.
 
     Raises:
-        Unusable: it is neither a folder that can be written nor redis://HOST/DB, or what talks to Redis is
-            not installed.
+        Unusable: it is neither a folder that can be written nor redis://HOST/DB, or redis is not installed.
     """
     scheme, separator, _ = text.partition("://")
     if not text.strip():

@@ -145,7 +145,8 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
                 check = Check(label, contract, held, law, world)
                 fits = law.is_of(world.device) and (law.simulated or not world.row.shares_process)
                 elsewhere = law.worlds == "two or one" and world.sizes == (1,) and world.device in two
-                if check.sizes and fits and not elsewhere:
+                interpreted = law.interpreted or not subject.interpret
+                if check.sizes and fits and interpreted and not elsewhere:
                     yield check
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from verified_losses.oracles.complex_step import Array
+from verified_losses.oracles.infonce import normalize
 
 from ..cases import Case
 from ..contracts import Contract, Inputs
@@ -28,6 +29,7 @@ FEATURES = ("image_features", "text_features", "first", "second")
 
 Met = Sequence[tuple[Example, Place]]
 Oracle = Callable[[Case, Inputs], list[dict[str, Any]]]
+"""Gets a case, and every rank's inputs as the contract prepares them for its oracle."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _agrees(contract: Contract, oracle: Oracle, case: Case, place: Place) -> boo
     assert place.rank is not None
     with np.errstate(all="ignore"):
         if place.kind == "term":
-            terms = oracle(case, inputs)[place.rank]
+            terms = oracle(case, contract.prepared(case, inputs))[place.rank]
             if place.name not in terms:
                 return False
             right = float(np.real(terms[place.name])[place.index])
@@ -142,7 +144,7 @@ def _agrees(contract: Contract, oracle: Oracle, case: Case, place: Place) -> boo
             cotangents = contract.cotangents(case)
 
             def summed(moved: Inputs) -> Any:
-                return total(oracle(case, moved), cotangents)
+                return total(oracle(case, contract.prepared(case, moved)), cotangents)
 
             right = derivative(summed, inputs, place.rank, place.name, along)
     # the bound is that of the oracle's own value: another one rounds in proportion
@@ -170,9 +172,8 @@ def _normalized(inputs: Inputs) -> Inputs:
     """Return the inputs with rows of norm 1; rows of zeros stay."""
 
     def unit(rows: Array) -> Array:
-        squares = np.sum(rows * rows, axis=1, keepdims=True)
-        result: Array = rows / np.sqrt(np.where(squares == 0, 1, squares))
-        return result
+        are_zeros = ~rows.any(axis=1, keepdims=True)
+        return np.where(are_zeros, 0, normalize(np.where(are_zeros, 1, rows)))
 
     return [
         {name: unit(value) if name in FEATURES else value for name, value in given.items()}
@@ -200,4 +201,7 @@ def _raw(contract: Contract, case: Case, inputs: Inputs) -> list[dict[str, Any]]
             own[places, start + places] = np.sqrt(radius - np.sum(rows * rows, axis=1))
             padded[rank][name] = np.concatenate([rows, own], axis=1)
             start += len(rows)
+    for given in padded:  # a scale that the loss holds is an input
+        if "logit_scale" in given:
+            given["logit_scale"] = radius * given["logit_scale"]
     return contract.oracle(replace(case, scale=case.scale * radius), padded)

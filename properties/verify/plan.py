@@ -330,6 +330,13 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     own = [label for label in labels if held_to[label].whole]
     if own:
         lines.append(f"large batches: no law for contracts of one's own: {', '.join(own)}")
+    interpreted = [
+        label for label in labels if any(c.label == label and c.subject.interpret for c in planned)
+    ]
+    if interpreted:
+        lines.append(
+            f"large batches, many logits, torch.compile: not in Triton's interpreter: {', '.join(interpreted)}"
+        )
     ran_on = {devices.kind_of(check.world.device) for check in planned}
     if "cuda" not in ran_on:
         missing = devices.KINDS["cuda"].missing()

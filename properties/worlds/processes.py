@@ -129,7 +129,7 @@ class ProcessWorld:
 
         Function, arguments and results travel pickled, so the function must be importable by name in
         another process: not a lambda, not nested, not in `__main__`. Ranks see this process's `sys.path`
-        as of the call, and its environment as of their start.
+        as of the call, multiply matrices by its settings of then, and have its environment as of their start.
 
         Raises:
             TypeError: the function or an argument does not pickle; no rank was asked anything.
@@ -197,7 +197,7 @@ class ProcessWorld:
             self._call(pickle.dumps((_prepare, (self.prepare,))), self.start_timeout)
 
     def _call(self, call: bytes, timeout: float) -> list[Any]:
-        (self._folder / "call").write_bytes(pickle.dumps((sys.path, call)))
+        (self._folder / "call").write_bytes(pickle.dumps((sys.path, products_here(), call)))
         return self._ask(b"call", timeout)
 
     def _ask(self, request: bytes, timeout: float) -> list[Any]:
@@ -368,7 +368,8 @@ def _rank_main(
         join(rank, size, folder, collective_timeout)
 
     def call() -> object:
-        sys.path[:], pickled = pickle.loads((folder / "call").read_bytes())
+        sys.path[:], products, pickled = pickle.loads((folder / "call").read_bytes())
+        multiply_as(products)
         try:
             function, arguments = pickle.loads(pickled)
         except Exception as error:
@@ -380,6 +381,23 @@ def _rank_main(
         job = jobs[pipe.recv_bytes()]
         os.ftruncate(output, 0)
         _answer(job, folder / f"answer-{rank}", pipe)
+
+
+def products_here() -> tuple[Any, ...] | None:
+    """Return how this process multiplies matrices, which the bounds of its cases go by; None before torch."""
+    if "torch" not in sys.modules:
+        return None
+    from .. import process_state
+
+    return process_state.products()
+
+
+def multiply_as(products: tuple[Any, ...] | None) -> None:
+    """Let matrices be multiplied as where `products_here` returned these settings."""
+    if products is not None:
+        from .. import process_state
+
+        process_state.set_products(products)
 
 
 def _prepare(rank: int, size: int, prepare: Callable[[], object]) -> None:

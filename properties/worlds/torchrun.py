@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import devices
 from . import OutOfTime, RankState, State, WorldError, WorldLost
-from .processes import COLLECTIVE_SHARE, LINGER_SECONDS
+from .processes import COLLECTIVE_SHARE, LINGER_SECONDS, multiply_as, products_here
 
 if TYPE_CHECKING:
     from .specs import WorldSpec
@@ -115,7 +115,7 @@ class TorchrunWorld:
             WorldLost: it is gone, with a host, or since a run before.
         """
         try:
-            call = pickle.dumps((function, arguments))
+            call = pickle.dumps((function, arguments, products_here()))
         except Exception as error:
             raise TypeError(f"cannot send {function!r} to the ranks: {error}") from error
         if time.monotonic() >= self.until:
@@ -155,9 +155,10 @@ class _Group:
         try:
             with _at_most(seconds):
                 try:
-                    function, arguments = pickle.loads(call)
+                    function, arguments, products = pickle.loads(call)
                 except Exception as error:
                     raise TypeError("a rank cannot import what the call names") from error
+                multiply_as(products)
                 result = function(self.rank, self.size, *arguments)
             try:
                 return "returned", pickle.dumps(result)
