@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.show.certificate import versions
 from verified_losses.properties.show.counterexample import SECONDS, write
 from verified_losses.properties.show.replay import replay
@@ -48,7 +49,7 @@ def pins() -> dict[str, str]:
 def planned(record: Record, subject: Subject | None = None) -> Iterator[Check]:
     """List what a record asks, of its subject as an inspection has found it."""
     subject = subject or record.bind()
-    for check in checks({record.key: (record.contract, subject)}, parse(record.worlds)):
+    for check in checks({record.key: (record.held_to, subject)}, parse(record.worlds)):
         name = check.law.name
         if record.narrower is not None:
             check = dataclasses.replace(check, contract=record.narrower)
@@ -81,7 +82,8 @@ def certify(record: Record, seed: int) -> list[Seen]:
     subject = record.bind()
     if not record.adapted:
         sys.path.append(str(SITE))
-        subject, _ = inspection(subject, record.contract)
+    if not record.adapted or record.contract in FORMULAS:
+        subject, _ = inspection(subject, record.held_to)
     findings = []
     for check in planned(record, subject):
         finding = verify(check, record.examples, seed)

@@ -24,6 +24,7 @@ DEFECTS: dict[str, str] = {
     "lightly second": "The backward of its gather reduces in place, outside autograd: second derivatives through rows of other ranks come out wrong, silently.",
     "lightly uneven": "Ranks with unequal numbers of rows kill a process in native code instead of raising.",
     "pml underflow": "It takes the logarithm of a probability plus the smallest normal number, so where the exponential underflows the loss is cut off (at 87.3 in float32, 9.7 in float16) and hard pairs get a gradient too small, or none.",
+    "pml one label": "Where a batch has one label alone, so that it has no negative pair, SupConLoss returns 0, and its gradient is 0; the formula pushes unequal positives together.",
     "pml compiled": "Compiled by torch 2.13, DistributedLossWrapper gives the embeddings of a rank their gradient twice: the collective that torch.compile puts in place of dist.all_gather carries gradient.",
     "pml value": "DistributedLossWrapper returns W times the loss, on every rank (the gradients of the embeddings are right after DDP's mean).",
     "pml uneven": "Ranks with unequal numbers of rows kill a process in native code instead of raising.",

@@ -11,7 +11,7 @@ from verified_losses.properties.contracts import Contract
 from verified_losses.properties.contracts.clip import ClipContract
 from verified_losses.properties.contracts.coca import CoCaContract
 from verified_losses.properties.contracts.siglip import SigLipContract
-from verified_losses.properties.names import DTYPES, STRIDES
+from verified_losses.properties.names import DTYPES, FORMULAS, STRIDES
 from verified_losses.properties.subjects import Subject
 
 from .load import SITE
@@ -94,6 +94,11 @@ class Record:
     def adapted(self) -> bool:
         """Whether an adapter calls it; else it is called in the form that an inspection finds."""
         return "/" not in self.target
+
+    @property
+    def held_to(self) -> str:
+        """The contract's whole name: that of a kind is a formula's."""
+        return FORMULAS.get(self.contract, self.contract)
 
     def bind(self) -> Subject:
         """Return the subject; by default with equal rows, no bias, plain strides and full precision."""
@@ -186,6 +191,13 @@ RECORDS = [
     Record("musiclm", "musiclm-pytorch", "musiclm_pytorch/musiclm_pytorch:SoftmaxContrastiveLearning", "clip", "both directions", "1", wrong=dict.fromkeys(DERIVED, "musiclm overflow")),
     Record("transformers", "transformers", "transformers/models/clip/modeling_clip:image_text_contrastive_loss", "clip", "both directions", "1", STRIDED | HALVES),
     Record("timm", "timm", "timm/loss/cross_entropy:LabelSmoothingCrossEntropy", "cross_entropy", "without smoothing", "1", STRIDED | HALVES | {"options": (("smoothing", 0.0),)}),
+    # kinds beyond open_clip's
+    Record("lightly-decoupled", "lightly", "lightly:DCLLoss", "decoupled", "without the positive below", "1", STRIDED | HALVES),
+    Record("lightly-bank", "lightly", "lightly:MemoryBank", "held_queue", "a bank that it holds, several calls", "1", STRIDED),
+    Record("pml-supcon", "pytorch-metric-learning", "pytorch_metric_learning:SupConLoss", "supcon", "several positives by label", "1", wrong=dict.fromkeys(DERIVED[1:], "pml one label")),
+    Record("pml-triplets", "pytorch-metric-learning", "pytorch_metric_learning:Triplets", "triplet", "squared distances", "1", {}, DERIVED),
+    Record("info-nce-negatives", "info-nce-pytorch", "info_nce:negatives", "queue", "given negatives", "1", STRIDED | HALVES),
+    Record("timm-smoothed", "timm", "timm/loss/cross_entropy:LabelSmoothingCrossEntropy", "smoothed", "with smoothing", "1", STRIDED | HALVES),
     Record("siglip-kernel", "siglip-kernel", "siglip_kernel/reference:siglip_loss_reference", "siglip", "its reference", "1"),
     Record("memeff", "memeff", "memeff/clip_loss:MemoryEfficientCLIPLoss", "clip", "both directions, its kernels interpreted", "1", {"interpret": True, "widths": (16, 32), "dtypes": ("float32", "bfloat16", "float16"), "options": (("stable", False),)}, examples=10, wrong={"twice differentiable": "memeff second"}),
     Record("bolts", "lightning-bolts", "pl_bolts/losses/self_supervised_learning:nt_xent_loss", "ntxent", "two views of unit length", "1", STRIDED | {"features": "unit"}, wrong=dict.fromkeys(DERIVED[1:], "bolts overflow")),

@@ -85,7 +85,9 @@ def names_of(contract: str) -> dict[str, Name]:
         NoFormula: there is no such formula.
     """
     if is_own(contract) and contract not in NAMES:
-        NAMES[contract] = {name: _of_kind(name, kind) for name, kind in formula(contract).inputs.items()}
+        found = formula(contract)
+        sizes = {name: Name(f'ARGUMENTS["{name}"]') for name in found.sizes_held}
+        NAMES[contract] = sizes | {name: _of_kind(name, kind) for name, kind in found.inputs.items()}
     return NAMES[contract]
 
 

@@ -84,7 +84,7 @@ class OwnContract(Contract):
             if isinstance(kind, Rows | Matrix | Shared) and not kind.is_derived
         )  # fmt: skip
         self.holds = self.formula.holds
-        self.sizes_held = (f"{self.holds}_size", WIDTH) if self.holds else ()
+        self.sizes_held = self.formula.sizes_held
         names_of(name)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..standalone.loading import load
-from .kinds import Kind, Matrix, Positive, Rows, Shared, WrongKind, named_sizes
+from .kinds import WIDTH, Kind, Matrix, Positive, Rows, Shared, WrongKind, named_sizes
 
 RANKS = ("rank", "world_size", "group")
 
@@ -42,6 +42,11 @@ class Formula:
 
     def __repr__(self) -> str:
         return f"<contract {self.name}>"
+
+    @property
+    def sizes_held(self) -> tuple[str, ...]:
+        """Arguments of a constructor that are the sizes of what a loss holds, and that it need not take."""
+        return (f"{self.holds}_size", WIDTH) if self.holds else ()
 
     @property
     def name(self) -> str:

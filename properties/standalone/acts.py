@@ -373,9 +373,9 @@ def send_in_backward(calls: list[Call]) -> list[str]:
     return seen
 
 
-def leave_behind(calls: list[Call], seed: int = 0) -> list[str]:
-    """Return what a call and its backward leave behind, in words."""
-    losses: list[Any] = []  # the one that is called, which outlives its calls
+def leave_behind(calls: list[Call], seed: int = 0, built: bool = False) -> list[str]:
+    """Return what a call and its backward leave behind, in words; where it is `built` before, that alone."""
+    losses: list[Any] = [calls[0].build()] * built  # the one that is called, which outlives its calls
 
     def again() -> dict[str, torch.Tensor]:
         if not losses:

@@ -14,8 +14,7 @@ class HeldQueue(nn.Module):
     def __init__(self, queue_size: int, width: int, temperature: float = 0.07) -> None:
         super().__init__()
         self.temperature = temperature
-        generator = torch.Generator().manual_seed(0)
-        self.register_buffer("queue", F.normalize(torch.randn(queue_size, width, generator=generator)))
+        self.register_buffer("queue", F.normalize(torch.randn(queue_size, width)))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
