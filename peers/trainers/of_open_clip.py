@@ -67,7 +67,9 @@ class OpenClip:
     ) -> None:
         net = TwoTowers(frozen)
         self.model = DistributedDataParallel(net) if world_size > 1 else net
-        self.loss = ClipLoss(local_loss, gather_with_grad, cache_labels=True, rank=rank, world_size=world_size)
+        self.loss = ClipLoss(
+            local_loss, gather_with_grad, cache_labels=True, rank=rank, world_size=world_size
+        )
         self.optimizer = torch.optim.AdamW([one for one in net.parameters() if one.requires_grad], 1e-3)
         self.world_size = world_size
         self.batch = paired

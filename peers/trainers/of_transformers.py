@@ -60,9 +60,9 @@ class HuggingFace:
     def step(self, *batches: Batch) -> float:
         """Train on micro-batches."""
         constant = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
-        arguments = TrainingArguments(
-            self.folder, gradient_accumulation_steps=len(batches), **self.arguments
+        arguments = TrainingArguments(self.folder, gradient_accumulation_steps=len(batches), **self.arguments)
+        trainer = _Trainer(
+            self.model, arguments, train_dataset=_Rows(), optimizers=(self.optimizer, constant)
         )
-        trainer = _Trainer(self.model, arguments, train_dataset=_Rows(), optimizers=(self.optimizer, constant))
         trainer.batches = list(batches)
         return float(trainer.train().training_loss)
