@@ -17,19 +17,20 @@ from torch import nn
 
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.ask.listing import everything
+from verified_losses.properties.laws import Falsified, Place
 from verified_losses.properties.names import STEP_LAWS
 from verified_losses.properties.process_state import preserved
 from verified_losses.properties.show.step import JUDGES, OF_LAWS, render, write
-from verified_losses.properties.standalone.steps import Plan, Seen, run_steps
+from verified_losses.properties.standalone.steps import Plan, Seen, built, micro_batches, run_steps
 from verified_losses.properties.step.cases import StepCase
 from verified_losses.properties.step.inspection import inspected, look
-from verified_losses.properties.step.laws import laws
+from verified_losses.properties.step.laws import Observed, gradients_equal, laws
 from verified_losses.properties.step.monte_carlo import UNITS, Moved
 from verified_losses.properties.step.target import Trainer
-from verified_losses.properties.step.truth import truth
+from verified_losses.properties.step.truth import Truth, truth
 from verified_losses.properties.step.verify import Bench, StepFinding, checks, grouped, verify, verify_all
 from verified_losses.properties.subjects import Subject
-from verified_losses.properties.verify.arguments import Unusable
+from verified_losses.properties.worlds import server
 from verified_losses.properties.worlds.single import SingleWorld
 from verified_losses.properties.worlds.specs import parse
 
@@ -37,7 +38,7 @@ from .children import LIMIT_SECONDS
 from .defects.steps.index import AGREE, DEFECTS, FRESH, GETS, GRADS, LOGGED, RIGHT, SCALE, UNEVEN, Planted
 from .defects.steps.report import amiss, findings
 
-FEW = 3
+FEW = 2
 HERE = {"GradientSum", "GradientAlmostMean", "TimesAccumulation", "ForgetsZeroGrad", "ClipsBeforeUnscaling",
         "SeedsByRank", "NeverUsesHead"}  # fmt: skip
 """The planted steps that are caught without a process of their own."""
@@ -48,6 +49,7 @@ DDP = "NeverSynchronises", "DdpAccumulates"
 @pytest.fixture
 def _alone(in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("verified_losses.properties.step.verify.SHRINK_SECONDS", 0.1)
+    monkeypatch.setattr(server, "start", lambda: None)
     with preserved():
         yield
 
@@ -95,7 +97,7 @@ def test_caught(name: str) -> None:
 @pytest.mark.parametrize("name", ["HandReduced", "WeighsRows"])
 def test_a_right_step_is_not_accused(name: str) -> None:
     planted = _planted(name)
-    planted = dataclasses.replace(planted, world="1,sim:2-4")
+    planted = dataclasses.replace(planted, world="1" if name == "HandReduced" else "sim:2-3")
     for finding in findings(planted, FEW):
         expected = "limit" if finding.law == UNEVEN and not planted.uneven else "holds"
         assert finding.verdict == expected, finding.reason
@@ -108,7 +110,7 @@ def test_in_processes() -> None:
     (finding, *_) = findings(wrong, FEW)
     assert (finding.verdict, amiss(wrong, finding)) == ("falsified", "")
     assert "2 (Linear)" in finding.module
-    for finding in findings(dataclasses.replace(right, world="proc:2", caught_by=(GRADS, AGREE)), FEW):
+    for finding in findings(dataclasses.replace(right, world="proc:2", caught_by=(GRADS, AGREE)), 1):
         assert finding.verdict == "holds", finding.reason
 
 
@@ -125,7 +127,7 @@ def test_the_first_parameter_and_module_are_named() -> None:
 
 @pytest.mark.usefixtures("_alone")
 def test_a_seed_draws_the_same_cases() -> None:
-    one, other = (_finding("HandReduced", GRADS, "sim:2") for _ in range(2))
+    one, other = (_finding("HandReduced", GRADS, "sim:2", 1) for _ in range(2))
     assert (one.cases, one.ratios) == (other.cases, other.ratios)
     assert one.ratios
 
@@ -157,8 +159,6 @@ def _trainer_of(name: str) -> object:
 
 
 def _batches(make: object, rank: int, plan: Plan) -> list[torch.Tensor]:
-    from verified_losses.properties.standalone.steps import built, micro_batches
-
     trainer = built(make, 0, 1, plan)  # type: ignore[arg-type]
     return [one["x"] for one in micro_batches(trainer, rank, plan, 0)]
 
@@ -349,17 +349,7 @@ def test_arguments_are_refused(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(
-            [
-                "certify",
-                "tests.test_step:_Base",
-                "--as",
-                "step",
-                "--json",
-                str(tmp_path / "c.json"),
-                *arguments,
-            ]
-        )
+        main(["certify", "tests.test_step:_Base", "--as", "step", "--json", f"{tmp_path}/c.json", *arguments])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -379,17 +369,8 @@ def test_inspect_says_that_a_step_is_not_for_it(capsys: pytest.CaptureFixture[st
 def test_a_run_leaves_a_certificate_and_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {name: tmp_path / f"c.{name}" for name in ("json", "html", "junit")}
     given = [part for name, file in files.items() for part in (f"--{name}", str(file))]
-    asked = [
-        "--world",
-        "1",
-        "--max-examples",
-        "2",
-        "--counterexamples",
-        str(tmp_path / "found"),
-        "--only",
-        FRESH,
-        GETS,
-    ]
+    found = tmp_path / "found"
+    asked = ["--world", "1", "--max-examples", "1", "--counterexamples", str(found), "--only", FRESH, GETS]
     with pytest.raises(SystemExit) as ended:
         main(["certify", "tests.defects.steps.wrong:ForgetsZeroGrad", "--as", "step", *asked, *given])
     printed = capsys.readouterr().out
@@ -399,7 +380,7 @@ def test_a_run_leaves_a_certificate_and_a_program(tmp_path: Path, capsys: pytest
     assert (record["contract"], record["verdict"]) == ("step", "falsified")
     assert [one["verdict"] for one in record["properties"]] == ["holds", "falsified"]
     assert "used equals fresh" in files["html"].read_text()
-    (program,) = (tmp_path / "found").glob("*.py")
+    (program,) = found.glob("*.py")
     ran = subprocess.run(
         [sys.executable, program], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
     )
@@ -415,8 +396,6 @@ def test_every_kind_of_finding_is_written(tmp_path: Path) -> None:
         "logged loss": LOGGED,
         "value of rank 0": AGREE,
     }
-    from verified_losses.properties.laws import Falsified, Place
-
     cases = [
         (law, Place(kind, "0.weight", 0, "after step 1", (0, 0), expected="one"))
         for kind, law in kinds.items()
@@ -434,18 +413,7 @@ def test_every_kind_of_finding_is_written(tmp_path: Path) -> None:
     assert write(finding, tmp_path).name.startswith("x-loss-scale-never-matters-")
 
 
-def test_what_no_rank_of_one_process_may_do_is_said(tmp_path: Path) -> None:
-    with pytest.raises(Unusable, match="there is no module"):
-        from verified_losses.properties.verify.arguments import check_target
-
-        check_target("nowhere_at_all:make_step")
-
-
 def test_a_gradient_of_none_is_as_good_as_zeros() -> None:
-    from verified_losses.properties.laws import Falsified
-    from verified_losses.properties.step.laws import Observed, gradients_equal
-    from verified_losses.properties.step.truth import Truth
-
     def seen(gradient: torch.Tensor | None) -> Seen:
         return Seen([0.0], [{"w": gradient}], [{}, {}], ["w"])
 
