@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEVICE ?= cpu
 
 .PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
-.PHONY: cluster peers strangers certificate packages matrix docs pages picture clean
+.PHONY: cluster peers trainers strangers certificate packages matrix docs pages picture clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -40,9 +40,20 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/simulated_world.py --loss verified_losses
 	$(BIN)/python benchmarks/fuzz.py --json build/benchmarks/fuzz.json
 
-# Every planted defect and every right variant, certified as a stranger's loss, with three seeds.
+# Every planted defect and every right variant, certified as a stranger's loss, with three seeds; then training steps.
 defects: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.defects.report
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.defects.steps.report
+
+# Certifies training steps of released trainers: see peers/trainers/; needs the network once.
+trainers: .venv/installed build/trainers/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m peers.trainers.certify
+
+build/trainers/installed: peers/trainers/requirements.txt
+	rm -rf build/trainers
+	# without dependencies: they would bring another torch
+	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --target build/trainers -r $<
+	touch $@
 
 # Changes one thing at a time in losses and oracles, and lists what no test notices: an hour or more.
 mutants: .venv/mutants

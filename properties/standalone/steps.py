@@ -141,7 +141,12 @@ def take(trainer: Any, batches: Sequence[Tensors]) -> tuple[float, dict[str, tor
     for name, one in named(trainer.model).items():
         if name not in seen:
             seen[name] = whole(one.grad)
-    return float(loss), {name: seen[name] for name in named(trainer.model)}
+    return number_of(loss), {name: seen[name] for name in named(trainer.model)}
+
+
+def number_of(loss: Any) -> float:
+    """Return what a step has returned as a number."""
+    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
 
 
 def parameters_of(trainer: Any) -> Tensors:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..process_state import preserved
-from ..standalone.steps import Plan, Seen, built, micro_batches, named, run_steps, take
+from ..standalone.steps import Plan, Seen, built, micro_batches, named, number_of, run_steps, take
 from ..subjects import Unresolved
 from ..verify.arguments import Unusable
 from ..worlds import OutOfTime, WorldError
@@ -153,7 +153,7 @@ def _check_trainer(make_step: Any, plan: Plan) -> tuple[list[str], bool]:
     except Exception as error:
         raise Refused(f"step raised {type(error).__name__} in one process") from error
     try:
-        value = float(loss)
+        value = number_of(loss)
     except (TypeError, ValueError, RuntimeError):
         raise Refused(f"step: expected the loss as a number, got {type(loss).__name__}") from None
     if not math.isfinite(value):

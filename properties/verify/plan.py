@@ -335,7 +335,8 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     ]
     if interpreted:
         lines.append(
-            f"large batches, many logits, torch.compile: not in Triton's interpreter: {', '.join(interpreted)}"
+            "large batches, many logits and torch.compile: not in Triton's interpreter: "
+            + ", ".join(interpreted)
         )
     ran_on = {devices.kind_of(check.world.device) for check in planned}
     if "cuda" not in ran_on:

@@ -1,0 +1,73 @@
+"""Certifies every planted step and every right one: `make defects`.
+
+Exit status: 0 each planted step is caught by the laws named, and no right one is accused; 1 not so.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+
+from verified_losses.properties.names import STEP_LAWS
+from verified_losses.properties.step.inspection import inspected
+from verified_losses.properties.step.verify import StepFinding, checks, verify_all
+from verified_losses.properties.worlds import server
+from verified_losses.properties.worlds.specs import parse
+
+from .index import DEFECTS, RIGHT, Planted
+
+EXAMPLES = 25
+"""Of each law that is to catch a planted step."""
+FEW = 10
+"""Of each law that is not to accuse a right one."""
+
+
+def findings(planted: Planted, examples: int, seed: int = 0) -> Iterator[StepFinding]:
+    """Verify the laws that are to catch a step, or all that a right one is held to."""
+    worlds = parse(planted.world)
+    trainer = inspected(planted.trainer, worlds)
+    names = planted.caught_by or STEP_LAWS
+    for finding, _ in verify_all(checks(planted.name, trainer, worlds, names), examples, seed):
+        yield finding
+
+
+def amiss(planted: Planted, finding: StepFinding) -> str:
+    """Return what is not as expected of a finding, or nothing."""
+    if not planted.wrong:
+        return finding.reason if finding.verdict in ("falsified", "skipped") else ""
+    if finding.verdict != "falsified":
+        return finding.verdict
+    explained = finding.reason.startswith("Falsified") or (
+        planted.raises and planted.raises in finding.reason
+    )
+    return "" if explained else finding.reason
+
+
+def main() -> int:
+    """Print a line a step; return the exit status."""
+    parser = argparse.ArgumentParser(description="Certify the planted steps and the right ones.")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    server.start()
+    wrong, worst = 0, 0.0
+    for title, listed, examples in (("planted", DEFECTS, EXAMPLES), ("right", RIGHT, FEW)):
+        begun = time.monotonic()
+        for one in listed:
+            if asked.only and one.name not in asked.only:
+                continue
+            for finding in findings(one, examples, asked.seed):
+                said = amiss(one, finding)
+                wrong += bool(said)
+                if not one.wrong:
+                    worst = max(worst, finding.worst_error_over_bound)
+                print(
+                    f"{one.name}: {finding.law} ({finding.world}): {finding.verdict} {finding.module} {said}"
+                )
+        print(f"{title}: {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"largest error over tolerance of right steps: {worst:.3g}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,447 @@
+"""Training steps: planted ones are caught, right ones are not accused, and targets that are none are refused.
+
+Here few of them run, in this process where they can; `make defects` runs all of them.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from verified_losses.properties.ask.cli import main
+from verified_losses.properties.ask.listing import everything
+from verified_losses.properties.laws import Falsified, Place
+from verified_losses.properties.names import STEP_LAWS
+from verified_losses.properties.process_state import preserved
+from verified_losses.properties.show.step import JUDGES, OF_LAWS, render, write
+from verified_losses.properties.standalone.steps import Plan, Seen, built, micro_batches, run_steps
+from verified_losses.properties.step.cases import StepCase
+from verified_losses.properties.step.inspection import inspected, look
+from verified_losses.properties.step.laws import Observed, gradients_equal, laws
+from verified_losses.properties.step.monte_carlo import UNITS, Moved
+from verified_losses.properties.step.target import Trainer
+from verified_losses.properties.step.truth import Truth, truth
+from verified_losses.properties.step.verify import Bench, StepFinding, checks, grouped, verify, verify_all
+from verified_losses.properties.subjects import Subject
+from verified_losses.properties.worlds import server
+from verified_losses.properties.worlds.single import SingleWorld
+from verified_losses.properties.worlds.specs import parse
+
+from .children import LIMIT_SECONDS
+from .defects.steps.index import AGREE, DEFECTS, FRESH, GETS, GRADS, LOGGED, RIGHT, SCALE, UNEVEN, Planted
+from .defects.steps.report import amiss, findings
+
+FEW = 2
+HERE = {"GradientSum", "GradientAlmostMean", "TimesAccumulation", "ForgetsZeroGrad", "ClipsBeforeUnscaling",
+        "SeedsByRank", "NeverUsesHead"}  # fmt: skip
+"""The planted steps that are caught without a process of their own."""
+DDP = "NeverSynchronises", "DdpAccumulates"
+"""One that is wrong and one that is right in two processes."""
+
+
+@pytest.fixture
+def _alone(in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("verified_losses.properties.step.verify.SHRINK_SECONDS", 0.1)
+    monkeypatch.setattr(server, "start", lambda: None)
+    with preserved():
+        yield
+
+
+def _planted(name: str) -> Planted:
+    return next(one for one in [*DEFECTS, *RIGHT] if one.name == name)
+
+
+def _trainer(name: str, **changed: object) -> Trainer:
+    planted = _planted(name)
+    trainer = inspected(planted.trainer, parse("1"))
+    return dataclasses.replace(trainer, **changed)  # type: ignore[arg-type]
+
+
+def _finding(name: str, law: str, world: str, examples: int = FEW) -> StepFinding:
+    (spec,) = parse(world)
+    (check,) = checks(name, _trainer(name), [spec], [law])
+    return verify(check, Bench(check.trainer, spec), examples)
+
+
+def test_the_laws_have_their_names() -> None:
+    assert tuple(law.name for law in laws()) == STEP_LAWS
+    assert all(law.check.__doc__ for law in laws())
+    listed = "\n".join(everything())
+    assert all(f"  {name}" in listed for name in STEP_LAWS)
+
+
+def test_every_law_catches_a_planted_step() -> None:
+    caught = {law for one in DEFECTS for law in one.caught_by}
+    assert caught == set(STEP_LAWS) - {UNEVEN}, "unequal rows are a limit, which right ones show"
+    names = [one.name for one in [*DEFECTS, *RIGHT]]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("name", sorted(HERE))
+def test_caught(name: str) -> None:
+    planted = _planted(name)
+    seen = list(findings(planted, 25))
+    assert seen
+    assert not [said for finding in seen if (said := amiss(planted, finding))]
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("name", ["HandReduced", "WeighsRows"])
+def test_a_right_step_is_not_accused(name: str) -> None:
+    planted = _planted(name)
+    planted = dataclasses.replace(planted, world="1" if name == "HandReduced" else "sim:2-3")
+    for finding in findings(planted, FEW):
+        expected = "limit" if finding.law == UNEVEN and not planted.uneven else "holds"
+        assert finding.verdict == expected, finding.reason
+        assert finding.worst_error_over_bound < 0.1
+
+
+@pytest.mark.processes
+def test_in_processes() -> None:
+    wrong, right = map(_planted, DDP)
+    (finding, *_) = findings(wrong, FEW)
+    assert (finding.verdict, amiss(wrong, finding)) == ("falsified", "")
+    assert "2 (Linear)" in finding.module
+    for finding in findings(dataclasses.replace(right, world="proc:2", caught_by=(GRADS, AGREE)), 1):
+        assert finding.verdict == "holds", finding.reason
+
+
+@pytest.mark.usefixtures("_alone")
+def test_the_first_parameter_and_module_are_named() -> None:
+    finding = _finding("SeedsByRank", "parameters equal one process", "sim:2")
+    assert "value of 0.weight before the first step" in finding.reason
+    assert finding.module == "the first module whose output departs: 0 (Linear)"
+    finding = _finding("GradientSum", GRADS, "sim:2")
+    assert "gradient of 0.weight after step 1" in finding.reason
+    assert finding.module == "outputs agree; the first module, backward, whose gradients depart: 2 (Linear)"
+    assert finding.smallest == StepCase()
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_seed_draws_the_same_cases() -> None:
+    one, other = (_finding("HandReduced", GRADS, "sim:2", 1) for _ in range(2))
+    assert (one.cases, one.ratios) == (other.cases, other.ratios)
+    assert one.ratios
+
+
+@pytest.mark.usefixtures("_alone")
+def test_one_defect_is_one_group() -> None:
+    trainer = _trainer("GradientSum")
+    spec = parse("sim:2")
+    seen = list(verify_all(checks("x", trainer, spec, STEP_LAWS), FEW))
+    found = [finding for finding, _ in seen]
+    groups = grouped(found, {spec[0].name: seen[0][1]})
+    assert [one.law for one in groups[0]] == [GRADS, "parameters equal one process", LOGGED]
+    assert len(groups) == 1
+    assert {one.law: one.verdict for one in found}[UNEVEN] == "skipped"
+
+
+def test_rows_are_split_as_said() -> None:
+    plan = Plan(((2, 1), (3, 1)), steps=1)
+    with preserved():
+        make = _trainer_of("HandReduced")
+        parts = [_batches(make, rank, plan) for rank in range(2)]
+        whole = _batches(make, 0, plan.whole)
+    assert [[len(one) for one in each] for each in parts] == [[2, 1], [3, 1]]
+    assert torch.equal(torch.cat([one for each in parts for one in each]), whole[0])
+
+
+def _trainer_of(name: str) -> object:
+    return _planted(name).trainer.subject.resolve()
+
+
+def _batches(make: object, rank: int, plan: Plan) -> list[torch.Tensor]:
+    trainer = built(make, 0, 1, plan)  # type: ignore[arg-type]
+    return [one["x"] for one in micro_batches(trainer, rank, plan, 0)]
+
+
+# Monte Carlo arithmetic
+
+
+def test_a_seed_moves_alike_and_another_does_not() -> None:
+    x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def moved(seed: int) -> torch.Tensor:
+        with Moved(seed):
+            return (x @ x.T).exp().sum()
+
+    assert moved(1) == moved(1)
+    assert moved(1) != moved(2)
+    assert abs(moved(1) / (x @ x.T).exp().sum() - 1) < 1e-13
+
+
+def test_what_selects_is_exact() -> None:
+    x = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with Moved(1):
+        found = torch.where(x > 0, x, -x).clone()[torch.tensor([1, 0])].view(2, 1).max()
+        scaled = torch.tensor(1.0) / torch.tensor(65536.0) * 2
+    assert found == abs(x[:2]).max()
+    assert scaled == 2.0**-15
+
+
+def test_gradients_and_what_is_written_in_place_move() -> None:
+    x = torch.full((100,), 0.3, dtype=torch.float64, requires_grad=True)
+    total = torch.zeros(100, dtype=torch.float64)
+    with Moved(1):
+        (x * x).sum().backward()
+        total.add_(x.detach())
+    assert x.grad is not None
+    unit = torch.finfo(torch.float64).eps
+    for seen, right in ((x.grad, 0.6), (total, 0.3)):
+        apart = abs(seen / right - 1)
+        assert 0.2 * unit < float(apart.mean()) < 10 * UNITS[torch.float64] * unit
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_bound_is_sharp(dtype: str) -> None:
+    trainer = _planted("HandReduced").trainer
+    with preserved():
+        right = truth(SingleWorld(), trainer, Plan(((8,),), dtype, 3))
+    for step, gradients in enumerate(right.seen.gradients):
+        for name, one in gradients.items():
+            assert one is not None
+            bound = right.bound(f"gradient {step} {name}", one).max() / float(one.abs().max())
+            assert 1e-16 < bound < {"float64": 1e-11, "float32": 1e-2}[dtype]
+
+
+# targets that are none
+
+
+class _Base:
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.model = nn.Linear(3, 2)
+
+    def batch(self, rows: int, seed: int) -> object:
+        return {"x": torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed))}
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        self.model.zero_grad()
+        loss = self.model(batch["x"]).square().mean()
+        loss.backward()
+        return loss
+
+
+class WithoutStep:
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.model, self.batch = nn.Linear(1, 1), None
+
+
+class NoDict(_Base):
+    def batch(self, rows: int, seed: int) -> object:
+        return torch.zeros(rows, 3)
+
+
+class NoTensors(_Base):
+    def batch(self, rows: int, seed: int) -> object:
+        return {"x": [0.0] * rows}
+
+
+class OtherRows(_Base):
+    def batch(self, rows: int, seed: int) -> object:
+        return {"x": torch.zeros(rows + 1, 3)}
+
+
+class Unseeded(_Base):
+    def batch(self, rows: int, seed: int) -> object:
+        return {"x": torch.randn(rows, 3)}
+
+
+class NoNumber(_Base):
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        super().step(batch)
+        return None
+
+
+class NoModule(_Base):
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.model = "model"  # type: ignore[assignment]
+
+
+class Unsteady(_Base):
+    made = 0
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        Unsteady.made += 1
+        return super().step({"x": batch["x"] * (1 + 1e-9 * Unsteady.made)})
+
+
+class Drops(_Base):
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+        self.model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))  # type: ignore[assignment]
+
+
+class Raises(_Base):
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        raise OSError("no data")
+
+
+class Needs(_Base):
+    def __init__(self, rank: int, world_size: int, lr: float) -> None:
+        super().__init__(rank, world_size)
+
+
+class AllFrozen(_Base):
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+        self.model.requires_grad_(False)
+
+
+number = 3
+REFUSED = {
+    "number": "expected a function make_step(rank, world_size, **options), got int 3",
+    "absent": "there is no absent in",
+    "WithoutStep": "got WithoutStep without step",
+    "NoDict": "batch: expected a dict of tensors, got Tensor",
+    "NoTensors": "batch: expected a dict of tensors, got list for 'x'",
+    "OtherRows": "expected 4 rows in the first dimension of 'x', got shape [5, 3]",
+    "Unseeded": "batch: expected the same for the same seed; 'x' differs",
+    "NoNumber": "step: expected the loss as a number, got NoneType",
+    "NoModule": "model: expected an nn.Module, got str",
+    "Unsteady": "the gradient of weight differs between two runs",
+    "Drops": "step draws random numbers, as of dropout, that change the gradient of 0.weight",
+    "Raises": "step raised OSError in one process",
+    "Needs": "missing a required argument: 'lr'",
+    "AllFrozen": "model: expected a parameter that requires grad, got none",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    looked = look(0, 1, Trainer(Subject(f"tests.test_step:{name}")))
+    assert REFUSED[name] in looked.problem
+    assert (name == "Raises") == ("no data" in looked.detail)
+
+
+def test_a_dtype_that_one_process_does_not_take_is_not_drawn() -> None:
+    class Single(_Base):
+        pass
+
+    globals()["Single"] = Single
+    Single.batch = lambda self, rows, seed: {"x": torch.ones(rows, 3, dtype=torch.float32)}  # type: ignore[assignment]
+    found = look(0, 1, Trainer(Subject("tests.test_step:Single"))).found
+    assert found is not None
+    assert found.dtypes == ("float32",)
+    assert found.notes[0].startswith("float64: not drawn, as one process raises: RuntimeError")
+    assert not found.accumulates
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--call", "target(x)"], "--call: says nothing of a step"),
+        (["--world", "hvd:2"], "--world: "),
+        (["--device", "cuda"], "--device: "),
+        (["--config", "rank=1"], "--config: rank cannot be pinned"),
+        (["--only", "terms*"], "--only: expected some of gradients equal one process"),
+        (["--dtype", "int8"], "--dtype: "),
+    ],
+)
+def test_arguments_are_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["certify", "tests.test_step:_Base", "--as", "step", "--json", f"{tmp_path}/c.json", *arguments])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_inspect_says_that_a_step_is_not_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "tests.test_step:_Base", "--as", "step"])
+    assert ended.value.code == 2
+    assert "a step is verified by certify alone" in capsys.readouterr().err
+
+
+# what people get
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_leaves_a_certificate_and_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {name: tmp_path / f"c.{name}" for name in ("json", "html", "junit")}
+    given = [part for name, file in files.items() for part in (f"--{name}", str(file))]
+    found = tmp_path / "found"
+    asked = ["--world", "1", "--max-examples", "1", "--counterexamples", str(found), "--only", FRESH, GETS]
+    with pytest.raises(SystemExit) as ended:
+        main(["certify", "tests.defects.steps.wrong:ForgetsZeroGrad", "--as", "step", *asked, *given])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 1, printed
+    assert "ForgetsZeroGrad: used equals fresh does not hold in world single" in printed
+    record = json.loads(files["json"].read_text())
+    assert (record["contract"], record["verdict"]) == ("step", "falsified")
+    assert [one["verdict"] for one in record["properties"]] == ["holds", "falsified"]
+    assert "used equals fresh" in files["html"].read_text()
+    (program,) = found.glob("*.py")
+    ran = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
+    assert (ran.returncode, "one process has" in ran.stdout) == (1, True), ran.stdout + ran.stderr
+
+
+@pytest.mark.usefixtures("_alone")
+def test_every_kind_of_finding_is_written(tmp_path: Path) -> None:
+    trainer = _trainer("HandReduced")
+    kinds = {
+        "gradient": GRADS,
+        "presence of the gradient": GETS,
+        "logged loss": LOGGED,
+        "value of rank 0": AGREE,
+    }
+    cases = [
+        (law, Place(kind, "0.weight", 0, "after step 1", (0, 0), expected="one"))
+        for kind, law in kinds.items()
+    ]
+    cases += [(law, Place("gradient", "0.weight", 0, "after step 1", (0, 0))) for law in OF_LAWS]
+    assert set(kinds) <= set(JUDGES)
+    for law, place in cases:
+        (check,) = checks(
+            "x", dataclasses.replace(trainer, scales=True), parse("1" if law in OF_LAWS else "proc:2"), [law]
+        )
+        finding = StepFinding(
+            check, 0, "falsified", smallest=StepCase(), error=Falsified(f"{place}", place), reason="Falsified"
+        )
+        compile(render(finding, tmp_path / "one.py"), "one.py", "exec")
+    assert write(finding, tmp_path).name.startswith("x-loss-scale-never-matters-")
+
+
+def test_a_gradient_of_none_is_as_good_as_zeros() -> None:
+    def seen(gradient: torch.Tensor | None) -> Seen:
+        return Seen([0.0], [{"w": gradient}], [{}, {}], ["w"])
+
+    def observed(rank: torch.Tensor | None) -> Observed:
+        squares = {"gradient 0 w": torch.zeros(2)}
+        return Observed(Truth(seen(torch.zeros(2)), squares), [seen(rank)], lambda how: seen(None))
+
+    assert gradients_equal(observed(None)) == 0
+    with pytest.raises(Falsified):
+        gradients_equal(observed(torch.ones(2)))
+
+
+def test_runs_are_alike_bit_for_bit() -> None:
+    make = _trainer_of("HandReduced")
+    with preserved():
+        one, other = (run_steps(make, 0, 1, Plan(((3, 2),), steps=2)) for _ in range(2))  # type: ignore[arg-type]
+    assert one.losses == other.losses
+    for first, second in zip(one.values, other.values, strict=True):
+        assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_scale_of_the_loss_is_changed_for_this_law_alone() -> None:
+    make = _trainer_of("ClipsUnscaled")
+    with preserved():
+        plain, scaled = (
+            run_steps(make, 0, 1, Plan(((2,),), loss_scale=factor))  # type: ignore[arg-type]
+            for factor in (1.0, 0.5)
+        )
+    assert (plain.scaled, scaled.scaled) == (False, True)
+    assert torch.amp.GradScaler("cpu")._init_scale == 65536.0
+    assert SCALE in STEP_LAWS
