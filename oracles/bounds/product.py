@@ -66,7 +66,9 @@ def logits(
     return found
 
 
-def _logits_of_rows(scale: float, x: Array, y: Array, bias: float, p: Precision, further: Further) -> Bounded:
+def _logits_of_rows(
+    scale: float, x: Array, y: Array, bias: float | Array, p: Precision, further: Further
+) -> Bounded:
     plain = scale * x @ y.T
     products = abs(scale) * abs(x) @ abs(y).T
     # of what are all products multiples? then none of them rounds, nor does a sum that is short enough
