@@ -1,5 +1,6 @@
 """Where the command begins: Ctrl-C is answered from the first import on."""
 
+import os
 import signal
 import sys
 import time
@@ -25,6 +26,9 @@ def main() -> None:
                 file=sys.stderr,
             )
             sys.exit(2)
+    except BrokenPipeError:  # who reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so as it ends
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         print("interrupted before a check ran", file=sys.stderr)
         sys.exit(130)

@@ -159,3 +159,12 @@ def test_options_are_stated_once_and_by_one_name() -> None:
 def test_pytest_has_every_option_of_the_command(pytestconfig: pytest.Config) -> None:
     of_pytest = {name for name in vars(pytestconfig.option) if name.startswith("certify_")}
     assert of_pytest == {f"certify_{name.replace('-', '_')}" for name in names(CertifyOptions)}
+
+
+def test_other_commands_do_not_read_the_file(
+    project: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project("= 3\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["merge", "nothing", "--output", "pyproject.toml/x"])
+    assert capsys.readouterr().err.startswith("error --output: cannot write into pyproject.toml/x")

@@ -43,7 +43,7 @@ from ..verify.arguments import (
 from ..verify.shards import found
 from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
-from .project import FILE, Project, check_place, filled
+from .project import COMMANDS, FILE, Project, check_place, filled
 from .scope import Asked, read, read_known, subject_of
 
 KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
@@ -419,9 +419,10 @@ def named(error: Unusable, tokens: Sequence[str], prefix: str = "--") -> str:
     said = error.as_option(prefix)
     option = said.partition(":")[0].removeprefix(prefix)
     is_given = any(token.partition("=")[0] == f"--{option}" for token in tokens)
-    if not said.startswith(prefix) or is_given or not tokens:
+    command = tokens[0] if tokens else ""
+    if not said.startswith(prefix) or is_given or command not in COMMANDS:
         return said
-    place = Project.read().states(tokens[0], option)
+    place = Project.read().states(command, option)
     return said.replace(f"{prefix}{option}", place, 1) if place else said
 
 

@@ -90,11 +90,11 @@ def read_known(path: Path | None, laws: Sequence[str] = LAWS) -> Known:
 
 
 def _subjects(asked: Asked) -> Subjects:
+    labels = _labels([(target, str(one.as_)) for target, one in asked])
     found = [subject_of(target, one) for target, one in asked]
     for target, _ in asked:
         check_target(target)
-    pairs = [(target, str(one.as_)) for target, one in asked]
-    return dict(zip(_labels(pairs), found, strict=True))
+    return dict(zip(labels, found, strict=True))
 
 
 def subject_of(target: str, options: Options) -> tuple[str, Subject]:
