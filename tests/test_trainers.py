@@ -1,6 +1,7 @@
 """The collectives of trainers, as losses use them, in simulated ranks; and Triton kernels, interpreted."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import SMALL_ROWS, SMALL_WIDTH, contracts
+from verified_losses.properties.standalone import launch
 from verified_losses.properties.standalone.trainers import trainers
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.worlds.simulated import SimulatedWorld
@@ -182,6 +184,12 @@ def test_the_stand_in_gathers_as_accelerate_does() -> None:
     state = SimpleNamespace(num_processes=SIZE, backend="gloo", device=torch.device("cpu"), debug=False)
     with mock.patch.object(operations, "PartialState", return_value=state):
         assert SimulatedWorld(SIZE).run(both) == [True] * SIZE
+
+
+def test_a_program_that_names_it_load_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "interpret", lambda: None)
+    monkeypatch.setattr(launch, "load", launch.load_interpreted)
+    assert launch.load("json") is json
 
 
 @given(contracts()["clip"].cases(Subject("a:B", interpret=True), 2))

@@ -759,10 +759,10 @@ def interpret() -> None:
         widen_products()
 
 
-def load_interpreted(place: str) -> Any:
+def load_interpreted(place: str, inner: Callable[[str], Any] = load) -> Any:
     """Import a module whose Triton kernels are to run in Triton's interpreter."""
     interpret()
-    return load(place)
+    return inner(place)  # a program gives this function the name of the other
 
 
 def by_judge(target: Any, ranks: list[Any]) -> int:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,10 @@ def load_alone(place: str) -> Any:
     return module
 
 
-def load_interpreted(place: str) -> Any:
+def load_interpreted(place: str, inner: Callable[[str], Any] = load) -> Any:
     """Import a module whose Triton kernels are to run in Triton's interpreter."""
     interpret()
-    return load(place)
+    return inner(place)  # a program gives this function the name of the other
 
 
 def by_judge(target: Any, ranks: list[Any]) -> int:
