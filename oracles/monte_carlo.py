@@ -492,7 +492,7 @@ def _divide(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     shifts = 0.0 if getattr(second, "shifts", None) is None else second.shifts
     if tape.sized:  # how far it moves adds to the size of how far the quotient does
-        size: Any = abs(np.real(other[:1]))
+        size: Array = abs(np.real(other[:1]))
         size = size - 1j * np.imag(other[1:]) if np.iscomplexobj(other) else size
         other = np.concatenate([other[:1], size])
 

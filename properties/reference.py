@@ -103,8 +103,8 @@ class Reference:
             values, bounds = found
             summed = [(values[rank][name] * along, bounds[rank][name] * abs(along))
                       for rank, name, along in directions]  # fmt: skip
-            first, second = (np.array([np.sum(one[part]) for one in summed]) for part in (0, 1))
-            return first, second
+            expected, allowed = (np.array([np.sum(one[part]) for one in summed]) for part in (0, 1))
+            return expected, allowed
         p = self.case.precision
         moved: list[dict[str, Any]] = []
         for place, given in enumerate(self.inputs):

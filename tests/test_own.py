@@ -204,6 +204,7 @@ def test_a_contract_is_certified_and_its_counterexample_runs(tmp_path: Path) -> 
     assert [run.returncode for run in runs] == [1, 0], [run.stdout + run.stderr for run in runs]
 
 
+HELD = {"features": matrix(("calls", "width")), "labels": matrix(("batches", "width"), constant=True)}
 FEATURES = {"features": rows(), "labels": ids()}
 
 
@@ -226,6 +227,8 @@ def with_rank(features: Any, labels: Any, rank: int) -> Any:
         ({**FEATURES, "features": rows(like="labels")}, of_two, "like: expected other rows, got 'labels'"),
         ({"features": ids(), "labels": ids()}, of_two, "expected an input that gets a gradient"),
         ({"features": shared(3), "labels": positive(1, 2)}, of_two, r"expected rows\(\), ids\(\)"),
+        ({**HELD, "holds": "features"}, of_two, r"holds: expected a constant matrix"),
+        ({**HELD, "features": rows(), "holds": "labels"}, of_two, r"features: expected matrix\(\(.calls"),
     ],
 )
 def test_wrong_declarations_are_refused(kinds: dict[str, Any], function: Any, message: str) -> None:

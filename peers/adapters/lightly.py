@@ -14,14 +14,11 @@ vision = types.ModuleType("torchvision.ops")
 vision.StochasticDepth = torch.nn.Identity  # type: ignore[attr-defined]
 sys.modules["torchvision.ops"] = vision
 try:
-    from lightly.loss import ntx_ent_loss
-    from lightly.loss.dcl_loss import DCLLoss
+    from lightly.loss import dcl_loss, ntx_ent_loss
     from lightly.models.modules import memory_bank
 finally:
     del sys.modules["torchvision.ops"]
 from lightly.utils import dist  # noqa: E402
-
-__all__ = ["DCLLoss", "MemoryBank", "NTXentLoss", "gather"]
 
 
 class NTXentLoss(ntx_ent_loss.NTXentLoss):
@@ -29,6 +26,13 @@ class NTXentLoss(ntx_ent_loss.NTXentLoss):
 
     def __init__(self, temperature: float) -> None:
         super().__init__(temperature, gather_distributed=True)
+
+
+class DCLLoss(dcl_loss.DCLLoss):
+    """Two views of one process."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__(temperature)
 
 
 def gather(image_features: Any, text_features: Any) -> Any:

@@ -242,12 +242,8 @@ def call_form(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
 
 def form_functions(form: Form) -> list[Callable[..., Any]]:
     """Return the functions that a form's call needs."""
-    needed: dict[Callable[..., Any], bool] = {
-        call_holding: bool(form.parameters),
-        row_labels: "labels" in form.names(),
-        in_turn: "in_turn" in form.names(),
-    }
-    return [function for function, wanted in needed.items() if wanted]
+    called = [call_holding] * bool(form.parameters) + [row_labels] * ("labels" in form.names())
+    return [*called, *[in_turn] * ("in_turn" in form.names())]
 
 
 def form_fields(form: Form) -> dict[str, Any]:

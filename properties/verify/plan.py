@@ -327,6 +327,9 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     for undrawn in dict.fromkeys(one for check in planned for one in check.contract.undrawn):
         without = [label for label in labels if undrawn in held_to[label].undrawn]
         lines.append(f"{undrawn}, so none were drawn for {', '.join(without)}")
+    held = [label for label in labels if held_to[label].holds]
+    if held:
+        lines.append(f"several ranks: not verified of what a loss holds itself: {', '.join(held)}")
     own = [label for label in labels if held_to[label].whole]
     if own:
         lines.append(f"large batches: no law for contracts of one's own: {', '.join(own)}")

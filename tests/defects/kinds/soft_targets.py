@@ -19,7 +19,7 @@ def smoothed_by_parts(logits: Tensor, labels: Tensor, label_smoothing: float) ->
 
 
 def smoothed_over_others(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    targets = torch.full_like(logits, label_smoothing / (logits.shape[1] - 1))
+    targets = torch.full_like(logits, label_smoothing / max(logits.shape[1] - 1, 1))
     targets = targets.scatter(1, labels[:, None], 1 - label_smoothing)
     return -(targets * torch.log_softmax(logits, 1)).sum(1).mean()
 
