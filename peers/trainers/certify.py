@@ -1,6 +1,6 @@
 """Certifies training steps of released trainers: `make trainers`.
 
-Exit status: 0 each is falsified where the table says so, and nowhere else; 1 not so; 2 they are not installed.
+Exit status: 0 each is falsified where the table says so, and nowhere else; 1 not so; 2 not installed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ RELEASED = (
         "of_sentence_transformers:Accumulates",
         "1",
         wrong=(GRADS, VALUES, LOGGED),
-        why="rows of other micro-batches are no negatives, as its documentation says: it has a loss that caches",
+        why="rows of other micro-batches are no negatives: for that it has a loss that caches",
     ),
 )
 
@@ -74,8 +74,8 @@ def main() -> int:
             checks(one.target, trainer, worlds, STEP_LAWS), asked.max_examples, asked.seed
         ):
             print(
-                f"{one.target}: {finding.law} ({finding.world}): {finding.verdict}, {finding.examples} cases, "
-                f"{finding.worst_error_over_bound:.3g}",
+                f"{one.target}: {finding.law} ({finding.world}): {finding.verdict}, "
+                f"{finding.examples} cases, {finding.worst_error_over_bound:.3g}",
                 flush=True,
             )
             if finding.verdict == "falsified":

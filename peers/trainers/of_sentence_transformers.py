@@ -1,4 +1,4 @@
-"""sentence-transformers: `SentenceTransformerTrainer.train`, one step at a time, with ranking among documents."""
+"""sentence-transformers: `SentenceTransformerTrainer.train`, one step at a time, ranking among documents."""
 
 import tempfile
 from collections.abc import Iterable

@@ -122,8 +122,8 @@ def limits(findings: Sequence[Finding], prefix: str) -> list[str]:
     for (loss, name), (first, *others) in met.items():
         also = f" and {len(others)} more" if others else ""
         lines += [
-            f"{loss}: {words(name)}{f': {_how(first)}' if dtypes_of(name) else ''}",
-            f"  met by {first.law} in world {first.world}{also}: {_how(first)}",
+            f"{loss}: {words(name)}{f': {how(first.error, first.reason)}' if dtypes_of(name) else ''}",
+            f"  met by {first.law} in world {first.world}{also}: {how(first.error, first.reason)}",
             f"  smallest case: {first.counterexample}",
         ]
     return lines
@@ -136,18 +136,19 @@ def accepted(defect: Defect, known: Known) -> bool:
 
 def headline(finding: Finding) -> str:
     """Return what does not hold, and how, in a line."""
-    return f"{finding.loss}: {finding.law} in world {finding.world}: {_how(finding)}"
+    return f"{finding.loss}: {finding.law} in world {finding.world}: {how(finding.error, finding.reason)}"
 
 
-def _how(finding: Finding) -> str:
-    error, how = finding.error, finding.reason
+def how(error: Exception | None, reason: str) -> str:
+    """Return what a law raised, in a line."""
+    said = reason
     if isinstance(error, Falsified):
-        how = str(error)
+        said = str(error)
     elif isinstance(error, SimulationError) and error.finding != "raised":
-        how = f"{error.finding}: {error.message}"
+        said = f"{error.finding}: {error.message}"
     elif isinstance(error, WorldError):
-        how = next(state for state in error.ranks if state.state != "returned").said
-    return shortened(plain(how)).partition("\n")[0]
+        said = next(state for state in error.ranks if state.state != "returned").said
+    return shortened(plain(said)).partition("\n")[0]
 
 
 def explained(defect: Defect, prefix: str) -> str:
