@@ -163,6 +163,21 @@ def _batches(make: object, rank: int, plan: Plan) -> list[torch.Tensor]:
     return [one["x"] for one in micro_batches(trainer, rank, plan, 0)]
 
 
+def test_the_page_s_trainer_is_falsified_and_holds_once_it_is_repaired(_alone: None, tmp_path: Path) -> None:
+    snippets = Path(__file__).parents[1] / "docs" / "snippets"
+    text = (snippets / "my_train.py").read_text()
+    first, _, rest = text.partition("    def step(")
+    repaired = first + (snippets / "my_train_repaired.py").read_text() + rest[rest.index("\n\ndef ") :]
+    verdicts = []
+    for name, source in (("wrong", text), ("repaired", repaired)):
+        (tmp_path / f"{name}.py").write_text(source)
+        trainer = Trainer(Subject(f"{tmp_path}/{name}.py:make_step"), (("lr", 0.05),))
+        worlds = parse("1")
+        planned = checks("make_step", inspected(trainer, worlds), worlds, [GRADS])
+        verdicts += [finding.verdict for finding, _ in verify_all(planned, 6)]
+    assert verdicts == ["falsified", "holds"]
+
+
 # Monte Carlo arithmetic
 
 

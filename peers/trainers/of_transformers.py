@@ -20,6 +20,12 @@ from peers.trainers.model import Batch, Classifier, classified  # noqa: E402
 logging.set_verbosity_error()
 
 
+def forget() -> None:
+    """Forget the trainer before this one, whose state is shared."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()
+
+
 class _Rows(Dataset):  # type: ignore[type-arg]
     """Stands for the data that `get_train_dataloader` below brings."""
 
@@ -43,8 +49,7 @@ class HuggingFace:
     def __init__(
         self, rank: int, world_size: int, frozen: Iterable[str] = (), max_grad_norm: float = 0.0
     ) -> None:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._shared_state.clear()  # of the trainer before this one
+        forget()
         self.model = Classifier(frozen)
         self.arguments: dict[str, Any] = {
             "use_cpu": True, "max_steps": 1, "report_to": [], "save_strategy": "no", "disable_tqdm": True,

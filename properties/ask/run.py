@@ -223,8 +223,8 @@ def columns(width: int) -> list[ProgressColumn]:
 
 def smallest(finding: Finding, announced: Finding) -> list[str]:
     """Return the smallest case, and what was seen in it, where that is not what was said before."""
-    seen = terminal.how(finding)
-    other = [f"in it: {seen}"] if seen != terminal.how(announced) else []
+    seen = terminal.how(finding.error, finding.reason)
+    other = [f"in it: {seen}"] if seen != terminal.how(announced.error, announced.reason) else []
     return [f"smallest case: {finding.counterexample}", *other]
 
 

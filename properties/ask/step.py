@@ -117,8 +117,8 @@ def _verify(run: StepRun, console: Console, deadline: float, fail_fast: bool) ->
     def announce(finding: StepFinding) -> None:
         if finding.key not in announced and not run.known.reason(finding):
             announced.add(finding.key)
-            first = shortened(plain(finding.reason)).partition("\n")[0]
-            where = f"{finding.loss}: {finding.law} in world {finding.world}: {first}"
+            said = terminal.how(finding.error, finding.reason)
+            where = f"{finding.loss}: {finding.law} in world {finding.world}: {said}"
             console.print(f"[bold red]FALSIFIED[/] {escape(where)}", highlight=False, soft_wrap=True)
 
     columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
@@ -186,7 +186,7 @@ def _show(run: StepRun, console: Console) -> None:
     if limits:
         console.print("\n[bold]limits, which are no defects unless --strict:[/]")
         for one in limits:
-            first = shortened(plain(one.reason)).partition("\n")[0]
+            first = terminal.how(one.error, one.reason)
             console.print(
                 f"{escape(one.loss)}: does not support {one.limit}, met in world {one.world}:",
                 highlight=False,

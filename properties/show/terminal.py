@@ -122,8 +122,8 @@ def limits(findings: Sequence[Finding], prefix: str) -> list[str]:
     for (loss, name), (first, *others) in met.items():
         also = f" and {len(others)} more" if others else ""
         lines += [
-            f"{loss}: {words(name)}{f': {how(first)}' if dtypes_of(name) else ''}",
-            f"  met by {first.law} in world {first.world}{also}: {how(first)}",
+            f"{loss}: {words(name)}{f': {how(first.error, first.reason)}' if dtypes_of(name) else ''}",
+            f"  met by {first.law} in world {first.world}{also}: {how(first.error, first.reason)}",
             f"  smallest case: {first.counterexample}",
         ]
     return lines
@@ -136,12 +136,12 @@ def accepted(defect: Defect, known: Known) -> bool:
 
 def headline(finding: Finding) -> str:
     """Return what does not hold, and how, in a line."""
-    return f"{finding.loss}: {finding.law} in world {finding.world}: {how(finding)}"
+    return f"{finding.loss}: {finding.law} in world {finding.world}: {how(finding.error, finding.reason)}"
 
 
-def how(finding: Finding) -> str:
-    """Return what was seen in the smallest case, in a line."""
-    error, said = finding.error, finding.reason
+def how(error: Exception | None, reason: str) -> str:
+    """Return what a law raised, in a line."""
+    said = reason
     if isinstance(error, Falsified):
         said = str(error)
     elif isinstance(error, SimulationError) and error.finding != "raised":

@@ -361,9 +361,15 @@ def grouped(findings: Sequence[StepFinding], benches: dict[str, Bench]) -> list[
     return groups
 
 
+def _what(finding: StepFinding) -> tuple[object, ...]:
+    """Return what is wrong, whatever the world: of micro-batches or of ranks."""
+    micro = finding.smallest is not None and len(finding.smallest.rows[0]) > 1
+    return micro, signature(finding.check.trainer.subject.target, finding.error)
+
+
 def _is_same(leader: StepFinding, other: StepFinding, benches: dict[str, Bench]) -> bool:
     if leader.world != other.world:
-        return leader.law == other.law and leader.fingerprint == other.fingerprint
+        return leader.law == other.law and _what(leader) == _what(other)
     case = leader.smallest
     if case is None or case.world_size not in other.check.sizes:
         return False
