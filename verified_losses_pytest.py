@@ -1,22 +1,34 @@
 """The options of `pytest --certify`: those of `verified-losses certify`.
 
-pytest loads this module in every run where the package is installed: it imports neither torch nor a package
-that is not Python's own or pytest.
+pytest loads this module in every run where the package is installed: nothing else of the package is imported,
+nor is torch, unless an option of it is given, or all are listed.
 """
 
+import copy
 from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from verified_losses.properties.options import CertifyOptions
-
 PREFIX = "--certify-"
 """How the options begin."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> None:
+    """Add the options where one of them, or their list, is asked for."""
+    if any(arg.startswith("--certify") or arg in ("-h", "--help") for arg in args):
+        _add_options(parser)
+        # files among the arguments are told from the options' values
+        option = copy.copy(early_config.option)
+        early_config.known_args_namespace = parser.parse_known_args(args, namespace=option)
+
+
+def _add_options(parser: pytest.Parser) -> None:
+    from verified_losses.properties.options import CertifyOptions
+
     add = parser.getgroup("certify", "Certify losses").addoption
     add(
         "--certify",
@@ -46,7 +58,7 @@ def _place(name: str) -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the plugin if there is a target."""
-    if config.option.certify:
+    if getattr(config.option, "certify", None):
         from verified_losses.properties.ask import pytest_plugin
 
         config.pluginmanager.register(pytest_plugin)

@@ -187,7 +187,7 @@ def test_what_is_installed_is_what_was_verified(commands: Path, tmp_path: Path) 
 def test_a_project_with_names_of_ours_runs_its_tests(commands: Path, project: Path) -> None:
     done = _run(commands / "python", "-m", "pytest", folder=project)
     assert "1 passed" in done.stdout
-    assert "--certify=TARGET" in _run(commands / "python", "-m", "pytest", "--help", folder=project).stdout
+    assert "--certify=[TARGET]" in _run(commands / "python", "-m", "pytest", "--help", folder=project).stdout
 
 
 @pytest.mark.parametrize("target", ["mine.py:Loss", "mine:Loss"])

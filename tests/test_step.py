@@ -163,7 +163,8 @@ def _batches(make: object, rank: int, plan: Plan) -> list[torch.Tensor]:
     return [one["x"] for one in micro_batches(trainer, rank, plan, 0)]
 
 
-def test_the_page_s_trainer_is_falsified_and_holds_once_it_is_repaired(_alone: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_alone")
+def test_the_page_s_trainer_is_falsified_and_holds_once_it_is_repaired(tmp_path: Path) -> None:
     snippets = Path(__file__).parents[1] / "docs" / "snippets"
     text = (snippets / "my_train.py").read_text()
     first, _, rest = text.partition("    def step(")

@@ -100,7 +100,8 @@ def _reversed_rows(last: Case, other: Case) -> Case:
 
 def _other_first_rank(last: Case, other: Case) -> Case:
     """The same rows on every rank but the first."""
-    return dataclasses.replace(other, rows=(other.rows[0], *last.rows[1:]))
+    rows = other.rows[0], *last.rows[1:]
+    return dataclasses.replace(other, rows=rows if any(rows) else (1, *rows[1:]))
 
 
 def _unrelated(last: Case, other: Case) -> Case:
