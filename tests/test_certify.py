@@ -23,7 +23,7 @@ from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify import certifier
 from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import Certifier, Check, Finding, checks, falsify, verify
-from verified_losses.properties.verify.plan import fitted, plan
+from verified_losses.properties.verify.plan import fitted, not_verified, plan
 from verified_losses.properties.worlds import OutOfTime, RankState, WorldError, WorldLost
 from verified_losses.properties.worlds.specs import WorldSpec, parse
 from verified_losses.properties.worlds.table import KINDS
@@ -245,6 +245,16 @@ def test_a_loss_that_does_not_gather_is_compiled_in_one_process() -> None:
     subjects = {"clip": (contract, dataclasses.replace(subject, gathers=False))}
     planned = list(checks(subjects, parse("1,proc:2")))
     assert {check.world.name for check in planned if check.law.name == "compiled equals eager"} == {"single"}
+
+
+def test_interpreted_kernels_meet_no_large_cases_and_no_compiler() -> None:
+    contract, subject = SHIPPED["clip"]
+    interpreted = list(checks({"clip": (contract, dataclasses.replace(subject, interpret=True))}, parse("1")))
+    left_out = {check.law.name for check in checks({"clip": SHIPPED["clip"]}, parse("1"))}
+    left_out -= {check.law.name for check in interpreted}
+    assert left_out == {"large batches equal the oracle", "compiled equals eager", "compiled keeps dtypes"}
+    (line,) = (line for line in not_verified(interpreted) if "interpreter" in line)
+    assert line == "large batches, many logits and torch.compile: not in Triton's interpreter: clip"
 
 
 OPEN_CLIP = importlib.util.find_spec("open_clip")
