@@ -163,7 +163,8 @@ def _batches(make: object, rank: int, plan: Plan) -> list[torch.Tensor]:
     return [one["x"] for one in micro_batches(trainer, rank, plan, 0)]
 
 
-def test_the_page_s_trainer_is_falsified_and_holds_once_it_is_repaired(_alone: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_alone")
+def test_the_page_s_trainer_is_falsified_and_holds_once_it_is_repaired(tmp_path: Path) -> None:
     snippets = Path(__file__).parents[1] / "docs" / "snippets"
     text = (snippets / "my_train.py").read_text()
     first, _, rest = text.partition("    def step(")
@@ -430,10 +431,10 @@ def test_every_kind_of_finding_is_written(tmp_path: Path) -> None:
 
 def test_a_gradient_of_none_is_as_good_as_zeros() -> None:
     def seen(gradient: torch.Tensor | None) -> Seen:
-        return Seen([0.0], [{"w": gradient}], [{}, {}], ["w"])
+        return Seen([0.0], [{"w": gradient}], [{"w": torch.ones(2)}] * 2, ["w"])
 
     def observed(rank: torch.Tensor | None) -> Observed:
-        squares = {"gradient 0 w": torch.zeros(2)}
+        squares = {"gradient 0 w": torch.zeros(2), "value 0 w": torch.zeros(2)}
         return Observed(Truth(seen(torch.zeros(2)), squares), [seen(rank)], lambda how: seen(None))
 
     assert gradients_equal(observed(None)) == 0

@@ -98,4 +98,7 @@ RIGHT = [
     Planted("Convolves"),
     Planted("Attends"),
     Planted("Autocasts"),
+    Planted("Checkpoints"),
+    Planted("Functional", world="1,sim:2-4"),
+    Planted("Compiles", world="1,proc:2"),
 ]
