@@ -179,6 +179,17 @@ def test_the_page_s_trainer_is_falsified_and_holds_once_it_is_repaired(tmp_path:
     assert verdicts == ["falsified", "holds"]
 
 
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_the_digits_accumulate_rightly(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path(__file__).parents[1] / "examples" / "digits_step.py"
+    monkeypatch.syspath_prepend(str(place.parent))
+    trainer = Trainer(Subject(f"{place}:make_step"), (("form", "accumulated"), ("loss", loss)))
+    worlds = parse("1")
+    planned = checks("digits", inspected(trainer, worlds), worlds, [GRADS, LOGGED])
+    assert [finding.verdict for finding, _ in verify_all(planned, 1)] == ["holds", "holds"]
+
+
 # Monte Carlo arithmetic
 
 
