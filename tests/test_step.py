@@ -3,6 +3,7 @@
 Here few of them run, in this process where they can; `make defects` runs all of them.
 """
 
+import ast
 import dataclasses
 import json
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from peers.trainers.certify import RELEASED, Released
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.ask.listing import everything
 from verified_losses.properties.laws import Falsified, Place
@@ -188,6 +190,16 @@ def test_the_digits_accumulate_rightly(loss: str, monkeypatch: pytest.MonkeyPatc
     worlds = parse("1")
     planned = checks("digits", inspected(trainer, worlds), worlds, [GRADS, LOGGED])
     assert [finding.verdict for finding, _ in verify_all(planned, 1)] == ["holds", "holds"]
+
+
+@pytest.mark.parametrize("released", RELEASED, ids=lambda one: one.target)
+def test_released_trainers_can_be_asked(released: Released) -> None:
+    file, _, name = released.target.partition(":")
+    tree = ast.parse((Path(__file__).parents[1] / "peers" / "trainers" / f"{file}.py").read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert set(released.wrong) <= set(STEP_LAWS)
+    assert bool(released.wrong) == bool(released.why)
+    assert parse(released.worlds)
 
 
 # Monte Carlo arithmetic
