@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import nn
 
 from peers.trainers.certify import RELEASED, Released
@@ -24,7 +25,7 @@ from verified_losses.properties.names import STEP_LAWS
 from verified_losses.properties.process_state import preserved
 from verified_losses.properties.show.step import JUDGES, OF_LAWS, render, write
 from verified_losses.properties.standalone.steps import Plan, Seen, built, micro_batches, run_steps
-from verified_losses.properties.step.cases import StepCase
+from verified_losses.properties.step.cases import StepCase, step_cases
 from verified_losses.properties.step.inspection import inspected, look
 from verified_losses.properties.step.laws import Observed, gradients_equal, laws
 from verified_losses.properties.step.monte_carlo import UNITS, Moved
@@ -125,6 +126,30 @@ def test_the_first_parameter_and_module_are_named() -> None:
     assert "gradient of 0.weight after step 1" in finding.reason
     assert finding.module == "outputs agree; the first module, backward, whose gradients depart: 2 (Linear)"
     assert finding.smallest == StepCase()
+
+
+def test_a_batch_that_one_process_refuses_is_not_drawn() -> None:
+    trainer = look(0, 1, _planted("LocalBatchNorm").trainer).found
+    assert trainer is not None
+    assert trainer.least == 2
+    assert "one row: not drawn, as one process raises: ValueError" in "".join(trainer.notes)
+    drawn = _drawn(trainer)
+    for case in drawn:
+        assert min(min(each) for each in case.rows) >= 2
+    assert drawn
+
+
+def _drawn(trainer: Trainer) -> list[StepCase]:
+    found: list[StepCase] = []
+
+    @settings(max_examples=20, database=None)
+    @given(step_cases(trainer, [2, 3], uneven=True))
+    def note(case: StepCase) -> None:
+        assert len({count for each in case.rows for count in each}) > 1
+        found.append(case)
+
+    note()
+    return found
 
 
 @pytest.mark.usefixtures("_alone")

@@ -74,7 +74,7 @@ def step_cases(draw: st.DrawFn, trainer: Trainer, sizes: list[int], uneven: bool
     most = MOST_MICRO if trainer.accumulates else 1
     least = min(2, most) if size == 1 else 1  # one batch in one process is what others are compared with
     micro = draw(st.sampled_from(sorted({least, min(2, most), most})))
-    count = st.integers(1, MOST_ROWS)
+    count = st.integers(trainer.least, MOST_ROWS)
     rows: Rows
     if uneven:
         rows = tuple(tuple(draw(count) for _ in range(micro)) for _ in range(size))
