@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import msgspec
 from hypothesis import strategies as st
 
 from ..standalone.steps import Plan, Rows
@@ -53,10 +52,6 @@ class StepCase:
         if trainer.takes_frozen:
             options = (*options, ("frozen", self.frozen))
         return Plan(self.rows, self.dtype, self.steps, self.seed, options, launched)
-
-    def to_json(self) -> str:
-        """Return the case as JSON."""
-        return msgspec.json.encode(self).decode()
 
 
 @st.composite
