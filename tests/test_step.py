@@ -3,6 +3,7 @@
 Here few of them run, in this process where they can; `make defects` runs all of them.
 """
 
+import ast
 import dataclasses
 import json
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import nn
 
+from peers.trainers.certify import RELEASED, Released
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.ask.listing import everything
 from verified_losses.properties.laws import Falsified, Place
@@ -22,7 +25,7 @@ from verified_losses.properties.names import STEP_LAWS
 from verified_losses.properties.process_state import preserved
 from verified_losses.properties.show.step import JUDGES, OF_LAWS, render, write
 from verified_losses.properties.standalone.steps import Plan, Seen, built, micro_batches, run_steps
-from verified_losses.properties.step.cases import StepCase
+from verified_losses.properties.step.cases import StepCase, step_cases
 from verified_losses.properties.step.inspection import inspected, look
 from verified_losses.properties.step.laws import Observed, gradients_equal, laws
 from verified_losses.properties.step.monte_carlo import UNITS, Moved
@@ -125,6 +128,30 @@ def test_the_first_parameter_and_module_are_named() -> None:
     assert finding.smallest == StepCase()
 
 
+def test_a_batch_that_one_process_refuses_is_not_drawn() -> None:
+    trainer = look(0, 1, _planted("LocalBatchNorm").trainer).found
+    assert trainer is not None
+    assert trainer.least == 2
+    assert "one row: not drawn, as one process raises: ValueError" in "".join(trainer.notes)
+    drawn = _drawn(trainer)
+    for case in drawn:
+        assert min(min(each) for each in case.rows) >= 2
+    assert drawn
+
+
+def _drawn(trainer: Trainer) -> list[StepCase]:
+    found: list[StepCase] = []
+
+    @settings(max_examples=20, database=None)
+    @given(step_cases(trainer, [2, 3], uneven=True))
+    def note(case: StepCase) -> None:
+        assert len({count for each in case.rows for count in each}) > 1
+        found.append(case)
+
+    note()
+    return found
+
+
 @pytest.mark.usefixtures("_alone")
 def test_a_seed_draws_the_same_cases() -> None:
     one, other = (_finding("HandReduced", GRADS, "sim:2", 1) for _ in range(2))
@@ -177,6 +204,27 @@ def test_the_page_s_trainer_is_falsified_and_holds_once_it_is_repaired(tmp_path:
         planned = checks("make_step", inspected(trainer, worlds), worlds, [GRADS])
         verdicts += [finding.verdict for finding, _ in verify_all(planned, 6)]
     assert verdicts == ["falsified", "holds"]
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_the_digits_accumulate_rightly(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path(__file__).parents[1] / "examples" / "digits_step.py"
+    monkeypatch.syspath_prepend(str(place.parent))
+    trainer = Trainer(Subject(f"{place}:make_step"), (("form", "accumulated"), ("loss", loss)))
+    worlds = parse("1")
+    planned = checks("digits", inspected(trainer, worlds), worlds, [GRADS, LOGGED])
+    assert [finding.verdict for finding, _ in verify_all(planned, 1)] == ["holds", "holds"]
+
+
+@pytest.mark.parametrize("released", RELEASED, ids=lambda one: one.target)
+def test_released_trainers_can_be_asked(released: Released) -> None:
+    file, _, name = released.target.partition(":")
+    tree = ast.parse((Path(__file__).parents[1] / "peers" / "trainers" / f"{file}.py").read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert set(released.wrong) <= set(STEP_LAWS)
+    assert bool(released.wrong) == bool(released.why)
+    assert parse(released.worlds)
 
 
 # Monte Carlo arithmetic
@@ -431,10 +479,10 @@ def test_every_kind_of_finding_is_written(tmp_path: Path) -> None:
 
 def test_a_gradient_of_none_is_as_good_as_zeros() -> None:
     def seen(gradient: torch.Tensor | None) -> Seen:
-        return Seen([0.0], [{"w": gradient}], [{}, {}], ["w"])
+        return Seen([0.0], [{"w": gradient}], [{"w": torch.ones(2)}] * 2, ["w"])
 
     def observed(rank: torch.Tensor | None) -> Observed:
-        squares = {"gradient 0 w": torch.zeros(2)}
+        squares = {"gradient 0 w": torch.zeros(2), "value 0 w": torch.zeros(2)}
         return Observed(Truth(seen(torch.zeros(2)), squares), [seen(rank)], lambda how: seen(None))
 
     assert gradients_equal(observed(None)) == 0

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import msgspec
 from hypothesis import strategies as st
 
 from ..standalone.steps import Plan, Rows
@@ -54,10 +53,6 @@ class StepCase:
             options = (*options, ("frozen", self.frozen))
         return Plan(self.rows, self.dtype, self.steps, self.seed, options, launched)
 
-    def to_json(self) -> str:
-        """Return the case as JSON."""
-        return msgspec.json.encode(self).decode()
-
 
 @st.composite
 def step_cases(draw: st.DrawFn, trainer: Trainer, sizes: list[int], uneven: bool = False) -> StepCase:
@@ -72,9 +67,9 @@ def step_cases(draw: st.DrawFn, trainer: Trainer, sizes: list[int], uneven: bool
     size = draw(st.sampled_from(sizes))
     # micro-batches are half of what goes wrong: they are drawn as often as not
     most = MOST_MICRO if trainer.accumulates else 1
-    least = 2 if uneven and size == 1 else 1
+    least = min(2, most) if size == 1 else 1  # one batch in one process is what others are compared with
     micro = draw(st.sampled_from(sorted({least, min(2, most), most})))
-    count = st.integers(1, MOST_ROWS)
+    count = st.integers(trainer.least, MOST_ROWS)
     rows: Rows
     if uneven:
         rows = tuple(tuple(draw(count) for _ in range(micro)) for _ in range(size))

@@ -98,8 +98,11 @@ def _looked(asked: Trainer) -> Trainer:
     seconds = time.monotonic() - begun
     plan = plan._replace(dtype=usable[0])
     _check_steady(make_step, plan)
+    one_row = _refuses_one_row(make_step, plan)
     scales = run_steps(make_step, 0, 1, plan._replace(loss_scale=PROBE_SCALE)).scaled
     notes = [f"{dtype}: not drawn, as one process raises: {_last(error)}" for dtype, error in why]
+    if one_row:
+        notes.append(f"one row: not drawn, as one process raises: {one_row}")
     if not takes_frozen:
         notes.append("frozen parameters: not drawn, as make_step takes no argument frozen")
     return replace(
@@ -109,9 +112,19 @@ def _looked(asked: Trainer) -> Trainer:
         accumulates=accumulates,
         takes_frozen=takes_frozen,
         scales=scales,
+        least=2 if one_row else 1,
         notes=tuple(notes),
         seconds=seconds / len(asked.dtypes),
     )
+
+
+def _refuses_one_row(make_step: Any, plan: Plan) -> str:
+    """Return what one process raises where a batch has one row, as BatchNorm does, or nothing."""
+    try:
+        run_steps(make_step, 0, 1, plan._replace(rows=((1,),), steps=1))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
 
 
 def _check_signature(make_step: Any, asked: Trainer) -> bool:

@@ -19,6 +19,7 @@ class Trainer:
         accumulates: its `step` takes several micro-batches.
         takes_frozen: it takes the names of parameters that are to be frozen.
         scales: it makes a GradScaler.
+        least: the fewest rows that one process takes.
         simulated: it runs in simulated worlds.
         unsimulated: why it does not.
         strict: rows that are split unequally are a defect, and no limit.
@@ -34,6 +35,7 @@ class Trainer:
     accumulates: bool = False
     takes_frozen: bool = False
     scales: bool = False
+    least: int = 1
     simulated: bool = True
     unsimulated: str = ""
     strict: bool = False

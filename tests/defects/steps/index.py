@@ -60,8 +60,7 @@ DEFECTS = [
     Planted("NeverSynchronises", "no_sync holds for the last micro-batch too", (GRADS, AGREE)),
     Planted("TimesAccumulation", "gradients are multiplied by the number of micro-batches", (GRADS,), "1",
             f"{OPEN_CLIP}/issues/957"),
-    Planted("LocalBatchNorm", "statistics of a rank's own rows", (GRADS,),
-            raises="more than 1 value per channel"),
+    Planted("LocalBatchNorm", "statistics of a rank's own rows", (GRADS,)),
     Planted("AuxiliaryTimesWorld", "an auxiliary loss is multiplied by the number of ranks", (GRADS,),
             source="https://github.com/huggingface/transformers/issues/48690"),
     Planted("AuxiliaryOverWorld", "an auxiliary loss is divided by the number of ranks once more", (GRADS,)),
@@ -98,4 +97,7 @@ RIGHT = [
     Planted("Convolves"),
     Planted("Attends"),
     Planted("Autocasts"),
+    Planted("Checkpoints"),
+    Planted("Functional", world="1,sim:2-4"),
+    Planted("Compiles", world="1,proc:2"),
 ]

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
+from torch.func import functional_call, grad_and_value
 from torch.nn.functional import cross_entropy, normalize
+from torch.utils.checkpoint import checkpoint
 
 from verified_losses import ClipLoss
 
@@ -251,6 +253,42 @@ class Attends(Ddp):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(rows, 5, 4, generator=generator)
         return {"x": x, "y": torch.randint(3, (rows,), generator=generator)}
+
+
+class Checkpoints(Ddp):
+    """Computes the forward pass again, in backward."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        logits = checkpoint(self.model, batch["x"], use_reentrant=False)
+        return cross_entropy(logits, batch["y"])
+
+
+class Functional(Trainer):
+    """Takes gradients by `torch.func`."""
+
+    def accumulate(self, batches: tuple[Batch, ...]) -> float:
+        named = dict(self.net.named_parameters())
+        given = {name: one.detach() for name, one in named.items() if one.requires_grad}
+        rest = {name: one.detach() for name, one in named.items() if not one.requires_grad}
+
+        def mean(parameters: dict[str, Tensor], batch: Batch) -> Tensor:
+            logits = functional_call(self.net, {**parameters, **rest}, (batch["x"],))
+            return cross_entropy(logits, batch["y"]) / len(batches)
+
+        total = 0.0
+        for batch in batches:
+            gradients, loss = grad_and_value(mean)(given, batch)
+            total += loss.item()
+            for name, one in gradients.items():
+                own = named[name]
+                own.grad = one if own.grad is None else own.grad + one
+        return total
+
+
+class Compiles(Trainer):
+    def wrap(self, net: nn.Module) -> nn.Module:
+        compiled: nn.Module = torch.compile(net, backend="eager")  # type: ignore[assignment]
+        return compiled
 
 
 class Autocasts(Ddp):
