@@ -8,8 +8,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..standalone.loading import load
 from .kinds import WIDTH, Kind, Matrix, Positive, Rows, Shared, WrongKind, named_sizes
 
@@ -118,6 +116,8 @@ def detached(value: Any) -> Any:
         ...     log = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
         ...     return -np.mean(detached(1 - np.exp(log)) * log)
     """
+    import numpy as np  # not before a formula runs: a wrong argument of the command imports nothing
+
     constant = np.real(value)
     keep = _kept.get(None)
     return constant if keep is None else keep(constant)
