@@ -1,4 +1,4 @@
-"""What is right: what one process does with the whole batch, and how far rounding may take others from it."""
+"""One process on the whole batch, and how far rounding may take a right trainer from it."""
 
 import math
 from dataclasses import dataclass
