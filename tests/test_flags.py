@@ -27,7 +27,7 @@ def _configurations() -> Iterator[tuple[str, tuple[tuple[str, Any], ...]]]:
             option: all_ for option, all_ in values.items() if isinstance(all_, tuple) and option not in FIXED
         }
         weights = [option for option, kind in values.items() if kind is float]
-        weighed = tuple(zip(weights, itertools.count(1.5, 0.5), strict=False))
+        weighed = tuple(zip(weights, itertools.count(0.5, 0.25), strict=False))
         for combination in itertools.product(*flags.values()):
             yield label, (*zip(flags, combination, strict=True), *weighed, *subject.options)
 

@@ -719,7 +719,7 @@ def _started(folder: Path, *lines: Line, **arguments: Any) -> None:
     given = {
         "target": [], "as": None, "convention": "exact", "config": "", "equal_rows": False, "strict": False,
         "call": "", "parameter": [], "features": "", "interpret": False, "large": False, "loss": ["clip"],
-        "widths": "",
+        "widths": "", "empty_ranks": False,
         "only": [], "skip": [], "world": "1", "device": "cpu",
         "dtype": "float64,float32,bfloat16,float16", "seed": 0,
         "max_examples": 100,
@@ -768,7 +768,9 @@ def test_the_folder_holds_what_was_found(
     tmp_path: Path, judged: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judged(_two_defects)
-    monkeypatch.setattr(fuzz_run, "Processes", lambda jobs, scope, folder: _Inline(scope.plan(), folder))
+    monkeypatch.setattr(
+        fuzz_run, "Processes", lambda jobs, scope, folder, kept: _Inline(scope.plan(), folder)
+    )
     few = ["--max-examples", "12", "--rounds", "3"]
     asked = ["fuzz", "--loss", "clip", "--world", "1", "--only", *LAWS, *few]
 
@@ -814,7 +816,9 @@ def test_a_check_has_one_row_for_each_defect(
         return 0.0
 
     judged(judge)
-    monkeypatch.setattr(fuzz_run, "Processes", lambda jobs, scope, folder: _Inline(scope.plan(), folder))
+    monkeypatch.setattr(
+        fuzz_run, "Processes", lambda jobs, scope, folder, kept: _Inline(scope.plan(), folder)
+    )
     asked = [
         "fuzz",
         "--loss",

@@ -12,7 +12,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-WORLDS = {"any": "any", "one": "one process", "two": "two processes", "several": "several ranks"}
+WORLDS = {
+    "any": "any",
+    "one": "one process",
+    "two": "two processes",
+    "two or one": "two processes, or one",
+    "several": "several ranks",
+}
 
 
 def laws() -> str:
