@@ -79,8 +79,8 @@ class Options:
     strict: bool = _option(
         False,
         "Judge what a target may never have promised as a defect too: unequal rows that it does not "
-        "support, and a second derivative that raises. Else these are its limits: they are listed, and "
-        "leave the verdict as it is. The shipped losses are always judged so.",
+        "support, and a second derivative or torch.compile that raises. Else these are its limits: they are "
+        "listed, and leave the verdict as it is. The shipped losses are always judged so.",
     )
     large: bool = _option(
         False,

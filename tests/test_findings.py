@@ -113,6 +113,14 @@ def _second(error: Exception, law: str = TWICE, returns: bool = True, *, strict:
     return limits.judged(finding, _again("holds", []), lambda *_: returns)
 
 
+def test_a_loss_that_torch_does_not_compile_has_a_limit() -> None:
+    compiled = "compiled equals eager"
+    assert _second(RAISED, law=compiled).limit == "torch.compile raises"
+    wrong = Falsified("wrong", Place("gradient", "x", 0, expected=1.0, observed=2.0))
+    for found in (_second(wrong, law=compiled), _second(RAISED, law=compiled, returns=False)):
+        assert (found.verdict, found.limit) == ("falsified", "")
+
+
 def test_a_second_derivative_that_raises_is_a_limit_and_one_that_is_wrong_is_none() -> None:
     assert _second(RAISED).limit == "a second derivative raises"
     wrong = Falsified("wrong", Place("second derivative", "x", 0, expected=1.0, observed=2.0))

@@ -40,7 +40,8 @@ from verified_losses.properties.laws.objects import LACKING
 from verified_losses.properties.laws.values import terms_equal_oracle
 from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.verify.arguments import ask
-from verified_losses.properties.verify.certifier import Check, checks, verify
+from verified_losses.properties.verify.certifier import Check, checks, judged, verify
+from verified_losses.properties.verify.limits import RAISING_COMPILED
 from verified_losses.properties.worlds.single import SingleWorld
 from verified_losses.properties.worlds.specs import parse
 
@@ -395,7 +396,9 @@ def test_defects_of_further_kinds_are_caught(planted: Planted) -> None:
 @pytest.mark.parametrize("planted", RIGHT, ids=lambda planted: planted.id)
 def test_right_variants_of_further_kinds_are_not_accused(planted: Planted) -> None:
     for check in planned_of(planted):
-        finding = verify(check, FEW)
+        finding = judged(verify(check, FEW), FEW)
+        if finding.limit == RAISING_COMPILED:
+            continue  # it derives in its forward, which torch does not compile
         expected = "skipped" if finding.reason in LACKING else "holds"
         assert finding.verdict == expected, f"{check.law.name}: {finding.reason}\n{finding.counterexample}"
 

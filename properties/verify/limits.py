@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..examples import Example
-from ..laws import SECOND_DERIVATIVES
+from ..laws import COMPILE, SECOND_DERIVATIVES
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
 
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 UNEQUAL_ROWS = "unequal rows"
 RAISING_SECOND_DERIVATIVES = "a second derivative raises"
+RAISING_COMPILED = "torch.compile raises"
 WORDS = {
     UNEQUAL_ROWS: "does not support unequal rows: with equally many rows on every rank this holds",
-    RAISING_SECOND_DERIVATIVES: "a second derivative raises",
+    RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
+    RAISING_COMPILED: RAISING_COMPILED,
 }
 """What each limit says of a target."""
+IF_IT_RAISES = {SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES, COMPILE: RAISING_COMPILED}
+"""The limit of a target that raises, and is not wrong, by what a law concerns."""
 EVEN_SECONDS = 10.0
 """How long a check is verified again with equal rows."""
 ROWS_OF_DTYPE = (1, 2, 5)
@@ -65,7 +69,7 @@ def may_be_limit(check: "Check", example: Example, error: Exception) -> bool:
         return False
     unequal = has_unequal_rows(example) and not check.subject.even
     refused = _raised(error) and len(check.subject.dtypes) > 1
-    return unequal or refused or _raises_second(check, error)
+    return unequal or refused or _raises_alone(check, error)
 
 
 def judged(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "Finding":
@@ -95,7 +99,7 @@ def judged(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "
             )
         if again.verdict == "falsified":
             finding = replace(again, check=check, seconds=finding.seconds + again.seconds)
-    return _second(finding, returns)
+    return _raising(finding, returns)
 
 
 def _refused(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "Finding":
@@ -144,19 +148,19 @@ def _dtype_refused(finding: "Finding", returns: Returns) -> str:
     return case.dtype if all(returns(finding.check, one) for one in wider[1:]) else ""
 
 
-def _second(finding: "Finding", returns: Returns) -> "Finding":
-    """Return a finding as a limit where nothing but the second derivative raises."""
+def _raising(finding: "Finding", returns: Returns) -> "Finding":
+    """Return a finding as a limit where a second derivative or torch.compile raises, and no plain call."""
     check, example, error = finding.check, finding.smallest, finding.error
-    if example is None or error is None or not _raises_second(check, error):
+    if example is None or error is None or not _raises_alone(check, error):
         return finding
     if any(place is not None for _, place in finding.met) or not returns(check, example):
         return finding
-    return replace(finding, verdict="limit", limit=RAISING_SECOND_DERIVATIVES, hung=False)
+    return replace(finding, verdict="limit", limit=IF_IT_RAISES[check.law.concerns], hung=False)
 
 
-def _raises_second(check: "Check", error: Exception) -> bool:
-    """Whether a law of second derivatives fails because a rank raised."""
-    return check.law.concerns == SECOND_DERIVATIVES and _raised(error)
+def _raises_alone(check: "Check", error: Exception) -> bool:
+    """Whether a law of second derivatives, or of torch.compile, fails because a rank raised."""
+    return check.law.concerns in IF_IT_RAISES and _raised(error)
 
 
 def _raised(error: Exception) -> bool:
