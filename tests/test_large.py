@@ -81,7 +81,6 @@ def test_pytests_option_reaches_the_subject(pytestconfig: pytest.Config) -> None
     tokens = pytest_plugin._tokens(config)
     ((target, options),) = pytest_plugin._asked(config, tokens, CertifyOptions())
     assert (target, options.as_, options.large) == ("any:Loss", "clip", True)
-    assert pytestconfig.option.certify_large is None
 
 
 @pytest.mark.parametrize("target", ["tests.defects.cosine:CrossEntropy", "tests.defects.coca:CoCa"])
