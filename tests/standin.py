@@ -46,6 +46,7 @@ def load() -> None:
         set_device=torch.accelerator.set_device_index,
         manual_seed_all=lambda seed: None,
         _is_in_bad_fork=lambda: False,
+        get_amp_supported_dtype=lambda: [torch.bfloat16, torch.float16],  # torch.compile asks every device
     )
     torch._register_device_module("standin", module)
 

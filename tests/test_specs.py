@@ -37,7 +37,7 @@ def test_what_is_no_world_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_horovod_world_needs_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "horovod", None)
-    with pytest.raises(ValueError, match=r"hvd:2: Horovod is not installed; `make horovod` of the repository"):
+    with pytest.raises(ValueError, match=r"hvd:2: Horovod is not installed; `make horovod` of the"):
         parse("1,hvd:2")
 
 
