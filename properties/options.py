@@ -1,7 +1,7 @@
 # ruff: noqa: RUF009  # its fields are made by a function
 """The options of the commands and of pytest, each stated once.
 
-Imports neither torch nor a package that is not Python's own: pytest reads them in every run.
+Imports neither torch nor a package that is not Python's own: pytest reads them where one is asked for.
 """
 
 from dataclasses import dataclass, field, fields

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -156,9 +157,9 @@ def verify(
     if not console.is_terminal:
         label, *others = dict.fromkeys(check.label for check in run.planned)
         whom = f"{1 + len(others)} losses" if others else escape(label)
-        checks, most = _counted(len(run.own), "check"), _counted(run.asked.max_examples, "case")
+        checks, most = counted(len(run.own), "check"), counted(run.asked.max_examples, "case")
         if run.shard.count > 1:
-            checks = f"shard {run.shard}, {len(run.own)} of {_counted(len(run.planned), 'check')}"
+            checks = f"shard {run.shard}, {len(run.own)} of {counted(len(run.planned), 'check')}"
         what = f"{checks}, up to {most} each, seed {run.asked.seed}"
         console.print(f"verifying {whom}: {what}", highlight=False)
     for label, (contract, subject) in run.subjects.items():
@@ -207,7 +208,7 @@ def verify(
             run.findings += [finding for key, finding in announced.items() if key not in concluded]
     run.not_verified += left_unsaid(run.findings)
     reasons = Counter(finding.reason for finding in run.findings if finding.not_run)
-    run.not_verified += [f"{_counted(n, 'check')} could not run: {reason}" for reason, n in reasons.items()]
+    run.not_verified += [f"{counted(n, 'check')} could not run: {reason}" for reason, n in reasons.items()]
     run.defects = explain(run.findings, counterexamples, deadline)
 
 
@@ -248,7 +249,7 @@ def left_unsaid(findings: Sequence[Finding]) -> list[str]:
         losses.setdefault(tuple(lacks), []).append(loss)
     lines += [f"{', '.join(named)}: {' and '.join(lacks)}" for lacks, named in losses.items() if lacks]
     narrower = Counter((one.loss, one.reason) for one in findings if one.verdict == "holds" and one.reason)
-    return lines + [f"{loss}: {_counted(n, 'check')} {why}" for (loss, why), n in narrower.items()]
+    return lines + [f"{loss}: {counted(n, 'check')} {why}" for (loss, why), n in narrower.items()]
 
 
 @contextlib.contextmanager
@@ -271,8 +272,8 @@ def show(run: Run, console: Console) -> None:
         console.print(escape(plain(line)), highlight=False)
     if run.falsified:
         wrong = [defect for defect in run.defects if not terminal.accepted(defect, run.known)]
-        counted = f"{_counted(len(run.falsified), 'finding')}, {_counted(len(wrong), 'defect')}:"
-        console.print(f"\n{counted}", highlight=False)
+        found = f"{counted(len(run.falsified), 'finding')}, {counted(len(wrong), 'defect')}:"
+        console.print(f"\n{found}", highlight=False)
     terminal.show(console, run.defects, run.known)
     if lines := terminal.limits(run.findings, "--"):
         console.print(f"\n[bold]{escape(plain(lines[0]))}[/]", highlight=False)
@@ -280,7 +281,7 @@ def show(run: Run, console: Console) -> None:
     for line in run.not_verified:
         console.print(f"not verified: {line}", highlight=False)
     if run.shard.count > 1:
-        others = _counted(len(run.planned) - len(run.own), "check")
+        others = counted(len(run.planned) - len(run.own), "check")
         console.print(f"left to the other shards: {others}; the certificate lists them", highlight=False)
     for entry in run.known.unmatched(run.findings):
         unmet = escape(plain(f"{entry.property} ({entry.reason})"))
@@ -289,26 +290,46 @@ def show(run: Run, console: Console) -> None:
 
 def conclude(run: Run, verdict: str, console: Console) -> int:
     """Print the verdict, and return the exit status."""
-    hold = sum(finding.verdict == "holds" for finding in run.findings)
     bad = len({finding.key for finding in run.falsified})
     failed = {finding.key for finding in run.findings if finding.verdict == "falsified"}
-    ran = len({finding.key for finding in run.findings})
-    said, colour, status = {
-        "holds": (f"{_counted(hold, 'check')} hold" + ("s" if hold == 1 else ""), "green", HOLDS),
-        "falsified": (f"{bad} of {_counted(ran, 'check')} falsified", "red", FALSIFIED),
-        "incomplete": (
-            f"incomplete: {hold} of {_counted(len(run.own), 'check')} hold", "yellow", NOT_RUN,
-        ),
-    }[verdict]  # fmt: skip
-    if known := len(failed) - bad:
-        said += f", {known} known to fail"
-    if named := dict.fromkeys(finding.limit for finding in run.findings if finding.limit):
-        said += f"{', but for: ' if status == HOLDS else '; limits: '}{', '.join(named)}"
-    over = _counted(sum(finding.examples for finding in run.findings), "case")
-    if run.shard.count > 1:
-        said += f" in shard {run.shard}"
-    console.print(f"\n[bold {colour}]{said}[/] over {over}, seed {run.asked.seed}", highlight=False)
+    counts = bad, len(failed) - bad, len({finding.key for finding in run.findings}), len(run.own)
+    where = f" in shard {run.shard}" if run.shard.count > 1 else ""
+    status = print_verdict(console, verdict, run.findings, counts, run.asked.seed, where)
     return INTERRUPTED if run.interrupted else status
+
+
+def print_verdict(
+    console: Console,
+    verdict: str,
+    findings: Sequence[Any],
+    counts: tuple[int, int, int, int],
+    seed: int,
+    where: str = "",
+) -> int:
+    """Print what came of a run, of losses or of a training step, and return the exit status.
+
+    Args:
+        console: where to print.
+        verdict: of the certificate.
+        findings: with a verdict, a limit and a number of examples each.
+        counts: of the checks, those that are falsified, known to fail, run, and planned.
+        seed: of the run.
+        where: the shard, in words.
+    """
+    hold = sum(finding.verdict == "holds" for finding in findings)
+    bad, known, ran, planned = counts
+    said, colour, status = {
+        "holds": (f"{counted(hold, 'check')} hold" + ("s" if hold == 1 else ""), "green", HOLDS),
+        "falsified": (f"{bad} of {counted(ran, 'check')} falsified", "red", FALSIFIED),
+        "incomplete": (f"incomplete: {hold} of {counted(planned, 'check')} hold", "yellow", NOT_RUN),
+    }[verdict]
+    if known:
+        said += f", {known} known to fail"
+    if named := dict.fromkeys(finding.limit for finding in findings if finding.limit):
+        said += f"{', but for: ' if status == HOLDS else '; limits: '}{', '.join(named)}"
+    over = counted(sum(finding.examples for finding in findings), "case")
+    console.print(f"\n[bold {colour}]{said}{where}[/] over {over}, seed {seed}", highlight=False)
+    return status
 
 
 def save(
@@ -381,5 +402,6 @@ def last_words(run: Run, json: Path) -> Callable[[str], None]:
     return write_so_far
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,6 +1,5 @@
 """`verified-losses certify --as step`: its arguments, its run, its output and its exit status."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from ..show import certificate as records
 from ..show import terminal
@@ -21,8 +20,8 @@ from ..step.verify import SHARP, Bench, StepCheck, StepFinding, checks, grouped,
 from ..verify.arguments import Unusable
 from ..verify.known import Known
 from ..worlds.specs import WorldSpec
-from . import FALSIFIED, HOLDS, INTERRUPTED, NOT_RUN
-from .run import save, show_files, waiting
+from . import INTERRUPTED
+from .run import columns, counted, print_verdict, save, show_files, waiting
 
 
 @dataclass
@@ -93,7 +92,7 @@ def certify_step(
     save(run.record, *files)
     most = arguments.max_examples
     console.print(
-        f"verifying {escape(label)}: {_counted(len(run.planned), 'check')}, up to {_counted(most, 'case')} "
+        f"verifying {escape(label)}: {counted(len(run.planned), 'check')}, up to {counted(most, 'case')} "
         f"each, seed {arguments.seed}",
         highlight=False,
     )
@@ -121,8 +120,7 @@ def _verify(run: StepRun, console: Console, deadline: float, fail_fast: bool) ->
             where = f"{finding.loss}: {finding.law} in world {finding.world}: {said}"
             console.print(f"[bold red]FALSIFIED[/] {escape(where)}", highlight=False, soft_wrap=True)
 
-    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}")
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+    with Progress(*columns(console.width), console=console, transient=True, expand=True) as progress:
         task = progress.add_task("", total=len(run.planned))
         verifying = verify_all(run.planned, run.asked.max_examples, run.asked.seed, deadline, announce)
         try:
@@ -175,7 +173,7 @@ def _show(run: StepRun, console: Console) -> None:
     wrong = [one for one in run.defects if not run.known.reason(one.leader)]
     if wrong:
         count = len({finding.key for finding in run.findings if finding.verdict == "falsified"})
-        console.print(f"\n{_counted(count, 'finding')}, {_counted(len(wrong), 'defect')}:", highlight=False)
+        console.print(f"\n{counted(count, 'finding')}, {counted(len(wrong), 'defect')}:", highlight=False)
     for defect in wrong:
         what, *why = explained(defect)
         console.print(f"\n[bold red]{escape(what)}[/]")
@@ -202,24 +200,8 @@ def _show(run: StepRun, console: Console) -> None:
 
 def _conclude(run: StepRun, console: Console) -> int:
     """Print the verdict, and return the exit status."""
-    counts = Counter(one.verdict for one in run.findings)
     known = sum(bool(run.known.reason(one)) for one in run.findings)
-    bad = counts["falsified"] - known
-    said, colour, status = {
-        "holds": (f"{_counted(counts['holds'], 'check')} hold", "green", HOLDS),
-        "falsified": (f"{bad} of {_counted(len(run.findings), 'check')} falsified", "red", FALSIFIED),
-        "incomplete": (
-            f"incomplete: {counts['holds']} of {_counted(len(run.planned), 'check')} hold", "yellow", NOT_RUN,
-        ),
-    }[run.record.verdict]  # fmt: skip
-    if known:
-        said += f", {known} known to fail"
-    if named := dict.fromkeys(one.limit for one in run.findings if one.limit):
-        said += f"{', but for: ' if status == HOLDS else '; limits: '}{', '.join(named)}"
-    cases = _counted(sum(one.examples for one in run.findings), "case")
-    console.print(f"\n[bold {colour}]{said}[/] over {cases}, seed {run.asked.seed}", highlight=False)
+    falsified = sum(one.verdict == "falsified" for one in run.findings)
+    counts = falsified - known, known, len(run.findings), len(run.planned)
+    status = print_verdict(console, run.record.verdict, run.findings, counts, run.asked.seed)
     return INTERRUPTED if run.interrupted else status
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
