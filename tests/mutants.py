@@ -58,7 +58,17 @@ class Target:
 TARGETS = (
     Target(
         "verified_losses",
-        ("arguments", "losses", "transport", "flags", "communication", "certify"),
+        (
+            "arguments",
+            "losses",
+            "captions",
+            "accumulation",
+            "streamed",
+            "transport",
+            "flags",
+            "communication",
+            "certify",
+        ),
         # torch.compile does not see through what mutmut puts around functions
         "not processes and not compiled and not one_graph and not open_clip",
         ("-p", "tests.in_process"),
