@@ -23,7 +23,7 @@ GPU_PYTHON ?= 3.12
 gpu-packages:
 	$(PYTHON) tools/gpu.py --packages $(GPU_PYTHON)
 
-# Builds Horovod at the first call, for three minutes; tools/horovod_wheel.py says where the wheel is kept.
+# Builds Horovod at the first call, for two minutes; tools/horovod_wheel.py says where the wheel is kept.
 horovod: .venv/installed
 	wheel=$$($(BIN)/python tools/horovod_wheel.py) && $(BIN)/python -m pip install --quiet "$$wheel"
 	HOROVOD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_horovod.py

@@ -1,6 +1,7 @@
 """What the build of Horovod changes in its source is just what it names, or it stops; and CI runs it."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -12,34 +13,44 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOOL = runpy.run_path(str(ROOT / "tools" / "horovod_wheel.py"))
-PATCHED, OLD, NEW = TOOL["PATCHED"], TOOL["OLD"], TOOL["NEW"]
+EDITS = TOOL["EDITS"]
+FILES = sorted({name for _, _, names in EDITS for name in names})
+
+
+def lines(name: str, new: bool) -> str:
+    """What a file of the source has, before or after it is patched."""
+    return "\n".join(["before", *(edit[new] for edit in EDITS if name in edit[2]), "after"])
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    for name in PATCHED:
+    for name in FILES:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"before\n{OLD}\nafter\n")
+        file.write_text(lines(name, new=False))
     return tmp_path
 
 
 def test_each_line_is_replaced_once(source: Path) -> None:
     TOOL["patch"](source)
-    assert [(source / name).read_text() for name in PATCHED] == [f"before\n{NEW}\nafter\n"] * 2
+    assert [(source / name).read_text() for name in FILES] == [lines(name, new=True) for name in FILES]
 
 
-@pytest.mark.parametrize("name", PATCHED)
-@pytest.mark.parametrize("text", ["", f"{OLD}\n{OLD}\n", NEW])
-def test_another_source_is_refused(source: Path, name: str, text: str) -> None:
-    (source / name).write_text(text)
-    with pytest.raises(ValueError, match="expected set"):
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [(name, old, new) for old, new, names in EDITS for name in names]
+)
+@pytest.mark.parametrize("found", ["none", "twice", "new"])
+def test_another_source_is_refused(source: Path, name: str, old: str, new: str, found: str) -> None:
+    instead = {"none": "", "twice": f"{old}\n{old}", "new": new}[found]
+    (source / name).write_text(lines(name, new=False).replace(old, instead))
+    with pytest.raises(ValueError, match=f"expected {re.escape(old)} "):
         TOOL["patch"](source)
 
 
-def test_one_more_place_is_refused(source: Path) -> None:
+@pytest.mark.parametrize("old", [edit[0] for edit in EDITS])
+def test_one_more_place_is_refused(source: Path, old: str) -> None:
     (source / "another").mkdir()
-    (source / "another" / "CMakeLists.txt").write_text(OLD)
+    (source / "another" / "CMakeLists.txt").write_text(old)
     with pytest.raises(ValueError, match=r"another/CMakeLists\.txt"):
         TOOL["patch"](source)
 
