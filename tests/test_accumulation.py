@@ -4,6 +4,7 @@ What the steps are compared with keeps the graphs of all micro-batches, and goes
 The functions that ranks run are imported there by name, as `tests.test_accumulation`.
 """
 
+import contextlib
 import itertools
 import re
 
@@ -263,23 +264,118 @@ def test_one_micro_batch_has_its_activations_in_memory():
     ("model", "batches", "error", "message"),
     [
         (Model(), [], ValueError, "micro_batches: expected at least one, got none"),
-        (lambda *_: 1.0, [()], TypeError, "model: expected it to return a dict"),
+        (
+            lambda *_: 1.0,
+            [()],
+            TypeError,
+            "model: expected it to return a dict with the arguments of the loss, got float",
+        ),
         (
             lambda *names: dict.fromkeys(names),
             [("a",), ("b",)],
             ValueError,
-            "expected ['a'] for every",
+            "model: expected ['a'] for every micro-batch, as for the first, got ['b']",
         ),
     ],
 )
 def test_wrong_arguments_are_named(model, batches, error, message):
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
         accumulate(model, ClipLoss(), batches)
 
 
 def test_without_gradients_there_is_no_step():
-    with torch.no_grad(), pytest.raises(RuntimeError, match="accumulate: expected gradients to be on"):
+    message = "^accumulate: expected gradients to be on, got torch.no_grad or inference mode$"
+    with torch.no_grad(), pytest.raises(RuntimeError, match=message):
         accumulate(Model(), ClipLoss(), parts_of((2, 2)))
+
+
+def test_gradients_are_reduced_with_the_last_micro_batch_alone():
+    seen = []
+
+    class Reducing(Model):
+        """Knows whether it would reduce, as DistributedDataParallel does."""
+
+        reduces = True
+
+        @contextlib.contextmanager
+        def no_sync(self):
+            self.reduces = False
+            yield
+            self.reduces = True
+
+        def forward(self, *batch):
+            seen.append((torch.is_grad_enabled(), self.reduces))
+            return super().forward(*batch)
+
+    accumulate(Reducing(), ClipLoss(), parts_of((1, 2, 1)))
+    assert seen == [(False, False)] * 3 + [(True, False)] * 2 + [(True, True)]
+
+
+def test_what_gets_no_gradient_is_passed_over():
+    tower = nn.Linear(3, 3).double()
+
+    def model(batch):
+        # a number, which differs; what is not of floating type; then what learns
+        return {"first": float(batch[0, 0]), "ids": torch.arange(len(batch)), "rows": tower(batch)}
+
+    def loss(first, ids, rows):
+        numbers.append(first)
+        assert not ids.requires_grad
+        return rows.square().sum()
+
+    numbers = []
+    batches = [first for first, _ in parts_of((1, 2))]
+    accumulate(model, loss, batches)
+    assert numbers == [float(batches[0][0, 0])]
+    whole = nn.Linear(3, 3).double()
+    whole.load_state_dict(tower.state_dict())
+    whole(torch.cat(batches)).square().sum().backward()
+    close(tower.weight.grad.numpy(), whole.weight.grad.numpy(), 64, 16)
+
+
+class Device:
+    """A device's generator, which counts what is drawn from it."""
+
+    def __init__(self):
+        self.states = {}
+
+    def get_rng_state(self, device):
+        return self.states.setdefault(device, 0)
+
+    def set_rng_state(self, state, device):
+        assert device in self.states
+        self.states[device] = state
+
+
+@pytest.mark.parametrize("place", ["parameter", "buffer", "dict", "tuple", "tensor"])
+def test_the_random_numbers_of_every_device_are_drawn_again(place, monkeypatch):
+    here, there = torch.empty(1, device="meta"), torch.device("xpu", 1)
+    monkeypatch.setattr(torch, "get_device_module", {there: (generator := Device())}.__getitem__)
+    drawn = []
+
+    class There(torch.Tensor):
+        @property
+        def device(self):
+            return there
+
+    far = torch.zeros(1, 3, dtype=torch.float64).as_subclass(There)
+
+    class Model(nn.Module):
+        def forward(self, *batch, **named):
+            drawn.append(generator.states[there])
+            generator.states[there] += 1
+            return {"rows": torch.ones(1, 1, dtype=torch.float64, requires_grad=True) * 2}
+
+    model = Model()
+    if place == "parameter":
+        monkeypatch.setattr(model, "parameters", lambda: iter([far]))
+    elif place == "buffer":
+        monkeypatch.setattr(model, "buffers", lambda: iter([far]))
+    batch = {"dict": {"near": here, "far": far}, "tuple": (here, far), "tensor": far}.get(place, (here,))
+    accumulate(model, lambda rows: rows.sum(), [batch, batch])
+    # once without a graph, and then the same numbers with it
+    assert drawn == [0, 1, 0, 1]
+    assert generator.states == {there: 2}
 
 
 # Over ranks.

@@ -325,6 +325,13 @@ def test_genlip_is_the_mean_cross_entropy():
     assert repr(GenLipLoss(5)) == "GenLipLoss(ignore_index=5)"
 
 
+def test_genlip_of_one_token_and_of_none():
+    one = GenLipLoss()(torch.zeros(4).double(), torch.tensor(1))
+    close(one.item(), math.log(4), 4, 4)
+    assert GenLipLoss()(torch.zeros(0, 3), torch.zeros(0).long()) == 0
+    assert GenLipLoss()(torch.zeros(0, 2, 3), torch.zeros(0, 2).long()) == 0
+
+
 def test_genlips_chunks_equal_the_whole(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     logits = bounded_normal(generator, 3, 4, VOCABULARY)
@@ -354,6 +361,12 @@ def test_genlips_chunks_equal_the_whole(monkeypatch):
             "labels: expected token ids in [0, 3) or ignore_index=-100, got 3",
         ),
         (torch.zeros(()), torch.tensor(0), "logits: expected 1 dimensions, none empty, got shape []"),
+        (torch.zeros(0), torch.tensor(0), "logits: expected 1 dimensions, none empty, got shape [0]"),
+        (
+            torch.zeros(2, 0),
+            torch.zeros(2).long(),
+            "logits: expected 2 dimensions, none empty but the first, got shape [2, 0]",
+        ),
     ],
 )
 def test_genlip_names_wrong_arguments(logits, labels, message):

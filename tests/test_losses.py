@@ -515,6 +515,29 @@ def test_logits_and_labels_of_a_subclass_count(kind):
         close(labels()(**inputs).item(), wanted.item(), 8, 8)
 
 
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize(("method", "rows"), [("get_logits", (3, 1, 2)), ("get_ground_truth", (2, 2, 2))])
+def test_logits_and_labels_of_a_subclass_are_those_of_its_rank(method, rows, local):
+    # the same numbers by another way
+    original = getattr(ClipLoss, method)
+    own = type("Own", (ClipLoss,), {method: lambda *arguments: original(*arguments)})
+
+    def values(rank, size):
+        flags = {"rank": rank, "world_size": size, "local_loss": local, "gather_with_grad": True}
+        inputs = batch("clip", rank, rows[rank])
+        return [kind(**flags)(**inputs).item() for kind in (own, ClipLoss)]
+
+    for value, expected in SimulatedWorld(len(rows), copies=False).run(values):
+        close(value, expected, 8, 8)
+
+
+def test_labels_made_under_inference_mode_serve_a_later_backward():
+    loss = ClipLoss(cache_labels=True)
+    with torch.inference_mode():
+        assert not loss.get_ground_truth("cpu", 2).is_inference()
+    assert loss.get_ground_truth("cpu", 2) is loss.get_ground_truth("cpu", 2)
+
+
 @pytest.mark.parametrize("convention", ["exact", "open_clip"])
 @pytest.mark.parametrize("training", [True, False])
 def test_distill_keeps_nothing_of_a_teacher_that_does_not_learn(convention, training):
@@ -537,6 +560,8 @@ def test_siglip_logits_may_be_rectangular():
     inputs = batch("siglip", rows=4)
     logits = SigLipLoss().get_logits(**inputs | {"text_features": inputs["text_features"][:2]})
     assert torch.equal(logits, ClipLoss().get_logits(**inputs)[0][:, :2])
+    for name in ("image_features", "text_features"):
+        assert 0 in SigLipLoss().get_logits(**inputs | {name: inputs[name][:0]}).shape
 
 
 def test_eager_functions_stay_out_of_the_compiler():
