@@ -278,7 +278,6 @@ def test_file_of_a_form_judges_as_the_law_does(
     [
         ("OnlyImageToText", "terms equal the oracle"),
         ("GradientOnce", "mean over ranks equals single process"),
-        ("wrong_way", "terms equal the oracle"),
     ],
 )
 def test_file_runs_alone(target: str, law: str, tmp_path: Path) -> None:
