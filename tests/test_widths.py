@@ -1,8 +1,11 @@
 """The widths of features that a target states."""
 
+from unittest import mock
+
 import pytest
 from hypothesis import Phase, given, settings
 
+from verified_losses.properties.ask.cli import main
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import Law, laws
@@ -11,6 +14,7 @@ from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify.arguments import Unusable, ask, read_widths
 from verified_losses.properties.verify.certifier import checks, verify
 from verified_losses.properties.verify.plan import inspection
+from verified_losses.properties.worlds import server
 from verified_losses.properties.worlds.specs import parse
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -43,6 +47,19 @@ def test_a_loss_that_takes_some_widths_alone_holds() -> None:
     for check in checks({"it": ("clip", subject)}, parse("1")):
         if check.law.name in ("terms equal the oracle", "twice differentiable", "used equals fresh"):
             assert verify(check, 5).verdict == "holds"
+
+
+def test_the_command_that_an_inspection_prints_repeats_what_was_stated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target = "tests.uncallable:PowersOfTwo"
+    # a fork server of its own takes seconds
+    with pytest.raises(SystemExit) as ended, mock.patch.object(server, "start"):
+        main(["inspect", target, "--widths", "16,32", "--features", "raw"])
+    assert ended.value.code == 0
+    assert f"verified-losses certify {target} --as clip --features=raw --widths=16,32\n" in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -494,7 +494,7 @@ def judge_mean(target: Any, ranks: list[list[Outcome]]) -> bool:
     return agree(expected, mean)
 
 
-# What is right, in NumPy: derivatives are taken by complex steps, exact to rounding.
+# The oracle, in NumPy: derivatives are taken by complex steps, exact to rounding.
 
 
 def oracle(given):

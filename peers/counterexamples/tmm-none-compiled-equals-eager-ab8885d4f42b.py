@@ -342,7 +342,7 @@ def judge_gradient(target: Any, ranks: list[list[Outcome]]) -> bool:
     return agree(expected, component(part(ranks[RANK][0])))
 
 
-# What is right, in NumPy: derivatives are taken by complex steps, exact to rounding.
+# The oracle, in NumPy: derivatives are taken by complex steps, exact to rounding.
 
 
 def oracle(given):

@@ -292,8 +292,22 @@ def _asked(
 ) -> Subjects:
     name, pinned = _name(target), tuple((config or {}).items())
     contract = contract.name if isinstance(contract, Formula) else contract
-    how = call, _listed(parameters), features, interpret, strict, large, widths, empty_ranks
-    asked = ask(name, contract, convention, pinned, equal_rows, _listed(dtypes), *how)
+    asked = ask(
+        name,
+        contract,
+        convention=convention,
+        config=pinned,
+        equal_rows=equal_rows,
+        dtypes=_listed(dtypes),
+        call=call,
+        parameters=_listed(parameters),
+        features=features,
+        interpret=interpret,
+        strict=strict,
+        large=large,
+        widths=widths,
+        empty_ranks=empty_ranks,
+    )
     return {Target.of(name).name: asked}
 
 

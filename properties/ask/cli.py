@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..forms import NAMES
-from ..names import FORMULAS, STEP, STEP_DTYPES, STEP_LAWS
+from ..names import FORMULAS, ROWS_OF, STEP, STEP_DTYPES, STEP_LAWS
 from ..options import COUNTEREXAMPLES, KEY, CertifyOptions, Options
 from ..show.text import own, plain
 from ..subjects import Target
@@ -36,6 +36,7 @@ from ..verify.arguments import (
     kept_laws,
     read_config,
     read_seconds,
+    read_widths,
     some_devices,
     some_step_worlds,
     without_password,
@@ -198,6 +199,8 @@ def inspect(
     call: str = "",
     parameter: Several = None,
     features: str = "",
+    widths: str = "",
+    interpret: bool = False,
 ) -> int:
     """Find out how a loss is called, and which contract it fits, and print the command that certifies it.
 
@@ -215,15 +218,32 @@ def inspect(
         What the module holds itself, as for certify.
     features
         What the target does with rows, as for certify.
+    widths
+        The widths of features that the target takes, as for certify.
+    interpret
+        Run the target's Triton kernels in Triton's interpreter, as for certify.
     """
     find_beside()
     check_target(target)
-    names = [contract] if contract else [*NAMES, *FORMULAS]
-    asked = dict(ask(target, one, call=call, parameters=parameter or (), features=features) for one in names)
+    names = [contract] if contract else [one for one in (*NAMES, *FORMULAS) if one in ROWS_OF or not widths]
+    asked = dict(
+        ask(
+            target,
+            one,
+            call=call,
+            parameters=parameter or (),
+            features=features,
+            widths=read_widths(widths),
+            interpret=interpret,
+        )
+        for one in names
+    )
     server.start()
     from .inspect import inspected
 
-    return inspected(asked)
+    stated = {"call": [call], "parameter": parameter or [], "features": [features], "widths": [widths]}
+    options = [f"--{name}={value}" for name, values in stated.items() for value in values if value]
+    return inspected(asked, [*options, *(["--interpret"] * interpret)])
 
 
 @app.command

@@ -1,6 +1,7 @@
 """The command `verified-losses inspect`: how a target is called, and which contracts fit."""
 
 import shlex
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +18,12 @@ KINDS = {formula: name for name, formula in FORMULAS.items()}
 """By its formula the name of a kind."""
 
 
-def inspected(asked: dict[str, Subject]) -> int:
+def inspected(asked: dict[str, Subject], options: Sequence[str] = ()) -> int:
     """Print what a target is as each of some contracts; return the exit status.
+
+    Args:
+        asked: the target, by contract.
+        options: what was stated of it, which the command that certifies it repeats.
 
     Raises:
         Unusable: the target cannot be imported, or fits no contract for a reason that is the same for all.
@@ -48,7 +53,7 @@ def inspected(asked: dict[str, Subject]) -> int:
         console.print(f"[bold]{escape(name)}[/]: {said}", highlight=False)
         for line in described(formula, found):
             console.print(f"  {escape(plain(line))}", highlight=False, soft_wrap=True)
-        command = shlex.join(["verified-losses", "certify", found.target, "--as", name])
+        command = shlex.join(["verified-losses", "certify", found.target, "--as", name, *options])
         console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
     if not fitting and shown != called:
         others = ", ".join(KINDS[formula] for formula, _ in called if formula in KINDS)

@@ -104,10 +104,21 @@ def subject_of(target: str, options: Options) -> tuple[str, Subject]:
         Unusable: an option is.
     """
     return ask(
-        target, options.as_, options.convention, read_config(options.config), options.equal_rows,
-        options.dtype.split(","), options.call, options.parameter or (), options.features, options.interpret,
-        options.strict, options.large, read_widths(options.widths), options.empty_ranks,
-    )  # fmt: skip
+        target,
+        options.as_,
+        convention=options.convention,
+        config=read_config(options.config),
+        equal_rows=options.equal_rows,
+        dtypes=options.dtype.split(","),
+        call=options.call,
+        parameters=options.parameter or (),
+        features=options.features,
+        interpret=options.interpret,
+        strict=options.strict,
+        large=options.large,
+        widths=read_widths(options.widths),
+        empty_ranks=options.empty_ranks,
+    )
 
 
 def _labels(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -81,6 +81,7 @@ class Unusable(ValueError):
 def ask(
     target: str,
     contract: str | None,
+    *,
     convention: str = "exact",
     config: tuple[tuple[str, Any], ...] = (),
     equal_rows: bool = False,

@@ -240,7 +240,7 @@ def report(
             planted = pending[done]
             results[planted.id] = done.result()
             _show(console, planted, results[planted.id])
-            # whoever interrupts it keeps what there is, and waits for what runs alone
+            # an interrupt keeps what there is, and waits for what runs alone
             ended = [dataclasses.asdict(results[one.id]) for one in chosen if one.id in results]
             record = {"stamp": stamped, "seeds": seeds, "counts": counted(chosen, results), "results": ended}
             out.write_text(json.dumps(record, indent=1) + "\n")
