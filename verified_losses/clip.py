@@ -7,12 +7,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from . import checks, contrast, streamed
+from . import checks, contrast, ranks, streamed
 from .checks import Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
 from .implementations import IMPLEMENTATIONS, Implementation, choose, explain
 from .memory import Kind, StatedMemory, of_pairs
+from .ranks import Ranks
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Anchors and their gallery."""
@@ -271,6 +272,10 @@ class ClipLoss(nn.Module):
         """Return the column of the partner of this rank's first anchor."""
         return sum(rows[: self.rank]) if self.local_loss else 0
 
+    def _ranks(self, rows: Rows) -> Ranks:
+        own_times = self.world_size if self.convention == "exact" else 1
+        return Ranks(self.transport, rows, self.local_loss, self.gather_with_grad, own_times)
+
     def _pairs(self, image_features: Tensor, text_features: Tensor, rows: Rows) -> Pairs:
         """Return anchors and gallery: of both directions with `local_loss`, else of the images alone."""
         everyone = gather_pair(
@@ -299,15 +304,19 @@ class ClipLoss(nn.Module):
             return self._contrastive_of_logits(
                 self.get_logits(image_features, text_features, logit_scale, logit_bias), rows
             )
-        pairs = self._pairs(image_features, text_features, rows)
         sums = choose(self.implementation, sum(rows), image_features.dtype, image_features.device, self._tile)
+        weight = self._row_weight(rows) / 2
+        if sums.name == "streamed" and self.world_size > 1:
+            pair = image_features, text_features
+            return weight * ranks.sum_symmetric(pair, logit_scale, logit_bias, self._ranks(rows), self._tile)
+        pairs = self._pairs(image_features, text_features, rows)
         if len(pairs) == 2:
             start = self._start(rows)
             images, texts = (sums.sum_infonce(*pair, logit_scale, logit_bias, start) for pair in pairs)
             total = images + texts
         else:
             total = sums.sum_symmetric(*pairs[0], logit_scale, logit_bias)
-        return total * (self._row_weight(rows) / 2)
+        return total * weight
 
     def _contrastive_of_logits(self, logits: tuple[Tensor, Tensor], rows: Rows) -> Tensor:
         """Return the contrastive loss of logits per image and per text, where a subclass makes them."""

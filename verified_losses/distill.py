@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from . import checks, contrast
+from . import checks, contrast, ranks
 from .checks import Facts, Scalar
 from .clip import ClipLoss, overrides
 from .gather import Rows
@@ -197,9 +197,13 @@ class DistillClipLoss(ClipLoss):
             dist_logits = self.get_logits(*dist_features, dist_scale, dist_bias)
             per_image, per_text = map(contrast.sum_dist_loss, dist_logits, logits)
             return self._contrastive_of_logits(logits, rows), (per_image + per_text) * weight
-        pairs, dist_pairs = self._pairs(*features, rows), self._pairs(*dist_features, rows)
         implementation = self._implementation(*dist_features, dist_scale, dist_bias)
         sums = choose(implementation, sum(rows), features[0].dtype, features[0].device, self._tile)
+        if sums.name == "streamed" and self.world_size > 1:
+            taught = dist_features, dist_scale, dist_bias
+            sides = ranks.sum_symmetric_distill(student, taught, self._ranks(rows), self._tile)
+            return sides[0] * weight, sides[1] * weight
+        pairs, dist_pairs = self._pairs(*features, rows), self._pairs(*dist_features, rows)
         if len(pairs) == 1:
             both = sums.sum_symmetric_distill(pairs[0], scale, bias, dist_pairs[0], dist_scale, dist_bias)
         else:

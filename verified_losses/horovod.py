@@ -145,6 +145,14 @@ class HorovodTransport(Transport):
         name = "verified_losses.sum_scatter"
         return _wait(hvd.reducescatter_async(given, name, hvd.Sum), name)[0].to(tensor.dtype)
 
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum equally shaped tensors over the ranks."""
+        return self.all_gather(tensor).sum(0)
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Take the largest of equally shaped tensors over the ranks, element by element."""
+        return self.all_gather(tensor).amax(0)
+
 
 @_normal_mode
 def _all_gather(tensor: Tensor, name: str) -> Tensor:

@@ -127,6 +127,12 @@ class Transport:
         dist.all_reduce(total, group=self.group)
         return total
 
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Take the largest of equally shaped tensors over the ranks, element by element."""
+        largest = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
+        return largest
+
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Return the tensor of rank `source`; every rank passes one of its shape and dtype."""
         received = tensor.clone(memory_format=torch.contiguous_format)
