@@ -1,5 +1,6 @@
 """The symmetric InfoNCE loss of CLIP."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, overload
@@ -251,7 +252,11 @@ class ClipLoss(nn.Module):
         checks.scalar(f"{prefix}logit_scale", logit_scale, image)
         if logit_bias is not None:
             checks.scalar(f"{prefix}logit_bias", logit_bias, image)
-        common = describe(self.gather_with_grad, image, text) if self.world_size > 1 else ""
+        common = ""
+        if self.world_size > 1:
+            # what is sent depends on it
+            form = choose(self.implementation, sys.maxsize, image.dtype, image.device).name
+            common = f"large batches {form}, {describe(self.gather_with_grad, image, text)}"
         return Facts(image.shape[0], common=common)
 
     def _agree(self, check: Callable[[], Facts]) -> Rows:

@@ -146,6 +146,7 @@ class DistillClipLoss(ClipLoss):
             TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
             RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
         """
+        given = dist_image_features, dist_text_features, dist_logit_scale, dist_logit_bias
 
         def check() -> Facts:
             student = self._check(image_features, text_features, logit_scale, logit_bias)
@@ -157,7 +158,8 @@ class DistillClipLoss(ClipLoss):
                     f"dist_image_features: expected the rows of image_features, {student.rows}, "
                     f"got {teacher.rows}"
                 )
-            return Facts(student.rows, common=f"{student.common} teacher {teacher.common}")
+            learns = "learning " if self._is_taught_densely(*given) else ""
+            return Facts(student.rows, common=f"{student.common} {learns}teacher {teacher.common}")
 
         rows = self._agree(check)
         student = (image_features, text_features), logit_scale, logit_bias
@@ -176,12 +178,17 @@ class DistillClipLoss(ClipLoss):
             inputs: the arguments of a call, by name.
         """
         teacher = [value for name, value in inputs.items() if name.startswith("dist_")]
-        form = self._implementation(*teacher) if self.convention == "open_clip" else self.implementation
+        form = self._implementation(*teacher)
         return self._pairs_memory(inputs["image_features"], inputs["dist_image_features"].shape[1], form)
 
     def _implementation(self, *teacher: object) -> Implementation:
         """Return the implementation: of a teacher that learns tiles have no gradients."""
-        return "dense" if any(map(_learns, teacher)) else self.implementation
+        return "dense" if self._is_taught_densely(*teacher) else self.implementation
+
+    def _is_taught_densely(self, *teacher: object) -> bool:
+        if self.implementation == "dense" or self.convention == "exact":
+            return False
+        return any(map(_learns, teacher))
 
     def _both(self, student: Side, teacher: Side, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the two losses of checked arguments."""

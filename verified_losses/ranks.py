@@ -10,6 +10,20 @@ those of all texts are parts, which are summed over the ranks and go to their ow
 their losses differently, they first tell one another their cotangents. Without it the backward sends nothing:
 a rank computes the tiles of its images against all texts, and those of its texts against all images. Second
 derivatives are those of `contrast`.
+
+In operations of products, and bytes handed to a collective: v a number of features, w (4, or 8 for float64)
+any other. Features have width d, a teacher's e; without one e is 0 and k is 1, with one k is 2. Each product
+of bytes is a message::
+
+                                 with_grad             without
+    forward    operations        2 n N (d + e)         2 n N (d + e)
+               all_gather        v n d, v n e          2 v n d, 2 v n e
+               maximum           w N k                 w N k
+               sum               w N (3 k - 1)         w N (3 k - 1), and w N k unless local
+               sum, unless local 2 w k                 2 w k
+    backward   operations        2 n N (3 d + e)       4 n N (2 d + e)
+               all_gather        w k                   -
+               sum_scatter       w N d                 -
 """
 
 from collections.abc import Callable, Sequence
