@@ -26,9 +26,9 @@ of bytes is a message::
                sum_scatter       w N d                 -
 """
 
+import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ from .streamed import (
     cast_like,
     exponentials,
     partners_of,
+    slices,
     through,
     with_bias,
 )
@@ -108,19 +109,35 @@ def sum_symmetric_distill(
     return with_bias(labelled, bias), with_bias(with_bias(taught, bias), dist_bias)
 
 
-Gathered: TypeAlias = tuple[Tensor | None, Tensor]
-"""All ranks' images, where they are needed, and texts."""
+class _Features(NamedTuple):
+    """A student's, or a teacher's: of this rank, and of all."""
+
+    images: Tensor
+    texts: Tensor
+    scale: Tensor
+    all_images: Tensor | None
+    all_texts: Tensor
 
 
 class _Block:
-    """The products of features and the logits of anchors against a gallery, and a teacher's, by tiles."""
+    """The products of features and the logits of images against texts, and a teacher's, by tiles.
 
-    def __init__(
-        self, pair: Pair, scale: Tensor, teacher: Pair | None, dist_scale: Tensor | None, tile: Tile
-    ) -> None:
-        self.tiles = Tiles(*pair, scale.new_ones(()), tile)
-        self.scale = scale.to(self.tiles.gallery.dtype)
-        self.taught = Tiles(*teacher, dist_scale, tile) if teacher and dist_scale is not None else None
+    Tiles end where a rank's rows end: so those of one rank's images and another's texts are the same, bit for
+    bit, whoever computes them again. A probability near 1 needs that: it is e to a
+    difference of large logits.
+    """
+
+    def __init__(self, ranks: Ranks, tile: Tile, given: list[_Features], own_images: bool) -> None:
+        rows, columns = (ranks.rows[ranks.transport.rank],), ranks.rows
+        pairs = [(one.images, one.all_texts) for one in given]
+        if not own_images:
+            rows, columns = columns, rows
+            pairs = [(_there(one.all_images), one.texts) for one in given]
+        self.start = ranks.start if own_images else -ranks.start
+        self.tiles = Tiles(*pairs[0], given[0].scale.new_ones(()), tile)
+        self.tiles.rows, self.tiles.columns = _cut(rows, tile[0]), _cut(columns, tile[1])
+        self.scale = given[0].scale.to(self.tiles.gallery.dtype)
+        self.taught = Tiles(*pairs[1], given[1].scale, tile) if len(given) > 1 else None
 
     def products(self, rows: slice, columns: slice) -> Tensor:
         """Return a tile of products of features, in buffer 0."""
@@ -208,8 +225,8 @@ class _Direction(NamedTuple):
     dim: int
     log_sums: Sequence[Tensor]
     """As `_Statistics.log_sums`."""
-    weights: Sequence[Tensor]
-    """Of each row's, or column's, losses: with labels, and under the teacher."""
+    weights: Tensor
+    """[1 or 2, count], of each row's, or column's, losses: with labels, and under the teacher."""
 
 
 class _Blocks(Function):
@@ -227,92 +244,95 @@ class _Blocks(Function):
         dist_texts: Tensor | None,
         dist_scale: Tensor | None,
     ) -> Tensor:
-        every = _gathered(ranks, images, texts)
-        dist: tuple[Tensor | None, Tensor | None] = None, None
-        if dist_images is not None and dist_texts is not None:
-            dist = _gathered(ranks, dist_images, dist_texts)
-        block = _Block((images, every[1]), scale, _pair(dist_images, dist[1]), dist_scale, tile)
+        given = [_gathered(ranks, images, texts, scale)]
+        if dist_images is not None and dist_texts is not None and dist_scale is not None:
+            given.append(_gathered(ranks, dist_images, dist_texts, dist_scale))
+        block = _Block(ranks, tile, given, own_images=True)
         rows, columns = _Statistics(len(images), 1, block), _Statistics(sum(ranks.rows), 0, block)
         partner_product = torch.empty_like(rows.student.sum)
         for i in block.tiles.rows:
             for j in block.tiles.columns:
                 products, dist_logits = block.products(i, j), block.dist_logits(i, j)
-                own, diagonal = partners_of(products, i, j, ranks.start)
+                own, diagonal = partners_of(products, i, j, block.start)
                 partner_product[own] = diagonal
                 logits, out = (block.tiles.buffer(number, i, j) for number in (1, 2))
                 torch.mul(products, block.scale, out=logits)
                 spare = out if block.taught is None else block.taught.buffer(1, i, j)
                 rows.add(products, logits, dist_logits, i, out, spare)
                 columns.add(products, logits, dist_logits, j, out, spare)
-        kept = [*rows.log_sums()]
+        kept = rows.log_sums()
         if ranks.with_grad or ranks.local:
             columns.combine(ranks.transport)
         else:
             kept = columns.combine(ranks.transport, *(_placed(ranks, each) for each in kept))
         partners = partner_product * block.scale, partner_product
-        totals = torch.stack([*rows.sums(slice(None), *partners)])
-        totals += torch.stack([*columns.sums(ranks.own, *partners)])
+        totals = torch.stack(rows.sums(slice(None), *partners))
+        totals += torch.stack(columns.sums(ranks.own, *partners))
         if not ranks.local:
             totals = ranks.transport.sum(totals)
-        ctx.ranks, ctx.tile, ctx.count = ranks, tile, len(kept)
-        ctx.save_for_backward(
-            images, texts, scale, dist_images, dist_texts, dist_scale, *every, *dist, totals[1],
-            *kept, *columns.log_sums(),
-        )  # fmt: skip
+        ctx.ranks, ctx.tile, ctx.counts = ranks, tile, (len(_Features._fields) * len(given), len(kept))
+        ctx.save_for_backward(*itertools.chain(*given), *kept, *columns.log_sums(), totals[1])
         return totals[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        images, texts, scale, dist_images, dist_texts, dist_scale, *saved = ctx.saved_tensors
-        every, dist, slopes, log_sums = saved[:2], saved[2:4], saved[4], saved[5:]
-        ranks, tile, wanted = ctx.ranks, ctx.tile, ctx.needs_input_grad[2:5]
-        inputs, teacher = (images, texts, scale), (dist_images, dist_texts, dist_scale)
+        saved, (features, count) = ctx.saved_tensors, ctx.counts
+        size = len(_Features._fields)
+        given = [_Features(*saved[first : first + size]) for first in range(0, features, size)]
+        of_rows, of_columns = saved[features : features + count], saved[features + count : -1]
+        ranks, wanted, slopes = ctx.ranks, ctx.needs_input_grad[2:5], saved[-1]
+        inputs = given[0][:3]
         if torch.is_grad_enabled():
-            dense = _dense(ranks, every, teacher, dist)
-            found = through(dense, inputs, wanted, [grad])
+            found = through(_dense(ranks, given), inputs, wanted, [grad])
             if not ranks.with_grad and not ranks.local:
                 found[:2] = [None if each is None else each * ranks.own_times for each in found[:2]]
             return None, None, *found, None, None, None
-        of_scale = (grad * slopes).sum() if wanted[2] else None
-        of_rows, of_columns = log_sums[: ctx.count], log_sums[ctx.count :]
-
-        def block(anchors: Tensor, gallery: Tensor, dist_anchors: Any, dist_gallery: Any) -> _Block:
-            return _Block((anchors, gallery), scale, _pair(dist_anchors, dist_gallery), dist_scale, tile)
-
-        of_images = of_texts = None
+        found = [None, None, (grad * slopes).sum() if wanted[2] else None]
         if ranks.with_grad and (wanted[0] or wanted[1]):
             weights = _weights(ranks, grad)
-            directions = [_Direction(1, of_rows, weights[:, ranks.own]), _Direction(0, of_columns, weights)]
-            against_texts = block(images, every[1], dist_images, dist[1])
-            of_images, parts = _sweep(against_texts, directions, ranks.start, wanted[:2])
-            if parts is not None:
-                of_texts = sum_rows(ranks.transport, ranks.rows, parts)
+            rows = _Direction(1, of_rows, weights[:, ranks.own])
+            block = _Block(ranks, ctx.tile, given, own_images=True)
+            found[:2] = _sweep(block, [rows, _Direction(0, of_columns, weights)], wanted[:2])
+            if found[1] is not None:
+                found[1] = sum_rows(ranks.transport, ranks.rows, found[1])
         elif not ranks.with_grad:
-            own_columns = [each[ranks.own] for each in of_columns]
-            own_rows = of_rows if ranks.local else [each[ranks.own] for each in of_rows]
-            times = 1 if ranks.local else ranks.own_times
-            weights = (grad * times).unsqueeze(1).expand(-1, sum(ranks.rows))
-            along, across = partial(_Direction, 1, weights=weights), partial(_Direction, 0, weights=weights)
+            weights = (grad if ranks.local else grad * ranks.own_times).unsqueeze(1)
+            weights = weights.expand(-1, sum(ranks.rows))
             if wanted[0]:
-                directions = [along(own_rows)] if ranks.local else [along(own_rows), across(of_columns)]
-                against_texts = block(images, every[1], dist_images, dist[1])
-                of_images, _ = _sweep(against_texts, directions, ranks.start, (True, False))
+                own = of_rows if ranks.local else [each[ranks.own] for each in of_rows]
+                rows, columns = _Direction(1, own, weights), _Direction(0, of_columns, weights)
+                block = _Block(ranks, ctx.tile, given, own_images=True)
+                found[0], _ = _sweep(block, [rows] if ranks.local else [rows, columns], (True, False))
             if wanted[1]:
-                directions = [along(own_columns)] if ranks.local else [along(own_columns), across(of_rows)]
-                against_images = block(texts, every[0], dist_texts, dist[0])
-                of_texts, _ = _sweep(against_images, directions, ranks.start, (True, False))
-        return None, None, *cast_like([of_images, of_texts, of_scale], inputs), None, None, None
+                own = [each[ranks.own] for each in of_columns]
+                rows, columns = _Direction(1, of_rows, weights), _Direction(0, own, weights)
+                block = _Block(ranks, ctx.tile, given, own_images=False)
+                _, found[1] = _sweep(block, [columns] if ranks.local else [rows, columns], (False, True))
+        return None, None, *cast_like(found, inputs), None, None, None
 
 
-def _gathered(ranks: Ranks, images: Tensor, texts: Tensor) -> Gathered:
-    """Return all ranks' texts, and images where the backward, which is silent, needs them."""
+def _gathered(ranks: Ranks, images: Tensor, texts: Tensor, scale: Tensor) -> _Features:
+    """Gather all ranks' texts, and images where the backward, which is silent, needs them."""
     if ranks.with_grad:
-        return None, gather_rows(ranks.transport, ranks.rows, [texts])[0]
-    return gather_pair(images, texts, ranks.rows, False, True, "exact", ranks.transport)
+        (every,) = gather_rows(ranks.transport, ranks.rows, [texts])
+        return _Features(images, texts, scale, None, every)
+    everyone = gather_pair(images, texts, ranks.rows, False, True, "exact", ranks.transport)
+    return _Features(images, texts, scale, *everyone)
 
 
-def _pair(one: Tensor | None, other: Tensor | None) -> Pair | None:
-    return None if one is None or other is None else (one, other)
+def _there(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
+def _cut(rows: Rows, size: int) -> list[slice]:
+    """Return the rows of all ranks in slices of a size; the last of each rank may be shorter."""
+    starts = itertools.accumulate(rows, initial=0)
+    return [
+        slice(start + part.start, start + part.stop)
+        for start, count in zip(starts, rows, strict=False)
+        for part in slices(count, size)
+    ]
 
 
 def _placed(ranks: Ranks, values: Tensor) -> Tensor:
@@ -331,9 +351,9 @@ def _weights(ranks: Ranks, grad: Tensor) -> Tensor:
 
 
 def _sweep(
-    block: _Block, directions: list[_Direction], start: int, wanted: tuple[bool, bool]
+    block: _Block, directions: list[_Direction], wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of anchors and of the gallery, in the dtype of statistics."""
+    """Return the gradients of a block's images and texts, in the dtype of statistics."""
     tiles, taught = block.tiles, block.taught
 
     def slope(i: slice, j: slice) -> Tensor:
@@ -347,7 +367,7 @@ def _sweep(
                 # each difference before the sum: both may vanish
                 under_teacher = exponentials(dist_logits, log_sums[1][where], dim, taught.buffer(1, i, j))
                 torch.sub(out, under_teacher, out=under_teacher).mul_(weights[1][where].unsqueeze(dim))
-            partners_of(out, i, j, start)[1].sub_(1)
+            partners_of(out, i, j, block.start)[1].sub_(1)
             out.mul_(weights[0][where].unsqueeze(dim))
             if taught is not None:
                 out.add_(under_teacher)
@@ -357,44 +377,46 @@ def _sweep(
 
     gradients = Gradients(tiles, (*wanted, False))
     gradients.sweep(slope)
-    of_anchors, of_gallery, _ = gradients.times(block.scale)
-    return of_anchors, of_gallery
+    of_images, of_texts, _ = gradients.times(block.scale)
+    return of_images, of_texts
 
 
-def _dense(
-    ranks: Ranks, every: Sequence[Tensor], teacher: Sequence[Tensor | None], dist: Sequence[Tensor]
-) -> Callable[..., list[Tensor]]:
+def _dense(ranks: Ranks, given: list[_Features]) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
     """Return the function that a rank's result is, with all logits at once."""
-    start = ranks.start if ranks.local else 0
 
-    def pairs(images: Tensor, texts: Tensor, known: Sequence[Tensor]) -> list[Pair]:
+    def pairs(images: Tensor, texts: Tensor, known: _Features) -> list[Pair]:
         if ranks.with_grad:
-            whole = gather_pair(images, texts, ranks.rows, False, True, "exact", ranks.transport)
-        elif ranks.local:
-            whole = known[0], known[1]
-        else:
-            first, last = ranks.own.start, ranks.own.stop
-            whole = tuple(
-                torch.cat([matrix[:first], own, matrix[last:]])
-                for matrix, own in zip(known, (images, texts), strict=True)
+            all_images, all_texts = gather_pair(
+                images, texts, ranks.rows, False, True, "exact", ranks.transport
             )
-        return [(images, whole[1]), (texts, whole[0])] if ranks.local else [whole]
+        else:
+            all_images, all_texts = _there(known.all_images), known.all_texts
+        if ranks.local:
+            return [(images, all_texts), (texts, all_images)]
+        if not ranks.with_grad:
+            all_images, all_texts = _with_own(ranks, all_images, images), _with_own(ranks, all_texts, texts)
+        return [(all_images, all_texts)]
 
     def sums(images: Tensor, texts: Tensor, scale: Tensor) -> list[Tensor]:
-        student = pairs(images, texts, every)
-        if teacher[0] is None:
+        student = pairs(images, texts, given[0])
+        if len(given) == 1:
             if not ranks.local:
                 return [contrast.sum_symmetric(*student[0], scale, None).reshape(1)]
-            one, other = (contrast.sum_infonce(*pair, scale, None, start) for pair in student)
+            one, other = (contrast.sum_infonce(*pair, scale, None, ranks.start) for pair in student)
             return [(one + other).reshape(1)]
-        taught = pairs(teacher[0], teacher[1], dist)
+        taught, dist_scale = pairs(given[1].images, given[1].texts, given[1]), given[1].scale
         if not ranks.local:
-            both = student[0], scale, None, taught[0], teacher[2], None
-            return [torch.stack(contrast.sum_symmetric_distill(*both))]
+            found = contrast.sum_symmetric_distill(student[0], scale, None, taught[0], dist_scale, None)
+            return [torch.stack(found)]
         one, other = (
-            torch.stack(contrast.sum_distill(pair, scale, None, dist_pair, teacher[2], None, start))
+            torch.stack(contrast.sum_distill(pair, scale, None, dist_pair, dist_scale, None, ranks.start))
             for pair, dist_pair in zip(student, taught, strict=True)
         )
         return [one + other]
 
     return sums
+
+
+def _with_own(ranks: Ranks, matrix: Tensor, own: Tensor) -> Tensor:
+    """Return the rows of all ranks, this rank's being variables."""
+    return torch.cat([matrix[: ranks.own.start], own, matrix[ranks.own.stop :]])
