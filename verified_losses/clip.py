@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, contrast, ranks, streamed
-from .checks import Convention, Facts, Scalar
+from .checks import Agree, Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
 from .implementations import IMPLEMENTATIONS, Implementation, choose, explain
@@ -45,10 +45,14 @@ class ClipLoss(nn.Module):
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
             again in the backward; "auto" takes what is faster, as `explain` says.
         tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
+        agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
+            differs, raises on every rank. "once" does so for the first call of a shape, dtype and
+            requires_grad, which must change on all ranks at the same call; what is wrong in a later call
+            raises on its rank alone, and the others wait until their process group's timeout.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
-            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention`, `implementation` or
+            `agree` is unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
         TypeError: `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
@@ -85,10 +89,12 @@ class ClipLoss(nn.Module):
         group: Any = None,
         implementation: Implementation = "auto",
         tile_size: int | None = None,
+        agree: Agree = "always",
     ) -> None:
         super().__init__()
         checks.one_of("convention", convention, ("exact", "open_clip"))
         checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        checks.one_of("agree", agree, checks.AGREE)
         checks.size_or_none("tile_size", tile_size)
         self.transport = choose_transport(rank, world_size, group, use_horovod)
         self.local_loss = local_loss
@@ -99,6 +105,8 @@ class ClipLoss(nn.Module):
         self.convention: Convention = convention
         self.implementation: Implementation = implementation
         self.tile_size = tile_size
+        self.agree: Agree = agree
+        self._agreement = checks.Agreement(self.transport, agree)
         self.labels: dict[tuple[torch.device, int, int], Tensor] = {}
         if self.world_size > 1 and local_loss and not gather_with_grad and convention == "exact":
             warnings.warn(
@@ -262,12 +270,12 @@ class ClipLoss(nn.Module):
     def _agree(self, check: Callable[[], Facts]) -> Rows:
         return tuple(facts.rows for facts in self._agree_facts(check))
 
-    def _agree_facts(self, check: Callable[[], Facts]) -> list[Facts]:
+    def _agree_facts(self, check: Callable[[], Facts], has_tokens: bool = False) -> list[Facts]:
         call = (
             f"{type(self).__name__}(local_loss={self.local_loss}, "
             f"gather_with_grad={self.gather_with_grad}, convention={self.convention!r})"
         )
-        return checks.agree(self.transport, call, check)
+        return self._agreement(call, check, has_tokens)
 
     def _row_weight(self, rows: Rows) -> float:
         """Return the weight of one row of logits; the mean over ranks is then the mean over all rows."""

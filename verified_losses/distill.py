@@ -43,10 +43,14 @@ class DistillClipLoss(ClipLoss):
             again in the backward; "auto" takes what is faster, as `explain` says. A teacher
             that gets gradients is computed densely.
         tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
+        agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
+            differs, raises on every rank. "once" does so for the first call of a shape, dtype and
+            requires_grad, which must change on all ranks at the same call; what is wrong in a later call
+            raises on its rank alone, and the others wait until their process group's timeout.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
-            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention`, `implementation` or
+            `agree` is unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
         TypeError: `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.

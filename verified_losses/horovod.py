@@ -117,6 +117,10 @@ class HorovodTransport(Transport):
         hvd = _hvd()
         return hvd.rank(), hvd.size()
 
+    def on_host(self) -> Transport:
+        """Return this: Horovod moves the host's memory."""
+        return self
+
     def all_gather_numbers(self, numbers: list[int]) -> list[list[int]]:
         """Return every rank's `numbers`, which are equally many on every rank."""
         everyone: list[list[int]] = _all_gather(torch.tensor(numbers), "numbers").tolist()

@@ -128,7 +128,8 @@ class _Block:
     """
 
     def __init__(self, ranks: Ranks, tile: Tile, given: list[_Features], own_images: bool) -> None:
-        rows, columns = (ranks.rows[ranks.transport.rank],), ranks.rows
+        rows: Rows = (ranks.rows[ranks.transport.rank],)
+        columns = ranks.rows
         pairs = [(one.images, one.all_texts) for one in given]
         if not own_images:
             rows, columns = columns, rows
