@@ -122,9 +122,9 @@ class _Features(NamedTuple):
 class _Block:
     """The products of features and the logits of images against texts, and a teacher's, by tiles.
 
-    Tiles end where a rank's rows end: so those of one rank's images and another's texts are the same, bit for
-    bit, whoever computes them again. A probability near 1 needs that: it is e to a
-    difference of large logits.
+    Tiles end where a rank's rows end, and features are contiguous: so the tiles of one rank's images and
+    another's texts are the same, bit for bit, whoever computes them again. A probability near 1 needs that:
+    it is e to a difference of large logits.
     """
 
     def __init__(self, ranks: Ranks, tile: Tile, given: list[_Features], own_images: bool) -> None:
@@ -134,6 +134,7 @@ class _Block:
         if not own_images:
             rows, columns = columns, rows
             pairs = [(_there(one.all_images), one.texts) for one in given]
+        pairs = [(images.contiguous(), texts.contiguous()) for images, texts in pairs]
         self.start = ranks.start if own_images else -ranks.start
         self.tiles = Tiles(*pairs[0], given[0].scale.new_ones(()), tile)
         self.tiles.rows, self.tiles.columns = _cut(rows, tile[0]), _cut(columns, tile[1])
