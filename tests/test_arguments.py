@@ -603,6 +603,10 @@ DISAGREEMENTS = {
         lambda rank: ("clip", {"local_loss": rank == 0, "gather_with_grad": True}, X),
         ["local_loss=True", "local_loss=False"],
     ),
+    "implementation": (
+        lambda rank: ("clip", {"implementation": ["dense", "streamed"][rank % 2]}, X),
+        ["large batches dense, widths", "large batches streamed, widths"],
+    ),
     "gather_with_grad": (
         lambda rank: ("clip", {"gather_with_grad": rank == 0}, X),
         ["gather_with_grad=True", "gather_with_grad=False"],

@@ -66,6 +66,7 @@ def talk(rank: int, size: int, make: Callable[[int, int], Transport], dtype: tor
     )
     with torch.no_grad():
         gathered, part = transport.all_gather(mine), transport.sum_scatter(parts)
+        total, largest = transport.sum(mine), transport.maximum(mine)
     assert gathered.dtype == part.dtype == dtype
     assert gathered.is_contiguous()
     assert part.is_contiguous()
@@ -74,6 +75,8 @@ def talk(rank: int, size: int, make: Callable[[int, int], Transport], dtype: tor
         transport.all_gather_text("Größe " * (rank + 1)),
         gathered.double().tolist(),
         part.double().tolist(),
+        total.double().tolist(),
+        largest.double().tolist(),
         transport.alone,
         transport.place(),
     ]
@@ -104,11 +107,14 @@ def test_every_operation(over: str, dtype: torch.dtype, size: int, monkeypatch: 
     devices = over_nccl(monkeypatch) if over == "nccl" else []
     make = {"horovod": HorovodTransport}.get(over, Transport)
     world = SimulatedWorld(size)
-    for rank, (numbers, texts, gathered, part, alone, place) in enumerate(world.run(talk, make, dtype)):
+    for rank, found in enumerate(world.run(talk, make, dtype)):
+        numbers, texts, gathered, part, summed, largest, alone, place = found
         assert numbers == [[r, 2**40 + r] for r in range(size)]
         assert texts == ["Größe " * (r + 1) for r in range(size)]
         mine = torch.arange(6.0).reshape(2, 3).T
         assert gathered == [(mine + 10 * r).tolist() for r in range(size)]
+        assert summed == sum(mine + 10 * r for r in range(size)).tolist()
+        assert largest == gathered[-1]
         total = torch.arange(6.0 * size).reshape(size, 3, 2).transpose(1, 2) * sum(range(1, size + 1))
         assert part == total[rank].tolist()
         assert not alone

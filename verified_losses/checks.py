@@ -3,7 +3,7 @@
 import inspect
 import zlib
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from .transport import Transport, eager
 
 Convention: TypeAlias = Literal["exact", "open_clip"]
+Agree: TypeAlias = Literal["always", "once"]
+AGREE = ("always", "once")
 Scalar: TypeAlias = Tensor | float
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -132,13 +134,79 @@ def scalar(name: str, value: object, features: Tensor) -> None:
         raise TypeError(f"{name}: expected a number or a floating tensor, got {type(value).__name__}")
 
 
-def agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[Facts]:
+class Agreement:
+    """How the ranks of a loss agree about its calls. What has been agreed is not copied with the loss.
+
+    Args:
+        transport: the ranks.
+        how: at each call ("always"), or at the first of each shape ("once").
+    """
+
+    def __init__(self, transport: Transport, how: Agree) -> None:
+        self._transport, self._how = transport, how
+        self._host: Transport | None = None
+        self._known: dict[str, list[Facts]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Agreement, (self._transport, self._how)
+
+    def __call__(self, call: str, check: Callable[[], Facts], has_tokens: bool = False) -> list[Facts]:
+        """Check the arguments of a call; see `agree`.
+
+        Args:
+            call: the name of the call, and the options that all ranks must share.
+            check: raises TypeError or ValueError for wrong arguments, else returns this rank's facts.
+            has_tokens: the facts hold tokens, which differ from call to call and are exchanged at each.
+        """
+        if self._transport.alone:
+            return agree(self._transport, call, check)
+        return self._several_eagerly(call, check, has_tokens)
+
+    def _several(self, call: str, check: Callable[[], Facts], has_tokens: bool) -> list[Facts]:
+        if self._how == "always":
+            return agree(self._transport, call, check, self._beside)
+        found: list[Facts] = []
+
+        def mine() -> Facts:
+            if not found:
+                found.append(check())
+            return found[0]
+
+        def key() -> str:
+            return f"{call} {mine().rows} {mine().common}"
+
+        # once some shape is known, other ranks may not ask about this call: an error is this rank's alone
+        known = self._known.get(key()) if self._known else None
+        if known is None:
+            everyone = agree(self._transport, call, mine, self._beside)
+            self._known[key()] = everyone
+            return everyone
+        if not has_tokens:
+            return known
+        tokens = self._beside().all_gather_numbers([int(mine().tokens)])
+        return [each._replace(tokens=count) for each, (count,) in zip(known, tokens, strict=True)]
+
+    _several_eagerly = eager(_several)
+
+    def _beside(self) -> Transport:
+        if self._host is None:
+            self._host = self._transport.on_host()
+        return self._host
+
+
+def agree(
+    transport: Transport,
+    call: str,
+    check: Callable[[], Facts],
+    talk: Callable[[], Transport] | None = None,
+) -> list[Facts]:
     """Check the arguments of `call` on every rank, and that the ranks are about to do the same thing.
 
     Args:
         transport: the ranks.
         call: the name of the call, and the options that all ranks must share.
         check: raises TypeError or ValueError for wrong arguments, else returns this rank's facts.
+        talk: returns the ranks over what they agree over, where that is not `transport`.
 
     Returns:
         Every rank's facts.
@@ -147,14 +215,16 @@ def agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[F
         TypeError, ValueError: on every rank, if any rank's arguments are wrong, ranks disagree, or no rank
             holds a row.
     """
-    facts = [check()] if transport.alone else _agree_eagerly(transport, call, check)
+    facts = [check()] if transport.alone else _agree_eagerly(transport, call, check, talk)
     if not any(each.rows for each in facts):
         where = "" if transport.alone else " on some rank"
         raise ValueError(f"image_features: expected at least one row{where}, got none")
     return facts
 
 
-def _agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[Facts]:
+def _agree(
+    transport: Transport, call: str, check: Callable[[], Facts], talk: Callable[[], Transport] | None
+) -> list[Facts]:
     transport.check_initialized()
     error: Exception | None = None
     facts = Facts(0)
@@ -167,11 +237,12 @@ def _agree(transport: Transport, call: str, check: Callable[[], Facts]) -> list[
         error = wrong
         mine = f"{type(wrong).__name__}: {wrong}"
         digest = -1
-    numbers = transport.all_gather_numbers([digest, facts.rows, int(facts.tokens)])
+    ranks = talk() if talk else transport
+    numbers = ranks.all_gather_numbers([digest, facts.rows, int(facts.tokens)])
     digests = [row[0] for row in numbers]
     if -1 not in digests and len(set(digests)) == 1:
         return [Facts(rows, tokens) for _, rows, tokens in numbers]
-    texts = transport.all_gather_text(mine)
+    texts = ranks.all_gather_text(mine)
     if error is not None:
         raise error
     if -1 in digests:

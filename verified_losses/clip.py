@@ -1,5 +1,6 @@
 """The symmetric InfoNCE loss of CLIP."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, overload
@@ -7,12 +8,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from . import checks, contrast, streamed
-from .checks import Convention, Facts, Scalar
+from . import checks, contrast, ranks, streamed
+from .checks import Agree, Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
 from .implementations import IMPLEMENTATIONS, Implementation, choose, explain
 from .memory import Kind, StatedMemory, of_pairs
+from .ranks import Ranks
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Anchors and their gallery."""
@@ -43,10 +45,14 @@ class ClipLoss(nn.Module):
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
             again in the backward; "auto" takes what is faster, as `explain` says.
         tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
+        agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
+            differs, raises on every rank. "once" does so for the first call of a shape, dtype and
+            requires_grad, which must change on all ranks at the same call; what is wrong in a later call
+            raises on its rank alone, and the others wait until their process group's timeout.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
-            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention`, `implementation` or
+            `agree` is unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
         TypeError: `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
@@ -83,10 +89,12 @@ class ClipLoss(nn.Module):
         group: Any = None,
         implementation: Implementation = "auto",
         tile_size: int | None = None,
+        agree: Agree = "always",
     ) -> None:
         super().__init__()
         checks.one_of("convention", convention, ("exact", "open_clip"))
         checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        checks.one_of("agree", agree, checks.AGREE)
         checks.size_or_none("tile_size", tile_size)
         self.transport = choose_transport(rank, world_size, group, use_horovod)
         self.local_loss = local_loss
@@ -97,6 +105,8 @@ class ClipLoss(nn.Module):
         self.convention: Convention = convention
         self.implementation: Implementation = implementation
         self.tile_size = tile_size
+        self.agree: Agree = agree
+        self._agreement = checks.Agreement(self.transport, agree)
         self.labels: dict[tuple[torch.device, int, int], Tensor] = {}
         if self.world_size > 1 and local_loss and not gather_with_grad and convention == "exact":
             warnings.warn(
@@ -250,18 +260,22 @@ class ClipLoss(nn.Module):
         checks.scalar(f"{prefix}logit_scale", logit_scale, image)
         if logit_bias is not None:
             checks.scalar(f"{prefix}logit_bias", logit_bias, image)
-        common = describe(self.gather_with_grad, image, text) if self.world_size > 1 else ""
+        common = ""
+        if self.world_size > 1:
+            # what is sent depends on it
+            form = choose(self.implementation, sys.maxsize, image.dtype, image.device).name
+            common = f"large batches {form}, {describe(self.gather_with_grad, image, text)}"
         return Facts(image.shape[0], common=common)
 
     def _agree(self, check: Callable[[], Facts]) -> Rows:
         return tuple(facts.rows for facts in self._agree_facts(check))
 
-    def _agree_facts(self, check: Callable[[], Facts]) -> list[Facts]:
+    def _agree_facts(self, check: Callable[[], Facts], has_tokens: bool = False) -> list[Facts]:
         call = (
             f"{type(self).__name__}(local_loss={self.local_loss}, "
             f"gather_with_grad={self.gather_with_grad}, convention={self.convention!r})"
         )
-        return checks.agree(self.transport, call, check)
+        return self._agreement(call, check, has_tokens)
 
     def _row_weight(self, rows: Rows) -> float:
         """Return the weight of one row of logits; the mean over ranks is then the mean over all rows."""
@@ -270,6 +284,10 @@ class ClipLoss(nn.Module):
     def _start(self, rows: Rows) -> int:
         """Return the column of the partner of this rank's first anchor."""
         return sum(rows[: self.rank]) if self.local_loss else 0
+
+    def _ranks(self, rows: Rows) -> Ranks:
+        own_times = self.world_size if self.convention == "exact" else 1
+        return Ranks(self.transport, rows, self.local_loss, self.gather_with_grad, own_times)
 
     def _pairs(self, image_features: Tensor, text_features: Tensor, rows: Rows) -> Pairs:
         """Return anchors and gallery: of both directions with `local_loss`, else of the images alone."""
@@ -299,15 +317,19 @@ class ClipLoss(nn.Module):
             return self._contrastive_of_logits(
                 self.get_logits(image_features, text_features, logit_scale, logit_bias), rows
             )
-        pairs = self._pairs(image_features, text_features, rows)
         sums = choose(self.implementation, sum(rows), image_features.dtype, image_features.device, self._tile)
+        weight = self._row_weight(rows) / 2
+        if sums.name == "streamed" and self.world_size > 1:
+            pair = image_features, text_features
+            return weight * ranks.sum_symmetric(pair, logit_scale, logit_bias, self._ranks(rows), self._tile)
+        pairs = self._pairs(image_features, text_features, rows)
         if len(pairs) == 2:
             start = self._start(rows)
             images, texts = (sums.sum_infonce(*pair, logit_scale, logit_bias, start) for pair in pairs)
             total = images + texts
         else:
             total = sums.sum_symmetric(*pairs[0], logit_scale, logit_bias)
-        return total * (self._row_weight(rows) / 2)
+        return total * weight
 
     def _contrastive_of_logits(self, logits: tuple[Tensor, Tensor], rows: Rows) -> Tensor:
         """Return the contrastive loss of logits per image and per text, where a subclass makes them."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import captions, checks
-from .checks import Convention, Facts, Scalar
+from .checks import Agree, Convention, Facts, Scalar
 from .clip import ClipLoss
 from .contrast import widen
 from .implementations import Implementation, streams_tokens
@@ -50,13 +50,18 @@ class CoCaLoss(ClipLoss):
             faster, as `explain` says of the contrastive term.
         tile_size: rows and columns of a tile of the streamed form, and tokens of a chunk; None is what was
             measured to be fast.
+        agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
+            differs, raises on every rank. "once" does so for the first call of a shape, dtype and
+            requires_grad, which must change on all ranks at the same call; what is wrong in a later call
+            raises on its rank alone, and the others wait until their process group's timeout.
+            The numbers of tokens are exchanged at every call.
         label_smoothing: the share of a token's probability that all of the vocabulary have alike.
         z_loss: the factor of the square of a token's log-sum-exp.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
-            unknown; `tile_size` is below 1; `label_smoothing` is outside [0, 1]; `z_loss` is below 0; or
-            `group` is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention`, `implementation` or
+            `agree` is unknown; `tile_size` is below 1; `label_smoothing` is outside [0, 1]; `z_loss` is below
+            0; or `group` is given with `use_horovod`.
         TypeError: a weight, `label_smoothing` or `z_loss` is no number, `pad_id` no int, or `tile_size`
             neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
@@ -98,6 +103,7 @@ class CoCaLoss(ClipLoss):
         group: Any = None,
         implementation: Implementation = "auto",
         tile_size: int | None = None,
+        agree: Agree = "always",
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> None:
@@ -117,6 +123,7 @@ class CoCaLoss(ClipLoss):
             group=group,
             implementation=implementation,
             tile_size=tile_size,
+            agree=agree,
         )
         self.caption_loss_weight = caption_loss_weight
         self.clip_loss_weight = clip_loss_weight
@@ -200,7 +207,7 @@ class CoCaLoss(ClipLoss):
                 weights += f", label_smoothing {self.label_smoothing}, z_loss {self.z_loss}"
             return Facts(facts.rows, tokens, f"{facts.common} {weights}")
 
-        everyone = self._agree_facts(check)
+        everyone = self._agree_facts(check, bool(self.caption_loss_weight))
         contrastive_loss = caption_loss = widen(image_features.new_zeros(()))
         if self.clip_loss_weight:
             rows = tuple(facts.rows for facts in everyone)

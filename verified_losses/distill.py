@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from . import checks, contrast
+from . import checks, contrast, ranks
 from .checks import Facts, Scalar
 from .clip import ClipLoss, overrides
 from .gather import Rows
@@ -43,10 +43,14 @@ class DistillClipLoss(ClipLoss):
             again in the backward; "auto" takes what is faster, as `explain` says. A teacher
             that gets gradients is computed densely.
         tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
+        agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
+            differs, raises on every rank. "once" does so for the first call of a shape, dtype and
+            requires_grad, which must change on all ranks at the same call; what is wrong in a later call
+            raises on its rank alone, and the others wait until their process group's timeout.
 
     Raises:
-        ValueError: `rank` is outside the world, or None without a group; `convention` or `implementation` is
-            unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
+        ValueError: `rank` is outside the world, or None without a group; `convention`, `implementation` or
+            `agree` is unknown; `tile_size` is below 1; or `group` is given with `use_horovod`.
         TypeError: `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
@@ -146,6 +150,7 @@ class DistillClipLoss(ClipLoss):
             TypeError, ValueError: an argument is wrong on some rank, or ranks disagree; every rank raises.
             RuntimeError: torch.distributed is not initialised and `world_size` is over 1.
         """
+        given = dist_image_features, dist_text_features, dist_logit_scale, dist_logit_bias
 
         def check() -> Facts:
             student = self._check(image_features, text_features, logit_scale, logit_bias)
@@ -157,7 +162,8 @@ class DistillClipLoss(ClipLoss):
                     f"dist_image_features: expected the rows of image_features, {student.rows}, "
                     f"got {teacher.rows}"
                 )
-            return Facts(student.rows, common=f"{student.common} teacher {teacher.common}")
+            learns = "learning " if self._is_taught_densely(*given) else ""
+            return Facts(student.rows, common=f"{student.common} {learns}teacher {teacher.common}")
 
         rows = self._agree(check)
         student = (image_features, text_features), logit_scale, logit_bias
@@ -176,12 +182,17 @@ class DistillClipLoss(ClipLoss):
             inputs: the arguments of a call, by name.
         """
         teacher = [value for name, value in inputs.items() if name.startswith("dist_")]
-        form = self._implementation(*teacher) if self.convention == "open_clip" else self.implementation
+        form = self._implementation(*teacher)
         return self._pairs_memory(inputs["image_features"], inputs["dist_image_features"].shape[1], form)
 
     def _implementation(self, *teacher: object) -> Implementation:
         """Return the implementation: of a teacher that learns tiles have no gradients."""
-        return "dense" if any(map(_learns, teacher)) else self.implementation
+        return "dense" if self._is_taught_densely(*teacher) else self.implementation
+
+    def _is_taught_densely(self, *teacher: object) -> bool:
+        if self.implementation == "dense" or self.convention == "exact":
+            return False
+        return any(map(_learns, teacher))
 
     def _both(self, student: Side, teacher: Side, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the two losses of checked arguments."""
@@ -197,9 +208,13 @@ class DistillClipLoss(ClipLoss):
             dist_logits = self.get_logits(*dist_features, dist_scale, dist_bias)
             per_image, per_text = map(contrast.sum_dist_loss, dist_logits, logits)
             return self._contrastive_of_logits(logits, rows), (per_image + per_text) * weight
-        pairs, dist_pairs = self._pairs(*features, rows), self._pairs(*dist_features, rows)
         implementation = self._implementation(*dist_features, dist_scale, dist_bias)
         sums = choose(implementation, sum(rows), features[0].dtype, features[0].device, self._tile)
+        if sums.name == "streamed" and self.world_size > 1:
+            taught = dist_features, dist_scale, dist_bias
+            sides = ranks.sum_symmetric_distill(student, taught, self._ranks(rows), self._tile)
+            return sides[0] * weight, sides[1] * weight
+        pairs, dist_pairs = self._pairs(*features, rows), self._pairs(*dist_features, rows)
         if len(pairs) == 1:
             both = sums.sum_symmetric_distill(pairs[0], scale, bias, dist_pairs[0], dist_scale, dist_bias)
         else:

@@ -1,7 +1,7 @@
 """Every rank's rows on every rank, with or without their gradients."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -126,6 +126,13 @@ def gather_rows(
     and sends nothing.
     """
     return list(_GatherRows.apply(transport, rows, own_times, *tensors))
+
+
+@eager
+def sum_rows(transport: Transport, rows: Rows, matrix: Tensor) -> Tensor:
+    """Sum [sum(rows), d] over the ranks and keep this rank's rows; the backward gathers."""
+    (mine,) = _SumRows.apply(transport, rows, matrix)
+    return cast(Tensor, mine)
 
 
 @eager

@@ -117,6 +117,10 @@ class HorovodTransport(Transport):
         hvd = _hvd()
         return hvd.rank(), hvd.size()
 
+    def on_host(self) -> Transport:
+        """Return this: Horovod moves the host's memory."""
+        return self
+
     def all_gather_numbers(self, numbers: list[int]) -> list[list[int]]:
         """Return every rank's `numbers`, which are equally many on every rank."""
         everyone: list[list[int]] = _all_gather(torch.tensor(numbers), "numbers").tolist()
@@ -144,6 +148,14 @@ class HorovodTransport(Transport):
         given = wide.detach().contiguous()
         name = "verified_losses.sum_scatter"
         return _wait(hvd.reducescatter_async(given, name, hvd.Sum), name)[0].to(tensor.dtype)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum equally shaped tensors over the ranks."""
+        return self.all_gather(tensor).sum(0)
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Take the largest of equally shaped tensors over the ranks, element by element."""
+        return self.all_gather(tensor).amax(0)
 
 
 @_normal_mode

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, contrast, streamed
-from .checks import Facts, Scalar
+from .checks import Agree, Facts, Scalar
 from .clip import overrides
 from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
@@ -46,11 +46,15 @@ class SigLipLoss(nn.Module):
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and forms the
             gradients in the same sweep; "auto" takes what is faster, as `explain` says.
         tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
+        agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
+            differs, raises on every rank. "once" does so for the first call of a shape, dtype and
+            requires_grad, which must change on all ranks at the same call; what is wrong in a later call
+            raises on its rank alone, and the others wait until their process group's timeout.
 
     Raises:
         ValueError: `rank` is outside the world, or None without a group; `dist_impl` is unknown, or not
-            "gather" over Horovod; `implementation` is unknown; `chunk_size` is negative, or `tile_size` below
-            1; or `group` is given with `use_horovod`.
+            "gather" over Horovod; `implementation` or `agree` is unknown; `chunk_size` is negative, or
+            `tile_size` below 1; or `group` is given with `use_horovod`.
         TypeError: `chunk_size` or `tile_size` is neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
         RuntimeError: `use_horovod` is set and hvd.init() has not been called.
@@ -82,9 +86,11 @@ class SigLipLoss(nn.Module):
         group: Any = None,
         implementation: Implementation = "auto",
         tile_size: int | None = None,
+        agree: Agree = "always",
     ) -> None:
         super().__init__()
         checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+        checks.one_of("agree", agree, checks.AGREE)
         checks.size_or_none("tile_size", tile_size)
         self.transport = choose_transport(rank, world_size, group, use_horovod)
         ways, why = DIST_IMPLS, ""
@@ -99,6 +105,8 @@ class SigLipLoss(nn.Module):
         self.chunk_size = chunk_size
         self.implementation: Implementation = implementation
         self.tile_size = tile_size
+        self.agree: Agree = agree
+        self._agreement = checks.Agreement(self.transport, agree)
         self.cache_labels = cache_labels
         self.rank, self.world_size = self.transport.rank, self.transport.world_size
         self.use_horovod = use_horovod
@@ -239,7 +247,7 @@ class SigLipLoss(nn.Module):
             return Facts(image.shape[0], common=describe(True, text) if self.world_size > 1 else "")
 
         call = f"SigLipLoss(dist_impl={self.dist_impl!r})"
-        rows = tuple(facts.rows for facts in checks.agree(self.transport, call, check))
+        rows = tuple(facts.rows for facts in self._agreement(call, check))
         sums = choose(self.implementation, sum(rows), image_features.dtype, image_features.device, self._tile)
         total = None
         for source, text in self._texts(text_features, rows):

@@ -41,9 +41,9 @@ def sum_infonce(
     tile: Tile = TILE,
 ) -> Tensor:
     """Sum over anchors the cross-entropy of their logits; see `contrast.sum_infonce`."""
-    scale = _scalar(logit_scale, anchors)
+    scale = as_scalar(logit_scale, anchors)
     total: Tensor = _InfoNCE.apply(anchors, gallery, scale, start, False, tile)
-    return _with_bias(total, logit_bias)
+    return with_bias(total, logit_bias)
 
 
 @eager
@@ -55,9 +55,9 @@ def sum_symmetric(
     tile: Tile = TILE,
 ) -> Tensor:
     """Sum both directions' cross-entropies, from one product a tile; see `contrast.sum_symmetric`."""
-    scale = _scalar(logit_scale, image_features)
+    scale = as_scalar(logit_scale, image_features)
     total: Tensor = _InfoNCE.apply(image_features, text_features, scale, 0, True, tile)
-    return _with_bias(total, logit_bias)
+    return with_bias(total, logit_bias)
 
 
 @eager
@@ -70,8 +70,8 @@ def sum_sigmoid(
     tile: Tile = TILE,
 ) -> Tensor:
     """Sum the sigmoid's losses of all pairs; see `contrast.sum_sigmoid`."""
-    scale = _scalar(logit_scale, image_features)
-    bias = _scalar(0.0 if logit_bias is None else logit_bias, image_features)
+    scale = as_scalar(logit_scale, image_features)
+    bias = as_scalar(0.0 if logit_bias is None else logit_bias, image_features)
     recorded = torch.is_grad_enabled()
     total: Tensor = _Sigmoid.apply(image_features, text_features, scale, bias, start, tile, recorded)
     return total
@@ -110,9 +110,9 @@ def sum_symmetric_distill(
 
 def _distilled(student: Side, teacher: Side, start: int, both: bool, tile: Tile) -> tuple[Tensor, Tensor]:
     (features, scale, bias), (dist_features, dist_scale, dist_bias) = student, teacher
-    scales = _scalar(scale, features[0]), _scalar(dist_scale, dist_features[0])
+    scales = as_scalar(scale, features[0]), as_scalar(dist_scale, dist_features[0])
     labelled, taught = _Distill.apply(*features, scales[0], *dist_features, scales[1], start, both, tile)
-    return _with_bias(labelled, bias), _with_bias(_with_bias(taught, bias), dist_bias)
+    return with_bias(labelled, bias), with_bias(with_bias(taught, bias), dist_bias)
 
 
 def work_dtype(tensor: Tensor) -> torch.dtype:
@@ -120,13 +120,13 @@ def work_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _scalar(value: Scalar, features: Tensor) -> Tensor:
+def as_scalar(value: Scalar, features: Tensor) -> Tensor:
     """Return a scalar as a tensor of no dimensions."""
     flat = contrast.flat(value)
     return flat if isinstance(flat, Tensor) else torch.tensor(flat, dtype=work_dtype(features))
 
 
-def _with_bias(total: Tensor, bias: Scalar | None) -> Tensor:
+def with_bias(total: Tensor, bias: Scalar | None) -> Tensor:
     """Add what a bias adds to a softmax's loss: nothing, unless it is not finite; its gradient is 0."""
     if bias is None:
         return total
@@ -135,7 +135,7 @@ def _with_bias(total: Tensor, bias: Scalar | None) -> Tensor:
     return total + (nothing.to(total.device, total.dtype) if isinstance(nothing, Tensor) else nothing)
 
 
-class _Tiles:
+class Tiles:
     """The logits of anchors against a gallery, tile by tile, rows first."""
 
     def __init__(self, anchors: Tensor, gallery: Tensor, scale: Tensor, tile: Tile) -> None:
@@ -163,7 +163,7 @@ class _Tiles:
         return torch.mm(self.scaled[rows], self.gallery[columns].T, out=out)
 
 
-class _LogSumExp:
+class LogSumExp:
     """Running maxima, and sums of exponentials, of the rows (dim 1) or the columns (dim 0) of all tiles."""
 
     def __init__(self, count: int, dim: int, like: Tensor) -> None:
@@ -175,7 +175,7 @@ class _LogSumExp:
         """Add a tile's logits; its exponentials go to `out`. Return what rescales older sums."""
         older, total = self.maximum[where], self.sum[where]
         maximum = torch.maximum(older, logits.amax(self.dim))
-        _exp(logits, maximum, self.dim, out)
+        exponentials(logits, maximum, self.dim, out)
         rescale = torch.exp(older - maximum)
         total.mul_(rescale).add_(out.sum(self.dim))
         older.copy_(maximum)
@@ -193,14 +193,14 @@ class _InfoNCE(Function):
     def forward(
         ctx: Any, anchors: Tensor, gallery: Tensor, scale: Tensor, start: int, both: bool, tile: Tile
     ) -> Tensor:
-        tiles = _Tiles(anchors, gallery, scale, tile)
-        rows = _LogSumExp(len(anchors), 1, tiles.gallery)
-        columns = _LogSumExp(len(gallery), 0, tiles.gallery) if both else None
+        tiles = Tiles(anchors, gallery, scale, tile)
+        rows = LogSumExp(len(anchors), 1, tiles.gallery)
+        columns = LogSumExp(len(gallery), 0, tiles.gallery) if both else None
         partner = torch.empty_like(rows.sum)
         for i in tiles.rows:
             for j in tiles.columns:
                 logits, spare = tiles.logits(0, i, j), tiles.buffer(1, i, j)
-                own, diagonal = _partners(logits, i, j, start)
+                own, diagonal = partners_of(logits, i, j, start)
                 partner[own] = diagonal
                 rows.add(logits, i, spare)
                 if columns is not None:
@@ -226,19 +226,19 @@ class _InfoNCE(Function):
                 return [contrast.sum_infonce(anchors, gallery, scale, None, ctx.start)]
 
             return *through(dense, (anchors, gallery, scale), wanted, [grad]), None, None, None
-        tiles = _Tiles(anchors, gallery, scale, ctx.tile)
+        tiles = Tiles(anchors, gallery, scale, ctx.tile)
 
         def slope(i: slice, j: slice) -> Tensor:
             logits, out, spare = (tiles.logits(0, i, j), tiles.buffer(1, i, j), tiles.buffer(2, i, j))
-            _exp(logits, log_sums[0][i], 1, out)
+            exponentials(logits, log_sums[0][i], 1, out)
             if ctx.both:
-                out.add_(_exp(logits, log_sums[1][j], 0, spare))
-            _partners(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
+                out.add_(exponentials(logits, log_sums[1][j], 0, spare))
+            partners_of(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
             return out
 
-        gradients = _Gradients(tiles, wanted)
+        gradients = Gradients(tiles, wanted)
         gradients.sweep(slope)
-        return *_cast(gradients.times(grad), (anchors, gallery, scale)), None, None, None
+        return *cast_like(gradients.times(grad), (anchors, gallery, scale)), None, None, None
 
 
 class _Distill(Function):
@@ -257,8 +257,8 @@ class _Distill(Function):
         both: bool,
         tile: Tile,
     ) -> tuple[Tensor, Tensor]:
-        tiles = _Tiles(anchors, gallery, scale, tile)
-        taught = _Tiles(dist_anchors, dist_gallery, dist_scale, tile)
+        tiles = Tiles(anchors, gallery, scale, tile)
+        taught = Tiles(dist_anchors, dist_gallery, dist_scale, tile)
         sides = [_Taught(len(anchors), 1, tiles.gallery)]
         if both:
             sides.append(_Taught(len(gallery), 0, tiles.gallery))
@@ -266,7 +266,7 @@ class _Distill(Function):
         for i in tiles.rows:
             for j in tiles.columns:
                 logits, dist_logits = tiles.logits(0, i, j), taught.logits(0, i, j)
-                own, diagonal = _partners(logits, i, j, start)
+                own, diagonal = partners_of(logits, i, j, start)
                 partner[own] = diagonal
                 for side, where in zip(sides, (i, j), strict=False):
                     side.add(logits, dist_logits, where, tiles.buffer(1, i, j), tiles.buffer(2, i, j))
@@ -294,33 +294,33 @@ class _Distill(Function):
 
             grads = [grad_labelled, grad_taught]
             return *through(dense, (anchors, gallery, scale), wanted, grads), *no_more
-        tiles = _Tiles(anchors, gallery, scale, ctx.tile)
-        taught = _Tiles(*teacher, ctx.tile)
+        tiles = Tiles(anchors, gallery, scale, ctx.tile)
+        taught = Tiles(*teacher, ctx.tile)
 
         def slope(i: slice, j: slice) -> Tensor:
             logits, dist_logits = tiles.logits(0, i, j), taught.logits(0, i, j)
             out, spare = tiles.buffer(1, i, j), tiles.buffer(2, i, j)
-            _exp(logits, log_sums[0][i], 1, out)
-            dist_slope = _exp(dist_logits, log_sums[1][i], 1, taught.buffer(1, i, j))
+            exponentials(logits, log_sums[0][i], 1, out)
+            dist_slope = exponentials(dist_logits, log_sums[1][i], 1, taught.buffer(1, i, j))
             if ctx.both:
-                out.add_(_exp(logits, log_sums[2][j], 0, spare))
-                dist_slope.add_(_exp(dist_logits, log_sums[3][j], 0, spare))
+                out.add_(exponentials(logits, log_sums[2][j], 0, spare))
+                dist_slope.add_(exponentials(dist_logits, log_sums[3][j], 0, spare))
             # grad_labelled (p - y) + grad_taught (p - q), each difference before the sum: both may vanish
             spare.copy_(out).sub_(dist_slope).mul_(grad_taught)
-            _partners(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
+            partners_of(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
             return out.mul_(grad_labelled).add_(spare)
 
-        gradients = _Gradients(tiles, wanted)
+        gradients = Gradients(tiles, wanted)
         gradients.sweep(slope)
         found = gradients.times(torch.ones_like(grad_taught))
-        return *_cast(found, (anchors, gallery, scale)), *no_more
+        return *cast_like(found, (anchors, gallery, scale)), *no_more
 
 
 class _Taught:
     """A row's or column's log-sum-exp, the teacher's, and the teacher's mean of the student's logits."""
 
     def __init__(self, count: int, dim: int, like: Tensor) -> None:
-        self.student, self.teacher = _LogSumExp(count, dim, like), _LogSumExp(count, dim, like)
+        self.student, self.teacher = LogSumExp(count, dim, like), LogSumExp(count, dim, like)
         self.moment = like.new_zeros(count)
         """Of the student's logits, less their running maximum, under the teacher's exponentials."""
 
@@ -355,7 +355,7 @@ class _Sigmoid(Function):
         tile: Tile,
         recorded: bool,
     ) -> Tensor:
-        tiles = _Tiles(images, texts, scale, tile)
+        tiles = Tiles(images, texts, scale, tile)
         offset = bias.to(tiles.gallery.dtype)
         totals = tiles.gallery.new_zeros(len(images))
         slopes = torch.zeros_like(totals)
@@ -363,22 +363,22 @@ class _Sigmoid(Function):
         def slope(i: slice, j: slice) -> Tensor:
             logits, spare = tiles.logits(0, i, j).add_(offset), tiles.buffer(1, i, j)
             if start is not None:
-                partners = _partners(logits, i, j, start)[1].clone()
+                partners = partners_of(logits, i, j, start)[1].clone()
             # softplus(z) = max(z, 0) + log(1 + exp(-|z|))
             torch.abs(logits, out=spare).mul_(-LOG2E).exp2_().log1p_()
             totals[i] += spare.sum(1)
             torch.clamp(logits, min=0, out=spare)
             if start is not None:
-                _partners(spare, i, j, start)[1].copy_((-partners).clamp_(min=0))
+                partners_of(spare, i, j, start)[1].copy_((-partners).clamp_(min=0))
             totals[i] += spare.sum(1)
             if recorded:
                 logits.sigmoid_()
                 if start is not None:
-                    _partners(logits, i, j, start)[1].copy_(-(-partners).sigmoid())
+                    partners_of(logits, i, j, start)[1].copy_(-(-partners).sigmoid())
                 slopes[i] += logits.sum(1)
             return logits
 
-        gradients = _Gradients(tiles, ctx.needs_input_grad[:3] if recorded else (False, False, False))
+        gradients = Gradients(tiles, ctx.needs_input_grad[:3] if recorded else (False, False, False))
         gradients.sweep(slope)
         ctx.start = start
         if recorded:
@@ -398,13 +398,13 @@ class _Sigmoid(Function):
 
             return *through(dense, inputs, wanted, [grad]), None, None, None
         gradients = [next(found) * grad if there else None for there in ctx.found]
-        return *_cast(gradients, inputs, wanted), None, None, None
+        return *cast_like(gradients, inputs, wanted), None, None, None
 
 
-class _Gradients:
+class Gradients:
     """The gradients of anchors, gallery and scale, added up tile by tile from the gradients of logits."""
 
-    def __init__(self, tiles: _Tiles, wanted: tuple[bool, ...]) -> None:
+    def __init__(self, tiles: Tiles, wanted: tuple[bool, ...]) -> None:
         self.tiles = tiles
         self._anchors, self._gallery, self._scale = wanted
         # the first tile of a row overwrites them, where there is one
@@ -440,7 +440,7 @@ class _Gradients:
         return found
 
 
-def _cast(
+def cast_like(
     found: Sequence[Tensor | None], inputs: Sequence[Tensor], wanted: Sequence[bool] | None = None
 ) -> list[Tensor | None]:
     """Return gradients in the dtypes of their inputs, on their devices."""
@@ -456,12 +456,12 @@ def slices(count: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-def _exp(logits: Tensor, less: Tensor, dim: int, out: Tensor) -> Tensor:
+def exponentials(logits: Tensor, less: Tensor, dim: int, out: Tensor) -> Tensor:
     """Return the exponentials of logits less one number a row (dim 1) or column (dim 0)."""
     return torch.sub(logits, less.unsqueeze(dim), out=out).mul_(LOG2E).exp2_()
 
 
-def _partners(tile: Tensor, rows: slice, columns: slice, start: int) -> tuple[slice, Tensor]:
+def partners_of(tile: Tensor, rows: slice, columns: slice, start: int) -> tuple[slice, Tensor]:
     """Return which anchors have their partner in a tile, and the tile's elements of these pairs."""
     offset = start + rows.start - columns.start
     diagonal = tile.diagonal(offset)
@@ -469,7 +469,7 @@ def _partners(tile: Tensor, rows: slice, columns: slice, start: int) -> tuple[sl
     return slice(first, first + len(diagonal)), diagonal
 
 
-def _losses(sums: _LogSumExp, partner: Tensor) -> Tensor:
+def _losses(sums: LogSumExp, partner: Tensor) -> Tensor:
     """Return the cross-entropies; 0 where the partner is the largest by far."""
     return (sums.maximum - partner) + sums.sum.log()
 

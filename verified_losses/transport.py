@@ -3,7 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -89,6 +89,18 @@ class Transport:
                 f"got rank {self.rank} of {self.world_size}"
             )
 
+    def on_host(self) -> "Transport":
+        """Return these ranks over what moves the host's memory: a gloo group beside one of NCCL; collective.
+
+        Numbers that the host reads then keep no GPU waiting.
+        """
+        if dist.get_backend(self.group) != "nccl" or not dist.is_gloo_available():
+            return self
+        ranks = dist.get_process_group_ranks(self.group)
+        # by the group's ranks alone: others may not be about to call a loss
+        beside = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+        return replace(self, group=beside)
+
     def all_gather_numbers(self, numbers: list[int]) -> list[list[int]]:
         """Return every rank's `numbers`, which are equally many on every rank."""
         device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
@@ -126,6 +138,12 @@ class Transport:
         total = tensor.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
         return total
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Take the largest of equally shaped tensors over the ranks, element by element."""
+        largest = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
+        return largest
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Return the tensor of rank `source`; every rank passes one of its shape and dtype."""

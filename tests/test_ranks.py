@@ -1,0 +1,155 @@
+"""Tiles over ranks: equal to all logits at once, each computed by one rank, and sent is what is stated."""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests import pretend_horovod
+from tests.helpers import close, gradient_magnitude, operations
+from tests.test_losses import batch, make
+from verified_losses.properties.subjects import SHIPPED, Subject
+from verified_losses.properties.verify.certifier import checks, verify
+from verified_losses.properties.worlds.processes import shared_world
+from verified_losses.properties.worlds.simulated import SimulatedWorld
+from verified_losses.properties.worlds.specs import parse
+
+KINDS = ["clip", "coca", "distill"]
+FLAGS = [
+    {"local_loss": local, "gather_with_grad": grad}
+    for local, grad in itertools.product([True, False], repeat=2)
+]
+UNEVEN = (5, 0, 9)
+TILE = 4
+
+
+def derive(rank, size, kind, options, rows, order):
+    """Return values and gradients of unlike cotangents; with `order` 2 derivatives of these, too."""
+    inputs = batch(kind, rank, rows[rank])
+    leaves = [tensor for tensor in inputs.values() if tensor.requires_grad]
+    values = tree_leaves(make(kind, rank, size, **options)(**inputs))
+    total = sum((rank + number + 1) * value for number, value in enumerate(values))
+    found = torch.autograd.grad(total, leaves, create_graph=order == 2, allow_unused=True)
+    everything = [*values, *found]
+    if order == 2:
+        squares = sum(gradient.square().sum() for gradient in found if gradient is not None)
+        everything += torch.autograd.grad(squares, leaves, allow_unused=True, materialize_grads=True)
+    return [None if each is None else each.detach().numpy() for each in everything]
+
+
+def compare(world, kind, options, rows=UNEVEN, order=1):
+    forms = {"implementation": "dense"}, {"implementation": "streamed", "tile_size": TILE}
+    expected, found = (world.run(derive, kind, options | form, rows, order) for form in forms)
+    largest = (len(rows) + 2) * gradient_magnitude(rows) ** order
+    for values, others in zip(found, expected, strict=True):
+        for value, other in zip(values, others, strict=True):
+            assert (value is None) == (other is None)
+            if value is not None:
+                close(value, other, largest, 4 * operations(rows))
+
+
+@pytest.mark.parametrize("convention", ["exact", "open_clip"])
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_flag_means_what_it_means_densely(kind, flags, convention):
+    options = flags | {"convention": convention}
+    if kind == "distill" and convention == "open_clip":  # whose teacher learns: it is dense
+        options["convention"] = "exact"
+    compare(SimulatedWorld(3), kind, options)
+    if flags["gather_with_grad"]:
+        compare(SimulatedWorld(3), kind, options, order=2)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+def test_over_gloo(flags):
+    compare(shared_world(2), "distill", flags, (3, 6))
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+def test_over_horovod(flags, monkeypatch):
+    pretend_horovod.install(monkeypatch, pretend_horovod.module())
+    compare(SimulatedWorld(3), "distill", flags | {"use_horovod": True})
+
+
+@pytest.mark.parametrize("kind", ["clip", "distill"])
+def test_certified_over_ranks(kind):
+    contract, shipped = SHIPPED[kind]
+    options = (("implementation", "streamed"), ("tile_size", TILE))
+    subject = Subject(shipped.target, options=options, scales="any", empty_ranks=True)
+    laws = "cotangents pass through", "backward is silent"
+    for check in checks({kind: (contract, subject)}, parse("sim:2-4")):
+        if check.law.name in laws:
+            finding = verify(check, 6, base_seed=1)
+            assert finding.verdict == "holds", f"{check.law.name}: {finding.reason}\n{finding.counterexample}"
+
+
+class Products(TorchDispatchMode):
+    """Counts the operations of matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__.strip("_") in ("mm", "addmm"):
+            left, right = args[-2:]
+            self.count += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        return function(*args, **(kwargs or {}))
+
+
+def count(rank, size, kind, flags, rows):
+    inputs = batch(kind, rank, rows, dtype=torch.float32)
+    loss = make(kind, rank, size, implementation="streamed", tile_size=TILE, **flags)
+    with Products() as forward:
+        values = tree_leaves(loss(**inputs))
+    with Products() as backward:
+        sum(values).backward()
+    return forward.count, backward.count
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("kind", ["clip", "distill"])
+def test_operations_and_bytes_are_those_stated(kind, flags):
+    world, n, d, w = SimulatedWorld(4), 6, 3, torch.float32.itemsize
+    counts = world.run(count, kind, flags, n)
+    e, k = (3, 2) if kind == "distill" else (0, 1)
+    every, local = 4 * n, flags["local_loss"]
+    gathered, reduced = [w * n * d, w * n * e], [w * every * k, w * every * (3 * k - 1)]
+    sent = {("all_gather_single", "backward"): [w * k], ("all_reduce", "backward"): [w * every * d]}
+    if flags["gather_with_grad"]:
+        expected = 2 * n * every * (d + e), 2 * n * every * (3 * d + e)
+    else:
+        expected = 2 * n * every * (d + e), 4 * n * every * (2 * d + e)
+        gathered = [2 * each for each in gathered]
+        reduced[1] += 0 if local else w * every * k
+        sent = {}
+    if not local:
+        reduced.append(2 * w * k)
+    # the ranks first agree, in three numbers
+    sent["all_gather_single", "forward"] = [3 * 8, *(each for each in gathered if each)]
+    sent["all_reduce", "forward"] = reduced
+    assert counts == [expected] * 4
+    assert {(key.operation, key.phase) for key in world.traffic} == set(sent)
+    for key, volume in world.traffic.items():
+        each = sent[key.operation, key.phase]
+        assert (volume.calls, volume.messages) == (len(each), 3 * len(each))
+        assert volume.sent == volume.received == 3 * sum(each)
+
+
+def test_each_logit_is_computed_by_one_rank():
+    # four ranks, one process: the same operations in all, backward included
+    flags = {"local_loss": True, "gather_with_grad": True}
+    shared = SimulatedWorld(4).run(count, "clip", flags, 6)
+    ((forward, backward),) = SimulatedWorld(1).run(count, "clip", flags, 24)
+    assert [sum(each) for each in zip(*shared, strict=True)] == [forward, backward]
+
+
+def derive_in_order(rank, size, flags):
+    inputs = batch("clip", rank, rows=5, dtype=torch.float32)
+    return [make("clip", rank, size, implementation="streamed", tile_size=TILE, **flags)(**inputs).item()]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+def test_the_same_bits_in_any_order_of_the_ranks(flags):
+    one, other = (SimulatedWorld(3, schedule).run(derive_in_order, flags) for schedule in (1, 2))
+    assert one == other

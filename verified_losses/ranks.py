@@ -1,0 +1,424 @@
+"""The softmax sums of `streamed` over several ranks: each logit is computed by one rank alone.
+
+A rank with n of all N pairs takes its images against all texts, n x N logits, by tiles. The statistics of its
+rows are complete; those of columns are combined: the largest logits first, then sums of exponentials less
+these. So both directions come of one product. The derivative by the scale is a mean of products of features
+under the softmaxes, which is summed up beside them; all ranks must hold one scale.
+
+With `with_grad` the backward computes each tile once more: the gradient of this rank's images is complete,
+those of all texts are parts, which are summed over the ranks and go to their owners. As ranks may weigh
+their losses differently, they first tell one another their cotangents. Without it the backward sends nothing:
+a rank computes the tiles of its images against all texts, and those of its texts against all images. Second
+derivatives are those of `contrast`.
+
+In operations of products, and bytes handed to a collective: v a number of features, w (4, or 8 for float64)
+any other. Features have width d, a teacher's e; without one e is 0 and k is 1, with one k is 2. Each product
+of bytes is a message::
+
+                                 with_grad             without
+    forward    operations        2 n N (d + e)         2 n N (d + e)
+               all_gather        v n d, v n e          2 v n d, 2 v n e
+               maximum           w N k                 w N k
+               sum               w N (3 k - 1)         w N (3 k - 1), and w N k unless local
+               sum, unless local 2 w k                 2 w k
+    backward   operations        2 n N (3 d + e)       4 n N (2 d + e)
+               all_gather        w k                   -
+               sum_scatter       w N d                 -
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function
+
+from . import contrast
+from .checks import Scalar
+from .gather import Rows, gather_pair, gather_rows, sum_rows
+from .streamed import (
+    TILE,
+    Gradients,
+    LogSumExp,
+    Pair,
+    Side,
+    Tile,
+    Tiles,
+    as_scalar,
+    cast_like,
+    exponentials,
+    partners_of,
+    slices,
+    through,
+    with_bias,
+)
+from .transport import Transport, eager
+
+
+class Ranks(NamedTuple):
+    """Who holds which pairs, and which sums and gradients a rank gets."""
+
+    transport: Transport
+    rows: Rows
+    """Of each rank."""
+    local: bool
+    """This rank's rows and columns are summed up, else those of all ranks."""
+    with_grad: bool
+    """A rank's features get gradients of all ranks' sums, else of its own."""
+    own_times: int = 1
+    """How often they do, without `with_grad` and `local`."""
+
+    @property
+    def start(self) -> int:
+        """The number of this rank's first pair."""
+        return sum(self.rows[: self.transport.rank])
+
+    @property
+    def own(self) -> slice:
+        """Which of all pairs this rank holds."""
+        return slice(self.start, self.start + self.rows[self.transport.rank])
+
+
+@eager
+def sum_symmetric(
+    pair: Pair, logit_scale: Scalar, logit_bias: Scalar | None, ranks: Ranks, tile: Tile = TILE
+) -> Tensor:
+    """Sum both directions' cross-entropies of all pairs, or of this rank's; collective.
+
+    Args:
+        pair: this rank's [n, d] images and texts.
+        logit_scale: a number or a tensor of shape [] or [1], the same on all ranks.
+        logit_bias: likewise; None adds nothing.
+        ranks: who takes part.
+        tile: rows and columns of a tile.
+    """
+    scale = as_scalar(logit_scale, pair[0])
+    (total,) = _Blocks.apply(ranks, tile, *pair, scale, None, None, None).unbind()
+    return with_bias(total, logit_bias)
+
+
+@eager
+def sum_symmetric_distill(
+    student: Side, teacher: Side, ranks: Ranks, tile: Tile = TILE
+) -> tuple[Tensor, Tensor]:
+    """Sum cross-entropies with labels, and under a constant teacher, as `sum_symmetric`; collective."""
+    (pair, scale, bias), (dist_pair, dist_scale, dist_bias) = student, teacher
+    scales = as_scalar(scale, pair[0]), as_scalar(dist_scale, pair[0])
+    labelled, taught = _Blocks.apply(ranks, tile, *pair, scales[0], *dist_pair, scales[1]).unbind()
+    return with_bias(labelled, bias), with_bias(with_bias(taught, bias), dist_bias)
+
+
+class _Features(NamedTuple):
+    """A student's, or a teacher's: of this rank, and of all."""
+
+    images: Tensor
+    texts: Tensor
+    scale: Tensor
+    all_images: Tensor | None
+    all_texts: Tensor
+
+
+class _Block:
+    """The products of features and the logits of images against texts, and a teacher's, by tiles.
+
+    Tiles end where a rank's rows end, and features are contiguous: so the tiles of one rank's images and
+    another's texts are the same, bit for bit, whoever computes them again. A probability near 1 needs that:
+    it is e to a difference of large logits.
+    """
+
+    def __init__(self, ranks: Ranks, tile: Tile, given: list[_Features], own_images: bool) -> None:
+        rows: Rows = (ranks.rows[ranks.transport.rank],)
+        columns = ranks.rows
+        pairs = [(one.images, one.all_texts) for one in given]
+        if not own_images:
+            rows, columns = columns, rows
+            pairs = [(_there(one.all_images), one.texts) for one in given]
+        pairs = [(images.contiguous(), texts.contiguous()) for images, texts in pairs]
+        self.start = ranks.start if own_images else -ranks.start
+        self.tiles = Tiles(*pairs[0], given[0].scale.new_ones(()), tile)
+        self.tiles.rows, self.tiles.columns = _cut(rows, tile[0]), _cut(columns, tile[1])
+        self.scale = given[0].scale.to(self.tiles.gallery.dtype)
+        self.taught = Tiles(*pairs[1], given[1].scale, tile) if len(given) > 1 else None
+
+    def products(self, rows: slice, columns: slice) -> Tensor:
+        """Return a tile of products of features, in buffer 0."""
+        return self.tiles.logits(0, rows, columns)
+
+    def dist_logits(self, rows: slice, columns: slice) -> Tensor | None:
+        """Return a tile of the teacher's logits, in its buffer 0."""
+        return self.taught.logits(0, rows, columns) if self.taught else None
+
+
+class _Statistics:
+    """Of the rows (dim 1) or the columns (dim 0) of all tiles: sums of exponentials, and what they weigh."""
+
+    def __init__(self, count: int, dim: int, block: _Block) -> None:
+        like = block.tiles.gallery
+        self.student = LogSumExp(count, dim, like)
+        self.teacher = LogSumExp(count, dim, like) if block.taught else None
+        # products under the student's exponentials; under the teacher's, and there the student's logits, less
+        # their maximum
+        self.products, self.dist_products, self.moment = like.new_zeros(3, count).unbind()
+
+    def add(
+        self,
+        products: Tensor,
+        logits: Tensor,
+        dist_logits: Tensor | None,
+        where: slice,
+        out: Tensor,
+        spare: Tensor,
+    ) -> None:
+        """Add a tile; `out` and `spare` are overwritten."""
+        dim, older = self.student.dim, self.student.maximum[where].clone()
+        rescale = self.student.add(logits, where, out)
+        self.products[where].mul_(rescale).add_(out.mul_(products).sum(dim))
+        if self.teacher is None or dist_logits is None:
+            return
+        maximum, moment = self.student.maximum[where], self.moment[where]
+        moment.add_(self.teacher.sum[where] * (older - maximum))
+        rescale = self.teacher.add(dist_logits, where, out)
+        torch.sub(logits, maximum.unsqueeze(dim), out=spare)
+        moment.mul_(rescale).add_(spare.mul_(out).sum(dim))
+        self.dist_products[where].mul_(rescale).add_(out.mul_(products).sum(dim))
+
+    def combine(self, transport: Transport, *more: Tensor) -> list[Tensor]:
+        """Become the statistics of all ranks' tiles; return `more`, summed over the ranks."""
+        sides = [side for side in (self.student, self.teacher) if side is not None]
+        largest = transport.maximum(torch.stack([side.maximum for side in sides])).unbind()
+        rescales = [torch.exp(side.maximum - most) for side, most in zip(sides, largest, strict=True)]
+        parts = [self.student.sum * rescales[0], self.products * rescales[0]]
+        if self.teacher is not None:
+            moment = self.moment + self.teacher.sum * (self.student.maximum - largest[0])
+            parts += [each * rescales[1] for each in (self.teacher.sum, self.dist_products, moment)]
+        found = transport.sum(torch.stack([*parts, *more])).unbind()
+        for side, most in zip(sides, largest, strict=True):
+            side.maximum = most
+        self.student.sum, self.products = found[:2]
+        if self.teacher is not None:
+            self.teacher.sum, self.dist_products, self.moment = found[2:5]
+        return list(found[len(parts) :])
+
+    def log_sums(self) -> list[Tensor]:
+        """Return the log-sum-exps, the teacher's last."""
+        return [side.value() for side in (self.student, self.teacher) if side is not None]
+
+    def sums(self, where: slice, partner: Tensor, partner_product: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the cross-entropies of some rows or columns, and their derivatives by the scale.
+
+        Returns:
+            Of those with labels, and under the teacher: [1 or 2] each.
+        """
+        log_sum = self.student.sum[where].log()
+        product = self.products[where] / self.student.sum[where]
+        losses = [(self.student.maximum[where] - partner) + log_sum]
+        slopes = [product - partner_product]
+        if self.teacher is not None:
+            count = self.teacher.sum[where]
+            losses.append(log_sum - self.moment[where] / count)
+            slopes.append(product - self.dist_products[where] / count)
+        return torch.stack(losses).sum(1), torch.stack(slopes).sum(1)
+
+
+class _Direction(NamedTuple):
+    """Rows (dim 1) or columns (dim 0), whose losses are derived."""
+
+    dim: int
+    log_sums: Sequence[Tensor]
+    """As `_Statistics.log_sums`."""
+    weights: Tensor
+    """[1 or 2, count], of each row's, or column's, losses: with labels, and under the teacher."""
+
+
+class _Blocks(Function):
+    """The sums over rows and columns of cross-entropies with labels, and under a teacher, [1 or 2]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ranks: Ranks,
+        tile: Tile,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        dist_images: Tensor | None,
+        dist_texts: Tensor | None,
+        dist_scale: Tensor | None,
+    ) -> Tensor:
+        given = [_gathered(ranks, images, texts, scale)]
+        if dist_images is not None and dist_texts is not None and dist_scale is not None:
+            given.append(_gathered(ranks, dist_images, dist_texts, dist_scale))
+        block = _Block(ranks, tile, given, own_images=True)
+        rows, columns = _Statistics(len(images), 1, block), _Statistics(sum(ranks.rows), 0, block)
+        partner_product = torch.empty_like(rows.student.sum)
+        for i in block.tiles.rows:
+            for j in block.tiles.columns:
+                products, dist_logits = block.products(i, j), block.dist_logits(i, j)
+                own, diagonal = partners_of(products, i, j, block.start)
+                partner_product[own] = diagonal
+                logits, out = (block.tiles.buffer(number, i, j) for number in (1, 2))
+                torch.mul(products, block.scale, out=logits)
+                spare = out if block.taught is None else block.taught.buffer(1, i, j)
+                rows.add(products, logits, dist_logits, i, out, spare)
+                columns.add(products, logits, dist_logits, j, out, spare)
+        kept = rows.log_sums()
+        if ranks.with_grad or ranks.local:
+            columns.combine(ranks.transport)
+        else:
+            kept = columns.combine(ranks.transport, *(_placed(ranks, each) for each in kept))
+        partners = partner_product * block.scale, partner_product
+        totals = torch.stack(rows.sums(slice(None), *partners))
+        totals += torch.stack(columns.sums(ranks.own, *partners))
+        if not ranks.local:
+            totals = ranks.transport.sum(totals)
+        ctx.ranks, ctx.tile, ctx.counts = ranks, tile, (len(_Features._fields) * len(given), len(kept))
+        ctx.save_for_backward(*itertools.chain(*given), *kept, *columns.log_sums(), totals[1])
+        return totals[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        saved, (features, count) = ctx.saved_tensors, ctx.counts
+        size = len(_Features._fields)
+        given = [_Features(*saved[first : first + size]) for first in range(0, features, size)]
+        of_rows, of_columns = saved[features : features + count], saved[features + count : -1]
+        ranks, wanted, slopes = ctx.ranks, ctx.needs_input_grad[2:5], saved[-1]
+        inputs = given[0][:3]
+        if torch.is_grad_enabled():
+            found = through(_dense(ranks, given), inputs, wanted, [grad])
+            if not ranks.with_grad and not ranks.local:
+                found[:2] = [None if each is None else each * ranks.own_times for each in found[:2]]
+            return None, None, *found, None, None, None
+        found = [None, None, (grad * slopes).sum() if wanted[2] else None]
+        if ranks.with_grad and (wanted[0] or wanted[1]):
+            weights = _weights(ranks, grad)
+            rows = _Direction(1, of_rows, weights[:, ranks.own])
+            block = _Block(ranks, ctx.tile, given, own_images=True)
+            found[:2] = _sweep(block, [rows, _Direction(0, of_columns, weights)], wanted[:2])
+            if found[1] is not None:
+                found[1] = sum_rows(ranks.transport, ranks.rows, found[1])
+        elif not ranks.with_grad:
+            weights = (grad if ranks.local else grad * ranks.own_times).unsqueeze(1)
+            weights = weights.expand(-1, sum(ranks.rows))
+            if wanted[0]:
+                own = of_rows if ranks.local else [each[ranks.own] for each in of_rows]
+                rows, columns = _Direction(1, own, weights), _Direction(0, of_columns, weights)
+                block = _Block(ranks, ctx.tile, given, own_images=True)
+                found[0], _ = _sweep(block, [rows] if ranks.local else [rows, columns], (True, False))
+            if wanted[1]:
+                own = [each[ranks.own] for each in of_columns]
+                rows, columns = _Direction(1, of_rows, weights), _Direction(0, own, weights)
+                block = _Block(ranks, ctx.tile, given, own_images=False)
+                _, found[1] = _sweep(block, [columns] if ranks.local else [rows, columns], (False, True))
+        return None, None, *cast_like(found, inputs), None, None, None
+
+
+def _gathered(ranks: Ranks, images: Tensor, texts: Tensor, scale: Tensor) -> _Features:
+    """Gather all ranks' texts, and images where the backward, which is silent, needs them."""
+    if ranks.with_grad:
+        (every,) = gather_rows(ranks.transport, ranks.rows, [texts])
+        return _Features(images, texts, scale, None, every)
+    everyone = gather_pair(images, texts, ranks.rows, False, True, "exact", ranks.transport)
+    return _Features(images, texts, scale, *everyone)
+
+
+def _there(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
+def _cut(rows: Rows, size: int) -> list[slice]:
+    """Return the rows of all ranks in slices of a size; the last of each rank may be shorter."""
+    starts = itertools.accumulate(rows, initial=0)
+    return [
+        slice(start + part.start, start + part.stop)
+        for start, count in zip(starts, rows, strict=False)
+        for part in slices(count, size)
+    ]
+
+
+def _placed(ranks: Ranks, values: Tensor) -> Tensor:
+    """Return what a rank knows of its rows among zeros for all others."""
+    every = values.new_zeros(sum(ranks.rows))
+    every[ranks.own] = values
+    return every
+
+
+def _weights(ranks: Ranks, grad: Tensor) -> Tensor:
+    """Return how every pair's losses weigh in the sum of all ranks' results, [1 or 2, N]; collective."""
+    grads = ranks.transport.all_gather(grad)
+    if not ranks.local:
+        grads = grads.sum(0).expand_as(grads)
+    return torch.cat([one.expand(count, -1) for one, count in zip(grads, ranks.rows, strict=True)]).T
+
+
+def _sweep(
+    block: _Block, directions: list[_Direction], wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of a block's images and texts, in the dtype of statistics."""
+    tiles, taught = block.tiles, block.taught
+
+    def slope(i: slice, j: slice) -> Tensor:
+        logits, dist_logits = block.products(i, j).mul_(block.scale), block.dist_logits(i, j)
+        total = tiles.buffer(1, i, j)
+        for number, (dim, log_sums, weights) in enumerate(directions):
+            where = i if dim else j
+            out = tiles.buffer(2, i, j) if number else total
+            exponentials(logits, log_sums[0][where], dim, out)
+            if taught is not None and dist_logits is not None:
+                # each difference before the sum: both may vanish
+                under_teacher = exponentials(dist_logits, log_sums[1][where], dim, taught.buffer(1, i, j))
+                torch.sub(out, under_teacher, out=under_teacher).mul_(weights[1][where].unsqueeze(dim))
+            partners_of(out, i, j, block.start)[1].sub_(1)
+            out.mul_(weights[0][where].unsqueeze(dim))
+            if taught is not None:
+                out.add_(under_teacher)
+            if number:
+                total.add_(out)
+        return total
+
+    gradients = Gradients(tiles, (*wanted, False))
+    gradients.sweep(slope)
+    of_images, of_texts, _ = gradients.times(block.scale)
+    return of_images, of_texts
+
+
+def _dense(ranks: Ranks, given: list[_Features]) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+    """Return the function that a rank's result is, with all logits at once."""
+
+    def pairs(images: Tensor, texts: Tensor, known: _Features) -> list[Pair]:
+        if ranks.with_grad:
+            all_images, all_texts = gather_pair(
+                images, texts, ranks.rows, False, True, "exact", ranks.transport
+            )
+        else:
+            all_images, all_texts = _there(known.all_images), known.all_texts
+        if ranks.local:
+            return [(images, all_texts), (texts, all_images)]
+        if not ranks.with_grad:
+            all_images, all_texts = _with_own(ranks, all_images, images), _with_own(ranks, all_texts, texts)
+        return [(all_images, all_texts)]
+
+    def sums(images: Tensor, texts: Tensor, scale: Tensor) -> list[Tensor]:
+        student = pairs(images, texts, given[0])
+        if len(given) == 1:
+            if not ranks.local:
+                return [contrast.sum_symmetric(*student[0], scale, None).reshape(1)]
+            one, other = (contrast.sum_infonce(*pair, scale, None, ranks.start) for pair in student)
+            return [(one + other).reshape(1)]
+        taught, dist_scale = pairs(given[1].images, given[1].texts, given[1]), given[1].scale
+        if not ranks.local:
+            found = contrast.sum_symmetric_distill(student[0], scale, None, taught[0], dist_scale, None)
+            return [torch.stack(found)]
+        one, other = (
+            torch.stack(contrast.sum_distill(pair, scale, None, dist_pair, dist_scale, None, ranks.start))
+            for pair, dist_pair in zip(student, taught, strict=True)
+        )
+        return [one + other]
+
+    return sums
+
+
+def _with_own(ranks: Ranks, matrix: Tensor, own: Tensor) -> Tensor:
+    """Return the rows of all ranks, this rank's being variables."""
+    return torch.cat([matrix[: ranks.own.start], own, matrix[ranks.own.stop :]])
