@@ -10,7 +10,7 @@ from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.dtypes import DTYPES
 from verified_losses.oracles.hyper_dual import HyperDual
 
-from .cases import Case
+from .cases import Case, spoil
 from .contracts import Bounds, Contract, Cotangents, Inputs
 from .examples import Example
 from .standalone.judges import derivative, total
@@ -40,7 +40,7 @@ class Reference:
     @cached_property
     def inputs(self) -> Inputs:
         """Every rank's inputs."""
-        return self.contract.inputs(self.case)
+        return spoil(self.case, self.contract.inputs(self.case))
 
     @cached_property
     def cotangents(self) -> Cotangents:

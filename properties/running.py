@@ -243,7 +243,8 @@ def inputs(rank: int, given: Reference, train: bool = True) -> dict[str, torch.T
             tensors[name] = torch.tensor(array, device=case.device_of(rank))
         else:
             is_scalar = name in given.contract.scalars
-            dtype = case.scalar_dtype if is_scalar else case.dtype
+            dtype = case.dtype_of(name, is_scalar)
             place = case.scalar_device(rank) if is_scalar else case.device_of(rank)
-            tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen, place)
+            requires_grad = train and not case.is_frozen(name, rank)
+            tensors[name] = tensor(array, dtype, case.strides, requires_grad, place)
     return tensors

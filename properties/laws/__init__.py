@@ -39,6 +39,7 @@ COMPILE = "torch.compile"
 INFERENCE_MODE = "inference mode"
 REUSE = "cached labels"
 TRACES = "traces"
+HOSTILE = "inputs that nobody should send"
 """Whom something wrong concerns: everyone who trains, or those who do something that not everyone does."""
 
 T = TypeVar("T")
@@ -162,6 +163,8 @@ class Law:
     """Whether it is asked of kernels in Triton's interpreter, which takes long for large cases."""
     patience: float = 1.0
     """How much longer than others a call may take."""
+    stated: bool = False
+    """Whether it is asked of those alone that state what they do with inputs that nobody should send."""
     needs: str = ""
     """The kind of device that it is about, where that is one kind: "cuda"."""
     share: float = 1.0
@@ -289,7 +292,7 @@ def check_again(law: str, contract: str, subject: Subject, world: str, example: 
 
 def laws() -> list[Law]:
     """Return every law, the most telling first."""
-    from . import communication, compiled, cuda, gradients, hygiene, large, metamorphic, objects, values
+    from . import communication, compiled, cuda, gradients, hostile, hygiene, large, metamorphic, objects, values
 
-    modules = (values, compiled, gradients, communication, hygiene, objects, metamorphic, large, cuda)
+    modules = (values, compiled, gradients, communication, hygiene, objects, metamorphic, hostile, large, cuda)
     return [law for module in modules for law in module.LAWS]
