@@ -101,6 +101,8 @@ LAWS = (
     "mean over ranks equals single process",
     "second derivatives travel",
     "backward is silent",
+    "a group is a world of its own",
+    "some ranks may freeze inputs",
     "inputs unchanged",
     "outputs well formed",
     "deterministic",

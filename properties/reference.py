@@ -1,5 +1,6 @@
 """The oracle's side of an example: terms, derivatives, and their rounding bounds."""
 
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -125,6 +126,33 @@ class Reference:
         # reverse mode adds up a part for each term of each rank, once for its own rows and once for all
         uses = 2 * self.case.world_size * self.contract.summands
         return total.second(WEIGHING + uses)
+
+
+class Part(Reference):
+    """The oracle's side of some ranks of a case, which are a world of their own.
+
+    Args:
+        contract: the subject's contract.
+        example: the input of all ranks.
+        members: the ranks.
+    """
+
+    def __init__(self, contract: Contract, example: Example, members: tuple[int, ...]) -> None:
+        rows = tuple(example.case.rows[rank] for rank in members)
+        super().__init__(contract, replace(example, case=replace(example.case, rows=rows)))
+        self._whole, self._members = reference(contract, example), members
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return part, (self.contract, self._whole.example, self._members)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return [self._whole.inputs[rank] for rank in self._members]
+
+
+def part(contract: Contract, example: Example, members: tuple[int, ...]) -> Part:
+    """Return the reference of some ranks of an example."""
+    return Part(contract, example, members)
 
 
 @lru_cache(maxsize=8)

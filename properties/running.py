@@ -137,7 +137,7 @@ def first_call(
     devices.use(cases[0].device_of(rank))
     first = FirstCall()
     for case in cases:
-        one = _call(rank, world_size, subject, target, reference(contract, Example(case)), "train")
+        one = call_of_rank(rank, world_size, subject, target, reference(contract, Example(case)), "train")
         given = one.given()
         try:
             terms_of(one, one.build(), given)
@@ -168,7 +168,7 @@ def perform(
     target = subject.resolve()
     devices.use(steps[0].case.device_of(rank))
     references = [(reference(contract, Example(step.case)), step.mode) for step in steps]
-    return act([_call(rank, world_size, subject, target, given, mode) for given, mode in references])
+    return act([call_of_rank(rank, world_size, subject, target, given, mode) for given, mode in references])
 
 
 def constructor(contract: Contract, form: Form, case: Case) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def call_of(contract: Contract, subject: Subject, case: Case) -> Callable[[Any, 
     return lambda loss, given, rank: names["call_form"](loss, given, case.output_dict)
 
 
-def _call(rank: int, world_size: int, subject: Subject, target: Any, given: Reference, mode: str) -> Call:
+def call_of_rank(rank: int, world_size: int, subject: Subject, target: Any, given: Reference, mode: str) -> Call:
     contract, case = given.contract, given.case
     call = call_of(contract, subject, case)
 

@@ -269,6 +269,8 @@ def imports_of(text: str) -> set[str]:
 
 def _judge(law: Law, error: Exception | None) -> tuple[Judge | None, Place]:
     """Return the judge of a finding, and the place that it compares; None if only the law can judge."""
+    if law.by_law:
+        return None, Place("")
     if isinstance(error, WorldError):
         crashed = not isinstance(error, SimulationError) or error.finding == "raised"
         return judge_nothing if crashed else None, Place("")

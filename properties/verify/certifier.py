@@ -147,7 +147,8 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
                 elsewhere = law.worlds == "two or one" and world.sizes == (1,) and world.device in two
                 interpreted = law.interpreted or not subject.interpret
                 stated = subject.stated or not law.stated
-                if check.sizes and fits and interpreted and stated and not elsewhere:
+                drawn = world.row.is_drawn or not law.drawn_alone
+                if check.sizes and fits and interpreted and stated and drawn and not elsewhere:
                     yield check
 
 

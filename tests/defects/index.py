@@ -20,6 +20,7 @@ STATED = "takes no more memory than stated"
 EVAL, LIVE, OWNED = "eval equals train", "two graphs at once", "owned parameters get gradients"
 PAIRS, LOGITS = "large batches equal the oracle", "large logits equal the oracle"
 NUMBERS, NEGATIVE = "no number spreads as the formula says", "negative numbers equal the oracle"
+GROUP, FREEZING = "a group is a world of its own", "some ranks may freeze inputs"
 LABELS, OVERFLOW = "wrong labels are named", "sizes beyond an index are named"
 
 
@@ -79,6 +80,8 @@ class Planted:
     held: Held = ()
     scales: Scales = "any"
     """Which it takes, where it holds nothing else."""
+    strict: bool = False
+    """What it does not support is a defect."""
     stated: bool = False
     """It is held to what docs/inputs.md says of inputs that nobody should send."""
     empty_ranks: bool = False
@@ -105,6 +108,7 @@ class Planted:
             scales="positive" if self.held else self.scales,
             empty_ranks=self.empty_ranks,
             stated=self.stated,
+            strict=self.strict,
         )
 
     def is_smallest(self, case: Case) -> bool:
@@ -452,6 +456,12 @@ DEFECTS = [
     Planted("coca", "LabelsClamped", "a label outside the vocabulary is moved into it", "", (LABELS,), module="hostile", stated=True),
     Planted("coca", "LabelsOfOneRank", "a wrong label raises on its rank alone", "", (LABELS,), "sim:2-4", module="hostile", stated=True, raises="waits in"),
     Planted("clip", "AllocatesFirst", "too large a batch is the allocator's error", "", (OVERFLOW,), module="hostile", stated=True),
+    Planted("clip", "GathersTheWorld", "the group is taken, and the world is gathered", "", (GROUP,), "sim:4", module="groups"),
+    Planted("clip", "LabelsOfGlobalRank", "labels start where the world counts the rank", "", (GROUP,), "sim:4", raises="out of bounds", module="groups"),
+    Planted("clip", "WeighsByWorld", "a row counts by the number of the world's ranks", "", (GROUP,), "sim:4", module="groups"),
+    Planted("clip", "SumsOverTheWorld", "the gather's backward sums over the world", "", (GROUP,), "sim:4", raises="all_reduce", options=LOCAL, module="groups"),
+    Planted("clip", "WaitsForConstants", "a rank whose rows are constants skips the collective of the backward", "", (FREEZING,), "sim:2-4", raises="waits in", options=LOCAL, module="groups", strict=True),
+    Planted("clip", "GivesUpGradients", "where some rows are constants no gradient comes back", "", (FREEZING,), "sim:2-4", options=LOCAL, module="groups"),
 ]  # fmt: skip
 
 HOROVOD = [
@@ -578,6 +588,8 @@ RIGHT = [
     Planted("linear_cross_entropy", "vocabulary_in_chunks", options=(("label_smoothing", 0.0), ("z_loss", 0.0))),
     Planted("infonce", "InfoNCE", module="cosine"),
     Planted("ntxent", "NTXent", module="cosine"),
+    Planted("clip", "InGroup", module="groups"),
+    Planted("clip", "EveryoneAnswers", module="groups", strict=True),
     Planted("coca", "StatesAll", module="hostile", stated=True),
     Planted("clip", "RefusesNoNumbers", module="hostile"),
     Planted("clip", "OtherSumInEval", module="objects"),
