@@ -24,6 +24,8 @@ from .standalone.acts import to_array
 T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]
 """Keyword arguments of a constructor, as pairs."""
+Spoiled = tuple[int, str, int, str]
+"""An element of an input that nobody should send: its rank, name and place, and the number that is there."""
 
 # twice: in these alone an error of few units in the last place shows
 PATTERNS = ("basis", "grid", "grid", "unit", "duplicates", "zeros", "saturated", "opposite", "large")
@@ -77,6 +79,12 @@ class Case:
     """The inputs whose tensors hold another form of them."""
     drawn: Options = ()
     """What else was drawn for a formula: numbers and sizes, by name."""
+    spoiled: tuple[Spoiled, ...] = ()
+    """Elements that are not what was drawn, but what nobody should send."""
+    frozen_on: tuple[int, ...] = ()
+    """The ranks on which the `frozen` inputs require no grad; on all, if there are none."""
+    widened: tuple[str, ...] = ()
+    """Inputs whose tensors are of float32, though their values are of `dtype`: autocast makes that of them."""
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the shape."""
@@ -121,10 +129,30 @@ class Case:
         """The dtype of scale and bias."""
         return "float32" if self.wide_scalars else self.dtype
 
+    def dtype_of(self, name: str, is_scalar: bool) -> str:
+        """Return the dtype of an input's tensor."""
+        if name in self.widened:
+            return "float32"
+        return self.scalar_dtype if is_scalar else self.dtype
+
+    def is_frozen(self, name: str, rank: int) -> bool:
+        """Whether an input requires no grad on a rank."""
+        return name in self.frozen and (not self.frozen_on or rank in self.frozen_on)
+
 
 def rounded(array: Array, dtype: str) -> Array:
     """Round to the nearest values of `dtype`, kept as float64, so that oracle and subject get the same."""
     return to_array(torch.as_tensor(array, dtype=torch.float64).to(getattr(torch, dtype)))
+
+
+def spoil(case: Case, inputs: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    """Return every rank's inputs with the case's spoiled elements in them."""
+    ready = [dict(given) for given in inputs]
+    for rank, name, place, number in case.spoiled:
+        array = ready[rank][name].copy()
+        array.reshape(-1)[place % array.size] = int(number) if array.dtype.kind == "i" else float(number)
+        ready[rank][name] = array
+    return ready
 
 
 def few_bits(number: float) -> float:

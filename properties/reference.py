@@ -1,5 +1,6 @@
 """The oracle's side of an example: terms, derivatives, and their rounding bounds."""
 
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -10,7 +11,7 @@ from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.dtypes import DTYPES
 from verified_losses.oracles.hyper_dual import HyperDual
 
-from .cases import Case
+from .cases import Case, spoil
 from .contracts import Bounds, Contract, Cotangents, Inputs
 from .examples import Example
 from .standalone.judges import derivative, total
@@ -40,7 +41,7 @@ class Reference:
     @cached_property
     def inputs(self) -> Inputs:
         """Every rank's inputs."""
-        return self.contract.inputs(self.case)
+        return spoil(self.case, self.contract.inputs(self.case))
 
     @cached_property
     def cotangents(self) -> Cotangents:
@@ -125,6 +126,33 @@ class Reference:
         # reverse mode adds up a part for each term of each rank, once for its own rows and once for all
         uses = 2 * self.case.world_size * self.contract.summands
         return total.second(WEIGHING + uses)
+
+
+class Part(Reference):
+    """The oracle's side of some ranks of a case, which are a world of their own.
+
+    Args:
+        contract: the subject's contract.
+        example: the input of all ranks.
+        members: the ranks.
+    """
+
+    def __init__(self, contract: Contract, example: Example, members: tuple[int, ...]) -> None:
+        rows = tuple(example.case.rows[rank] for rank in members)
+        super().__init__(contract, replace(example, case=replace(example.case, rows=rows)))
+        self._whole, self._members = reference(contract, example), members
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return part, (self.contract, self._whole.example, self._members)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return [self._whole.inputs[rank] for rank in self._members]
+
+
+def part(contract: Contract, example: Example, members: tuple[int, ...]) -> Part:
+    """Return the reference of some ranks of an example."""
+    return Part(contract, example, members)
 
 
 @lru_cache(maxsize=8)

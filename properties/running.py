@@ -137,7 +137,7 @@ def first_call(
     devices.use(cases[0].device_of(rank))
     first = FirstCall()
     for case in cases:
-        one = _call(rank, world_size, subject, target, reference(contract, Example(case)), "train")
+        one = call_of_rank(rank, world_size, subject, target, reference(contract, Example(case)), "train")
         given = one.given()
         try:
             terms_of(one, one.build(), given)
@@ -168,7 +168,7 @@ def perform(
     target = subject.resolve()
     devices.use(steps[0].case.device_of(rank))
     references = [(reference(contract, Example(step.case)), step.mode) for step in steps]
-    return act([_call(rank, world_size, subject, target, given, mode) for given, mode in references])
+    return act([call_of_rank(rank, world_size, subject, target, given, mode) for given, mode in references])
 
 
 def constructor(contract: Contract, form: Form, case: Case) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def call_of(contract: Contract, subject: Subject, case: Case) -> Callable[[Any, 
     return lambda loss, given, rank: names["call_form"](loss, given, case.output_dict)
 
 
-def _call(rank: int, world_size: int, subject: Subject, target: Any, given: Reference, mode: str) -> Call:
+def call_of_rank(rank: int, world_size: int, subject: Subject, target: Any, given: Reference, mode: str) -> Call:
     contract, case = given.contract, given.case
     call = call_of(contract, subject, case)
 
@@ -243,7 +243,8 @@ def inputs(rank: int, given: Reference, train: bool = True) -> dict[str, torch.T
             tensors[name] = torch.tensor(array, device=case.device_of(rank))
         else:
             is_scalar = name in given.contract.scalars
-            dtype = case.scalar_dtype if is_scalar else case.dtype
+            dtype = case.dtype_of(name, is_scalar)
             place = case.scalar_device(rank) if is_scalar else case.device_of(rank)
-            tensors[name] = tensor(array, dtype, case.strides, train and name not in case.frozen, place)
+            requires_grad = train and not case.is_frozen(name, rank)
+            tensors[name] = tensor(array, dtype, case.strides, requires_grad, place)
     return tensors

@@ -61,6 +61,7 @@ class Subject:
         empty_ranks: a rank of several may hold no rows.
         large: it is to meet batches of more than 4,096 pairs, which take minutes each.
         widths: the widths of features that it takes; any, if empty.
+        stated: it does with inputs that nobody should send what docs/inputs.md says.
     """
 
     target: str
@@ -85,6 +86,7 @@ class Subject:
     large: bool = False
     empty_ranks: bool = False
     widths: tuple[int, ...] = ()
+    stated: bool = False
 
     def width_of(self, wanted: int) -> int:
         """Return the largest width that it takes and that is not beyond another, else the smallest."""
@@ -127,6 +129,7 @@ SHIPPED: dict[str, tuple[str, Subject]] = {
             scales="any",
             strict=True,
             empty_ranks=True,
+            stated=True,
         ),
     )
     for label, loss in LOSSES.items()

@@ -7,6 +7,7 @@ and sums are in float32, or float64 for float64; products are in the input's dty
 those of `token_losses`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -120,6 +121,8 @@ def token_loss(
     """Return what a token costs, if the options are right; else raise TypeError or ValueError."""
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"{name}: expected an int, got {type(ignore_index).__name__}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"{name}: expected an int of 64 bits, got {ignore_index}")
     numbers: list[float] = []
     for option, value, most in (("label_smoothing", label_smoothing, 1.0), ("z_loss", z_loss, float("inf"))):
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -140,6 +143,10 @@ def check_projection(
         raise ValueError(
             f"{weight_name}: expected the width of {hidden_name}, {hidden.shape[-1]}, got {weight.shape[1]}"
         )
+    tokens = math.prod(hidden.shape[:-1])
+    if tokens * len(weight) > checks.MOST_ELEMENTS:
+        most = checks.MOST_ELEMENTS // len(weight)
+        raise ValueError(f"{hidden_name}: expected at most {most} tokens, got {tokens}")
     if bias is None:
         return
     offset = checks.floating(bias_name, bias, 1)

@@ -15,6 +15,11 @@ Agree: TypeAlias = Literal["always", "once"]
 AGREE = ("always", "once")
 Scalar: TypeAlias = Tensor | float
 
+MOST_ELEMENTS = 2**60
+"""Of logits: more bytes than their float64 numbers have no index."""
+MOST_ROWS = 2**30
+"""Of a batch, whose logits have as many rows and columns."""
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -117,7 +122,14 @@ def pairs(image_features: object, text_features: object, prefix: str = "") -> tu
         raise ValueError(
             f"{text_name}: expected the shape of {image_name}, {list(image.shape)}, got {list(text.shape)}"
         )
+    few_enough(image_name, image.shape[0])
     return image, text
+
+
+def few_enough(name: str, rows: int, where: str = "") -> None:
+    """Raise ValueError if a batch has more rows than an index of its logits can count."""
+    if rows > MOST_ROWS:
+        raise ValueError(f"{name}: expected at most {MOST_ROWS} rows{where}, got {rows}")
 
 
 def scalar(name: str, value: object, features: Tensor) -> None:
@@ -219,6 +231,7 @@ def agree(
     if not any(each.rows for each in facts):
         where = "" if transport.alone else " on some rank"
         raise ValueError(f"image_features: expected at least one row{where}, got none")
+    few_enough("image_features", sum(each.rows for each in facts), "" if transport.alone else " on all ranks")
     return facts
 
 

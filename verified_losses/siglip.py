@@ -271,7 +271,8 @@ class SigLipLoss(nn.Module):
         makes_logits = overrides(self, SigLipLoss, "get_logits")
         if sums.name != "dense" and not makes_logits:
             return sums.sum_sigmoid(image_features, text_features, logit_scale, logit_bias, start)
-        chunks = image_features.split(self.chunk_size) if self.chunk_size else (image_features,)
+        size = min(self.chunk_size or 0, len(image_features))  # a larger one may be beyond torch's integers
+        chunks = image_features.split(size) if size else (image_features,)
         terms: list[Tensor] = []
         for images in chunks:
             if makes_logits:

@@ -39,6 +39,8 @@ COMPILE = "torch.compile"
 INFERENCE_MODE = "inference mode"
 REUSE = "cached labels"
 TRACES = "traces"
+FROZEN = "inputs frozen on some ranks"
+HOSTILE = "inputs that nobody should send"
 """Whom something wrong concerns: everyone who trains, or those who do something that not everyone does."""
 
 T = TypeVar("T")
@@ -150,7 +152,7 @@ class Law:
 
     name: str
     check: Callable[[Bench, Reference], float]
-    worlds: Literal["any", "one", "two", "two or one", "several"] = "any"
+    worlds: Literal["any", "one", "two", "two or one", "several", "four or more"] = "any"
     """Of how many ranks; "two or one": of one alone where no two processes are verified."""
     applies: Callable[[Contract], bool] = lambda contract: True
     draw: Callable[[Contract, Subject, int], st.SearchStrategy[Example]] = plain_examples
@@ -158,10 +160,14 @@ class Law:
     """Whether it can be asked about a case that was drawn for another law, if it draws others itself."""
     simulated: bool = True
     """Whether it may run where ranks are threads of one process, as in simulated worlds."""
+    drawn_alone: bool = False
+    """Whether it may run in simulated worlds alone: elsewhere what waits for ever takes long."""
     interpreted: bool = True
     """Whether it is asked of kernels in Triton's interpreter, which takes long for large cases."""
     patience: float = 1.0
     """How much longer than others a call may take."""
+    stated: bool = False
+    """Whether it is asked of those alone that state what they do with inputs that nobody should send."""
     needs: str = ""
     """The kind of device that it is about, where that is one kind: "cuda"."""
     share: float = 1.0
@@ -170,6 +176,8 @@ class Law:
     """Whom it concerns where it does not hold; its smallest case may narrow that."""
 
     # what a counterexample shows of it
+    by_law: bool = False
+    """Whether the law itself judges, as a call of its own would show nothing."""
     act: Callable[..., Any] = run_each
     """What each rank does with its calls."""
     judge: Judge | None = None
@@ -193,6 +201,7 @@ class Law:
             "two": world_size == 2,
             "two or one": world_size <= 2,
             "several": world_size > 1,
+            "four or more": world_size >= 4,
         }
         alone = contract.holds and world_size > 1
         fits = sizes[self.worlds] and world_size >= contract.smallest_world and not alone
@@ -289,7 +298,11 @@ def check_again(law: str, contract: str, subject: Subject, world: str, example: 
 
 def laws() -> list[Law]:
     """Return every law, the most telling first."""
-    from . import communication, compiled, cuda, gradients, hygiene, large, metamorphic, objects, values
+    from . import (
+        communication, compiled, cuda, gradients, hostile, hygiene, large, metamorphic, objects, ranks, values,
+    )  # fmt: skip
 
-    modules = (values, compiled, gradients, communication, hygiene, objects, metamorphic, large, cuda)
+    modules = (
+        values, compiled, gradients, communication, ranks, hygiene, objects, metamorphic, hostile, large, cuda,
+    )  # fmt: skip
     return [law for module in modules for law in module.LAWS]

@@ -40,7 +40,7 @@ def _directions(
         (rank, name)
         for rank, arrays in enumerate(given)
         for name in names
-        if name in arrays and name not in case.frozen and arrays[name].size
+        if name in arrays and not case.is_frozen(name, rank) and arrays[name].size
     ]
     sizes = {place: given[place[0]][place[1]].size for place in places}
     generator = np.random.default_rng([case.seed, 5])

@@ -15,7 +15,7 @@ import numpy as np
 
 from verified_losses.oracles.complex_step import Array
 
-from ..cases import LAYOUTS, Case, has_layout, rounded
+from ..cases import LAYOUTS, Case, has_layout, rounded, spoil
 from ..contracts import Contract, Inputs
 from ..devices import CPU, kind_of, products_of
 from ..examples import Example, Mode
@@ -208,7 +208,7 @@ def _rendered(finding: Finding, path: Path, by_oracle: bool) -> str:
         file_name=path.name,
         world_size=case.world_size,
         over=row.over,
-        imports=sorted(quotes.imports | ALWAYS | imports_of(acts)),
+        imports=sorted(quotes.imports | ALWAYS | imports_of(acts) | _numbers(given)),
         target=portable(check.subject.target),
         home=os.path.relpath(Path.cwd(), path.parent),
         arguments=_arguments(constructor(contract, form, case)),
@@ -233,6 +233,11 @@ def _rendered(finding: Finding, path: Path, by_oracle: bool) -> str:
         main="launched()" if launched else "verdict(0)",
     )
     return re.sub(r"\n{4,}", "\n\n\n", text)
+
+
+def _numbers(given: list[Given]) -> set[str]:
+    """Return the import of what is no number, where something is none."""
+    return {"from math import inf, nan"} if any(one.case.spoiled for one in given) else set()
 
 
 def call_form(loss: Any, given: dict[str, Any], output_dict: bool) -> Any:
@@ -264,6 +269,8 @@ def imports_of(text: str) -> set[str]:
 
 def _judge(law: Law, error: Exception | None) -> tuple[Judge | None, Place]:
     """Return the judge of a finding, and the place that it compares; None if only the law can judge."""
+    if law.by_law:
+        return None, Place("")
     if isinstance(error, WorldError):
         crashed = not isinstance(error, SimulationError) or error.finding == "raised"
         return judge_nothing if crashed else None, Place("")
@@ -383,14 +390,14 @@ def _literals(contract: Contract, one: Given) -> list[dict[str, str]]:
         {
             name: _tensor(
                 array,
-                case.scalar_dtype if name in contract.scalars else case.dtype,
+                case.dtype_of(name, name in contract.scalars),
                 case.strides,
-                one.mode != "inference" and name not in case.frozen,
+                one.mode != "inference" and not case.is_frozen(name, rank),
                 case.scalar_device(rank) if name in contract.scalars else case.device_of(rank),
             )
             for name, array in given.items()
         }
-        for rank, given in enumerate(contract.inputs(case))
+        for rank, given in enumerate(spoil(case, contract.inputs(case)))
     ]
 
 

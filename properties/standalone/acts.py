@@ -144,6 +144,40 @@ def run_used_and_fresh(calls: list[Call]) -> list[Outcome]:
     return [*run_each(calls[-1:]), used[-1]]
 
 
+def refuse(calls: list[Call]) -> list[str]:
+    """Return what is wrong with how the first call is refused, in words.
+
+    Its error must name an argument of whole numbers, and the object must then give what a fresh one gives.
+    """
+    wrong, right = calls
+    loss, given = wrong.build(), wrong.given()
+    names = [name for name, value in given.items() if not value.is_floating_point()]
+    noted = unnamed(lambda: terms_of(wrong, loss, given), names)
+    fresh, used = run(right, right.build(), right.given()), run(right, loss, right.given())
+    if any((used.terms[name] != value).any() for name, value in fresh.terms.items()):
+        noted.append("gives something else after an error")
+    return noted
+
+
+def overflow(calls: list[Call], size: int = 1, names: tuple[str, ...] = ()) -> list[str]:
+    """Return what is wrong with how a call of so many rows is refused, in words; they take no memory."""
+    one = calls[0]
+    given = {name: value.detach() for name, value in one.given().items()}
+    given |= {name: given[name][:1].expand(size, *given[name].shape[1:]) for name in names}
+    return unnamed(lambda: terms_of(one, one.build(), given), names)
+
+
+def unnamed(function: Callable[[], object], names: Iterable[str]) -> list[str]:
+    """Return what a function does other than to raise a TypeError or ValueError with one of these names."""
+    try:
+        function()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        named = isinstance(error, TypeError | ValueError) and any(name in said for name in names)
+        return [] if named else [f"raises {said}"]
+    return ["returns, and does not raise"]
+
+
 NO_MODES = "the target is no torch.nn.Module: it has no eval mode"
 
 

@@ -84,6 +84,15 @@ def judge_filled(target: Any, ranks: list[list[Outcome]]) -> bool:
     return agree(0.0 if file.KIND == "gradient" else before, after)
 
 
+def judge_spoiled(target: Any, ranks: list[list[Outcome]]) -> bool:
+    """Compare a call of an element that is no number with the same of numbers alone, where it is not NaN."""
+    spoiled, plain = [component(part(seen)) for seen in ranks[file.RANK]]
+    if math.isnan(file.EXPECTED):
+        print(file.WHERE, "expected nan, as the formula gives", f"observed {spoiled!r}", sep="\n  ")
+        return not math.isfinite(spoiled)
+    return agree(plain, spoiled)
+
+
 def judge_bits(target: Any, ranks: list[list[Outcome]]) -> bool:
     """Compare calls with the first, bit by bit."""
     first, *others = [part(seen) for seen in ranks[file.RANK]]

@@ -8,6 +8,8 @@ from ..examples import Example
 from ..laws import (
     COMPILE,
     COTANGENTS,
+    FROZEN,
+    HOSTILE,
     INFERENCE,
     INFERENCE_MODE,
     LAYOUTS,
@@ -52,10 +54,12 @@ CONCERNS = {
         Concern(COMPILE, "what is met under torch.compile alone"),
         Concern(SECOND_DERIVATIVES, "what is met by those who derive twice, as for a gradient penalty"),
         Concern(TRACES, "what a call leaves behind in the process"),
+        Concern(FROZEN, "what is met where some ranks alone freeze an input"),
+        Concern(HOSTILE, "what is met with inputs that nobody should send alone"),
     )
 }
 """By name, what concerns most people first."""
-WHOLE = (COTANGENTS, COMPILE, SECOND_DERIVATIVES, TRACES)
+WHOLE = (COTANGENTS, COMPILE, SECOND_DERIVATIVES, TRACES, FROZEN, HOSTILE)
 """Those that have laws of their own."""
 
 

@@ -19,6 +19,9 @@ WAITS, MEMORY = "never waits for the device", "memory is returned"
 STATED = "takes no more memory than stated"
 EVAL, LIVE, OWNED = "eval equals train", "two graphs at once", "owned parameters get gradients"
 PAIRS, LOGITS = "large batches equal the oracle", "large logits equal the oracle"
+NUMBERS, NEGATIVE = "no number spreads as the formula says", "negative numbers equal the oracle"
+GROUP, FREEZING = "a group is a world of its own", "some ranks may freeze inputs"
+LABELS, OVERFLOW = "wrong labels are named", "sizes beyond an index are named"
 
 
 OPEN_CLIP = "https://github.com/mlfoundations/open_clip"
@@ -77,6 +80,10 @@ class Planted:
     held: Held = ()
     scales: Scales = "any"
     """Which it takes, where it holds nothing else."""
+    strict: bool = False
+    """What it does not support is a defect."""
+    stated: bool = False
+    """It is held to what docs/inputs.md says of inputs that nobody should send."""
     empty_ranks: bool = False
     """It is held to ranks without rows, too."""
     module: str = ""
@@ -100,6 +107,8 @@ class Planted:
             held=self.held,
             scales="positive" if self.held else self.scales,
             empty_ranks=self.empty_ranks,
+            stated=self.stated,
+            strict=self.strict,
         )
 
     def is_smallest(self, case: Case) -> bool:
@@ -395,7 +404,7 @@ DEFECTS = [
     Planted("exchange", "expanded_only_once", "an expanded tensor arrives once", f"{TORCH}/issues/192920", (TERMS,), "sim:2-8"),
     Planted("exchange", "own_shape", "what comes is taken to have the shape of what went", LOSS, (TERMS,), "sim:2-8", raises="mismatch"),
     Planted("exchange", "blocking", "everyone sends before anyone receives", "", (TERMS,), "sim:2-8", raises="needs_buffering"),
-    Planted("exchange", "unwaited", "nobody waits for what comes", f"{TORCH}/issues/108780", (TERMS,), "sim:2-8", raises="deadlock"),
+    Planted("exchange", "unwaited", "nobody waits for what comes", f"{TORCH}/issues/108780", (TERMS,), "sim:2-8", raises="waits in"),
     Planted("exchange", "sends_temporary", "what is sent changes before it has gone", "", (TERMS,), "sim:2-8", raises="written_in_flight"),
     Planted("exchange", "last_rank_gets_zeros", "nothing comes from beyond the end", "", (TERMS,), "sim:2-8"),
     Planted("exchange", "float32_on_the_wire", "float64 travels as float32", "", (TERMS,), "sim:2-8"),
@@ -441,6 +450,26 @@ DEFECTS = [
     Planted("clip", "SquareForAMoment", "it saves no logits, and has all of them in memory at once", "", (STATED,), module="tiles"),
     Planted("clip", "ChunksOf1024", "rows beyond the last full chunk of 1,024 are dropped, if there is one", "", (PAIRS,), module="objects"),
     Planted("cross_entropy", "VocabularyOf4096", "classes from 4,096 on are no negatives", "", (LOGITS,), module="objects"),
+    Planted("clip", "LogitsToNumbers", "logits that are NaN become 0", "", (NUMBERS,), module="hostile"),
+    Planted("siglip", "SkipsBadSteps", "a loss that is no number becomes 0", "", (NUMBERS,), module="hostile"),
+    Planted("clip", "ClampsByComparison", "a bound takes the place of NaN", "", (NUMBERS,), module="hostile"),
+    Planted("coca", "MeanOfFiniteTokens", "tokens whose loss is NaN are left out", "", (NUMBERS,), seeds=0.9, module="hostile"),
+    Planted("distill", "LeavesOutBadRows", "rows that are NaN are left out", "", (NUMBERS,), module="hostile"),
+    Planted("siglip", "TextsTimesZero", "other ranks' texts are multiplied by 0: NaN becomes everyone's", MAIN_LOSS, (NUMBERS,), "sim:2-4", module="hostile", stated=True),
+    Planted("coca", "TokensTimesMask", "the losses of padding are multiplied by 0", "", (NUMBERS,), seeds=0.9, module="hostile", stated=True),
+    Planted("coca", "TermsTimesWeights", "a term of weight 0 is multiplied by it", "", (NUMBERS,), module="hostile", stated=True),
+    Planted("clip", "MagnitudeOfScale", "a negative scale loses its sign", "", (NEGATIVE,), module="hostile", stated=True),
+    Planted("siglip", "ScaleFromZeroOn", "a negative scale is 0", "", (NEGATIVE,), module="hostile", stated=True),
+    Planted("coca", "WeightsFromZeroOn", "a negative weight is 0", "", (NEGATIVE,), module="hostile", stated=True),
+    Planted("coca", "LabelsClamped", "a label outside the vocabulary is moved into it", "", (LABELS,), module="hostile", stated=True),
+    Planted("coca", "LabelsOfOneRank", "a wrong label raises on its rank alone", "", (LABELS,), "sim:2-4", module="hostile", stated=True, raises="waits in"),
+    Planted("clip", "AllocatesFirst", "too large a batch is the allocator's error", "", (OVERFLOW,), module="hostile", stated=True),
+    Planted("clip", "GathersTheWorld", "the group is taken, and the world is gathered", "", (GROUP,), "sim:4", module="groups"),
+    Planted("clip", "LabelsOfGlobalRank", "labels start where the world counts the rank", "", (GROUP,), "sim:4", raises="out of bounds", module="groups"),
+    Planted("clip", "WeighsByWorld", "a row counts by the number of the world's ranks", "", (GROUP,), "sim:4", module="groups"),
+    Planted("clip", "SumsOverTheWorld", "the gather's backward sums over the world", "", (GROUP,), "sim:4", raises="all_reduce", options=LOCAL, module="groups"),
+    Planted("clip", "WaitsForConstants", "a rank whose rows are constants skips the collective of the backward", "", (FREEZING,), "sim:2-4", raises="waits in", options=LOCAL, module="groups", strict=True),
+    Planted("clip", "GivesUpGradients", "where some rows are constants no gradient comes back", "", (FREEZING,), "sim:2-4", options=LOCAL, module="groups"),
 ]  # fmt: skip
 
 HOROVOD = [
@@ -571,6 +600,10 @@ RIGHT = [
     Planted("linear_cross_entropy", "vocabulary_in_chunks", options=(("label_smoothing", 0.0), ("z_loss", 0.0))),
     Planted("infonce", "InfoNCE", module="cosine"),
     Planted("ntxent", "NTXent", module="cosine"),
+    Planted("clip", "InGroup", module="groups"),
+    Planted("clip", "EveryoneAnswers", module="groups", strict=True),
+    Planted("coca", "StatesAll", module="hostile", stated=True),
+    Planted("clip", "RefusesNoNumbers", module="hostile"),
     Planted("clip", "OtherSumInEval", module="objects"),
     Planted("clip", "OwnsTemperature", module="objects"),
     Planted("clip", "OwnsInSingle", module="objects"),
