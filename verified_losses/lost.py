@@ -1,4 +1,4 @@
-"""Says in the error of a collective that failed which rank is missing, or which one is in another collective."""
+"""Says in the error of a failed collective which rank is missing, or is in another collective."""
 
 import functools
 import re
@@ -17,7 +17,9 @@ ROLL_SECONDS = 1.0
 STORE_SECONDS = 3.0
 """How long it may take to ask the store, which a missing rank may hold."""
 POLL_SECONDS = 0.01
-_BROKEN = re.compile(r"gloo/transport|pair closure|[Tt]imed out|Connection (reset|closed|refused)|Broken pipe")
+_BROKEN = re.compile(
+    r"gloo/transport|pair closure|[Tt]imed out|Connection (reset|closed|refused)|Broken pipe"
+)
 
 
 def naming_lost_ranks(collective: F) -> F:

@@ -1,5 +1,6 @@
-"""Faults of one rank in a world of real processes: drawn, injected, and judged by what the other ranks get."""
+"""Faults of one rank in real processes: drawn, injected, and judged by what the other ranks get."""
 
+from hashlib import sha256
 from typing import Literal, get_args
 
 import msgspec
@@ -10,8 +11,8 @@ from ..subjects import Subject
 Kind = Literal[
     "killed", "stopped", "raises", "sys.exit", "os._exit", "another shape", "another dtype", "another loss"
 ]
-"""What happens to the rank: SIGKILL, SIGSTOP, a RuntimeError, the end of its process in two ways; or it calls with
-features of another width or dtype, or calls another loss."""
+"""What happens to the rank: SIGKILL, SIGSTOP, a RuntimeError, the end of its process in two ways; or it calls
+with features of another width or dtype, or calls another loss."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DISAGREEMENTS: tuple[Kind, ...] = ("another shape", "another dtype", "another loss")
 """In these the rank goes on, with a call that the others do not make: they happen at the call."""
@@ -37,8 +38,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """Of the rank that has it."""
     phase: Phase
     at: int
-    """In a forward or a backward: ahead of which collective, from 0, modulo their number. Of features of another
-    width: whether they are wider or narrower."""
+    """In a forward or a backward: ahead of which collective, from 0, modulo their number. Features of another
+    width are wider if it is even, else narrower."""
     label: str
     call: Call
     before: Call
@@ -57,6 +58,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     def disagrees(self) -> bool:
         """Whether the rank goes on, with another call than the others."""
         return self.kind in DISAGREEMENTS
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for this fault and no other."""
+        return sha256(msgspec.json.encode(self)).hexdigest()[:12]
 
     def __str__(self) -> str:
         when = {"before": "before forward", "after": "after backward"}.get(self.phase, f"in {self.phase}")

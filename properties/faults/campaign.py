@@ -1,4 +1,4 @@
-"""Injects faults one after another, each in a fresh world of processes, and looks at what they leave behind."""
+"""Injects a fault into a fresh world of processes, and looks at what is left behind."""
 
 import contextlib
 import functools
@@ -54,7 +54,7 @@ def _inject(fault: Fault) -> Result:
         seconds = time.monotonic() - begun
         found = [note for note in notes if note]
         if len(found) < len(notes) or not all(note.is_ready for note in found):
-            why = "; ".join(state.said for state in states if state.state != "returned")
+            why = "; ".join(state.said[:160] for state in states if state.state != "returned")
             return Result(fault, not_run=why or "a rank wrote no note", seconds=seconds)
         left = leftovers([note.process for note in found], place)
         return Result(

@@ -16,7 +16,7 @@ from ..verify.arguments import Subjects
 from ..verify.certifier import without_local_constants
 from . import DISAGREEMENTS, KINDS, Call, Fault, Kind, Phase
 
-CASES = 25
+CASES = 12
 """How many cases are drawn of a loss in a world; a fault takes one of them."""
 MOST_ROWS, MOST_WIDTH = 32, 48
 MOST_COLLECTIVES = 64
@@ -25,7 +25,7 @@ LOCAL = ("cross_entropy", "linear_cross_entropy")
 """Contracts whose ranks tell one another nothing."""
 PAIRS = (("float32", "float64"), ("bfloat16", "float32"))
 """The dtype of all ranks and that of the faulty one, which holds the values of the first exactly."""
-PHASES: tuple[Phase, ...] = ("before", "forward", "forward", "forward", "backward", "backward", "backward", "after")
+PHASES: tuple[Phase, ...] = ("before", *["forward"] * 3, *["backward"] * 3, "after")
 
 
 def faulty(subjects: Subjects, size: int) -> Subjects:
@@ -41,7 +41,7 @@ def faulty(subjects: Subjects, size: int) -> Subjects:
 
 
 def drawn(base_seed: int, number: int, subjects: Subjects, sizes: tuple[int, ...]) -> Fault:
-    """Draw a fault of one of some losses, in a world of one of some sizes; the same numbers, the same fault."""
+    """Draw a fault of one of these losses, in a world of one of these sizes: it follows from the numbers."""
     choose = random.Random(f"{base_seed} {number}")
     size = sizes[number % len(sizes)]
     able = faulty(subjects, size)
@@ -95,12 +95,14 @@ def _cases(contract: str, subject: Subject, size: int) -> tuple[Case, ...]:
         found.append(case)
 
     # bounds of half precision hide what is wrong
+    # a stranger need not take unequal rows, which would abort its process without a fault too
+    even = subject.even or not subject.strict
     sharp = tuple(one for one in subject.dtypes if one not in HALVES) or subject.dtypes
     once = settings(
-        max_examples=CASES, database=None, deadline=None, phases=[Drawing.generate], verbosity=Verbosity.quiet,
-        suppress_health_check=list(HealthCheck),
+        max_examples=CASES, database=None, deadline=None, phases=[Drawing.generate],
+        verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     with without_local_constants():
-        once(seed(size)(given(held.cases(replace(subject, dtypes=sharp), size))(take)))()
+        once(seed(size)(given(held.cases(replace(subject, dtypes=sharp, even=even), size))(take)))()
     small = [case for case in found if sum(case.rows) <= MOST_ROWS and case.width <= MOST_WIDTH]
     return tuple(small or found[:1])

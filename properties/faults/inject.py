@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,6 +40,8 @@ class Note:
     """Those that it takes part in without a fault, in forward and in backward."""
     healthy: tuple[Values, Values] = ({}, {})
     """Terms and gradients without a fault."""
+    repeats: bool = False
+    """Whether they were the same twice, so that others can be compared with them."""
     forward: Values | None = None
     """The terms, where it returned."""
     backward: Values | None = None
@@ -105,6 +108,7 @@ def meet(rank: int, world_size: int, fault: Fault, folder: Path) -> None:
     write(note, folder, rank)
     terms, gradients, note.collectives = _perform(rank, world_size, fault.call, _derived)
     note.healthy = terms, gradients
+    note.repeats = _same(note.healthy, _perform(rank, world_size, fault.call, _derived)[:2])
     faulted = _faulted(fault, note, folder, rank)
     if fault.other and rank == fault.rank:
         _perform(rank, world_size, fault.before, _derived)
@@ -215,6 +219,14 @@ def _await(folder: Path, rank: int, size: int) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"not every rank was ready within {START_SECONDS:g} s")
         time.sleep(POLL_SECONDS)
+
+
+def _same(some: tuple[Values, Values], others: tuple[Values, Values]) -> bool:
+    return all(
+        one.keys() == other.keys()
+        and all(np.array_equal(value, other[name], equal_nan=True) for name, value in one.items())
+        for one, other in zip(some, others, strict=True)
+    )
 
 
 def _read(terms: dict[str, Any]) -> Values:

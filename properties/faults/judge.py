@@ -2,17 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from ..contracts import contract_of
-from ..examples import Example
 from ..laws import Falsified, Place, compare
 from ..reference import Reference, reference
 from ..worlds import RankState
 from . import Fault, RankResult, Verdict
-from .inject import Note, Values
+from .inject import Note
 
 RANKS = re.compile(r"\branks?\W+((?:\d+(?:, | and | or )?)+)")
 CAUSES = {
@@ -44,9 +42,7 @@ def _reference(fault: Fault) -> Reference:
     return reference(contract, fault.call.example)
 
 
-def _judged(
-    fault: Fault, rank: int, note: Note, state: RankState, known: Reference
-) -> tuple[Verdict, str]:
+def _judged(fault: Fault, rank: int, note: Note, state: RankState, known: Reference) -> tuple[Verdict, str]:
     if state.state == "hung":
         return "hang", state.said
     if rank != fault.rank and (wrong := _wrong(rank, note, known)):
@@ -81,9 +77,13 @@ def _wrong(rank: int, note: Note, known: Reference) -> str:
     needed. A loss that is wrong without a fault too is not accused here.
     """
     terms, gradients = note.healthy
-    pairs = (("term", note.forward, terms, known.bounds.terms), ("gradient", note.backward, gradients, known.bounds.gradients))
+    allowed = known.bounds
+    pairs = (
+        ("term", note.forward, terms, allowed.terms),
+        ("gradient", note.backward, gradients, allowed.gradients),
+    )
     for kind, got, right, bounds in pairs:
-        if got is None:
+        if got is None or not note.repeats:
             continue
         if got.keys() != right.keys():
             return f"{kind}s: {sorted(got)} instead of {sorted(right)}"
