@@ -1,5 +1,6 @@
 """Says in the error of a failed collective which rank is missing, or is in another collective."""
 
+import contextlib
 import functools
 import re
 import threading
@@ -34,9 +35,8 @@ def naming_lost_ranks(collective: F) -> F:
         try:
             return collective(transport, *args, **kwargs)
         except RuntimeError as error:
-            if not (isinstance(error, dist.DistError) or _BROKEN.search(str(error))):
-                raise
-            if not (type(error) is RuntimeError or isinstance(error, dist.DistError)):
+            is_gloo = type(error) is RuntimeError and _BROKEN.search(str(error))
+            if not (is_gloo or isinstance(error, dist.DistError)):
                 raise
             why = _why(step, transport, error)
             raise type(error)(f"{step} among {transport.world_size} ranks failed: {why} ({error})") from error
@@ -49,16 +49,18 @@ def _why(step: str, transport: Any, error: RuntimeError) -> str:
     said: list[str] = []
 
     def ask() -> None:
-        said.append(_roll_call(step, transport, error))
+        with contextlib.suppress(RuntimeError):  # the store is gone, or the group has none
+            said.append(_roll_call(step, transport, error))
 
-    asking = threading.Thread(target=ask, daemon=True)  # a store may keep one waiting for as long as a group
+    # a store may keep a rank waiting for as long as a group does
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(ROLL_SECONDS + STORE_SECONDS)
     return said[0] if said else "a rank has died, left or stopped answering"
 
 
 def _roll_call(step: str, transport: Any, error: RuntimeError) -> str:
-    group = transport.group or dist.group.WORLD
+    group: Any = transport.group or dist.group.WORLD
     store = group.get_group_store()
     keys = [f"verified_losses/failed/{rank}" for rank in range(transport.world_size)]
     store.set(keys[transport.rank], step)

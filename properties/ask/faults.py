@@ -44,7 +44,7 @@ def ask_faults(options: CommandOptions) -> Faults:
         return Faults(again=Path(asked), results=results)
     if int(asked) < 1:
         raise Unusable("faults", f"expected at least 1, got {asked}")
-    sizes = SIZES
+    sizes: tuple[int, ...] = SIZES
     if options.world != WORLDS:
         found = some_worlds(options.world)
         for spec in found:

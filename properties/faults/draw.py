@@ -25,7 +25,8 @@ LOCAL = ("cross_entropy", "linear_cross_entropy")
 """Contracts whose ranks tell one another nothing."""
 PAIRS = (("float32", "float64"), ("bfloat16", "float32"))
 """The dtype of all ranks and that of the faulty one, which holds the values of the first exactly."""
-PHASES: tuple[Phase, ...] = ("before", *["forward"] * 3, *["backward"] * 3, "after")
+PHASES: dict[Phase, int] = {"before": 1, "forward": 3, "backward": 3, "after": 1}
+"""How often faults are there, of one another."""
 
 
 def faulty(subjects: Subjects, size: int) -> Subjects:
@@ -53,7 +54,7 @@ def drawn(base_seed: int, number: int, subjects: Subjects, sizes: tuple[int, ...
     case = replace(before.example.case, **{name: getattr(call.example.case, name) for name in kept})
     before = Call(contract, subject, Example(case))
     kind = choose.choice(_kinds(contract, subject))
-    phase = choose.choice(PHASES)
+    (phase,) = choose.choices(list(PHASES), list(PHASES.values()))
     dtype = ""
     if kind == "another dtype":
         own, dtype = choose.choice([pair for pair in PAIRS if pair[0] in subject.dtypes])

@@ -44,7 +44,8 @@ def kinds(results: Sequence[Result]) -> list[tuple[str, Counter[str]]]:
 
 def _counts(results: Sequence[Result]) -> Counter[str]:
     ran = [one for one in results if not one.not_run]
-    return Counter({"injected": len(ran), **Counter(one.verdict for one in ran)})
+    verdicts: list[str] = [one.verdict for one in ran]
+    return Counter(verdicts + ["injected"] * len(ran))
 
 
 def laid_out(rows: Sequence[tuple[str, Counter[str]]]) -> Table:
