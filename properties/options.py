@@ -181,6 +181,18 @@ class CertifyOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CommandOptions(CertifyOptions):
+    """The options of `certify` that neither pytest nor pyproject.toml has."""
+
+    faults: str | None = _option(
+        None,
+        "Verify no properties, but how the ranks take it when one of them is killed, stopped, raises, exits, "
+        "or calls with another shape, dtype or loss: so many faults, in processes of 2 to 4 ranks. Or the "
+        "file of one fault, to inject it again. Results go to build/faults.json, or to --json.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FuzzOptions(Options):
     """The options of `fuzz`."""
 

@@ -17,6 +17,7 @@ from verified_losses.properties.options import (
     NOT_OF_ALL,
     OF_A_TARGET,
     CertifyOptions,
+    CommandOptions,
     FuzzOptions,
     Options,
     names,
@@ -97,7 +98,7 @@ def test_the_command_line_wins(project: Callable[[str], Path]) -> None:
 def test_without_a_table_the_shipped_losses_are_certified(project: Callable[[str], Path]) -> None:
     project("[tool.other]\n")
     assert _asked("certify") == []
-    assert options_of(["certify"]) == CertifyOptions()
+    assert options_of(["certify"]) == CommandOptions()
 
 
 def test_a_folder_below_a_project_is_told_where_it_is(

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .lost import naming_lost_ranks
+
 F = TypeVar("F", bound=Callable[..., object])
 
 # torch 2.13 renamed them; a torch without torch.distributed has neither
@@ -101,6 +103,7 @@ class Transport:
         beside = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
         return replace(self, group=beside)
 
+    @naming_lost_ranks
     def all_gather_numbers(self, numbers: list[int]) -> list[list[int]]:
         """Return every rank's `numbers`, which are equally many on every rank."""
         device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
@@ -117,12 +120,14 @@ class Transport:
         everyone = self.all_gather_numbers(list(mine.ljust(max(lengths))))
         return [bytes(row[:length]).decode() for row, length in zip(everyone, lengths, strict=True)]
 
+    @naming_lost_ranks
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Stack every rank's tensor, [n, ...] on each, to [world_size, n, ...]."""
         everyone = tensor.new_empty(self.world_size * tensor.shape[0], *tensor.shape[1:])
         _all_gather_single(everyone, tensor.contiguous(), group=self.group)
         return everyone.view(self.world_size, *tensor.shape)
 
+    @naming_lost_ranks
     def sum_scatter(self, tensor: Tensor) -> Tensor:
         """Sum [world_size, ...] over the ranks, perhaps in place, and keep this rank's part, [...]."""
         tensor = tensor.contiguous()
@@ -133,24 +138,28 @@ class Transport:
         dist.all_reduce(tensor, group=self.group)
         return tensor[self.rank]
 
+    @naming_lost_ranks
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum equally shaped tensors over the ranks."""
         total = tensor.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
         return total
 
+    @naming_lost_ranks
     def maximum(self, tensor: Tensor) -> Tensor:
         """Take the largest of equally shaped tensors over the ranks, element by element."""
         largest = tensor.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
         return largest
 
+    @naming_lost_ranks
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Return the tensor of rank `source`; every rank passes one of its shape and dtype."""
         received = tensor.clone(memory_format=torch.contiguous_format)
         dist.broadcast(received, group=self.group, group_src=source)
         return received
 
+    @naming_lost_ranks
     def exchange(self, sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]]) -> None:
         """Send tensors to ranks and fill others with what ranks send, all at once."""
         landing = receives

@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from ..forms import NAMES
 from ..names import FORMULAS, ROWS_OF, STEP, STEP_DTYPES, STEP_LAWS
-from ..options import COUNTEREXAMPLES, KEY, CertifyOptions, Options
+from ..options import COUNTEREXAMPLES, KEY, CertifyOptions, CommandOptions, Options
 from ..show.text import own, plain
 from ..subjects import Target
 from ..verify.arguments import (
@@ -50,7 +50,7 @@ from .scope import Asked, read, read_known, subject_of
 KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
 """What a value of a type is, in words."""
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
-DEFAULTS = CertifyOptions()
+DEFAULTS = CommandOptions()
 # so that -1s is refused by the option's name
 Options.__annotations__["max_time"] = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 
@@ -69,7 +69,7 @@ app.register_install_completion_command(
 def certify(
     target: str | None = None,
     *,
-    options: Annotated[CertifyOptions, Parameter(name="*")] = DEFAULTS,
+    options: Annotated[CommandOptions, Parameter(name="*")] = DEFAULTS,
     begun: Annotated[float, Parameter(parse=False)],
     tokens: Annotated[Sequence[str], Parameter(parse=False)],
 ) -> int:
@@ -105,6 +105,8 @@ def certify(
     check_folder(options.counterexamples, "counterexamples")
     for argument, file in zip(("json", "html", "junit"), files, strict=True):
         check_file(file, argument)
+    if options.faults is not None:
+        return _certify_faults(target, options, deadline, tokens)
     asked = requested([] if target is None else [target], options, tokens)
     find_beside()
     if any(one.as_ == STEP for _, one in asked):
@@ -144,6 +146,34 @@ def certify(
     for line in render(record, Path.cwd()) if options.format == "github" else []:
         print(line)
     return status
+
+
+def _certify_faults(
+    target: str | None, options: CommandOptions, deadline: float, tokens: Sequence[str]
+) -> int:
+    """Inject faults; return the exit status.
+
+    Raises:
+        Unusable: the target is, or an option.
+    """
+    from .faults import ask_faults  # imports msgspec
+
+    asked = requested([] if target is None else [target], options, tokens)
+    find_beside()
+    asking = ask_faults(options)
+    scope = read([] if asking.again else asked, options, os.environ)
+    if any(one.as_ == STEP for _, one in asked):
+        raise Unusable("faults", "says nothing of a step: leave it out with --as step")
+    server.start()
+    from ..verify.plan import fitted
+    from . import run as running
+    from .inject import certify_faults
+
+    subjects = scope.subjects
+    if scope.are_strange:
+        with running.waiting(Console(stderr=True, emoji=False), subjects):
+            subjects = fitted(subjects, deadline)
+    return certify_faults(asking, subjects, options, deadline, running.printer())
 
 
 def _certify_step(asked: Asked, deadline: float) -> int:

@@ -18,8 +18,9 @@ PRELOAD = [
     "torch.distributed",
     "torch._dynamo",
     "verified_losses.properties.worlds.processes",
+    "verified_losses.properties.running",
 ]
-"""Modules that most targets or some law import, which takes seconds."""
+"""Modules that most targets, some law or every rank imports, which takes seconds."""
 RANK_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "MKL_NUM_THREADS": "1",

@@ -1,0 +1,96 @@
+"""Says in the error of a failed collective which rank is missing, or is in another collective."""
+
+import contextlib
+import functools
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+F = TypeVar("F", bound=Callable[..., object])
+
+ROLL_SECONDS = 1.0
+"""How long a rank whose collective has failed waits for the others to report the same."""
+STORE_SECONDS = 3.0
+"""How long it may take to ask the store, which a missing rank may hold."""
+POLL_SECONDS = 0.01
+_BROKEN = re.compile(
+    r"gloo/transport|pair closure|[Tt]imed out|Connection (reset|closed|refused)|Broken pipe"
+)
+
+
+def naming_lost_ranks(collective: F) -> F:
+    """Let a collective of a `Transport` say in its error which ranks have died, left or stopped.
+
+    The error keeps its type, and its text at the end.
+    """
+    step = collective.__name__
+
+    @functools.wraps(collective)
+    def call(transport: Any, *args: Any, **kwargs: Any) -> object:
+        try:
+            return collective(transport, *args, **kwargs)
+        except RuntimeError as error:
+            is_gloo = type(error) is RuntimeError and _BROKEN.search(str(error))
+            if not (is_gloo or isinstance(error, dist.DistError)):
+                raise
+            why = _why(step, transport, error)
+            raise type(error)(f"{step} among {transport.world_size} ranks failed: {why} ({error})") from error
+
+    return cast(F, call)
+
+
+def _why(step: str, transport: Any, error: RuntimeError) -> str:
+    """Return in words what the ranks that have failed too say, where they can be asked."""
+    said: list[str] = []
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone, or the group has none
+            said.append(_roll_call(step, transport, error))
+
+    # a store may keep a rank waiting for as long as a group does
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ROLL_SECONDS + STORE_SECONDS)
+    return said[0] if said else "a rank has died, left or stopped answering"
+
+
+def _roll_call(step: str, transport: Any, error: RuntimeError) -> str:
+    group: Any = transport.group or dist.group.WORLD
+    store = group.get_group_store()
+    keys = [f"verified_losses/failed/{rank}" for rank in range(transport.world_size)]
+    store.set(keys[transport.rank], step)
+    missing = _unreachable(transport, error)
+    deadline = time.monotonic() + ROLL_SECONDS
+    while missing and time.monotonic() < deadline:
+        missing = [rank for rank in missing if not store.check([keys[rank]])]
+        time.sleep(POLL_SECONDS)
+    if missing:
+        ranks = "ranks" if len(missing) > 1 else "rank"
+        return f"{ranks} {', '.join(map(str, missing))} died, left or stopped answering"
+    steps = {rank: store.get(key).decode() for rank, key in enumerate(keys) if store.check([key])}
+    other = next((rank for rank, name in steps.items() if name != step), None)
+    if other is not None:
+        return f"ranks disagree: rank {transport.rank} calls {step}; rank {other} calls {steps[other]}"
+    return "every rank that was waited for has failed too"
+
+
+def _unreachable(transport: Any, error: RuntimeError) -> list[int]:
+    """Return the ranks whose connections are closed; all others where that cannot be told."""
+    others = [rank for rank in range(transport.world_size) if rank != transport.rank]
+    if dist.get_backend(transport.group) != "gloo" or "imed out" in str(error):
+        return others  # gloo closes all connections of a rank that has waited too long
+    return [rank for rank in others if _is_closed(transport, rank)]
+
+
+def _is_closed(transport: Any, rank: int) -> bool:
+    try:
+        # nobody receives it: nothing is received any more in a group that has lost a rank
+        dist.isend(torch.zeros(1), group=transport.group, group_dst=rank, tag=2**16)
+    except RuntimeError:
+        return True
+    return False
