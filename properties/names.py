@@ -126,11 +126,14 @@ STEP = "step"
 STEP_LAWS = (
     "gradients equal one process",
     "parameters equal one process",
+    "buffers equal one process",
     "logged loss is the mean",
     "every parameter gets a gradient",
     "ranks agree",
     "used equals fresh",
     "loss scale never matters",
+    "RNG states are as promised",
+    "random draws equal one process",
     "unequal rows equal one process",
 )
 """The names of the properties of a training step, as `step.laws.laws` lists them."""

@@ -14,7 +14,7 @@ from ..show import terminal
 from ..show.step import StepDefect, explain, explained, record
 from ..show.text import plain, shortened
 from ..step.inspection import inspected
-from ..step.laws import laws
+from ..step.laws import StepLaw, laws
 from ..step.target import Trainer
 from ..step.verify import SHARP, Bench, StepCheck, StepFinding, checks, grouped, verify_all
 from ..verify.arguments import Unusable
@@ -146,10 +146,17 @@ def _verify(run: StepRun, console: Console, deadline: float, fail_fast: bool) ->
 
 def _unasked(trainer: Trainer, names: Sequence[str], places: Sequence[WorldSpec]) -> list[str]:
     """Return what no check looks at, and why."""
+
+    def fits(law: StepLaw) -> bool:
+        return any(law.fits(trainer, size, one.row.is_drawn) for one in places for size in one.sizes)
+
     lines = [f"{law.name}: {why}" for law in laws() if law.name in names and (why := law.applies(trainer))]
     if not any(one.sizes[-1] > 1 for one in places):
         lines.append("several ranks: not requested, or not possible in these worlds")
-    lines.append("buffers, as running statistics: not compared")
+    if trainer.passing:
+        lines.append(f"buffers that no checkpoint holds: not compared: {', '.join(trainer.passing)}")
+    if trainer.constant and not any(law.drawn and fits(law) for law in laws() if law.name in names):
+        lines.append("random numbers: nothing was verified with those that step draws")
     return [*lines, "CUDA: a step runs on the CPU alone"]
 
 

@@ -14,11 +14,13 @@ from ..laws import TRAINING, Falsified, Place
 from ..standalone import launch, steps
 from ..standalone.judges import judge_nothing
 from ..standalone.step_judges import (
+    judge_step_buffer,
     judge_step_fresh,
     judge_step_gradient,
     judge_step_loss,
     judge_step_presence,
     judge_step_ranks,
+    judge_step_rng,
     judge_step_scaled,
     judge_step_value,
 )
@@ -39,6 +41,8 @@ TOLERANCE = "Monte Carlo arithmetic of one process under a dispatch mode: see pr
 JUDGES = {
     "gradient": judge_step_gradient,
     "value": judge_step_value,
+    "buffer": judge_step_buffer,
+    "RNG state": judge_step_rng,
     "logged loss": judge_step_loss,
     "presence of the gradient": judge_step_presence,
     "gradient of rank 0": judge_step_ranks,
@@ -122,6 +126,8 @@ def render(finding: StepFinding, path: Path) -> str:
     )
     plan = case.plan(trainer, launched=False)._asdict()
     del plan["launched"], plan["loss_scale"]
+    if not plan["constant"]:
+        del plan["constant"]
     ranks = "one process" if case.world_size == 1 else f"{case.world_size} ranks"
     text = template.render(
         python=python,

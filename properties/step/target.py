@@ -19,6 +19,10 @@ class Trainer:
         accumulates: its `step` takes several micro-batches.
         takes_frozen: it takes the names of parameters that are to be frozen.
         scales: it makes a GradScaler.
+        draws: what changes with the random numbers that `step` draws; empty where nothing does.
+        constant: steps get constants in the place of random numbers, unless they are what is verified.
+        promises: what it promises: "rng".
+        passing: the buffers that no checkpoint holds, and that are not compared.
         least: the fewest rows that one process takes.
         simulated: it runs in simulated worlds.
         unsimulated: why it does not.
@@ -35,6 +39,10 @@ class Trainer:
     accumulates: bool = False
     takes_frozen: bool = False
     scales: bool = False
+    draws: str = ""
+    constant: bool = False
+    promises: tuple[str, ...] = ()
+    passing: tuple[str, ...] = ()
     least: int = 1
     simulated: bool = True
     unsimulated: str = ""
@@ -56,4 +64,11 @@ class Trainer:
             lines.append("frozen parameters are drawn")
         if self.scales:
             lines.append("makes a GradScaler")
+        if self.constant:
+            lines.append(
+                f"step draws random numbers that change {self.draws}: they are constants, but where a property "
+                "is about them"
+            )
+        if self.promises:
+            lines.append(f"promises {', '.join(self.promises)}")
         return [*lines, *self.notes]

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from unittest import SkipTest
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
@@ -22,7 +23,7 @@ from ..worlds import OutOfTime, World, WorldError, WorldLost
 from ..worlds.specs import SINGLE, WorldSpec
 from .cases import StepCase, step_cases
 from .inspection import act
-from .laws import LOSS_SCALE, Observed, StepLaw, laws
+from .laws import DRAWS, LOSS_SCALE, UNEVEN, Observed, StepLaw, laws
 from .localise import first_module
 from .target import Trainer
 from .truth import blunt, truth
@@ -33,9 +34,11 @@ PATIENCE = 3.0
 """How much longer than a loss a trainer may take for a call in real processes."""
 SHARP = 1e-6
 """A factor of one more than this is to be seen in float64."""
-EQUAL_FAILS = "nothing is said, as rows that are split equally fail"
-UNEVEN = "unequal rows"
-"""The limit of a trainer that divides by its own rows."""
+EQUAL_FAILS = {
+    UNEVEN: "nothing is said, as rows that are split equally fail",
+    DRAWS: "nothing is said, as constants in the place of random numbers fail",
+}
+"""Why nothing is asked about a limit."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class StepCheck:
     @property
     def sizes(self) -> list[int]:
         """World sizes that the law says something about."""
-        return [size for size in self.world.sizes if self.law.fits(self.trainer, size)]
+        simulated = self.world.row.is_drawn
+        return [size for size in self.world.sizes if self.law.fits(self.trainer, size, simulated)]
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,8 @@ class Bench:
         if case.dtype == "float64":
             self.blunt += blunt(right) > SHARP
             self.sharp += 1
-        return Observed(right, ranks, lambda how: _again(single, self.trainer, plan.whole, how))
+        again = partial(_again, single, self.trainer, plan.whole)
+        return Observed(right, ranks, again, len(case.rows[0]))
 
 
 def _again(world: World, trainer: Trainer, plan: Plan, how: str) -> Seen:
@@ -220,11 +225,11 @@ def verify_all(
         now = time.monotonic()
         bench = benches.setdefault(check.world.name, Bench(check.trainer, check.world, deadline))
         until = now + (deadline - now) / (len(planned) - done)
-        if check.law.uneven and check.world.name in wrong:
-            yield StepFinding(check, base_seed, "skipped", reason=EQUAL_FAILS), bench
+        if check.law.limit and check.world.name in wrong:
+            yield StepFinding(check, base_seed, "skipped", reason=EQUAL_FAILS[check.law.limit]), bench
             continue
         finding = verify(check, bench, max_examples, base_seed, until, found)
-        if finding.verdict == "falsified" and check.law.split:
+        if finding.verdict == "falsified" and check.law.split and not check.law.limit:
             wrong.add(check.world.name)
         yield finding, bench
 
@@ -273,7 +278,7 @@ def verify(
             if not failures:
                 hung = isinstance(error, WorldError) and any(one.state == "hung" for one in error.ranks)
                 shrink_until = (started if hung else time.monotonic()) + SHRINK_SECONDS
-                if found and not check.law.uneven:
+                if found and not _is_limit(check):
                     found(
                         StepFinding(
                             check, base_seed, "falsified", reason=_said(error), smallest=case, error=error
@@ -295,7 +300,9 @@ def verify(
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    drawn = step_cases(check.trainer, check.sizes, check.law.uneven)
+    drawn = step_cases(
+        check.trainer, check.sizes, check.law.uneven, check.law.drawn and check.trainer.constant
+    )
     # the same cases for all laws of a world, so that each runs once
     test = configured(seed(f"{base_seed} step {check.world.name} {check.law.uneven}")(given(drawn)(run)))
     error: Exception | None = None
@@ -333,10 +340,16 @@ def _module(bench: Bench, finding: StepFinding) -> str:
 
 
 def judged(finding: StepFinding) -> StepFinding:
-    """Return a finding as a limit, where it is one: rows that are split unequally."""
-    if finding.check.law.uneven and not finding.check.trainer.strict:
-        return replace(finding, verdict="limit", limit=UNEVEN)
+    """Return a finding as a limit, where it is one: of what the target has not promised."""
+    if _is_limit(finding.check):
+        return replace(finding, verdict="limit", limit=finding.check.law.limit)
     return finding
+
+
+def _is_limit(check: StepCheck) -> bool:
+    """Whether what fails is a limit."""
+    promised = check.law.limit == DRAWS and "rng" in check.trainer.promises
+    return bool(check.law.limit) and not check.trainer.strict and not promised
 
 
 def _said(error: Exception) -> str:
@@ -372,6 +385,8 @@ def _is_same(leader: StepFinding, other: StepFinding, benches: dict[str, Bench])
         return leader.law == other.law and _what(leader) == _what(other)
     case = leader.smallest
     if case is None or case.world_size not in other.check.sizes:
+        return False
+    if case.drawn != (other.check.law.drawn and other.check.trainer.constant):
         return False
     try:
         other.check.law.check(benches[leader.world].observe(case))
