@@ -93,11 +93,11 @@ def values_of(contract: str) -> Values:
 
 LAWS = (
     "terms equal the oracle",
-    "compiled keeps dtypes",
-    "compiled equals eager",
     "gradients equal the oracle",
     "cotangents pass through",
     "twice differentiable",
+    "compiled keeps dtypes",
+    "compiled equals eager",
     "mean over ranks equals single process",
     "second derivatives travel",
     "backward is silent",

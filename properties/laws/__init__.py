@@ -291,5 +291,5 @@ def laws() -> list[Law]:
     """Return every law, the most telling first."""
     from . import communication, compiled, cuda, gradients, hygiene, large, metamorphic, objects, values
 
-    modules = (values, compiled, gradients, communication, hygiene, objects, metamorphic, large, cuda)
+    modules = (values, gradients, compiled, communication, hygiene, objects, metamorphic, large, cuda)
     return [law for module in modules for law in module.LAWS]

@@ -183,7 +183,7 @@ def take(
 
     hook = register_optimizer_step_pre_hook(note)
     try:
-        with Constants() if constant else nullcontext():
+        with Constants() if constant else nullcontext():  # type: ignore[no-untyped-call, unused-ignore]
             loss = trainer.step(*batches)
     finally:
         hook.remove()

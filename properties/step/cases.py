@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
 from ..standalone.steps import Plan, Rows
@@ -37,6 +38,15 @@ class StepCase:
             if one.name in ("rows", "dtype") or getattr(self, one.name) != one.default
         ]
         return f"StepCase({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in shown)})"
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "StepCase":
+        """Return the case of such a text."""
+        return msgspec.json.decode(text, type=cls)
 
     @property
     def world_size(self) -> int:

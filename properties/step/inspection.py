@@ -274,8 +274,8 @@ def _drawn(make_step: Any, plan: Plan, promises: tuple[str, ...]) -> tuple[str, 
     if why and "rng" not in promises:
         raise Refused(
             f"step draws random numbers that change {name}: several ranks draw others than one process, and "
-            f"with constants in their place {why}; draw them for each row from a seed in the batch, turn them "
-            'off, or promise that they are those of one process: promises = {"rng"}'
+            f"with constants in their place {why}; draw them for each row from a seed in the batch, turn "
+            'them off, or promise that they are those of one process: promises = {"rng"}'
         )
     return name, not why
 

@@ -9,15 +9,13 @@ import torch
 
 from ..laws import Falsified, Place, compare
 from ..standalone.steps import Seen
+from ..verify.limits import RANDOM_DRAWS, UNEQUAL_ROWS
 from .inspection import same
 from .target import Trainer
 from .truth import Truth, array
 
 LOSS_SCALE = 2.0**-10
 NO_SCALER = "it makes no GradScaler"
-UNEVEN = "unequal rows"
-DRAWS = "random draws"
-"""Limits: what a trainer need not have promised."""
 NO_PROMISE = "it promises nothing of them"
 NO_DRAWS = "no random numbers of torch's change what it does"
 ALL_DRAWN = "all properties are verified with the random numbers that are drawn"
@@ -300,11 +298,13 @@ def laws() -> list[StepLaw]:
             applies=lambda trainer: "" if "rng" in trainer.promises else NO_PROMISE,
         ),
         StepLaw(
-            "random draws equal one process", draws_equal, drawn=True, split=True, share=0.4, limit=DRAWS,
+            "random draws equal one process", draws_equal, drawn=True, split=True, share=0.4,
             applies=lambda trainer: "" if trainer.constant else (ALL_DRAWN if trainer.draws else NO_DRAWS),
+            limit=RANDOM_DRAWS,
         ),
         StepLaw(
-            "unequal rows equal one process", uneven_equal, uneven=True, split=True, share=0.4, limit=UNEVEN,
+            "unequal rows equal one process", uneven_equal, uneven=True, split=True, share=0.4,
             applies=lambda trainer: "rows are split equally alone, as asked" if trainer.even else "",
+            limit=UNEQUAL_ROWS,
         ),
     ]  # fmt: skip

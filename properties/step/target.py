@@ -1,6 +1,6 @@
 """A training step under test: what was asked of it, and what an inspection has found out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..subjects import Subject
@@ -51,9 +51,19 @@ class Trainer:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
+    @property
+    def target(self) -> str:
+        """Where it is imported from."""
+        return self.subject.target
+
     def worlds(self) -> Worlds:
         """Return the worlds of the target."""
         return self.subject.worlds()
+
+    @property
+    def able(self) -> "Trainer":
+        """The same, as if it were known to do all that a trainer can."""
+        return replace(self, accumulates=True, scales=True, constant=True, promises=("rng",))
 
     @property
     def described(self) -> list[str]:
@@ -66,8 +76,8 @@ class Trainer:
             lines.append("makes a GradScaler")
         if self.constant:
             lines.append(
-                f"step draws random numbers that change {self.draws}: they are constants, but where a property "
-                "is about them"
+                f"step draws random numbers that change {self.draws}: they are constants, but where a "
+                "property is about them"
             )
         if self.promises:
             lines.append(f"promises {', '.join(self.promises)}")

@@ -27,8 +27,7 @@ def findings(planted: Planted, examples: int, seed: int = 0) -> Iterator[StepFin
     worlds = parse(planted.world)
     trainer = inspected(planted.trainer, worlds)
     names = planted.caught_by or STEP_LAWS
-    for finding, _ in verify_all(checks(planted.name, trainer, worlds, names), examples, seed):
-        yield finding
+    yield from verify_all(checks(planted.name, trainer, worlds, names), examples, seed)
 
 
 def amiss(planted: Planted, finding: StepFinding) -> str:
