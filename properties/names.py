@@ -93,11 +93,11 @@ def values_of(contract: str) -> Values:
 
 LAWS = (
     "terms equal the oracle",
-    "compiled keeps dtypes",
-    "compiled equals eager",
     "gradients equal the oracle",
     "cotangents pass through",
     "twice differentiable",
+    "compiled keeps dtypes",
+    "compiled equals eager",
     "mean over ranks equals single process",
     "second derivatives travel",
     "backward is silent",
@@ -132,11 +132,14 @@ STEP = "step"
 STEP_LAWS = (
     "gradients equal one process",
     "parameters equal one process",
+    "buffers equal one process",
     "logged loss is the mean",
     "every parameter gets a gradient",
     "ranks agree",
     "used equals fresh",
     "loss scale never matters",
+    "RNG states are as promised",
+    "random draws equal one process",
     "unequal rows equal one process",
 )
 """The names of the properties of a training step, as `step.laws.laws` lists them."""

@@ -179,9 +179,9 @@ def test_hints_name_arguments_as_they_are_given(
         found = SimpleNamespace(scope=SimpleNamespace(known=Known()), options=CertifyOptions())
         place, stash = SimpleNamespace(dir=tmp_path), {pytest_plugin.FOUND: found}
         config = SimpleNamespace(invocation_params=place, stash=stash)
-        certifier = SimpleNamespace(verify=lambda check, until: finding, deadline=math.inf)
+        verifier = SimpleNamespace(verify=lambda check, until: finding, deadline=math.inf)
         session = SimpleNamespace(items=[])
-        item: Any = SimpleNamespace(config=config, certifier=certifier, check=check, session=session)
+        item: Any = SimpleNamespace(config=config, verifier=verifier, check=check, session=session)
         session.items.append(item)
         with pytest.raises(NotCertified) as raised:
             pytest_plugin.Property.runtest(item)

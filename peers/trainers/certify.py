@@ -70,7 +70,7 @@ def main() -> int:
         worlds = parse(one.worlds)
         trainer = inspected(Trainer(Subject(f"peers.trainers.{one.target}")), worlds)
         falsified = set()
-        for finding, _ in verify_all(
+        for finding in verify_all(
             checks(one.target, trainer, worlds, STEP_LAWS), asked.max_examples, asked.seed
         ):
             print(

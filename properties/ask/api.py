@@ -9,28 +9,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..devices import CPU, expand
-from ..names import DTYPES
+from ..names import DTYPES, STEP, STEP_DTYPES
 from ..options import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS
 from ..own.formula import Formula
 from ..show.certificate import Asked, Certificate
-from ..show.defects import Defect, explain, ranked
+from ..show.defects import AnyFinding, Defect, explain, ranked
 from ..show.terminal import explained, heading
 from ..subjects import Target
 from ..verify.arguments import (
-    Subjects,
     Unusable,
     ask,
+    ask_step,
     check_seed,
     some_devices,
 )
-from ..verify.certifier import Certifier, Check, Finding, verify_all
 from ..verify.known import Known
-from ..verify.plan import fitted, left_out, plan, working
+from ..verify.plan import left_out, working
 from ..verify.shards import read_shard
+from .plans import AnyCheck, Targets, Verifier, fitted, left, planned, unasked, unlooked
 from .run import Run
 
 if TYPE_CHECKING:
     import pytest
+
+
+NOT_ITS_OWN = {
+    False: "the target does not gather: it is verified in one process",
+    True: "it says nothing of this training step, or does not run in this world",
+}
+"""Why a check is none of a target's, by whether it makes a training step."""
 
 
 class NotCertified(AssertionError):
@@ -47,7 +54,7 @@ class NotCertified(AssertionError):
     def __init__(
         self,
         defects: Sequence[Defect],
-        not_run: Sequence[Finding],
+        not_run: Sequence[AnyFinding],
         seed: int,
         record: Certificate | None = None,
         prefix: str = "",
@@ -99,10 +106,11 @@ def certify(
         target: "package.module:Name", "path/to/file.py:Name", or a class or function that other processes can
             import by its name. It runs in processes of its own.
         contract: what it must do: one of `names.CONTRACTS`, or a formula of your own, as it is or as
-            "file.py:name".
+            "file.py:name"; or "step": it makes a training step.
         convention: which gradients it is held to: "exact", or those of "open_clip", where the contract has
             the option.
-        config: options to pin. It is given, and held to, no other value of them.
+        config: options to pin. It is given, and held to, no other value of them. A step is given them
+            besides rank and world size.
         call: how it is called, where that is not found out: an expression of `target` and the names of the
             contract, as "target(scale * text @ image.T)".
         parameters: what its module holds itself, as "logit_scale=exp(t_prime)".
@@ -116,7 +124,8 @@ def certify(
         large: draw a batch just beyond 4,096 pairs instead of 1,024: it takes minutes, and 3 GB.
         world: where ranks run, as "1,sim:2-8,proc:2".
         device: where the tensors are, as "cpu,cuda:1"; "all" is the CPU and every GPU.
-        dtypes: of the inputs.
+        dtypes: of the inputs; of a step, the default dtypes in which it runs, float64 and float32 if none are
+            given.
         max_examples: cases drawn for each property; costly properties take a share of it.
         max_time: seconds for everything; None for as many as it takes.
         fail_fast: stop at the first property that does not hold.
@@ -145,20 +154,22 @@ def certify(
     places = working(some_devices(device))
     check_seed(seed)
     scope = world, max_examples, _listed(only), _listed(skip), places
-    plan(asked, *scope)  # wrong arguments raise before the target is imported
-    subjects = fitted(asked, deadline, places[0])
-    ((_, subject),) = subjects.values()
+    planned(unlooked(asked), *scope)  # wrong arguments raise before the target is imported
+    targets = fitted(asked, world, places, deadline)
+    ((_, subject),) = targets.values()
     arguments = Asked(seed, max_examples, world, devices=",".join(places))
-    run = Run(subjects, plan(subjects, *scope), arguments, Known(), shard=part)
+    said = unasked(targets, world, *scope[2:])
+    run = Run(targets, planned(targets, *scope), arguments, Known(), shard=part, unasked=said)
+    verifier = Verifier(max_examples, seed, deadline)
     try:
-        for finding in verify_all(run.own, max_examples, seed, deadline):
+        for finding in verifier.verify_all(run.own):
             run.findings.append(finding)
             if fail_fast and finding.verdict == "falsified":
                 break
-        run.defects = explain(run.findings, Path(counterexamples), deadline)
+        run.defects = explain(run.findings, Path(counterexamples), deadline, verifier.benches)
     finally:
         subject.worlds().close()
-    run.not_verified += left_out(run.own[len(run.findings) :])
+    run.not_verified += [*left(verifier.benches), *left_out(run.own[len(run.findings) :])]
     record = run.record
     assert isinstance(record, Certificate)
     if record.verdict != "holds":
@@ -211,33 +222,33 @@ def certification(
     places = expand(some_devices(device))
     check_seed(seed)
     scope = world, max_examples, _listed(only), _listed(skip), places
-    certifier, folder = Certifier(max_examples, seed), Path(counterexamples).absolute()
-    found: dict[str, Check] | Unusable | None = None
+    verifier, folder = Verifier(max_examples, seed), Path(counterexamples).absolute()
+    found: dict[str, AnyCheck] | Unusable | None = None
 
-    def ready() -> dict[str, Check]:
+    def ready() -> dict[str, AnyCheck]:
         nonlocal found
         if found is None:
             try:
-                found = named(fitted(asked, device=working(places)[0]))
+                found = named(fitted(asked, world, working(places)))
             except Unusable as error:
                 found = error
         if isinstance(found, Unusable):
             pytest.fail(str(found), pytrace=False)
         return found
 
-    def named(subjects: Subjects) -> dict[str, Check]:
-        return {f"{check.law.name}-{check.world.name}": check for check in plan(subjects, *scope)}
+    def named(targets: Targets) -> dict[str, AnyCheck]:
+        return {f"{check.law.name}-{check.world.name}": check for check in planned(targets, *scope)}
 
     def of(name: str) -> Callable[[], None]:
         def check() -> None:
             __tracebackhide__ = True
             if name not in ready():
-                pytest.skip("the target does not gather: it is verified in one process")
-            conclude(certifier.verify(ready()[name]), folder)
+                pytest.skip(NOT_ITS_OWN[contract == STEP])
+            conclude(verifier.verify(ready()[name]), folder)
 
         return check
 
-    names = list(named(asked))
+    names = list(named(unlooked(asked)))
     return pytest.mark.parametrize("check", [of(name) for name in names], ids=names)
 
 
@@ -253,7 +264,7 @@ def _explained(defects: Sequence[Defect], prefix: str) -> list[str]:
     return said
 
 
-def conclude(finding: Finding, counterexamples: Path, prefix: str = "") -> None:
+def conclude(finding: AnyFinding, counterexamples: Path, prefix: str = "") -> None:
     """Give a finding to pytest; hints name arguments as options that begin with `prefix`, or as in code.
 
     Raises:
@@ -289,9 +300,16 @@ def _asked(
     large: bool = False,
     widths: Sequence[int] = (),
     empty_ranks: bool = False,
-) -> Subjects:
+) -> Targets:
     name, pinned = _name(target), tuple((config or {}).items())
     contract = contract.name if isinstance(contract, Formula) else contract
+    if contract == STEP:
+        unused = {
+            "convention": convention != "exact", "call": call, "parameters": parameters, "features": features,
+            "widths": widths, "empty_ranks": empty_ranks, "interpret": interpret, "large": large,
+        }  # fmt: skip
+        own = STEP_DTYPES if tuple(dtypes) == DTYPES else _listed(dtypes)
+        return {Target.of(name).name: (STEP, ask_step(name, pinned, equal_rows, own, strict, unused))}
     asked = ask(
         name,
         contract,

@@ -20,32 +20,24 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..forms import NAMES
-from ..names import FORMULAS, ROWS_OF, STEP, STEP_DTYPES, STEP_LAWS
-from ..options import COUNTEREXAMPLES, KEY, CertifyOptions, CommandOptions, Options
+from ..names import FORMULAS, ROWS_OF
+from ..options import COUNTEREXAMPLES, KEY, CommandOptions, Options
 from ..show.text import own, plain
-from ..subjects import Target
 from ..verify.arguments import (
     Unusable,
     ask,
-    ask_step,
     check_file,
     check_folder,
-    check_max_examples,
-    check_seed,
     check_target,
-    kept_laws,
-    read_config,
     read_seconds,
     read_widths,
-    some_devices,
-    some_step_worlds,
     without_password,
 )
 from ..verify.shards import found
 from ..worlds import server, torchrun
 from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 from .project import COMMANDS, FILE, Project, check_place, filled
-from .scope import Asked, read, read_known, subject_of
+from .scope import Asked, read, subject_of
 
 KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
 """What a value of a type is, in words."""
@@ -109,8 +101,6 @@ def certify(
         return _certify_faults(target, options, deadline, tokens)
     asked = requested([] if target is None else [target], options, tokens)
     find_beside()
-    if any(one.as_ == STEP for _, one in asked):
-        return _certify_step(asked, deadline)
     scope = read(asked, options, os.environ)
 
     if any(spec.kind == "torchrun" for spec in scope.worlds):
@@ -120,20 +110,23 @@ def certify(
     server.start()  # which imports torch too
     from ..show.annotations import render
     from ..show.certificate import Asked
-    from ..verify.plan import fitted, plan, working
+    from ..verify.plan import working
+    from . import plans
     from . import run as running
 
-    subjects, places = scope.subjects, working(scope.devices)
+    targets: plans.Targets = scope.targets
+    places = working(scope.devices)
     where = options.world, options.max_examples, options.only, options.skip, places
-    planned = plan(subjects, *where)
+    planned = plans.planned(plans.unlooked(targets), *where)
     console = running.printer()
     if scope.are_strange:
-        with running.waiting(Console(stderr=True, emoji=False), subjects):
-            subjects = fitted(subjects, deadline, places[0])
-        planned = plan(subjects, *where)
+        with running.waiting(Console(stderr=True, emoji=False), targets):
+            targets = plans.fitted(targets, options.world, places, deadline)
+        planned = plans.planned(targets, *where)
     command = without_password(shlex.join([*app.name, *sys.argv[1:]]))
     arguments = Asked(options.seed, options.max_examples, options.world, command, ",".join(places))
-    run = running.Run(subjects, planned, arguments, scope.known, shard=scope.shard)
+    said = plans.unasked(targets, options.world, options.only, options.skip, places)
+    run = running.Run(targets, planned, arguments, scope.known, shard=scope.shard, unasked=said)
     running.save(run.record, json, html, junit)
     torchrun.last_words = running.last_words(run, json)
     save = running.saver(run, json)
@@ -162,7 +155,7 @@ def _certify_faults(
     find_beside()
     asking = ask_faults(options)
     scope = read([] if asking.again else asked, options, os.environ)
-    if any(one.as_ == STEP for _, one in asked):
+    if scope.trainers:
         raise Unusable("faults", "says nothing of a step: leave it out with --as step")
     server.start()
     from ..verify.plan import fitted
@@ -174,51 +167,6 @@ def _certify_faults(
         with running.waiting(Console(stderr=True, emoji=False), subjects):
             subjects = fitted(subjects, deadline)
     return certify_faults(asking, subjects, options, deadline, running.printer())
-
-
-def _certify_step(asked: Asked, deadline: float) -> int:
-    """Verify a training step; return the exit status.
-
-    Raises:
-        Unusable: the target is, or an option.
-    """
-    if len(asked) > 1:
-        raise Unusable("", f"expected one target beside a step, got {', '.join(name for name, _ in asked)}")
-    ((target, options),) = asked
-    unused = {
-        "convention": options.convention != "exact", "call": options.call, "parameter": options.parameter,
-        "features": options.features, "widths": options.widths, "empty_ranks": options.empty_ranks,
-        "interpret": options.interpret, "large": options.large, "shard": options.shard,
-        "database": options.database,
-    }  # fmt: skip
-    check_seed(options.seed)
-    laws = kept_laws(STEP_LAWS, options.only, options.skip)
-    known = read_known(options.known, STEP_LAWS)
-    dtypes = STEP_DTYPES if options.dtype == DEFAULTS.dtype else options.dtype.split(",")
-    pinned = read_config(options.config)
-    trainer = ask_step(target, pinned, options.equal_rows, dtypes, options.strict, unused)
-    worlds = some_step_worlds(options.world, some_devices(options.device))
-    check_max_examples(options.max_examples)
-    server.start()
-    from ..show import certificate as records
-    from . import run as running
-    from .step import certify_step
-
-    assert isinstance(options, CertifyOptions)
-    command = without_password(shlex.join([*app.name, *sys.argv[1:]]))
-    return certify_step(
-        Target.of(target).name,
-        trainer,
-        worlds,
-        laws,
-        records.Asked(options.seed, options.max_examples, options.world, command, "cpu"),
-        known,
-        running.printer(),
-        options.counterexamples,
-        (options.json, options.html, options.junit),
-        deadline,
-        options.fail_fast,
-    )
 
 
 @app.command

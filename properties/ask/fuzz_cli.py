@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 
 from ..fuzz.lines import Begun, Ended, Line, Replayed
 from ..fuzz.log import Busy, Log, compare
+from ..names import STEP
 from ..options import FUZZ, FuzzOptions, Options
 from ..verify.arguments import Unusable, check_folder, read_seconds
 from ..verify.shards import Shard
@@ -23,7 +24,7 @@ from ..worlds import server
 from . import HOLDS
 from .cli import app, find_beside, replay_saved, requested
 from .project import filled
-from .scope import read
+from .scope import Asked, read
 
 LOG = "log.ndjson"
 REPLAY_SECONDS = 120.0
@@ -74,7 +75,7 @@ def run_fuzz(
     """
     seconds = math.inf if options.max_time is None else read_seconds(options.max_time)
     check_folder(options.folder, "folder")
-    asked = requested(target, options, tokens)
+    asked = _losses(requested(target, options, tokens), bool(target))
     find_beside()
     scope = read(asked, options, os.environ)
     if any(spec.kind == "torchrun" for spec in scope.worlds):
@@ -95,6 +96,28 @@ def run_fuzz(
         return run(request, log)
     finally:
         log.close()
+
+
+def _losses(asked: Asked, given: bool) -> Asked:
+    """Return the losses among what is asked for.
+
+    Args:
+        asked: the targets.
+        given: the command line names them, and not pyproject.toml.
+
+    Raises:
+        Unusable: there are training steps on the command line, or nothing else.
+    """
+    losses = [one for one in asked if one[1].as_ != STEP]
+    steps = ", ".join(target for target, options in asked if options.as_ == STEP)
+    if steps and (given or not losses):
+        raise Unusable(
+            "contract",
+            f"a training step is not fuzzed: {steps}; certify verifies it, --max-examples how often",
+        )
+    if steps:
+        print(f"not fuzzed, as they are training steps: {steps}")
+    return losses
 
 
 def _chosen(options: Options) -> dict[str, Any]:

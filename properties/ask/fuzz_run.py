@@ -130,12 +130,12 @@ class _Report:
     def save(self, campaign: Campaign, seconds: float = 0.0) -> bool:
         """Write what was found so far, grouped for at most so many seconds; return whether it was written."""
         run = self.run
-        run.findings, run.drawn = campaign.findings(), drawn(campaign.tallies.values())
-        wrong = [finding for finding in run.findings if finding.verdict == "falsified"]
+        findings, run.drawn = campaign.findings(), drawn(campaign.tallies.values())
+        wrong = [finding for finding in findings if finding.verdict == "falsified"]
         groups = group(wrong, seconds) if seconds > 0 else [[one] for one in wrong]
         groups = [_once_a_check(members) for members in groups]
         shown = {id(one) for members in groups for one in members}
-        run.findings = [one for one in run.findings if one.verdict != "falsified" or id(one) in shown]
+        run.findings = [one for one in findings if one.verdict != "falsified" or id(one) in shown]
         finds = self.folder / corpus.FOLDER
         run.defects = [
             Defect(leader, tuple(others), finds / file_name(leader.check, leader.fingerprint))

@@ -15,8 +15,8 @@ import pytest
 from ..options import CertifyOptions, names
 
 if TYPE_CHECKING:
-    from ..verify.arguments import Subjects
-    from ..verify.certifier import Certifier, Check, Finding
+    from ..show.defects import AnyFinding
+    from .plans import AnyCheck, Targets, Verifier
     from .scope import Asked, Scope
 
 PREFIX = "--certify-"
@@ -29,21 +29,22 @@ class Found:
 
     scope: "Scope"
     options: CertifyOptions
-    subjects: "Subjects"
-    """The targets, each asked only for what it takes."""
+    targets: "Targets"
+    """Each asked only for what it takes."""
     devices: tuple[str, ...]
     placements: dict[int, Any]
     """Of ranks of NCCL."""
     deadline: float
     """What `time.monotonic()` is when the time for all checks is over."""
 
-    def planned(self) -> "list[Check]":
-        """Return the checks, of all shards."""
-        from ..verify.plan import plan
+    def planned(self) -> "list[AnyCheck]":
+        """Return the checks, of all shards, those of one target together."""
+        from .plans import planned
 
         options = self.options
         where = options.world, options.max_examples, options.only, options.skip, self.devices
-        return [one for label in self.subjects for one in plan({label: self.subjects[label]}, *where)]
+        found = planned(self.targets, *where)
+        return [one for label in self.targets for one in found if one.label == label]
 
 
 FOUND: pytest.StashKey[Found] = pytest.StashKey()
@@ -65,9 +66,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
         from ..show.text import shortened
         from ..verify.arguments import Unusable, check_file, read_seconds
-        from ..verify.plan import fitted, working
+        from ..verify.plan import working
         from ..worlds import nccl
-        from . import cli, scope
+        from . import cli, plans, scope
     except ImportError as error:
         raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
     tokens = _tokens(config)
@@ -78,9 +79,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         for name in FILES:
             check_file(getattr(options, name), name)
         read = scope.read(asked, options, {})
-        found = Found(read, options, read.subjects, working(read.devices), nccl.PLACED, deadline)
+        unlooked, devices = plans.unlooked(read.targets), working(read.devices)
+        found = Found(read, options, unlooked, devices, nccl.PLACED, deadline)
         found.planned()  # wrong arguments raise before a target is imported
-        found.subjects = fitted(read.subjects, deadline, found.devices[0]) if asked else read.subjects
+        found.targets = read.targets
+        if asked:
+            found.targets = plans.fitted(read.targets, options.world, devices, deadline)
     except CycloptsError as error:
         raise pytest.UsageError(cli.unparsed_argument(error).replace("--", PREFIX, 1)) from error
     except Unusable as error:
@@ -103,20 +107,20 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Add the checks to what was collected."""
-    from ..verify.certifier import Certifier
     from ..verify.plan import own_checks
+    from .plans import Verifier
     from .run import databases
 
     found = config.stash[FOUND]
     options, planned = found.options, found.planned()
     kept = databases(options.database, warnings.warn)
-    certifier = Certifier(options.max_examples, options.seed, found.deadline, database=kept)
+    verifier = Verifier(options.max_examples, options.seed, found.deadline, database=kept)
     numbers = {id(check): number for number, check in enumerate(planned)}
     own = own_checks(planned, found.scope.shard)
-    for label in found.subjects:
+    for label in found.targets:
         name = f"certify::{label}"
         checks = {numbers[id(check)]: check for check in own if check.label == label}
-        target = Target.from_parent(session, name=name, nodeid=name, checks=checks, certifier=certifier)
+        target = Target.from_parent(session, name=name, nodeid=name, checks=checks, verifier=verifier)
         items.extend(session.genitems(target))
 
 
@@ -139,7 +143,7 @@ class Writer:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.findings: list[Finding] = []
+        self.findings: list[AnyFinding] = []
         self.planned = config.stash[FOUND].planned()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -156,14 +160,15 @@ class Writer:
         from ..show.certificate import Asked
         from ..show.defects import explain
         from ..verify.plan import left_out
+        from .plans import unasked
         from .run import Run, save
 
         found, place, option = self.config.stash[FOUND], self.config.invocation_params.dir, self.config.option
         options = found.options
         asked = Asked(options.seed, options.max_examples, options.world, "pytest", ",".join(found.devices))
-        run = Run(
-            found.subjects, self.planned, asked, found.scope.known, self.findings, shard=found.scope.shard
-        )
+        said = unasked(found.targets, options.world, options.only, options.skip, found.devices)
+        known, shard = found.scope.known, found.scope.shard
+        run = Run(found.targets, self.planned, asked, known, self.findings, shard=shard, unasked=said)
         done = {finding.key for finding in self.findings}
         run.not_verified += left_out(
             [one for one in run.own if (one.label, one.law.name, one.world.name) not in done]
@@ -179,31 +184,31 @@ class Writer:
 
 
 class Target(pytest.Collector):
-    """A loss to verify."""
+    """A loss, or a training step, to verify."""
 
-    def __init__(self, *, checks: "dict[int, Check]", certifier: "Certifier", **node: Any) -> None:
+    def __init__(self, *, checks: "dict[int, AnyCheck]", verifier: "Verifier", **node: Any) -> None:
         super().__init__(**node)
         self.checks = checks
-        self.certifier = certifier
+        self.verifier = verifier
 
     def collect(self) -> Iterable[pytest.Item]:
         """Return an item for each check."""
         for number, check in self.checks.items():
             name = f"{check.law.name}[{check.world.name}]"
             nodeid = f"{self.nodeid}::{name}"  # as text: pytest then knows its part in brackets
-            what: dict[str, Any] = {"number": number, "check": check, "certifier": self.certifier}
+            what: dict[str, Any] = {"number": number, "check": check, "verifier": self.verifier}
             yield Property.from_parent(self, name=name, nodeid=nodeid, **what)
 
 
 class Property(pytest.Item):
     """A property to verify in one kind of world."""
 
-    def __init__(self, *, number: int, check: "Check", certifier: "Certifier", **node: Any) -> None:
+    def __init__(self, *, number: int, check: "AnyCheck", verifier: "Verifier", **node: Any) -> None:
         super().__init__(**node)
         self.number = number
         self.check = check
-        self.certifier = certifier
-        self.finding: Finding | None = None
+        self.verifier = verifier
+        self.finding: AnyFinding | None = None
 
     def runtest(self) -> None:
         """Verify it; fail if it does not hold or cannot run, unless the finding is known."""
@@ -212,8 +217,8 @@ class Property(pytest.Item):
         found = self.config.stash[FOUND]
         items, now = self.session.items, time.monotonic()
         later = sum(isinstance(one, Property) for one in items[items.index(self) + 1 :])
-        share = (self.certifier.deadline - now) / (1 + later)
-        self.finding = finding = self.certifier.verify(self.check, now + share)
+        share = (self.verifier.deadline - now) / (1 + later)
+        self.finding = finding = self.verifier.verify(self.check, now + share)
         if reason := found.scope.known.reason(finding):
             pytest.xfail(reason)
         if found.options.fail_fast and finding.verdict == "falsified":

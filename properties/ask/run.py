@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,21 +27,23 @@ from ..laws.objects import OWNS_NOTHING, STATES_NOTHING
 from ..show import certificate as records
 from ..show import junit as junits
 from ..show import terminal
-from ..show.defects import Defect, explain
+from ..show.defects import AnyFinding, Defect, explain
 from ..show.drawn import Drawn
 from ..show.forms import described
 from ..show.html import read_codes, render
 from ..show.text import plain, write_whole
 from ..standalone.acts import NO_MODES
+from ..step.target import Trainer
 from ..subjects import SHIPPED
-from ..verify.arguments import Subjects, Unusable
-from ..verify.certifier import Check, Databases, Finding, verify_all
+from ..verify.arguments import Unusable
+from ..verify.certifier import Check, Databases
 from ..verify.database import of_check, open_database
 from ..verify.known import Known
 from ..verify.plan import left_out, not_verified, own_checks
 from ..verify.shards import Shard
 from ..worlds.specs import RUN_SECONDS
 from . import FALSIFIED, HOLDS, INTERRUPTED, NOT_RUN
+from .plans import AnyCheck, Targets, Verifier, divided, left
 
 SAVE_SECONDS = 30.0
 """How often what was done so far is written."""
@@ -60,22 +61,26 @@ class Run:
         own: those of its shard, which are all where it is whole.
     """
 
-    subjects: Subjects
-    planned: list[Check]
+    subjects: Targets
+    planned: Sequence[AnyCheck]
     asked: records.Asked
     known: Known
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[AnyFinding] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
     not_verified: list[str] = field(default_factory=list)
     interrupted: bool = False
     shard: Shard = field(default_factory=Shard)
     drawn: dict[str, Drawn] = field(default_factory=dict)
     """By name of the loss, where the findings do not hold all cases."""
+    unasked: Sequence[str] = ()
+    """What no check of a training step looks at."""
 
     def __post_init__(self) -> None:
         self.own = own_checks(self.planned, self.shard)
         labels = {check.label for check in self.planned}
-        self.not_verified += not_verified(self.planned)
+        of_losses = [check for check in self.planned if isinstance(check, Check)]
+        self.not_verified += not_verified(of_losses) if of_losses else []
+        self.not_verified += self.unasked
         absent = [label for label in self.subjects if label not in labels]
         self.not_verified += [f"{label}: not in these worlds" for label in absent]
         self._shared = len(self.not_verified)  # by all shards
@@ -116,7 +121,7 @@ class Run:
         return len({finding.key for finding in self.findings}) == len(self.own)
 
     @property
-    def falsified(self) -> list[Finding]:
+    def falsified(self) -> list[AnyFinding]:
         """The findings that are not accepted."""
         return [one for one in self.findings if one.verdict == "falsified" and not self.known.reason(one)]
 
@@ -163,14 +168,16 @@ def verify(
         what = f"{checks}, up to {most} each, seed {run.asked.seed}"
         console.print(f"verifying {whom}: {what}", highlight=False)
     for label, (contract, subject) in run.subjects.items():
-        for line in described(contract, subject) if label not in SHIPPED else []:
+        lines = subject.described if isinstance(subject, Trainer) else described(contract, subject)
+        for line in lines if label not in SHIPPED else []:
             say(console, plain(f"{label}: {line}"))
-    for line in terminal.loaded(subject for _, subject in run.subjects.values()):
+    losses, _ = divided(run.subjects)
+    for line in terminal.loaded(subject for _, subject in losses.values()):
         say(console, plain(line))
     torch.set_num_threads(1)
-    announced: dict[tuple[str, str, str], Finding] = {}
+    announced: dict[tuple[str, str, str], AnyFinding] = {}
 
-    def announce(finding: Finding) -> None:
+    def announce(finding: AnyFinding) -> None:
         if finding.key not in announced and not run.known.reason(finding):
             announced[finding.key] = finding
             say(console, terminal.headline(finding), "[bold red]FALSIFIED[/] ")
@@ -181,7 +188,8 @@ def verify(
     with Progress(*columns(console.width), console=console, transient=True, expand=True) as progress:
         task = progress.add_task("", total=len(run.own))
         asked, kept = run.asked, databases(database, note)
-        findings = verify_all(run.own, asked.max_examples, asked.seed, deadline, announce, kept)
+        verifier = Verifier(asked.max_examples, asked.seed, deadline, announce, kept)
+        findings = verifier.verify_all(run.own)
         try:
             for check in run.own:
                 what = f"{check.label}: {check.law.name} ({check.world.name})"
@@ -206,10 +214,10 @@ def verify(
             run.not_verified.append(f"interrupted after {done} checks")
             concluded = {finding.key for finding in run.findings}
             run.findings += [finding for key, finding in announced.items() if key not in concluded]
-    run.not_verified += left_unsaid(run.findings)
+    run.not_verified += [*left_unsaid(run.findings), *left(verifier.benches)]
     reasons = Counter(finding.reason for finding in run.findings if finding.not_run)
     run.not_verified += [f"{counted(n, 'check')} could not run: {reason}" for reason, n in reasons.items()]
-    run.defects = explain(run.findings, counterexamples, deadline)
+    run.defects = explain(run.findings, counterexamples, deadline, verifier.benches)
 
 
 def columns(width: int) -> list[ProgressColumn]:
@@ -222,7 +230,7 @@ def columns(width: int) -> list[ProgressColumn]:
     ]  # fmt: skip
 
 
-def smallest(finding: Finding, announced: Finding) -> list[str]:
+def smallest(finding: AnyFinding, announced: AnyFinding) -> list[str]:
     """Return the smallest case, and what was seen in it, where that is not what was said before."""
     seen = terminal.how(finding.error, finding.reason)
     other = [f"in it: {seen}"] if seen != terminal.how(announced.error, announced.reason) else []
@@ -237,7 +245,7 @@ LACKS = {
 """What a target has not, by the reason for which a law says nothing of it."""
 
 
-def left_unsaid(findings: Sequence[Finding]) -> list[str]:
+def left_unsaid(findings: Sequence[AnyFinding]) -> list[str]:
     """Return what laws say nothing about, and of what holds what was not drawn, each once."""
     said = [one for one in findings if one.verdict == "skipped" and not one.not_run]
     lines = [
@@ -292,44 +300,21 @@ def conclude(run: Run, verdict: str, console: Console) -> int:
     """Print the verdict, and return the exit status."""
     bad = len({finding.key for finding in run.falsified})
     failed = {finding.key for finding in run.findings if finding.verdict == "falsified"}
-    counts = bad, len(failed) - bad, len({finding.key for finding in run.findings}), len(run.own)
-    where = f" in shard {run.shard}" if run.shard.count > 1 else ""
-    status = print_verdict(console, verdict, run.findings, counts, run.asked.seed, where)
-    return INTERRUPTED if run.interrupted else status
-
-
-def print_verdict(
-    console: Console,
-    verdict: str,
-    findings: Sequence[Any],
-    counts: tuple[int, int, int, int],
-    seed: int,
-    where: str = "",
-) -> int:
-    """Print what came of a run, of losses or of a training step, and return the exit status.
-
-    Args:
-        console: where to print.
-        verdict: of the certificate.
-        findings: with a verdict, a limit and a number of examples each.
-        counts: of the checks, those that are falsified, known to fail, run, and planned.
-        seed: of the run.
-        where: the shard, in words.
-    """
-    hold = sum(finding.verdict == "holds" for finding in findings)
-    bad, known, ran, planned = counts
+    known, ran = len(failed) - bad, len({finding.key for finding in run.findings})
+    hold = sum(finding.verdict == "holds" for finding in run.findings)
     said, colour, status = {
         "holds": (f"{counted(hold, 'check')} hold" + ("s" if hold == 1 else ""), "green", HOLDS),
         "falsified": (f"{bad} of {counted(ran, 'check')} falsified", "red", FALSIFIED),
-        "incomplete": (f"incomplete: {hold} of {counted(planned, 'check')} hold", "yellow", NOT_RUN),
+        "incomplete": (f"incomplete: {hold} of {counted(len(run.own), 'check')} hold", "yellow", NOT_RUN),
     }[verdict]
     if known:
         said += f", {known} known to fail"
-    if named := dict.fromkeys(finding.limit for finding in findings if finding.limit):
+    if named := dict.fromkeys(finding.limit for finding in run.findings if finding.limit):
         said += f"{', but for: ' if status == HOLDS else '; limits: '}{', '.join(named)}"
-    over = counted(sum(finding.examples for finding in findings), "case")
-    console.print(f"\n[bold {colour}]{said}{where}[/] over {over}, seed {seed}", highlight=False)
-    return status
+    where = f" in shard {run.shard}" if run.shard.count > 1 else ""
+    over = counted(sum(finding.examples for finding in run.findings), "case")
+    console.print(f"\n[bold {colour}]{said}{where}[/] over {over}, seed {run.asked.seed}", highlight=False)
+    return INTERRUPTED if run.interrupted else status
 
 
 def save(

@@ -5,16 +5,18 @@ Imports no torch: wrong options are refused before torch is imported.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..names import LAWS
+from ..names import DTYPES, LAWS, STEP, STEP_DTYPES, STEP_LAWS
 from ..options import Options
+from ..step.target import Trainer
 from ..subjects import SHIPPED, Subject, Target
 from ..verify.arguments import (
     Subjects,
     Unusable,
     ask,
+    ask_step,
     check_config,
     check_database,
     check_max_examples,
@@ -26,11 +28,14 @@ from ..verify.arguments import (
     some_devices,
     some_dtypes,
     some_worlds,
+    step_worlds,
 )
 from ..verify.known import Known
 from ..verify.shards import Shard, read_shard
 from ..worlds.specs import WorldSpec
 
+NOT_OF_STEPS = "call", "parameter", "features", "widths", "empty_ranks", "interpret", "large"
+"""The options that say nothing of a step."""
 Asked = Sequence[tuple[str, Options]]
 """Targets, and what is asked of each."""
 
@@ -47,6 +52,13 @@ class Scope:
     worlds: list[WorldSpec]
     known: Known
     shard: Shard
+    trainers: dict[str, Trainer] = field(default_factory=dict)
+    """The targets that make training steps."""
+
+    @property
+    def targets(self) -> dict[str, tuple[str, Subject | Trainer]]:
+        """The losses and the training steps, with their contracts."""
+        return {**self.subjects, **{label: (STEP, one) for label, one in self.trainers.items()}}
 
 
 def read(asked: Asked, options: Options, environment: Mapping[str, str]) -> Scope:
@@ -61,16 +73,21 @@ def read(asked: Asked, options: Options, environment: Mapping[str, str]) -> Scop
         Unusable: an option is, or a target is not there.
     """
     check_seed(options.seed)
-    kept_laws(LAWS, options.only, options.skip)
-    known = read_known(options.known)
-    subjects = _subjects(asked) if asked else _shipped(options)
+    steps = sum(one.as_ == STEP for _, one in asked)
+    only_steps = bool(asked) and steps == len(asked)
+    names = [*LAWS * (not only_steps), *STEP_LAWS * bool(steps)]
+    kept_laws(names, options.only, options.skip)
+    known = read_known(options.known, names)
+    subjects, trainers = _labelled(asked) if asked else (_shipped(options), {})
     devices = some_devices(options.device)
     worlds = some_worlds(options.world, devices)
+    if steps:
+        step_worlds(options.world, devices, alone=only_steps)
     check_max_examples(options.max_examples)
     shard = read_shard(options.shard, environment)
     if options.database is not None:
         check_database(options.database)
-    return Scope(subjects, bool(asked), devices, worlds, known, shard)
+    return Scope(subjects, bool(asked), devices, worlds, known, shard, trainers)
 
 
 def read_known(path: Path | None, laws: Sequence[str] = LAWS) -> Known:
@@ -89,20 +106,34 @@ def read_known(path: Path | None, laws: Sequence[str] = LAWS) -> Known:
         raise Unusable("known", str(error)) from error
 
 
-def _subjects(asked: Asked) -> Subjects:
+def _labelled(asked: Asked) -> tuple[Subjects, dict[str, Trainer]]:
+    """Return the losses and the training steps, by the names that they have in reports."""
+    subjects: Subjects = {}
+    trainers: dict[str, Trainer] = {}
     labels = _labels([(target, str(one.as_)) for target, one in asked])
-    found = [subject_of(target, one) for target, one in asked]
+    for label, (target, one) in zip(labels, asked, strict=True):
+        contract, found = subject_of(target, one)
+        if isinstance(found, Trainer):
+            trainers[label] = found
+        else:
+            subjects[label] = contract, found
     for target, _ in asked:
         check_target(target)
-    return dict(zip(labels, found, strict=True))
+    return subjects, trainers
 
 
-def subject_of(target: str, options: Options) -> tuple[str, Subject]:
-    """Return the contract's name, and a target as a subject.
+def subject_of(target: str, options: Options) -> tuple[str, Subject | Trainer]:
+    """Return the contract's name, and a target as a subject, or as one that makes a training step.
 
     Raises:
         Unusable: an option is.
     """
+    if options.as_ == STEP:
+        unused = {name: given for name in NOT_OF_STEPS if (given := getattr(options, name))}
+        unused |= {"convention": options.convention} if options.convention != "exact" else {}
+        dtypes = STEP_DTYPES if options.dtype == ",".join(DTYPES) else options.dtype.split(",")
+        pinned = read_config(options.config)
+        return STEP, ask_step(target, pinned, options.equal_rows, dtypes, options.strict, unused)
     return ask(
         target,
         options.as_,

@@ -303,6 +303,6 @@ def laws() -> list[Law]:
     )  # fmt: skip
 
     modules = (
-        values, compiled, gradients, communication, ranks, hygiene, objects, metamorphic, hostile, large, cuda,
+        values, gradients, compiled, communication, ranks, hygiene, objects, metamorphic, hostile, large, cuda,
     )  # fmt: skip
     return [law for module in modules for law in module.LAWS]

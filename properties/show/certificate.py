@@ -23,6 +23,8 @@ from .. import devices
 from ..contracts import contract_of
 from ..names import values_of
 from ..own.formula import is_own
+from ..step.target import Trainer
+from ..step.verify import StepCheck, StepFinding
 from ..subjects import SHIPPED, Subject, Target
 from ..verify import concerns
 from ..verify.certifier import Check, Finding, Verdict
@@ -31,7 +33,8 @@ from ..verify.known import Known, Told
 from ..verify.plan import takers
 from ..verify.shards import Shard
 from ..worlds import probe
-from .defects import Defect
+from . import step
+from .defects import AnyFinding, Defect
 from .drawn import Drawn, count
 from .forms import described
 from .text import plain, write_whole
@@ -106,6 +109,8 @@ class Part(msgspec.Struct, frozen=True):
     found: list[Found]
     not_verified: list[str]
     """Those lines of the certificate that are of this shard alone."""
+    trainer: Trainer | None = None
+    """What was asked of a target that makes a training step."""
 
     @property
     def others(self) -> list[Planned]:
@@ -279,9 +284,9 @@ def versions() -> dict[str, str]:
 
 
 def certificate(
-    subject: Subject,
+    subject: Subject | Trainer,
     contract: str,
-    findings: Sequence[Finding],
+    findings: Sequence[AnyFinding],
     defects: Sequence[Defect],
     asked: Asked,
     known: Known,
@@ -305,7 +310,7 @@ def certificate(
         drawn: counts of the cases, where the findings do not hold all of them.
     """
     named: dict[int, tuple[str, str | None]] = {
-        id(finding): (fingerprint(defect.leader), str(defect.file) if defect.file else None)
+        id(finding): (fingerprint_of(defect.leader), str(defect.file) if defect.file else None)
         for defect in defects
         for finding in (defect.leader, *defect.others)
     }
@@ -317,23 +322,25 @@ def certificate(
             finding.examples,
             finding.verdict,
             finding.worst_error_over_bound,
-            plain(finding.reason),
+            plain("\n".join(filter(None, [finding.reason, getattr(finding, "module", "")]))),
             *named.get(id(finding), ("", None)),
             finding.counterexample,
             plain(known.reason(finding)),
             round(finding.seconds, 3),
             [float(f"{ratio:.3g}") for ratio in finding.ratios],
             finding.limit,
-            concerns.of(finding) if finding.verdict == "falsified" else "",
+            _concern(finding) if finding.verdict == "falsified" else "",
         )
         for finding in findings
     ]
     verdict = concluded(findings, known, complete)
+    about = _of_step(subject) if isinstance(subject, Trainer) else _of_loss(subject, contract)
+    asked_of = subject.subject if isinstance(subject, Trainer) else subject
     return Certificate(
         CERTIFICATE_VERSION,
         plain(subject.target),
         contract,
-        " and ".join(subject.conventions) if "convention" in values_of(contract) else "",
+        about.pop("convention"),
         verdict,
         properties,
         versions(),
@@ -341,28 +348,56 @@ def certificate(
         asked.max_examples,
         asked.worlds,
         used(findings, asked, known, complete),
-        source_hash(subject),
+        source_hash(asked_of),
         issuer(),
         list(not_verified),
-        count(findings) if drawn is None else drawn,
+        _counts(findings) if drawn is None else drawn,
         plain(asked.command),
         shard,
         limits=list(dict.fromkeys(finding.limit for finding in findings if finding.limit)),
-        stubbed=list(subject.stubbed),
-        interpreted=subject.interpret,
-        form=described(contract, subject),
-        contract_source=source_hash(Subject(contract)) if is_own(contract) else "",
-        tolerance=contract_of(contract).tolerance,
         date=today(),
+        **about,
     )
+
+
+def _of_loss(subject: Subject, contract: str) -> dict[str, Any]:
+    """Return what a certificate says of a loss alone."""
+    return {
+        "convention": " and ".join(subject.conventions) if "convention" in values_of(contract) else "",
+        "stubbed": list(subject.stubbed),
+        "interpreted": subject.interpret,
+        "form": described(contract, subject),
+        "contract_source": source_hash(Subject(contract)) if is_own(contract) else "",
+        "tolerance": contract_of(contract).tolerance,
+    }
+
+
+def _of_step(trainer: Trainer) -> dict[str, Any]:
+    """Return what it says of a training step."""
+    return {"convention": "", "form": trainer.described, "tolerance": step.TOLERANCE}
+
+
+def _counts(findings: Sequence[AnyFinding]) -> Drawn:
+    """Count the cases by what was drawn."""
+    of_steps = [one for one in findings if isinstance(one, StepFinding)]
+    return step.drawn(of_steps) if of_steps else count([one for one in findings if isinstance(one, Finding)])
+
+
+def _concern(finding: AnyFinding) -> str:
+    return finding.concern if isinstance(finding, StepFinding) else concerns.of(finding)
+
+
+def fingerprint_of(finding: AnyFinding) -> str:
+    """Return the name of a defect, whatever the seed."""
+    return finding.fingerprint if isinstance(finding, StepFinding) else fingerprint(finding)
 
 
 def part(
     label: str,
-    subject: Subject,
+    subject: Subject | Trainer,
     shard: Shard,
-    planned: Sequence[Check],
-    findings: Sequence[Finding],
+    planned: Sequence[Check | StepCheck],
+    findings: Sequence[AnyFinding],
     not_verified: Sequence[str],
 ) -> Part | None:
     """Return what a target's certificate says of its shard; None where the run is whole.
@@ -382,14 +417,15 @@ def part(
         shard.index + 1,
         shard.count,
         label,
-        subject,
+        subject.subject if isinstance(subject, Trainer) else subject,
         [Planned(one.law.name, one.world.name, 1 + taken) for one, taken in shared if one.label == label],
         [
-            Found(one.law, one.world, fingerprint(one), one.smallest.to_json())
+            Found(one.law, one.world, fingerprint_of(one), one.smallest.to_json())
             for one in findings
             if one.loss == label and one.verdict == "falsified" and one.smallest
         ],
         list(not_verified),
+        trainer=subject if isinstance(subject, Trainer) else None,
     )
 
 

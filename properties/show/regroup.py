@@ -8,15 +8,19 @@ from pathlib import Path
 import msgspec
 from hypothesis.errors import HypothesisDeprecationWarning, UnsatisfiedAssumption
 
-from ..devices import absent
+from ..devices import CPU, absent
 from ..examples import Example
+from ..step.cases import StepCase
+from ..step.laws import laws
+from ..step.target import Trainer
+from ..step.verify import StepCheck, StepFinding, again, bench_of
 from ..subjects import Subject
-from ..verify.arguments import Unusable
+from ..verify.arguments import Unusable, step_worlds
 from ..verify.certifier import Check, Finding, falsify
 from ..verify.fingerprints import fingerprint
 from ..verify.plan import plan
 from ..worlds import OutOfTime
-from .certificate import Certificate, Part, issuer, source_hash
+from .certificate import Certificate, Part, fingerprint_of, issuer, source_hash
 from .defects import explain
 
 AGAIN_SECONDS = 60.0
@@ -40,16 +44,17 @@ def regrouped(merged: Certificate, shards: Sequence[Certificate], folder: Path) 
     parts = [one.shard for one in shards if one.shard and one.shard.found]
     if len(parts) < 2:
         return merged, ""
-    subject = parts[0].subject
+    subject, trainer = parts[0].subject, parts[0].trainer
     if _source(subject) != merged.source or issuer() != merged.issuer:
         other = "the source of the target or of the suite is another than that which was verified"
         return merged, f"{merged.target}: findings of different shards were not compared: {other}"
     try:
-        defects = explain(_found_again(merged, parts), folder)
+        found = _steps_again(merged, parts, trainer) if trainer else _found_again(merged, parts)
+        defects = explain(found, folder)
     finally:
         subject.worlds().close()
     named = {
-        (finding.law, finding.world): (fingerprint(defect.leader), str(defect.file or "") or None)
+        (finding.law, finding.world): (fingerprint_of(defect.leader), str(defect.file or "") or None)
         for defect in defects
         for finding in (defect.leader, *defect.others)
     }
@@ -81,6 +86,21 @@ def _found_again(merged: Certificate, parts: Sequence[Part]) -> list[Finding]:
             finding = _again(check, merged.seed, Example.from_json(found.example))
             if finding and fingerprint(finding) == found.fingerprint:
                 findings.append(finding)
+    return findings
+
+
+def _steps_again(merged: Certificate, parts: Sequence[Part], trainer: Trainer) -> list[StepFinding]:
+    """Run the smallest cases of a training step again; return the findings that they give again."""
+    deadline, benches, findings = time.monotonic() + AGAIN_SECONDS, {}, []  # type: ignore[var-annotated]
+    trainer.worlds().until = deadline
+    worlds = {spec.name: spec for spec in step_worlds(merged.worlds, [CPU], alone=False)}
+    for found in (found for part in parts for found in part.found):
+        (law,) = [one for one in laws() if one.name == found.property]
+        check = StepCheck(parts[0].label, trainer, law, worlds[found.world])
+        bench = bench_of(benches, check, deadline)
+        finding = again(check, bench, merged.seed, StepCase.from_json(found.example))
+        if finding and finding.fingerprint == found.fingerprint:
+            findings.append(finding)
     return findings
 
 

@@ -1,73 +1,49 @@
-"""What people get of a training step: the certificate, and a program that shows a defect."""
+"""What people get of a training step: a program that shows a defect, and counts of what was drawn."""
 
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from ..laws import TRAINING, Falsified, Place
+from ..laws import Falsified, Place
 from ..standalone import launch, steps
 from ..standalone.judges import judge_nothing
 from ..standalone.step_judges import (
+    judge_step_buffer,
     judge_step_fresh,
     judge_step_gradient,
     judge_step_loss,
     judge_step_presence,
     judge_step_ranks,
+    judge_step_rng,
     judge_step_scaled,
     judge_step_value,
 )
 from ..step.laws import LOSS_SCALE
-from ..step.target import Trainer
 from ..step.verify import StepFinding
-from ..verify.known import Known
 from ..worlds import WorldError
-from . import certificate as records
 from .counterexample import MARK, SECONDS, loader, portable, python, quoted_reason
 from .drawn import Drawn, in_order
 from .quoting import Quotes
-from .text import plain, write_whole
+from .text import write_whole
 
 TEMPLATE = Path(__file__).with_name("templates") / "step.py.jinja"
-CONTRACT = "step"
 TOLERANCE = "Monte Carlo arithmetic of one process under a dispatch mode: see properties/step/monte_carlo.py"
 JUDGES = {
     "gradient": judge_step_gradient,
     "value": judge_step_value,
+    "buffer": judge_step_buffer,
+    "RNG state": judge_step_rng,
     "logged loss": judge_step_loss,
     "presence of the gradient": judge_step_presence,
     "gradient of rank 0": judge_step_ranks,
     "value of rank 0": judge_step_ranks,
 }
 OF_LAWS = {"used equals fresh": judge_step_fresh, "loss scale never matters": judge_step_scaled}
-
-
-@dataclass(frozen=True)
-class StepDefect:
-    """Findings that one defect explains."""
-
-    leader: StepFinding
-    others: tuple[StepFinding, ...] = ()
-    file: Path | None = None
-    """The leader's counterexample; None where it could not be written."""
-    trouble: str = ""
-    """Why it could not."""
-
-
-def explain(groups: Sequence[Sequence[StepFinding]], folder: Path) -> list[StepDefect]:
-    """Write one counterexample a group."""
-    found = []
-    for leader, *others in groups:
-        try:
-            found.append(StepDefect(leader, tuple(others), write(leader, folder)))
-        except OSError as error:
-            found.append(StepDefect(leader, tuple(others), trouble=f"{folder}: {error.strerror or error}"))
-    return found
 
 
 def write(finding: StepFinding, folder: Path) -> Path:
@@ -122,6 +98,8 @@ def render(finding: StepFinding, path: Path) -> str:
     )
     plan = case.plan(trainer, launched=False)._asdict()
     del plan["launched"], plan["loss_scale"]
+    if not plan["constant"]:
+        del plan["constant"]
     ranks = "one process" if case.world_size == 1 else f"{case.world_size} ranks"
     text = template.render(
         python=python,
@@ -150,74 +128,6 @@ def _step(place: Place) -> int:
     return int(found[1]) - 1 if found else -1
 
 
-def record(
-    trainer: Trainer,
-    findings: Sequence[StepFinding],
-    defects: Sequence[StepDefect],
-    asked: records.Asked,
-    known: Known,
-    not_verified: Sequence[str],
-    complete: bool,
-) -> records.Certificate:
-    """Return the certificate of a step.
-
-    Args:
-        trainer: the target.
-        findings: what came of its checks.
-        defects: those that are falsified, grouped.
-        asked: the arguments of the run.
-        known: what is accepted.
-        not_verified: what did not run, and why.
-        complete: whether all checks ran.
-    """
-    named = {
-        id(finding): (defect.leader.fingerprint, str(defect.file) if defect.file else None)
-        for defect in defects
-        for finding in (defect.leader, *defect.others)
-    }
-    properties = [
-        records.Property(
-            finding.law,
-            finding.world,
-            finding.check.world.device,
-            finding.examples,
-            finding.verdict,
-            finding.worst_error_over_bound,
-            plain("\n".join(filter(None, [finding.reason, finding.module]))),
-            *named.get(id(finding), ("", None)),
-            finding.counterexample,
-            plain(known.reason(finding)),
-            round(finding.seconds, 3),
-            [float(f"{ratio:.3g}") for ratio in finding.ratios],
-            finding.limit,
-            TRAINING if finding.verdict == "falsified" else "",
-        )
-        for finding in findings
-    ]
-    return records.Certificate(
-        records.CERTIFICATE_VERSION,
-        plain(trainer.subject.target),
-        CONTRACT,
-        "",
-        records.concluded(findings, known, complete),
-        properties,
-        records.versions(),
-        asked.seed,
-        asked.max_examples,
-        asked.worlds,
-        records.used(findings, asked, known, complete),
-        records.source_hash(trainer.subject),
-        records.issuer(),
-        list(not_verified),
-        drawn(findings),
-        plain(asked.command),
-        limits=list(dict.fromkeys(finding.limit for finding in findings if finding.limit)),
-        form=trainer.described,
-        tolerance=TOLERANCE,
-        date=records.today(),
-    )
-
-
 def drawn(findings: Sequence[StepFinding]) -> Drawn:
     """Count the cases that were checked, by what was drawn."""
     counts: dict[str, Counter[str]] = {"world": Counter()}
@@ -233,15 +143,3 @@ def drawn(findings: Sequence[StepFinding]) -> Drawn:
     return {
         name: {one: values[one] for one in sorted(values, key=in_order)} for name, values in counts.items()
     }
-
-
-def explained(defect: StepDefect) -> list[str]:
-    """Return a defect in lines: what does not hold, why, where, and the program to run."""
-    leader = defect.leader
-    lines = [f"{leader.loss}: {leader.law} does not hold in world {leader.world}", plain(leader.reason)]
-    lines += [leader.module] * bool(leader.module)
-    lines.append(f"smallest case: {leader.counterexample}")
-    if defect.others:
-        also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
-        lines.append(f"the same defect: {also}")
-    return lines

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..devices import CPU, asks_for_cuda
 from ..laws import TRAINING, Falsified
+from ..step.verify import StepFinding
 from ..subjects import Subject
 from ..verify.certifier import Finding
 from ..verify.concerns import CONCERNS
@@ -19,7 +20,7 @@ from ..verify.limits import dtypes_of, words
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
 from .certificate import Device
-from .defects import Defect, ranked
+from .defects import AnyFinding, Defect, ranked
 from .forms import defaults_of
 from .text import as_text, plain, shortened
 
@@ -105,14 +106,14 @@ def heading(name: str, prefix: str) -> str:
     return f"{concern.heading}{how}:"
 
 
-def limits(findings: Sequence[Finding], prefix: str) -> list[str]:
+def limits(findings: Sequence[AnyFinding], prefix: str) -> list[str]:
     """Return what targets do not support, where that is no defect, and how to have it judged.
 
     Args:
         findings: of all targets.
         prefix: how arguments are named, as for `explained`.
     """
-    met: dict[tuple[str, str], list[Finding]] = {}
+    met: dict[tuple[str, str], list[AnyFinding]] = {}
     for finding in findings:
         if finding.limit:
             met.setdefault((finding.loss, finding.limit), []).append(finding)
@@ -134,7 +135,7 @@ def accepted(defect: Defect, known: Known) -> bool:
     return all(known.reason(finding) for finding in (defect.leader, *defect.others))
 
 
-def headline(finding: Finding) -> str:
+def headline(finding: AnyFinding) -> str:
     """Return what does not hold, and how, in a line."""
     return f"{finding.loss}: {finding.law} in world {finding.world}: {how(finding.error, finding.reason)}"
 
@@ -163,14 +164,17 @@ def explained(defect: Defect, prefix: str) -> str:
         f"{leader.loss}: {leader.law} does not hold in world {leader.world}",
         shortened(plain(leader.reason)),
     ]
+    if isinstance(leader, StepFinding) and leader.module:
+        lines.append(leader.module)
     if leader.counterexample:
         lines.append(f"smallest case: {leader.counterexample}")
-    if left := defaults_of(leader.check.subject):
+    if isinstance(leader, Finding) and (left := defaults_of(leader.check.subject)):
         lines.append(left)
     if defect.others:
         also = ", ".join(f"{other.law} ({other.world})" for other in defect.others)
         lines.append(f"the same defect: {also}")
-    lines += [f"hint: {hint}" for hint in hints(leader, prefix)]
+    if isinstance(leader, Finding):
+        lines += [f"hint: {hint}" for hint in hints(leader, prefix)]
     lines.append(f"run: python {defect.file}" if defect.file else f"no file was written: {defect.trouble}")
     return "\n".join(lines)
 

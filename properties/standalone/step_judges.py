@@ -24,6 +24,22 @@ def judge_step_value(target: Any, ranks: list[Seen]) -> bool:
     return near(parameter(one_process(target)), parameter(ranks[file.RANK]))
 
 
+def judge_step_buffer(target: Any, ranks: list[Seen]) -> bool:
+    """Compare one element of a rank's buffer with that of one process on the whole batch."""
+    return near(buffer(one_process(target)), buffer(ranks[file.RANK]))
+
+
+def judge_step_rng(target: Any, ranks: list[Seen]) -> bool:
+    """Compare where a rank's random generator is with where it is promised to be."""
+    seen = ranks[file.RANK]
+    right = (seen.stated or one_process(target).rng)[file.STEP]
+    agree = torch.equal(seen.rng[file.STEP], right)
+    print(
+        f"the state of torch's random generator on rank {file.RANK}: {'as' if agree else 'not as'} promised"
+    )
+    return agree
+
+
 def judge_step_loss(target: Any, ranks: list[Seen]) -> bool:
     """Compare the mean over ranks of the logged loss with that of one process on the whole batch."""
     logged = [one.losses[file.STEP] for one in ranks]
@@ -73,23 +89,34 @@ def unlaunched() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def gradient(seen: Seen) -> float:
+def gradient(seen: Seen) -> Any:
     """Return the element that is compared, 0 where there is no gradient."""
     found = seen.gradients[file.STEP].get(file.NAME)
     return 0.0 if found is None else element(found)
 
 
-def parameter(seen: Seen) -> float:
-    """Return the element that is compared."""
-    return element(seen.values[file.STEP + 1][file.NAME])
+def parameter(seen: Seen) -> Any:
+    """Return the element that is compared, nothing where there is no such parameter."""
+    found = seen.values[file.STEP + 1].get(file.NAME)
+    return None if found is None else element(found)
 
 
-def element(tensor: torch.Tensor) -> float:
-    """Return one element of a tensor."""
-    return float(tensor[file.INDEX] if tensor.ndim else tensor)
+def buffer(seen: Seen) -> Any:
+    """Return the element that is compared, nothing where there is no such buffer."""
+    found = seen.buffers[file.STEP + 1].get(file.NAME)
+    return None if found is None else element(found)
 
 
-def near(expected: float, observed: float) -> bool:
-    """Print both numbers; return whether they are as near as rounding allows."""
+def element(tensor: torch.Tensor) -> Any:
+    """Return one element of a tensor; of one that was found to be of another shape or dtype, those."""
+    if len(file.INDEX) < tensor.ndim:
+        return tensor.dtype, list(tensor.shape)
+    return tensor[file.INDEX].item()
+
+
+def near(expected: Any, observed: Any) -> bool:
+    """Print both; return whether they are the same, or numbers as near as rounding allows."""
     print(f"one process has {expected!r}, observed {observed!r}: rounding allows {file.BOUND:.3g}")
-    return abs(expected - observed) <= file.BOUND
+    if isinstance(expected, float) and isinstance(observed, float):
+        return abs(expected - observed) <= file.BOUND
+    return bool(expected == observed)

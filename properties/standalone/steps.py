@@ -3,9 +3,12 @@
 Imports torch alone: a counterexample quotes it.
 """
 
+import copy
+import fnmatch
 import functools
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -13,6 +16,7 @@ from unittest import mock
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Tensors = dict[str, torch.Tensor]
 Rows = tuple[tuple[int, ...], ...]
@@ -36,6 +40,8 @@ class Plan(NamedTuple):
     """Whether ranks are processes of their own, with the variables that torchrun sets."""
     loss_scale: float = 1.0
     """What the initial scale of every GradScaler is multiplied with."""
+    constant: bool = False
+    """Whether steps get constants in the place of random numbers."""
 
     @property
     def whole(self) -> "Plan":
@@ -56,6 +62,12 @@ class Seen(NamedTuple):
     """The parameters that require grad."""
     scaled: bool = False
     """Whether a GradScaler was made, where their scales were multiplied."""
+    buffers: Sequence[Tensors] = ()
+    """What else a checkpoint of this rank holds, before the first step and after each."""
+    rng: Sequence[torch.Tensor] = ()
+    """The state of torch's random generator after each step."""
+    stated: Sequence[torch.Tensor] = ()
+    """The same as the trainer states it, where it does."""
 
 
 def run_steps(
@@ -69,30 +81,62 @@ def run_steps(
     with scaled_losses(plan.loss_scale) as scalers:
         trainer = built(make_step, rank, world_size, plan)
         losses, gradients, values = [], [], [parameters_of(trainer)]
+        buffers, rng, stated = [buffers_of(trainer, rank)], [], []
         required = [name for name, one in named(trainer.model).items() if one.requires_grad]
         for number in range(plan.steps):
             batches = micro_batches(trainer, rank, plan, number)
             with around(number):
-                loss, found = take(trainer, batches)
+                loss, found = take(trainer, batches, plan.constant)
+            rng.append(torch.get_rng_state())
             losses.append(loss)
             gradients.append(found)
             values.append(parameters_of(trainer))
-        return Seen(losses, gradients, values, required, bool(scalers))
+            buffers.append(buffers_of(trainer, rank))
+            if hasattr(trainer, "rng_state"):
+                stated.append(rng_state(trainer.rng_state(number + 1)))
+        return Seen(losses, gradients, values, required, bool(scalers), buffers, rng, stated)
 
 
 def run_fresh(make_step: Callable[..., Any], plan: Plan) -> Seen:
-    """Take each step of one process with a trainer of its own, which has the parameters that are due then."""
+    """Take each step of one process with a trainer of its own, which has what a checkpoint holds then."""
     used = built(make_step, 0, 1, plan)
     losses, gradients, values = [], [], [parameters_of(used)]
+    drawn = generators()
     for number in range(plan.steps):
         fresh = built(make_step, 0, 1, plan)
-        fresh.model.load_state_dict(used.model.state_dict())
-        loss, found = take(fresh, micro_batches(fresh, 0, plan, number))
+        resume(fresh, used)
+        set_generators(drawn)
+        loss, found = take(fresh, micro_batches(fresh, 0, plan, number), plan.constant)
         losses.append(loss)
         gradients.append(found)
-        take(used, micro_batches(used, 0, plan, number))
+        set_generators(drawn)
+        take(used, micro_batches(used, 0, plan, number), plan.constant)
+        drawn = generators()
         values.append(parameters_of(used))
     return Seen(losses, gradients, values, [])
+
+
+def generators() -> tuple[Any, ...]:
+    """Return the states of the random generators that all code shares."""
+    numpy = sys.modules.get("numpy")
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
+
+
+def set_generators(states: tuple[Any, ...]) -> None:
+    """Put them back."""
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    if states[2] is not None:
+        sys.modules["numpy"].random.set_state(states[2])
+
+
+def resume(fresh: Any, used: Any) -> None:
+    """Give a trainer what a checkpoint of another holds: of its modules, and what it says itself."""
+    fresh.model.load_state_dict(used.model.state_dict())
+    for name, module in beside(used).items():
+        getattr(fresh, name).load_state_dict(module.state_dict())
+    if hasattr(used, "state_dict") and hasattr(fresh, "load_state_dict"):
+        fresh.load_state_dict(copy.deepcopy(used.state_dict()))
 
 
 def built(make_step: Callable[..., Any], rank: int, world_size: int, plan: Plan) -> Any:
@@ -110,6 +154,8 @@ def built(make_step: Callable[..., Any], rank: int, world_size: int, plan: Plan)
         os.environ.setdefault("MASTER_PORT", "29500")
     torch.manual_seed(plan.seed)
     random.seed(plan.seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(plan.seed)
     return make_step(rank, world_size, **dict(plan.options))
 
 
@@ -125,7 +171,9 @@ def micro_batches(trainer: Any, rank: int, plan: Plan, number: int) -> list[Tens
     return found
 
 
-def take(trainer: Any, batches: Sequence[Tensors]) -> tuple[float, dict[str, torch.Tensor | None]]:
+def take(
+    trainer: Any, batches: Sequence[Tensors], constant: bool = False
+) -> tuple[float, dict[str, torch.Tensor | None]]:
     """Take a step; return the loss that it logs, and the gradients that the optimizer got."""
     seen: dict[str, torch.Tensor | None] = {}
 
@@ -135,7 +183,8 @@ def take(trainer: Any, batches: Sequence[Tensors]) -> tuple[float, dict[str, tor
 
     hook = register_optimizer_step_pre_hook(note)
     try:
-        loss = trainer.step(*batches)
+        with Constants() if constant else nullcontext():  # type: ignore[no-untyped-call, unused-ignore]
+            loss = trainer.step(*batches)
     finally:
         hook.remove()
     for name, one in named(trainer.model).items():
@@ -153,6 +202,57 @@ def parameters_of(trainer: Any) -> Tensors:
     """Return copies of the parameters."""
     found = {name: whole(one) for name, one in named(trainer.model).items()}
     return {name: one for name, one in found.items() if one is not None}
+
+
+def buffers_of(trainer: Any, rank: int) -> Tensors:
+    """Return copies of what a checkpoint of a rank holds besides the model's parameters.
+
+    That is the model's buffers but for those that are not persistent, and all of the other modules that the
+    trainer has, as an average of the weights. What the trainer names in `local_buffers` is left out. Ranks
+    other than 0 leave out other modules too, as rank 0 writes the checkpoint, and the buffers that
+    DistributedDataParallel replaces by those of rank 0.
+    """
+    found = {name: whole(one) for name, one in persistent(trainer.model).items()}
+    if rank and getattr(trainer.model, "broadcast_buffers", False):
+        found = {}
+    own = {id(one) for one in [*trainer.model.parameters(), *trainer.model.buffers()]}
+    for prefix, module in beside(trainer).items():
+        held = {**named(module), **persistent(module)}
+        copies = {f"{prefix}.{name}": whole(one) for name, one in held.items() if id(one) not in own}
+        found |= {} if rank else copies
+    local = getattr(trainer, "local_buffers", ())
+    return {
+        name: torch.view_as_real(one) if one.is_complex() else one
+        for name, one in found.items()
+        if one is not None and not any(fnmatch.fnmatch(name, pattern) for pattern in local)
+    }
+
+
+def beside(trainer: Any) -> dict[str, torch.nn.Module]:
+    """Return the modules that a trainer has besides its model, by the names of its attributes."""
+    inner = set(map(id, [*trainer.model.modules(), trainer]))
+    held = getattr(trainer, "__dict__", {})
+    return {
+        name: one for name, one in held.items() if isinstance(one, torch.nn.Module) and id(one) not in inner
+    }
+
+
+def persistent(model: torch.nn.Module) -> Tensors:
+    """Return the buffers that a checkpoint holds, by the names that they have without torch's wrappers."""
+    return {
+        plain_name(f"{place}.{name}" if place else name): one
+        for place, module in unwrapped(model).named_modules()
+        for name, one in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+
+
+def rng_state(stated: Any) -> torch.Tensor:
+    """Return a state of torch's random generator; a number is the seed that it follows."""
+    if isinstance(stated, int):
+        return torch.Generator().manual_seed(stated).get_state()
+    found: torch.Tensor = torch.as_tensor(stated).cpu()
+    return found
 
 
 def named(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -200,3 +300,46 @@ def scaled_losses(factor: float) -> Iterator[list[Any]]:
 
     with mock.patch.object(torch.amp.GradScaler, "__init__", initialised):
         yield found
+
+
+class Constants(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+    """Gives a constant for every random number: its mean, or of a choice the more probable one.
+
+    A generator of the trainer's own is left alone.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation; write over what it has drawn."""
+        kwargs = kwargs or {}
+        results = func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return results
+        schema = func._schema
+        given = {one.name: one.default_value for one in schema.arguments}
+        given |= {one.name: value for one, value in zip(schema.arguments, args, strict=False)} | kwargs
+        if given.get("generator") is None:
+            write_constant(schema.name.rpartition("::")[2].removesuffix("_"), given, results)
+        return results
+
+
+def write_constant(name: str, given: dict[str, Any], drawn: Any) -> None:
+    """Write a constant over what an operation of this name, given this, has drawn, where one is known."""
+    if name == "bernoulli":
+        probable = given["self"] if given.get("p") is None else given["p"]
+        drawn.copy_(torch.as_tensor(probable) >= 0.5)
+    elif name in ("rand", "rand_like", "uniform"):
+        drawn.fill_((given.get("from", 0.0) + given.get("to", 1.0)) / 2)
+    elif name in ("randn", "randn_like", "normal"):
+        mean = given.get("mean", 0.0)
+        drawn.copy_(mean) if isinstance(mean, torch.Tensor) else drawn.fill_(mean)
+    elif name == "exponential":
+        drawn.fill_(1 / given["lambd"])
+    elif name in ("randint", "randint_like"):
+        drawn.fill_(((given.get("low") or 0) + given["high"] - 1) // 2)
+    elif name == "randperm":
+        drawn.copy_(torch.arange(len(drawn)))
+    elif name == "native_dropout":
+        drawn[0].copy_(given["input"] / (1 - given["p"]) if given["p"] < 1 else 0 * given["input"])
+        drawn[1].fill_(given["p"] < 1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
 from ..standalone.steps import Plan, Rows
@@ -26,6 +27,8 @@ class StepCase:
     frozen: tuple[str, ...] = ()
     """The parameters that do not require grad."""
     seed: int = 0
+    drawn: bool = False
+    """Whether random numbers are drawn, where other cases have constants in their place."""
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the rows."""
@@ -35,6 +38,15 @@ class StepCase:
             if one.name in ("rows", "dtype") or getattr(self, one.name) != one.default
         ]
         return f"StepCase({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in shown)})"
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "StepCase":
+        """Return the case of such a text."""
+        return msgspec.json.decode(text, type=cls)
 
     @property
     def world_size(self) -> int:
@@ -51,11 +63,14 @@ class StepCase:
         options: tuple[tuple[str, Any], ...] = trainer.options
         if trainer.takes_frozen:
             options = (*options, ("frozen", self.frozen))
-        return Plan(self.rows, self.dtype, self.steps, self.seed, options, launched)
+        constant = trainer.constant and not self.drawn
+        return Plan(self.rows, self.dtype, self.steps, self.seed, options, launched, constant=constant)
 
 
 @st.composite
-def step_cases(draw: st.DrawFn, trainer: Trainer, sizes: list[int], uneven: bool = False) -> StepCase:
+def step_cases(
+    draw: st.DrawFn, trainer: Trainer, sizes: list[int], uneven: bool = False, drawn: bool = False
+) -> StepCase:
     """Draw a case, simplest first.
 
     Args:
@@ -63,6 +78,7 @@ def step_cases(draw: st.DrawFn, trainer: Trainer, sizes: list[int], uneven: bool
         trainer: what is verified.
         sizes: the numbers of ranks to draw from.
         uneven: ranks, or micro-batches, differ in their rows.
+        drawn: random numbers are drawn.
     """
     size = draw(st.sampled_from(sizes))
     # micro-batches are half of what goes wrong: they are drawn as often as not
@@ -87,6 +103,7 @@ def step_cases(draw: st.DrawFn, trainer: Trainer, sizes: list[int], uneven: bool
         draw(st.sampled_from(STEPS)),
         frozen,
         draw(st.integers(0, 2**16)),
+        drawn,
     )
 
 

@@ -4,14 +4,27 @@ import inspect
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..process_state import preserved
-from ..standalone.steps import Plan, Seen, built, micro_batches, named, number_of, run_steps, take
+from ..standalone.steps import (
+    Plan,
+    Seen,
+    buffers_of,
+    built,
+    micro_batches,
+    named,
+    number_of,
+    persistent,
+    plain_name,
+    run_steps,
+    take,
+    unwrapped,
+)
 from ..subjects import Unresolved
 from ..verify.arguments import Unusable
 from ..worlds import OutOfTime, WorldError
@@ -24,6 +37,8 @@ ROWS = 4
 SEEDS = 3, 4
 PROBE_SCALE = 2.0**-10
 NEEDED = ("model", "step", "batch")
+PROMISES = ("rng",)
+"""What a trainer can promise: that the state of torch's generator is where one process leaves it."""
 FORM = "make_step(rank, world_size, **options)"
 
 
@@ -97,7 +112,10 @@ def _looked(asked: Trainer) -> Trainer:
         raise why[0][1]
     seconds = time.monotonic() - begun
     plan = plan._replace(dtype=usable[0])
-    _check_steady(make_step, plan)
+    trainer = built(make_step, 0, 1, plan)
+    promises, passing = _promised(trainer), _passing(trainer)
+    draws, constant = _drawn(make_step, plan, promises)
+    plan = plan._replace(constant=constant)
     one_row = _refuses_one_row(make_step, plan)
     scales = run_steps(make_step, 0, 1, plan._replace(loss_scale=PROBE_SCALE)).scaled
     notes = [f"{dtype}: not drawn, as one process raises: {_last(error)}" for dtype, error in why]
@@ -105,6 +123,8 @@ def _looked(asked: Trainer) -> Trainer:
         notes.append(f"one row: not drawn, as one process raises: {one_row}")
     if not takes_frozen:
         notes.append("frozen parameters: not drawn, as make_step takes no argument frozen")
+    if local := _listed(trainer, "local_buffers"):
+        notes.append(f"buffers that differ by rank, as the target says: {', '.join(local)}")
     return replace(
         asked,
         dtypes=tuple(usable),
@@ -112,6 +132,10 @@ def _looked(asked: Trainer) -> Trainer:
         accumulates=accumulates,
         takes_frozen=takes_frozen,
         scales=scales,
+        draws=draws,
+        constant=constant,
+        promises=promises,
+        passing=passing,
         least=2 if one_row else 1,
         notes=tuple(notes),
         seconds=seconds / len(asked.dtypes),
@@ -202,28 +226,67 @@ def _accumulates(step: Any) -> bool:
     return inspect.Parameter.VAR_POSITIONAL in kinds
 
 
-def _check_steady(make_step: Any, plan: Plan) -> None:
-    """Check that two runs of one process are alike, and that no other random numbers change them."""
+def _promised(trainer: Any) -> tuple[str, ...]:
+    """Return what a trainer promises."""
+    promises = _listed(trainer, "promises")
+    if unknown := [one for one in promises if one not in PROMISES]:
+        raise Refused(f"promises: expected some of {', '.join(PROMISES)}, got {', '.join(map(str, unknown))}")
+    if hasattr(trainer, "rng_state") and "rng" not in promises:
+        raise Refused('rng_state: expected promises = {"rng"} beside it, got none')
+    return promises
+
+
+def _listed(trainer: Any, name: str) -> tuple[str, ...]:
+    """Return the words that an attribute lists, where it is there."""
+    given = getattr(trainer, name, ())
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise Refused(f"{name}: expected a list of names, got {given!r}")
+    return tuple(sorted(given))
+
+
+def _passing(trainer: Any) -> tuple[str, ...]:
+    """Return the model's buffers that no checkpoint holds."""
+    kept = persistent(trainer.model)
+    held = (plain_name(name) for name, _ in unwrapped(trainer.model).named_buffers())
+    return tuple(name for name in held if name not in kept)
+
+
+def _drawn(make_step: Any, plan: Plan, promises: tuple[str, ...]) -> tuple[str, bool]:
+    """Return what changes with the random numbers that a step draws, and whether constants take their place.
+
+    Raises:
+        Refused: two runs of one process differ for the same numbers, or none of both can be done.
+    """
     first, again, other = (_seeded(make_step, plan, seed) for seed in (SEEDS[0], SEEDS[0], SEEDS[1]))
     if name := _differs(first, again):
         raise Refused(
             f"expected one process to give the same for the same seed: {name} differs between two runs"
         )
-    if name := _differs(first, other):
+    name = _differs(first, other)
+    if not name:
+        return "", False
+    plan, why = plan._replace(constant=True), ""
+    try:
+        one, another = (_seeded(make_step, plan, seed) for seed in SEEDS)
+        why = f"{left} still changes" if (left := _differs(one, another)) else ""
+    except Exception as error:
+        why = f"step raises {type(error).__name__}: {error}".splitlines()[0]
+    if why and "rng" not in promises:
         raise Refused(
-            f"step draws random numbers, as of dropout, that change {name}: several ranks draw others than "
-            "one process, so nothing can be compared; draw them for each row from a seed in the batch, or "
-            "turn them off"
+            f"step draws random numbers that change {name}: several ranks draw others than one process, and "
+            f"with constants in their place {why}; draw them for each row from a seed in the batch, turn "
+            'them off, or promise that they are those of one process: promises = {"rng"}'
         )
+    return name, not why
 
 
 def _seeded(make_step: Any, plan: Plan, seed: int) -> Seen:
     trainer = built(make_step, 0, 1, plan)
     batches = micro_batches(trainer, 0, plan, 0)
     torch.manual_seed(seed)
-    loss, gradients = take(trainer, batches)
+    loss, gradients = take(trainer, batches, plan.constant)
     values = {name: one.detach().clone() for name, one in named(trainer.model).items()}
-    return Seen([loss], [gradients], [values], [])
+    return Seen([loss], [gradients], [values], [], buffers=[buffers_of(trainer, 0)])
 
 
 def _differs(one: Seen, other: Seen) -> str:
@@ -234,6 +297,9 @@ def _differs(one: Seen, other: Seen) -> str:
     for name, value in one.values[0].items():
         if not same(value, other.values[0][name]):
             return f"the value of {name}"
+    for name, value in one.buffers[0].items():
+        if not same(value, other.buffers[0].get(name)):
+            return f"the buffer {name}"
     return "" if one.losses == other.losses else "the loss"
 
 
@@ -249,6 +315,8 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 def _simulated(found: Trainer) -> Trainer:
     """Return a target with whether it runs in simulated worlds; that it does not is no defect of it."""
+    if found.draws and not found.constant:
+        return replace(found, simulated=False, unsimulated="their ranks draw from one random generator")
     plan = simplest(found, 2, seed=SEEDS[0]).plan(found, launched=False)
     worlds = found.worlds()
     try:

@@ -1,7 +1,7 @@
 """What must hold of a training step: predicates over what ranks saw, and what one process saw."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -9,12 +9,16 @@ import torch
 
 from ..laws import Falsified, Place, compare
 from ..standalone.steps import Seen
+from ..verify.limits import RANDOM_DRAWS, UNEQUAL_ROWS
 from .inspection import same
 from .target import Trainer
 from .truth import Truth, array
 
 LOSS_SCALE = 2.0**-10
 NO_SCALER = "it makes no GradScaler"
+NO_PROMISE = "it promises nothing of them"
+NO_DRAWS = "no random numbers of torch's change what it does"
+ALL_DRAWN = "all properties are verified with the random numbers that are drawn"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Observed:
     """Those of the world; of one process, with the micro-batches."""
     others: Callable[[str], Seen]
     """Runs one process again: "fresh", or "scaled"."""
+    micro: int = 1
+    """How many micro-batches a step takes."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,19 @@ class StepLaw:
     """Returns why it says nothing of a target, or nothing."""
     uneven: bool = False
     """Whether its cases are split unequally."""
+    drawn: bool = False
+    """Whether random numbers are drawn in its cases."""
+    limit: str = ""
+    """What a trainer need not have promised, where it is about that."""
     split: bool = False
     """Whether it needs several ranks or micro-batches."""
     share: float = 1.0
     """Of the cases that are asked for."""
 
-    def fits(self, trainer: Trainer, size: int) -> bool:
+    def fits(self, trainer: Trainer, size: int, simulated: bool = False) -> bool:
         """Whether it says anything of a target in a world of a size."""
+        if self.drawn and simulated and size > 1:
+            return False  # ranks that are threads draw from one generator
         if self.split and size == 1 and not trainer.accumulates:
             return False
         return {"any": True, "one": size == 1, "several": size > 1}[self.worlds]
@@ -77,7 +89,19 @@ def _gradient(observed: Observed, rank: int, step: int, name: str) -> float:
             )
             raise Falsified(f"{place}: expected {what[0]}, observed {what[1]}", lost)
         return 0.0
+    _check_form(place, seen, right)
     return compare(place, array(seen), array(right), observed.truth.bound(f"gradient {step} {name}", right))
+
+
+def _check_form(place: Place, own: torch.Tensor, right: torch.Tensor, dtypes: bool = False) -> None:
+    """Check that two tensors have one shape, and, where it is asked, one dtype.
+
+    Raises:
+        Falsified: they have not.
+    """
+    if own.shape != right.shape or (dtypes and own.dtype != right.dtype):
+        what = [f"{one.dtype} of shape {list(one.shape)}".removeprefix("torch.") for one in (right, own)]
+        raise Falsified(f"{place}: expected {what[0]}, observed {what[1]}", place)
 
 
 def values_equal(observed: Observed) -> float:
@@ -87,17 +111,53 @@ def values_equal(observed: Observed) -> float:
 
 def _values(observed: Observed, steps: int) -> float:
     """Compare the parameters before the first step, and after those that follow."""
-    return max(
-        compare(
-            Place("value", name, rank, _after(step - 1)),
-            array(seen.values[step][name]),
-            array(right),
-            observed.truth.bound(f"value {step} {name}", right),
-        )
-        for step, values in enumerate(observed.truth.seen.values[:steps])
-        for name, right in values.items()
-        for rank, seen in enumerate(observed.ranks)
-    )
+    worst = 0.0
+    for step, values in enumerate(observed.truth.seen.values[:steps]):
+        for name, right in values.items():
+            bound = observed.truth.bound(f"value {step} {name}", right)
+            for rank, seen in enumerate(observed.ranks):
+                place = Place("value", name, rank, _after(step - 1))
+                own = seen.values[step].get(name)
+                if own is None:
+                    raise Falsified(f"{place}: expected one, observed none", place)
+                _check_form(place, own, right)
+                worst = max(worst, compare(place, array(own), array(right), bound))
+    return worst
+
+
+def buffers_equal(observed: Observed) -> float:
+    """At first, and after every step, what else a checkpoint holds is what that of one process holds.
+
+    A whole number without dimensions may count micro-batches instead of batches.
+    """
+    worst = 0.0
+    for step, buffers in enumerate(observed.truth.seen.buffers):
+        for name, right in buffers.items():
+            for rank, seen in enumerate(observed.ranks):
+                place = Place("buffer", name, rank, _after(step - 1))
+                own = seen.buffers[step].get(name)
+                if own is not None:
+                    worst = max(worst, _buffer(observed, place, own, right, step))
+                elif rank == 0:
+                    raise Falsified(
+                        f"{place}: expected one, observed none",
+                        replace(place, expected="one", observed="none"),
+                    )
+    return worst
+
+
+def _buffer(observed: Observed, place: Place, own: torch.Tensor, right: torch.Tensor, step: int) -> float:
+    _check_form(place, own, right, dtypes=True)
+    if right.dtype.is_floating_point:
+        bound = observed.truth.bound(f"buffer {step} {place.name}", right)
+        return compare(place, array(own), array(right), bound)
+    first = observed.truth.seen.buffers[0][place.name]
+    counts = right.ndim == 0 and right.dtype != torch.bool
+    if not torch.equal(own, right) and not (counts and own == first + observed.micro * (right - first)):
+        apart = torch.nonzero(own != right)[0].tolist() if own.ndim else ()
+        found = replace(place, index=tuple(apart))
+        raise Falsified(f"{found}: expected {right[found.index]}, observed {own[found.index]}", found)
+    return 0.0
 
 
 def every_gradient(observed: Observed) -> float:
@@ -181,9 +241,38 @@ def _against(observed: Observed, how: str, note: str) -> float:
     return worst
 
 
+def draws_equal(observed: Observed) -> float:
+    """With the random numbers that are drawn, all is that of one process, too."""
+    return all_equal(observed)
+
+
+def rng_as_promised(observed: Observed) -> float:
+    """After every step each rank's torch generator is where one process leaves it, or where it is stated."""
+    for rank, seen in enumerate(observed.ranks):
+        stated = bool(seen.stated)
+        for step, (own, right) in enumerate(
+            zip(seen.rng, seen.stated if stated else observed.truth.seen.rng, strict=True)
+        ):
+            if not same(own, right):
+                place = Place("RNG state", "", rank, _after(step))
+                where = "rng_state states it" if stated else "one process leaves it"
+                raise Falsified(
+                    f"rank {rank}, state of torch's random generator {_after(step)}: expected where {where}, "
+                    "observed another",
+                    place,
+                )
+    return 0.0
+
+
 def uneven_equal(observed: Observed) -> float:
-    """Where rows are split unequally, gradients, parameters and loss are those of one process, too."""
-    return max(gradients_equal(observed), values_equal(observed), loss_is_mean(observed))
+    """Where rows are split unequally, all is that of one process, too."""
+    return all_equal(observed)
+
+
+def all_equal(observed: Observed) -> float:
+    """Gradients, parameters, buffers and the loss are those of one process."""
+    every = gradients_equal, values_equal, buffers_equal, loss_is_mean
+    return max(check(observed) for check in every)
 
 
 def _after(step: int) -> str:
@@ -195,6 +284,7 @@ def laws() -> list[StepLaw]:
     return [
         StepLaw("gradients equal one process", gradients_equal, split=True),
         StepLaw("parameters equal one process", values_equal, split=True),
+        StepLaw("buffers equal one process", buffers_equal, split=True),
         StepLaw("logged loss is the mean", loss_is_mean, split=True),
         StepLaw("every parameter gets a gradient", every_gradient),
         StepLaw("ranks agree", ranks_agree, "several"),
@@ -204,7 +294,17 @@ def laws() -> list[StepLaw]:
             lambda trainer: "" if trainer.scales else NO_SCALER,
         ),
         StepLaw(
+            "RNG states are as promised", rng_as_promised, drawn=True,
+            applies=lambda trainer: "" if "rng" in trainer.promises else NO_PROMISE,
+        ),
+        StepLaw(
+            "random draws equal one process", draws_equal, drawn=True, split=True, share=0.4,
+            applies=lambda trainer: "" if trainer.constant else (ALL_DRAWN if trainer.draws else NO_DRAWS),
+            limit=RANDOM_DRAWS,
+        ),
+        StepLaw(
             "unequal rows equal one process", uneven_equal, uneven=True, split=True, share=0.4,
             applies=lambda trainer: "rows are split equally alone, as asked" if trainer.even else "",
+            limit=UNEQUAL_ROWS,
         ),
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from .monte_carlo import QUANTILE, SAMPLES, SPREAD, Moved
 from .target import Trainer
 from .truth import array
 
-KINDS = ("gradient", "value", "logged loss")
+KINDS = ("gradient", "value", "buffer", "logged loss")
 """What is wrong where a module may be to blame."""
 
 
@@ -63,7 +63,11 @@ def first_module(trainer: Trainer, case: StepCase, error: Exception, launched: b
     for name in right.outputs:
         if _departs(name, right, samples, ranks, plan):
             return f"the first module whose output departs: {_shown(name, right)}"
-    return _by_gradients(right, samples, ranks)
+    holds = error.place.name.rpartition(".")[0]
+    held = error.place.kind == "buffer" and holds in right.kinds
+    return _by_gradients(right, samples, ranks) or (
+        f"outputs and gradients agree; the module that holds it: {_shown(holds, right)}" if held else ""
+    )
 
 
 def passed(rank: int, world_size: int, trainer: Trainer, plan: Plan, sample: int | None) -> Passed:
@@ -72,7 +76,7 @@ def passed(rank: int, world_size: int, trainer: Trainer, plan: Plan, sample: int
     batches = micro_batches(made, rank, plan, 0)
     with watched(made.model) as (outputs, kinds):
         with nullcontext() if sample is None else Moved(1_000_003 * plan.seed + 101 * sample):
-            _, gradients = take(made, batches)
+            _, gradients = take(made, batches, plan.constant)
         return Passed(dict(outputs), gradients, kinds)
 
 

@@ -161,8 +161,11 @@ def _compared(func: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Return the arguments that an operation writes into."""
     found = []
+    is_backward = func._schema.name.endswith("backward")
     for place, one in enumerate(func._schema.arguments):
-        if one.alias_info is not None and one.alias_info.is_write:
+        # BatchNorm writes its statistics, which its schema does not say
+        of_norm = one.name in ("running_mean", "running_var") and not is_backward
+        if of_norm or (one.alias_info is not None and one.alias_info.is_write):
             value = kwargs.get(one.name) if place >= len(args) or one.kwarg_only else args[place]
             found += [value] if isinstance(value, torch.Tensor) else list(value or [])
     return found

@@ -1,6 +1,6 @@
 """A training step under test: what was asked of it, and what an inspection has found out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..subjects import Subject
@@ -19,6 +19,10 @@ class Trainer:
         accumulates: its `step` takes several micro-batches.
         takes_frozen: it takes the names of parameters that are to be frozen.
         scales: it makes a GradScaler.
+        draws: what changes with the random numbers that `step` draws; empty where nothing does.
+        constant: steps get constants in the place of random numbers, unless they are what is verified.
+        promises: what it promises: "rng".
+        passing: the buffers that no checkpoint holds, and that are not compared.
         least: the fewest rows that one process takes.
         simulated: it runs in simulated worlds.
         unsimulated: why it does not.
@@ -35,6 +39,10 @@ class Trainer:
     accumulates: bool = False
     takes_frozen: bool = False
     scales: bool = False
+    draws: str = ""
+    constant: bool = False
+    promises: tuple[str, ...] = ()
+    passing: tuple[str, ...] = ()
     least: int = 1
     simulated: bool = True
     unsimulated: str = ""
@@ -43,9 +51,19 @@ class Trainer:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
+    @property
+    def target(self) -> str:
+        """Where it is imported from."""
+        return self.subject.target
+
     def worlds(self) -> Worlds:
         """Return the worlds of the target."""
         return self.subject.worlds()
+
+    @property
+    def able(self) -> "Trainer":
+        """The same, as if it were known to do all that a trainer can."""
+        return replace(self, accumulates=True, scales=True, constant=True, promises=("rng",))
 
     @property
     def described(self) -> list[str]:
@@ -56,4 +74,11 @@ class Trainer:
             lines.append("frozen parameters are drawn")
         if self.scales:
             lines.append("makes a GradScaler")
+        if self.constant:
+            lines.append(
+                f"step draws random numbers that change {self.draws}: they are constants, but where a "
+                "property is about them"
+            )
+        if self.promises:
+            lines.append(f"promises {', '.join(self.promises)}")
         return [*lines, *self.notes]

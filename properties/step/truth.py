@@ -80,6 +80,10 @@ def places(seen: Seen) -> Tensors:
         found |= {f"gradient {step} {name}": one for name, one in gradients.items() if one is not None}
     for step, values in enumerate(seen.values):
         found |= {f"value {step} {name}": one for name, one in values.items()}
+    for step, buffers in enumerate(seen.buffers):
+        found |= {
+            f"buffer {step} {name}": one for name, one in buffers.items() if one.dtype.is_floating_point
+        }
     return found
 
 

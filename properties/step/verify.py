@@ -7,17 +7,21 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from unittest import SkipTest
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
-from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
+from hypothesis.database import ExampleDatabase
+from hypothesis.errors import Flaky, HypothesisDeprecationWarning, Unsatisfiable, UnsatisfiedAssumption
 
-from ..laws import Falsified, Unanswered
+from ..laws import TRAINING, Falsified, Unanswered
 from ..standalone.steps import Plan, Seen, run_fresh
 from ..verify.certifier import OUT_OF_TIME, Verdict, without_local_constants
 from ..verify.fingerprints import signature
+from ..verify.limits import RANDOM_DRAWS, UNEQUAL_ROWS
 from ..worlds import OutOfTime, World, WorldError, WorldLost
 from ..worlds.specs import SINGLE, WorldSpec
 from .cases import StepCase, step_cases
@@ -33,9 +37,11 @@ PATIENCE = 3.0
 """How much longer than a loss a trainer may take for a call in real processes."""
 SHARP = 1e-6
 """A factor of one more than this is to be seen in float64."""
-EQUAL_FAILS = "nothing is said, as rows that are split equally fail"
-UNEVEN = "unequal rows"
-"""The limit of a trainer that divides by its own rows."""
+EQUAL_FAILS = {
+    UNEQUAL_ROWS: "nothing is said, as rows that are split equally fail",
+    RANDOM_DRAWS: "nothing is said, as constants in the place of random numbers fail",
+}
+"""Why nothing is asked about a limit."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ class StepCheck:
     @property
     def sizes(self) -> list[int]:
         """World sizes that the law says something about."""
-        return [size for size in self.world.sizes if self.law.fits(self.trainer, size)]
+        simulated = self.world.row.is_drawn
+        return [size for size in self.world.sizes if self.law.fits(self.trainer, size, simulated)]
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ class StepFinding:
     module: str = ""
     """The first module that departs from one process, in words."""
     hung: bool = False
+    concern: str = TRAINING
+    """Whom it concerns."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -174,7 +183,12 @@ class Bench:
         if case.dtype == "float64":
             self.blunt += blunt(right) > SHARP
             self.sharp += 1
-        return Observed(right, ranks, lambda how: _again(single, self.trainer, plan.whole, how))
+        again = partial(_again, single, self.trainer, plan.whole)
+        return Observed(right, ranks, again, len(case.rows[0]))
+
+
+Benches = dict[tuple[str, str], Bench]
+"""By label and world."""
 
 
 def _again(world: World, trainer: Trainer, plan: Plan, how: str) -> Seen:
@@ -198,35 +212,67 @@ def checks(
     return [check for check in found if check.sizes and not check.law.applies(trainer)]
 
 
+class StepCertifier:
+    """Runs checks one by one, as `certifier.Certifier` does.
+
+    Where something is wrong in a world, a limit there says nothing and is not looked for.
+
+    Args:
+        max_examples: how many cases to draw for each.
+        seed: the same seed draws the same cases.
+        deadline: what `time.monotonic()` is when no time is left.
+        found: told of the first case that falsifies a check, at once.
+        database: returns what keeps cases that falsify a check, which are tried first.
+    """
+
+    def __init__(
+        self,
+        max_examples: int,
+        seed: int = 0,
+        deadline: float = math.inf,
+        found: Callable[[StepFinding], None] | None = None,
+        database: Callable[[StepCheck], ExampleDatabase | None] = lambda check: None,
+    ) -> None:
+        self.max_examples = max_examples
+        self.seed = seed
+        self.deadline = deadline
+        self.found = found
+        self.database = database
+        self.benches: Benches = {}
+        self._wrong: set[tuple[str, str]] = set()
+
+    def verify(self, check: StepCheck, until: float = math.inf) -> StepFinding:
+        """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
+        where = check.label, check.world.name
+        if time.monotonic() >= self.deadline:
+            return StepFinding(check, self.seed, "skipped", reason=OUT_OF_TIME, not_run=True)
+        if check.law.limit and where in self._wrong:
+            return StepFinding(check, self.seed, "skipped", reason=EQUAL_FAILS[check.law.limit])
+        bench = bench_of(self.benches, check, self.deadline)
+        kept = self.database(check)
+        finding = verify(check, bench, self.max_examples, self.seed, until, self.found, kept)
+        if finding.verdict == "falsified" and check.law.split and not check.law.limit:
+            self._wrong.add(where)
+        return finding
+
+
+def bench_of(benches: Benches, check: StepCheck, deadline: float = math.inf) -> Bench:
+    """Return where the cases of a check run: the bench of its target and world."""
+    bench = Bench(check.trainer, check.world, deadline)
+    return benches.setdefault((check.label, check.world.name), bench)
+
+
 def verify_all(
     planned: Sequence[StepCheck],
     max_examples: int,
     base_seed: int = 0,
     deadline: float = math.inf,
-    found: Callable[[StepFinding], None] | None = None,
-) -> Iterator[tuple[StepFinding, Bench]]:
-    """Run checks one by one.
-
-    Args:
-        planned: what to verify.
-        max_examples: how many cases to draw for each.
-        base_seed: the same seed draws the same cases.
-        deadline: what `time.monotonic()` is when no time is left.
-        found: told of the first case that falsifies a check, at once.
-    """
-    benches: dict[str, Bench] = {}
-    wrong: set[str] = set()
+) -> Iterator[StepFinding]:
+    """Run checks one by one, each in a fair share of the time."""
+    certifier = StepCertifier(max_examples, base_seed, deadline)
     for done, check in enumerate(planned):
         now = time.monotonic()
-        bench = benches.setdefault(check.world.name, Bench(check.trainer, check.world, deadline))
-        until = now + (deadline - now) / (len(planned) - done)
-        if check.law.uneven and check.world.name in wrong:
-            yield StepFinding(check, base_seed, "skipped", reason=EQUAL_FAILS), bench
-            continue
-        finding = verify(check, bench, max_examples, base_seed, until, found)
-        if finding.verdict == "falsified" and check.law.split:
-            wrong.add(check.world.name)
-        yield finding, bench
+        yield certifier.verify(check, now + (deadline - now) / (len(planned) - done))
 
 
 def verify(
@@ -236,6 +282,7 @@ def verify(
     base_seed: int = 0,
     until: float = math.inf,
     found: Callable[[StepFinding], None] | None = None,
+    database: ExampleDatabase | None = None,
 ) -> StepFinding:
     """Run one check over up to `max_examples` cases (a law's share of them), reproducibly by seed."""
     begun = time.monotonic()
@@ -273,7 +320,7 @@ def verify(
             if not failures:
                 hung = isinstance(error, WorldError) and any(one.state == "hung" for one in error.ranks)
                 shrink_until = (started if hung else time.monotonic()) + SHRINK_SECONDS
-                if found and not check.law.uneven:
+                if found and not _is_limit(check):
                     found(
                         StepFinding(
                             check, base_seed, "falsified", reason=_said(error), smallest=case, error=error
@@ -287,17 +334,20 @@ def verify(
 
     configured = settings(
         max_examples=max(1, round(max_examples * check.law.share)),
-        database=None,
+        database=database,
         derandomize=False,  # the seed is given
         deadline=None,
-        phases=[Phase.generate, Phase.shrink],
+        phases=[*[Phase.reuse] * (database is not None), Phase.generate, Phase.shrink],
         verbosity=Verbosity.quiet,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    drawn = step_cases(check.trainer, check.sizes, check.law.uneven)
+    drawn = step_cases(
+        check.trainer, check.sizes, check.law.uneven, check.law.drawn and check.trainer.constant
+    )
     # the same cases for all laws of a world, so that each runs once
-    test = configured(seed(f"{base_seed} step {check.world.name} {check.law.uneven}")(given(drawn)(run)))
+    seeded = seed(f"{base_seed} step {check.world.name} {check.law.uneven}")(given(drawn)(run))
+    test = configured(seeded)  # after the seed, which would take the database away
     error: Exception | None = None
     flaky = False
     try:
@@ -323,6 +373,29 @@ def verify(
     return told
 
 
+def again(check: StepCheck, bench: Bench, base_seed: int, case: StepCase) -> StepFinding | None:
+    """Run a check on a case that falsified it; return the finding, or nothing where it does not any more."""
+    error = _raised(check, bench, case)
+    if error is None:
+        return None
+    told = StepFinding(check, base_seed, "falsified", reason=_said(error), smallest=case, error=error)
+    return replace(told, module=_module(bench, told))
+
+
+def _raised(check: StepCheck, bench: Bench, case: StepCase) -> Exception | None:
+    """Return what falsifies a check on a case, or nothing."""
+    try:
+        with warnings.catch_warnings():
+            # of what a law says nothing about, where nothing is drawn
+            warnings.simplefilter("ignore", HypothesisDeprecationWarning)
+            check.law.check(bench.observe(case))
+    except (UnsatisfiedAssumption, OutOfTime):
+        return None
+    except Exception as error:
+        return error
+    return None
+
+
 def _module(bench: Bench, finding: StepFinding) -> str:
     """Return in words where the smallest case first departs."""
     case, error = finding.smallest, finding.error
@@ -333,27 +406,33 @@ def _module(bench: Bench, finding: StepFinding) -> str:
 
 
 def judged(finding: StepFinding) -> StepFinding:
-    """Return a finding as a limit, where it is one: rows that are split unequally."""
-    if finding.check.law.uneven and not finding.check.trainer.strict:
-        return replace(finding, verdict="limit", limit=UNEVEN)
+    """Return a finding as a limit, where it is one: of what the target has not promised."""
+    if _is_limit(finding.check):
+        return replace(finding, verdict="limit", limit=finding.check.law.limit)
     return finding
+
+
+def _is_limit(check: StepCheck) -> bool:
+    """Whether what fails is a limit."""
+    promised = check.law.limit == RANDOM_DRAWS and "rng" in check.trainer.promises
+    return bool(check.law.limit) and not check.trainer.strict and not promised
 
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def grouped(findings: Sequence[StepFinding], benches: dict[str, Bench]) -> list[list[StepFinding]]:
+def grouped(
+    findings: Sequence[StepFinding], benches: Benches, deadline: float = math.inf
+) -> list[list[StepFinding]]:
     """Group findings that one defect explains: those whose law fails in the smallest case of the first, too.
 
     Findings of other worlds are of one group where the same thing is wrong.
     """
     groups: list[list[StepFinding]] = []
     for finding in findings:
-        if finding.verdict != "falsified":
-            continue
         for group in groups:
-            if any(_is_same(member, finding, benches) for member in group):
+            if any(_is_same(member, finding, benches, deadline) for member in group):
                 group.append(finding)
                 break
         else:
@@ -367,16 +446,15 @@ def _what(finding: StepFinding) -> tuple[object, ...]:
     return micro, signature(finding.check.trainer.subject.target, finding.error)
 
 
-def _is_same(leader: StepFinding, other: StepFinding, benches: dict[str, Bench]) -> bool:
+def _is_same(leader: StepFinding, other: StepFinding, benches: Benches, deadline: float) -> bool:
+    if leader.loss != other.loss:
+        return False
     if leader.world != other.world:
         return leader.law == other.law and _what(leader) == _what(other)
     case = leader.smallest
     if case is None or case.world_size not in other.check.sizes:
         return False
-    try:
-        other.check.law.check(benches[leader.world].observe(case))
-    except (UnsatisfiedAssumption, OutOfTime):
+    if case.drawn != (other.check.law.drawn and other.check.trainer.constant):
         return False
-    except (Falsified, WorldError):
-        return True
-    return False
+    error = _raised(other.check, bench_of(benches, leader.check, deadline), case)
+    return isinstance(error, Falsified | WorldError)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 from unittest import SkipTest, mock
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
@@ -130,7 +130,8 @@ class Finding:
 Found = Callable[[Finding], None]
 Passes = Callable[[Example, Exception, bool], bool]
 """Whether a failure is to count as none: gets the example, what it raised, and whether it was cut off."""
-Databases = Callable[[Check], ExampleDatabase | None]
+Databases = Callable[[Any], ExampleDatabase | None]
+"""Returns what keeps the failing cases of a check."""
 
 
 def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) -> Iterator[Check]:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis.database import (
     BackgroundWriteDatabase,
@@ -12,6 +12,7 @@ from hypothesis.database import (
     MultiplexedDatabase,
 )
 
+from ..names import STEP
 from .arguments import without_password
 from .certifier import Check
 
@@ -46,9 +47,10 @@ def open_database(text: str, say: Callable[[str], None]) -> ExampleDatabase:
     return MultiplexedDatabase(local, BackgroundWriteDatabase(guarded))
 
 
-def of_check(database: ExampleDatabase, check: Check) -> ExampleDatabase:
+def of_check(database: ExampleDatabase, check: Any) -> ExampleDatabase:
     """Return the part of a database that is a check's: of its target, contract, law and world."""
-    where = check.subject.target, check.contract.name, check.law.name, check.world.name
+    contract = check.contract.name if isinstance(check, Check) else STEP
+    where = check.subject.target, contract, check.law.name, check.world.name
     return Keyed(database, "\n".join([*where, ""]).encode())
 
 

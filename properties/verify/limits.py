@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from .certifier import Check, Finding
 
 UNEQUAL_ROWS = "unequal rows"
+RANDOM_DRAWS = "random draws"
 RAISING_SECOND_DERIVATIVES = "a second derivative raises"
 RAISING_COMPILED = "torch.compile raises"
 WORDS = {
     UNEQUAL_ROWS: "does not support unequal rows: with equally many rows on every rank this holds",
+    RANDOM_DRAWS: "draws random numbers other than those of one process: with constants instead this holds",
     RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     RAISING_COMPILED: RAISING_COMPILED,
 }

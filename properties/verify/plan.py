@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import Phase, Verbosity, find, settings
 from hypothesis.errors import Unsatisfiable
@@ -18,6 +18,7 @@ from ..inspection import Inspection, constants_of, fitting, inspect_target, take
 from ..laws import Falsified, laws
 from ..laws.gradients import compare_gradients
 from ..laws.values import compare_terms
+from ..names import LAWS, STEP_LAWS
 from ..options import MAX_EXAMPLES, WORLDS
 from ..own.formula import NoFormula
 from ..reference import reference
@@ -36,6 +37,9 @@ from .arguments import (
 )
 from .certifier import Check, checks, without_local_constants
 from .shards import Shard, taker
+
+AnyCheck = TypeVar("AnyCheck")
+"""Of a loss, or of a training step."""
 
 
 def plan(
@@ -61,18 +65,18 @@ def plan(
     return planned
 
 
-def takers(planned: Sequence[Check], count: int) -> list[int]:
+def takers(planned: Sequence[Any], count: int) -> list[int]:
     """Return which of so many shards, from 0, takes each check.
 
     Checks of one law cost alike: they are dealt to all shards in turn, before those of the next law.
     """
-    order = [law.name for law in laws()]
+    order = [*LAWS, *STEP_LAWS]
     by_law = sorted(range(len(planned)), key=lambda place: order.index(planned[place].law.name))
     taken = {place: taker(number, count) for number, place in enumerate(by_law)}
     return [taken[place] for place in range(len(planned))]
 
 
-def own_checks(planned: Sequence[Check], shard: Shard) -> list[Check]:
+def own_checks(planned: Sequence[AnyCheck], shard: Shard) -> list[AnyCheck]:
     """Return the checks of a shard, in their order."""
     taken = takers(planned, shard.count)
     return [check for check, index in zip(planned, taken, strict=True) if index == shard.index]
@@ -348,7 +352,7 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     return lines
 
 
-def left_out(planned: Sequence[Check]) -> list[str]:
+def left_out(planned: Sequence[Any]) -> list[str]:
     """Return which checks were not run, as the first finding ended the run."""
     names: dict[tuple[str, str], list[str]] = {}
     for check in planned:

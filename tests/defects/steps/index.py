@@ -7,14 +7,17 @@ from verified_losses.properties.subjects import Subject
 
 from ..index import OPEN_CLIP, STABLE_PRETRAINING
 
-GRADS, VALUES, LOGGED, GETS, AGREE, FRESH, SCALE, UNEVEN = (
+GRADS, VALUES, BUFFERS, LOGGED, GETS, AGREE, FRESH, SCALE, RNG, DRAWS, UNEVEN = (
     "gradients equal one process",
     "parameters equal one process",
+    "buffers equal one process",
     "logged loss is the mean",
     "every parameter gets a gradient",
     "ranks agree",
     "used equals fresh",
     "loss scale never matters",
+    "RNG states are as promised",
+    "random draws equal one process",
     "unequal rows equal one process",
 )
 
@@ -76,6 +79,14 @@ DEFECTS = [
     Planted("NeverUsesHead", "a layer that requires grad is not used", (GETS,), "1"),
     Planted("OptimizesBeforeReducing", "the optimizer steps before gradients are reduced", (GRADS,), "sim:2-8"),
     Planted("DdpOfModule", "the module below DistributedDataParallel is called", (GRADS, AGREE)),
+    Planted("LocalStatistics", "running statistics are of a rank's own rows", (BUFFERS,), "sim:2-8"),
+    Planted("BiasedVariance", "the running variance is divided by a rank's own rows", (BUFFERS,), "sim:2-8"),
+    Planted("AveragesEveryMicroBatch", "an average of the weights decays with every micro-batch", (BUFFERS,), "1"),
+    Planted("QueueOfRank", "each rank has a queue of its own rows", (BUFFERS,), "proc:2"),
+    Planted("PointerOfRank", "the pointer of a queue moves by a rank's own rows", (BUFFERS,), "proc:2"),
+    Planted("DrawsOwnRows", "random numbers are drawn for a rank's own rows", (RNG, DRAWS), "proc:2"),
+    Planted("TakesFirstRows", "random numbers of rank 0's rows are taken", (DRAWS,), "proc:2"),
+    Planted("SeedsAnew", "the generator is seeded otherwise than stated", (RNG,), "1"),
     Planted("RaisesOnRankOne", "a rank raises", (GRADS,), "sim:2-8", raises="rank 1 has no data"),
 ]  # fmt: skip
 RIGHT = [
@@ -100,4 +111,16 @@ RIGHT = [
     Planted("Checkpoints"),
     Planted("Functional", world="1,sim:2-4"),
     Planted("Compiles", world="1,proc:2"),
+    Planted("FrozenStatistics", world="1,proc:2"),
+    Planted("CountsBatches", world="1,proc:2"),
+    Planted("Averages", world="1,proc:2"),
+    Planted("AveragesOnRankZero"),
+    Planted("BroadcastsBuffers"),
+    Planted("QueueGathers"),
+    Planted("SavesState"),
+    Planted("DrawsAllRows", world="1,proc:2"),
+    Planted("DrawsAllRowsUnpromised"),
+    Planted("StatesGenerator", world="1,proc:2"),
+    Planted("DropsOfRank", world="1,proc:2"),
+    Planted("AttendsWithDropout", world="1,proc:2"),
 ]

@@ -27,8 +27,7 @@ def findings(planted: Planted, examples: int, seed: int = 0) -> Iterator[StepFin
     worlds = parse(planted.world)
     trainer = inspected(planted.trainer, worlds)
     names = planted.caught_by or STEP_LAWS
-    for finding, _ in verify_all(checks(planted.name, trainer, worlds, names), examples, seed):
-        yield finding
+    yield from verify_all(checks(planted.name, trainer, worlds, names), examples, seed)
 
 
 def amiss(planted: Planted, finding: StepFinding) -> str:
@@ -50,12 +49,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     server.start()
-    wrong, worst = 0, 0.0
+    wrong, worst, taken = 0, 0.0, {}
     for title, listed, examples in (("planted", DEFECTS, EXAMPLES), ("right", RIGHT, FEW)):
         begun = time.monotonic()
         for one in listed:
             if asked.only and one.name not in asked.only:
                 continue
+            started = time.monotonic()
             for finding in findings(one, examples, asked.seed):
                 said = amiss(one, finding)
                 wrong += bool(said)
@@ -64,6 +64,9 @@ def main() -> int:
                 print(
                     f"{one.name}: {finding.law} ({finding.world}): {finding.verdict} {finding.module} {said}"
                 )
+            taken[one.name] = time.monotonic() - started
+        longest = ", ".join(f"{name} {taken[name]:.0f} s" for name in sorted(taken, key=taken.get)[-5:])
+        print(f"the longest: {longest}")
         print(f"{title}: {time.monotonic() - begun:.0f} s", flush=True)
     print(f"largest error over tolerance of right steps: {worst:.3g}")
     return 1 if wrong else 0

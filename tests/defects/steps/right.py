@@ -1,7 +1,6 @@
 """Trainers that are right, in forms that differ."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +8,23 @@ from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.func import functional_call, grad_and_value
 from torch.nn.functional import cross_entropy, normalize
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from verified_losses import ClipLoss
 
-from .trainers import WIDTH, Batch, Contrastive, Ddp, Normalised, OneBatch, Trainer
+from .trainers import (
+    WIDTH,
+    Batch,
+    Contrastive,
+    Ddp,
+    Dropped,
+    Normalised,
+    OneBatch,
+    Queued,
+    SynchronisedNorm,
+    Trainer,
+)
 
 
 class HandReduced(Trainer):
@@ -86,44 +97,9 @@ class FsdpReducesScalar(Fsdp):
             self.net.scale.grad /= self.world_size  # type: ignore[operator, union-attr]
 
 
-class _AllReduce(torch.autograd.Function):
-    """A sum over ranks, whose gradient is one too."""
-
-    @staticmethod
-    def forward(ctx: Any, one: Tensor) -> Tensor:
-        total = one.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> Tensor:
-        total = given[0].clone()
-        dist.all_reduce(total)
-        return total
-
-
-class _SynchronisedNorm(nn.Module):
-    """BatchNorm over the rows of all ranks: torch's SyncBatchNorm takes no tensors on the CPU."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = torch.tensor([float(len(x))])
-        sums = torch.cat([x.sum(0), rows])
-        if dist.is_initialized():
-            sums = _AllReduce.apply(sums)
-        mean = sums[:-1] / sums[-1]
-        squares = (x - mean).square().sum(0)
-        if dist.is_initialized():
-            squares = _AllReduce.apply(squares)
-        return self.weight * (x - mean) * torch.rsqrt(squares / sums[-1] + 1e-5) + self.bias
-
-
 class SynchronisedBatchNorm(OneBatch, Normalised):
     def make(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(WIDTH, 6), _SynchronisedNorm(6), nn.GELU(), nn.Linear(6, 3))
+        return nn.Sequential(nn.Linear(WIDTH, 6), SynchronisedNorm(6), nn.GELU(), nn.Linear(6, 3))
 
 
 class DropoutOfRows(Ddp):
@@ -295,3 +271,145 @@ class Autocasts(Ddp):
     def loss(self, batch: Batch) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return super().loss(batch)
+
+
+class FrozenStatistics(Ddp):
+    """BatchNorm in eval mode, which normalises each row alone."""
+
+    def make(self) -> nn.Module:
+        net = nn.Sequential(nn.Linear(WIDTH, 6), nn.BatchNorm1d(6), nn.GELU(), nn.Linear(6, 3))
+        net[1].eval()
+        return net
+
+
+class CountsBatches(Ddp):
+    """Counts what its model has seen: micro-batches, rows, and those of this rank, which it says."""
+
+    local_buffers = ("own", "loss_of_*")
+
+    def make(self) -> nn.Module:
+        net = super().make()
+        for name in ("batches", "rows", "own"):
+            net.register_buffer(name, torch.tensor(0))
+        net.register_buffer("loss_of_rank", torch.tensor(0.0))
+        net.register_buffer("cache", torch.tensor(0.0), persistent=False)
+        return net
+
+    def loss(self, batch: Batch) -> Tensor:
+        rows = torch.tensor(len(batch["x"]))
+        self.net.own += rows  # type: ignore[operator]
+        if self.world_size > 1:
+            dist.all_reduce(rows)
+        self.net.rows += rows  # type: ignore[operator]
+        self.net.batches += 1  # type: ignore[operator]
+        loss = super().loss(batch)
+        self.net.loss_of_rank.fill_(loss.detach())  # type: ignore[operator, union-attr]
+        self.net.cache.fill_(loss.detach())  # type: ignore[operator, union-attr]
+        return loss
+
+
+class Averages(Ddp):
+    """Keeps an average of the weights beside the model."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+
+    def update(self) -> None:
+        super().update()
+        self.average.update_parameters(self.net)
+
+
+class AveragesOnRankZero(Averages):
+    """Rank 0 alone keeps it: it writes the checkpoint."""
+
+    def update(self) -> None:
+        Ddp.update(self)
+        if self.rank == 0:
+            self.average.update_parameters(self.net)
+
+
+class BroadcastsBuffers(OneBatch, Ddp):
+    """Rank 0 alone updates a buffer, which DistributedDataParallel then gives to the others."""
+
+    def make(self) -> nn.Module:
+        net = super().make()
+        net.register_buffer("steps", torch.tensor(0.0))
+        return net
+
+    def update(self) -> None:
+        super().update()
+        if self.rank == 0:
+            self.net.steps += 1  # type: ignore[operator]
+
+
+class QueueGathers(OneBatch, Queued):
+    pass
+
+
+class SavesState(OneBatch, Ddp):
+    """Holds a bias in no module; a checkpoint has it, as it says."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.bias = torch.zeros(3)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) + (self.model(batch["x"]) @ self.bias).mean()
+
+    def update(self) -> None:
+        super().update()
+        self.bias = self.bias + 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"bias": self.bias}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.bias = state["bias"]
+
+
+class DrawsAllRows(Dropped):
+    pass
+
+
+class DrawsAllRowsUnpromised(Dropped):
+    promises = ()
+
+
+class StatesGenerator(Ddp):
+    """Each rank draws numbers of its own, from a seed of rank and step."""
+
+    promises = ("rng",)
+    taken = 0
+
+    def make(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, 6), nn.GELU(), nn.Linear(6, 3))
+
+    def step(self, *batches: Batch) -> float:
+        found = super().step(*batches)
+        self.taken += 1
+        torch.manual_seed(1000 * self.taken + self.rank)
+        return found
+
+    def rng_state(self, steps: int) -> int:
+        return 1000 * steps + self.rank
+
+
+class DropsOfRank(Ddp):
+    """Each rank drops what it draws, of which nothing is promised."""
+
+    def make(self) -> nn.Module:
+        drops = nn.Dropout(0.3), nn.AlphaDropout(0.2)
+        return nn.Sequential(nn.Linear(WIDTH, 6), drops[0], nn.GELU(), drops[1], nn.Linear(6, 3))
+
+    def loss(self, batch: Batch) -> Tensor:
+        kept = torch.rand(len(batch["x"]), 1) < 0.8
+        noise = 0.1 * torch.randn_like(batch["x"])
+        return super().loss({**batch, "x": (batch["x"] + noise) * kept})
+
+
+class AttendsWithDropout(Attends):
+    def make(self) -> nn.Module:
+        return nn.Sequential(
+            nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), nn.Flatten(), nn.Linear(20, 3)
+        )

@@ -110,6 +110,69 @@ class Normalised(Trainer):
         return nn.Sequential(nn.Linear(WIDTH, 6), nn.BatchNorm1d(6), nn.GELU(), nn.Linear(6, CLASSES))
 
 
+class AllReduce(torch.autograd.Function):
+    """A sum over ranks, whose gradient is one too."""
+
+    @staticmethod
+    def forward(ctx: Any, one: Tensor) -> Tensor:
+        total = one.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Tensor:
+        total = given[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SynchronisedNorm(nn.BatchNorm1d):
+    """BatchNorm over the rows of all ranks: torch's SyncBatchNorm takes no tensors on the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.tensor([float(len(x))])
+        sums = torch.cat([x.sum(0), rows])
+        if dist.is_initialized():
+            sums = AllReduce.apply(sums)
+        mean = sums[:-1] / sums[-1]
+        squares = (x - mean).square().sum(0)
+        if dist.is_initialized():
+            squares = AllReduce.apply(squares)
+        self.note(x, mean, squares, sums[-1])
+        return self.weight * (x - mean) * torch.rsqrt(squares / sums[-1] + self.eps) + self.bias
+
+    @torch.no_grad()
+    def note(self, x: Tensor, mean: Tensor, squares: Tensor, rows: Tensor) -> None:
+        """Update the running statistics, from those of all rows."""
+        self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+        self.running_var.lerp_(squares / (rows - 1).clamp(min=1), self.momentum)  # type: ignore[union-attr, arg-type]
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+
+
+class Dropped(Trainer):
+    """Draws which inputs to drop for the rows of all ranks and micro-batches, and takes those of its own."""
+
+    promises = ("rng",)
+
+    def step(self, *batches: Batch) -> float:
+        counts = [len(one["x"]) for one in batches]
+        total = torch.zeros(self.world_size, dtype=torch.long)
+        total[self.rank] = sum(counts)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        kept = self.drawn(int(total.sum()))
+        own = self.place(kept, int(total[: self.rank].sum()), sum(counts)).split(counts)
+        return super().step(*({**one, "x": one["x"] * mask} for one, mask in zip(batches, own, strict=True)))
+
+    def drawn(self, rows: int) -> Tensor:
+        """Draw for so many rows."""
+        return (torch.rand(rows, WIDTH) > 0.3) / 0.7
+
+    def place(self, kept: Tensor, first: int, rows: int) -> Tensor:
+        """Take the own rows."""
+        return kept[first : first + rows]
+
+
 class TwoTowers(nn.Module):
     """A small CLIP."""
 
@@ -137,6 +200,46 @@ class Contrastive(Ddp):
         logits = scale * image @ text.T
         own = torch.arange(len(logits))
         return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+
+
+class Queued(Contrastive):
+    """Compares with the texts of earlier steps, too."""
+
+    LENGTH = 12
+
+    def make(self) -> nn.Module:
+        net = super().make()
+        net.register_buffer("queue", torch.zeros(self.LENGTH, 5))
+        net.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+        return net
+
+    def loss(self, batch: Batch) -> Tensor:
+        image, text, scale = self.model(batch["image"], batch["text"])
+        rows = torch.arange(len(image)) + (self.rank * len(image))
+        keys = self.gather(text.detach())
+        logits = scale * image @ torch.cat([keys, self.net.queue.clone()]).T  # type: ignore[operator, union-attr]
+        self.enqueue(text.detach(), keys)
+        logits_of_text = scale * text @ self.gather(image.detach()).T
+        return cross_entropy(logits, rows) + cross_entropy(logits_of_text, rows)
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Return those of all ranks."""
+        if self.world_size == 1:
+            return own
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    def enqueue(self, own: Tensor, keys: Tensor) -> None:
+        """Put them into the queue, in the place of the oldest."""
+        self.put(keys, len(keys))
+
+    def put(self, keys: Tensor, advance: int) -> None:
+        """Write keys at the pointer, and move it."""
+        first = int(self.net.pointer)  # type: ignore[arg-type]
+        places = (first + torch.arange(len(keys))) % self.LENGTH
+        self.net.queue[places] = keys  # type: ignore[index, operator]
+        self.net.pointer.fill_((first + advance) % self.LENGTH)  # type: ignore[operator, union-attr]
 
 
 class OneBatch:

@@ -8,8 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .trainers import WIDTH, Batch, Contrastive, Ddp, Normalised, OneBatch, Trainer
+from .trainers import (
+    WIDTH,
+    Batch,
+    Contrastive,
+    Ddp,
+    Dropped,
+    Normalised,
+    OneBatch,
+    Queued,
+    SynchronisedNorm,
+    Trainer,
+)
 
 
 class GradientSum(Trainer):
@@ -186,3 +198,82 @@ class RaisesOnRankOne(Trainer):
         if self.rank == 1:
             raise ValueError("rank 1 has no data")
         return super().loss(batch)
+
+
+class _StatisticsOfRank(SynchronisedNorm):
+    def note(self, x: Tensor, mean: Tensor, squares: Tensor, rows: Tensor) -> None:
+        own = x.mean(0)
+        super().note(x, own, (x - own).square().sum(0), torch.tensor(float(len(x))))
+
+
+class LocalStatistics(OneBatch, Trainer):
+    """Normalises by all rows, and keeps running statistics of a rank's own."""
+
+    def make(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, 6), _StatisticsOfRank(6), nn.GELU(), nn.Linear(6, 3))
+
+
+class _BiasedStatistics(SynchronisedNorm):
+    def note(self, x: Tensor, mean: Tensor, squares: Tensor, rows: Tensor) -> None:
+        super().note(x, mean, squares * (len(x) - 1) / len(x) * rows / (rows - 1), rows)
+
+
+class BiasedVariance(OneBatch, Trainer):
+    """The running variance is divided by other rows than those of all ranks."""
+
+    def make(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, 6), _BiasedStatistics(6), nn.GELU(), nn.Linear(6, 3))
+
+
+class AveragesEveryMicroBatch(Ddp):
+    """The average of the weights decays with every micro-batch."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+
+    def loss(self, batch: Batch) -> Tensor:
+        self.average.update_parameters(self.net)
+        return super().loss(batch)
+
+
+class QueueOfRank(OneBatch, Queued):
+    """Puts texts of its own rank into the queue alone."""
+
+    def enqueue(self, own: Tensor, keys: Tensor) -> None:
+        self.put(own, len(own))
+
+
+class PointerOfRank(OneBatch, Queued):
+    """Moves the pointer by rows of its own rank alone."""
+
+    def enqueue(self, own: Tensor, keys: Tensor) -> None:
+        self.put(keys, len(own))
+
+
+class DrawsOwnRows(Dropped):
+    """Draws for its own rows alone, though it promises what one process draws."""
+
+    def step(self, *batches: Batch) -> float:
+        masks = [self.drawn(len(one["x"])) for one in batches]
+        dropped = ({**one, "x": one["x"] * mask} for one, mask in zip(batches, masks, strict=True))
+        return Trainer.step(self, *dropped)
+
+
+class TakesFirstRows(Dropped):
+    """Draws for all rows, and takes those of rank 0."""
+
+    def place(self, kept: Tensor, first: int, rows: int) -> Tensor:
+        return kept[:rows]
+
+
+class SeedsAnew(Dropped):
+    """States where its generator is, and seeds it with something else."""
+
+    def step(self, *batches: Batch) -> float:
+        found = super().step(*batches)
+        torch.manual_seed(self.rank)
+        return found
+
+    def rng_state(self, steps: int) -> int:
+        return 1000 * steps + self.rank

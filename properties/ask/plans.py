@@ -1,0 +1,197 @@
+"""The checks of a run, of losses and of training steps alike: listed, run one by one, and what they leave."""
+
+import fnmatch
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from .. import devices
+from ..names import LAWS, STEP, STEP_LAWS
+from ..options import MAX_EXAMPLES, WORLDS
+from ..show.defects import AnyFinding
+from ..step.inspection import inspected
+from ..step.laws import StepLaw
+from ..step.laws import laws as step_laws
+from ..step.target import Trainer
+from ..step.verify import SHARP, Benches, StepCertifier, StepCheck
+from ..step.verify import checks as step_checks
+from ..subjects import Subject
+from ..verify import plan as of_losses
+from ..verify.arguments import Unusable, check_max_examples, kept_laws, step_worlds
+from ..verify.certifier import Certifier, Check, Databases
+from ..worlds.specs import WorldSpec
+
+AnyCheck = Check | StepCheck
+Targets = Mapping[str, tuple[str, Subject | Trainer]]
+"""By name: the contract, and what is held to it."""
+
+
+def planned(
+    targets: Targets,
+    world: str = WORLDS,
+    max_examples: int = MAX_EXAMPLES,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] | None = None,
+    places: Sequence[str] = (devices.CPU,),
+) -> list[AnyCheck]:
+    """List the checks: the same arguments, the same list. No target is looked at.
+
+    Raises:
+        Unusable: an argument is.
+    """
+    losses, trainers = divided(targets)
+    kept_laws([*LAWS * bool(losses), *STEP_LAWS * bool(trainers)], only, skip)
+    check_max_examples(max_examples)
+    found: list[AnyCheck] = []
+    own = _of(LAWS, only)
+    if losses and (own or not only):
+        found += of_losses.plan(losses, world, max_examples, own, _of(LAWS, skip), places)
+    worlds = step_worlds(world, places, alone=not losses) if trainers else []
+    names = _step_names(only, skip)
+    for label, trainer in trainers.items():
+        found += step_checks(label, trainer, _places(trainer, worlds), names)
+    if not found:
+        applies = "no property that is asked for applies there"
+        raise Unusable("", f"nothing to verify for {', '.join(targets)} in world {world}: {applies}")
+    return found
+
+
+def divided(targets: Targets) -> tuple[dict[str, tuple[str, Subject]], dict[str, Trainer]]:
+    """Return the losses, and the training steps."""
+    losses = {label: (name, one) for label, (name, one) in targets.items() if isinstance(one, Subject)}
+    return losses, {label: one for label, (_, one) in targets.items() if isinstance(one, Trainer)}
+
+
+def _of(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
+    """Return the patterns that match some of these names."""
+    return [one for one in patterns or [] if fnmatch.filter(names, one)]
+
+
+def _step_names(only: Sequence[str] | None, skip: Sequence[str] | None) -> tuple[str, ...]:
+    own = _of(STEP_LAWS, only)
+    return () if only and not own else kept_laws(STEP_LAWS, own, _of(STEP_LAWS, skip))
+
+
+def _places(trainer: Trainer, worlds: Sequence[WorldSpec]) -> list[WorldSpec]:
+    """Return the worlds in which a step runs."""
+    return [one for one in worlds if trainer.simulated or not one.row.is_drawn]
+
+
+def unlooked(targets: Targets) -> Targets:
+    """Return targets as they are planned before they are looked at: a step may turn out to do anything."""
+    return {
+        label: (name, one.able if isinstance(one, Trainer) else one) for label, (name, one) in targets.items()
+    }
+
+
+def fitted(targets: Targets, world: str, places: Sequence[str], deadline: float = math.inf) -> Targets:
+    """Return the targets, each asked only for what it takes. They are imported, and called.
+
+    Raises:
+        Unusable: one cannot be verified.
+    """
+    losses, trainers = divided(targets)
+    found: dict[str, tuple[str, Subject | Trainer]] = {**of_losses.fitted(losses, deadline, places[0])}
+    worlds = step_worlds(world, places, alone=not losses) if trainers else []
+    for label, trainer in trainers.items():
+        trainer.worlds().until = deadline
+        found[label] = STEP, inspected(trainer, worlds)
+    return found
+
+
+class Verifier:
+    """Runs checks one by one, in their order or in any other.
+
+    Args:
+        max_examples: how many cases to draw for each.
+        seed: the same seed draws the same cases.
+        deadline: what `time.monotonic()` is when no time is left.
+        found: told of a finding as its first case fails, before that is made smaller.
+        database: returns what keeps cases that falsify a check, which are tried first.
+    """
+
+    def __init__(
+        self,
+        max_examples: int,
+        seed: int = 0,
+        deadline: float = math.inf,
+        found: Callable[[AnyFinding], None] | None = None,
+        database: Databases = lambda check: None,
+    ) -> None:
+        given = max_examples, seed, deadline, found, database
+        self.deadline = deadline
+        self._losses = Certifier(*given)
+        self._steps = StepCertifier(*given)
+
+    @property
+    def benches(self) -> Benches:
+        """Where cases of training steps have run."""
+        return self._steps.benches
+
+    def verify(self, check: AnyCheck, until: float = math.inf) -> AnyFinding:
+        """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
+        if isinstance(check, StepCheck):
+            return self._steps.verify(check, until)
+        return self._losses.verify(check, until)
+
+    def verify_all(self, planned: Sequence[AnyCheck]) -> Iterator[AnyFinding]:
+        """Run checks in their order, each in a fair share of the time, but at least one case."""
+        for done, check in enumerate(planned):
+            if isinstance(check, Check) and time.monotonic() < self.deadline:
+                # out of the time of all, not of this check's share
+                worlds = check.subject.worlds()
+                worlds.until = self.deadline
+                worlds.start(check.world, check.law.patience)
+            now = time.monotonic()
+            yield self.verify(check, now + (self.deadline - now) / (len(planned) - done))
+
+
+def unasked(
+    targets: Targets,
+    world: str,
+    only: Sequence[str] | None,
+    skip: Sequence[str] | None,
+    places: Sequence[str],
+) -> list[str]:
+    """Return what no check of the training steps looks at, and why."""
+    losses, trainers = divided(targets)
+    worlds = step_worlds(world, places, alone=not losses) if trainers else []
+    names = _step_names(only, skip)
+    return [
+        f"{label}: {line}"
+        for label, trainer in trainers.items()
+        for line in _unasked(trainer, worlds, [law for law in step_laws() if law.name in names])
+    ]
+
+
+def _unasked(trainer: Trainer, worlds: Sequence[WorldSpec], asked: Sequence[StepLaw]) -> Iterator[str]:
+    own = _places(trainer, worlds)
+    if len(own) < len(worlds):
+        yield f"simulated worlds: {trainer.unsimulated}"
+    yield from (f"{law.name}: {why}" for law in asked if (why := law.applies(trainer)))
+    if not any(one.sizes[-1] > 1 for one in own):
+        yield "several ranks: not requested, or not possible in these worlds"
+    if trainer.passing:
+        yield f"buffers that no checkpoint holds: not compared: {', '.join(trainer.passing)}"
+    sizes = [(size, one.row.is_drawn) for one in own for size in one.sizes]
+    if trainer.constant and not any(
+        law.limit and law.drawn and law.fits(trainer, *one) for law in asked for one in sizes
+    ):
+        yield "random numbers: nothing was compared with those that step draws"
+    yield "CUDA: a step runs on the CPU alone"
+
+
+def left(benches: Benches) -> list[str]:
+    """Return how far rounding took the gradients of training steps, where that hides a wrong factor."""
+    lines = []
+    for label in dict.fromkeys(label for label, _ in benches):
+        own = [bench for (name, _), bench in benches.items() if name == label]
+        blunt, sharp = sum(one.blunt for one in own), sum(one.sharp for one in own)
+        if blunt:
+            lines.append(
+                f"{label}: factors of less than 1 + {SHARP:g}: in {blunt} of {sharp} cases of float64 "
+                "rounding alone takes a gradient further"
+            )
+        elif not sharp:
+            lines.append(f"{label}: factors of less than 1 + {SHARP:g}: no case was in float64")
+    return lines
