@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Where the tensors are: cpu, cuda, cuda:1 or all.
 DEVICE ?= cpu
 
-.PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
+.PHONY: verify test gpu gpu-packages horovod-wheel horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
 .PHONY: cluster peers trainers strangers certificate packages matrix docs pages picture clean
 
 verify: .venv/installed
@@ -24,6 +24,9 @@ gpu-packages:
 	$(PYTHON) tools/gpu.py --packages $(GPU_PYTHON)
 
 # Builds Horovod at the first call, for two minutes; tools/horovod_wheel.py says where the wheel is kept.
+horovod-wheel: .venv/installed
+	$(BIN)/python tools/horovod_wheel.py
+
 horovod: .venv/installed
 	wheel=$$($(BIN)/python tools/horovod_wheel.py) && $(BIN)/python -m pip install --quiet "$$wheel"
 	HOROVOD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_horovod.py

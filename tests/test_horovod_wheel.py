@@ -162,13 +162,16 @@ def test_a_build_that_fails_prints_no_path(
     assert said.err.splitlines()[-1].startswith("no wheel of Horovod: make: expected it on PATH")
 
 
-@pytest.mark.parametrize("broken", ["lint", "test", "horovod", None])
+LINT = "--jobs=2 --output-sync=target lint horovod-wheel"
+
+
+@pytest.mark.parametrize("broken", [LINT, "test", "horovod", None])
 def test_ci_verifies_horovod_too(broken: str | None, tmp_path: Path) -> None:
-    made = ["clean", "lint", "test", "horovod"]
+    made = ["clean", LINT, "test", "horovod"]
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     # what CI makes is only named
-    put_program(tmp_path / "bin" / "make", f'echo "$*"; test "$1" != "{broken}"')
+    put_program(tmp_path / "bin" / "make", f'echo "$*"; test "$*" != "{broken}"')
     environment = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         [tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=60
