@@ -144,7 +144,8 @@ def test_items_are_named_and_chosen_within_a_shard(pytester: pytest.Pytester) ->
     ],
 )
 def test_a_wrong_argument_is_named(pytester: pytest.Pytester, arguments: list[str], named: str) -> None:
-    done = _run(pytester, *arguments)
+    pytester.makepyfile(losses=LOSSES)
+    done = pytester.runpytest_inprocess(*arguments)
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     said = done.stderr.str()
     assert f"ERROR: {named}" in said
