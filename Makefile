@@ -4,9 +4,11 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Where the tensors are: cpu, cuda, cuda:1 or all.
 DEVICE ?= cpu
+# Numbers of pairs.
+SIZES ?= 256,1024,4096,12288,24576
 
-.PHONY: verify test gpu gpu-packages horovod-wheel horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
-.PHONY: cluster peers trainers strangers certificate packages matrix docs pages picture clean
+.PHONY: verify test gpu gpu-packages horovod-wheel horovod lint bench bench-sizes defects mutants mutants-quick soak
+.PHONY: fuzz-test nightly cluster peers trainers strangers certificate packages matrix docs pages picture clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -42,6 +44,13 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/worlds.py --json build/benchmarks/worlds.json
 	$(BIN)/python benchmarks/simulated_world.py --loss verified_losses
 	$(BIN)/python benchmarks/fuzz.py --json build/benchmarks/fuzz.json
+
+# ClipLoss and SigLipLoss by the number of pairs: one thread, then two, which need an idle machine; about an hour.
+bench-sizes: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/losses.py --sizes $(SIZES) --json build/benchmarks/sizes-1.json \
+		--plot build/benchmarks/sizes-1.svg
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/losses.py --sizes $(SIZES) --json build/benchmarks/sizes-2.json \
+		--plot build/benchmarks/sizes-2.svg --threads 2
 
 # Every planted defect and every right variant, certified as a stranger's loss, with three seeds; then training steps.
 defects: .venv/installed

@@ -2,22 +2,26 @@
 
     python benchmarks/losses.py --json build/losses.json
     python benchmarks/losses.py --device cuda
-    python benchmarks/losses.py --sizes 256,1024,4096,12288
+    python benchmarks/losses.py --sizes 256,1024,4096,12288,24576 --threads 2 --plot build/losses.svg
 
 One process, then two over gloo, one thread each. Calls alternate, ours and theirs; each pair of
 neighbouring calls gives a ratio, and the median ratio counts, so that a change of the machine's speed
 during the run weighs on both alike.
 
-With --sizes ClipLoss and SigLipLoss are timed by the number of pairs, in one process of one thread, beside
-open_clip's and beside the product of two tiles, which says how fast the machine multiplies at that moment:
-the share is the time that 8 N^2 d operations (the sigmoid: 6) take at that rate, by the time taken. The time
-is that of the processor, as others may use the machine. Memory is what a process of its own has at most,
-beyond what it has before the call.
+With --sizes ClipLoss and SigLipLoss are timed by the number of pairs, in one process, beside open_clip's and
+beside the product of two tiles, which says how fast the machine multiplies at that moment: the share is the
+time that 8 N^2 d operations (the sigmoid: 6) take at that rate, by the time taken. With one thread time is
+that of the processor, as others may use the machine; with more it is what passes, so that the machine must be
+idle. Memory is what a process of its own has at most, beyond what it has before the call. What holds all
+logits is left out where these do not fit half of the memory that is free. Last come the powers of the number
+of pairs, from 1024 on, that time and memory grow with, fitted by least squares to logarithms: 2 and, by
+tiles, 1 are right.
 """
 
 import argparse
 import importlib.util
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -40,6 +44,8 @@ import verified_losses
 BATCH, WIDTH, VOCABULARY, LENGTH = 256, 512, 1000, 32
 OPERATIONS = {"ClipLoss": 8, "SigLipLoss": 6}
 """Of a loss and its gradients by tiles, as multiples of N^2 d."""
+
+FORMS = ("dense", "streamed", "open_clip")
 
 Row = dict[str, Any]
 
@@ -169,14 +175,14 @@ def measure(rank: int, world_size: int, seconds: float, only: str, device: str =
     return rows
 
 
-def seconds_an_operation() -> float:
+def seconds_an_operation(clock: Callable[[], float]) -> float:
     """Return what one operation takes of a product of two tiles, as fast as this machine does them now."""
     left, right, out = torch.randn(256, WIDTH), torch.randn(1024, WIDTH), torch.empty(256, 1024)
     times = []
     for _ in range(8):
-        start = time.process_time()
+        start = clock()
         torch.mm(left, right.T, out=out)
-        times.append(time.process_time() - start)
+        times.append(clock() - start)
     return statistics.median(times) / (2 * 256 * 1024 * WIDTH)
 
 
@@ -190,13 +196,18 @@ def pairs_of(loss: str, count: int) -> tuple[list[Any], list[Tensor]]:
 
 def measure_size(loss: str, count: int, rounds: int) -> Row:
     """Time each implementation in turn, and the machine's products between them."""
+    threads = torch.get_num_threads()
+    clock = time.process_time if threads == 1 else time.perf_counter
     kind = getattr(verified_losses, loss)
-    modules = {name: kind(implementation=name) for name in ("dense", "streamed")}
-    modules["open_clip"] = getattr(load_open_clip(), loss)()
+    modules = {"streamed": kind(implementation="streamed")}
+    if fits(loss, count):
+        modules = {
+            "dense": kind(implementation="dense"),
+            **modules,
+            "open_clip": getattr(load_open_clip(), loss)(),
+        }
     inputs, leaves = pairs_of(loss, count)
-    watches = {
-        name: stopwatch(module, inputs, leaves, 1, time.process_time) for name, module in modules.items()
-    }
+    watches = {name: stopwatch(module, inputs, leaves, 1, clock) for name, module in modules.items()}
     if count <= 2048:
         for watch in watches.values():
             watch()
@@ -204,49 +215,59 @@ def measure_size(loss: str, count: int, rounds: int) -> Row:
     shares: dict[str, list[float]] = {name: [] for name in watches}
     for _ in range(rounds):
         for name, watch in watches.items():
-            before = seconds_an_operation()
+            before = seconds_an_operation(clock)
             times[name].append(watch())
-            rate = (before + seconds_an_operation()) / 2
+            rate = (before + seconds_an_operation(clock)) / 2
             shares[name].append(OPERATIONS[loss] * count**2 * WIDTH * rate / times[name][-1])
     why = kind().explain(count, WIDTH, torch.float32, "cpu")
-    ratios = [a / b for a, b in zip(times[why.split(":")[0]], times["open_clip"], strict=True)]
+    auto = why.split(":")[0]
+    ratios = [a / b for a, b in zip(times.get(auto, []), times.get("open_clip", []), strict=False)]
     return {
         "loss": loss,
         "pairs": count,
+        "threads": threads,
         "ms": {name: 1e3 * statistics.median(found) for name, found in times.items()},
-        "ratio": statistics.median(ratios),
+        "ratio": statistics.median(ratios) if ratios else None,
         "share": {name: statistics.median(found) for name, found in shares.items()},
-        "extra_mb": {name: peak_of(loss, name, count) for name in modules},
+        "extra_mb": {name: peak_of(loss, name, count, threads) for name in modules},
         "auto": why,
     }
 
 
-def peak_of(loss: str, name: str, count: int) -> float:
+def fits(loss: str, count: int) -> bool:
+    """Return whether all logits of a step fit half of the memory that is free."""
+    module = getattr(verified_losses, loss)(implementation="dense")
+    features = torch.empty(count, WIDTH, device="meta")
+    free = 1024 * _kilobytes("/proc/meminfo", "MemAvailable")
+    return bool(2 * module.stated_memory(image_features=features).peak < free)
+
+
+def peak_of(loss: str, name: str, count: int, threads: int) -> float:
     """Return the megabytes that a step takes beyond its arguments, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_write_peak, (loss, name, count, folder), nprocs=1)
+        spawn(_write_peak, (loss, name, count, threads, folder), nprocs=1)
         return float(Path(folder, "peak").read_text())
 
 
-def _write_peak(_: int, loss: str, name: str, count: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def _write_peak(_: int, loss: str, name: str, count: int, threads: int, folder: str) -> None:
+    torch.set_num_threads(threads)
     kind = getattr(load_open_clip() if name == "open_clip" else verified_losses, loss)
     module = kind() if name == "open_clip" else kind(implementation=name)
     stopwatch(module, *pairs_of(loss, 64), 1)()
     inputs, leaves = pairs_of(loss, count)
-    before = _memory_kb("VmRSS")
+    before = _kilobytes("/proc/self/status", "VmRSS")
     stopwatch(module, inputs, leaves, 1)()
-    Path(folder, "peak").write_text(str((_memory_kb("VmHWM") - before) / 1e3))
+    Path(folder, "peak").write_text(str((_kilobytes("/proc/self/status", "VmHWM") - before) / 1e3))
 
 
-def _memory_kb(name: str) -> int:
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+def _kilobytes(path: str, name: str) -> int:
+    (line,) = [line for line in Path(path).read_text().splitlines() if line.startswith(name)]
     return int(line.split()[1])
 
 
-def measure_sizes(counts: list[int], only: str, rounds: int) -> list[Row]:
-    """Time ClipLoss and SigLipLoss of so many pairs, and print a table."""
-    torch.set_num_threads(1)
+def measure_sizes(counts: list[int], only: str, rounds: int, threads: int) -> list[Row]:
+    """Time ClipLoss and SigLipLoss of so many pairs, and print a table and the powers they grow with."""
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     print(
@@ -262,14 +283,67 @@ def measure_sizes(counts: list[int], only: str, rounds: int) -> list[Row]:
             row = measure_size(loss, count, rounds)
             rows.append(row)
             cells = [loss, count, row["auto"].split(":")[0]]
-            cells += [f"{milliseconds:.1f}" for milliseconds in row["ms"].values()]
-            cells += [
-                f"{row['ratio']:.2f}",
-                *(f"{row['share'][name]:.0%}" for name in ("streamed", "open_clip")),
-            ]
-            cells += [f"{megabytes:.0f}" for megabytes in row["extra_mb"].values()]
+            cells += [_cell(row["ms"].get(name), ".1f") for name in FORMS]
+            cells.append(_cell(row["ratio"], ".2f"))
+            cells += [_cell(row["share"].get(name), ".0%") for name in FORMS[1:]]
+            cells += [_cell(row["extra_mb"].get(name), ".0f") for name in FORMS]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    for line in growth(rows):
+        print(line)
     return rows
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def curves(rows: list[Row], quantity: str) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Return the points (pairs, ms or extra_mb) of each loss in each form."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, value in row[quantity].items():
+            found.setdefault((row["loss"], name), []).append((row["pairs"], max(value, 1e-3)))
+    return found
+
+
+def growth(rows: list[Row]) -> list[str]:
+    """Return in words which power of the number of pairs time and memory grow with."""
+    lines = []
+    for quantity, title in (("ms", "time"), ("extra_mb", "memory")):
+        for (loss, name), points in curves(rows, quantity).items():
+            large = [(math.log(pairs), math.log(value)) for pairs, value in points if pairs >= 1024]
+            if len(large) > 1:
+                slope = statistics.linear_regression(*zip(*large, strict=True)).slope
+                lines.append(f"{loss}, {name}: {title} grows with the power {slope:.2f} of the pairs")
+    return lines
+
+
+def draw(rows: list[Row]) -> str:
+    """Return a picture of time and memory against the number of pairs, as SVG; both axes are logarithmic."""
+    parts = []
+    for place, (quantity, title) in enumerate((("ms", "ms a step"), ("extra_mb", "extra MB"))):
+        found = curves(rows, quantity)
+        points = [point for line in found.values() for point in line]
+        (left, right), (low, high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+
+        def at(value: float, first: float, last: float, length: float) -> float:
+            return length * math.log(value / first) / max(math.log(last / first), 1e-9)
+
+        moved = f"translate({70 + 430 * place} 40)"
+        parts.append(f'<g transform="{moved}"><rect width="300" height="300" fill="none" stroke="#999"/>')
+        parts.append(f'<text y="-12">{title}, of {left} to {right} pairs: {low:.3g} to {high:.3g}</text>')
+        for number, ((loss, name), line) in enumerate(found.items()):
+            where = " ".join(
+                f"{at(pairs, left, right, 300):.1f},{300 - at(value, low, high, 300):.1f}"
+                for pairs, value in line
+            )
+            colour = f"hsl({360 * number // len(found)} 70% 40%)"
+            parts.append(f'<polyline points="{where}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<text x="305" y="{14 * number + 10}" fill="{colour}">{loss} {name}</text>')
+        parts.append("</g>")
+    head = '<svg xmlns="http://www.w3.org/2000/svg" width="930" height="360" font-size="11">'
+    white = '<rect width="930" height="360" fill="white"/>'
+    return "\n".join([head, white, *parts, "</svg>", ""])
 
 
 def measure_rank(rank: int, world_size: int, seconds: float, only: str, folder: str) -> None:
@@ -299,10 +373,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
     parser.add_argument("--sizes", default="", help="time by the number of pairs instead, as 256,4096")
     parser.add_argument("--rounds", type=int, default=5, help="with --sizes: steps of each, in turn")
+    parser.add_argument("--threads", type=int, default=1, help="with --sizes: of torch")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PATH", help="with --sizes: draw time and memory, as SVG"
+    )
     args = parser.parse_args()
     if args.sizes:
-        rows = measure_sizes([int(size) for size in args.sizes.split(",")], args.only, args.rounds)
+        counts = [int(size) for size in args.sizes.split(",")]
+        rows = measure_sizes(counts, args.only, args.rounds, args.threads)
         write(args.json, "cpu", rows)
+        if args.plot:
+            args.plot.parent.mkdir(parents=True, exist_ok=True)
+            args.plot.write_text(draw(rows))
         return
     where = "one thread a process" if args.device == "cpu" else f"on {args.device}"
     print(f"batch {BATCH} a process, width {WIDTH}, torch {torch.__version__}, {where}\n")

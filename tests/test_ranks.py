@@ -136,6 +136,36 @@ def test_operations_and_bytes_are_those_stated(kind, flags):
         assert volume.sent == volume.received == 3 * sum(each)
 
 
+def save(rank, size, kind, flags, rows):
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    inputs = batch(kind, rank, rows, dtype=torch.float32)
+    loss = make(kind, rank, size, implementation="streamed", tile_size=TILE, **flags)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss(**inputs)
+    given = {tensor.data_ptr() for tensor in inputs.values()}
+    return sum(size for place, size in kept.items() if place not in given)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("kind", ["clip", "distill"])
+def test_what_is_kept_for_the_backward_is_what_is_stated(kind, flags):
+    n, d, w = 6, 3, torch.float32.itemsize
+    every, (e, k) = 4 * n, (3, 2) if kind == "distill" else (0, 1)
+    texts, rows = w * every * (d + e), w * k * n
+    if not flags["gather_with_grad"]:
+        texts *= 2
+        rows *= 1 if flags["local_loss"] else 4
+    stated = texts + rows + w * k * every
+    for kept in SimulatedWorld(4).run(save, kind, flags, n):
+        # weights and derivatives by the scale besides
+        assert 0 <= kept - stated <= 2 * w * k + 8
+
+
 def test_each_logit_is_computed_by_one_rank():
     # four ranks, one process: the same operations in all, backward included
     flags = {"local_loss": True, "gather_with_grad": True}

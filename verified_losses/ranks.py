@@ -24,6 +24,10 @@ of bytes is a message::
     backward   operations        2 n N (3 d + e)       4 n N (2 d + e)
                all_gather        w k                   -
                sum_scatter       w N d                 -
+
+For the backward a rank keeps, beyond its arguments, all texts, without `with_grad` all images too, and the
+log-sum-exps of its rows (without either flag, of all) and of all columns: v N (d + e) or 2 v N (d + e), and
+w k (n + N) or 2 w k N bytes, and w 2 k besides.
 """
 
 import itertools
@@ -198,7 +202,8 @@ class _Statistics:
         self.student.sum, self.products = found[:2]
         if self.teacher is not None:
             self.teacher.sum, self.dist_products, self.moment = found[2:5]
-        return list(found[len(parts) :])
+        # copied: what is kept of them is not to keep the others
+        return [each.clone() for each in found[len(parts) :]]
 
     def log_sums(self) -> list[Tensor]:
         """Return the log-sum-exps, the teacher's last."""

@@ -5,6 +5,11 @@ pairs of width d (the sigmoid, whose value and gradients come from one sweep: 6 
 powers of two, which are fast on a CPU where they underflow too, of logits less a running maximum. Products,
 statistics and sums are in float32, or float64 for float64. The order of all sums is fixed. Second derivatives
 are those of `contrast`.
+
+Exponentials are not kept for the backward, in half precision say, which would save one product of four: on a
+CPU that took 0.82 of the time, for 2 N^2 bytes; but their 8 bits err by 2^-9 where float32 may by some 2^-20,
+and less a row's maximum they are 0 where a column has nothing larger (a text opposite to all images, at scale
+100). In bfloat16, whose bounds are wider, the dense form is faster on a CPU.
 """
 
 import math

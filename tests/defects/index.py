@@ -514,8 +514,6 @@ RIGHT = [
     Planted("clip", "Tiled", module="tiles"),
     Planted("clip", "Shared", options=LOCAL, empty_ranks=True, module="ranks", skips=(SILENT,)),
     Planted("clip", "PartsGathered", options=LOCAL, empty_ranks=True, module="ranks", skips=(SILENT,)),
-    Planted("clip", "SumsScattered", options=LOCAL, empty_ranks=True, module="ranks", skips=(SILENT,)),
-    Planted("clip", "RankByRank", options=LOCAL, empty_ranks=True, module="ranks", skips=(SILENT,)),
     Planted("clip", "StatesSquares", module="tiles"),
     Planted("clip", "ExponentialsOfTwo", module="right"),
     Planted("clip", "ManualBackward", module="right"),

@@ -77,22 +77,6 @@ class PartsGathered(Shared):
         return everyone.logsumexp(0).split(rows)[self.rank]
 
 
-class SumsScattered(Shared):
-    """Right: a rank keeps the sums of its own columns alone."""
-
-    def columns(self, logits: Tensor, rows: list[int]) -> Tensor:
-        largest = self.largest(logits)
-        own = SumRows.apply(torch.exp(logits - largest).sum(0).unsqueeze(1), rows).squeeze(1)
-        return own.log() + largest.split(rows)[self.rank]
-
-
-class RankByRank(Shared):
-    """Right: the texts of one rank after the other are compared."""
-
-    def products(self, image: Tensor, everyone: Tensor) -> Tensor:
-        return torch.cat([image @ text.unsqueeze(1) for text in everyone.unbind()], 1)
-
-
 class MaximumOfThisRank(Shared):
     def columns(self, logits: Tensor, rows: list[int]) -> Tensor:
         # sums are less this rank's own maxima, and are taken to be less those of all
