@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Where the tensors are: cpu, cuda, cuda:1 or all.
 DEVICE ?= cpu
 
-.PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test nightly
+.PHONY: verify test gpu gpu-packages horovod lint bench defects mutants mutants-quick soak fuzz-test faults nightly
 .PHONY: cluster peers trainers strangers certificate packages matrix docs pages picture clean
 
 verify: .venv/installed
@@ -82,6 +82,12 @@ fuzz-test: .venv/installed
 cluster: .venv/installed
 	CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_nightly.py tests/test_database.py tests/test_torchrun.py
 
+# What every other rank gets when one is killed, stopped, raises, exits, or makes another call: twenty minutes.
+FAULTS ?= 500
+SEED ?= 0
+faults: .venv/installed
+	$(BIN)/verified-losses certify --faults $(FAULTS) --seed $(SEED)
+
 # Hours, not minutes: larger worlds, another seed each night; finds stay in build/nightly, and are run again first.
 TIME ?= 8h
 nightly: .venv/installed
@@ -89,6 +95,7 @@ nightly: .venv/installed
 		--seed $$(date +%Y%m%d) --folder build/nightly
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_simulated_programs.py
 	STRANGERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_strangers.py
+	$(MAKE) faults SEED=$$(date +%Y%m%d)
 
 # Certifies released losses of other packages, and writes peers/FINDINGS.md; needs the network once.
 peers: .venv/installed build/peers/installed

@@ -71,6 +71,15 @@ def test_a_rank_that_has_left_as_its_own_collective_failed_is_not_named(
     assert ": rank 2 died" in str(_said(store, RuntimeError(CLOSED)))
 
 
+def test_a_stopped_rank_is_named_where_a_rank_that_waited_for_it_has_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _close(monkeypatch, 1)
+    for rank in (1, 3):
+        store.set(f"verified_losses/failed/{rank}", "gather")
+    assert ": rank 2 died" in str(_said(store, RuntimeError(CLOSED)))
+
+
 def test_after_a_timeout_those_are_named_that_do_not_report_one(store: Store) -> None:
     store.set("verified_losses/failed/1", "gather")
     assert ": ranks 2, 3 died, left or stopped answering" in str(_said(store, RuntimeError(LATE)))

@@ -55,7 +55,7 @@ def _why(step: str, transport: Any, error: RuntimeError) -> str:
     # a store may keep a rank waiting for as long as a group does
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(ROLL_SECONDS + STORE_SECONDS)
+    asking.join(2 * ROLL_SECONDS + STORE_SECONDS)
     return said[0] if said else "a rank has died, left or stopped answering"
 
 
@@ -64,11 +64,10 @@ def _roll_call(step: str, transport: Any, error: RuntimeError) -> str:
     store = group.get_group_store()
     keys = [f"verified_losses/failed/{rank}" for rank in range(transport.world_size)]
     store.set(keys[transport.rank], step)
-    missing = _unreachable(transport, error)
-    deadline = time.monotonic() + ROLL_SECONDS
-    while missing and time.monotonic() < deadline:
-        missing = [rank for rank in missing if not store.check([keys[rank]])]
-        time.sleep(POLL_SECONDS)
+    others = [rank for rank in range(transport.world_size) if rank != transport.rank]
+    closed = [rank for rank in others if _is_closed(transport, rank, error)]
+    # those that have left may have failed too, for a rank whose connection is open
+    missing = _unreported(store, keys, closed) or _unreported(store, keys, others)
     if missing:
         ranks = "ranks" if len(missing) > 1 else "rank"
         return f"{ranks} {', '.join(map(str, missing))} died, left or stopped answering"
@@ -79,15 +78,19 @@ def _roll_call(step: str, transport: Any, error: RuntimeError) -> str:
     return "every rank that was waited for has failed too"
 
 
-def _unreachable(transport: Any, error: RuntimeError) -> list[int]:
-    """Return the ranks whose connections are closed; all others where that cannot be told."""
-    others = [rank for rank in range(transport.world_size) if rank != transport.rank]
+def _unreported(store: Any, keys: list[str], ranks: list[int]) -> list[int]:
+    """Return those of some ranks that report no failure in a while."""
+    deadline = time.monotonic() + ROLL_SECONDS
+    while ranks and time.monotonic() < deadline:
+        ranks = [rank for rank in ranks if not store.check([keys[rank]])]
+        time.sleep(POLL_SECONDS)
+    return ranks
+
+
+def _is_closed(transport: Any, rank: int, error: RuntimeError) -> bool:
+    """Whether the connection to a rank is closed, or that cannot be told."""
     if dist.get_backend(transport.group) != "gloo" or "imed out" in str(error):
-        return others  # gloo closes all connections of a rank that has waited too long
-    return [rank for rank in others if _is_closed(transport, rank)]
-
-
-def _is_closed(transport: Any, rank: int) -> bool:
+        return True  # gloo closes all connections of a rank that has waited too long
     try:
         # nobody receives it: nothing is received any more in a group that has lost a rank
         dist.isend(torch.zeros(1), group=transport.group, group_dst=rank, tag=2**16)

@@ -54,8 +54,11 @@ def _inject(fault: Fault) -> Result:
         seconds = time.monotonic() - begun
         found = [note for note in notes if note]
         if len(found) < len(notes) or not all(note.is_ready for note in found):
-            why = "; ".join(state.said[:160] for state in states if state.state != "returned")
-            return Result(fault, not_run=why or "a rank wrote no note", seconds=seconds)
+            failed = [state for state in states if state.state != "returned"]
+            # a process that died tells more than those that lost it
+            first = min(failed, key=lambda state: state.state == "raised", default=None)
+            why = first.said[:300] if first else "a rank wrote no note"
+            return Result(fault, not_run=f"without the fault too, {why}", seconds=seconds)
         left = leftovers([note.process for note in found], place)
         return Result(
             fault, judge(fault, found, states), found[fault.rank].collectives, left, seconds=seconds
