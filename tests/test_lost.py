@@ -108,6 +108,14 @@ class Stopped(Store):
         time.sleep(5)
 
 
+def test_without_a_store_the_connections_are_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _close(monkeypatch, 0, 2)
+    said = str(_said(Gone(), RuntimeError(CLOSED), rank=1))
+    assert (
+        ": a rank has died, left or stopped answering, and the connection to ranks 0, 2 is closed (" in said
+    )
+
+
 @pytest.mark.parametrize("kind", [Gone, Stopped])
 def test_a_store_that_does_not_answer_is_not_waited_for(
     kind: type[Store], store: Store, monkeypatch: pytest.MonkeyPatch
