@@ -8,7 +8,7 @@ DEVICE ?= cpu
 SIZES ?= 256,1024,4096,12288,24576
 
 .PHONY: verify test gpu gpu-packages horovod-wheel horovod lint bench bench-sizes defects mutants mutants-quick soak
-.PHONY: fuzz-test nightly cluster peers trainers strangers certificate packages matrix docs pages picture clean
+.PHONY: fuzz-test faults nightly cluster peers trainers strangers certificate packages matrix docs pages picture clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -94,6 +94,12 @@ fuzz-test: .venv/installed
 cluster: .venv/installed
 	CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_nightly.py tests/test_database.py tests/test_torchrun.py
 
+# What every other rank gets when one is killed, stopped, raises, exits, or makes another call: twenty minutes.
+FAULTS ?= 500
+SEED ?= 0
+faults: .venv/installed
+	$(BIN)/verified-losses certify --faults $(FAULTS) --seed $(SEED)
+
 # Hours, not minutes: larger worlds, another seed each night; finds stay in build/nightly, and are run again first.
 TIME ?= 8h
 nightly: .venv/installed
@@ -101,6 +107,7 @@ nightly: .venv/installed
 		--seed $$(date +%Y%m%d) --folder build/nightly
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_simulated_programs.py
 	STRANGERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_strangers.py
+	$(MAKE) faults SEED=$$(date +%Y%m%d)
 
 # Certifies released losses of other packages, and writes peers/FINDINGS.md; needs the network once.
 peers: .venv/installed build/peers/installed

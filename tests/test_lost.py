@@ -71,6 +71,15 @@ def test_a_rank_that_has_left_as_its_own_collective_failed_is_not_named(
     assert ": rank 2 died" in str(_said(store, RuntimeError(CLOSED)))
 
 
+def test_a_stopped_rank_is_named_where_a_rank_that_waited_for_it_has_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _close(monkeypatch, 1)
+    for rank in (1, 3):
+        store.set(f"verified_losses/failed/{rank}", "gather")
+    assert ": rank 2 died" in str(_said(store, RuntimeError(CLOSED)))
+
+
 def test_after_a_timeout_those_are_named_that_do_not_report_one(store: Store) -> None:
     store.set("verified_losses/failed/1", "gather")
     assert ": ranks 2, 3 died, left or stopped answering" in str(_said(store, RuntimeError(LATE)))
@@ -97,6 +106,14 @@ class Gone(Store):
 class Stopped(Store):
     def set(self, key: str, value: str) -> None:
         time.sleep(5)
+
+
+def test_without_a_store_the_connections_are_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _close(monkeypatch, 0, 2)
+    said = str(_said(Gone(), RuntimeError(CLOSED), rank=1))
+    assert (
+        ": a rank has died, left or stopped answering, and the connection to ranks 0, 2 is closed (" in said
+    )
 
 
 @pytest.mark.parametrize("kind", [Gone, Stopped])

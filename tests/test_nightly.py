@@ -25,7 +25,8 @@ from .children import LIMIT_SECONDS
 ROOT = Path(__file__).parents[1]
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())
 SLURM = "munged", "slurmctld", "slurmd", "sbatch"
-FEW = {"EXAMPLES": "1", "WORLD": "1", "ROUNDS": "1"}
+FEW = {"EXAMPLES": "1", "WORLD": "1", "ROUNDS": "1", "FAULTS": "2"}
+COMMANDS = {"shard": "run_fuzz", "faults": "certify", "merge": "merge"}
 cluster = pytest.mark.skipif("CLUSTER" not in os.environ, reason="`make cluster` runs it")
 
 
@@ -93,7 +94,7 @@ def test_the_command_line_takes_what_the_workflow_gives(name: str) -> None:
     program, *arguments = shlex.split(text.replace("\\\n", ""))
     assert program == ".venv/bin/verified-losses"
     command, _, _ = app.parse_args(arguments, exit_on_error=False, print_error=True)
-    assert command.__name__ == ("run_fuzz" if name == "shard" else "merge")
+    assert command.__name__ == COMMANDS[name]
 
 
 @cluster

@@ -46,32 +46,35 @@ def naming_lost_ranks(collective: F) -> F:
 
 def _why(step: str, transport: Any, error: RuntimeError) -> str:
     """Return in words what the ranks that have failed too say, where they can be asked."""
+    others = [rank for rank in range(transport.world_size) if rank != transport.rank]
+    # gloo closes all connections of a rank that has waited too long
+    can_tell = dist.get_backend(transport.group) == "gloo" and "imed out" not in str(error)
+    closed = [rank for rank in others if _is_closed(transport, rank)] if can_tell else []
     said: list[str] = []
 
     def ask() -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone, or the group has none
-            said.append(_roll_call(step, transport, error))
+            said.append(_roll_call(step, transport, others, closed))
 
     # a store may keep a rank waiting for as long as a group does
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(ROLL_SECONDS + STORE_SECONDS)
-    return said[0] if said else "a rank has died, left or stopped answering"
+    asking.join(2 * ROLL_SECONDS + STORE_SECONDS)
+    if said:
+        return said[0]
+    which = f", and the connection to {_listed(closed)} is closed" if closed else ""
+    return f"a rank has died, left or stopped answering{which}"
 
 
-def _roll_call(step: str, transport: Any, error: RuntimeError) -> str:
+def _roll_call(step: str, transport: Any, others: list[int], closed: list[int]) -> str:
     group: Any = transport.group or dist.group.WORLD
     store = group.get_group_store()
     keys = [f"verified_losses/failed/{rank}" for rank in range(transport.world_size)]
     store.set(keys[transport.rank], step)
-    missing = _unreachable(transport, error)
-    deadline = time.monotonic() + ROLL_SECONDS
-    while missing and time.monotonic() < deadline:
-        missing = [rank for rank in missing if not store.check([keys[rank]])]
-        time.sleep(POLL_SECONDS)
+    # those that have left may have failed too, for a rank whose connection is open
+    missing = _unreported(store, keys, closed) or _unreported(store, keys, others)
     if missing:
-        ranks = "ranks" if len(missing) > 1 else "rank"
-        return f"{ranks} {', '.join(map(str, missing))} died, left or stopped answering"
+        return f"{_listed(missing)} died, left or stopped answering"
     steps = {rank: store.get(key).decode() for rank, key in enumerate(keys) if store.check([key])}
     other = next((rank for rank, name in steps.items() if name != step), None)
     if other is not None:
@@ -79,15 +82,21 @@ def _roll_call(step: str, transport: Any, error: RuntimeError) -> str:
     return "every rank that was waited for has failed too"
 
 
-def _unreachable(transport: Any, error: RuntimeError) -> list[int]:
-    """Return the ranks whose connections are closed; all others where that cannot be told."""
-    others = [rank for rank in range(transport.world_size) if rank != transport.rank]
-    if dist.get_backend(transport.group) != "gloo" or "imed out" in str(error):
-        return others  # gloo closes all connections of a rank that has waited too long
-    return [rank for rank in others if _is_closed(transport, rank)]
+def _unreported(store: Any, keys: list[str], ranks: list[int]) -> list[int]:
+    """Return those of some ranks that report no failure in a while."""
+    deadline = time.monotonic() + ROLL_SECONDS
+    while ranks and time.monotonic() < deadline:
+        ranks = [rank for rank in ranks if not store.check([keys[rank]])]
+        time.sleep(POLL_SECONDS)
+    return ranks
+
+
+def _listed(ranks: list[int]) -> str:
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
 
 
 def _is_closed(transport: Any, rank: int) -> bool:
+    """Whether the connection to a rank is closed, over gloo."""
     try:
         # nobody receives it: nothing is received any more in a group that has lost a rank
         dist.isend(torch.zeros(1), group=transport.group, group_dst=rank, tag=2**16)

@@ -1,5 +1,6 @@
 """A run of `verified-losses certify --faults`: its output, its files and its exit status."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -60,21 +61,33 @@ def certify_faults(
                         break
         except KeyboardInterrupt:
             interrupted = True
-    write_whole(asked.results, msgspec.json.format(msgspec.json.encode(results)))
     console.print(laid_out(kinds(results)))
     for line in left_over(results, len(faults)):
         say(console, plain(line))
-    not_run = sum(bool(one.not_run) for one in results) + len(faults) - len(results)
-    said = f"{found} of {counted(len(results), 'fault')} not taken as they should be" if found else (
-        f"{counted(len(results), 'fault')} taken as they should be" if not not_run else
-        f"incomplete: {len(faults) - not_run} of {counted(len(faults), 'fault')} injected"
-    )  # fmt: skip
-    colour = "red" if found else "yellow" if not_run else "green"
-    console.print(f"\n[bold {colour}]{said}[/], seed {options.seed}", highlight=False)
+    status = _conclude(console, results, len(faults), found, options.seed)
+    _save(results, asked.results)
     console.print(f"results: {escape(str(asked.results))}", soft_wrap=True, highlight=False)
-    if interrupted:
-        return INTERRUPTED
-    return FALSIFIED if found else NOT_RUN if not_run else HOLDS
+    return INTERRUPTED if interrupted else status
+
+
+def _conclude(console: Console, results: list[Result], asked: int, found: int, seed: int) -> int:
+    """Print the verdict, and return the exit status."""
+    ran = sum(not one.not_run for one in results)
+    if found:
+        said, colour, status = f"{found} of {counted(ran, 'fault')} falsified", "red", FALSIFIED
+    elif ran < asked:
+        said, colour, status = f"incomplete: {ran} of {counted(asked, 'fault')} injected", "yellow", NOT_RUN
+    else:
+        said, colour, status = f"{counted(ran, 'fault')}, no finding", "green", HOLDS
+    console.print(f"\n[bold {colour}]{said}[/], seed {seed}", highlight=False)
+    return status
+
+
+def _save(results: list[Result], file: Path) -> None:
+    try:
+        write_whole(file, msgspec.json.format(msgspec.json.encode(results)))
+    except OSError as error:
+        raise Unusable("json", f"cannot write {file}: {error.strerror or error}") from error
 
 
 def _drawn(asked: Faults, subjects: Subjects, seed: int) -> list[Fault]:
@@ -102,4 +115,4 @@ def _announce(console: Console, result: Result, why: str, folder: Path) -> None:
     except OSError as error:
         say(console, f"  no file was written: {path}: {error.strerror or error}")
     else:
-        say(console, f"  again: verified-losses certify --faults {path}")
+        say(console, f"  again: verified-losses certify --faults {shlex.quote(str(path))}")

@@ -22,26 +22,31 @@ GROUP_SECONDS = 2.0
 """How long a collective may take."""
 HANG_SECONDS = 15.0
 """How long a run may take, which then counts as hung: several times as long as any collective."""
+AGAIN = 3.0
+"""How much more time there is for both at a second try."""
 START_SECONDS = 120.0
+LEFT_SECONDS = 2.0
+"""How long processes that were killed may take to end."""
 POLL_SECONDS = 0.02
 
 
 def inject(fault: Fault) -> Result:
-    """Inject a fault; what hangs, or could not run, is tried once more: a busy machine does that too."""
+    """Inject a fault. What hangs, or does not run, is tried again with more time: a machine may be busy."""
     result = _inject(fault)
     if result.not_run or result.verdict == "hang":
-        result = _inject(fault)
+        result = _inject(fault, AGAIN)
     return result
 
 
-def _inject(fault: Fault) -> Result:
+def _inject(fault: Fault, patience: float = 1.0) -> Result:
     begun = time.monotonic()
     server.start()  # it has a folder for as long as it runs
     with tempfile.TemporaryDirectory() as notes_folder, _own_folder() as place:
         folder = Path(notes_folder)
-        join = functools.partial(join_gloo_within, seconds=GROUP_SECONDS)
+        join = functools.partial(join_gloo_within, seconds=patience * GROUP_SECONDS)
         # the others get all of the time once a rank has failed: they may have to wait for a collective's end
-        world = ProcessWorld(fault.world_size, HANG_SECONDS, START_SECONDS, grace=HANG_SECONDS, join=join)
+        limit = patience * HANG_SECONDS
+        world = ProcessWorld(fault.world_size, limit, START_SECONDS, grace=limit, join=join)
         try:
             with _ended(fault, folder):
                 world.run(meet, fault, folder)
@@ -54,9 +59,12 @@ def _inject(fault: Fault) -> Result:
         seconds = time.monotonic() - begun
         found = [note for note in notes if note]
         if len(found) < len(notes) or not all(note.is_ready for note in found):
-            why = "; ".join(state.said[:160] for state in states if state.state != "returned")
-            return Result(fault, not_run=why or "a rank wrote no note", seconds=seconds)
-        left = leftovers([note.process for note in found], place)
+            failed = [state for state in states if state.state != "returned"]
+            # a process that died tells more than those that lost it
+            first = min(failed, key=lambda state: state.state == "raised", default=None)
+            why = first.said[:300] if first else "a rank wrote no note"
+            return Result(fault, not_run=f"without the fault too, {why}", seconds=seconds)
+        left = _left_in_the_end([note.process for note in found], place)
         return Result(
             fault, judge(fault, found, states), found[fault.rank].collectives, left, seconds=seconds
         )
@@ -97,6 +105,13 @@ def _has_ended(note: Note | None) -> bool:
     return note is not None and (bool(note.raised) or note.backward is not None)
 
 
+def _left_in_the_end(ranks: list[int], folder: Path) -> tuple[str, ...]:
+    deadline = time.monotonic() + LEFT_SECONDS
+    while (left := leftovers(ranks, folder)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return left
+
+
 def leftovers(ranks: list[int], folder: Path) -> tuple[str, ...]:
     """Return what a world has left behind: processes, ports on which they listen, temporary files.
 
@@ -107,8 +122,10 @@ def leftovers(ranks: list[int], folder: Path) -> tuple[str, ...]:
     left = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
-            if os.getsid(pid) in ranks:
-                process = psutil.Process(pid)
+            if os.getsid(pid) not in ranks:
+                continue
+            process = psutil.Process(pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
                 left.append(f"process {pid}, {process.name()}, {process.status()}")
                 ports = [one.laddr.port for one in process.net_connections() if one.status == "LISTEN"]
                 left += [f"port {port} of process {pid}" for port in ports]

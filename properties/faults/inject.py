@@ -138,7 +138,6 @@ def _derived(calls: list[acts.Call]) -> tuple[Values, Values, tuple[int, int]]:
 
 def _faulted(fault: Fault, note: Note, folder: Path, rank: int) -> Callable[[list[acts.Call]], None]:
     is_faulty = rank == fault.rank
-
     act = _ACTS.get(fault.kind, lambda: None)
 
     def at(phase: str, number: int) -> Collectives:

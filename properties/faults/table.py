@@ -84,7 +84,13 @@ def left_over(results: Sequence[Result], asked: int) -> list[str]:
                 f"limit, which is no defect unless --strict: ranks that disagree are not noticed "
                 f"({kinds_of}: {len(some)} {verdict}), first: {some[0]}"
             )
-    lines += [f"not injected: {one.fault}: {one.not_run}" for one in results if one.not_run]
+    reasons: dict[str, list[Result]] = {}
+    for one in results:
+        if one.not_run:
+            reasons.setdefault(one.not_run, []).append(one)
+    lines += [
+        f"not injected, {len(some)} times: {why}, first: {some[0].fault}" for why, some in reasons.items()
+    ]
     if asked > len(results):
         lines.append(f"not injected: {asked - len(results)} of {asked} faults, for lack of time")
     ran = [one for one in results if not one.not_run]
