@@ -98,6 +98,8 @@ LAWS = (
     "gradients equal the oracle",
     "cotangents pass through",
     "twice differentiable",
+    "equals the oracle under autocast to bfloat16",
+    "equals the oracle under autocast to float16",
     "mean over ranks equals single process",
     "second derivatives travel",
     "backward is silent",

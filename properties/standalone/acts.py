@@ -1,5 +1,6 @@
 """What a rank does with a loss, and what it sees."""
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Callable, Iterable
@@ -96,7 +97,7 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
         loss = torch.compile(loss, backend="aot_eager")
     before = {name: value.detach().clone() for name, value in given.items()}
-    with torch.inference_mode(one.mode == "inference"):
+    with torch.inference_mode(one.mode == "inference"), autocast(one.mode):
         structure, terms = read(one.call(loss, given), one.terms)
     for name, term in terms.items():
         if not isinstance(term, torch.Tensor):
@@ -121,6 +122,12 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         *(f"the cotangent of {name}" for name in altered),
     )
     return outcome
+
+
+def autocast(mode: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a mode, which may be that of autocast to some dtype."""
+    dtype = mode.removeprefix("autocast ")
+    return contextlib.nullcontext() if dtype == mode else torch.autocast("cpu", getattr(torch, dtype))
 
 
 def run_each(calls: list[Call]) -> list[Outcome]:

@@ -20,6 +20,7 @@ STATED = "takes no more memory than stated"
 EVAL, LIVE, OWNED = "eval equals train", "two graphs at once", "owned parameters get gradients"
 PAIRS, LOGITS = "large batches equal the oracle", "large logits equal the oracle"
 NUMBERS, NEGATIVE = "no number spreads as the formula says", "negative numbers equal the oracle"
+TO_BFLOAT16, TO_FLOAT16 = (f"equals the oracle under autocast to {one}" for one in ("bfloat16", "float16"))
 GROUP, FREEZING = "a group is a world of its own", "some ranks may freeze inputs"
 LABELS, OVERFLOW = "wrong labels are named", "sizes beyond an index are named"
 
@@ -462,6 +463,9 @@ DEFECTS = [
     Planted("clip", "SumsOverTheWorld", "the gather's backward sums over the world", "", (GROUP,), "sim:4", raises="all_reduce", options=LOCAL, module="groups"),
     Planted("clip", "WaitsForConstants", "a rank whose rows are constants skips the collective of the backward", "", (FREEZING,), "sim:2-4", raises="waits in", options=LOCAL, module="groups", strict=True),
     Planted("clip", "GivesUpGradients", "where some rows are constants no gradient comes back", "", (FREEZING,), "sim:2-4", options=LOCAL, module="groups"),
+    Planted("clip", "AddsUpInHalf", "under autocast exponentials are added up in half precision", "", (TO_BFLOAT16,), module="autocast"),
+    Planted("siglip", "RoundsLosses", "under autocast losses are added up in half precision", "", (TO_BFLOAT16, TO_FLOAT16), module="autocast"),
+    Planted("clip", "CastsConstants", "under autocast candidates are constants", "", (TO_BFLOAT16, TO_FLOAT16), module="autocast"),
 ]  # fmt: skip
 
 HOROVOD = [
