@@ -111,6 +111,7 @@ LAWS = (
     "leaves no trace",
     "used equals fresh",
     "eval equals train",
+    "copies are the same",
     "two graphs at once",
     "owned parameters get gradients",
     "takes no more memory than stated",

@@ -1,7 +1,9 @@
 """What a rank does with a loss, and what it sees."""
 
 import contextlib
+import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -198,6 +200,46 @@ def run_evaluated(calls: list[Call]) -> list[Outcome]:
     evaluated = run(calls[0], loss, calls[0].given())
     loss.train()
     return [before, evaluated, run(calls[0], loss, calls[0].given())]
+
+
+NO_STATE = "the target is no torch.nn.Module: it has no state to copy"
+
+
+def run_copied(calls: list[Call]) -> list[Outcome]:
+    """Run one call on an object that has been called, and on its copies.
+
+    These are a deep copy, a pickled one, and a fresh object with its state; what cannot be made is left out,
+    and told of in `refused`. Parameters are moved first, as training moves them.
+    """
+    one = calls[0]
+    loss = one.build()
+    if not isinstance(loss, torch.nn.Module):
+        return [Outcome("", {}, {}, refused=NO_STATE)]
+    with torch.no_grad():
+        for value in loss.parameters():
+            value.mul_(1.125).sub_(0.015625)
+    original = run(one, loss, one.given())
+
+    def restored() -> Any:
+        fresh = one.build()
+        fresh.load_state_dict(loss.state_dict())
+        return fresh
+
+    ways: dict[str, Callable[[], Any]] = {
+        "deepcopy": lambda: copy.deepcopy(loss),
+        "pickle": lambda: pickle.loads(pickle.dumps(loss)),
+        "state_dict": restored,
+        "to": lambda: loss.to("cpu"),
+    }
+    outcomes = [original]
+    for name, make in ways.items():
+        try:
+            twin = make()
+        except Exception as error:
+            outcomes.append(Outcome("", {}, {}, refused=f"{name}: {type(error).__name__}: {error}"))
+        else:
+            outcomes.append(run(one, twin, one.given()))
+    return outcomes
 
 
 def run_two_live(calls: list[Call]) -> list[Outcome]:

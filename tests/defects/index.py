@@ -21,6 +21,7 @@ EVAL, LIVE, OWNED = "eval equals train", "two graphs at once", "owned parameters
 PAIRS, LOGITS = "large batches equal the oracle", "large logits equal the oracle"
 NUMBERS, NEGATIVE = "no number spreads as the formula says", "negative numbers equal the oracle"
 TO_BFLOAT16, TO_FLOAT16 = (f"equals the oracle under autocast to {one}" for one in ("bfloat16", "float16"))
+COPIED = "copies are the same"
 GROUP, FREEZING = "a group is a world of its own", "some ranks may freeze inputs"
 LABELS, OVERFLOW = "wrong labels are named", "sizes beyond an index are named"
 
@@ -466,6 +467,8 @@ DEFECTS = [
     Planted("clip", "AddsUpInHalf", "under autocast exponentials are added up in half precision", "", (TO_BFLOAT16,), module="autocast"),
     Planted("siglip", "RoundsLosses", "under autocast losses are added up in half precision", "", (TO_BFLOAT16, TO_FLOAT16), module="autocast"),
     Planted("clip", "CastsConstants", "under autocast candidates are constants", "", (TO_BFLOAT16, TO_FLOAT16), module="autocast"),
+    Planted("clip", "CopiedWithoutFlags", "a deep copy has the defaults of its flags", "", (COPIED,), "sim:2-4", module="objects"),
+    Planted("clip", "PickledWithoutTemperature", "what it has learned is not pickled", "", (COPIED,), module="objects"),
 ]  # fmt: skip
 
 HOROVOD = [
@@ -597,6 +600,7 @@ RIGHT = [
     Planted("coca", "StatesAll", module="hostile", stated=True),
     Planted("clip", "RefusesNoNumbers", module="hostile"),
     Planted("clip", "OtherSumInEval", module="objects"),
+    Planted("clip", "RefusesCopies", module="objects"),
     Planted("clip", "OwnsTemperature", module="objects"),
     Planted("clip", "OwnsInSingle", module="objects"),
     Planted("cross_entropy", "CrossEntropy", module="cosine"),
