@@ -9,7 +9,9 @@ from . import devices
 from .cases import Case
 from .worlds.simulated import Sends
 
-Mode = Literal["train", "inference", "compiled", "derived again"]
+Mode = Literal[
+    "train", "inference", "compiled", "derived again", "autocast bfloat16", "autocast float16"
+]  # fmt: skip
 """"derived again": the gradients are those of a second backward through one graph."""
 
 

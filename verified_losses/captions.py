@@ -9,6 +9,7 @@ those of `token_losses`.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -257,7 +258,9 @@ def sum_linear(
         is_token = target != kind.ignore_index
         hidden, target = hidden[is_token], target[is_token]
     recorded = torch.is_grad_enabled()
-    total: Tensor = _OfHidden.apply(hidden, weight, bias, target, kind, chunk, recorded)
+    # what is taken in float32 is to stay so
+    with torch.autocast(device, enabled=False) if checks.is_autocast_on(device) else nullcontext():
+        total: Tensor = _OfHidden.apply(hidden, weight, bias, target, kind, chunk, recorded)
     return total
 
 
@@ -361,7 +364,9 @@ class _OfHidden(Function):
             if bias is not None:
                 logits.add_(bias)
             total += _sum_in_place(logits, target[rows], kind, any(wanted), of_bias)
-            if of_hidden is not None:
+            if of_hidden is not None and kind.z_loss and hidden.dtype == torch.float16:
+                of_hidden[rows] = logits.to(work) @ weight.to(work)  # a slope times a weight may overflow
+            elif of_hidden is not None:
                 of_hidden[rows] = logits @ weight
             if of_weight is not None and hidden.dtype == torch.float16:
                 of_weight += logits.to(work).T @ own.to(work)  # a sum over tokens of float16 may overflow

@@ -61,6 +61,10 @@ class Transport:
         if not isinstance(self.rank, int) or not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank: expected an int in [0, {self.world_size}), got {self.rank!r}")
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "Transport":
+        """Return itself: it does not change, and its process group cannot be copied."""
+        return self
+
     @property
     def alone(self) -> bool:
         """Whether the group has one rank alone."""

@@ -40,6 +40,7 @@ INFERENCE_MODE = "inference mode"
 REUSE = "cached labels"
 TRACES = "traces"
 FROZEN = "inputs frozen on some ranks"
+AUTOCAST = "autocast"
 HOSTILE = "inputs that nobody should send"
 """Whom something wrong concerns: everyone who trains, or those who do something that not everyone does."""
 
@@ -299,10 +300,22 @@ def check_again(law: str, contract: str, subject: Subject, world: str, example: 
 def laws() -> list[Law]:
     """Return every law, the most telling first."""
     from . import (
-        communication, compiled, cuda, gradients, hostile, hygiene, large, metamorphic, objects, ranks, values,
-    )  # fmt: skip
+        autocast,
+        communication,
+        compiled,
+        cuda,
+        gradients,
+        hostile,
+        hygiene,
+        large,
+        metamorphic,
+        objects,
+        ranks,
+        values,
+    )
 
     modules = (
-        values, gradients, compiled, communication, ranks, hygiene, objects, metamorphic, hostile, large, cuda,
+        values, gradients, autocast, compiled, communication, ranks, hygiene, objects, metamorphic, hostile,
+        large, cuda,
     )  # fmt: skip
     return [law for module in modules for law in module.LAWS]

@@ -133,7 +133,8 @@ def _compare_along(
         bound += 2 * gamma(along.size, FLOAT64) * float(np.sum(abs(along * observed)))
     if bound:
         bound += LOST
-    return compare(place, float(np.sum(observed * along)), expected, bound, largest)
+    moved = along != 0  # elsewhere it may be infinite, beyond the dtype's largest value
+    return compare(place, float(np.sum(observed[moved] * along[moved])), expected, bound, largest)
 
 
 def unweighted(case: Case) -> Case:

@@ -107,7 +107,7 @@ def no_number_spreads_as_the_formula_says(bench: Bench, reference: Reference) ->
         spoiled, plain = bench.observe([case, clean.case])
     except WorldError as error:
         if not bench.subject.stated and any(rank.state == "raised" for rank in error.ranks):
-            raise Unanswered(RAISES, whatever=True) from error
+            raise Unanswered(RAISES) from error
         raise
     worst = 0.0
     with np.errstate(invalid="ignore"):

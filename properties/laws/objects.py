@@ -12,8 +12,17 @@ from verified_losses.oracles.complex_step import Array
 from ..contracts import Contract
 from ..examples import Example, Step
 from ..reference import Reference
-from ..standalone.acts import NO_MODES, Outcome, derive_owned, exceed_memory, run_evaluated, run_two_live
-from ..standalone.judges import judge_near, judge_owned, judge_two_live, judge_words, predicts
+from ..standalone.acts import (
+    NO_MODES,
+    NO_STATE,
+    Outcome,
+    derive_owned,
+    exceed_memory,
+    run_copied,
+    run_evaluated,
+    run_two_live,
+)
+from ..standalone.judges import judge_copies, judge_near, judge_owned, judge_two_live, judge_words, predicts
 from ..subjects import Subject
 from . import Bench, Falsified, Law, Place, Unanswered, compare
 from .gradients import NO_DTYPE, SUMMED_IN_ITSELF, small_examples
@@ -21,7 +30,7 @@ from .hygiene import other_values, same_bits
 
 STATES_NOTHING = "the target states no memory: it has no method `stated_memory`"
 OWNS_NOTHING = "the target owns no parameter that requires grad"
-LACKING = (NO_MODES, OWNS_NOTHING, STATES_NOTHING)
+LACKING = (NO_MODES, NO_STATE, OWNS_NOTHING, STATES_NOTHING)
 """The reasons for which a law says nothing about a target that is no module, or no more than that."""
 
 
@@ -67,6 +76,25 @@ def _pairs(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: in
     first = dataclasses.replace(other, **constructed)
     assume(contract.defined(first))
     return Example(last, (Step(first),))
+
+
+COPIES = ("of its deep copy", "of its pickled copy", "of a fresh object with its state", "after to")
+
+
+def copies_are_the_same(bench: Bench, reference: Reference) -> float:
+    """A module's copies, by deepcopy, by pickle and by its state_dict, give the bits that it gives.
+
+    What cannot be copied so is not asked, unless it is stated that it can.
+    """
+    for rank, (original, *copies) in enumerate(bench.act(run_copied, reference.case)):
+        if original.refused:
+            raise Unanswered(original.refused, whatever=True)
+        for note, seen in zip(COPIES, copies, strict=True):
+            if seen.refused and bench.subject.stated:
+                raise Falsified(f"rank {rank}: {seen.refused}")
+            if not seen.refused:
+                same_bits(reference, rank, note, seen, original)
+    return 0.0
 
 
 ORDERS = ("the first of two calls, derived in order", "the second of two calls, derived in order",
@@ -150,6 +178,8 @@ LAWS = [
     Law("eval equals train", eval_equals_train, share=0.3,
         applies=lambda contract: contract.is_loss and not contract.holds,  # in eval mode a queue stays
         act=run_evaluated, judge=judge_near),
+    Law("copies are the same", copies_are_the_same, share=0.12,
+        applies=lambda contract: contract.is_loss and not contract.holds, act=run_copied, judge=judge_copies),
     Law("two graphs at once", two_graphs_at_once, applies=_is_loss, share=0.2, draw=_pairs,
         act=run_two_live, judge=judge_two_live),
     Law("owned parameters get gradients", owned_parameters_get_gradients, applies=_is_loss, share=0.2,

@@ -1,6 +1,9 @@
 """What a rank does with a loss, and what it sees."""
 
+import contextlib
+import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -96,7 +99,7 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
         loss = torch.compile(loss, backend="aot_eager")
     before = {name: value.detach().clone() for name, value in given.items()}
-    with torch.inference_mode(one.mode == "inference"):
+    with torch.inference_mode(one.mode == "inference"), autocast(one.mode):
         structure, terms = read(one.call(loss, given), one.terms)
     for name, term in terms.items():
         if not isinstance(term, torch.Tensor):
@@ -121,6 +124,12 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         *(f"the cotangent of {name}" for name in altered),
     )
     return outcome
+
+
+def autocast(mode: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a mode, which may be that of autocast to some dtype."""
+    dtype = mode.removeprefix("autocast ")
+    return contextlib.nullcontext() if dtype == mode else torch.autocast("cpu", getattr(torch, dtype))
 
 
 def run_each(calls: list[Call]) -> list[Outcome]:
@@ -191,6 +200,46 @@ def run_evaluated(calls: list[Call]) -> list[Outcome]:
     evaluated = run(calls[0], loss, calls[0].given())
     loss.train()
     return [before, evaluated, run(calls[0], loss, calls[0].given())]
+
+
+NO_STATE = "the target is no torch.nn.Module: it has no state to copy"
+
+
+def run_copied(calls: list[Call]) -> list[Outcome]:
+    """Run one call on an object that has been called, and on its copies.
+
+    These are a deep copy, a pickled one, and a fresh object with its state; what cannot be made is left out,
+    and told of in `refused`. Parameters are moved first, as training moves them.
+    """
+    one = calls[0]
+    loss = one.build()
+    if not isinstance(loss, torch.nn.Module):
+        return [Outcome("", {}, {}, refused=NO_STATE)]
+    with torch.no_grad():
+        for value in loss.parameters():
+            value.mul_(1.125).sub_(0.015625)
+    original = run(one, loss, one.given())
+
+    def restored() -> Any:
+        fresh = one.build()
+        fresh.load_state_dict(loss.state_dict())
+        return fresh
+
+    ways: dict[str, Callable[[], Any]] = {
+        "deepcopy": lambda: copy.deepcopy(loss),
+        "pickle": lambda: pickle.loads(pickle.dumps(loss)),
+        "state_dict": restored,
+        "to": lambda: loss.to("cpu"),
+    }
+    outcomes = [original]
+    for name, make in ways.items():
+        try:
+            twin = make()
+        except Exception as error:
+            outcomes.append(Outcome("", {}, {}, refused=f"{name}: {type(error).__name__}: {error}"))
+        else:
+            outcomes.append(run(one, twin, one.given()))
+    return outcomes
 
 
 def run_two_live(calls: list[Call]) -> list[Outcome]:

@@ -101,6 +101,14 @@ def judge_bits(target: Any, ranks: list[list[Outcome]]) -> bool:
     return same(first, other)
 
 
+def judge_copies(target: Any, ranks: list[list[Outcome]]) -> bool:
+    """Compare what the copies of an object give with what it gives, bit by bit."""
+    first, *others = [part(seen) for seen in ranks[file.RANK] if not seen.refused]
+    other = next((one for one in others if not same(one, first)), first)
+    print(file.WHERE, f"expected {first!r}", f"observed {other!r}", sep="\n")
+    return same(first, other)
+
+
 def judge_near(target: Any, ranks: list[list[Outcome]]) -> bool:
     """Compare calls with the first: an element, within the bound, or whether there is a gradient at all."""
     first, *others = [part(seen) for seen in ranks[file.RANK]]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..examples import Example
 from ..laws import (
+    AUTOCAST,
     COMPILE,
     COTANGENTS,
     FROZEN,
@@ -54,12 +55,13 @@ CONCERNS = {
         Concern(COMPILE, "what is met under torch.compile alone"),
         Concern(SECOND_DERIVATIVES, "what is met by those who derive twice, as for a gradient penalty"),
         Concern(TRACES, "what a call leaves behind in the process"),
+        Concern(AUTOCAST, "what is met under autocast alone"),
         Concern(FROZEN, "what is met where some ranks alone freeze an input"),
         Concern(HOSTILE, "what is met with inputs that nobody should send alone"),
     )
 }
 """By name, what concerns most people first."""
-WHOLE = (COTANGENTS, COMPILE, SECOND_DERIVATIVES, TRACES, FROZEN, HOSTILE)
+WHOLE = (COTANGENTS, COMPILE, SECOND_DERIVATIVES, TRACES, AUTOCAST, FROZEN, HOSTILE)
 """Those that have laws of their own."""
 
 

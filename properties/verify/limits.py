@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..examples import Example
-from ..laws import COMPILE, SECOND_DERIVATIVES
+from ..laws import AUTOCAST, COMPILE, SECOND_DERIVATIVES
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
 
@@ -17,14 +17,20 @@ UNEQUAL_ROWS = "unequal rows"
 RANDOM_DRAWS = "random draws"
 RAISING_SECOND_DERIVATIVES = "a second derivative raises"
 RAISING_COMPILED = "torch.compile raises"
+RAISING_AUTOCAST = "autocast raises"
 WORDS = {
     UNEQUAL_ROWS: "does not support unequal rows: with equally many rows on every rank this holds",
     RANDOM_DRAWS: "draws random numbers other than those of one process: with constants instead this holds",
     RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     RAISING_COMPILED: RAISING_COMPILED,
+    RAISING_AUTOCAST: RAISING_AUTOCAST,
 }
 """What each limit says of a target."""
-IF_IT_RAISES = {SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES, COMPILE: RAISING_COMPILED}
+IF_IT_RAISES = {
+    SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
+    COMPILE: RAISING_COMPILED,
+    AUTOCAST: RAISING_AUTOCAST,
+}
 """The limit of a target that raises, and is not wrong, by what a law concerns."""
 EVEN_SECONDS = 10.0
 """How long a check is verified again with equal rows."""

@@ -20,6 +20,8 @@ STATED = "takes no more memory than stated"
 EVAL, LIVE, OWNED = "eval equals train", "two graphs at once", "owned parameters get gradients"
 PAIRS, LOGITS = "large batches equal the oracle", "large logits equal the oracle"
 NUMBERS, NEGATIVE = "no number spreads as the formula says", "negative numbers equal the oracle"
+TO_BFLOAT16, TO_FLOAT16 = (f"equals the oracle under autocast to {one}" for one in ("bfloat16", "float16"))
+COPIED = "copies are the same"
 GROUP, FREEZING = "a group is a world of its own", "some ranks may freeze inputs"
 LABELS, OVERFLOW = "wrong labels are named", "sizes beyond an index are named"
 
@@ -470,6 +472,11 @@ DEFECTS = [
     Planted("clip", "SumsOverTheWorld", "the gather's backward sums over the world", "", (GROUP,), "sim:4", raises="all_reduce", options=LOCAL, module="groups"),
     Planted("clip", "WaitsForConstants", "a rank whose rows are constants skips the collective of the backward", "", (FREEZING,), "sim:2-4", raises="waits in", options=LOCAL, module="groups", strict=True),
     Planted("clip", "GivesUpGradients", "where some rows are constants no gradient comes back", "", (FREEZING,), "sim:2-4", options=LOCAL, module="groups"),
+    Planted("clip", "AddsUpInHalf", "under autocast exponentials are added up in half precision", "", (TO_BFLOAT16,), module="autocast"),
+    Planted("siglip", "RoundsLosses", "under autocast losses are added up in half precision", "", (TO_BFLOAT16, TO_FLOAT16), module="autocast"),
+    Planted("clip", "CastsConstants", "under autocast candidates are constants", "", (TO_BFLOAT16, TO_FLOAT16), module="autocast"),
+    Planted("clip", "CopiedWithoutFlags", "a deep copy has the defaults of its flags", "", (COPIED,), "sim:2-4", module="objects"),
+    Planted("clip", "PickledWithoutTemperature", "what it has learned is not pickled", "", (COPIED,), module="objects"),
 ]  # fmt: skip
 
 HOROVOD = [
@@ -603,6 +610,7 @@ RIGHT = [
     Planted("coca", "StatesAll", module="hostile", stated=True),
     Planted("clip", "RefusesNoNumbers", module="hostile"),
     Planted("clip", "OtherSumInEval", module="objects"),
+    Planted("clip", "RefusesCopies", module="objects"),
     Planted("clip", "OwnsTemperature", module="objects"),
     Planted("clip", "OwnsInSingle", module="objects"),
     Planted("cross_entropy", "CrossEntropy", module="cosine"),

@@ -141,3 +141,26 @@ class RefusesEmptyMean(nn.CrossEntropyLoss):
         if not (target != self.ignore_index).any():
             raise ValueError("no label counts")
         return super().forward(input, target)
+
+
+class CopiedWithoutFlags(Clip):
+    def __deepcopy__(self, memo: Any) -> "CopiedWithoutFlags":
+        return type(self)(rank=self.rank, world_size=self.world_size)
+
+
+class PickledWithoutTemperature(OwnsTemperature):
+    """What is pickled is the class, and what it is built with."""
+
+    def __reduce__(self) -> Any:
+        flags = self.local_loss, self.gather_with_grad, self.cache_labels, self.rank, self.world_size
+        return type(self), flags
+
+
+class RefusesCopies(Clip):
+    """Right: its labels cannot be copied, and nobody has asked for that."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("cannot be copied")
+
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot be pickled")
