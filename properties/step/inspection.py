@@ -135,6 +135,7 @@ def _looked(asked: Trainer) -> Trainer:
         draws=draws,
         constant=constant,
         promises=promises,
+        buffers=tuple(buffers_of(trainer, 0)),
         passing=passing,
         least=2 if one_row else 1,
         notes=tuple(notes),
