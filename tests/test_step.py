@@ -633,7 +633,10 @@ def test_every_kind_of_finding_is_written(tmp_path: Path) -> None:
     assert set(kinds) <= set(JUDGES)
     for law, place in cases:
         (check,) = checks(
-            "x", dataclasses.replace(trainer, scales=True), parse("1" if law in OF_LAWS else "proc:2"), [law]
+            "x",
+            dataclasses.replace(trainer, scales=True, buffers=("b",)),
+            parse("1" if law in OF_LAWS else "proc:2"),
+            [law],
         )
         finding = StepFinding(
             check, 0, "falsified", smallest=StepCase(), error=Falsified(f"{place}", place), reason="Falsified"
@@ -653,8 +656,8 @@ def test_code_certifies_a_step(tmp_path: Path) -> None:
     assert raised.value.certificate.contract == "step"
     with pytest.raises(ValueError, match="call: says nothing of a training step"):
         certify(HandReduced, "step", call="target(x)")
-    with pytest.raises(ValueError, match="world: a step runs in 1, sim:2-8"):
-        certify(HandReduced, "step", world="hvd:2")
+    with pytest.raises(ValueError, match="dtypes: expected some of float64"):
+        certify(HandReduced, "step", dtypes=["int8"])
 
 
 @pytest.mark.usefixtures("_alone")
