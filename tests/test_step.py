@@ -449,6 +449,23 @@ class OtherRows(_Base):
         return {"x": torch.zeros(rows + 1, 3)}
 
 
+class CannotResume(_Base):
+    def state_dict(self, name: str) -> object:
+        return {}
+
+    def load_state_dict(self, state: object) -> None:
+        raise AssertionError
+
+
+class Junk(_Base):
+    made = 0
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+        Junk.made += 1
+        self.model.register_buffer("junk", torch.tensor(Junk.made))
+
+
 class Unseeded(_Base):
     def batch(self, rows: int, seed: int) -> object:
         return {"x": torch.randn(rows, 3)}
@@ -531,6 +548,7 @@ REFUSED = {
     "Unseeded": "batch: expected the same for the same seed; 'x' differs",
     "NoNumber": "step: expected the loss as a number, got NoneType",
     "NoModule": "model: expected an nn.Module, got str",
+    "Junk": "the buffer junk differs between two runs, which local_buffers may name",
     "Unsteady": "the gradient of weight differs between two runs",
     "Chooses": "step draws random numbers that change the loss: several ranks draw others than one process",
     "PromisesMore": "promises: expected some of rng, got buffers",
@@ -547,6 +565,13 @@ def test_refused(name: str) -> None:
     looked = look(0, 1, Trainer(Subject(f"tests.test_step:{name}")))
     assert REFUSED[name] in looked.problem
     assert (name == "Raises") == ("no data" in looked.detail)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_what_cannot_be_resumed_is_not_asked_to() -> None:
+    trainer = inspected(Trainer(Subject("tests.test_step:CannotResume")), parse("1"))
+    assert trainer.unresumed.startswith("a checkpoint cannot be loaded: TypeError")
+    assert not checks("x", trainer, parse("1"), [FRESH])
 
 
 def test_a_dtype_that_one_process_does_not_take_is_not_drawn() -> None:

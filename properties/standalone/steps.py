@@ -92,7 +92,7 @@ def run_steps(
             gradients.append(found)
             values.append(parameters_of(trainer))
             buffers.append(buffers_of(trainer, rank))
-            if hasattr(trainer, "rng_state"):
+            if callable(getattr(trainer, "rng_state", None)):
                 stated.append(rng_state(trainer.rng_state(number + 1)))
         return Seen(losses, gradients, values, required, bool(scalers), buffers, rng, stated)
 

@@ -292,7 +292,7 @@ def laws() -> list[StepLaw]:
         StepLaw("logged loss is the mean", loss_is_mean, split=True),
         StepLaw("every parameter gets a gradient", every_gradient),
         StepLaw("ranks agree", ranks_agree, "several"),
-        StepLaw("used equals fresh", used_equals_fresh, "one"),
+        StepLaw("used equals fresh", used_equals_fresh, "one", lambda trainer: trainer.unresumed),
         StepLaw(
             "loss scale never matters", loss_scale_never_matters, "one",
             lambda trainer: "" if trainer.scales else NO_SCALER,

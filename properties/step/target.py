@@ -25,6 +25,7 @@ class Trainer:
         buffers: what else a checkpoint holds: buffers, and tensors of other modules.
         passing: the buffers that no checkpoint holds, and that are not compared.
         least: the fewest rows that one process takes.
+        unresumed: why a new trainer cannot be given the checkpoint of another.
         simulated: it runs in simulated worlds.
         unsimulated: why it does not.
         strict: rows that are split unequally are a defect, and no limit.
@@ -45,6 +46,7 @@ class Trainer:
     promises: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     passing: tuple[str, ...] = ()
+    unresumed: str = ""
     least: int = 1
     simulated: bool = True
     unsimulated: str = ""
