@@ -10,7 +10,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from rich.progress import Progress
 from verified_losses.properties import devices
 from verified_losses.properties.ask import run
 from verified_losses.properties.ask.cli import main
+from verified_losses.properties.ask.plans import AnyCheck, Verifier
 from verified_losses.properties.laws import Falsified, laws
 from verified_losses.properties.names import LAWS
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.certificate import Asked
+from verified_losses.properties.show.defects import AnyFinding
 from verified_losses.properties.verify.arguments import ask
-from verified_losses.properties.verify.certifier import Check, Databases, Finding, Found, verify
+from verified_losses.properties.verify.certifier import Check, Finding, verify
 from verified_losses.properties.verify.known import Known
 from verified_losses.properties.verify.plan import plan
 from verified_losses.properties.worlds import RankState, WorldError
@@ -407,16 +409,19 @@ def test_a_folder_without_counterexamples_is_named(
 def test_a_finding_is_kept_if_the_run_is_interrupted_before_its_case_is_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(
-        planned: list[Check], most: int, seed: int, deadline: float, found: Found, database: Databases
-    ) -> Iterator[Finding]:
-        def interrupt(finding: Finding) -> None:
-            found(finding)
-            raise KeyboardInterrupt
+    class Interrupted(Verifier):
+        def verify_all(self, planned: Sequence[AnyCheck]) -> Iterator[AnyFinding]:
+            said = self.losses.found
+            assert said is not None
 
-        yield verify(planned[0], most, seed, found=interrupt)
+            def interrupt(finding: Finding) -> None:
+                said(finding)
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "verify_all", interrupted)
+            assert isinstance(planned[0], Check)
+            yield verify(planned[0], 5, 0, found=interrupt)
+
+    monkeypatch.setattr(run, "Verifier", Interrupted)
     target = {"mine": ask("tests.defects.clip:OnlyImageToText", "clip")}
     begun = run.Run(target, plan(target, "1"), Asked(0, 5, "1"), Known())
     run.verify(begun, run.printer(), tmp_path)

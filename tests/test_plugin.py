@@ -36,6 +36,37 @@ def _run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess(*arguments, timeout=LIMIT_SECONDS)
 
 
+def test_a_training_step_is_a_target(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        train="""
+        import torch
+
+
+        class Forgets:
+            def __init__(self, rank, world_size):
+                self.model = torch.nn.Linear(3, 2)
+
+            def batch(self, rows, seed):
+                return {"x": torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed))}
+
+            def step(self, batch):
+                loss = self.model(batch["x"]).square().mean()
+                loss.backward()
+                return loss
+        """
+    )
+    done = _run(
+        pytester, "--certify", "train:Forgets", "--certify-as", "step", "--certify-world", "1",
+        "--certify-max-examples", "1", "--certify-json", "c.json",
+    )  # fmt: skip
+    done.assert_outcomes(passed=1, failed=1)
+    done.stdout.fnmatch_lines(["Forgets: used equals fresh does not hold in world single"])
+    record = decode((pytester.path / "c.json").read_bytes())
+    assert isinstance(record, Certificate)
+    assert (record.contract, record.verdict) == ("step", "falsified")
+    assert (pytester.path / str(record.properties[1].counterexample)).is_file()
+
+
 def test_checks_run_beside_ordinary_tests(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """

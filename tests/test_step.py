@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,13 @@ from hypothesis import given, settings
 from torch import nn
 
 from peers.trainers.certify import RELEASED, Released
+from verified_losses.properties.ask.api import NotCertified, certification, certify
 from verified_losses.properties.ask.cli import main
+from verified_losses.properties.ask.fuzz_cli import losses_of
 from verified_losses.properties.ask.listing import everything
 from verified_losses.properties.laws import Falsified, Place
 from verified_losses.properties.names import STEP_LAWS
+from verified_losses.properties.options import FuzzOptions
 from verified_losses.properties.process_state import preserved
 from verified_losses.properties.show.step import JUDGES, OF_LAWS, render, write
 from verified_losses.properties.standalone.steps import (
@@ -62,6 +66,7 @@ from .defects.steps.index import (
     Planted,
 )
 from .defects.steps.report import amiss, findings
+from .defects.steps.right import HandReduced
 
 FEW = 2
 HERE = {"LocalStatistics", "AveragesEveryMicroBatch", "SeedsAnew",
@@ -444,6 +449,23 @@ class OtherRows(_Base):
         return {"x": torch.zeros(rows + 1, 3)}
 
 
+class CannotResume(_Base):
+    def state_dict(self, name: str) -> object:
+        return {}
+
+    def load_state_dict(self, state: object) -> None:
+        raise AssertionError
+
+
+class Junk(_Base):
+    made = 0
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+        Junk.made += 1
+        self.model.register_buffer("junk", torch.tensor(Junk.made))
+
+
 class Unseeded(_Base):
     def batch(self, rows: int, seed: int) -> object:
         return {"x": torch.randn(rows, 3)}
@@ -526,6 +548,7 @@ REFUSED = {
     "Unseeded": "batch: expected the same for the same seed; 'x' differs",
     "NoNumber": "step: expected the loss as a number, got NoneType",
     "NoModule": "model: expected an nn.Module, got str",
+    "Junk": "the buffer junk differs between two runs, which local_buffers may name",
     "Unsteady": "the gradient of weight differs between two runs",
     "Chooses": "step draws random numbers that change the loss: several ranks draw others than one process",
     "PromisesMore": "promises: expected some of rng, got buffers",
@@ -544,6 +567,13 @@ def test_refused(name: str) -> None:
     assert (name == "Raises") == ("no data" in looked.detail)
 
 
+@pytest.mark.usefixtures("_alone")
+def test_what_cannot_be_resumed_is_not_asked_to() -> None:
+    trainer = inspected(Trainer(Subject("tests.test_step:CannotResume")), parse("1"))
+    assert trainer.unresumed.startswith("a checkpoint cannot be loaded: TypeError")
+    assert not checks("x", trainer, parse("1"), [FRESH])
+
+
 def test_a_dtype_that_one_process_does_not_take_is_not_drawn() -> None:
     class Single(_Base):
         pass
@@ -560,7 +590,7 @@ def test_a_dtype_that_one_process_does_not_take_is_not_drawn() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--call", "target(x)"], "--call: says nothing of a step"),
+        (["--call", "target(x)"], "--call: says nothing of a training step"),
         (["--world", "hvd:2"], "--world: "),
         (["--device", "cuda"], "--device: "),
         (["--config", "rank=1"], "--config: rank cannot be pinned"),
@@ -628,13 +658,114 @@ def test_every_kind_of_finding_is_written(tmp_path: Path) -> None:
     assert set(kinds) <= set(JUDGES)
     for law, place in cases:
         (check,) = checks(
-            "x", dataclasses.replace(trainer, scales=True), parse("1" if law in OF_LAWS else "proc:2"), [law]
+            "x",
+            dataclasses.replace(trainer, scales=True, buffers=("b",)),
+            parse("1" if law in OF_LAWS else "proc:2"),
+            [law],
         )
         finding = StepFinding(
             check, 0, "falsified", smallest=StepCase(), error=Falsified(f"{place}", place), reason="Falsified"
         )
         compile(render(finding, tmp_path / "one.py"), "one.py", "exec")
     assert write(finding, tmp_path).name.startswith("x-loss-scale-never-matters-")
+
+
+@pytest.mark.usefixtures("_alone")
+def test_code_certifies_a_step(tmp_path: Path) -> None:
+    given = {"world": "1", "max_examples": 1, "counterexamples": tmp_path}
+    assert certify(HandReduced, "step", only=GETS, **given).verdict == "holds"  # type: ignore[arg-type]
+    with pytest.raises(NotCertified) as raised:
+        certify("tests.defects.steps.wrong:ForgetsZeroGrad", "step", only=FRESH, **given)  # type: ignore[arg-type]
+    assert "ForgetsZeroGrad: used equals fresh does not hold in world single" in str(raised.value)
+    assert raised.value.certificate is not None
+    assert raised.value.certificate.contract == "step"
+    with pytest.raises(ValueError, match="call: says nothing of a training step"):
+        certify(HandReduced, "step", call="target(x)")
+    with pytest.raises(ValueError, match="dtypes: expected some of float64"):
+        certify(HandReduced, "step", dtypes=["int8"])
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_decorated_test_gets_a_check_for_each_property_of_a_step(tmp_path: Path) -> None:
+    mark = certification(
+        "tests.defects.steps.right:HandReduced", "step", world="1", max_examples=1, only=[GETS, SCALE],
+        counterexamples=tmp_path,
+    )  # fmt: skip
+    _, (gets, scale) = mark.args
+    assert mark.kwargs["ids"] == [f"{name}-single" for name in (GETS, SCALE)]
+    gets()
+    with pytest.raises(pytest.skip.Exception, match="it says nothing of this training step"):
+        scale()
+
+
+def _asked(tmp_path: Path, target: str, *arguments: str) -> dict[str, Any]:
+    """Return the certificate of a run of the command."""
+    file = tmp_path / f"{len(list(tmp_path.iterdir()))}" / "c.json"
+    given = ["--max-examples", "1", "--json", str(file), "--counterexamples", str(file.parent)]
+    with pytest.raises(SystemExit):
+        main(["certify", f"tests.defects.steps.wrong:{target}", "--as", "step", *given, *arguments])
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+@pytest.mark.usefixtures("_alone")
+def test_shards_of_a_step_merged_are_one_run(tmp_path: Path) -> None:
+    asked = ["--world", "sim:2", "--only", GRADS, "parameters*"]
+    whole = _asked(tmp_path, "GradientSum", *asked)
+    parts = [_asked(tmp_path, "GradientSum", *asked, "--shard", f"{number}/2") for number in (1, 2)]
+    assert [one["properties"][0]["property"] for one in parts] == [GRADS, "parameters equal one process"]
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", *(str(tmp_path / name / "c.json") for name in "12"), "--output", str(tmp_path / "m")])
+    assert ended.value.code == 1
+    merged = json.loads((tmp_path / "m" / "certificate.json").read_text())
+
+    def told(record: dict[str, Any]) -> list[tuple[str, ...]]:
+        return [(one["property"], one["verdict"], one["fingerprint"]) for one in record["properties"]]
+
+    assert told(merged) == told(whole)
+    assert len({one["fingerprint"] for one in merged["properties"]}) == 1, "one defect"
+    assert merged["shard"] is None
+
+
+@pytest.mark.usefixtures("_alone")
+def test_failing_cases_of_a_step_are_tried_first(tmp_path: Path) -> None:
+    kept = ["--database", str(tmp_path / "db"), "--world", "1", "--only", FRESH]
+    first = _asked(tmp_path, "ForgetsZeroGrad", *kept)
+    again = _asked(tmp_path, "ForgetsZeroGrad", *kept, "--seed", "5")
+    assert [one["properties"][0]["case"] for one in (first, again)] == [first["properties"][0]["case"]] * 2
+    assert list((tmp_path / "db").iterdir())
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_project_certifies_losses_and_steps_in_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entries = {"verified_losses:ClipLoss": "clip", "tests.defects.steps.right:HandReduced": "step"}
+    targets = "".join(
+        f'[[tool.verified-losses.targets]]\ntarget = "{target}"\nas = "{contract}"\n'
+        for target, contract in entries.items()
+    )
+    stated = f'[tool.verified-losses]\nworld = "1"\nonly = ["inputs*", "{GETS}"]\nmax-examples = 1\n'
+    (tmp_path / "pyproject.toml").write_text(stated + targets)
+    with pytest.raises(SystemExit) as ended:
+        main(["certify"])
+    assert ended.value.code == 0, capsys.readouterr()
+    record = json.loads((tmp_path / "build" / "certificate.json").read_text())
+    seen = [
+        (one["contract"], [row["property"] for row in one["properties"]]) for one in record["certificates"]
+    ]
+    assert seen == [("clip", ["inputs unchanged"]), ("step", [GETS])]
+
+
+def test_fuzz_says_that_it_takes_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fuzz", "tests.test_step:_Base", "--as", "step"])
+    assert ended.value.code == 2
+    assert "--as: a training step is not fuzzed: tests.test_step:_Base" in capsys.readouterr().err
+    loss, step = ("a:b", FuzzOptions(as_="clip")), ("c:d", FuzzOptions(as_="step"))
+    assert losses_of([loss, step], given=False) == [loss]
+    assert "not fuzzed, as they are training steps: c:d" in capsys.readouterr().out
 
 
 def test_a_gradient_of_none_is_as_good_as_zeros() -> None:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from verified_losses.properties.ask.plans import Verifier
 from verified_losses.properties.options import MAX_EXAMPLES
+from verified_losses.properties.show.defects import AnyFinding
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify import limits
 from verified_losses.properties.verify.arguments import ask
-from verified_losses.properties.verify.certifier import Finding, verify_all
 from verified_losses.properties.verify.plan import inspection, plan
 
 from .strangers.index import RIGHT, WRONG, Stranger
@@ -39,9 +40,9 @@ def found(stranger: Stranger) -> Subject:
     return subject
 
 
-def findings(stranger: Stranger, subject: Subject) -> Iterator[Finding]:
+def findings(stranger: Stranger, subject: Subject) -> Iterator[AnyFinding]:
     planned = plan({"it": (stranger.contract, subject)}, "1,sim:2-4", CASES)
-    yield from verify_all([check for check in planned if not check.law.name.startswith(SLOW)], CASES)
+    yield from Verifier(CASES).verify_all([one for one in planned if not one.law.name.startswith(SLOW)])
 
 
 def names(strangers: list[Stranger]) -> list[str]:

@@ -75,7 +75,7 @@ def run_fuzz(
     """
     seconds = math.inf if options.max_time is None else read_seconds(options.max_time)
     check_folder(options.folder, "folder")
-    asked = _losses(requested(target, options, tokens), bool(target))
+    asked = losses_of(requested(target, options, tokens), bool(target))
     find_beside()
     scope = read(asked, options, os.environ)
     if any(spec.kind == "torchrun" for spec in scope.worlds):
@@ -98,7 +98,7 @@ def run_fuzz(
         log.close()
 
 
-def _losses(asked: Asked, given: bool) -> Asked:
+def losses_of(asked: Asked, given: bool) -> Asked:
     """Return the losses among what is asked for.
 
     Args:

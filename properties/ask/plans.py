@@ -120,19 +120,19 @@ class Verifier:
     ) -> None:
         given = max_examples, seed, deadline, found, database
         self.deadline = deadline
-        self._losses = Certifier(*given)
-        self._steps = StepCertifier(*given)
+        self.losses = Certifier(*given)
+        self.steps = StepCertifier(*given)
 
     @property
     def benches(self) -> Benches:
         """Where cases of training steps have run."""
-        return self._steps.benches
+        return self.steps.benches
 
     def verify(self, check: AnyCheck, until: float = math.inf) -> AnyFinding:
         """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
         if isinstance(check, StepCheck):
-            return self._steps.verify(check, until)
-        return self._losses.verify(check, until)
+            return self.steps.verify(check, until)
+        return self.losses.verify(check, until)
 
     def verify_all(self, planned: Sequence[AnyCheck]) -> Iterator[AnyFinding]:
         """Run checks in their order, each in a fair share of the time, but at least one case."""

@@ -92,7 +92,7 @@ def run_steps(
             gradients.append(found)
             values.append(parameters_of(trainer))
             buffers.append(buffers_of(trainer, rank))
-            if hasattr(trainer, "rng_state"):
+            if callable(getattr(trainer, "rng_state", None)):
                 stated.append(rng_state(trainer.rng_state(number + 1)))
         return Seen(losses, gradients, values, required, bool(scalers), buffers, rng, stated)
 
@@ -229,11 +229,14 @@ def buffers_of(trainer: Any, rank: int) -> Tensors:
 
 
 def beside(trainer: Any) -> dict[str, torch.nn.Module]:
-    """Return the modules that a trainer has besides its model, by the names of its attributes."""
-    inner = set(map(id, [*trainer.model.modules(), trainer]))
-    held = getattr(trainer, "__dict__", {})
+    """Return the modules of a trainer that hold what its model does not, by the names of its attributes."""
+    own = {id(one) for one in [*trainer.model.parameters(), *trainer.model.buffers()]}
+    held = {**getattr(trainer, "__dict__", {}), **getattr(trainer, "_modules", {})}
     return {
-        name: one for name, one in held.items() if isinstance(one, torch.nn.Module) and id(one) not in inner
+        name: one
+        for name, one in held.items()
+        if isinstance(one, torch.nn.Module)
+        and not own.issuperset(map(id, [*one.parameters(), *one.buffers()]))
     }
 
 

@@ -19,8 +19,10 @@ from ..standalone.steps import (
     micro_batches,
     named,
     number_of,
+    parameters_of,
     persistent,
     plain_name,
+    resume,
     run_steps,
     take,
     unwrapped,
@@ -114,6 +116,7 @@ def _looked(asked: Trainer) -> Trainer:
     plan = plan._replace(dtype=usable[0])
     trainer = built(make_step, 0, 1, plan)
     promises, passing = _promised(trainer), _passing(trainer)
+    unresumed = _unresumed(make_step, plan, trainer)
     draws, constant = _drawn(make_step, plan, promises)
     plan = plan._replace(constant=constant)
     one_row = _refuses_one_row(make_step, plan)
@@ -135,6 +138,8 @@ def _looked(asked: Trainer) -> Trainer:
         draws=draws,
         constant=constant,
         promises=promises,
+        buffers=tuple(buffers_of(trainer, 0)),
+        unresumed=unresumed,
         passing=passing,
         least=2 if one_row else 1,
         notes=tuple(notes),
@@ -231,9 +236,18 @@ def _promised(trainer: Any) -> tuple[str, ...]:
     promises = _listed(trainer, "promises")
     if unknown := [one for one in promises if one not in PROMISES]:
         raise Refused(f"promises: expected some of {', '.join(PROMISES)}, got {', '.join(map(str, unknown))}")
-    if hasattr(trainer, "rng_state") and "rng" not in promises:
+    if callable(getattr(trainer, "rng_state", None)) and "rng" not in promises:
         raise Refused('rng_state: expected promises = {"rng"} beside it, got none')
     return promises
+
+
+def _unresumed(make_step: Any, plan: Plan, trainer: Any) -> str:
+    """Return why a new trainer cannot be given the checkpoint of another, or nothing."""
+    try:
+        resume(built(make_step, 0, 1, plan), trainer)
+    except Exception as error:
+        return f"a checkpoint cannot be loaded: {type(error).__name__}: {error}".splitlines()[0]
+    return ""
 
 
 def _listed(trainer: Any, name: str) -> tuple[str, ...]:
@@ -261,6 +275,7 @@ def _drawn(make_step: Any, plan: Plan, promises: tuple[str, ...]) -> tuple[str, 
     if name := _differs(first, again):
         raise Refused(
             f"expected one process to give the same for the same seed: {name} differs between two runs"
+            + ", which local_buffers may name" * name.startswith("the buffer")
         )
     name = _differs(first, other)
     if not name:
@@ -281,25 +296,31 @@ def _drawn(make_step: Any, plan: Plan, promises: tuple[str, ...]) -> tuple[str, 
 
 
 def _seeded(make_step: Any, plan: Plan, seed: int) -> Seen:
+    """Take two steps, each with the random numbers of a seed."""
     trainer = built(make_step, 0, 1, plan)
-    batches = micro_batches(trainer, 0, plan, 0)
-    torch.manual_seed(seed)
-    loss, gradients = take(trainer, batches, plan.constant)
-    values = {name: one.detach().clone() for name, one in named(trainer.model).items()}
-    return Seen([loss], [gradients], [values], [], buffers=[buffers_of(trainer, 0)])
+    seen = Seen([], [], [], [], buffers=[])
+    for number in range(2):
+        batches = micro_batches(trainer, 0, plan, number)
+        torch.manual_seed(seed + 100 * number)
+        loss, gradients = take(trainer, batches, plan.constant)
+        seen.losses.append(loss)
+        seen.gradients.append(gradients)
+        seen.values.append(parameters_of(trainer))
+        seen = seen._replace(buffers=[*seen.buffers, buffers_of(trainer, 0)])
+    return seen
 
 
 def _differs(one: Seen, other: Seen) -> str:
     """Return the name of what differs, or nothing."""
-    for name, value in one.gradients[0].items():
-        if not same(value, other.gradients[0][name]):
-            return f"the gradient of {name}"
-    for name, value in one.values[0].items():
-        if not same(value, other.values[0][name]):
-            return f"the value of {name}"
-    for name, value in one.buffers[0].items():
-        if not same(value, other.buffers[0].get(name)):
-            return f"the buffer {name}"
+    for what, mine, others in (
+        ("gradient of", one.gradients, other.gradients),
+        ("value of", one.values, other.values),
+        ("buffer", one.buffers, other.buffers),
+    ):
+        for own, its in zip(mine, others, strict=True):
+            for name in own:
+                if not same(own[name], its.get(name)):
+                    return f"the {what} {name}"
     return "" if one.losses == other.losses else "the loss"
 
 

@@ -16,6 +16,7 @@ from .truth import Truth, array
 
 LOSS_SCALE = 2.0**-10
 NO_SCALER = "it makes no GradScaler"
+NO_BUFFERS = "a checkpoint holds nothing but parameters"
 NO_PROMISE = "it promises nothing of them"
 NO_DRAWS = "no random numbers of torch's change what it does"
 ALL_DRAWN = "all properties are verified with the random numbers that are drawn"
@@ -284,11 +285,14 @@ def laws() -> list[StepLaw]:
     return [
         StepLaw("gradients equal one process", gradients_equal, split=True),
         StepLaw("parameters equal one process", values_equal, split=True),
-        StepLaw("buffers equal one process", buffers_equal, split=True),
+        StepLaw(
+            "buffers equal one process", buffers_equal, split=True,
+            applies=lambda trainer: "" if trainer.buffers else NO_BUFFERS,
+        ),
         StepLaw("logged loss is the mean", loss_is_mean, split=True),
         StepLaw("every parameter gets a gradient", every_gradient),
         StepLaw("ranks agree", ranks_agree, "several"),
-        StepLaw("used equals fresh", used_equals_fresh, "one"),
+        StepLaw("used equals fresh", used_equals_fresh, "one", lambda trainer: trainer.unresumed),
         StepLaw(
             "loss scale never matters", loss_scale_never_matters, "one",
             lambda trainer: "" if trainer.scales else NO_SCALER,

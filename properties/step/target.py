@@ -22,8 +22,10 @@ class Trainer:
         draws: what changes with the random numbers that `step` draws; empty where nothing does.
         constant: steps get constants in the place of random numbers, unless they are what is verified.
         promises: what it promises: "rng".
+        buffers: what else a checkpoint holds: buffers, and tensors of other modules.
         passing: the buffers that no checkpoint holds, and that are not compared.
         least: the fewest rows that one process takes.
+        unresumed: why a new trainer cannot be given the checkpoint of another.
         simulated: it runs in simulated worlds.
         unsimulated: why it does not.
         strict: rows that are split unequally are a defect, and no limit.
@@ -42,7 +44,9 @@ class Trainer:
     draws: str = ""
     constant: bool = False
     promises: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
     passing: tuple[str, ...] = ()
+    unresumed: str = ""
     least: int = 1
     simulated: bool = True
     unsimulated: str = ""
@@ -63,7 +67,9 @@ class Trainer:
     @property
     def able(self) -> "Trainer":
         """The same, as if it were known to do all that a trainer can."""
-        return replace(self, accumulates=True, scales=True, constant=True, promises=("rng",))
+        return replace(
+            self, accumulates=True, scales=True, constant=True, promises=("rng",), buffers=("any",)
+        )
 
     @property
     def described(self) -> list[str]:
@@ -74,6 +80,8 @@ class Trainer:
             lines.append("frozen parameters are drawn")
         if self.scales:
             lines.append("makes a GradScaler")
+        if self.buffers:
+            lines.append(f"a checkpoint holds {len(self.buffers)} buffers, averages and the like")
         if self.constant:
             lines.append(
                 f"step draws random numbers that change {self.draws}: they are constants, but where a "

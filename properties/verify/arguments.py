@@ -185,7 +185,7 @@ def ask_step(
     """
     for name, given in unused.items():
         if given:
-            raise Unusable(name, "says nothing of a step: leave it out with --as step")
+            raise Unusable(name, "says nothing of a training step: leave it out")
     for name, _ in options:
         if name in ("rank", "world_size"):
             raise Unusable("config", f"{name} cannot be pinned: {NOT_PINNED[name]}")

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -486,32 +486,3 @@ class Certifier:
     def not_run(self, check: Check, reason: str) -> Finding:
         """Return what is reported of a check that was asked for and could not run."""
         return Finding(check, self.seed, "skipped", reason=reason, not_run=True)
-
-
-def verify_all(
-    planned: Sequence[Check],
-    max_examples: int,
-    base_seed: int = 0,
-    deadline: float = math.inf,
-    found: Found | None = None,
-    database: Databases = lambda check: None,
-) -> Iterator[Finding]:
-    """Run checks one by one.
-
-    Args:
-        planned: what to verify.
-        max_examples: how many cases to draw for each.
-        base_seed: the same seed draws the same cases.
-        deadline: what `time.monotonic()` is when the time for all of them is over. Each gets a fair share, in
-            which at least one case is run; those for which no time is left are skipped.
-        found: told of a finding as its first case fails, before that is made smaller.
-        database: returns what keeps cases that falsify a check, which are tried first.
-    """
-    certifier = Certifier(max_examples, base_seed, deadline, found, database)
-    for done, check in enumerate(planned):
-        if time.monotonic() < deadline:  # out of the time of all, not of this check's share
-            worlds = check.subject.worlds()
-            worlds.until = deadline
-            worlds.start(check.world, check.law.patience)
-        now = time.monotonic()
-        yield certifier.verify(check, now + (deadline - now) / (len(planned) - done))
