@@ -102,7 +102,9 @@ class Transport:
         """
         if dist.get_backend(self.group) != "nccl" or not dist.is_gloo_available():
             return self
-        ranks = dist.get_process_group_ranks(self.group)
+        ranks = dist.get_process_group_ranks(self.group or dist.group.WORLD)
+        if ranks != sorted(ranks):  # which the group beside would be
+            return self
         # by the group's ranks alone: others may not be about to call a loss
         beside = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
         return replace(self, group=beside)
