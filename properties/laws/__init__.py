@@ -300,10 +300,22 @@ def check_again(law: str, contract: str, subject: Subject, world: str, example: 
 def laws() -> list[Law]:
     """Return every law, the most telling first."""
     from . import (
-        autocast, communication, compiled, cuda, gradients, hostile, hygiene, large, metamorphic, objects, ranks, values,
+        autocast,
+        communication,
+        compiled,
+        cuda,
+        gradients,
+        hostile,
+        hygiene,
+        large,
+        metamorphic,
+        objects,
+        ranks,
+        values,
     )  # fmt: skip
 
     modules = (
-        values, compiled, gradients, autocast, communication, ranks, hygiene, objects, metamorphic, hostile, large, cuda,
+        values, compiled, gradients, autocast, communication, ranks,
+        hygiene, objects, metamorphic, hostile, large, cuda,
     )  # fmt: skip
     return [law for module in modules for law in module.LAWS]
