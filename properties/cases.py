@@ -84,7 +84,7 @@ class Case:
     frozen_on: tuple[int, ...] = ()
     """The ranks on which the `frozen` inputs require no grad; on all, if there are none."""
     widened: tuple[str, ...] = ()
-    """Inputs whose tensors are of float32, though their values are of `dtype`: autocast makes that of them."""
+    """Inputs whose tensors are of float32, and whose values are of `dtype`, as autocast makes them."""
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the shape."""

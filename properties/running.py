@@ -215,7 +215,9 @@ def call_of(contract: Contract, subject: Subject, case: Case) -> Callable[[Any, 
     return lambda loss, given, rank: names["call_form"](loss, given, case.output_dict)
 
 
-def call_of_rank(rank: int, world_size: int, subject: Subject, target: Any, given: Reference, mode: str) -> Call:
+def call_of_rank(
+    rank: int, world_size: int, subject: Subject, target: Any, given: Reference, mode: str
+) -> Call:
     contract, case = given.contract, given.case
     call = call_of(contract, subject, case)
 

@@ -18,6 +18,7 @@ WORLDS = {
     "two": "two processes",
     "two or one": "two processes, or one",
     "several": "several ranks",
+    "four or more": "four ranks or more",
 }
 
 
@@ -39,6 +40,7 @@ def laws() -> str:
         held = [name for name, contract in every.items() if law.applies(contract)]
         names = "all" if len(held) == len(every) else ", ".join(held)
         where = WORLDS[law.worlds] + (f", on {law.needs}" if law.needs else "")
+        where += ", simulated" * law.drawn_alone + ", [of losses that state it](inputs.md)" * law.stated
         lines.append(f"| {law.name} | {_cell(said)} | {where} | {names} |")
     return "\n".join(lines) + "\n"
 

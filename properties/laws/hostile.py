@@ -232,7 +232,9 @@ def wrong_labels_are_named(bench: Bench, reference: Reference) -> float:
     case = reference.case
     ranks = bench.act(refuse, case, unspoiled(case))
     ((rank, *_),) = case.spoiled
-    return _said(ranks if bench.contract.is_mean else [ranks[rank] if r == rank else [] for r in range(rank + 1)])
+    return _said(
+        ranks if bench.contract.is_mean else [ranks[rank] if r == rank else [] for r in range(rank + 1)]
+    )
 
 
 @st.composite

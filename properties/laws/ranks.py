@@ -1,17 +1,15 @@
-"""Laws of which ranks take part: process groups smaller than the world, inputs that some ranks alone freeze."""
+"""Laws of some ranks alone: process groups smaller than the world, inputs that some ranks freeze."""
 
 import dataclasses
 
-import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from ..cases import Case
 from ..contracts import Contract
 from ..examples import Example
 from ..groups import Groups, perform_in_groups
 from ..reference import Reference, part
-from ..standalone.acts import Outcome, run_each
+from ..standalone.acts import Outcome
 from ..subjects import Subject
 from ..worlds import WorldError
 from . import FROZEN, Bench, Falsified, Law, Place, Unanswered
@@ -87,10 +85,9 @@ def some_ranks_may_freeze(bench: Bench, reference: Reference) -> float:
     return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
 
 
-
 LAWS = [
-    Law("a group is a world of its own", a_group_is_a_world_of_its_own, worlds="four or more", draw=_in_groups,
-        applies=lambda contract: not contract.whole, share=0.12, by_law=True),
+    Law("a group is a world of its own", a_group_is_a_world_of_its_own, worlds="four or more",
+        draw=_in_groups, applies=lambda contract: not contract.whole, share=0.12, by_law=True),
     Law("some ranks may freeze inputs", some_ranks_may_freeze, worlds="several", draw=_partly_frozen,
-        applies=lambda contract: not contract.whole, share=0.16, concerns=FROZEN, drawn_alone=True, act=run_each),
+        applies=lambda contract: not contract.whole, share=0.16, concerns=FROZEN, drawn_alone=True),
 ]  # fmt: skip

@@ -42,3 +42,13 @@ class CastsConstants(Clip):
         if torch.is_autocast_enabled("cpu"):
             gallery = narrowed(gallery.detach())
         return super().product(anchors, gallery, scale, bias)
+
+
+class RaisesUnderAutocast(Clip):
+    """Right without autocast, which it does not take: a limit."""
+
+    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        logits = super().product(anchors, gallery, scale, bias)
+        if logits.dtype != anchors.dtype:
+            raise RuntimeError("expected one dtype")
+        return logits

@@ -122,5 +122,3 @@ class GivesUpGradients(Clip):
                 for rank, part in enumerate(all_gather(features, rows).split(rows))
             ]
         )
-
-

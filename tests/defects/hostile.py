@@ -133,7 +133,9 @@ class StatesAll(CoCa):
     """Right, of inputs that nobody should send too."""
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        arguments = dict(zip(("image_features", "text_features", "logits", "labels"), given, strict=False)) | named
+        arguments = (
+            dict(zip(("image_features", "text_features", "logits", "labels"), given, strict=False)) | named
+        )
         self._check(**{name: arguments[name] for name in ("image_features", "logits", "labels")})
         return super().forward(*given, **named)
 
