@@ -14,6 +14,7 @@ from ..process_state import preserved
 from ..standalone.steps import (
     Plan,
     Seen,
+    Tensors,
     buffers_of,
     built,
     micro_batches,
@@ -314,14 +315,18 @@ def _differs(one: Seen, other: Seen) -> str:
     """Return the name of what differs, or nothing."""
     for what, mine, others in (
         ("gradient of", one.gradients, other.gradients),
-        ("value of", one.values, other.values),
-        ("buffer", one.buffers, other.buffers),
+        ("value of", _optional(one.values), _optional(other.values)),
+        ("buffer", _optional(one.buffers), _optional(other.buffers)),
     ):
         for own, its in zip(mine, others, strict=True):
-            for name in own:
-                if not same(own[name], its.get(name)):
+            for name, value in own.items():
+                if not same(value, its.get(name)):
                     return f"the {what} {name}"
     return "" if one.losses == other.losses else "the loss"
+
+
+def _optional(tensors: Iterable[Tensors]) -> list[dict[str, torch.Tensor | None]]:
+    return [dict(one) for one in tensors]
 
 
 def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
