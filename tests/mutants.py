@@ -64,6 +64,8 @@ TARGETS = (
             "captions",
             "accumulation",
             "streamed",
+            "ranks",
+            "agreement",
             "transport",
             "flags",
             "communication",
