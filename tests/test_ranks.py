@@ -85,6 +85,23 @@ def test_certified_over_ranks(kind):
             assert finding.verdict == "holds", f"{check.law.name}: {finding.reason}\n{finding.counterexample}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("clip", "logit_scale"), ("coca", "logit_scale"), ("distill", "dist_logit_scale")]
+)
+def test_ranks_that_hold_other_scales_are_told(kind, name):
+    def raised(rank, size):
+        inputs = batch(kind, rank, 3)
+        loss = make(kind, rank, size, implementation="streamed", gather_with_grad=True)
+        # what devices differ by in an exponential is taken; so is NaN
+        for factor in (1 + rank * 2.0**-51, float("nan")):
+            loss(**inputs | {name: inputs[name].detach() * factor})
+        with pytest.raises(ValueError, match=f"^{name}: expected the same number on all ranks, got .* to "):
+            loss(**inputs | {name: inputs[name].detach() * (1 + rank * 1e-6)})
+        return True
+
+    assert SimulatedWorld(3, copies=False).run(raised) == [True] * 3
+
+
 class Products(TorchDispatchMode):
     """Counts the operations of matrix products."""
 
@@ -114,7 +131,7 @@ def test_operations_and_bytes_are_those_stated(kind, flags):
     counts = world.run(count, kind, flags, n)
     e, k = (3, 2) if kind == "distill" else (0, 1)
     every, local = 4 * n, flags["local_loss"]
-    gathered, reduced = [w * n * d, w * n * e], [w * every * k, w * every * (3 * k - 1)]
+    gathered, reduced = [w * n * d, w * n * e], [w * (every + 2) * k, w * every * (3 * k - 1)]
     sent = {("all_gather_single", "backward"): [w * k], ("all_reduce", "backward"): [w * every * d]}
     if flags["gather_with_grad"]:
         expected = 2 * n * every * (d + e), 2 * n * every * (3 * d + e)

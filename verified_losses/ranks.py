@@ -3,7 +3,7 @@
 A rank with n of all N pairs takes its images against all texts, n x N logits, by tiles. The statistics of its
 rows are complete; those of columns are combined: the largest logits first, then sums of exponentials less
 these. So both directions come of one product. The derivative by the scale is a mean of products of features
-under the softmaxes, which is summed up beside them; all ranks must hold one scale.
+under the softmaxes, which is summed up beside them; all ranks must hold one scale, which is checked.
 
 With `with_grad` the backward computes each tile once more: the gradient of this rank's images is complete,
 those of all texts are parts, which are summed over the ranks and go to their owners. As ranks may weigh
@@ -18,7 +18,7 @@ of bytes is a message::
                                  with_grad             without
     forward    operations        2 n N (d + e)         2 n N (d + e)
                all_gather        v n d, v n e          2 v n d, 2 v n e
-               maximum           w N k                 w N k
+               maximum           w (N + 2) k           w (N + 2) k
                sum               w N (3 k - 1)         w N (3 k - 1), and w N k unless local
                sum, unless local 2 w k                 2 w k
     backward   operations        2 n N (3 d + e)       4 n N (2 d + e)
@@ -58,6 +58,9 @@ from .streamed import (
     with_bias,
 )
 from .transport import Transport, eager
+
+ROUNDINGS = 8
+"""By as many the scales of ranks may differ."""
 
 
 class Ranks(NamedTuple):
@@ -127,7 +130,7 @@ class _Block:
     """The products of features and the logits of images against texts, and a teacher's, by tiles.
 
     Tiles end where a rank's rows end, and features are contiguous: so the tiles of one rank's images and
-    another's texts are the same, bit for bit, whoever computes them again. A probability near 1 needs that:
+    another's texts are the same, bit for bit, on whichever rank. A probability near 1 needs that:
     it is e to a difference of large logits.
     """
 
@@ -187,23 +190,30 @@ class _Statistics:
         moment.mul_(rescale).add_(spare.mul_(out).sum(dim))
         self.dist_products[where].mul_(rescale).add_(out.mul_(products).sum(dim))
 
-    def combine(self, transport: Transport, *more: Tensor) -> list[Tensor]:
-        """Become the statistics of all ranks' tiles; return `more`, summed over the ranks."""
+    def combine(self, transport: Transport, scales: list[Tensor], *more: Tensor) -> list[Tensor]:
+        """Become the statistics of all ranks' tiles; return `more`, summed over the ranks.
+
+        Raises:
+            ValueError: ranks hold other scales; every rank raises.
+        """
         sides = [side for side in (self.student, self.teacher) if side is not None]
-        largest = transport.maximum(torch.stack([side.maximum for side in sides])).unbind()
+        own = torch.stack(scales).to(self.products.dtype)
+        found = transport.maximum(torch.cat([*(side.maximum for side in sides), own, -own]))
+        *largest, highest, lowest = found.split([len(self.products)] * len(sides) + [len(own)] * 2)
+        _check_scales(highest, -lowest)
         rescales = [torch.exp(side.maximum - most) for side, most in zip(sides, largest, strict=True)]
         parts = [self.student.sum * rescales[0], self.products * rescales[0]]
         if self.teacher is not None:
             moment = self.moment + self.teacher.sum * (self.student.maximum - largest[0])
             parts += [each * rescales[1] for each in (self.teacher.sum, self.dist_products, moment)]
-        found = transport.sum(torch.stack([*parts, *more])).unbind()
+        sums = transport.sum(torch.stack([*parts, *more])).unbind()
         for side, most in zip(sides, largest, strict=True):
             side.maximum = most
-        self.student.sum, self.products = found[:2]
+        self.student.sum, self.products = sums[:2]
         if self.teacher is not None:
-            self.teacher.sum, self.dist_products, self.moment = found[2:5]
+            self.teacher.sum, self.dist_products, self.moment = sums[2:5]
         # copied: what is kept of them is not to keep the others
-        return [each.clone() for each in found[len(parts) :]]
+        return [each.clone() for each in sums[len(parts) :]]
 
     def log_sums(self) -> list[Tensor]:
         """Return the log-sum-exps, the teacher's last."""
@@ -224,6 +234,18 @@ class _Statistics:
             losses.append(log_sum - self.moment[where] / count)
             slopes.append(product - self.dist_products[where] / count)
         return torch.stack(losses).sum(1), torch.stack(slopes).sum(1)
+
+
+def _check_scales(highest: Tensor, lowest: Tensor) -> None:
+    """Check that ranks hold one scale, and one teacher's, up to what devices differ by in an exponential."""
+    apart = highest - lowest > ROUNDINGS * torch.finfo(highest.dtype).eps * highest.abs()
+    for number, name in enumerate(("logit_scale", "dist_logit_scale")[: len(highest)]):
+        if apart[number]:
+            low, high = float(lowest[number]), float(highest[number])
+            raise ValueError(
+                f"{name}: expected the same number on all ranks, got {low:g} to {high:g}: in the streamed form "
+                'each logit is computed by one rank alone; implementation="dense" takes different ones'
+            )
 
 
 class _Direction(NamedTuple):
@@ -267,11 +289,11 @@ class _Blocks(Function):
                 spare = out if block.taught is None else block.taught.buffer(1, i, j)
                 rows.add(products, logits, dist_logits, i, out, spare)
                 columns.add(products, logits, dist_logits, j, out, spare)
-        kept = rows.log_sums()
+        kept, scales = rows.log_sums(), [one.scale for one in given]
         if ranks.with_grad or ranks.local:
-            columns.combine(ranks.transport)
+            columns.combine(ranks.transport, scales)
         else:
-            kept = columns.combine(ranks.transport, *(_placed(ranks, each) for each in kept))
+            kept = columns.combine(ranks.transport, scales, *(_placed(ranks, each) for each in kept))
         partners = partner_product * block.scale, partner_product
         totals = torch.stack(rows.sums(slice(None), *partners))
         totals += torch.stack(columns.sums(ranks.own, *partners))
