@@ -37,7 +37,7 @@ class Groups:
         mesh = generator.choice(["", "first", "second"]) if size % 2 == 0 else ""
         if mesh:
             ranks = np.arange(size).reshape(2, -1)
-            parts = ranks.T if mesh == "first" else ranks
+            parts = list(ranks.T if mesh == "first" else ranks)
         else:
             parts = np.split(generator.permutation(size), [generator.integers(2, size - 1)])
         return cls(tuple(tuple(sorted(map(int, ranks))) for ranks in parts), str(mesh))

@@ -25,14 +25,20 @@ from verified_losses.properties.worlds.specs import parse
 
 from .children import LIMIT_SECONDS, started, wait_until
 from .defects.index import (
+    COPIED,
     CUDA,
     DEFECTS,
     EXCEPTED,
+    FREEZING,
     FRESH,
+    GROUP,
     HOROVOD,
+    NUMBERS,
     OWNED,
     PAIRS,
     RIGHT,
+    TO_BFLOAT16,
+    TO_FLOAT16,
     TWICE,
     Planted,
 )
@@ -45,6 +51,8 @@ COMPILED = {planted.id for planted in RIGHT[::6]}
 BUDGET = 4 * EXAMPLES
 """What the command draws differs with its seed: a defect that it catches now and then must be caught here."""
 FEW = 3
+BY_TURNS = (NUMBERS, TO_BFLOAT16, TO_FLOAT16, FREEZING, GROUP, COPIED)
+"""Of these laws a right variant is asked one here; `make defects` asks all."""
 UNANSWERED = (*LACKING, RAISES, NO_GROUP, FREEZES_ALIKE)
 """The reasons for which a law may say nothing about a right variant."""
 SEEDS = 6
@@ -81,8 +89,12 @@ def test_caught_at_the_smallest_size(planted: Planted, monkeypatch: pytest.Monke
 @pytest.mark.filterwarnings("ignore")  # what torch deprecates they may use
 @pytest.mark.parametrize("planted", RIGHT, ids=lambda planted: planted.id)
 def test_right_variants_are_never_accused(planted: Planted) -> None:
+    turn = BY_TURNS[RIGHT.index(planted) % len(BY_TURNS)]
+    asked = [law.name for law in laws() if law.name not in BY_TURNS or law.name == turn]
     for check in _checks(planted, "1,sim:2-8"):
         if check.law.name == PAIRS and planted.name not in LARGE:
+            continue
+        if check.law.name not in (planted.asked or asked):
             continue
         if check.law.name.startswith("compiled") and planted.id not in COMPILED:
             continue

@@ -9,7 +9,6 @@ from ..contracts import Contract
 from ..examples import Example
 from ..groups import Groups, perform_in_groups
 from ..reference import Reference, part
-from ..standalone.acts import Outcome
 from ..subjects import Subject
 from ..worlds import WorldError
 from . import FROZEN, Bench, Falsified, Law, Place, Unanswered
@@ -42,7 +41,7 @@ def a_group_is_a_world_of_its_own(bench: Bench, reference: Reference) -> float:
     worst = 0.0
     for members in groups.members:
         own = part(bench.contract, reference.example, members)
-        seen: list[Outcome] = [outcomes[rank] for rank in members]
+        seen = [outcome for outcome in (outcomes[rank] for rank in members) if outcome is not None]
         try:
             worst = max(worst, compare_terms(own, {"": seen}), compare_gradients(own, seen))
         except Falsified as error:

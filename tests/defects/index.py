@@ -82,6 +82,8 @@ class Planted:
     held: Held = ()
     scales: Scales = "any"
     """Which it takes, where it holds nothing else."""
+    asked: tuple[str, ...] = ()
+    """The properties that a right variant is asked about in the tests; all, if there are none."""
     strict: bool = False
     """What it does not support is a defect."""
     stated: bool = False
@@ -605,12 +607,12 @@ RIGHT = [
     Planted("linear_cross_entropy", "vocabulary_in_chunks", options=(("label_smoothing", 0.0), ("z_loss", 0.0))),
     Planted("infonce", "InfoNCE", module="cosine"),
     Planted("ntxent", "NTXent", module="cosine"),
-    Planted("clip", "InGroup", module="groups"),
-    Planted("clip", "EveryoneAnswers", module="groups", strict=True),
-    Planted("coca", "StatesAll", module="hostile", stated=True),
-    Planted("clip", "RefusesNoNumbers", module="hostile"),
+    Planted("clip", "InGroup", module="groups", asked=(GROUP, MEAN)),
+    Planted("clip", "EveryoneAnswers", module="groups", strict=True, asked=(FREEZING, MEAN)),
+    Planted("coca", "StatesAll", module="hostile", stated=True, asked=(NUMBERS, NEGATIVE, LABELS, OVERFLOW)),
+    Planted("clip", "RefusesNoNumbers", module="hostile", asked=(NUMBERS, TERMS)),
     Planted("clip", "OtherSumInEval", module="objects"),
-    Planted("clip", "RefusesCopies", module="objects"),
+    Planted("clip", "RefusesCopies", module="objects", asked=(COPIED,)),
     Planted("clip", "OwnsTemperature", module="objects"),
     Planted("clip", "OwnsInSingle", module="objects"),
     Planted("cross_entropy", "CrossEntropy", module="cosine"),
