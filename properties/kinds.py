@@ -157,7 +157,7 @@ def decoupled(first: Any, second: Any, temperature: Any) -> Any:
     first=UNIT,
     second=rows(unit=True, like="first"),
     temperature=positive(0.3, 1.0),
-    tau_plus=choice(0.1, 0.01, 0.25),
+    tau_plus=choice(0.1, 0.01, 0.5),
 )
 def debiased(first: Any, second: Any, temperature: Any, tau_plus: Any) -> Any:
     """SimCLR's loss with an estimate of the negatives from which the positives' share is taken."""

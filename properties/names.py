@@ -116,7 +116,7 @@ LAWS = (
     "owned parameters get gradients",
     "takes no more memory than stated",
     "padding never matters",
-    "no number spreads as the formula says",
+    "NaN spreads as the formula says",
     "negative numbers equal the oracle",
     "wrong labels are named",
     "sizes beyond an index are named",

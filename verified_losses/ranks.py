@@ -243,8 +243,8 @@ def _check_scales(highest: Tensor, lowest: Tensor) -> None:
         if apart[number]:
             low, high = float(lowest[number]), float(highest[number])
             raise ValueError(
-                f"{name}: expected the same number on all ranks, got {low:g} to {high:g}: in the streamed form "
-                'each logit is computed by one rank alone; implementation="dense" takes different ones'
+                f"{name}: expected the same number on all ranks, got {low:g} to {high:g}: in the streamed "
+                'form each logit is computed by one rank alone; implementation="dense" takes different ones'
             )
 
 

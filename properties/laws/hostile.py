@@ -93,7 +93,7 @@ def unspoiled(case: Case) -> Case:
     return dataclasses.replace(case, spoiled=())
 
 
-def no_number_spreads_as_the_formula_says(bench: Bench, reference: Reference) -> float:
+def nan_spreads_as_the_formula_says(bench: Bench, reference: Reference) -> float:
     """Where NaN is in a formula the term is not finite; elsewhere, if that is stated, nothing has changed.
 
     Terms that NaN reaches are those that NumPy's formula gives NaN. Gradients that it reaches are those that
@@ -276,7 +276,7 @@ def _has_scale(contract: Contract) -> bool:
 
 
 LAWS = [
-    Law("no number spreads as the formula says", no_number_spreads_as_the_formula_says, draw=_spoiled,
+    Law("NaN spreads as the formula says", nan_spreads_as_the_formula_says, draw=_spoiled,
         applies=lambda contract: not contract.whole, share=0.25, concerns=HOSTILE, interpreted=False,
         act=run_each, judge=judge_spoiled,
         other=("unspoiled", "the same, of numbers alone", unspoiled)),
