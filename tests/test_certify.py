@@ -16,8 +16,9 @@ from verified_losses.oracles import bounds
 from verified_losses.properties.cases import DTYPES, Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.examples import Example
-from verified_losses.properties.laws import Falsified, laws
+from verified_losses.properties.laws import AUTOCAST, FROZEN, HOSTILE, Falsified, laws
 from verified_losses.properties.laws.objects import LACKING, OWNS_NOTHING
+from verified_losses.properties.laws.ranks import NO_GROUP
 from verified_losses.properties.reference import Reference
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify import certifier
@@ -29,6 +30,8 @@ from verified_losses.properties.worlds.specs import WorldSpec, parse
 from verified_losses.properties.worlds.table import KINDS
 
 WORLDS = parse("1,2,3,sim:2-8")
+SIMULATED = (AUTOCAST, FROZEN, HOSTILE)
+"""What is asked in simulated ranks alone here; `make verify` asks it in one process too."""
 EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "10"))
 
 
@@ -37,7 +40,7 @@ def _verify(check: Check) -> None:
     if check.law.name == "owned parameters get gradients":
         assert (finding.verdict, finding.reason) == ("skipped", OWNS_NOTHING)
         return
-    if check.contract.name == "linear_cross_entropy" and finding.reason in LACKING:
+    if check.contract.name == "linear_cross_entropy" and finding.reason in (*LACKING, NO_GROUP):
         return  # a function
     assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
     assert finding.examples > 0, "nothing was checked"
@@ -48,6 +51,7 @@ def _verify(check: Check) -> None:
     [
         pytest.param(c, id=f"{c.label}-{c.law.name}-{c.world.name}")
         for c in checks(SHIPPED, parse("1,2,3,sim:2-8"))
+        if c.law.concerns not in SIMULATED or c.world.kind == "simulated"
     ],
 )
 def test_shipped_losses_hold(check: Check) -> None:

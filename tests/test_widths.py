@@ -18,7 +18,7 @@ from verified_losses.properties.worlds import server
 from verified_losses.properties.worlds.specs import parse
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
-OF_CLIP = [law for law in laws() if law.worlds != "several" and law.applies(contracts()["clip"])]
+OF_CLIP = [law for law in laws() if law.fits(contracts()["clip"], 1)]
 
 
 @pytest.mark.parametrize("law", OF_CLIP, ids=lambda law: law.name)
