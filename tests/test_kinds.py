@@ -477,7 +477,7 @@ def test_inspect_tries_the_kinds_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(ask_inspect, "inspected", lambda given: asked.extend(given) or 0)
+    monkeypatch.setattr(ask_inspect, "inspected", lambda given, options: asked.extend(given) or 0)
     monkeypatch.setattr(cli.server, "start", lambda: None)
     cli.inspect("torch.nn:CrossEntropyLoss")
     assert {"clip", "cross_entropy", *FORMULAS.values()} <= {*asked}

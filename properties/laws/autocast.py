@@ -45,7 +45,7 @@ def equals_oracle_under_autocast(bench: Bench, reference: Reference) -> float:
 
 
 LAWS = [
-    Law(f"equals the oracle under autocast to {dtype}", equals_oracle_under_autocast,
+    Law(f"{dtype} autocast equals the oracle", equals_oracle_under_autocast,
         draw=partial(_widened, dtype=dtype), share=0.2, concerns=AUTOCAST, modes=(mode,), prepare=unweighted,
         interpreted=False, applies=lambda contract: contract.is_loss)
     for dtype, mode in MODES.items()

@@ -340,7 +340,7 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     interpreted = dict.fromkeys(check.label for check in planned if check.subject.interpret)
     if interpreted:
         lines.append(
-            "large batches, many logits and torch.compile: not in Triton's interpreter: "
+            "large batches, many logits, NaN, autocast and torch.compile: not in Triton's interpreter: "
             + ", ".join(interpreted)
         )
     ran_on = {devices.kind_of(check.world.device) for check in planned}
