@@ -14,7 +14,7 @@ verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --durations=20
 
 # On a machine with a GPU, with the torch that $(PYTHON) has: under eight minutes, written to build/gpu/. What else it
 # needs is installed into build/gpu/packages; `make gpu-packages` does that alone, for a machine without a network.
