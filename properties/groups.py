@@ -24,7 +24,7 @@ ARGUMENTS = ("group", "process_group", "pg", "dist_group")
 
 @dataclass(frozen=True)
 class Groups:
-    """How the ranks of a world are parted into groups, of which each rank is in one."""
+    """Groups of the ranks of a world; each rank is in one."""
 
     members: tuple[tuple[int, ...], ...]
     mesh: str = ""

@@ -43,7 +43,7 @@ from verified_losses.properties.step.laws import Observed, buffers_equal, gradie
 from verified_losses.properties.step.monte_carlo import UNITS, Moved
 from verified_losses.properties.step.target import Trainer
 from verified_losses.properties.step.truth import Truth, truth
-from verified_losses.properties.step.verify import Bench, StepFinding, checks, grouped, verify, verify_all
+from verified_losses.properties.step.verify import Bench, StepCertifier, StepFinding, checks, grouped, verify
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.worlds import server
 from verified_losses.properties.worlds.single import SingleWorld
@@ -191,7 +191,7 @@ def test_a_seed_draws_the_same_cases() -> None:
 def test_one_defect_is_one_group() -> None:
     trainer = _trainer("GradientSum")
     spec = parse("sim:2")
-    found = list(verify_all(checks("x", trainer, spec, STEP_LAWS), FEW))
+    found = list(StepCertifier(FEW).verify_all(checks("x", trainer, spec, STEP_LAWS)))
     groups = grouped([one for one in found if one.verdict == "falsified"], {})
     assert [one.law for one in groups[0]] == [GRADS, "parameters equal one process", LOGGED]
     assert len(groups) == 1
@@ -229,7 +229,7 @@ def test_the_page_s_trainer_is_falsified_and_holds_once_it_is_repaired(tmp_path:
         trainer = Trainer(Subject(f"{tmp_path}/{name}.py:make_step"), (("lr", 0.05),))
         worlds = parse("1")
         planned = checks("make_step", inspected(trainer, worlds), worlds, [GRADS])
-        verdicts += [finding.verdict for finding in verify_all(planned, 6)]
+        verdicts += [finding.verdict for finding in StepCertifier(6).verify_all(planned)]
     assert verdicts == ["falsified", "holds"]
 
 
@@ -241,7 +241,7 @@ def test_the_digits_accumulate_rightly(loss: str, monkeypatch: pytest.MonkeyPatc
     trainer = Trainer(Subject(f"{place}:make_step"), (("form", "accumulated"), ("loss", loss)))
     worlds = parse("1")
     planned = checks("digits", inspected(trainer, worlds), worlds, [GRADS, LOGGED])
-    assert [finding.verdict for finding in verify_all(planned, 1)] == ["holds", "holds"]
+    assert [finding.verdict for finding in StepCertifier(1).verify_all(planned)] == ["holds", "holds"]
 
 
 @pytest.mark.parametrize("released", RELEASED, ids=lambda one: one.target)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from verified_losses.properties.names import STEP_LAWS
 from verified_losses.properties.step.inspection import inspected
 from verified_losses.properties.step.target import Trainer
-from verified_losses.properties.step.verify import checks, verify_all
+from verified_losses.properties.step.verify import StepCertifier, checks
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.worlds import server
 from verified_losses.properties.worlds.specs import parse
@@ -71,9 +71,8 @@ def main() -> int:
         worlds = parse(one.worlds)
         trainer = inspected(Trainer(Subject(f"peers.trainers.{one.target}")), worlds)
         falsified = set()
-        for finding in verify_all(
-            checks(one.target, trainer, worlds, STEP_LAWS), asked.max_examples, asked.seed
-        ):
+        planned = checks(one.target, trainer, worlds, STEP_LAWS)
+        for finding in StepCertifier(asked.max_examples, asked.seed).verify_all(planned):
             print(
                 f"{one.target}: {finding.law} ({finding.world}): {finding.verdict}, "
                 f"{finding.examples} cases, {finding.worst_error_over_bound:.3g}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..devices import CPU, expand
-from ..names import DTYPES, STEP, STEP_DTYPES
+from ..names import DTYPES, STEP
 from ..options import COUNTEREXAMPLES, MAX_EXAMPLES, WORLDS
 from ..own.formula import Formula
 from ..show.certificate import Asked, Certificate
@@ -308,8 +308,8 @@ def _asked(
             "convention": convention != "exact", "call": call, "parameters": parameters, "features": features,
             "widths": widths, "empty_ranks": empty_ranks, "interpret": interpret, "large": large,
         }  # fmt: skip
-        own = STEP_DTYPES if tuple(dtypes) == DTYPES else _listed(dtypes)
-        return {Target.of(name).name: (STEP, ask_step(name, pinned, equal_rows, own, strict, unused))}
+        trainer = ask_step(name, pinned, equal_rows, _listed(dtypes), strict, unused)
+        return {Target.of(name).name: (STEP, trainer)}
     asked = ask(
         name,
         contract,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import WORLDS, CommandOptions
-from ..verify.arguments import Unusable, some_worlds
+from ..verify.arguments import Unusable, refuse, some_worlds
 
 SIZES = (2, 3, 4)
 """How many ranks the worlds have, if no others are asked for."""
@@ -32,9 +32,7 @@ def ask_faults(options: CommandOptions) -> Faults:
         "known": options.known, "shard": options.shard, "database": options.database,
         "large": options.large, "format": options.format != "text", "device": options.device != "cpu",
     }  # fmt: skip
-    for name, given in unused.items():
-        if given:
-            raise Unusable(name, "says nothing of faults: leave it out with --faults")
+    refuse(unused, "says nothing of faults: leave it out with --faults")
     is_default = options.json == CommandOptions().json
     results = RESULTS if is_default else options.json
     asked = str(options.faults)

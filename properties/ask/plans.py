@@ -2,8 +2,8 @@
 
 import fnmatch
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from .. import devices
 from ..names import LAWS, STEP, STEP_LAWS
@@ -18,7 +18,7 @@ from ..step.verify import checks as step_checks
 from ..subjects import Subject
 from ..verify import plan as of_losses
 from ..verify.arguments import Unusable, check_max_examples, kept_laws, step_worlds
-from ..verify.certifier import Certifier, Check, Databases
+from ..verify.certifier import Certifier, Check, Runner
 from ..worlds.specs import WorldSpec
 
 AnyCheck = Check | StepCheck
@@ -99,27 +99,12 @@ def fitted(targets: Targets, world: str, places: Sequence[str], deadline: float 
     return found
 
 
-class Verifier:
-    """Runs checks one by one, in their order or in any other.
+@dataclass(eq=False)
+class Verifier(Runner[AnyCheck, AnyFinding]):
+    """Runs checks of losses and of training steps, in their order or in any other."""
 
-    Args:
-        max_examples: how many cases to draw for each.
-        seed: the same seed draws the same cases.
-        deadline: what `time.monotonic()` is when no time is left.
-        found: told of a finding as its first case fails, before that is made smaller.
-        database: returns what keeps cases that falsify a check, which are tried first.
-    """
-
-    def __init__(
-        self,
-        max_examples: int,
-        seed: int = 0,
-        deadline: float = math.inf,
-        found: Callable[[AnyFinding], None] | None = None,
-        database: Databases = lambda check: None,
-    ) -> None:
-        given = max_examples, seed, deadline, found, database
-        self.deadline = deadline
+    def __post_init__(self) -> None:
+        given = self.max_examples, self.seed, self.deadline, self.found, self.database
         self.losses = Certifier(*given)
         self.steps = StepCertifier(*given)
 
@@ -128,22 +113,14 @@ class Verifier:
         """Where cases of training steps have run."""
         return self.steps.benches
 
+    def prepare(self, check: AnyCheck) -> None:
+        if isinstance(check, Check):
+            self.losses.prepare(check)
+
     def verify(self, check: AnyCheck, until: float = math.inf) -> AnyFinding:
-        """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
         if isinstance(check, StepCheck):
             return self.steps.verify(check, until)
         return self.losses.verify(check, until)
-
-    def verify_all(self, planned: Sequence[AnyCheck]) -> Iterator[AnyFinding]:
-        """Run checks in their order, each in a fair share of the time, but at least one case."""
-        for done, check in enumerate(planned):
-            if isinstance(check, Check) and time.monotonic() < self.deadline:
-                # out of the time of all, not of this check's share
-                worlds = check.subject.worlds()
-                worlds.until = self.deadline
-                worlds.start(check.world, check.law.patience)
-            now = time.monotonic()
-            yield self.verify(check, now + (self.deadline - now) / (len(planned) - done))
 
 
 def unasked(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..names import DTYPES, LAWS, STEP, STEP_DTYPES, STEP_LAWS
+from ..names import LAWS, STEP, STEP_LAWS
 from ..options import Options
 from ..step.target import Trainer
 from ..subjects import SHIPPED, Subject, Target
@@ -131,8 +131,7 @@ def subject_of(target: str, options: Options) -> tuple[str, Subject | Trainer]:
     if options.as_ == STEP:
         unused = {name: given for name in NOT_OF_STEPS if (given := getattr(options, name))}
         unused |= {"convention": options.convention} if options.convention != "exact" else {}
-        dtypes = STEP_DTYPES if options.dtype == ",".join(DTYPES) else options.dtype.split(",")
-        pinned = read_config(options.config)
+        pinned, dtypes = read_config(options.config), options.dtype.split(",")
         return STEP, ask_step(target, pinned, options.equal_rows, dtypes, options.strict, unused)
     return ask(
         target,

@@ -38,8 +38,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """Of the rank that has it."""
     phase: Phase
     at: int
-    """In a forward or a backward: ahead of which collective, from 0, modulo their number. Features of another
-    width are wider if it is even, else narrower."""
+    """In forward or backward: the collective before which it happens, from 0, modulo their number. Features
+    of another width are wider if it is even, else narrower."""
     label: str
     call: Call
     before: Call
@@ -64,10 +64,19 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         """A name for this fault and no other."""
         return sha256(msgspec.json.encode(self)).hexdigest()[:12]
 
+    @property
+    def moment(self) -> str:
+        """When it is injected, in words."""
+        if self.disagrees:
+            return "at the call"
+        return {"before": "before forward", "after": "after backward"}.get(self.phase, f"in {self.phase}")
+
+    def said(self, moment: str) -> str:
+        """Return the fault in words, at a moment."""
+        return f"{self.label}: rank {self.rank} of {self.world_size}: {self.kind} {moment}"
+
     def __str__(self) -> str:
-        when = {"before": "before forward", "after": "after backward"}.get(self.phase, f"in {self.phase}")
-        when = "at the call" if self.disagrees else when
-        return f"{self.label}: rank {self.rank} of {self.world_size}: {self.kind} {when}"
+        return self.said(self.moment)
 
 
 class RankResult(msgspec.Struct, frozen=True):
@@ -102,15 +111,12 @@ class Result(msgspec.Struct, frozen=True):
     def moment(self) -> str:
         """When it was injected, in words."""
         fault = self.fault
-        if fault.disagrees:
-            return "at the call"
-        if fault.phase in ("before", "after"):
-            return {"before": "before forward", "after": "after backward"}[fault.phase]
+        if fault.disagrees or fault.phase in ("before", "after"):
+            return fault.moment
         number = self.collectives[fault.phase == "backward"]
         if not number:
-            return f"in {fault.phase}, which sends nothing"
+            return f"{fault.moment}, which sends nothing"
         return f"at collective {fault.at % number + 1} of {number} of {fault.phase}"
 
     def __str__(self) -> str:
-        fault = self.fault
-        return f"{fault.label}: rank {fault.rank} of {fault.world_size}: {fault.kind} {self.moment}"
+        return self.fault.said(self.moment)

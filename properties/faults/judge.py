@@ -55,7 +55,7 @@ def _judged(fault: Fault, rank: int, note: Note, state: RankState, known: Refere
 
 
 def names(fault: Fault, raised: str) -> bool:
-    """Whether a traceback says which rank the fault has, and what is wrong with it."""
+    """Whether a traceback names the faulty rank and its fault."""
     said = "\n".join(_messages(raised))
     ranks = {int(number) for found in RANKS.findall(said) for number in re.findall(r"\d+", found)}
     return fault.rank in ranks and bool(re.search(CAUSES.get(fault.kind, GONE), said))

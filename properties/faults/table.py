@@ -13,7 +13,7 @@ HEADINGS = {"generic": "generic error", "unaffected": "not affected"}
 
 
 def wrong(result: Result) -> str:
-    """Return what is wrong with what the ranks got or with what is left, or nothing.
+    """Return why a result is a finding, for what ranks got or for what is left; else nothing.
 
     Whichever the loss, every rank must end, and none may return a wrong value once another is gone. A shipped
     loss must name the faulty rank. Ranks that disagree and are not noticed are a limit of another loss, and a

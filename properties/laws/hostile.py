@@ -27,7 +27,6 @@ from .values import compare_terms
 
 RAISES = "it raises where a feature is no number"
 """Which is as good as a loss that is none."""
-NO_INPUT = "the target is given no such input"
 NUMBERS = ("nan", "nan", "inf", "-inf")
 WRONG_LABELS = (-1, 0, 1, 2**40, -(2**40), 2**62)
 """Added to the size of the vocabulary where they are not negative."""
@@ -69,7 +68,7 @@ def _small(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: in
 
 @st.composite
 def _spoiled(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
-    """Draw a small case, one number of which is none; that of a scale, or infinite, where that is stated."""
+    """Draw a small case with one NaN; where that is stated, it may be in a scale, or be infinite."""
     case = draw(_small(contract, subject, world_size))
     inputs = contract.inputs(case)
     rank = draw(st.sampled_from([rank for rank, rows in enumerate(case.rows) if rows]))
@@ -81,7 +80,7 @@ def _spoiled(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: 
         and (subject.stated or name not in contract.scalars)
         and not name.endswith("logit_bias")  # which may cancel, but for NaN
     ]
-    names += [name for name in names if name in TOKENS_OF] * 2  # many of which are padding
+    names += [name for name in names if name in TOKENS_OF] * 2  # many are padding
     name = draw(st.sampled_from(names))
     place = draw(st.integers(0, inputs[rank][name].size - 1))
     number = draw(st.sampled_from(NUMBERS)) if subject.stated else "nan"

@@ -154,7 +154,7 @@ def run_used_and_fresh(calls: list[Call]) -> list[Outcome]:
 
 
 def refuse(calls: list[Call]) -> list[str]:
-    """Return what is wrong with how the first call is refused, in words.
+    """Return the faults of the first call's refusal, in words.
 
     Its error must name an argument of whole numbers, and the object must then give what a fresh one gives.
     """

@@ -8,7 +8,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from unittest import SkipTest
@@ -19,7 +19,7 @@ from hypothesis.errors import Flaky, HypothesisDeprecationWarning, Unsatisfiable
 
 from ..laws import TRAINING, Falsified, Unanswered
 from ..standalone.steps import Plan, Seen, run_fresh
-from ..verify.certifier import OUT_OF_TIME, Verdict, without_local_constants
+from ..verify.certifier import OUT_OF_TIME, Runner, Verdict, without_local_constants
 from ..verify.fingerprints import signature
 from ..verify.limits import RANDOM_DRAWS, UNEQUAL_ROWS
 from ..worlds import OutOfTime, World, WorldError, WorldLost
@@ -212,37 +212,17 @@ def checks(
     return [check for check in found if check.sizes and not check.law.applies(trainer)]
 
 
-class StepCertifier:
-    """Runs checks one by one, as `certifier.Certifier` does.
+@dataclass(eq=False)
+class StepCertifier(Runner[StepCheck, StepFinding]):
+    """Runs checks of training steps.
 
     Where something is wrong in a world, a limit there says nothing and is not looked for.
-
-    Args:
-        max_examples: how many cases to draw for each.
-        seed: the same seed draws the same cases.
-        deadline: what `time.monotonic()` is when no time is left.
-        found: told of the first case that falsifies a check, at once.
-        database: returns what keeps cases that falsify a check, which are tried first.
     """
 
-    def __init__(
-        self,
-        max_examples: int,
-        seed: int = 0,
-        deadline: float = math.inf,
-        found: Callable[[StepFinding], None] | None = None,
-        database: Callable[[StepCheck], ExampleDatabase | None] = lambda check: None,
-    ) -> None:
-        self.max_examples = max_examples
-        self.seed = seed
-        self.deadline = deadline
-        self.found = found
-        self.database = database
-        self.benches: Benches = {}
-        self._wrong: set[tuple[str, str]] = set()
+    benches: Benches = field(default_factory=dict, init=False)
+    _wrong: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def verify(self, check: StepCheck, until: float = math.inf) -> StepFinding:
-        """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
         where = check.label, check.world.name
         if time.monotonic() >= self.deadline:
             return StepFinding(check, self.seed, "skipped", reason=OUT_OF_TIME, not_run=True)
@@ -260,19 +240,6 @@ def bench_of(benches: Benches, check: StepCheck, deadline: float = math.inf) -> 
     """Return where the cases of a check run: the bench of its target and world."""
     bench = Bench(check.trainer, check.world, deadline)
     return benches.setdefault((check.label, check.world.name), bench)
-
-
-def verify_all(
-    planned: Sequence[StepCheck],
-    max_examples: int,
-    base_seed: int = 0,
-    deadline: float = math.inf,
-) -> Iterator[StepFinding]:
-    """Run checks one by one, each in a fair share of the time."""
-    certifier = StepCertifier(max_examples, base_seed, deadline)
-    for done, check in enumerate(planned):
-        now = time.monotonic()
-        yield certifier.verify(check, now + (deadline - now) / (len(planned) - done))
 
 
 def verify(

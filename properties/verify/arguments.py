@@ -27,6 +27,7 @@ from ..names import (
     FORMULAS,
     ROWS_OF,
     STEP,
+    STEP_DTYPES,
     Features,
     values_of,
 )
@@ -176,21 +177,35 @@ def ask_step(
         target: package.module:make_step or file.py:make_step.
         options: what it is given besides rank and world size.
         equal_rows: split rows equally alone.
-        dtypes: the default dtypes to draw.
+        dtypes: the default dtypes to draw; all that a loss may have stand for all that a step may have.
         strict: judge rows that are split unequally as a defect.
         unused: options of the command that say nothing of a step, and what was given for them.
 
     Raises:
         Unusable: an argument is.
     """
-    for name, given in unused.items():
-        if given:
-            raise Unusable(name, "says nothing of a training step: leave it out")
+    refuse(unused, "says nothing of a training step: leave it out")
     for name, _ in options:
         if name in ("rank", "world_size"):
             raise Unusable("config", f"{name} cannot be pinned: {NOT_PINNED[name]}")
     check_target(target)
-    return Trainer(Subject(target), options, some_dtypes(dtypes), strict=strict, even=equal_rows)
+    own = STEP_DTYPES if tuple(dtypes) == DTYPES else dtypes
+    return Trainer(Subject(target), options, some_dtypes(own), strict=strict, even=equal_rows)
+
+
+def refuse(unused: Mapping[str, object], why: str) -> None:
+    """Refuse options that say nothing of what is asked for.
+
+    Args:
+        unused: what was given for them.
+        why: what is wrong with them.
+
+    Raises:
+        Unusable: one was given.
+    """
+    for name, given in unused.items():
+        if given:
+            raise Unusable(name, why)
 
 
 def step_worlds(world: str, places: Sequence[str], alone: bool = True) -> list[WorldSpec]:

@@ -3,10 +3,10 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, TypeVar
 from unittest import SkipTest, mock
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
@@ -128,6 +128,8 @@ class Finding:
 
 
 Found = Callable[[Finding], None]
+C = TypeVar("C")
+F = TypeVar("F")
 Passes = Callable[[Example, Exception, bool], bool]
 """Whether a failure is to count as none: gets the example, what it raised, and whether it was cut off."""
 Databases = Callable[[Any], ExampleDatabase | None]
@@ -414,10 +416,9 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class Certifier:
-    """Runs checks one by one; where a target hung, its other checks in that world are not run.
-
-    Nor are any on a device once it is gone.
+@dataclass(eq=False)
+class Runner(Generic[C, F]):
+    """Runs checks one by one, in any order.
 
     Args:
         max_examples: how many cases to draw for each.
@@ -427,26 +428,46 @@ class Certifier:
         database: returns what keeps cases that falsify a check, which are tried first.
     """
 
-    def __init__(
-        self,
-        max_examples: int,
-        seed: int = 0,
-        deadline: float = math.inf,
-        found: Found | None = None,
-        database: Databases = lambda check: None,
-    ) -> None:
-        self.max_examples = max_examples
-        self.database = database
-        self.seed = seed
-        self.deadline = deadline
-        self.found = found
-        self._hung: set[tuple[str, str]] = set()
-        self._lost: dict[str, str] = {}
-        self._even: set[str] = set()
-        self._refused: dict[str, tuple[str, ...]] = {}
+    max_examples: int
+    seed: int = 0
+    deadline: float = math.inf
+    found: Callable[[F], None] | None = None
+    database: Callable[[C], ExampleDatabase | None] = lambda check: None
+
+    def verify(self, check: C, until: float = math.inf) -> F:
+        """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
+        raise NotImplementedError
+
+    def prepare(self, check: C) -> None:
+        """Do before a check what takes of the time of all, not of this check's share."""
+
+    def verify_all(self, planned: Sequence[C]) -> Iterator[F]:
+        """Run checks in their order, each in a fair share of the time, but at least one case."""
+        for done, check in enumerate(planned):
+            self.prepare(check)
+            now = time.monotonic()
+            yield self.verify(check, now + (self.deadline - now) / (len(planned) - done))
+
+
+@dataclass(eq=False)
+class Certifier(Runner[Check, Finding]):
+    """Runs checks of losses; where a target hung, its other checks in that world are not run.
+
+    Nor are any on a device once it is gone.
+    """
+
+    _hung: set[tuple[str, str]] = field(default_factory=set, init=False)
+    _lost: dict[str, str] = field(default_factory=dict, init=False)
+    _even: set[str] = field(default_factory=set, init=False)
+    _refused: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+
+    def prepare(self, check: Check) -> None:
+        if time.monotonic() < self.deadline:
+            worlds = check.subject.worlds()
+            worlds.until = self.deadline
+            worlds.start(check.world, check.law.patience)
 
     def verify(self, check: Check, until: float = math.inf) -> Finding:
-        """Run one check; when `time.monotonic()` is past `until`, no more than one case is drawn."""
         where = check.label, check.world.name
         if time.monotonic() >= self.deadline:
             return self.not_run(check, OUT_OF_TIME)

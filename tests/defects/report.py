@@ -173,7 +173,7 @@ def examine(planted: Planted, seeds: list[int], worlds: str, max_examples: int, 
     torch.set_num_threads(1)
     # which the command does while it imports torch, for seconds that are not counted here either
     planted.subject.worlds().start(parse("1")[0])
-    if planted in (*kinds.DEFECTS, *kinds.RIGHT):
+    if isinstance(planted, kinds.Kind):
         worlds = planted.world  # those that do not gather are verified in one process
     tried = seeds if planted.seeds == 1 else range(seeds[0], seeds[0] + MANY)
     trials = [try_once(planted, seed, worlds, max_examples) for seed in tried]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from verified_losses.properties.names import STEP_LAWS
 from verified_losses.properties.step.inspection import inspected
-from verified_losses.properties.step.verify import StepFinding, checks, verify_all
+from verified_losses.properties.step.verify import StepCertifier, StepFinding, checks
 from verified_losses.properties.worlds import server
 from verified_losses.properties.worlds.specs import parse
 
@@ -27,7 +27,7 @@ def findings(planted: Planted, examples: int, seed: int = 0) -> Iterator[StepFin
     worlds = parse(planted.world)
     trainer = inspected(planted.trainer, worlds)
     names = planted.caught_by or STEP_LAWS
-    yield from verify_all(checks(planted.name, trainer, worlds, names), examples, seed)
+    yield from StepCertifier(examples, seed).verify_all(checks(planted.name, trainer, worlds, names))
 
 
 def amiss(planted: Planted, finding: StepFinding) -> str:
