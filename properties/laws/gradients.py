@@ -1,7 +1,9 @@
 """Laws of gradients and second derivatives."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from hypothesis import assume
@@ -28,25 +30,32 @@ LARGE = 2**19
 """As many pairs of rows, over all ranks, take seconds."""
 
 
-def _directions(
-    reference: Reference, names: tuple[str, ...], most: int | None = None
-) -> list[tuple[int, str, Array]]:
+Direction: TypeAlias = tuple[int | None, str, Array]
+"""A rank, the name of one of its inputs, and how that moves; no rank where all hold the input alike."""
+
+
+def _directions(reference: Reference, names: tuple[str, ...], most: int | None = None) -> list[Direction]:
     """Choose directions to derive along: all axes of a small case, some and mixed ones of a large one.
+
+    What all ranks hold alike is moved once: a training step takes the mean over ranks of its gradients, and
+    ranks that share their work may each have any part of it.
 
     Of a large case `most`, if it is given.
     """
     case, given = reference.case, reference.inputs
-    places = [
-        (rank, name)
+    alike = reference.contract.alike if case.world_size > 1 else ()
+    places: list[tuple[int | None, str]] = [
+        (None if name in alike else rank, name)
         for rank, arrays in enumerate(given)
         for name in names
         if name in arrays and not case.is_frozen(name, rank) and arrays[name].size
+        if name not in alike or rank == 0
     ]
-    sizes = {place: given[place[0]][place[1]].size for place in places}
+    sizes = {place: given[place[0] or 0][place[1]].size for place in places}
     generator = np.random.default_rng([case.seed, 5])
-    chosen = []
+    chosen: list[Direction] = []
     for rank, name in places:
-        shape, size = given[rank][name].shape, sizes[rank, name]
+        shape, size = given[rank or 0][name].shape, sizes[rank, name]
         if sum(sizes.values()) <= EVERY_PARTIAL:
             axes = list(range(size))
         else:
@@ -66,33 +75,50 @@ def _directions(
 def compare_gradients(reference: Reference, outcomes: list[Outcome], most: int | None = None) -> float:
     """Return the worst error over bound of every rank's gradients, along some directions.
 
-    Of a large case, along `most`, if it is given.
+    Of what all ranks hold alike it is the mean over ranks that is compared. Of a large case, along `most`
+    directions, if it is given.
     """
     bounds, names = reference.bounds.gradients, reference.contract.differentiable
     worst = 0.0
-    for rank, name, along in _directions(reference, _known(reference, names), most):
-        observed = outcomes[rank].gradients.get(name)
-        if observed is None:
-            observed = np.zeros(along.shape)
-        place, allowed = Place("gradient", name, rank), bounds[rank][name]
+    for rank, name, along in _directions(reference, names, most):
+        place = Place("gradient", name, rank)
+        ranks = _ranks(reference, rank)
+        observed = _mean(place, [outcomes[one].gradients.get(name) for one in ranks], along.shape)
+        allowed = np.mean([bounds[one][name] for one in ranks], axis=0)
+        if len(ranks) > 1:
+            allowed = allowed + gamma(len(ranks), FLOAT64) * abs(observed)
         if not _is_judged(reference, place, observed, along, allowed):
             continue
-        expected = reference.derivative(rank, name, along)
+        expected = _derivative(reference, place, along)
         moved = along != 0  # elsewhere a bound may be infinite
         bound = float(np.sum(abs(along[moved]) * allowed[moved])) * reference.slack
         worst = max(worst, _compare_along(place, observed, along, expected, bound, reference.largest))
     return worst
 
 
-def _known(reference: Reference, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those inputs of which each rank's gradient is known.
+def _ranks(reference: Reference, rank: int | None) -> Sequence[int]:
+    """Return the ranks that a direction is of."""
+    return range(reference.case.world_size) if rank is None else (rank,)
 
-    Where the whole loss alone is, of what all ranks hold alike the mean is, which has a law of its own.
+
+def _mean(place: Place, parts: Sequence[Array | None], shape: tuple[int, ...]) -> Array:
+    """Return the mean of gradients; none is zero.
+
+    Raises:
+        Falsified: one has another shape.
     """
-    contract = reference.contract
-    if not contract.whole or reference.case.world_size == 1:
-        return names
-    return tuple(name for name in names if name not in contract.alike)
+    arrays = [np.zeros(shape) if part is None else part for part in parts]
+    for array in arrays:
+        if array.shape != shape:
+            raise misshapen(place, array.shape, shape)
+    mean: Array = np.mean(arrays, axis=0)
+    return mean
+
+
+def _derivative(reference: Reference, place: Place, along: Array) -> float:
+    """Return the oracle's derivative at a place, along a direction."""
+    ranks = _ranks(reference, place.rank)
+    return float(np.mean([reference.derivative(rank, place.name, along) for rank in ranks]))
 
 
 def _is_judged(reference: Reference, place: Place, observed: Array, along: Array, allowed: Array) -> bool:
@@ -101,14 +127,14 @@ def _is_judged(reference: Reference, place: Place, observed: Array, along: Array
     Raises:
         Falsified: an element is not, and the oracle's is.
     """
-    if observed.shape != along.shape:
-        raise misshapen(place, observed.shape, along.shape)
     wrong = np.argwhere(~np.isfinite(observed) & (along != 0))
     for index in wrong[:1].tolist():
-        assert place.rank is not None
         at, unit = tuple(index), np.zeros(along.shape)
         unit[at] = 1
-        expected, bound = reference.derivative(place.rank, place.name, unit), float(allowed[at])
+        # where one rank's may be beyond the dtype's largest value, their mean may be too
+        ranks = _ranks(reference, place.rank)
+        expected = max((reference.derivative(rank, place.name, unit) for rank in ranks), key=abs)
+        bound = len(ranks) * float(allowed[at])
         compare(dataclasses.replace(place, index=at), observed[at], expected, bound, reference.largest)
     return not len(wrong)
 
@@ -122,8 +148,6 @@ def _compare_along(
     largest: float = np.finfo(np.float64).max,
 ) -> float:
     """Compare a derivative at `place`, summed along a direction."""
-    if observed.shape != along.shape:
-        raise misshapen(place, observed.shape, along.shape)
     axes = np.argwhere(along)
     if len(axes) == 1:
         place = dataclasses.replace(place, index=tuple(axes[0].tolist()))
@@ -209,20 +233,25 @@ def twice_differentiable(bench: Bench, reference: Reference) -> float:
     assume(bench.world.size == 1 or reference.case.option("gather_with_grad", True))
     moves = curves(reference)
     derived = bench.act(partial(derive_twice, moves=moves), reference.case)
-    directions = _directions(reference, _known(reference, tuple(moves[0])))
-    if not directions:
+    directions = _directions(reference, tuple(moves[0]))
+    single = [(rank, name, along) for of, name, along in directions for rank in _ranks(reference, of)]
+    if not single:
         return 0.0
-    values, bounds = reference.second_derivatives(moves, directions)
-    bounds = bounds * reference.slack
+    found = zip(*reference.second_derivatives(moves, single), strict=True)
     worst = 0.0
-    for (rank, name, along), expected, bound in zip(directions, values, bounds, strict=True):
-        place = Place("second derivative", name, rank)
-        worst = max(worst, _compare_along(place, derived[rank][name], along, expected, bound))
+    for of, name, along in directions:
+        place, ranks = Place("second derivative", name, of), _ranks(reference, of)
+        observed = _mean(place, [derived[rank][name] for rank in ranks], along.shape)
+        expected, bound = np.mean([next(found) for _ in ranks], axis=0)
+        worst = max(worst, _compare_along(place, observed, along, expected, bound * reference.slack))
     return worst
 
 
 def curves(reference: Reference) -> Inputs:
-    """Return the direction along which each rank's inputs move: those that must get a gradient."""
+    """Return the direction along which each rank's inputs move: those that must get a gradient.
+
+    What all ranks hold alike moves alike.
+    """
     case = reference.case
     names = [name for name, wanted in reference.contract.gradient_expected(case).items() if wanted]
     drawn = []
@@ -231,10 +260,8 @@ def curves(reference: Reference) -> Inputs:
         drawn.append(
             {name: rounded(generator.standard_normal(given[name].shape), case.dtype) for name in names}
         )
-    if reference.contract.whole:  # what all ranks hold alike moves alike
-        drawn = [own | {name: drawn[0][name] for name in own if name in reference.contract.alike}
-                 for own in drawn]  # fmt: skip
-    return drawn
+    alike = reference.contract.alike
+    return [own | {name: drawn[0][name] for name in own if name in alike} for own in drawn]
 
 
 LAWS = [

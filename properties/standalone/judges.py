@@ -27,13 +27,16 @@ def judge_term(target: Any, ranks: list[list[Outcome]]) -> bool:
 
 
 def judge_gradient(target: Any, ranks: list[list[Outcome]]) -> bool:
-    """Compare one rank's gradient, along one direction, with the oracle's."""
+    """Compare one rank's gradient, along one direction, or the mean over ranks, with the oracle's."""
     given = values(file.inputs())
-    along = direction(given[file.RANK][file.NAME].shape)
-    expected = derivative(
-        lambda moved: total(file.oracle(moved), file.COTANGENTS), given, file.RANK, file.NAME, along
-    )
-    return agree(expected, component(part(ranks[file.RANK][0])))
+
+    def total_of(moved: Any) -> Any:
+        return total(file.oracle(moved), file.COTANGENTS)
+
+    chosen = range(len(ranks)) if file.RANK is None else [file.RANK]
+    along = direction(given[0][file.NAME].shape if file.RANK is None else given[file.RANK][file.NAME].shape)
+    expected = [derivative(total_of, given, rank, file.NAME, along) for rank in chosen]
+    return agree(np.mean(expected), np.mean([component(part(ranks[rank][0])) for rank in chosen]))
 
 
 def judge_quoted(target: Any, ranks: list[list[Outcome]]) -> bool:
@@ -44,8 +47,9 @@ def judge_quoted(target: Any, ranks: list[list[Outcome]]) -> bool:
 
 
 def judge_derived_twice(target: Any, ranks: list[dict[str, Array]]) -> bool:
-    """Compare one rank's second derivative, along one direction, with what is expected."""
-    return agree(file.EXPECTED, component(ranks[file.RANK][file.NAME]))
+    """Compare one rank's second derivative, or the mean over ranks, with what is expected."""
+    chosen = ranks if file.RANK is None else [ranks[file.RANK]]
+    return agree(file.EXPECTED, np.mean([component(seen[file.NAME]) for seen in chosen]))
 
 
 def judge_mean(target: Any, ranks: list[list[Outcome]]) -> bool:

@@ -75,8 +75,9 @@ def explain(finding: "Finding") -> tuple[Hint, ...]:
         return tuple(Hint("times", what, factor) for factor in factors)
     law, contract = finding.check.law, finding.check.contract
     cases = [(law.prepare(example.case), place) for example, place in met[-MOST:] if not example.steps]
-    # what is compared with one process or with a call before is not the oracle's
-    if len(cases) < len(met[-MOST:]) or any(place.rank is None for _, place in cases):
+    # what is compared with one process or with a call before is not the oracle's, nor is a mean of values
+    means = what == "value" and any(place.rank is None for _, place in cases)
+    if len(cases) < len(met[-MOST:]) or law.other or means:
         return ()
     until = time.monotonic() + SECONDS
     for hint, oracle in _others(contract, what, [case for case, _ in cases]):
@@ -129,24 +130,25 @@ def _with(contract: Contract, name: str, value: bool) -> Oracle:
 def _agrees(contract: Contract, oracle: Oracle, case: Case, place: Place) -> bool:
     """Whether what was observed at a place is what another oracle gives, within the bound there."""
     inputs = contract.inputs(case)
-    assert place.rank is not None
     with np.errstate(all="ignore"):
         if place.kind == "term":
+            assert place.rank is not None
             terms = oracle(case, contract.prepared(case, inputs))[place.rank]
             if place.name not in terms:
                 return False
             right = float(np.real(terms[place.name])[place.index])
         else:
+            ranks = range(case.world_size) if place.rank is None else (place.rank,)
             along = place.along
             if along is None:
-                along = np.zeros(inputs[place.rank][place.name].shape)
+                along = np.zeros(inputs[ranks[0]][place.name].shape)
                 along[place.index] = 1
             cotangents = contract.cotangents(case)
 
             def summed(moved: Inputs) -> Any:
                 return total(oracle(case, contract.prepared(case, moved)), cotangents)
 
-            right = derivative(summed, inputs, place.rank, place.name, along)
+            right = float(np.mean([derivative(summed, inputs, rank, place.name, along) for rank in ranks]))
     # the bound is that of the oracle's own value: another one rounds in proportion
     scale = max(1.0, abs(right) / abs(place.expected)) if place.expected else 1.0
     differs = abs(right - place.expected) > 2 * scale * place.bound

@@ -523,6 +523,7 @@ RIGHT = [
     Planted("clip", "Tiled", module="tiles"),
     Planted("clip", "Shared", options=LOCAL, empty_ranks=True, module="ranks", skips=(SILENT,)),
     Planted("clip", "PartsGathered", options=LOCAL, empty_ranks=True, module="ranks", skips=(SILENT,)),
+    Planted("clip", "ScaleOfThisRank", options=LOCAL, empty_ranks=True, module="ranks", skips=(SILENT,)),
     Planted("clip", "StatesSquares", module="tiles"),
     Planted("clip", "ExponentialsOfTwo", module="right"),
     Planted("clip", "ManualBackward", module="right"),

@@ -77,6 +77,13 @@ class PartsGathered(Shared):
         return everyone.logsumexp(0).split(rows)[self.rank]
 
 
+class ScaleOfThisRank(Shared):
+    """Right: a rank computes all with its own scale, whose gradients have the right mean over ranks."""
+
+    def repeated(self, values: Tensor, rows: list[int]) -> list[Tensor]:
+        return [values[self.rank].expand(1, count) for count in rows]
+
+
 class MaximumOfThisRank(Shared):
     def columns(self, logits: Tensor, rows: list[int]) -> Tensor:
         # sums are less this rank's own maxima, and are taken to be less those of all
