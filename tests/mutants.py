@@ -61,6 +61,8 @@ TARGETS = (
         (
             "arguments",
             "losses",
+            "lost",
+            "memory",
             "captions",
             "accumulation",
             "streamed",
