@@ -333,6 +333,21 @@ def test_what_gets_no_gradient_is_passed_over():
     close(tower.weight.grad.numpy(), whole.weight.grad.numpy(), 64, 16)
 
 
+def test_a_scale_may_come_before_the_rows():
+    tower, rows = nn.Linear(3, 3).double(), torch.arange(12, dtype=torch.float64).view(4, 3)
+    scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    accumulate(
+        lambda batch: {"logit_scale": scale.exp(), "rows": tower(batch)},
+        lambda logit_scale, rows: (logit_scale * rows).sum(),
+        rows.split(2),
+    )
+    found = tower.weight.grad, scale.grad
+    tower.weight.grad = scale.grad = None
+    (scale.exp() * tower(rows)).sum().backward()
+    for gradient, right in zip(found, (tower.weight.grad, scale.grad), strict=True):
+        close(gradient.numpy(), right.numpy(), float(right.abs().max()), 16)
+
+
 class Device:
     """A device's generator, which counts what is drawn from it."""
 
@@ -372,7 +387,8 @@ def test_the_random_numbers_of_every_device_are_drawn_again(place, monkeypatch):
     elif place == "buffer":
         monkeypatch.setattr(model, "buffers", lambda: iter([far]))
     batch = {"dict": {"near": here, "far": far}, "tuple": (here, far), "tensor": far}.get(place, (here,))
-    accumulate(model, lambda rows: rows.sum(), [batch, batch])
+    other = {"near": here} if place == "dict" else batch
+    accumulate(model, lambda rows: rows.sum(), [batch, other])
     # once without a graph, and then the same numbers with it
     assert drawn == [0, 1, 0, 1]
     assert generator.states == {there: 2}
