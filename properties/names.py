@@ -91,6 +91,8 @@ def values_of(contract: str) -> Values:
     return {name: kind.values for name, kind in formula(contract).inputs.items() if isinstance(kind, Choice)}
 
 
+COMPILED = ("compiled keeps dtypes", "compiled equals eager")
+"""The names of those properties that compile a loss."""
 LAWS = (
     "terms equal the oracle",
     "gradients equal the oracle",
@@ -98,8 +100,7 @@ LAWS = (
     "twice differentiable",
     "bfloat16 autocast equals the oracle",
     "float16 autocast equals the oracle",
-    "compiled keeps dtypes",
-    "compiled equals eager",
+    *COMPILED,
     "mean over ranks equals single process",
     "second derivatives travel",
     "backward is silent",

@@ -29,9 +29,11 @@ from verified_losses.properties.worlds import OutOfTime, RankState, WorldError, 
 from verified_losses.properties.worlds.specs import WorldSpec, parse
 from verified_losses.properties.worlds.table import KINDS
 
-WORLDS = parse("1,2,3,sim:2-8")
+WORLDS = parse("1,2,sim:2-8")
 SIMULATED = (AUTOCAST, FROZEN, HOSTILE)
 """What is asked in simulated ranks alone here; `make verify` asks it in one process too."""
+OF_THREE = ("terms", "gradients", "cotangents", "mean")
+"""What the properties begin with that three processes are asked; two are asked all."""
 EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "10"))
 
 
@@ -52,6 +54,7 @@ def _verify(check: Check) -> None:
         pytest.param(c, id=f"{c.label}-{c.law.name}-{c.world.name}")
         for c in checks(SHIPPED, parse("1,2,3,sim:2-8"))
         if c.law.concerns not in SIMULATED or c.world.kind == "simulated"
+        if c.world.sizes != (3,) or c.law.name.startswith(OF_THREE)
     ],
 )
 def test_shipped_losses_hold(check: Check) -> None:

@@ -28,17 +28,21 @@ from .defects.index import (
     COPIED,
     CUDA,
     DEFECTS,
+    EVAL,
     EXCEPTED,
     FREEZING,
     FRESH,
     GROUP,
     HOROVOD,
+    LIVE,
     NUMBERS,
     OWNED,
     PAIRS,
     RIGHT,
+    SAME,
     TO_BFLOAT16,
     TO_FLOAT16,
+    TRACE,
     TWICE,
     Planted,
 )
@@ -51,7 +55,7 @@ COMPILED = {planted.id for planted in RIGHT[::6]}
 BUDGET = 4 * EXAMPLES
 """What the command draws differs with its seed: a defect that it catches now and then must be caught here."""
 FEW = 3
-BY_TURNS = (NUMBERS, TO_BFLOAT16, TO_FLOAT16, FREEZING, GROUP, COPIED)
+BY_TURNS = (NUMBERS, TO_BFLOAT16, TO_FLOAT16, FREEZING, GROUP, COPIED, EVAL, LIVE, SAME, TRACE)
 """Of these laws a right variant is asked one here; `make defects` asks all."""
 UNANSWERED = (*LACKING, RAISES, NO_GROUP, FREEZES_ALIKE)
 """The reasons for which a law may say nothing about a right variant."""

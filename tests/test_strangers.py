@@ -1,6 +1,6 @@
 """Losses as strangers write them: no right one is accused, and the defective ones are caught.
 
-Every eighth is asked here, over few cases; `make strangers` asks all, over as many cases as the command does.
+Every sixteenth is asked here, over few cases; `make strangers` asks all, over as many as the command does.
 """
 
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 ALL = "STRANGERS" in os.environ
 CASES = MAX_EXAMPLES if ALL else 8
-EVERY = 1 if ALL else 8
+EVERY = 1 if ALL else 16
 SLOW = "large"
 """Properties of batches that take seconds each; `certify` asks them."""
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..forms import NAMES
-from ..names import FORMULAS, ROWS_OF
+from ..names import COMPILED, FORMULAS, ROWS_OF
 from ..options import COUNTEREXAMPLES, KEY, CommandOptions, Options
 from ..show.text import own, plain
 from ..verify.arguments import (
@@ -29,6 +29,7 @@ from ..verify.arguments import (
     check_file,
     check_folder,
     check_target,
+    is_kept,
     read_seconds,
     read_widths,
     without_password,
@@ -107,7 +108,9 @@ def certify(
         if torchrun.is_executor():
             return torchrun.serve()
         torchrun.lead()
-    server.start()  # which imports torch too
+    kept = [name for name in COMPILED if is_kept(name, options.only, options.skip)]
+    # which imports torch too
+    server.start(compiles=bool(kept) and any(spec.kind != "simulated" for spec in scope.worlds))
     from ..show.annotations import render
     from ..show.certificate import Asked
     from ..verify.plan import working
@@ -157,7 +160,7 @@ def _certify_faults(
     scope = read([] if asking.again else asked, options, os.environ)
     if scope.trainers:
         raise Unusable("faults", "says nothing of a step: leave it out with --as step")
-    server.start()
+    server.start(compiles=False)
     from ..verify.plan import fitted
     from . import run as running
     from .inject import certify_faults
@@ -216,7 +219,7 @@ def inspect(
         )
         for one in names
     )
-    server.start()
+    server.start(compiles=False)
     from .inspect import inspected
 
     stated = {"call": [call], "parameter": parameter or [], "features": [features], "widths": [widths]}

@@ -40,7 +40,7 @@ def inject(fault: Fault) -> Result:
 
 def _inject(fault: Fault, patience: float = 1.0) -> Result:
     begun = time.monotonic()
-    server.start()  # it has a folder for as long as it runs
+    server.start(compiles=False)  # it has a folder for as long as it runs
     with tempfile.TemporaryDirectory() as notes_folder, _own_folder() as place:
         folder = Path(notes_folder)
         join = functools.partial(join_gloo_within, seconds=patience * GROUP_SECONDS)

@@ -387,8 +387,13 @@ def kept_laws(
         for pattern in patterns or []:
             if not fnmatch.filter(names, pattern):
                 raise Unusable(argument, f"expected some of {', '.join(names)}, got {pattern!r}")
-    wanted = [name for name in names if any(fnmatch.fnmatch(name, one) for one in only or ["*"])]
-    return tuple(name for name in wanted if not any(fnmatch.fnmatch(name, one) for one in skip or []))
+    return tuple(name for name in names if is_kept(name, only, skip))
+
+
+def is_kept(law: str, only: Sequence[str] | None, skip: Sequence[str] | None) -> bool:
+    """Whether patterns keep a law."""
+    wanted = any(fnmatch.fnmatch(law, one) for one in only or ["*"])
+    return wanted and not any(fnmatch.fnmatch(law, one) for one in skip or [])
 
 
 def check_target(text: str) -> None:

@@ -16,11 +16,12 @@ PRELOAD = [
     "numpy",
     "torch",
     "torch.distributed",
-    "torch._dynamo",
     "verified_losses.properties.worlds.processes",
     "verified_losses.properties.running",
 ]
-"""Modules that most targets, some law or every rank imports, which takes seconds."""
+"""Modules that every rank imports, which takes seconds."""
+COMPILER = "torch._dynamo"
+"""What a rank imports that compiles, which takes seconds too."""
 RANK_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "MKL_NUM_THREADS": "1",
@@ -46,14 +47,18 @@ def rank_environment() -> dict[str, str]:
     return {**own, **RANK_ENVIRONMENT}
 
 
-def start() -> None:
-    """Start the server, unless it runs, and do not wait for it: the first rank does."""
-    with launching():
+def start(compiles: bool = True) -> None:
+    """Start the server, unless it runs, and do not wait for it: the first rank does.
+
+    Args:
+        compiles: some rank will compile: the server imports the compiler, so that no rank has to.
+    """
+    with launching(compiles):
         pass
 
 
 @contextlib.contextmanager
-def launching() -> Iterator[context.ForkServerContext]:
+def launching(compiles: bool = True) -> Iterator[context.ForkServerContext]:
     """While processes are started, change the state that they would copy from this one.
 
     With an empty `__main__` they do not run the caller's script again. Where the fork server itself is
@@ -65,7 +70,7 @@ def launching() -> Iterator[context.ForkServerContext]:
     sys.modules["__main__"] = types.ModuleType("__main__")
     os.environ.update(RANK_ENVIRONMENT)
     try:
-        chosen.set_forkserver_preload(PRELOAD)
+        chosen.set_forkserver_preload([*PRELOAD, *[COMPILER] * compiles])
         _ensure_running()
         yield chosen
     finally:

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import Function
 
+from verified_losses.transport import eager
+
 from .plain import Clip, all_gather, gather_rows
 
 
@@ -47,7 +49,7 @@ class InGroup(Clip):
         super().__init__(**flags)
         self.group = self.back = group
 
-    @torch.compiler.disable
+    @eager
     def count(self, features: Tensor) -> list[int]:
         if self.world_size == 1:
             return [len(features)]
@@ -55,7 +57,7 @@ class InGroup(Clip):
         dist.all_gather(everyone, torch.tensor([len(features)]), group=self.group)
         return [int(rows) for rows in everyone]
 
-    @torch.compiler.disable
+    @eager
     def gather_grad(self, features: Tensor, rows: list[int]) -> Tensor:
         return _GatherInGroup.apply(features, rows, self.group, self.back)
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
+from verified_losses.transport import eager
+
 Scalar = Tensor | float
 
 
@@ -24,7 +26,7 @@ def flat(value: Scalar) -> Scalar:
     return value.reshape(()) if isinstance(value, Tensor) else value
 
 
-@torch.compiler.disable
+@eager
 def count(features: Tensor, world_size: int) -> list[int]:
     """Return how many rows each rank holds."""
     if world_size == 1:
@@ -34,7 +36,7 @@ def count(features: Tensor, world_size: int) -> list[int]:
     return [int(rows) for rows in everyone]
 
 
-@torch.compiler.disable
+@eager
 def all_gather(tensor: Tensor, rows: Sequence[int]) -> Tensor:
     """Return the rows of all ranks, which hold `rows` each, without gradient."""
     padded = tensor.new_zeros(max(rows), *tensor.shape[1:])
@@ -77,7 +79,7 @@ class SumRows(Function):
         return GatherRows.apply(grad, ctx.rows), None
 
 
-@torch.compiler.disable
+@eager
 def gather_rows(tensor: Tensor, rows: list[int]) -> Tensor:
     return GatherRows.apply(tensor, rows)
 
@@ -105,7 +107,7 @@ class Exchange(Function):
         return Exchange.apply(grad, *reversed(ctx.ranks), ctx.rows), None, None, None
 
 
-@torch.compiler.disable
+@eager
 def exchange(tensor: Tensor, from_rank: int, to_rank: int, rows: int) -> Tensor:
     return Exchange.apply(tensor, from_rank, to_rank, rows)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
+from verified_losses.transport import eager
+
 from . import plain
 from .plain import (
     Clip,
@@ -400,7 +402,7 @@ class CountsByObjects(Clip):
         return _object_counts(len(features), self.world_size)
 
 
-@torch.compiler.disable
+@eager
 def _object_counts(n: int, world_size: int) -> list[int]:
     everyone: list[Any] = [None] * world_size
     dist.all_gather_object(everyone, n)
@@ -417,7 +419,7 @@ def _gathered_by(forward: Callable[[Tensor, list[int]], Tensor]) -> type[Clip]:
             return forward(tensor, rows)
 
     class Loss(Clip):
-        @torch.compiler.disable
+        @eager
         def gather_grad(self, features: Tensor, rows: list[int]) -> Tensor:
             return Gather.apply(features, rows)
 
@@ -479,7 +481,7 @@ RoundTheRing = _gathered_by(_round_the_ring)
 
 
 class ReduceScatterInBackward(Clip):
-    @torch.compiler.disable
+    @eager
     def gather_grad(self, features: Tensor, rows: list[int]) -> Tensor:
         return _GatherReduceScatter.apply(features, rows)
 
@@ -548,7 +550,7 @@ class CaptionByCaption(CoCa):
 
 
 class CountsTokensByGather(CoCa):
-    @torch.compiler.disable
+    @eager
     def tokens(self, labels: Tensor) -> int:
         return sum(plain.count(labels[labels != self.pad_id], self.world_size))
 
