@@ -5,6 +5,8 @@ https://arxiv.org/abs/2205.01917: a weighted contrastive loss and a weighted mea
 are not padding, of the cross-entropy of the next token.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .clip import add_up, clip_loss, cross_entropy
@@ -24,12 +26,19 @@ def caption_loss(
         convention: "exact" divides by the mean number of tokens of a rank, so that the mean over ranks
             is the mean over all tokens; "open_clip" by this rank's own.
     """
-    tokens = [int(np.count_nonzero(ids != pad_id)) for ids in labels]
-    divisor = sum(tokens) / len(tokens) if convention == "exact" else tokens[rank]
     is_token = labels[rank] != pad_id
     if not is_token.any():
         return 0.0
     losses = [cross_entropy(logits[rank][is_token], labels[rank][is_token])]
+    return mean_over_tokens(losses, labels, rank, pad_id, convention)
+
+
+def mean_over_tokens(
+    losses: list[Any], labels: list[Array], rank: int, pad_id: int, convention: str
+) -> complex:
+    """Return what the tokens of `rank` cost, in parts to add up, by the number of tokens that counts."""
+    tokens = [int(np.count_nonzero(ids != pad_id)) for ids in labels]
+    divisor = sum(tokens) / len(tokens) if convention == "exact" else tokens[rank]
     loss: complex = add_up(losses, tokens) / divisor
     return loss
 

@@ -66,7 +66,7 @@ class Case:
     teacher_width: int = 1
     seed: int = 0
     pad_content: int = 0
-    """A seed that fills the logits at padding; 0 leaves them."""
+    """A seed that fills the logits, or the hidden states, at padding; 0 leaves them."""
     device: str = devices.CPU
     """Where the tensors are, or those devices that ranks have in turn: "cuda:0/cuda:1"."""
     cpu_scalars: bool = False
@@ -220,6 +220,31 @@ def captions(case: Case) -> tuple[Array, Array]:
         other = np.random.default_rng(case.pad_content).standard_normal(logits.shape)
         logits = np.where(is_pad[..., None], 100 * other, logits)
     return rounded(logits, case.dtype), labels
+
+
+def projection(case: Case, tokens: int) -> tuple[Array, Array, Array]:
+    """Fill [tokens, width] hidden states, the [vocabulary, width] weight and the [vocabulary] bias."""
+    generator = np.random.default_rng([case.seed, 5])
+    spread = {"large": 100.0, "saturated": 10.0, "zeros": 0.0}.get(case.pattern, 1.0)
+    shapes = (tokens, case.width), (case.vocabulary, case.width), (case.vocabulary,)
+    hidden, weight, bias = (generator.standard_normal(shape) for shape in shapes)
+    if case.pattern in ("grid", "basis"):
+        # of few bits: products and sums are exact
+        hidden, weight, bias = (generator.integers(-6, 7, shape) / 4 for shape in shapes)
+    weight *= spread / np.sqrt(case.width)
+    return tuple(rounded(each, case.dtype) for each in (hidden, weight, bias))  # type: ignore[return-value]
+
+
+def hidden_captions(case: Case) -> tuple[Array, Array, Array, Array]:
+    """Fill hidden states [sum of rows, length, width], the vocabulary's weight and bias, and the labels."""
+    labels = captions(case)[1]
+    hidden, weight, bias = projection(case, labels.size)
+    hidden = hidden.reshape(*labels.shape, case.width)
+    if case.pad_content:
+        # of logits that half precision holds: those at padding may be computed
+        other = rounded(np.random.default_rng(case.pad_content).normal(0, 10, hidden.shape), case.dtype)
+        hidden = np.where((labels == case.pad_id)[..., None], other, hidden)
+    return hidden, weight, bias, labels
 
 
 def without_zeros(views: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -42,6 +42,10 @@ FORMS: Values = {"implementation": ("auto", "dense", "streamed"), "tile_size": i
 CONTRACTS: dict[str, Values] = {
     "clip": GATHERS | FORMS,
     "coca": GATHERS | FORMS | {"clip_loss_weight": float, "caption_loss_weight": float, "pad_id": int},
+    "coca_hidden": GATHERS
+    | FORMS
+    | dict.fromkeys(("clip_loss_weight", "caption_loss_weight", "label_smoothing", "z_loss"), float)
+    | {"pad_id": int},
     "distill": GATHERS | FORMS,
     "siglip": FORMS
     | {
@@ -164,6 +168,7 @@ class Shipped(NamedTuple):
 LOSSES = {
     "clip": Shipped("clip", "ClipLoss"),
     "coca": Shipped("coca", "CoCaLoss"),
+    "coca_hidden": Shipped("coca_hidden", "CoCaLoss"),
     "distill": Shipped("distill", "DistillClipLoss"),
     "siglip": Shipped("siglip", "SigLipLoss"),
     "gather": Shipped("gather", "gather_features"),
@@ -174,5 +179,5 @@ LOSSES = {
     ),
 }
 """The certified losses, by label."""
-ROWS_OF = ("clip", "siglip", "coca", "distill", "infonce", "ntxent")
+ROWS_OF = ("clip", "siglip", "coca", "coca_hidden", "distill", "infonce", "ntxent")
 """The contracts whose losses may normalise rows."""

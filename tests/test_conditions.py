@@ -46,8 +46,8 @@ def found(
 def test_the_shipped_losses_are_asked_what_they_state(label: str) -> None:
     asked = {check.law.name for check in checks({label: SHIPPED[label]}, parse("1,sim:4"))}
     assert {NUMBERS, GROUP, FREEZING} <= asked
-    assert (NEGATIVE in asked) == (label in ("clip", "coca", "distill", "siglip"))
-    assert (LABELS in asked) == (label in ("coca", "linear_cross_entropy"))
+    assert (NEGATIVE in asked) == (label in ("clip", "coca", "coca_hidden", "distill", "siglip"))
+    assert (LABELS in asked) == (label in ("coca", "coca_hidden", "linear_cross_entropy"))
     assert (OVERFLOW in asked) == (not label.startswith("exchange"))
 
 

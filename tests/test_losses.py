@@ -51,7 +51,7 @@ ROOT = Path(__file__).parents[1]
 CLASSES = {
     label: loss
     for label, shipped in LOSSES.items()
-    if inspect.isclass(loss := getattr(verified_losses, shipped.name))
+    if inspect.isclass(loss := getattr(verified_losses, shipped.name)) and label != "coca_hidden"
 }
 KINDS = list(CLASSES)
 WEIGHTS = {"caption_loss_weight": 2.0, "clip_loss_weight": 1.0}

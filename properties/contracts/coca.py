@@ -57,9 +57,15 @@ class CoCaContract(ClipContract):
         ]
 
     def calls(self, case: Case) -> dict[str, Call]:
-        arguments = *flags(case), *self._weights(case), case.pad_id
-        both = Call(coca_loss, (STUDENT, "logits", "labels"), arguments)
-        return {name: replace(both, place=place) for place, name in enumerate(self.terms)}
+        return self.of_terms(Call(coca_loss, (STUDENT, "logits", "labels"), self.arguments(case)))
+
+    def arguments(self, case: Case) -> tuple[Any, ...]:
+        """Return the oracle's arguments: flags, weights and the label of padding."""
+        return *flags(case), *self._weights(case), case.pad_id
+
+    def of_terms(self, call: Call) -> dict[str, Call]:
+        """Return the terms of a call that returns both."""
+        return {name: replace(call, place=place) for place, name in enumerate(self.terms)}
 
     def gradient_expected(self, case: Case) -> dict[str, bool]:
         """A term of weight 0 reaches nothing."""
@@ -67,7 +73,7 @@ class CoCaContract(ClipContract):
         return {
             name: want
             for name, want in super().gradient_expected(case).items()
-            if (caption_weight if name == "logits" else clip_weight) or not want
+            if (clip_weight if name in STUDENT else caption_weight) or not want
         }
 
     def _weights(self, case: Case) -> tuple[float, float]:

@@ -4,14 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from hypothesis import strategies as st
 
 from verified_losses.oracles.bounds import Blocks
-from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.linear_cross_entropy import linear_cross_entropy_loss
 
-from ..cases import Case, Options, captions, rounded
+from ..cases import Case, Options, captions, projection
 from ..subjects import Subject
 from . import Contract, accepted
 from .calls import Call, Inputs
@@ -65,7 +63,7 @@ class LinearCrossEntropyContract(Contract):
 
     def inputs(self, case: Case) -> Inputs:
         _, labels = captions(case)
-        shared = dict(zip(INPUTS, _projection(case, labels.size), strict=True))
+        shared = dict(zip(INPUTS, projection(case, labels.size), strict=True))
         hidden = shared.pop("hidden").reshape(*labels.shape, case.width)
         if case.bias is None:
             del shared["bias"]
@@ -91,16 +89,3 @@ class LinearCrossEntropyContract(Contract):
     def blocks(self, case: Case) -> Blocks:
         """Each chunk of tokens may give a part of its own."""
         return Blocks(case.option("chunk_size", 0))
-
-
-def _projection(case: Case, tokens: int) -> tuple[Array, Array, Array]:
-    """Fill [tokens, width] hidden states, the [vocabulary, width] weight and the [vocabulary] bias."""
-    generator = np.random.default_rng([case.seed, 5])
-    spread = {"large": 100.0, "saturated": 10.0, "zeros": 0.0}.get(case.pattern, 1.0)
-    shapes = (tokens, case.width), (case.vocabulary, case.width), (case.vocabulary,)
-    hidden, weight, bias = (generator.standard_normal(shape) for shape in shapes)
-    if case.pattern in ("grid", "basis"):
-        # of few bits: products and sums are exact
-        hidden, weight, bias = (generator.integers(-6, 7, shape) / 4 for shape in shapes)
-    weight *= spread / np.sqrt(case.width)
-    return tuple(rounded(each, case.dtype) for each in (hidden, weight, bias))  # type: ignore[return-value]

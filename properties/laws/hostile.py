@@ -32,7 +32,7 @@ WRONG_LABELS = (-1, 0, 1, 2**40, -(2**40), 2**62)
 """Added to the size of the vocabulary where they are not negative."""
 SIZES = (31, 32, 40, 46)
 """The binary logarithms of numbers of rows whose logits, of each with each, no index counts."""
-TOKENS_OF = ("logits", "hidden")
+TOKENS_OF = ("logits", "hidden", "hidden_states")
 HALF_SIZE = 30
 """Of the rows of each of several ranks, whose logits together no index counts."""
 TOKENS = 60
