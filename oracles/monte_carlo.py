@@ -47,7 +47,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from .complex_step import STEP, Array
+from .complex_step import LOST, STEP, Array
 from .dtypes import DTYPES
 
 SAMPLES = 32
@@ -58,6 +58,12 @@ LEFT = 4.0
 CHANCE = 1e-6
 """Of accusing a right implementation in one run, if its errors are as assumed above."""
 ELEMENTARY = 2.0
+OTHERWISE = 2.0
+"""How many roundings another formula may have for each of this one."""
+UNKNOWN = 2.0**200
+"""An error of which nothing is known: what is made of it is larger than all that samples scatter."""
+GROWTH = 100.0
+"""The largest exponent of an error: beyond it nothing is known."""
 FINEST = 2.0**-50
 """The least unit roundoff of samples, as float64 has three more bits. Scatter is scaled down again."""
 MOST = 2**22
@@ -98,14 +104,18 @@ class Scatter(NamedTuple):
 
     value: Array
     spread: Array
-    """The root mean square of the deviations of the samples."""
+    """The root mean square of the deviations of the samples; no number where there are none."""
     size: Array
     """One unit roundoff of the magnitudes that it was added up from."""
+    most: Array
+    """The most that roundings add up to, to first order; infinite where that is not known."""
 
     @property
     def bound(self) -> Array:
         """How far a right implementation may be from the value."""
-        larger: Array = np.maximum(SPREAD * QUANTILE * self.spread, LEFT * self.size)
+        sampled = SPREAD * QUANTILE * self.spread
+        least = np.where(np.isinf(sampled), np.inf, np.fmin(sampled, self.most))
+        larger: Array = np.maximum(least, LEFT * self.size)
         return larger
 
 
@@ -117,10 +127,15 @@ class Tape:
         samples: how many.
         seed: of what is drawn.
         sized: there is one, that is not moved, and its size in the place of a second one.
+        errs: beside the size goes, as a complex step, the most that roundings add up to.
     """
 
-    def __init__(self, p: Roundoff, samples: int, seed: int, sized: bool = False) -> None:
-        self.p, self.samples, self.sized = p, 2 if sized else samples, sized
+    def __init__(
+        self, p: Roundoff, samples: int, seed: int, sized: bool = False, errs: bool = False
+    ) -> None:
+        self.p, self.samples, self.sized, self.errs = p, 2 if sized else samples, sized, errs
+        self.decided = True
+        """No error is large enough to turn a comparison over."""
         self.generator = np.random.default_rng(seed)
         self.numbers: list[Moved] = []
         self.size = 0
@@ -152,8 +167,32 @@ class Tape:
         value = function(x[:1])
         if not np.iscomplexobj(x):
             return np.concatenate([value, abs(value)])
-        slope = np.imag(function(np.real(x[:1]) + 1j * STEP)) / STEP
-        return np.concatenate([value, abs(np.real(value)) + 1j * abs(slope) * np.imag(x[1:])])
+        middle = np.real(x[:1])
+        slope = np.imag(function(middle + 1j * STEP)) / STEP
+        error = abs(slope) * np.imag(x[1:])
+        if self.errs:  # no first order holds where an error is large
+            far = self.error(x)
+            ends = (np.real(function(middle + one)) - np.real(value) for one in (far, -far))
+            farthest = np.maximum(*(abs(one) for one in ends)) - FINEST * abs(np.real(value))
+            error = np.maximum(error, STEP * np.minimum(farthest, UNKNOWN))
+            error = np.nan_to_num(error, nan=STEP * UNKNOWN, posinf=STEP * UNKNOWN)
+        return np.concatenate([value, abs(np.real(value)) + 1j * error])
+
+    def error(self, value: Array) -> Array:
+        """Return the most that roundings add up to in a value."""
+        return np.asarray(np.imag(value[1:]) / STEP if self.errs and np.iscomplexobj(value) else 0.0)
+
+    def decide(self, function: Callable[..., Array], *values: Array) -> None:
+        """Note whether errors may turn a comparison over: it is made at both ends of them."""
+        if not self.errs or not any(map(np.iscomplexobj, values)):
+            return
+        signs = [1, -1][: len(values)]
+        found = [
+            function(*(np.real(one[:1]) + way * sign * self.error(one)
+                       for one, sign in zip(values, signs, strict=True)))
+            for way in (0, 1, -1)
+        ]  # fmt: skip
+        self.decided = self.decided and all(np.array_equal(found[0], one) for one in found)
 
     def first(self, value: Any) -> Any:
         """Return what decides: the samples, without sizes."""
@@ -168,24 +207,43 @@ class Tape:
         xi[:1] = 0
         return xi
 
-    def moved(self, value: Array, size: Array | None = None, times: Any = 1.0, sums: Any = None) -> Array:
+    def decide_extreme(self, value: Array, extreme: Array, axis: int) -> None:
+        """Note whether errors may make other elements the largest, or the least, along an axis."""
+        if not self.errs or not np.iscomplexobj(value):
+            return
+        far = self.error(value) + self.error(extreme)
+        near = (abs(np.real(value[:1]) - np.real(extreme[:1])) <= far) & (far > 0)
+        self.decided = self.decided and not (np.count_nonzero(near, axis=axis) > 1).any()
+
+    def moved(
+        self, value: Array, size: Array | None = None, times: Any = 1.0, terms: Any = None, each: float = 0.0
+    ) -> Array:
         """Move results at random.
 
         Args:
             value: results.
             size: what they are rounded relative to, if not to themselves.
             times: how many roundings.
-            sums: how many roundings of accumulating, relative to `size`; the result is then stored.
+            terms: how many terms were accumulated, whose magnitudes are `size`; the result is then stored.
+            each: how many roundings each of the terms has.
         """
         if self.sized:
-            if (size is None or sums is not None) and value.size:
+            if (size is None or terms is not None) and value.size:
                 largest = float(np.max(np.nan_to_num(abs(np.real(value[:1])), posinf=np.inf)))
                 self.largest = max(self.largest, largest)
-            return value
+            return self.erred(value, size, times, terms, each) if self.errs else value
         if np.iscomplexobj(value):  # what is moved along rounds by itself
             sizes = (None, None) if size is None else (np.real(size), np.imag(size) / STEP)
-            ahead = self.moved(np.imag(value) / STEP, sizes[1], times, sums)
-            return self.moved(np.real(value), sizes[0], times, sums) + 1j * STEP * ahead
+            ahead = self.moved(np.imag(value) / STEP, sizes[1], times, terms, each)
+            return self.moved(np.real(value), sizes[0], times, terms, each) + 1j * STEP * ahead
+        sums = None if terms is None else np.sqrt(terms / 3) + each
+        how_far = self.rounding(value, size, times, sums)
+        with np.errstate(invalid="ignore"):
+            result: Array = value + self.drawn(value.shape) * how_far
+        return np.where(np.isfinite(value), result, value)
+
+    def rounding(self, value: Array, size: Array | None, times: Any, sums: Any) -> Array:
+        """Return how far results round: `times` as they are stored, `sums` times as they are accumulated."""
         magnitude = abs(value)
         how_far = (
             self.p.stored * times * (magnitude if size is None or sums is not None else size) + self.p.tiny
@@ -194,9 +252,16 @@ class Tape:
             how_far = how_far + self.p.accumulated * sums * size
         with np.errstate(invalid="ignore"):
             # as of the exponential of minus infinity, which is 0
-            how_far = np.where(np.isfinite(how_far), how_far, self.p.tiny)
-            result: Array = value + self.drawn(value.shape) * how_far
-        return np.where(np.isfinite(value), result, value)
+            return np.where(np.isfinite(how_far), how_far, self.p.tiny)
+
+    def erred(self, value: Array, size: Array | None, times: Any, terms: Any, each: float) -> Array:
+        """Add to what roundings add up to those of a result, `OTHERWISE` as many as the formula has."""
+        if np.ndim(times) == value.ndim:
+            times = times[:1]
+        sums = None if terms is None else np.asarray(terms) + each
+        own = None if size is None else np.real(size[:1])
+        how_far = self.rounding(np.real(value[:1]), own, OTHERWISE * times, sums)
+        return np.concatenate([value[:1], value[1:] + 1j * STEP * how_far])
 
     def gradients(self, output: "Moved", cotangent: Array, leaves: Sequence["Moved"]) -> list[Array]:
         """Return the gradients of <output, cotangent> by leaves, in every sample."""
@@ -378,6 +443,11 @@ def _magnitude(value: Array) -> Array:
     return magnitude
 
 
+def _size_of(tape: Tape, value: Array) -> Array:
+    """Return what a product of matrices rounds relative to the product of."""
+    return abs(np.real(value)) if tape.sized else _magnitude(value)
+
+
 def _larger_of(one: Array, other: Array) -> Array:
     """Return the larger of their magnitudes."""
     one, other = _magnitude(one), _magnitude(other)
@@ -419,7 +489,7 @@ def _summed_to(tape: Tape, gradient: Array, shape: tuple[int, ...]) -> Array:
     total = gradient.sum(axis=axes).reshape(-1, *own)
     if count > 1:
         size = _magnitude(gradient).sum(axis=axes).reshape(total.shape)
-        total = tape.moved(total, size, sums=np.sqrt(count / 3))
+        total = tape.moved(total, size, terms=count)
     return np.broadcast_to(total, shape)
 
 
@@ -432,7 +502,9 @@ def _made(tape: Tape, value: Array, *parents: tuple[Any, Back]) -> Moved:
 
 def _plain(ufunc: np.ufunc, tape: Tape, *inputs: Any) -> Any:
     """Compare: a plain array where all samples agree, else a mask of each sample."""
-    value = ufunc(*map(np.real, _operands(tape, *inputs)))
+    operands = _operands(tape, *inputs)
+    tape.decide(ufunc, *operands)
+    value = ufunc(*map(np.real, operands))
     if tape.sized or (value == value[:1]).all():
         return value[0]
     return _made(tape, value)
@@ -493,7 +565,11 @@ def _divide(tape: Tape, first: Any, second: Any) -> Moved:
     shifts = 0.0 if getattr(second, "shifts", None) is None else second.shifts
     if tape.sized:  # how far it moves adds to the size of how far the quotient does
         size: Array = abs(np.real(other[:1]))
-        size = size - 1j * np.imag(other[1:]) if np.iscomplexobj(other) else size
+        if np.iscomplexobj(other):
+            error = np.imag(other[1:])
+            if tape.errs:  # no first order holds near 0
+                error = np.where(error > STEP * size / 8, STEP * UNKNOWN * size, error)
+            size = size - 1j * error
         other = np.concatenate([other[:1], size])
 
     def over(x: Array, times: float = 1.5) -> Array:
@@ -565,11 +641,14 @@ def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
     if tape.sized:
         value, *shares = (np.concatenate([part[:1], _magnitude(part[:1])]) for part in (value, *shares))
     if tape.sized and np.iscomplexobj(value):
-        one, other = 1j * np.imag(one[1:]), 1j * np.imag(other[1:])
+        one, other = np.imag(one[1:]), np.imag(other[1:])
         first_share, second_share = (np.real(share[1:]) for share in shares)
-        value[1:] = np.real(value[1:]) + first_share * one + second_share * other
+        both = one + other
+        if tape.errs:  # no first order of exponentials holds
+            one, other, both = (STEP * np.expm1(np.minimum(part / STEP, GROWTH)) for part in (one, other, both))
+        value[1:] = np.real(value[1:]) + 1j * (first_share * one + second_share * other)
         for share in shares:
-            share[1:] = np.real(share[1:]) + first_share * second_share * (one + other)
+            share[1:] = np.real(share[1:]) + 1j * first_share * second_share * both
     ones = np.ones(value.shape)
     if np.iscomplexobj(value):
         ones = ones + 1j * (abs(np.imag(one)) + abs(np.imag(other)))
@@ -585,6 +664,7 @@ def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
 def _chosen(larger: bool) -> Callable[[Tape, Any, Any], Moved]:
     def rule(tape: Tape, first: Any, second: Any) -> Moved:
         one, other = _operands(tape, first, second)
+        tape.decide(np.greater_equal if larger else np.less_equal, one, other)
         one, other = np.real(one), np.real(other)
         mask = one >= other if larger else one <= other
         return _where(_made(tape, mask), first, second, tape=tape)
@@ -623,8 +703,8 @@ def _matmul(tape: Tape, first: Any, second: Any) -> Moved:
     )
 
     def product(x: Array, y: Array) -> Array:
-        size = None if tape.sized else _magnitude(x) @ _magnitude(y)
-        return tape.moved(x @ y, size, sums=np.sqrt(x.shape[-1] / 3) + 1)
+        size = _size_of(tape, x) @ _size_of(tape, y)
+        return tape.moved(x @ y, size, terms=x.shape[-1], each=1)
 
     value = product(left, right)
     shape = value.shape
@@ -668,8 +748,8 @@ def _einsum(subscripts: Any, *operands: Any, **_: Any) -> Moved:
         rule = f"{','.join('Z' + name for name in names)}->Z{to}"
         arrays = [np.broadcast_to(one, (tape.samples, *one.shape[1:])) for one in arrays]
         count = int(np.prod([sizes[letter] for letter in set("".join(names)) - set(to)]))
-        size = None if tape.sized else np.einsum(rule, *map(_magnitude, arrays), optimize=True)
-        return tape.moved(np.einsum(rule, *arrays, optimize=True), size, sums=np.sqrt(count / 3) + 1)
+        size = np.einsum(rule, *(_size_of(tape, one) for one in arrays), optimize=True)
+        return tape.moved(np.einsum(rule, *arrays, optimize=True), size, terms=count, each=1)
 
     def back(place: int) -> Back:
         others = [k for k in range(len(given)) if k != place]
@@ -701,7 +781,7 @@ def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = Non
     count = int(np.prod([number.value.shape[one] for one in axes]))
     if count > 1:
         size = _magnitude(number.value).sum(axis=axes, keepdims=True)
-        value = tape.moved(value, size, sums=np.sqrt(count / 3))
+        value = tape.moved(value, size, terms=count)
     kept = value if keepdims else value.reshape([n for k, n in enumerate(value.shape) if k not in axes])
 
     def back(g: Array) -> Array:
@@ -740,6 +820,7 @@ def _extreme(which: Any, number: Any, axis: Any = None, keepdims: bool = False, 
     places = np.expand_dims(which(np.real(number.tape.first(number.value)), axis=1 + along), 1 + along)
     places = np.broadcast_to(places, (len(number.value), *places.shape[1:]))
     value = np.take_along_axis(number.value, places, 1 + along)
+    number.tape.decide_extreme(number.value, value, 1 + along)
 
     def back(g: Array) -> Array:
         result = np.zeros(number.value.shape, g.dtype)
@@ -750,7 +831,7 @@ def _extreme(which: Any, number: Any, axis: Any = None, keepdims: bool = False, 
 
 
 def _logaddexp_reduced(number: Any, axis: Any = 0, keepdims: bool = False, **_: Any) -> Any:
-    top = _real(_extreme(np.argmax, number, axis, keepdims=True))
+    top = _extreme(np.argmax, _real(number), axis, keepdims=True)
     total = np.log(_sum(np.exp(number - top), axis, keepdims=True)) + top
     if keepdims:
         return total
@@ -835,13 +916,15 @@ def _scattered(tape: Tape, gradient: Array, index: Array, number: Moved) -> Arra
         for sample, (total, sizes) in enumerate(zip(result, size, strict=True)):
             np.add.at(total, index, gradient[sample])
             np.add.at(sizes, index, _magnitude(gradient[sample]))
-        result = tape.moved(result, size, sums=np.sqrt(counts / 3))
+        result = tape.moved(result, size, terms=counts)
     return result.reshape(-1, *number.shape)
 
 
 def _real(number: Any) -> Any:
-    """Return a constant."""
-    return _made(number.tape, np.real(number.value)) if isinstance(number, Moved) else np.real(number)
+    """Return a constant, which errs as the number does."""
+    if not isinstance(number, Moved):
+        return np.real(number)
+    return _made(number.tape, number.value if number.tape.errs else np.real(number.value))
 
 
 _UFUNCS: dict[Any, Callable[..., Any]] = {
@@ -943,7 +1026,7 @@ def scatter(
         p: the arithmetic.
         derived: the places of inputs by which <result, cotangent> is derived.
         cotangent: of the result's shape.
-        samples: how often it is computed.
+        samples: how often it is computed; 0: what roundings add up to is all that bounds it.
         seed: the same seed gives the same.
         along: how inputs move, by their places: of the derivatives how far they move then is returned, which
             are second derivatives, by complex steps through reverse mode.
@@ -954,8 +1037,8 @@ def scatter(
     finer = max(1.0, FINEST / p.stored)
     coarse = p._replace(stored=p.stored * finer, accumulated=p.accumulated * finer)
 
-    def computed(count: int, stream: int, sized: bool = False) -> tuple[Array, list[Array], Tape]:
-        tape = Tape(coarse, count, seed * 1_000_003 + stream, sized)
+    def computed(count: int, stream: int, sized: bool = False) -> tuple[list[Array], Tape]:
+        tape = Tape(coarse, count, seed * 1_000_003 + stream, sized, errs=sized and along is None)
         moves = along or {}
         given = [
             tape.leaf(one, moves.get(place)) if _is_float(one) else one for place, one in enumerate(inputs)
@@ -963,29 +1046,30 @@ def scatter(
         with np.errstate(all="ignore"):
             output = function(*given)
             if not isinstance(output, Moved):
-                return (
+                return [
                     tape.constant(np.asarray(output, float)),
-                    [tape.constant(np.zeros(np.shape(inputs[place]))) for place in derived],
-                    tape,
-                )
+                    *(tape.constant(np.zeros(np.shape(inputs[place]))) for place in derived),
+                ], tape
             weights = np.broadcast_to(np.asarray(cotangent, float), output.shape)
             grads = tape.gradients(output, weights, [given[place] for place in derived]) if derived else []
             if along is not None:
                 grads = [np.imag(one) / STEP for one in grads]
-        return np.real(output.value), grads, tape
+        return [output.value, *grads], tape
 
-    value, gradients, tape = computed(1, 0, sized=True)
-    exact = [value[0], *(one[0] for one in gradients)]
-    sizes = [np.nan_to_num(p.stored * one[1], posinf=0.0) for one in (value, *gradients)]
-    lengths = [np.zeros(one.shape) for one in exact]
+    results, tape = computed(1, 0, sized=True)
+    exact = [np.real(one[0]) for one in results]
+    sizes = [np.nan_to_num(p.stored * np.real(one[1]), posinf=0.0) for one in results]
+    known = tape.errs and tape.decided and tape.largest <= p.largest
+    most = [_most(one) / finer if known else np.full(np.shape(one[0]), np.inf) for one in results]
+    lengths = [np.full(one.shape, 0.0 if samples else np.nan) for one in exact]
     part = int(np.clip(MOST // max(tape.size, 1), 1, samples))
     done = 0
     while done < samples:
         count = min(part, samples - done)
-        value, gradients, _ = computed(1 + count, 1 + done)
+        results, _ = computed(1 + count, 1 + done)
         with np.errstate(all="ignore"):
-            for length, middle, moved in zip(lengths, exact, [value, *gradients], strict=True):
-                deviation = moved[1:] - middle
+            for length, middle, moved in zip(lengths, exact, results, strict=True):
+                deviation = np.real(moved[1:]) - middle
                 # what leaves the range says nothing but that it may
                 lost = np.where(np.isnan(deviation), np.inf, deviation)
                 # squares of the least would underflow
@@ -994,10 +1078,16 @@ def scatter(
     if tape.largest > p.largest:
         lengths = [np.full(length.shape, np.inf) for length in lengths]
     found = [
-        Scatter(middle, length / np.sqrt(samples) / finer, size)
-        for middle, length, size in zip(exact, lengths, sizes, strict=True)
+        Scatter(middle, length / np.sqrt(max(samples, 1)) / finer, size, add)
+        for middle, length, size, add in zip(exact, lengths, sizes, most, strict=True)
     ]
     return found[0], found[1:]
+
+
+def _most(result: Array) -> Array:
+    """Return what roundings add up to in a result: infinity where it is not known, or lost its digits."""
+    error = np.imag(result[1]) / STEP
+    return np.where((error > LOST) & (error < np.sqrt(UNKNOWN)), error, np.inf)
 
 
 def _is_float(value: Any) -> bool:
