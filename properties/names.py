@@ -100,6 +100,7 @@ LAWS = (
     "float16 autocast equals the oracle",
     "compiled keeps dtypes",
     "compiled equals eager",
+    "inductor equals the oracle",
     "mean over ranks equals single process",
     "second derivatives travel",
     "backward is silent",

@@ -173,8 +173,10 @@ class Law:
     """How much longer than others a call may take."""
     stated: bool = False
     """Whether it is asked of those alone that state what they do with inputs that nobody should send."""
+    by_inductor: bool = False
+    """Whether it is asked of those alone that are to be compiled by inductor, which takes minutes."""
     needs: str = ""
-    """The kind of device that it is about, where that is one kind: "cuda"."""
+    """The kind of device that it is about, where that is one kind: "cpu" or "cuda"."""
     share: float = 1.0
     """The share of `max_examples` that is drawn: costly laws take fewer."""
     concerns: str = TRAINING

@@ -149,7 +149,7 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
                 fits = law.is_of(world.device) and (law.simulated or not world.row.shares_process)
                 elsewhere = law.worlds == "two or one" and world.sizes == (1,) and world.device in two
                 interpreted = law.interpreted or not subject.interpret
-                stated = subject.stated or not law.stated
+                stated = (subject.stated or not law.stated) and (subject.inductor or not law.by_inductor)
                 drawn = world.row.is_drawn or not law.drawn_alone
                 if check.sizes and fits and interpreted and stated and drawn and not elsewhere:
                     yield check
