@@ -130,9 +130,7 @@ class Tape:
         errs: beside the size goes, as a complex step, the most that roundings add up to.
     """
 
-    def __init__(
-        self, p: Roundoff, samples: int, seed: int, sized: bool = False, errs: bool = False
-    ) -> None:
+    def __init__(self, p: Roundoff, samples: int, seed: int, sized: bool = False, errs: bool = False) -> None:
         self.p, self.samples, self.sized, self.errs = p, 2 if sized else samples, sized, errs
         self.decided = True
         """No error is large enough to turn a comparison over."""
@@ -645,7 +643,9 @@ def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
         first_share, second_share = (np.real(share[1:]) for share in shares)
         both = one + other
         if tape.errs:  # no first order of exponentials holds
-            one, other, both = (STEP * np.expm1(np.minimum(part / STEP, GROWTH)) for part in (one, other, both))
+            one, other, both = (
+                STEP * np.expm1(np.minimum(part / STEP, GROWTH)) for part in (one, other, both)
+            )
         value[1:] = np.real(value[1:]) + 1j * (first_share * one + second_share * other)
         for share in shares:
             share[1:] = np.real(share[1:]) + 1j * first_share * second_share * both

@@ -95,7 +95,7 @@ def values_of(contract: str) -> Values:
     return {name: kind.values for name, kind in formula(contract).inputs.items() if isinstance(kind, Choice)}
 
 
-COMPILED = ("compiled keeps dtypes", "compiled equals eager")
+COMPILED = ("compiled keeps dtypes", "compiled equals eager", "inductor equals the oracle")
 """The names of those properties that compile a loss."""
 LAWS = (
     "terms equal the oracle",
@@ -120,6 +120,10 @@ LAWS = (
     "two graphs at once",
     "owned parameters get gradients",
     "takes no more memory than stated",
+    "torch.func equals autograd",
+    "scales may be mapped",
+    "subclasses equal tensors",
+    "DTensors equal tensors",
     "padding never matters",
     "NaN spreads as the formula says",
     "negative numbers equal the oracle",

@@ -86,6 +86,11 @@ class Options:
         False,
         "Draw a batch just beyond 4,096 pairs instead of 1,024: it takes minutes, and 3 GB.",
     )
+    inductor: bool = _option(
+        False,
+        "Compile the target by torch.compile's inductor too, with fixed and with dynamic shapes: it takes "
+        "minutes, and a C++ compiler.",
+    )
     loss: list[str] | None = _option(
         None, f"Which shipped losses, where no target is given: {', '.join(LOSSES)}. Else all."
     )
@@ -230,7 +235,7 @@ class FuzzOptions(Options):
 
 OF_A_TARGET = (
     "as", "convention", "config", "call", "parameter", "features", "widths", "equal-rows", "empty-ranks",
-    "interpret", "strict", "large", "dtype",
+    "interpret", "strict", "large", "inductor", "dtype",
 )  # fmt: skip
 """What pyproject.toml may state for one target."""
 NOT_OF_ALL = ("as", "config", "call", "parameter", "features", "widths", "loss", "shard", "resume")

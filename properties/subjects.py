@@ -60,6 +60,7 @@ class Subject:
         strict: what it does not support is a defect, and no limit of it.
         empty_ranks: a rank of several may hold no rows.
         large: it is to meet batches of more than 4,096 pairs, which take minutes each.
+        inductor: torch.compile's inductor is to compile it, which takes minutes.
         widths: the widths of features that it takes; any, if empty.
         stated: it does with inputs that nobody should send what docs/inputs.md says.
     """
@@ -84,6 +85,7 @@ class Subject:
     stubbed: tuple[str, ...] = ()
     strict: bool = False
     large: bool = False
+    inductor: bool = False
     empty_ranks: bool = False
     widths: tuple[int, ...] = ()
     stated: bool = False

@@ -163,6 +163,9 @@ PARTS = [
     ("TemperatureDetached", "owned parameters get gradients"),
     ("TemperatureNaN", "owned parameters get gradients"),
     ("SavesEveryTile", "takes no more memory than stated"),
+    ("DetachedInFunc", "torch.func equals autograd"),
+    ("MapsTheFirst", "scales may be mapped"),
+    ("OfPlainData", "subclasses equal tensors"),
     ("half_sums", "terms equal the oracle"),
     ("weight_of_last_chunk", "gradients equal the oracle"),
 ]

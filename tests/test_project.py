@@ -132,7 +132,7 @@ def test_a_folder_below_a_project_is_told_where_it_is(
         (
             'targets = [{target = "a:b", as = "clip", seed = 3}]',
             "targets[0]: expected some of the keys target, as, convention, config, call, parameter, "
-            "features, widths, equal-rows, empty-ranks, interpret, strict, large, dtype, got seed",
+            "features, widths, equal-rows, empty-ranks, interpret, strict, large, inductor, dtype, got seed",
         ),
         ('targets = [{target = "a:b", as = "clip", call = 3}]', "targets[0] call: expected text, got 3"),
         ('targets = [{target = "a:b", as = "clap"}]', "targets[0] as: expected one of clip"),

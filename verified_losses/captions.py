@@ -173,6 +173,7 @@ def check_target(
     if not isinstance(target, Tensor) or target.dtype != torch.int64:
         got = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"{name}: expected an int64 tensor, got {got}")
+    checks.no_dtensor(name, target)
     if target.shape != torch.Size(shape):
         raise ValueError(
             f"{name}: expected the shape of the tokens in {other}, {list(shape)}, got {list(target.shape)}"

@@ -69,6 +69,7 @@ def floating(name: str, tensor: object, ndim: int, rows: int = 1) -> Tensor:
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    no_dtensor(name, tensor)
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating dtype of 16 to 64 bits, got {tensor.dtype}")
     if tensor.layout is not torch.strided:
@@ -79,6 +80,14 @@ def floating(name: str, tensor: object, ndim: int, rows: int = 1) -> Tensor:
             f"{name}: expected {ndim} dimensions, none empty{but}, got shape {list(tensor.shape)}"
         )
     return tensor
+
+
+def no_dtensor(name: str, tensor: Tensor) -> None:
+    """Raise TypeError where a tensor is a DTensor, which torch does not mix with others."""
+    if type(tensor).__name__ == "DTensor":
+        raise TypeError(
+            f"{name}: expected a plain tensor, got a DTensor: give its full_tensor() or to_local()"
+        )
 
 
 def alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -105,11 +114,15 @@ def is_autocast_on(device: str) -> bool:
         return False
 
 
+def is_in_func() -> bool:
+    """Return whether torch.func is at work."""
+    # torch has no public name for it
+    return bool(getattr(torch._C, "_are_functorch_transforms_active", lambda: False)())
+
+
 def is_transformed() -> bool:
     """Return whether torch.func or a forward-mode derivative is at work."""
-    # torch has no public name for either
-    in_func = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    return bool(in_func()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+    return is_in_func() or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
 def pairs(image_features: object, text_features: object, prefix: str = "") -> tuple[Tensor, Tensor]:
@@ -135,6 +148,7 @@ def few_enough(name: str, rows: int, where: str = "") -> None:
 def scalar(name: str, value: object, features: Tensor) -> None:
     """Raise unless `value` is a real number or a floating tensor of shape [] or [1] near `features`."""
     if isinstance(value, Tensor):
+        no_dtensor(name, value)
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
         if value.shape not in ((), (1,)):
@@ -243,6 +257,8 @@ def _agree(
     facts = Facts(0)
     try:
         transport.check_place()
+        if is_in_func():
+            raise TypeError("torch.func differentiates no message between ranks: use torch.autograd")
         facts = check()
         mine = f"{call} {facts.common}"
         digest = zlib.crc32(mine.encode())

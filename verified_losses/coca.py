@@ -250,6 +250,7 @@ class CoCaLoss(ClipLoss):
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
             raise TypeError(f"labels: expected an int64 tensor, got {got}")
+        checks.no_dtensor("labels", labels)
         if labels.shape != states.shape[:2]:
             raise ValueError(
                 f"labels: expected the first two dimensions of {name}, {list(states.shape[:2])}, "

@@ -48,10 +48,17 @@ def choose(
         tile: rows and columns of a tile.
     """
     if implementation != "auto":
+        _check_transforms(implementation)
         return _sums(implementation, "as asked for", tile)
     if why := _why_dense(pairs, dtype, torch.device(device).type):
         return _sums("dense", why, tile)
     return _sums("streamed", f"{pairs} pairs are at least {STREAMED_FROM}, on a CPU", tile)
+
+
+def _check_transforms(implementation: Implementation) -> None:
+    """Raise TypeError where tiles are asked for inside of torch.func."""
+    if implementation == "streamed" and checks.is_in_func():
+        raise TypeError("implementation: 'streamed' is not for torch.func: use 'auto' or 'dense'")
 
 
 def _why_dense(pairs: int, dtype: torch.dtype, kind: str) -> str:
@@ -78,6 +85,7 @@ def streams_tokens(implementation: Implementation, elements: int, device: torch.
         device: where they are.
     """
     if implementation != "auto":
+        _check_transforms(implementation)
         return implementation == "streamed"
     compiled = torch.compiler.is_compiling()
     return not compiled and device.type == "cpu" and elements >= ELEMENTS and not checks.is_transformed()

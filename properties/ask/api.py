@@ -84,6 +84,7 @@ def certify(
     interpret: bool = False,
     strict: bool = False,
     large: bool = False,
+    inductor: bool = False,
     world: str = WORLDS,
     device: str = CPU,
     dtypes: Sequence[str] = DTYPES,
@@ -122,6 +123,7 @@ def certify(
         strict: judge unequal rows that the target does not support, and a second derivative that raises, as
             defects; else they are among the certificate's `limits`.
         large: draw a batch just beyond 4,096 pairs instead of 1,024: it takes minutes, and 3 GB.
+        inductor: compile it by torch.compile's inductor too, which takes minutes.
         world: where ranks run, as "1,sim:2-8,proc:2".
         device: where the tensors are, as "cpu,cuda:1"; "all" is the CPU and every GPU.
         dtypes: of the inputs; of a step, the default dtypes in which it runs, float64 and float32 if none are
@@ -149,7 +151,7 @@ def certify(
         raise Unusable("max_time", f"expected more than 0 seconds, got {max_time}")
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
     part = read_shard(shard, {})
-    how = call, parameters, features, interpret, strict, large, widths, empty_ranks
+    how = call, parameters, features, interpret, strict, large, inductor, widths, empty_ranks
     asked = _asked(target, contract, convention, config, equal_rows, dtypes, *how)
     places = working(some_devices(device))
     check_seed(seed)
@@ -210,7 +212,7 @@ def certification(
         skip: which properties not.
         counterexamples: where to write programs.
         options: convention, config, call, parameters, features, widths, equal_rows, empty_ranks, strict,
-            interpret, large and dtypes.
+            interpret, large, inductor and dtypes.
 
     Raises:
         TypeError: the target is neither text nor a class or function.
@@ -298,6 +300,7 @@ def _asked(
     interpret: bool = False,
     strict: bool = False,
     large: bool = False,
+    inductor: bool = False,
     widths: Sequence[int] = (),
     empty_ranks: bool = False,
 ) -> Targets:
@@ -307,6 +310,7 @@ def _asked(
         unused = {
             "convention": convention != "exact", "call": call, "parameters": parameters, "features": features,
             "widths": widths, "empty_ranks": empty_ranks, "interpret": interpret, "large": large,
+            "inductor": inductor,
         }  # fmt: skip
         trainer = ask_step(name, pinned, equal_rows, _listed(dtypes), strict, unused)
         return {Target.of(name).name: (STEP, trainer)}
@@ -323,6 +327,7 @@ def _asked(
         interpret=interpret,
         strict=strict,
         large=large,
+        inductor=inductor,
         widths=widths,
         empty_ranks=empty_ranks,
     )

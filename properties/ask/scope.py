@@ -34,7 +34,7 @@ from ..verify.known import Known
 from ..verify.shards import Shard, read_shard
 from ..worlds.specs import WorldSpec
 
-NOT_OF_STEPS = "call", "parameter", "features", "widths", "empty_ranks", "interpret", "large"
+NOT_OF_STEPS = "call", "parameter", "features", "widths", "empty_ranks", "interpret", "large", "inductor"
 """The options that say nothing of a step."""
 Asked = Sequence[tuple[str, Options]]
 """Targets, and what is asked of each."""
@@ -146,6 +146,7 @@ def subject_of(target: str, options: Options) -> tuple[str, Subject | Trainer]:
         interpret=options.interpret,
         strict=options.strict,
         large=options.large,
+        inductor=options.inductor,
         widths=read_widths(options.widths),
         empty_ranks=options.empty_ranks,
     )
@@ -178,5 +179,6 @@ def _shipped(options: Options) -> Subjects:
         if not options.loss or label in options.loss:
             check_config(contract, pinned)
             given = *subject.options, *pinned
-            chosen[label] = contract, replace(subject, options=given, dtypes=kept, large=options.large)
+            kinds = {"large": options.large, "inductor": options.inductor}
+            chosen[label] = contract, replace(subject, options=given, dtypes=kept, **kinds)
     return chosen

@@ -41,6 +41,8 @@ REUSE = "cached labels"
 TRACES = "traces"
 FROZEN = "inputs frozen on some ranks"
 AUTOCAST = "autocast"
+TRANSFORMS = "torch.func"
+SUBCLASSES = "tensor subclasses"
 HOSTILE = "inputs that nobody should send"
 """Whom something wrong concerns: everyone who trains, or those who do something that not everyone does."""
 
@@ -94,12 +96,14 @@ class Unanswered(UnsatisfiedAssumption):
     Args:
         reason: in words.
         whatever: it says nothing about the subject's other cases either.
+        limit: what the subject does not support, where that is the reason.
     """
 
-    def __init__(self, reason: str, whatever: bool = False) -> None:
+    def __init__(self, reason: str, whatever: bool = False, limit: str = "") -> None:
         super().__init__(reason)
         self.words = reason
         self.whatever = whatever
+        self.limit = limit
 
 
 @st.composite
@@ -169,8 +173,10 @@ class Law:
     """How much longer than others a call may take."""
     stated: bool = False
     """Whether it is asked of those alone that state what they do with inputs that nobody should send."""
+    by_inductor: bool = False
+    """Whether it is asked of those alone that are to be compiled by inductor, which takes minutes."""
     needs: str = ""
-    """The kind of device that it is about, where that is one kind: "cuda"."""
+    """The kind of device that it is about, where that is one kind: "cpu" or "cuda"."""
     share: float = 1.0
     """The share of `max_examples` that is drawn: costly laws take fewer."""
     concerns: str = TRAINING
@@ -312,10 +318,11 @@ def laws() -> list[Law]:
         objects,
         ranks,
         values,
+        wrappers,
     )
 
     modules = (
-        values, gradients, autocast, compiled, communication, ranks, hygiene, objects, metamorphic, hostile,
-        large, cuda,
+        values, gradients, autocast, compiled, communication, ranks, hygiene, objects, wrappers, metamorphic,
+        hostile, large, cuda,
     )  # fmt: skip
     return [law for module in modules for law in module.LAWS]

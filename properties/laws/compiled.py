@@ -1,6 +1,11 @@
 """Laws of torch.compile."""
 
 import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -11,11 +16,14 @@ from ..examples import Example, Step
 from ..names import DTYPES, HALVES
 from ..reference import Reference
 from ..standalone.acts import Outcome
+from ..standalone.inductor import run_by_inductor
 from ..subjects import Subject
 from ..worlds import WorldError
 from . import COMPILE, Bench, Law, Unanswered, compare_types
 from .gradients import compare_gradients
 from .values import compare_terms
+
+T = TypeVar("T")
 
 
 def compilable(case: Case) -> Case:
@@ -30,8 +38,8 @@ def compiled_equals_eager(bench: Bench, reference: Reference) -> float:
     return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
 
 
-COMPILING = "torch/_dynamo/convert_frame.py"
-"""What is on the stack while torch compiles, and not while compiled code runs."""
+COMPILING = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py")
+"""Of these one is on the stack while torch compiles, and none while compiled code runs."""
 TOO_LONG = "torch.compile took longer than a call may: a loop over rows is compiled row by row"
 
 
@@ -41,10 +49,16 @@ def _observed(bench: Bench, *steps: Step | Case) -> list[list[Outcome]]:
     Raises:
         Unanswered: torch was compiling when the time was over.
     """
+    return _unless_compiling(lambda: bench.observe(steps))
+
+
+def _unless_compiling(observe: Callable[[], T]) -> T:
     try:
-        return bench.observe(steps)
+        return observe()
     except WorldError as error:
-        if any(rank.state == "hung" and COMPILING in rank.detail for rank in error.ranks):
+        if any(
+            rank.state == "hung" and any(file in rank.detail for file in COMPILING) for rank in error.ranks
+        ):
             raise Unanswered(TOO_LONG, whatever=True) from error
         raise
 
@@ -73,6 +87,33 @@ def compiled_keeps_dtypes(bench: Bench, reference: Reference) -> float:
     return 0.0
 
 
+@st.composite
+def _of_any_rows(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
+    """Draw a call, whose shapes are fixed, or one after a call of other rows: then they are dynamic."""
+    last = compilable(draw(contract.cases(subject, world_size)))
+    if not draw(st.booleans()):
+        return Example(last)
+    more = draw(st.integers(1, 3))
+    first = dataclasses.replace(last, rows=tuple(n + more for n in last.rows), seed=last.seed + 1)
+    assume(contract.defined(first))
+    return Example(last, (Step(first),))
+
+
+def inductor_equals_oracle(bench: Bench, reference: Reference) -> float:
+    """By torch.compile's inductor, with fixed or dynamic shapes, terms and gradients equal the oracle's."""
+    if why := missing_compiler():
+        raise Unanswered(why, whatever=True)
+    steps = (*reference.example.steps, reference.case)
+    outcomes = [last for (last,) in _unless_compiling(lambda: bench.act(run_by_inductor, *steps))]
+    return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
+
+
+def missing_compiler() -> str:
+    """Return why inductor can compile nothing for a CPU here; nothing where it can."""
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return "" if shutil.which(name) else f"there is no C++ compiler {name}, which inductor needs"
+
+
 LAWS = [
     Law("compiled keeps dtypes", compiled_keeps_dtypes, draw=_half, share=0.04, patience=4.0,
         worlds="two or one", simulated=False, interpreted=False, modes=("compiled",), concerns=COMPILE,
@@ -80,4 +121,8 @@ LAWS = [
     Law("compiled equals eager", compiled_equals_eager, draw=_widest, share=0.12, patience=4.0,
         worlds="two or one", simulated=False, interpreted=False, modes=("compiled",), prepare=compilable,
         concerns=COMPILE, applies=lambda contract: contract.is_loss),
+    Law("inductor equals the oracle", inductor_equals_oracle, draw=_of_any_rows, share=0.16, patience=12.0,
+        worlds="two or one", simulated=False, interpreted=False, modes=("compiled",), prepare=compilable,
+        concerns=COMPILE, applies=lambda contract: contract.is_loss, act=run_by_inductor, needs="cpu",
+        by_inductor=True),
 ]  # fmt: skip

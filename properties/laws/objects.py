@@ -45,11 +45,12 @@ def eval_equals_train(bench: Bench, reference: Reference) -> float:
         if trained.refused:
             raise Unanswered(trained.refused, whatever=True)
         for note, seen in zip(("in eval mode", "after eval mode"), others, strict=True):
-            worst = max(worst, _compare_near(reference, rank, note, seen, trained))
+            worst = max(worst, compare_near(reference, rank, note, seen, trained))
     return worst
 
 
-def _compare_near(reference: Reference, rank: int, note: str, seen: Outcome, right: Outcome) -> float:
+def compare_near(reference: Reference, rank: int, note: str, seen: Outcome, right: Outcome) -> float:
+    """Return the worst error over bound of one outcome beside another, each of which may round."""
     worst = 0.0
     for kind, name, value, other in (
         *(("term", name, value, seen.terms.get(name)) for name, value in right.terms.items()),

@@ -93,6 +93,7 @@ def ask(
     interpret: bool = False,
     strict: bool = False,
     large: bool = False,
+    inductor: bool = False,
     widths: Sequence[int] = (),
     empty_ranks: bool = False,
 ) -> tuple[str, Subject]:
@@ -130,6 +131,7 @@ def ask(
         interpret=interpret,
         strict=strict,
         large=large,
+        inductor=inductor,
         widths=tuple(widths),
         empty_ranks=empty_ranks,
     )

@@ -149,7 +149,7 @@ def checks(subjects: dict[str, tuple[str, Subject]], worlds: list[WorldSpec]) ->
                 fits = law.is_of(world.device) and (law.simulated or not world.row.shares_process)
                 elsewhere = law.worlds == "two or one" and world.sizes == (1,) and world.device in two
                 interpreted = law.interpreted or not subject.interpret
-                stated = subject.stated or not law.stated
+                stated = (subject.stated or not law.stated) and (subject.inductor or not law.by_inductor)
                 drawn = world.row.is_drawn or not law.drawn_alone
                 if check.sizes and fits and interpreted and stated and drawn and not elsewhere:
                     yield check
@@ -251,10 +251,10 @@ def verify(
     shrink_until = math.inf
     hung = False
     lost = ""
-    unanswered = "no case was drawn that it says something about"
+    unanswered, limit = "no case was drawn that it says something about", ""
 
     def run(example: Example) -> None:
-        nonlocal smallest, failure, shrink_until, hung, gone, lost, unanswered
+        nonlocal smallest, failure, shrink_until, hung, gone, lost, unanswered, limit
         if failures and time.monotonic() > shrink_until:
             if example in failures:  # Hypothesis asks again for the smallest, and gets what came of it
                 smallest, failure = example, failures[example]
@@ -268,6 +268,8 @@ def verify(
         except UnsatisfiedAssumption as unsatisfied:
             if isinstance(unsatisfied, Unanswered):
                 unanswered = unsatisfied.words
+                if unsatisfied.limit and not failures:
+                    smallest, limit = example, unsatisfied.limit
                 if unsatisfied.whatever:
                     raise SkipTest(unanswered) from None
             raise
@@ -331,8 +333,11 @@ def verify(
         if isinstance(error, Flaky):
             reason = f"not every time for the same case: {reason}"
     not_run = bool(lost or gone) and verdict == "holds"
+    limit = limit if verdict == "holds" else ""
     if not_run:
         verdict, reason = "skipped", lost or gone
+    elif limit:
+        verdict, reason = "limit", unanswered
     elif verdict == "holds" and not ratios:
         not_run = time.monotonic() >= deadline
         reason = OUT_OF_TIME if not_run else unanswered
@@ -354,6 +359,7 @@ def verify(
             (example, error.place if isinstance(error, Falsified) else None)
             for example, error in failures.items()
         ),
+        limit=limit,
     )
 
 

@@ -16,8 +16,10 @@ from ..laws import (
     LAYOUTS,
     REUSE,
     SECOND_DERIVATIVES,
+    SUBCLASSES,
     TRACES,
     TRAINING,
+    TRANSFORMS,
     Falsified,
     laws,
 )
@@ -57,11 +59,13 @@ CONCERNS = {
         Concern(TRACES, "what a call leaves behind in the process"),
         Concern(AUTOCAST, "what is met under autocast alone"),
         Concern(FROZEN, "what is met where some ranks alone freeze an input"),
+        Concern(TRANSFORMS, "what is met under torch.func alone"),
+        Concern(SUBCLASSES, "what is met with inputs that are subclasses of tensors alone"),
         Concern(HOSTILE, "what is met with inputs that nobody should send alone"),
     )
 }
 """By name, what concerns most people first."""
-WHOLE = (COTANGENTS, COMPILE, SECOND_DERIVATIVES, TRACES, AUTOCAST, FROZEN, HOSTILE)
+WHOLE = (COTANGENTS, COMPILE, SECOND_DERIVATIVES, TRACES, AUTOCAST, FROZEN, TRANSFORMS, SUBCLASSES, HOSTILE)
 """Those that have laws of their own."""
 
 

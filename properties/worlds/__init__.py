@@ -81,6 +81,8 @@ class Pool(World, Protocol):
 
     until: float
     """When `time.monotonic()` is past it, what runs is given up."""
+    timeout: float
+    """How many seconds a run may take."""
 
     def start(self) -> None:
         """Start the processes, if there are none; otherwise the first run does."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .. import devices
-from . import World, WorldError
+from . import Pool, World, WorldError
 
 T = TypeVar("T")
 
@@ -19,15 +19,19 @@ class IsolatedWorld:
         inner: a world that needs no process but the caller's.
         host: a world of one process, which joins nothing.
         device: where the tensors are.
+        seconds: how long a run may take; None for as long as `host` lets each.
 
     Attributes:
         traffic: the volume of the last run, where `inner` counts it.
     """
 
-    def __init__(self, inner: World, host: World, device: str = devices.CPU) -> None:
+    def __init__(
+        self, inner: World, host: Pool, device: str = devices.CPU, seconds: float | None = None
+    ) -> None:
         self.inner = inner
         self.host = host
         self.device = device
+        self.seconds = seconds
         self.name, self.size = inner.name, inner.size
         self.traffic: dict[Any, Any] = {}
 
@@ -36,6 +40,8 @@ class IsolatedWorld:
 
         Function, arguments and results travel pickled, as in `ProcessWorld`.
         """
+        if self.seconds is not None:
+            self.host.timeout = self.seconds
         try:
             ((outcome, self.traffic, works),) = self.host.run(
                 _run, self.inner, function, arguments, self.device

@@ -95,7 +95,7 @@ class Worlds:
         # less than its process may take, so that it says itself where it hung
         seconds = COLLECTIVE_SHARE * RUN_SECONDS
         inner = spec.row.inside(size or spec.sizes[0], schedule, sends, seconds, spec.device)
-        return self.isolated(inner, spec)
+        return self.isolated(inner, spec, patience)
 
     def start(self, spec: WorldSpec, patience: float = 1.0) -> None:
         """Start the processes in which a kind of world runs."""
@@ -103,9 +103,9 @@ class Worlds:
         with contextlib.suppress(WorldError, OutOfTime):  # the first run meets it, and says so
             pool.start()
 
-    def isolated(self, inner: World, spec: WorldSpec) -> World:
+    def isolated(self, inner: World, spec: WorldSpec, patience: float = 1.0) -> World:
         """Return the world of a kind that takes one process, in a process of the target's."""
-        return IsolatedWorld(inner, self._pool(spec.alone), spec.device)
+        return IsolatedWorld(inner, self._pool(spec.alone), spec.device, patience * RUN_SECONDS)
 
     def close(self) -> None:
         """End the processes."""

@@ -22,6 +22,8 @@ PAIRS, LOGITS = "large batches equal the oracle", "large logits equal the oracle
 NUMBERS, NEGATIVE = "NaN spreads as the formula says", "negative numbers equal the oracle"
 TO_BFLOAT16, TO_FLOAT16 = (f"{one} autocast equals the oracle" for one in ("bfloat16", "float16"))
 COPIED = "copies are the same"
+FUNC, MAPPED = "torch.func equals autograd", "scales may be mapped"
+SUBCLASSED, REPLICATED = "subclasses equal tensors", "DTensors equal tensors"
 GROUP, FREEZING = "a group is a world of its own", "some ranks may freeze inputs"
 LABELS, OVERFLOW = "wrong labels are named", "sizes beyond an index are named"
 
@@ -478,6 +480,13 @@ DEFECTS = [
     Planted("clip", "LabelsOfGlobalRank", "labels start where the world counts the rank", "", (GROUP,), "sim:4", raises="out of bounds", module="groups"),
     Planted("clip", "WeighsByWorld", "a row counts by the number of the world's ranks", "", (GROUP,), "sim:4", module="groups"),
     Planted("clip", "SumsOverTheWorld", "the gather's backward sums over the world", "", (GROUP,), "sim:4", raises="all_reduce", options=LOCAL, module="groups"),
+    Planted("clip", "DetachedInFunc", "inside of torch.func negatives are constants", "", (FUNC, MAPPED), module="wrapped"),
+    Planted("clip", "AsksForRequiresGrad", "a function asks whether its input requires grad, which nothing does inside of torch.vmap", "", (MAPPED,), module="wrapped"),
+    Planted("clip", "HookOnLogits", "half of the gradient comes by a hook, which is not set inside of torch.vmap", "", (MAPPED,), module="wrapped"),
+    Planted("clip", "MapsTheFirst", "a function's rule for batches takes the first of each", "", (MAPPED,), module="wrapped"),
+    Planted("clip", "OfPlainData", "features of a tensor subclass are made plain by their data, and get no gradient", "", (SUBCLASSED,), module="wrapped"),
+    Planted("clip", "ParametersAreConstants", "a scale that is a parameter gets no gradient", "", (SUBCLASSED,), module="wrapped"),
+    Planted("clip", "LocalPart", "the local part of a DTensor is taken, which gets no gradient", "", (REPLICATED,), module="wrapped"),
     Planted("clip", "WaitsForConstants", "a rank whose rows are constants skips the collective of the backward", "", (FREEZING,), "sim:2-4", raises="waits in", options=LOCAL, module="groups", strict=True),
     Planted("clip", "GivesUpGradients", "where some rows are constants no gradient comes back", "", (FREEZING,), "sim:2-4", options=LOCAL, module="groups"),
     Planted("clip", "AddsUpInHalf", "under autocast exponentials are added up in half precision", "", (TO_BFLOAT16,), module="autocast"),
@@ -621,6 +630,11 @@ RIGHT = [
     Planted("clip", "EveryoneAnswers", module="groups", strict=True, asked=(FREEZING, MEAN)),
     Planted("coca", "StatesAll", module="hostile", stated=True, asked=(NUMBERS, NEGATIVE, LABELS, OVERFLOW)),
     Planted("clip", "RefusesNoNumbers", module="hostile", asked=(NUMBERS, TERMS)),
+    Planted("clip", "LogSumExpForFunc", module="wrapped", asked=(FUNC, MAPPED)),
+    Planted("clip", "ReadsItsScale", module="wrapped", asked=(FUNC, MAPPED)),
+    Planted("clip", "PlainFirst", module="wrapped", asked=(SUBCLASSED, REPLICATED)),
+    Planted("clip", "TakesPlainTensorsAlone", module="wrapped", asked=(SUBCLASSED, REPLICATED)),
+    Planted("clip", "WholeFirst", module="wrapped", asked=(REPLICATED, TERMS)),
     Planted("clip", "OtherSumInEval", module="objects"),
     Planted("clip", "RefusesCopies", module="objects", asked=(COPIED,)),
     Planted("clip", "OwnsTemperature", module="objects"),
