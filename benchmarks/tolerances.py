@@ -35,6 +35,8 @@ class Ratios:
 
     looser: list[float] = field(default_factory=list)
     """Of the two tolerances, elementwise."""
+    of_cases: list[float] = field(default_factory=list)
+    """Their median in each input or term of a case: one case of many elements does not decide it."""
     errors: list[float] = field(default_factory=list)
     """The worst of each call of a right variant, over the tolerance of Monte Carlo arithmetic."""
     worst: tuple[float, str] = (0.0, "")
@@ -109,10 +111,10 @@ def compare(count: int, number: int, widened: bool) -> dict[tuple[str, str, str]
                 (of_case,) = bounds.terms if kind == "term" else bounds.gradients
                 derived = np.broadcast_to(of_case[what], np.shape(value))
                 both = (derived > 1e-30) & np.isfinite(derived) & np.isfinite(bound)
-                ratios.looser += (
-                    np.ravel(bound)[np.ravel(both)].tolist()
-                    and np.ravel((bound / np.where(both, derived, 1.0))[both]).tolist()
-                )
+                if both.any():
+                    looser = np.ravel((bound / np.where(both, derived, 1.0))[both])
+                    ratios.looser += looser.tolist()
+                    ratios.of_cases.append(float(np.median(looser)))
                 seen = outcomes[0].terms[what] if kind == "term" else outcomes[0].gradients[what]
                 if seen is None or not np.isfinite(seen).all():
                     continue
@@ -136,8 +138,8 @@ def main() -> None:
     asked = parser.parse_args()
     found = compare(asked.cases, asked.seed, asked.widened)
     print(
-        f"{'contract':14} {'dtype':9} {'kind':9} {'MC/derived median':>18} {'90%':>6} {'worst':>8}"
-        f" {'error/MC median':>16} {'worst':>8} {'calls':>6}"
+        f"{'contract':14} {'dtype':9} {'kind':9} {'MC/derived median':>18} {'of cases':>8} {'90%':>6}"
+        f" {'worst':>8} {'error/MC median':>16} {'worst':>8} {'calls':>6}"
     )
     for (name, dtype, kind), ratios in sorted(
         found.items(), key=lambda one: (one[0][0], DTYPES.index(one[0][1]), one[0][2])
@@ -146,6 +148,7 @@ def main() -> None:
         errors = ratios.errors or [np.nan]
         print(
             f"{name:14} {dtype:9} {kind:9} {np.median(looser):18.3g}"
+            f" {np.median(ratios.of_cases or [np.nan]):8.3g}"
             f" {np.quantile(looser, 0.9):6.3g} {np.max(looser):8.3g}"
             f" {np.median(errors):16.2g} {np.max(errors):8.2g} {len(ratios.errors):6}"
         )

@@ -29,7 +29,8 @@ def rounding_bound(
     deviations of an element, and t = 12, the two-sided quantile at 2e-13 of Student's t with 32 degrees of
     freedom, the bound is 2.5 t s: a right implementation's errors are taken to spread at most 2.5 times as
     far as the samples. Then the chance that a million comparisons accuse a right one is below 1e-6. Where
-    terms cancel, the bound is four units roundoff of their magnitudes at least. It is no worst-case bound.
+    it is less, the bound is what all roundings add up to, to first order, twice as many as the formula has.
+    Where terms cancel, it is four units roundoff of their magnitudes at least. It is no worst-case bound.
 
     Args:
         function: of NumPy arrays, returning an array or a number; it is given float64. Not: loops that write

@@ -29,7 +29,9 @@ MARGIN = choice(0.3, 0.7, 1.1)
 """No difference of numbers of few bits equals one of these: there a hinge has no derivative."""
 
 
-@contract(any_order=True, features=UNIT, labels=ids(below=4, repeated=True), temperature=TEMPERATURE)
+@contract(
+    any_order=True, large=True, features=UNIT, labels=ids(below=4, repeated=True), temperature=TEMPERATURE
+)
 def supcon(features: Any, labels: Any, temperature: Any) -> Any:
     """Supervised contrastive loss: the mean over positives outside the logarithm, then over anchors."""
     return supcon_loss(features, labels, temperature)
@@ -37,6 +39,7 @@ def supcon(features: Any, labels: Any, temperature: Any) -> Any:
 
 @contract(
     any_order=True,
+    large=True,
     image=UNIT,
     text=rows(unit=True, like="image"),
     labels=ids(below=4),
@@ -61,6 +64,7 @@ def hard_negatives(query: Any, positive: Any, negatives: Any, temperature: Any) 
 
 @contract(
     any_order=True,
+    large=True,
     query=UNIT,
     key=rows(unit=True, like="query", constant=True),
     queue=shared("queued", "width", unit=True),
@@ -89,6 +93,7 @@ def held_queue(query: Any, key: Any, queue: Any, temperature: Any) -> Any:
 
 @contract(
     any_order=True,
+    large=True,
     query=UNIT,
     key=rows(unit=True, like="query"),
     temperature=TEMPERATURE,
@@ -102,6 +107,7 @@ def cached(query: Any, key: Any, temperature: Any, chunk_size: Any) -> Any:
 
 @contract(
     any_order=True,
+    large=True,
     logits=matrix("classes"),
     labels=ids(below="classes"),
     label_smoothing=choice(0.1, 0.2, 0.5),
@@ -113,6 +119,7 @@ def smoothed(logits: Any, labels: Any, label_smoothing: Any) -> Any:
 
 @contract(
     any_order=True,
+    large=True,
     student=matrix("classes"),
     teacher=matrix("classes", constant=True),
     temperature=positive(0.5, 4.0),
@@ -139,7 +146,12 @@ def momentum(
 
 
 @contract(
-    any_order=True, query=UNIT, key=rows(unit=True, like="query"), ids=ids(below=4), temperature=TEMPERATURE
+    any_order=True,
+    large=True,
+    query=UNIT,
+    key=rows(unit=True, like="query"),
+    ids=ids(below=4),
+    temperature=TEMPERATURE,
 )
 def masked(query: Any, key: Any, ids: Any, temperature: Any) -> Any:
     """InfoNCE, where other keys of a query's identity are left out."""
@@ -193,6 +205,7 @@ def max_margin(image: Any, text: Any, margin: Any) -> Any:
 
 @contract(
     any_order=True,
+    large=True,
     image=UNIT,
     text=rows(unit=True, like="image"),
     scale=positive(0.5, 20.0, learned=True),

@@ -284,3 +284,63 @@ def test_neither_torch_nor_hypothesis_is_imported() -> None:
         "assert not {'torch', 'hypothesis'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def most(function: Callable[[Any], Any], x: Any, dtype: str = "float32") -> tuple[Any, Any]:
+    """Return what roundings add up to, in units roundoff, of a value and its gradient."""
+    p = Roundoff.of(dtype)
+    value, (derived,) = scatter(function, [np.asarray(x, float)], p, [0], samples=0)
+    assert np.isnan(value.spread)
+    return value.most / p.stored, derived.most / p.stored
+
+
+ADDED_UP: dict[str, tuple[Callable[[Any], Any], Any, float, Any]] = {
+    # two products, each rounded, and their sum, of two terms, which is stored
+    "products": (lambda x: np.sum(3 * x), [1.0, 5.0], 2 * 18 + 2 * 18 + 2 * 18, [2 * 3, 2 * 3]),
+    # the error of 3 x is multiplied with the slope; then the square rounds
+    "inherited": (lambda x: np.sum((3 * x) * (3 * x)), [2.0], 2 * 2 * 36 + 2 * 36, None),
+    # of values that cancel their magnitudes do not
+    "cancelled": (lambda x: np.sum(3 * x - x * 3), [2.0], 2 * (6 + 6) + 2 * 6, None),
+    "a matrix": (lambda x: (x @ x).sum(), [1.0, 2.0, 2.0], 9 * (3 + 1) + 2 * 9, None),
+}
+
+
+@pytest.mark.parametrize("name", ADDED_UP)
+def test_roundings_add_up(name: str) -> None:
+    function, x, of_value, of_gradient = ADDED_UP[name]
+    value, derived = most(function, x)
+    assert value == pytest.approx(of_value, rel=1e-6)
+    if of_gradient is not None:
+        np.testing.assert_allclose(derived, of_gradient, rtol=1e-6)
+
+
+def test_of_few_roundings_samples_are_not_believed_beyond_their_sum() -> None:
+    few, many = (
+        scatter(lambda x: np.sum(x * x), [np.ones(count)], Roundoff.of("float32"))[0] for count in (3, 4096)
+    )
+    assert few.bound == few.most < SPREAD * QUANTILE * few.spread
+    assert many.bound == SPREAD * QUANTILE * many.spread < many.most
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.sum(np.where(3 * x > 3, x, 0.0)),
+        lambda x: np.sum(np.maximum(3 * x, 3.0)),
+        lambda x: np.max(3 * x) * 1.0,
+        lambda x: np.sum(np.sign(x * 3 - 3) * x),
+        lambda x: np.sum(1 / (3 * x - 3 + 1e-7)),
+    ],
+)
+def test_where_errors_decide_nothing_is_known_of_their_sum(function: Callable[[Any], Any]) -> None:
+    assert np.isinf(most(function, [1.0, 1.0])[0])
+    assert np.isfinite(most(function, [1.0 + 2.0**-10, 2.0])[0])
+
+
+def test_large_errors_grow_as_exponentials_do() -> None:
+    """In bfloat16 a logit of 100 errs by half a unit or more."""
+    power, exponent = (
+        most(function, [33.0], "bfloat16")[0] * 2.0**-8
+        for function in (lambda x: np.sum(np.exp(-3 * x)), lambda x: np.sum(-x * 3.0))
+    )
+    assert power > np.exp(-99) * np.expm1(exponent - 2.0**-7 * 99)

@@ -105,10 +105,12 @@ class Contract(ABC):
     """Whether its oracle is that of one process alone: of several ranks it says the mean."""
     alike: tuple[str, ...] = scalars
     """Its inputs that every rank holds alike."""
+    large: bool = False
+    """Whether a formula of one's own says that it is cheap for a thousand rows."""
     constants: tuple[str, ...] = ()
     """Its inputs of floats that never get a gradient."""
     holds: str = ""
-    """The input that a loss holds itself and changes as it is called: verified in one process."""
+    """The input that a loss holds itself and changes as it is called; every rank holds the whole of it."""
     sizes_held: tuple[str, ...] = ()
     """Arguments of a constructor that are sizes of that, and that it need not take."""
     features: Features = "raw"

@@ -40,7 +40,7 @@ from . import Bounds, Call, Contract, Cotangents, Inputs, call_by_name, construc
 EQUAL = 3
 """Of as many cases with duplicates one has rows that are all equal: gradients cancel to nothing."""
 MOST_ROWS = 160
-"""Rows of all ranks, at most: some formulas hold every pair."""
+"""Rows of all ranks, at most, but for large cases: some formulas hold every pair."""
 SAMPLED = f"Monte Carlo arithmetic, {monte_carlo.SAMPLES} samples, chance of a false accusation below 1e-6"
 """Where a tolerance comes from, as a certificate says it."""
 STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
@@ -76,14 +76,15 @@ class OwnContract(Contract):
         self.scalars = tuple(
             one for one, kind in kinds.items() if isinstance(kind, Positive) and kind.learned
         )
-        self.split = tuple(one for one, kind in kinds.items() if kind.is_split)
-        self.alike = tuple(one for one, kind in kinds.items() if kind.is_tensor and not kind.is_split)
+        self.holds = self.formula.holds
+        self.split = tuple(one for one, kind in kinds.items() if kind.is_split and one != self.holds)
+        self.alike = tuple(one for one, kind in kinds.items() if kind.is_tensor and one not in self.split)
         self.unit = tuple(one for one, kind in kinds.items() if getattr(kind, "unit", False))
         self.constants = tuple(
             one for one, kind in kinds.items()
             if isinstance(kind, Rows | Matrix | Shared) and not kind.is_derived
         )  # fmt: skip
-        self.holds = self.formula.holds
+        self.large = self.formula.large
         self.sizes_held = self.formula.sizes_held
         names_of(name)
 
@@ -356,8 +357,9 @@ class OwnContract(Contract):
         places = [order.index(name) for name in names]
         p = Roundoff.of(case.dtype)
         moves = None if along is None else {order.index(name): one for name, one in along.items()}
+        samples = monte_carlo.SAMPLES if sum(case.rows) <= MOST_ROWS else 0  # those of so many rows take long
         value, gradients = monte_carlo.scatter(
-            function, [given[name] for name in order], p, places, cotangent, seed=case.seed, along=moves
+            function, [given[name] for name in order], p, places, cotangent, samples, case.seed, moves
         )
         return value, dict(zip(names, gradients, strict=True))
 

@@ -210,8 +210,7 @@ class Law:
             "several": world_size > 1,
             "four or more": world_size >= 4,
         }
-        alone = contract.holds and world_size > 1
-        fits = sizes[self.worlds] and world_size >= contract.smallest_world and not alone
+        fits = sizes[self.worlds] and world_size >= contract.smallest_world
         return fits and self.applies(contract)
 
 

@@ -26,12 +26,19 @@ class Formula:
         inputs: the kind of each input, in the order of its parameters.
         any_order: the order of the rows does not matter to it.
         holds: the input that a loss holds itself.
+        large: it is cheap for a thousand rows.
     """
 
     def __init__(
-        self, function: Callable[..., Any], inputs: dict[str, Kind], any_order: bool = False, holds: str = ""
+        self,
+        function: Callable[..., Any],
+        inputs: dict[str, Kind],
+        any_order: bool = False,
+        holds: str = "",
+        large: bool = False,
     ) -> None:
         self.function, self.inputs, self.any_order, self.holds = function, inputs, any_order, holds
+        self.large = large
         functools.update_wrapper(self, function)
         self.title = function.__name__
 
@@ -55,7 +62,13 @@ class Formula:
 
 
 def contract(
-    function: Callable[..., Any] | None = None, /, *, any_order: bool = False, holds: str = "", **inputs: Kind
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    any_order: bool = False,
+    holds: str = "",
+    large: bool = False,
+    **inputs: Kind,
 ) -> Callable[[Callable[..., Any]], Formula]:
     """Make a contract of a function of NumPy: what a loss must give, in value and in gradient, in all worlds.
 
@@ -73,7 +86,11 @@ def contract(
         holds: the input that a loss holds itself and changes as it is called, as a queue of the keys of
             earlier batches: a constant `matrix((blocks, "width"))`, the oldest block first. The other
             matrices are `matrix((calls, "width"))`: a fresh loss is filled with it, and called `calls` times,
-            each time with one column; the formula returns the sum.
+            each time with one column; the formula returns the sum. Every rank's is filled with the rows of
+            all ranks, rank 0's first in each block, and puts those of all ranks into it.
+        large: the formula is cheap for a thousand rows, narrow ones: a loss is asked for a few such cases in
+            one process, as chunks and tiles end beyond 512 or 1,024. It may hold all pairs, but not their
+            products by width, nor loop over rows.
         **inputs: the kind of each parameter: `rows`, `ids`, `mask`, `matrix`, `shared`, `positive`, `choice`.
 
     Raises:
@@ -97,7 +114,7 @@ def contract(
     def made(function: Callable[..., Any]) -> Formula:
         kinds = _checked(function, inputs)
         _check_held(function.__name__, holds, kinds)
-        return Formula(function, kinds, any_order, holds)
+        return Formula(function, kinds, any_order, holds, large)
 
     return made
 

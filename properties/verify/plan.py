@@ -331,12 +331,9 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     for undrawn in dict.fromkeys(one for check in planned for one in check.contract.undrawn):
         without = [label for label in labels if undrawn in held_to[label].undrawn]
         lines.append(f"{undrawn}, so none were drawn for {', '.join(without)}")
-    held = [label for label in labels if held_to[label].holds]
-    if held:
-        lines.append(f"several ranks: not verified of what a loss holds itself: {', '.join(held)}")
-    own = [label for label in labels if held_to[label].whole]
-    if own:
-        lines.append(f"large batches: no law for contracts of one's own: {', '.join(own)}")
+    small = [label for label in labels if held_to[label].whole and not held_to[label].large]
+    if small:
+        lines.append(f"large batches: a formula does not say large=True: {', '.join(small)}")
     interpreted = dict.fromkeys(check.label for check in planned if check.subject.interpret)
     if interpreted:
         lines.append(

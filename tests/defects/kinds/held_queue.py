@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ranks import gather
+
 
 class HeldQueue(nn.Module):
     """As MoCo: a buffer, and a pointer to what is overwritten next."""
@@ -46,6 +48,21 @@ class Shifted(HeldQueue):
 
     def enqueue(self, key: Tensor) -> None:
         self.queue = torch.cat([self.queue[:, len(key) :], key.T.detach()], 1)
+
+
+class Gathered(HeldQueue):
+    """Every rank puts the keys of all ranks into its queue, rank 0's first: queues stay equal."""
+
+    @torch.no_grad()
+    def enqueue(self, key: Tensor) -> None:
+        super().enqueue(gather(key))
+
+
+class EnqueuesOwnRows(HeldQueue):
+    @torch.no_grad()
+    def enqueue(self, key: Tensor) -> None:
+        gather(key)
+        super().enqueue(key)
 
 
 class EnqueuesFirst(HeldQueue):

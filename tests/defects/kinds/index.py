@@ -5,7 +5,7 @@ from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.own.formula import formula
 from verified_losses.properties.subjects import Subject
 
-from ..index import FRESH, GRADS, LIGHTLY, MEAN, SENTENCE, TERMS, TORCH, TWICE, Planted
+from ..index import FRESH, GRADS, LIGHTLY, MEAN, PAIRS, SENTENCE, TERMS, TORCH, TWICE, Planted
 
 __all__ = ["DEFECTS", "RIGHT"]
 
@@ -85,6 +85,7 @@ DEFECTS = [
     wrong("held_queue", "KeysWithGradient", "keys get a gradient", "", GRADS),
     wrong("held_queue", "NeverEnqueues", "the queue stays as it is"),
     wrong("held_queue", "EnqueuesQueries", "queries are put into the queue"),
+    wrong("held_queue", "EnqueuesOwnRows", "keys are gathered, and each rank puts its own into its queue", "", TERMS, MEAN, world=RANKS),
     wrong("cached", "mean_of_means", "the mean of chunks' means: the last one is shorter"),
     wrong("cached", "keys_of_the_chunk", "negatives are those of the chunk"),
     wrong("cached", "drops_the_last", "rows beyond whole chunks are left out"),
@@ -114,6 +115,7 @@ DEFECTS = [
     wrong("masked", "after_the_softmax", "false negatives are masked after the softmax"),
     wrong("masked", "positives_too", "the positive is masked too"),
     wrong("masked", "drops_masked_rows", "of an identity the first query counts"),
+    wrong("masked", "keys_beyond_a_chunk_left_out", "keys come in chunks of 1,024, and a last one is left out", "", PAIRS),
     wrong("decoupled", "coupled", "the positive is in the denominator"),
     wrong("decoupled", "two_log_sum_exps", "the sum of two log-sum-exps", f"{LIGHTLY}/commit/0111edc9"),
     wrong("decoupled", "other_view_alone", "negatives of the same view are left out"),
@@ -159,6 +161,7 @@ RIGHT = [
     right("hard_negatives", "gathered", RANKS),
     *(right("queue", name) for name in ("moco", "by_log_sum_exp")),
     *(right("held_queue", name) for name in ("HeldQueue", "Shifted")),
+    right("held_queue", "Gathered", RANKS),
     *(right("cached", name) for name in ("cached", "at_once", "in_turn")),
     *(right("smoothed", name, module="soft_targets") for name in ("smoothed", "smoothed_by_parts")),
     *(right("softened", name, module="soft_targets") for name in ("softened", "softened_by_entropies")),
