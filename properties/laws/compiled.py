@@ -23,7 +23,6 @@ from . import COMPILE, Bench, Law, Unanswered, compare_types
 from .gradients import compare_gradients
 from .values import compare_terms
 
-
 T = TypeVar("T")
 
 
@@ -57,7 +56,9 @@ def _unless_compiling(observe: Callable[[], T]) -> T:
     try:
         return observe()
     except WorldError as error:
-        if any(rank.state == "hung" and any(file in rank.detail for file in COMPILING) for rank in error.ranks):
+        if any(
+            rank.state == "hung" and any(file in rank.detail for file in COMPILING) for rank in error.ranks
+        ):
             raise Unanswered(TOO_LONG, whatever=True) from error
         raise
 
@@ -88,7 +89,7 @@ def compiled_keeps_dtypes(bench: Bench, reference: Reference) -> float:
 
 @st.composite
 def _of_any_rows(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
-    """Draw a call, for which shapes are fixed, or one after a call of other rows, for which they are dynamic."""
+    """Draw a call, whose shapes are fixed, or one after a call of other rows, whose shapes are dynamic."""
     last = compilable(draw(contract.cases(subject, world_size)))
     if not draw(st.booleans()):
         return Example(last)
@@ -102,7 +103,7 @@ def inductor_equals_oracle(bench: Bench, reference: Reference) -> float:
     """By torch.compile's inductor, with fixed or dynamic shapes, terms and gradients equal the oracle's."""
     if why := missing_compiler():
         raise Unanswered(why, whatever=True)
-    steps = (*reference.example.steps, reference.case)
+    steps: tuple[Step | Case, ...] = (*reference.example.steps, reference.case)
     outcomes = [last for (last,) in _unless_compiling(lambda: bench.act(run_by_inductor, *steps))]
     return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
 
