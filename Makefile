@@ -8,7 +8,8 @@ DEVICE ?= cpu
 SIZES ?= 256,1024,4096,12288,24576
 
 .PHONY: verify test gpu gpu-packages horovod-wheel horovod lint bench bench-sizes defects mutants mutants-quick soak
-.PHONY: fuzz-test faults nightly cluster peers trainers strangers certificate packages matrix docs pages picture clean
+.PHONY: fuzz-test faults inductor nightly cluster peers trainers strangers certificate packages matrix docs pages
+.PHONY: picture clean
 
 verify: .venv/installed
 	$(BIN)/verified-losses certify --device $(DEVICE)
@@ -100,6 +101,11 @@ SEED ?= 0
 faults: .venv/installed
 	$(BIN)/verified-losses certify --faults $(FAULTS) --seed $(SEED)
 
+# Compiles the losses by torch.compile's inductor, with fixed and dynamic shapes: ten minutes, and a C++ compiler.
+inductor: .venv/installed
+	$(BIN)/verified-losses certify --inductor --only "inductor*" --world 1,proc:2 --seed $(SEED)
+	INDUCTOR=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_inductor.py
+
 # Hours, not minutes: larger worlds, another seed each night; finds stay in build/nightly, and are run again first.
 TIME ?= 8h
 nightly: .venv/installed
@@ -108,6 +114,7 @@ nightly: .venv/installed
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_simulated_programs.py
 	STRANGERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_strangers.py
 	$(MAKE) faults SEED=$$(date +%Y%m%d)
+	$(MAKE) inductor SEED=$$(date +%Y%m%d)
 
 # Certifies released losses of other packages, and writes peers/FINDINGS.md; needs the network once.
 peers: .venv/installed build/peers/installed

@@ -32,7 +32,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets run in this process, and nothing is started for them."""
-    monkeypatch.setattr(specs.Worlds, "isolated", lambda self, inner, spec: inner)
+    monkeypatch.setattr(specs.Worlds, "isolated", lambda self, inner, spec, patience=1.0: inner)
     monkeypatch.setattr(specs.Worlds, "start", lambda self, spec, patience=1.0: None)
 
 

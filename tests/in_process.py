@@ -20,5 +20,5 @@ def _world(size: int, *_: object) -> World:
 def pytest_configure(config: pytest.Config) -> None:
     """Put worlds of this process in the place of others, before test modules import those."""
     processes.shared_world = _world  # type: ignore[assignment]
-    specs.Worlds.isolated = lambda self, inner, spec: inner  # type: ignore[method-assign]
+    specs.Worlds.isolated = lambda self, inner, spec, patience=1.0: inner  # type: ignore[method-assign]
     specs.Worlds.start = lambda self, spec, patience=1.0: None  # type: ignore[method-assign]

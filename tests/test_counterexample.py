@@ -225,7 +225,7 @@ def test_file_of_a_form_that_is_found_judges_as_the_law_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as here:
-        here.setattr(specs.Worlds, "isolated", lambda self, inner, spec: inner)
+        here.setattr(specs.Worlds, "isolated", lambda self, inner, spec, patience=1.0: inner)
         here.setattr(specs.Worlds, "start", lambda self, spec, patience=1.0: None)
         subject, _ = inspection(ask(f"tests.wild:{wrong}", contract)[1], contract)
         planned = checks({wrong: (contract, subject)}, parse("1"))

@@ -26,6 +26,7 @@ from verified_losses.properties.worlds.specs import parse
 
 from .children import LIMIT_SECONDS, started, wait_until
 from .defects.index import (
+    BY_INDUCTOR,
     COPIED,
     CUDA,
     DEFECTS,
@@ -148,11 +149,12 @@ def test_second_derivatives_are_asked_of_the_dtypes_that_are_asked_for() -> None
 
 
 def test_every_law_catches_a_defect() -> None:
-    assert {law for planted in [*DEFECTS, *CUDA] for law in planted.caught_by} == {law.name for law in laws()}
+    caught = {law for planted in [*DEFECTS, *CUDA, *BY_INDUCTOR] for law in planted.caught_by}
+    assert caught == {law.name for law in laws()}
 
 
 def test_ids_are_unique() -> None:
-    ids = [planted.id for planted in [*DEFECTS, *CUDA, *RIGHT]]
+    ids = [planted.id for planted in [*DEFECTS, *CUDA, *BY_INDUCTOR, *RIGHT]]
     assert len(ids) == len(set(ids))
     assert len(DEFECTS) >= 120
     assert len(RIGHT) >= 30

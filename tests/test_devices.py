@@ -74,7 +74,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Worlds, "isolated", lambda self, inner, spec: inner)
+    monkeypatch.setattr(Worlds, "isolated", lambda self, inner, spec, patience=1.0: inner)
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int, missing: str | None = None) -> None:

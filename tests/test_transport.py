@@ -25,7 +25,7 @@ from . import pretend_horovod
 def put(monkeypatch: pytest.MonkeyPatch, hvd: types.ModuleType) -> types.ModuleType:
     """Let `import horovod.torch` give `hvd`, in this process, where targets then run too."""
     pretend_horovod.install(monkeypatch, hvd)
-    monkeypatch.setattr(Worlds, "isolated", lambda self, inner, spec: inner)
+    monkeypatch.setattr(Worlds, "isolated", lambda self, inner, spec, patience=1.0: inner)
     return hvd
 
 

@@ -179,6 +179,6 @@ def _shipped(options: Options) -> Subjects:
         if not options.loss or label in options.loss:
             check_config(contract, pinned)
             given = *subject.options, *pinned
-            kinds = {"large": options.large, "inductor": options.inductor}
-            chosen[label] = contract, replace(subject, options=given, dtypes=kept, **kinds)
+            subject = replace(subject, large=options.large, inductor=options.inductor)
+            chosen[label] = contract, replace(subject, options=given, dtypes=kept)
     return chosen

@@ -89,7 +89,7 @@ def compiled_keeps_dtypes(bench: Bench, reference: Reference) -> float:
 
 @st.composite
 def _of_any_rows(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
-    """Draw a call, whose shapes are fixed, or one after a call of other rows: then they are dynamic."""
+    """Draw a call, whose shapes are fixed, or one after a call of other rows, whose shapes are dynamic."""
     last = compilable(draw(contract.cases(subject, world_size)))
     if not draw(st.booleans()):
         return Example(last)
@@ -103,7 +103,7 @@ def inductor_equals_oracle(bench: Bench, reference: Reference) -> float:
     """By torch.compile's inductor, with fixed or dynamic shapes, terms and gradients equal the oracle's."""
     if why := missing_compiler():
         raise Unanswered(why, whatever=True)
-    steps = (*reference.example.steps, reference.case)
+    steps: tuple[Step | Case, ...] = (*reference.example.steps, reference.case)
     outcomes = [last for (last,) in _unless_compiling(lambda: bench.act(run_by_inductor, *steps))]
     return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
 

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from verified_losses.oracles.complex_step import Array
+
 from .acts import Call, Outcome, backward, run, seen, terms_of, to_array
 
 SCALE = "logit_scale"
@@ -23,7 +25,7 @@ def plain(one: Call) -> Outcome:
 
 def filled_up(outcome: Outcome, given: dict[str, torch.Tensor]) -> Outcome:
     """Return an outcome with zeros for gradients that are not there, as torch.func has them."""
-    gradients = {
+    gradients: dict[str, Array | None] = {
         name: to_array(torch.zeros(given[name].shape)) if value is None else value
         for name, value in outcome.gradients.items()
     }
@@ -37,7 +39,8 @@ def derive_functionally(calls: list[Call]) -> list[Outcome]:
     leaves = {name: value.detach() for name, value in given.items() if value.requires_grad}
     if not leaves:
         return [plain(one)] * 2
-    terms, derive = torch.func.vjp(lambda moved: terms_of(one, loss, {**given, **moved}), leaves)
+    transformed: Any = torch.func.vjp(lambda moved: terms_of(one, loss, {**given, **moved}), leaves)
+    terms, derive = transformed
     # made outside of the transform: what is made inside belongs to it
     (derived,) = derive({name: one.cotangent(name, term) for name, term in terms.items()})
     outcome = seen(terms, given)
@@ -67,7 +70,8 @@ class Subclass(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return super().__torch_function__(func, types, args, kwargs or {})
+        result: Any = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        return result
 
 
 def run_subclassed(calls: list[Call]) -> list[Outcome]:
@@ -85,12 +89,13 @@ def run_subclassed(calls: list[Call]) -> list[Outcome]:
 def run_replicated(calls: list[Call]) -> list[Outcome]:
     """Call with DTensors that are replicated over a mesh of one rank."""
     # a second and more, which nobody else is to wait for
+    from torch._C._distributed_c10d import HashStore
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Replicate
 
     one = calls[0]
     before = plain(one)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
         given: dict[str, torch.Tensor] = {

@@ -12,7 +12,7 @@ TERMS, GRADS, COTANGENTS = "terms equal the oracle", "gradients equal the oracle
 MEAN, FRESH = "mean over ranks equals single process", "used equals fresh"
 FORMED, SECOND, TWICE = "outputs well formed", "second derivatives travel", "twice differentiable"
 TRACE, COMPILED, SILENT = "leaves no trace", "compiled equals eager", "backward is silent"
-NARROWED = "compiled keeps dtypes"
+NARROWED, INDUCTOR = "compiled keeps dtypes", "inductor equals the oracle"
 INPUTS, SAME, PADDING = "inputs unchanged", "deterministic", "padding never matters"
 STREAMS, GRAPHS = "other streams equal the default", "replayed equals eager"
 WAITS, MEMORY = "never waits for the device", "memory is returned"
@@ -496,6 +496,11 @@ DEFECTS = [
     Planted("clip", "PickledWithoutTemperature", "what it has learned is not pickled", "", (COPIED,), module="objects"),
 ]  # fmt: skip
 
+BY_INDUCTOR = [
+    Planted("clip", "KeepsRowsWhenCompiled", "compiled, each later batch is counted as the first was", "", (INDUCTOR,), module="wrapped"),
+]  # fmt: skip
+"""Defects of what is compiled with dynamic shapes, which tests/test_inductor.py asks about."""
+
 HOROVOD = [
     Planted("clip", "AveragesInBackward", "the gather's backward averages where a sum is due", MPI_OPS, (GRADS, MEAN), "hvd:2", options=LOCAL, module="horovod"),
     Planted("clip", "ChunksByWorldSize", "gathered rows are split into equal parts, whatever each rank holds", LOSS, (TERMS, MEAN), "hvd:2", options=(("local_loss", False), ("gather_with_grad", False)), module="horovod"),
@@ -649,7 +654,7 @@ EXCEPTED = [
     ("the bias is added in place, twice to the transposed view", LOSS, "InfoNCE does not change with a bias, and no contract reads logits"),
     ("ranks of different dtypes end the process", LOSS, "ranks of one case share a dtype; tests/test_arguments.py has ranks that disagree"),
     ("labels are cached by one number for all devices", LOSS, "needs labels on two devices"),
-    ("the label cache changes under torch.compile", f"{OPEN_CLIP}/commit/3650e7b", "one call is compiled a case; no contract varies the shapes of a compiled object"),
+    ("the label cache changes under torch.compile", f"{OPEN_CLIP}/commit/3650e7b", "one call is compiled a case, unless inductor is asked for; KeepsRowsWhenCompiled is then caught"),
     ("own texts are scored, then multiplied by 0: infinity becomes NaN", MAIN_LOSS, "what others do with infinities is not judged; TextsTimesZero does this to NaN"),
     ("point-to-point exchanges do not compile", LOSS, "compilation may break the graph"),
     ("the losses take no process group", LOSS, "a loss that takes no group is not asked about groups"),
