@@ -179,7 +179,7 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
         (["--max-time"], "error --max-time: expected a value after it, got nothing\n"),
         (["--fail-fast=3"], "error --fail-fast: expected nothing, true or false, got '3'\n"),
         (["--convention", "ours"], "error --convention: expected one of exact, open_clip, got 'ours'\n"),
-        (["--no-such-option"], "error Unknown option: --no-such-option.\n"),
+        (["--zq"], "error Unknown option: --zq.\n"),
         (["--loss", "exchange", "--world", "1"], "nothing to verify for exchange"),
         (["no_such_module:Loss", "--as", "clip"], "no_such_module:Loss: there is no module no_such_module"),
         (["torch.nn:NoSuchLoss", "--as", "clip"], "NoSuchLoss"),
@@ -235,7 +235,7 @@ def test_a_wrong_argument_is_named(
 
 def test_a_wrong_argument_costs_no_import_and_no_process() -> None:
     wrong = [
-        ["--seed", "x"], ["--no-such-option"], ["--loss", "clap"], ["--world", "0"], ["--dtype", "float8"],
+        ["--seed", "x"], ["--zq"], ["--loss", "clap"], ["--world", "0"], ["--dtype", "float8"],
         ["--config", "local_loss=maybe"], ["--max-time", "soon"], ["--max-examples", "0"],
         ["--known", "tests/no_such_file.toml"], ["--convention", "ours"], ["x:y", "--as", "clop"],
         ["--shard", "0/2"], ["--seed", "-1"], ["--max-time", "-1s"], ["--only", "beauty"],
