@@ -56,8 +56,8 @@ def _of_pairs(draw: st.DrawFn, contract: Contract, subject: Subject, world_size:
 def _compare(bench: Bench, reference: Reference, act: Act, note: str, word: str, limit: str) -> float:
     """Compare a wrapped call with a plain one, or with a TypeError that has a word.
 
-    Of a target that promises nothing any error is a limit; where limits are judged as defects it is none
-    either, as few losses take all of this.
+    Of a target that promises nothing any error is a limit in one process. Over ranks, and where limits are judged
+    as defects, it is none either: few losses take all of this.
     """
     try:
         ranks = bench.act(act, reference.case)
@@ -68,7 +68,8 @@ def _compare(bench: Bench, reference: Reference, act: Act, note: str, word: str,
         if bench.subject.stated or not raised:
             raise
         why = raised[0].strip().splitlines()[-1]
-        raise Unanswered(why, whatever=True, limit="" if bench.subject.strict else limit) from error
+        unsaid = bench.subject.strict or bench.world.size > 1
+        raise Unanswered(why, whatever=True, limit="" if unsaid else limit) from error
     return max(
         compare_near(reference, rank, note, wrapped, plain) for rank, (plain, wrapped) in enumerate(ranks)
     )
