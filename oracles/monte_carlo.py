@@ -36,7 +36,8 @@ inherits from the errors of its operands, to first order, with magnitudes in the
 roundings, each whole. A sum of n terms rounds as any order may have it (section 4.2); of all others another
 formula may have `OTHERWISE` as many. Where an error is too large for a first order, functions are taken at
 both ends of it, and their exponentials by expm1. Nothing is known, and samples alone decide, where an eighth
-of a divisor may be lost, or where errors may turn a comparison over: a tie scatters as far as it jumps.
+of a divisor may be lost, or where errors may turn a comparison over: a tie scatters as far as it jumps. In
+float64 it is twice as much, as the formula itself, and its complex steps, err too.
 
 What cancellation leaves. Samples move one formula. Where a gradient cancels to nothing (rows that are all
 equal, or of one element and normalised), its roundings may cancel too, and those of a right implementation
@@ -82,6 +83,7 @@ UNKNOWN = 2.0**200
 """An error of which nothing is known: what is made of it is larger than all that samples scatter."""
 GROWTH = 100.0
 """The largest exponent of an error: beyond it nothing is known."""
+FLOAT64 = 2.0**-53
 FINEST = 2.0**-50
 """The least unit roundoff of samples, as float64 has three more bits. Scatter is scaled down again."""
 MOST = 2**22
@@ -1078,7 +1080,8 @@ def scatter(
     exact = [np.real(one[0]) for one in results]
     sizes = [np.nan_to_num(p.stored * np.real(one[1]), posinf=0.0) for one in results]
     known = tape.errs and tape.decided and tape.largest <= p.largest
-    most = [_most(one) / finer if known else np.full(np.shape(one[0]), np.inf) for one in results]
+    both = 1 + FLOAT64 / p.stored  # what it is compared with is computed in float64, and errs too
+    most = [both / finer * _most(one) if known else np.full(np.shape(one[0]), np.inf) for one in results]
     lengths = [np.full(one.shape, 0.0 if samples else np.nan) for one in exact]
     part = int(np.clip(MOST // max(tape.size, 1), 1, samples))
     done = 0
