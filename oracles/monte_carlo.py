@@ -54,11 +54,11 @@ error / tolerance was. It is no worst-case bound.
 
 What limits it. Beside the derived bounds of the shipped losses it is at most 3.9 times looser in the median
 over cases, of each contract and dtype (terms of clip in float32; of siglip 2.7, where samples alone gave 7 to
-8), and right variants err by 0.3 of it at most. Single cases are looser: derived bounds know which operations
-of a case are exact, and in half precision that logits alone are stored: here every result is, as torch stores
-it where a loss is written in single operations. A log-sum-exp of 100 that is stored errs by 0.4 in bfloat16,
-and all probabilities by that share. If only products of matrices and sums were stored, no median would be
-above 3.7, and shipped losses and right variants would err by up to 8.4 times the tolerance.
+8), and right variants err by a third of it at most. Single cases are looser: derived bounds know which
+operations of a case are exact, and in half precision that logits alone are stored: here every result is, as
+torch stores it where a loss is written in single operations. A log-sum-exp of 100 that is stored errs by 0.4
+in bfloat16, and all probabilities by that share. If only products of matrices and sums were stored, no median
+would be above 3.7, and shipped losses and right variants would err by up to 8.4 times the tolerance.
 """
 
 from collections.abc import Callable, Iterable, Sequence
