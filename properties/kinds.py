@@ -29,9 +29,7 @@ MARGIN = choice(0.3, 0.7, 1.1)
 """No difference of numbers of few bits equals one of these: there a hinge has no derivative."""
 
 
-@contract(
-    any_order=True, large=True, features=UNIT, labels=ids(below=4, repeated=True), temperature=TEMPERATURE
-)
+@contract(any_order=True, features=UNIT, labels=ids(below=4, repeated=True), temperature=TEMPERATURE)
 def supcon(features: Any, labels: Any, temperature: Any) -> Any:
     """Supervised contrastive loss: the mean over positives outside the logarithm, then over anchors."""
     return supcon_loss(features, labels, temperature)
@@ -39,7 +37,6 @@ def supcon(features: Any, labels: Any, temperature: Any) -> Any:
 
 @contract(
     any_order=True,
-    large=True,
     image=UNIT,
     text=rows(unit=True, like="image"),
     labels=ids(below=4),
@@ -93,7 +90,6 @@ def held_queue(query: Any, key: Any, queue: Any, temperature: Any) -> Any:
 
 @contract(
     any_order=True,
-    large=True,
     query=UNIT,
     key=rows(unit=True, like="query"),
     temperature=TEMPERATURE,

@@ -498,9 +498,7 @@ def test_a_queue_is_verified_over_ranks_where_the_loss_gathers() -> None:
 def test_large_batches_are_drawn_where_the_formula_says_that_it_is_cheap() -> None:
     (law,) = (one for one in laws() if one.name == PAIRS)
     asked = {name for name in FORMULAS if law.fits(contract_of(FORMULAS[name]), 1)}
-    assert asked == {
-        "supcon", "multi_positive", "queue", "cached", "smoothed", "softened", "masked", "sigmoid_mean",
-    }  # fmt: skip
+    assert asked == {"queue", "smoothed", "softened", "masked", "sigmoid_mean"}
     unknown: Any = SimpleNamespace(bounds=SimpleNamespace(terms=[{"loss": np.array(np.inf)}]))
     anything: Any = None
     with pytest.raises(Unanswered, match="turn a comparison"):

@@ -314,6 +314,11 @@ def test_roundings_add_up(name: str) -> None:
         np.testing.assert_allclose(derived, of_gradient, rtol=1e-6)
 
 
+def test_in_float64_the_formula_errs_too() -> None:
+    function = ADDED_UP["products"][0]
+    assert most(function, [1.0, 5.0], "float64")[0] == pytest.approx(2 * most(function, [1.0, 5.0])[0])
+
+
 def test_of_few_roundings_samples_are_not_believed_beyond_their_sum() -> None:
     few, many = (
         scatter(lambda x: np.sum(x * x), [np.ones(count)], Roundoff.of("float32"))[0] for count in (3, 4096)

@@ -41,7 +41,10 @@ EQUAL = 3
 """Of as many cases with duplicates one has rows that are all equal: gradients cancel to nothing."""
 MOST_ROWS = 160
 """Rows of all ranks, at most, but for large cases: some formulas hold every pair."""
-SAMPLED = f"Monte Carlo arithmetic, {monte_carlo.SAMPLES} samples, chance of a false accusation below 1e-6"
+SAMPLED = (
+    f"Monte Carlo arithmetic, {monte_carlo.SAMPLES} samples, chance of a false accusation below 1e-6, or "
+    "what roundings add up to, where that is less"
+)
 """Where a tolerance comes from, as a certificate says it."""
 STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
 """Of differences: one of them must agree with the complex step."""
