@@ -163,6 +163,7 @@ PARTS = [
     ("TemperatureDetached", "owned parameters get gradients"),
     ("TemperatureNaN", "owned parameters get gradients"),
     ("SavesEveryTile", "takes no more memory than stated"),
+    ("SavesAllLogits", "takes no more memory than stated"),
     ("half_sums", "terms equal the oracle"),
     ("weight_of_last_chunk", "gradients equal the oracle"),
 ]

@@ -613,7 +613,7 @@ RIGHT = [
     Planted("linear_cross_entropy", "chunked"),
     Planted("linear_cross_entropy", "dense", options=(("z_loss", 0.0),)),
     Planted("linear_cross_entropy", "vocabulary_in_chunks", options=(("label_smoothing", 0.0), ("z_loss", 0.0))),
-    Planted("coca_hidden", "CoCaHidden"),
+    Planted("coca_hidden", "CoCaHidden", asked=(TERMS, GRADS, MEAN, TWICE, PADDING, NUMBERS)),
     Planted("coca_hidden", "LogitsInside", asked=(TERMS, GRADS, MEAN, TWICE, PADDING)),
     Planted("coca_hidden", "ChunksOfThree", options=(("tile_size", 1), ("label_smoothing", 0.0), ("z_loss", 0.0)), asked=(TERMS, GRADS, MEAN, TWICE, PADDING)),
     Planted("infonce", "InfoNCE", module="cosine"),
