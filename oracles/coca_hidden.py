@@ -81,6 +81,16 @@ def coca_hidden_loss(
         flags = (local_loss, gather_with_grad, convention)
         contrastive = clip_loss_weight * clip_loss(*features, rank, *flags)
     if caption_loss_weight:
-        options = (pad_id, convention, label_smoothing, z_loss_factor)
-        caption = caption_loss_weight * caption_loss(*projection, labels, rank, *options)
+        hidden_states, weights, biases = projection
+        caption = caption_loss_weight * caption_loss(
+            hidden_states,
+            weights,
+            biases,
+            labels,
+            rank,
+            pad_id,
+            convention,
+            label_smoothing,
+            z_loss_factor,
+        )
     return contrastive, caption

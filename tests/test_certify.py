@@ -42,7 +42,7 @@ BRIEFLY = "coca_hidden"
 
 
 def _verify(check: Check) -> None:
-    finding = verify(check, EXAMPLES // 2 if check.label == BRIEFLY else EXAMPLES, base_seed=1)
+    finding = verify(check, EXAMPLES // 3 if check.label == BRIEFLY else EXAMPLES, base_seed=1)
     if check.law.name == "owned parameters get gradients":
         assert (finding.verdict, finding.reason) == ("skipped", OWNS_NOTHING)
         return

@@ -163,6 +163,7 @@ PARTS = [
     ("TemperatureDetached", "owned parameters get gradients"),
     ("TemperatureNaN", "owned parameters get gradients"),
     ("SavesEveryTile", "takes no more memory than stated"),
+    ("SavesAllLogits", "takes no more memory than stated"),
     ("DetachedInFunc", "torch.func equals autograd"),
     ("MapsTheFirst", "scales may be mapped"),
     ("OfPlainData", "subclasses equal tensors"),

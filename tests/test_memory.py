@@ -8,16 +8,22 @@ import torch
 
 from tests.test_losses import CLASSES, batch, make
 from verified_losses import memory, streamed
+from verified_losses.properties.standalone.acts import Call, exceed_memory
+from verified_losses.properties.worlds.processes import shared_world
+from verified_losses.properties.worlds.simulated import SimulatedWorld
 
 NAMES = {"CLIP": "clip", "SigLIP": "siglip", "distillation": "distill"}
 SIZES = [(n, d) for n in (0, 1, 3, 7) for d in (1, 4)]
 KINDS = ("clip", "siglip", "distill")
 
 
-def table():
-    """Yield form, of what, and the formulas of saved and peak, for each line of the docstring's tables."""
+ALONE, GATHERED = memory.__doc__.split("Over several ranks")
+
+
+def table(text):
+    """Yield form, of what, and the formulas of saved and peak, for each line of the tables in a text."""
     form = what = ""
-    for line in memory.__doc__.splitlines():
+    for line in text.splitlines():
         cells = re.split(" {2,}", re.sub("saved: |peak: ", "  ", line).strip())
         formulas = [cell for cell in cells if cell.startswith("w (") or cell == "0"]
         for word in cells:
@@ -34,10 +40,12 @@ def number(formula, **values):
     return eval(python, {}, values)
 
 
-LINES = {(form, what): (saved, peak) for form, what, saved, peak in table()}
+LINES = {(form, what): (saved, peak) for form, what, saved, peak in table(ALONE)}
+OF_RANKS = {(form, what): (saved, peak) for form, what, saved, peak in table(GATHERED)}
 
 
 def test_the_table_is_read():
+    assert sorted(OF_RANKS) == sorted(itertools.product(("dense", "streamed"), KINDS))
     assert sorted(LINES) == sorted(itertools.product(("dense", "streamed"), (*KINDS, "logits", "hidden")))
 
 
@@ -58,6 +66,70 @@ def test_functions_return_what_the_table_says(form, what, dtype, w):
             "r": min(tile[0], n), "c": min(tile[1], n),
         }  # fmt: skip
         assert found == tuple(number(formula, **values) + memory.SMALL for formula in LINES[form, what])
+
+
+@pytest.mark.parametrize(("dtype", "w"), [(torch.float64, 8), (torch.bfloat16, 4)])
+@pytest.mark.parametrize(("form", "what"), OF_RANKS)
+def test_functions_return_what_the_table_of_ranks_says(form, what, dtype, w):
+    flags = itertools.product((False, True), repeat=2)
+    for (local, with_grad), rows, rank in itertools.product(flags, [(3, 3), (0, 5, 2)], (0, 1)):
+        d, e, (n, total) = 2, 3 if what == "distill" else 0, (rows[rank], sum(rows))
+        share = memory.Share(rows, rank, local or what == "siglip", with_grad or what == "siglip")
+        found = memory.of_gathered(form, what, share, d, dtype, (2, 4), e)
+        values = {
+            "n": n, "N": total, "m": len(rows) * max(rows), "d": d, "e": e, "w": w,
+            "a": n if local else total, "g": 1 if with_grad else 2, "r": 2, "c": 4,
+        }  # fmt: skip
+        assert found == tuple(number(formula, **values) + memory.SMALL for formula in OF_RANKS[form, what])
+
+
+def exceeding(rank, size, kind, rows, options):
+    """Return by how much a rank's call exceeds what is stated, in words."""
+    terms = ["contrastive_loss", "distill_loss" if kind == "distill" else "caption_loss"]
+    one = Call(
+        lambda: make(kind, rank, size, **options),
+        lambda loss, given: loss(**given),
+        lambda: batch(kind, rank, rows[rank]),
+        lambda name, term: torch.ones_like(term),
+        terms if kind in ("coca", "distill") else terms[:1],
+        rank,
+        "train",
+    )
+    return exceed_memory([one])
+
+
+RANKED = [
+    *(
+        (kind, {"local_loss": local, "gather_with_grad": grad})
+        for kind in ("clip", "distill")
+        for local, grad in ((True, True), (False, False), (True, False))
+    ),
+    ("coca", {"gather_with_grad": True}),
+    *(("siglip", {"dist_impl": impl}) for impl in ("bidir", "gather")),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), RANKED)
+@pytest.mark.parametrize("form", ["dense", "streamed"])
+def test_ranks_take_no_more_than_they_state(form, kind, options, monkeypatch):
+    monkeypatch.setattr("gc.collect", lambda: 0)  # which takes most of the time
+    given = options | {"implementation": form, "tile_size": 32}
+    assert SimulatedWorld(4).run(exceeding, kind, (90, 0, 2, 40), given) == [[]] * 4
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("form", ["dense", "streamed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_take_no_more_than_they_state(kind, form):
+    given = {"implementation": form, "tile_size": 32}
+    assert shared_world(2).run(exceeding, kind, (90, 30), given) == [[], []]
+
+
+def test_ranks_that_are_told_no_rows_state_equal_ones():
+    inputs = batch("clip")
+    loss = make("clip", 1, 3, local_loss=True)
+    assert loss.stated_memory(**inputs) == loss.stated_memory(rows=(2, 2, 2), **inputs)
+    assert loss.stated_memory(**inputs) != make("clip").stated_memory(**inputs)
 
 
 @pytest.mark.parametrize(

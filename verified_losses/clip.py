@@ -13,7 +13,7 @@ from .checks import Agree, Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
 from .implementations import IMPLEMENTATIONS, Implementation, choose, explain
-from .memory import Kind, StatedMemory, of_pairs
+from .memory import Kind, Share, StatedMemory, of_gathered, of_pairs
 from .ranks import Ranks
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -135,23 +135,34 @@ class ClipLoss(nn.Module):
         """
         return explain(self.implementation, n, d, dtype, device, self._tile, self._kind)
 
-    def stated_memory(self, **inputs: Any) -> StatedMemory:
-        """Return how many bytes a call and its backward save, and take at most, in one process.
+    def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
+        """Return how many bytes a call and its backward save, and take at most, on this rank.
 
         `verified_losses.memory` has the formulas, which the loss is held to.
 
         Args:
+            rows: the pairs of each rank; None is for as many on each as here.
             inputs: the arguments of a call, by name.
         """
-        return self._pairs_memory(inputs["image_features"])
+        return self._pairs_memory(inputs["image_features"], rows)
 
     def _pairs_memory(
-        self, features: Tensor, teacher: int = 0, implementation: Implementation | None = None
+        self,
+        features: Tensor,
+        rows: Rows | None,
+        teacher: int = 0,
+        implementation: Implementation | None = None,
     ) -> StatedMemory:
         n, d = features.shape
-        chosen = choose(implementation or self.implementation, n, features.dtype, features.device, self._tile)
-        form = "dense" if overrides(self, ClipLoss, "get_logits", "get_ground_truth") else chosen.name
-        return of_pairs(form, self._kind, n, d, features.dtype, self._tile, teacher)
+        rows = rows or (n,) * self.world_size
+        dtype, form = features.dtype, implementation or self.implementation
+        chosen = choose(form, sum(rows), dtype, features.device, self._tile).name
+        if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
+            chosen = "dense"
+        if self.world_size == 1:
+            return of_pairs(chosen, self._kind, n, d, dtype, self._tile, teacher)
+        share = Share(rows, self.rank, self.local_loss, self.gather_with_grad)
+        return of_gathered(chosen, self._kind, share, d, dtype, self._tile, teacher)
 
     @property
     def _tile(self) -> streamed.Tile:

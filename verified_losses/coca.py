@@ -9,6 +9,7 @@ from . import captions, checks
 from .checks import Agree, Convention, Facts, Scalar
 from .clip import ClipLoss
 from .contrast import widen
+from .gather import Rows
 from .implementations import Implementation, streams_tokens
 from .memory import StatedMemory, of_hidden, of_logits
 
@@ -221,18 +222,19 @@ class CoCaLoss(ClipLoss):
             return {"contrastive_loss": contrastive_loss, "caption_loss": caption_loss}
         return contrastive_loss, caption_loss
 
-    def stated_memory(self, **inputs: Any) -> StatedMemory:
-        """Return how many bytes a call and its backward save, and take at most, in one process.
+    def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
+        """Return how many bytes a call and its backward save, and take at most, on this rank.
 
         `verified_losses.memory` has the formulas, which the loss is held to.
 
         Args:
+            rows: the pairs of each rank; None is for as many on each as here.
             inputs: the arguments of a call, by name.
         """
         names = ("logits", "hidden_states", "vocabulary_weight", "vocabulary_bias")
         scores = _Scores(*map(inputs.get, names))
         of_captions = scores.memory(self.implementation, self.tile_size)
-        return self._pairs_memory(inputs["image_features"]).plus(of_captions)
+        return self._pairs_memory(inputs["image_features"], rows).plus(of_captions)
 
     def _caption_loss(self, scores: "_Scores", labels: Tensor, tokens: list[int | Tensor]) -> Tensor:
         """Return the caption loss, unweighted, given how many tokens each rank holds."""

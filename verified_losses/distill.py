@@ -173,17 +173,19 @@ class DistillClipLoss(ClipLoss):
             return {"contrastive_loss": contrastive_loss, "distill_loss": distill_loss}
         return contrastive_loss, distill_loss
 
-    def stated_memory(self, **inputs: Any) -> StatedMemory:
-        """Return how many bytes a call and its backward save, and take at most, in one process.
+    def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
+        """Return how many bytes a call and its backward save, and take at most, on this rank.
 
         `verified_losses.memory` has the formulas, which the loss is held to.
 
         Args:
+            rows: the pairs of each rank; None is for as many on each as here.
             inputs: the arguments of a call, by name.
         """
         teacher = [value for name, value in inputs.items() if name.startswith("dist_")]
         form = self._implementation(*teacher)
-        return self._pairs_memory(inputs["image_features"], inputs["dist_image_features"].shape[1], form)
+        width = inputs["dist_image_features"].shape[1]
+        return self._pairs_memory(inputs["image_features"], rows, width, form)
 
     def _implementation(self, *teacher: object) -> Implementation:
         """Return the implementation: of a teacher that learns tiles have no gradients."""

@@ -17,10 +17,24 @@ Captions of t tokens and a vocabulary of v take besides, with chunks of k tokens
     hidden      streamed    saved: w (t h + v h + v + 4 t) peak: w (3 (t h + v h + v) + 2 k (v + 2 h) + 32 t)
     (width h)   dense              w (4 t v + 4 t h)             w (7 t v + 4 (t h + v h + v) + 32 t)
 
+Over several ranks, of which this one has n of all N pairs, and m is the number of ranks times the rows of the
+one that has most, as messages are padded to; with a = n where `local_loss` is set, else N, and g = 1 where
+`gather_with_grad` is set, else 2; r x c no more than N x N::
+
+    streamed    saved: w (g N d + 2 N + 16)               peak: w (3 r c + 8 m d + 32 m)          CLIP
+                       w (2 (N + m) d + 16 m)                   w (3 r c + 16 m d + 32 m)         SigLIP
+                       w (g N (d + e) + 4 N + 16)               w (5 r c + 8 m (d + e) + 64 m)    distillation
+    dense       saved: w (2 a N + 2 (N + a) d + 4 N)      peak: w (4 a N + 8 m d + 32 m)          CLIP
+                       w (3 n N + (N + m) d + 16 m)             w (5 n N + 8 m d + 32 m)          SigLIP
+                       w (8 a N + 2 (N + a) (d + e) + 4 N)      w (11 a N + 8 m (d + e) + 64 m)   distillation
+
+Captions take what they take in one process: those of this rank.
+
 What a backward saves are tensors that autograd keeps; the peak counts every tensor that an operation returns,
-gradients too.
+gradients too. What moves a message takes besides: torch.distributed has buffers of its own.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -78,6 +92,49 @@ def of_pairs(
             "clip": 3 * area + 7 * n * d + 16 * n,
             "siglip": 3 * area + 9 * n * d + 16 * n,
             "distill": 5 * area + 7 * n * width + 32 * n,
+        }[kind]
+    return _bytes(saved, most, dtype)
+
+
+class Share(NamedTuple):
+    """What a rank has of the pairs of all, and what it does with those of others."""
+
+    rows: Sequence[int]
+    """Of each rank."""
+    rank: int
+    local: bool = True
+    """It sums up the losses of its own rows alone."""
+    with_grad: bool = True
+    """Other ranks' rows get gradients."""
+
+
+def of_gathered(
+    form: str, kind: Kind, share: Share, d: int, dtype: torch.dtype, tile: Tile, teacher: int = 0
+) -> StatedMemory:
+    """Return what a contrastive term takes on one of several ranks, as `of_pairs` does of one process."""
+    n, total, width = share.rows[share.rank], sum(share.rows), d + teacher
+    padded = len(share.rows) * max(share.rows)
+    if form == "dense":
+        anchors = n if share.local else total
+        saved, most = (count * anchors * total for count in SQUARES[kind])
+        saved += (
+            (total + padded) * d + 16 * padded
+            if kind == "siglip"
+            else 2 * (total + anchors) * width + 4 * total
+        )
+        most += 8 * padded * width + (64 if kind == "distill" else 32) * padded
+    else:
+        area = min(tile[0], total) * min(tile[1], total)
+        gathered = total * width * (1 if share.with_grad else 2)
+        saved = {
+            "clip": gathered + 2 * total + 16,
+            "siglip": 2 * (total + padded) * d + 16 * padded,
+            "distill": gathered + 4 * total + 16,
+        }[kind]
+        most = {
+            "clip": 3 * area + 8 * padded * d + 32 * padded,
+            "siglip": 3 * area + 16 * padded * d + 32 * padded,
+            "distill": 5 * area + 8 * padded * width + 64 * padded,
         }[kind]
     return _bytes(saved, most, dtype)
 

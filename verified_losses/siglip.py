@@ -13,7 +13,7 @@ from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
 from .horovod import choose_transport
 from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose, explain
-from .memory import StatedMemory, of_pairs
+from .memory import Share, StatedMemory, of_gathered, of_pairs
 
 DIST_IMPLS: tuple[str, ...] = ("bidir", "shift", "reduce", "gather")
 """How texts can travel, the default first."""
@@ -131,19 +131,23 @@ class SigLipLoss(nn.Module):
         """
         return explain(self.implementation, n, d, dtype, device, self._tile, "siglip")
 
-    def stated_memory(self, **inputs: Any) -> StatedMemory:
-        """Return how many bytes a call and its backward save, and take at most, in one process.
+    def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
+        """Return how many bytes a call and its backward save, and take at most, on this rank.
 
         `verified_losses.memory` has the formulas, which the loss is held to.
 
         Args:
+            rows: the pairs of each rank; None is for as many on each as here.
             inputs: the arguments of a call, by name.
         """
         features = inputs["image_features"]
         n, d = features.shape
-        chosen = choose(self.implementation, n, features.dtype, features.device, self._tile)
+        rows = rows or (n,) * self.world_size
+        chosen = choose(self.implementation, sum(rows), features.dtype, features.device, self._tile)
         form = "dense" if overrides(self, SigLipLoss, "get_logits", "get_ground_truth") else chosen.name
-        return of_pairs(form, "siglip", n, d, features.dtype, self._tile)
+        if self.world_size == 1:
+            return of_pairs(form, "siglip", n, d, features.dtype, self._tile)
+        return of_gathered(form, "siglip", Share(rows, self.rank), d, features.dtype, self._tile)
 
     @property
     def _tile(self) -> streamed.Tile:

@@ -56,8 +56,8 @@ def _of_pairs(draw: st.DrawFn, contract: Contract, subject: Subject, world_size:
 def _compare(bench: Bench, reference: Reference, act: Act, note: str, word: str, limit: str) -> float:
     """Compare a wrapped call with a plain one, or with a TypeError that has a word.
 
-    Of a target that promises nothing any error is a limit in one process. Over ranks, and where limits are judged
-    as defects, it is none either: few losses take all of this.
+    Of a target that promises nothing any error is a limit in one process. Over ranks, and where limits are
+    judged as defects, it is none either: few losses take all of this.
     """
     try:
         ranks = bench.act(act, reference.case)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import inspect
 import pickle
 import weakref
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -414,18 +416,30 @@ class Memory(TorchDispatchMode):
         self.held -= size
 
 
+def rows_of_ranks(given: dict[str, torch.Tensor]) -> tuple[int, ...]:
+    """Return how many rows each rank is given."""
+    own = next(tensor for tensor in given.values() if tensor.ndim > 1)
+    number = torch.tensor([len(own)], device=own.device)
+    everyone = [torch.zeros_like(number) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, number)
+    return tuple(int(rows) for rows in everyone)
+
+
 def exceed_memory(calls: list[Call]) -> list[str]:
     """Return by how much a call, and its backward, exceed the memory that the loss states, in words.
 
-    An object that states none is not asked: "" alone. What was there before the call does not count.
+    An object that states none is not asked, nor is one that states none of several ranks: "" alone. What was
+    there before the call does not count.
     """
     one = calls[0]
     loss = one.build()
-    if not callable(getattr(loss, "stated_memory", None)):
+    state = getattr(loss, "stated_memory", None)
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if not callable(state) or (several and "rows" not in inspect.signature(state).parameters):
         return [""]
     backward(one, terms_of(one, loss, one.given()))  # which makes what is made once
     given = one.given()
-    stated = loss.stated_memory(**given)
+    stated = state(rows=rows_of_ranks(given), **given) if several else state(**given)
     before = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
     saved: dict[int, int] = {}
 

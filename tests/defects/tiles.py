@@ -1,9 +1,11 @@
 """Defects of losses that look at one tile of logits at a time; see `index`."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .plain import Clip, Scalar, widen
@@ -153,3 +155,29 @@ class StatesSquares(Clip):
         n, d = inputs["image_features"].shape
         square = 8 * (n * n + n * (d + 4)) + 4096
         return Bytes(6 * square, 10 * square)
+
+
+class StatesOwnLogits(Clip):
+    """Right, of local_loss: it states what a rank keeps, the logits of its own rows and gathered features."""
+
+    def stated_memory(self, rows: Sequence[int] = (), **inputs: Any) -> Bytes:
+        features = inputs["image_features"]
+        n, d = features.shape
+        total, padded = sum(rows) or n, max(rows, default=n) * max(len(rows), 1)
+        item = 8 if features.dtype == torch.float64 else 4
+        saved, peak = 2 * n * total + 6 * total * d + 4 * total, 4 * n * total + 12 * padded * (d + 2)
+        return Bytes(item * saved + 8192, item * peak + 8192)
+
+
+class SavesAllLogits(StatesOwnLogits):
+    def get_logits(
+        self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None, rows: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        per_image = self.product(self.gather(image, rows), self.gather(text, rows), scale, bias)
+        return per_image, per_image.T
+
+    def contrastive(self, per_image: Tensor, per_text: Tensor, rows: list[int]) -> Tensor:
+        own = slice(sum(rows[: self.rank]), sum(rows[: self.rank + 1]))
+        labels = torch.arange(sum(rows))
+        losses = [F.cross_entropy(widen(one), labels, reduction="none") for one in (per_image, per_text)]
+        return (losses[0] + losses[1])[own].sum() * (self.weight(rows) / 2)
