@@ -21,6 +21,7 @@ from tests.helpers import (
 from verified_losses.oracles import (
     clip,
     coca,
+    coca_hidden,
     complex_step,
     cross_entropy,
     distill,
@@ -284,6 +285,25 @@ def test_caption_gradient_by_hand():
     gradient = complex_step.gradient(lambda z: coca.caption_loss([z], labels, 0), np.zeros((1, 2, 4)))
     expected = np.array([[[1 / 4, -3 / 4, 1 / 4, 1 / 4], [0, 0, 0, 0]]])
     close(gradient, expected, np.abs(expected), 12)
+
+
+def test_captions_of_hidden_states_are_those_of_their_logits():
+    generator = np.random.default_rng(1)
+    weight, bias = generator.integers(-3, 4, (4, 2)).astype(float), np.arange(4.0)
+    hidden = [generator.integers(-3, 4, (rows, 3, 2)).astype(float) for rows in (1, 2, 1)]
+    labels = [np.tile([[1, 2, 0]], (rows, 1)) for rows in (1, 2, 1)]
+    labels[2][:] = 0
+    logits = [h @ weight.T + bias for h in hidden]  # of whole numbers: exact
+    for rank, convention in itertools.product(range(3), ("exact", "open_clip")):
+        given = hidden, [weight] * 3, [bias] * 3, labels, rank, 0, convention
+        right = coca.caption_loss(logits, labels, rank, 0, convention)
+        assert coca_hidden.caption_loss(*given) == right
+        # equal logits: log(4), and its square times the factor
+        none = [np.zeros((4, 2))] * 3
+        flat = coca_hidden.caption_loss(hidden, none, [np.zeros(4)] * 3, *given[3:], 0.5, 2.0)
+        tokens = np.count_nonzero(labels[rank])
+        divisor = 2 if convention == "exact" else max(tokens, 1)
+        close(flat, tokens / divisor * (np.log(4) + 2 * np.log(4) ** 2), 8, 50)
 
 
 def test_linear_cross_entropy_of_equal_logits():
