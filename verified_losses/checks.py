@@ -253,12 +253,15 @@ def _agree(
     transport: Transport, call: str, check: Callable[[], Facts], talk: Callable[[], Transport] | None
 ) -> list[Facts]:
     transport.check_initialized()
+    in_func = TypeError("torch.func differentiates no message between ranks: use torch.autograd")
+    if is_in_func() and not transport.carries_in_func:
+        raise in_func
     error: Exception | None = None
     facts = Facts(0)
     try:
         transport.check_place()
         if is_in_func():
-            raise TypeError("torch.func differentiates no message between ranks: use torch.autograd")
+            raise in_func
         facts = check()
         mine = f"{call} {facts.common}"
         digest = zlib.crc32(mine.encode())

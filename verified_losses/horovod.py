@@ -88,6 +88,7 @@ class HorovodTransport(Transport):
     """
 
     carrier = "Horovod"
+    carries_in_func = False  # its thread reads the memory of a tensor, which one of torch.func lacks
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -54,6 +54,8 @@ class Transport:
     world_size: int
     group: "dist.ProcessGroup | None" = None
     carrier: ClassVar[str] = "the process group"
+    carries_in_func: ClassVar[bool] = True
+    """Whether ranks can tell each other anything while torch.func is at work."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.world_size, int) or self.world_size < 1:

@@ -7,35 +7,36 @@ Traceback (most recent call last):
   File "verified_losses/properties/worlds/single.py", line 21, in run
     return [function(0, 1, *arguments)]
             ^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "verified_losses/properties/laws/__init__.py", line 193, in _preserving
+  File "verified_losses/properties/laws/__init__.py", line 219, in _preserving
     return function(rank, world_size, *arguments)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "verified_losses/properties/running.py", line 171, in perform
-    return act([_call(rank, world_size, subject, target, given, mode) for given, mode in
+    return act([call_of_rank(rank, world_size, subject, target, given, mode) for given, mode in
 references])
-^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "verified_losses/properties/standalone/acts.py", line 141, in run_used_and_fresh
+^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "verified_losses/properties/standalone/acts.py", line 154, in run_used_and_fresh
     used.append(run(one, loss, given))
                 ^^^^^^^^^^^^^^^^^^^^^
-  File "verified_losses/properties/standalone/acts.py", line 98, in run
+  File "verified_losses/properties/standalone/acts.py", line 105, in run
     structure, terms = read(one.call(loss, given), one.terms)
                             ^^^^^^^^^^^^^^^^^^^^^
-  File "verified_losses/properties/running.py", line 228, in <lambda>
+  File "verified_losses/properties/running.py", line 230, in <lambda>
     lambda loss, tensors: call(loss, tensors, rank),
                           ^^^^^^^^^^^^^^^^^^^^^^^^^
   File "verified_losses/properties/running.py", line 207, in <lambda>
     return lambda loss, given, rank: contract.call(loss, given, case, rank)
                                      ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "verified_losses/properties/contracts/__init__.py", line 326, in call
+  File "verified_losses/properties/contracts/__init__.py", line 352, in call
     return self.call_with(loss, tensors, case.output_dict)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "verified_losses/properties/contracts/__init__.py", line 65, in call_by_name
     return loss(**given, **({"output_dict": True} if output_dict else {}))
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in _wrapped_call_impl
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1778, in
+_wrapped_call_impl
     return self._call_impl(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
+  File ".venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1789, in _call_impl
     return forward_call(*args, **kwargs)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "peers/adapters/laion_clap.py", line 18, in forward
@@ -44,12 +45,11 @@ references])
   File "build/peers/laion_clap/clap_module/loss.py", line 209, in forward
     F.cross_entropy(logits_per_audio, labels) +
     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "lib/python3.11/site-packages/torch/nn/functional.py", line 3555, in cross_entropy
+  File ".venv/lib/python3.11/site-packages/torch/nn/functional.py", line 3555, in cross_entropy
     return torch._C._nn.cross_entropy_loss(
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 RuntimeError: Inference tensors cannot be saved for backward. Please do not use Tensors created in
-inference mode in computation tracked by autograd. To work around this, you can make a clone to get
-a normal tensor an
+inference mode in computation tracked by autograd. To work around this, you can make
 [...]
 
     python clap-used-equals-fresh-e771b1af7982.py
@@ -88,7 +88,7 @@ import traceback
 
 TARGET = os.environ.get("VERIFIED_LOSSES_TARGET", "peers/adapters/laion_clap.py:ClipLoss")
 HOME = "../.."  # from the folder of this file to the one that it was written from
-ARGUMENTS = {"convention": "exact", "local_loss": False, "gather_with_grad": True, "cache_labels": True}
+ARGUMENTS = {"convention": "exact", "local_loss": False, "gather_with_grad": False, "cache_labels": True}
 WORLD_SIZE = 1
 TERMS = ("contrastive_loss",)
 SECONDS = 60  # how long it may run
@@ -98,7 +98,7 @@ def before_1():
     """Return what each rank was given before."""
     return [
         {
-            "image_features": tensor([[1.0]], dtype=torch.float64),
+            "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
             "text_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
@@ -120,7 +120,7 @@ def before_3():
     """Return what each rank was given before."""
     return [
         {
-            "image_features": tensor([[-1.0]], dtype=torch.float64),
+            "image_features": tensor([[1.0]], dtype=torch.float64),
             "text_features": tensor([[1.0]], dtype=torch.float64),
             "logit_scale": tensor(1.0, dtype=torch.float64),
         },
@@ -131,7 +131,7 @@ def inputs():
     """Return what each rank is given."""
     return [
         {
-            "image_features": tensor([[1.0]], dtype=torch.float64),
+            "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
             "text_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
         },
@@ -279,6 +279,12 @@ class Malformed(AssertionError):
     """The subject returned something that is not what its contract says."""
 
 
+def autocast(mode: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a mode, which may be that of autocast to some dtype."""
+    dtype = mode.removeprefix("autocast ")
+    return contextlib.nullcontext() if dtype == mode else torch.autocast("cpu", getattr(torch, dtype))
+
+
 def backward(one: Call, terms: dict[str, torch.Tensor], keep: bool = False) -> list[str]:
     """Run backward from all terms together, each with its cotangent; return whose it altered."""
     live = {name: term for name, term in terms.items() if term.requires_grad}
@@ -309,7 +315,7 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
         loss = torch.compile(loss, backend="aot_eager")
     before = {name: value.detach().clone() for name, value in given.items()}
-    with torch.inference_mode(one.mode == "inference"):
+    with torch.inference_mode(one.mode == "inference"), autocast(one.mode):
         structure, terms = read(one.call(loss, given), one.terms)
     for name, term in terms.items():
         if not isinstance(term, torch.Tensor):
@@ -383,6 +389,44 @@ def launch() -> int:
                 os.killpg(ranks.pid, signal.SIGKILL)
             ranks.wait(60)
         return int(note.read_text()) if note.exists() else 2
+
+
+def find_target() -> Any:
+    """Return TARGET, seen from the current folder or from the one that this file was written from."""
+    place, _, name = TARGET.rpartition(":")
+    folders = [Path.cwd(), Path(__file__).resolve().parent / HOME]
+    sys.path[:0] = [str(folder.resolve()) for folder in folders]
+    if place.endswith(".py"):
+        place = str(next((one / place for one in folders if (one / place).exists()), place))
+    return getattr(load(place), name)
+
+
+def verdict(rank: int) -> int:
+    """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
+    faulthandler.dump_traceback_later(SECONDS, exit=True)  # a rank that hangs prints its stack
+    try:
+        target = find_target()
+    except BaseException:
+        traceback.print_exc()
+        return 2
+    if not ready(rank):
+        return 2
+    everyone = gathered(target, rank)
+    return 0 if rank > 0 else decide(target, everyone)
+
+
+def launched() -> int:
+    """Return the exit status: of a rank where this is one, else of all, in processes of their own."""
+    place = os.environ.get("HOROVOD_RANK") or os.environ.get("RANK")
+    if place is None:
+        return launch()
+    rank, note = int(place), Path(os.environ.get("VERDICT", os.devnull))
+    if rank > 0:
+        return verdict(rank)
+    note.write_text("1")  # should this process not come back
+    code = verdict(rank)
+    note.write_text(str(code))
+    return 0 if "VERDICT" in os.environ else code  # else a launcher reports a crash besides
 
 
 MOST_STUBS = 100
@@ -773,44 +817,6 @@ def load(place: str) -> ModuleType:
         raise ImportError(f"{place}: more than {MOST_STUBS} packages are not installed")
     finally:
         STUBS.loading = False
-
-
-def find_target() -> Any:
-    """Return TARGET, seen from the current folder or from the one that this file was written from."""
-    place, _, name = TARGET.rpartition(":")
-    folders = [Path.cwd(), Path(__file__).resolve().parent / HOME]
-    sys.path[:0] = [str(folder.resolve()) for folder in folders]
-    if place.endswith(".py"):
-        place = str(next((one / place for one in folders if (one / place).exists()), place))
-    return getattr(load(place), name)
-
-
-def verdict(rank: int) -> int:
-    """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
-    faulthandler.dump_traceback_later(SECONDS, exit=True)  # a rank that hangs prints its stack
-    try:
-        target = find_target()
-    except BaseException:
-        traceback.print_exc()
-        return 2
-    if not ready(rank):
-        return 2
-    everyone = gathered(target, rank)
-    return 0 if rank > 0 else decide(target, everyone)
-
-
-def launched() -> int:
-    """Return the exit status: of a rank where this is one, else of all, in processes of their own."""
-    place = os.environ.get("HOROVOD_RANK") or os.environ.get("RANK")
-    if place is None:
-        return launch()
-    rank, note = int(place), Path(os.environ.get("VERDICT", os.devnull))
-    if rank > 0:
-        return verdict(rank)
-    note.write_text("1")  # should this process not come back
-    code = verdict(rank)
-    note.write_text(str(code))
-    return 0 if "VERDICT" in os.environ else code  # else a launcher reports a crash besides
 
 
 def by_judge(target: Any, ranks: list[Any]) -> int:

@@ -10,19 +10,13 @@ gone, 2 where it cannot run. VERIFIED_LOSSES_TARGET in the environment names ano
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field
-from functools import cache
-from importlib.machinery import ModuleSpec
-from importlib.machinery import PathFinder
 from numpy.typing import NDArray
 from pathlib import Path
 from torch import tensor
-from types import ModuleType
 from typing import Any
-from typing import NoReturn
-import ast
+import contextlib
 import faulthandler
 import functools
 import importlib.util
@@ -30,7 +24,6 @@ import inspect
 import numpy as np
 import os
 import sys
-import sysconfig
 import torch
 import traceback
 
@@ -56,11 +49,8 @@ def inputs():
             "image_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
             "text_features": tensor([[1.0]], dtype=torch.float64).requires_grad_(),
             "logit_scale": tensor(1.0, dtype=torch.float64).requires_grad_(),
-            "logits": tensor(
-                [[[0.8253764639005535, -0.3965322677635957],
-                  [1.2782405158076984, -0.0399690033953842]]]
-            , dtype=torch.float64).requires_grad_(),
-            "labels": tensor([[0, 0]]),
+            "logits": tensor([[[-0.2802535553958334, 0.51640104767057]]], dtype=torch.float64).requires_grad_(),
+            "labels": tensor([[0]]),
         },
     ]
 
@@ -190,6 +180,12 @@ class Malformed(AssertionError):
     """The subject returned something that is not what its contract says."""
 
 
+def autocast(mode: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a mode, which may be that of autocast to some dtype."""
+    dtype = mode.removeprefix("autocast ")
+    return contextlib.nullcontext() if dtype == mode else torch.autocast("cpu", getattr(torch, dtype))
+
+
 def backward(one: Call, terms: dict[str, torch.Tensor], keep: bool = False) -> list[str]:
     """Run backward from all terms together, each with its cotangent; return whose it altered."""
     live = {name: term for name, term in terms.items() if term.requires_grad}
@@ -220,7 +216,7 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
         loss = torch.compile(loss, backend="aot_eager")
     before = {name: value.detach().clone() for name, value in given.items()}
-    with torch.inference_mode(one.mode == "inference"):
+    with torch.inference_mode(one.mode == "inference"), autocast(one.mode):
         structure, terms = read(one.call(loss, given), one.terms)
     for name, term in terms.items():
         if not isinstance(term, torch.Tensor):
@@ -311,13 +307,6 @@ def oracle(given):
     ]
 
 
-def add_up(values: list[Array], counts: list[int]) -> complex:
-    """Return the sum of all elements of all values."""
-    parts = [np.sum(one) for one in values]
-    result: complex = sum(parts[1:], start=parts[0])
-    return result
-
-
 def log_softmax(logits: Array) -> Array:
     """Return log of exp(z_j) / sum_k exp(z_k) along the last axis."""
     # shifted by the largest so that no exponential overflows; the shift cancels, so it may be constant
@@ -332,18 +321,32 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return -picked
 
 
+def add_up(values: list[Array], counts: list[int]) -> complex:
+    """Return the sum of all elements of all values."""
+    parts = [np.sum(one) for one in values]
+    result: complex = sum(parts[1:], start=parts[0])
+    return result
+
+
+def mean_over_tokens(
+    losses: list[Any], labels: list[Array], rank: int, pad_id: int, convention: str
+) -> complex:
+    """Return what the tokens of `rank` cost, in parts to add up, by the number of tokens that counts."""
+    tokens = [int(np.count_nonzero(ids != pad_id)) for ids in labels]
+    divisor = sum(tokens) / len(tokens) if convention == "exact" else tokens[rank]
+    loss: complex = add_up(losses, tokens) / divisor
+    return loss
+
+
 def caption_loss(
     logits: list[Array], labels: list[Array], rank: int, pad_id: int = 0, convention: str = "exact"
 ) -> complex:
     """Return the caption loss of `rank`, unweighted."""
-    tokens = [int(np.count_nonzero(ids != pad_id)) for ids in labels]
-    divisor = sum(tokens) / len(tokens) if convention == "exact" else tokens[rank]
     is_token = labels[rank] != pad_id
     if not is_token.any():
         return 0.0
     losses = [cross_entropy(logits[rank][is_token], labels[rank][is_token])]
-    loss: complex = add_up(losses, tokens) / divisor
-    return loss
+    return mean_over_tokens(losses, labels, rank, pad_id, convention)
 
 
 def get_ground_truth(rows: list[int], rank: int, local_loss: bool) -> Array:
@@ -458,396 +461,6 @@ def coca_loss(
 
 
 # How it is run.
-
-
-MOST_STUBS = 100
-
-
-class NotInstalled(ImportError):
-    """The target uses a package that is not installed."""
-
-    def __init__(self, package: str) -> None:
-        super().__init__(f"needs {package}, which is not installed", name=package)
-
-
-def absent_base(package: str) -> type:
-    """Return the class that takes the place of a base class of a package: a module without parts."""
-    from torch import nn
-
-    class Absent(nn.Module):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            if args or kwargs:  # what the real one makes of them is not known
-                raise NotInstalled(package)
-            super().__init__()
-
-        def __getattr__(self, name: str) -> Any:
-            try:
-                return super().__getattr__(name)
-            except AttributeError:
-                if name.startswith("__"):
-                    raise
-                raise NotInstalled(package) from None
-
-    me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    vars(Absent)["__init__"].__signature__ = inspect.Signature([me])  # it takes no arguments
-    return Absent
-
-
-class Placeholder:
-    """Stands for a name of a package that is not installed."""
-
-    def __init__(self, package: str, name: str) -> None:
-        self._package, self._name = package, name
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Placeholder(self._package, f"{self._name}.{name}")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._use()
-        decorates = len(args) == 1 and not kwargs and callable(args[0])
-        return args[0] if decorates and not isinstance(args[0], Placeholder) else self
-
-    def __getitem__(self, key: Any) -> Any:
-        self._use()
-        return self
-
-    def __or__(self, other: Any) -> Any:
-        return self
-
-    __ror__ = __or__
-
-    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
-        return (absent_base(self._package),)
-
-    def __instancecheck__(self, instance: Any) -> bool:
-        return False  # nobody can have made one
-
-    def __subclasscheck__(self, subclass: Any) -> bool:
-        return False
-
-    def __bool__(self) -> bool:
-        self._use()
-        return False  # what a module asks as it is loaded is whether something is there
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._raise()
-
-    def __len__(self) -> int:
-        return self._raise()
-
-    def __enter__(self) -> Any:
-        return self._raise()
-
-    def __exit__(self, *error: object) -> None:
-        self._raise()
-
-    def __repr__(self) -> str:
-        return f"<{self._name}, a stub: {self._package} is not installed>"
-
-    def _use(self) -> None:
-        if not STUBS.loading:
-            self._raise()
-
-    def _raise(self) -> NoReturn:
-        raise NotInstalled(self._package)
-
-
-def gathered(data: Any, gather: Any) -> Any:
-    """Apply `gather` to every tensor of a collection."""
-    import torch
-    from torch.utils._pytree import tree_map
-
-    return tree_map(lambda one: gather(one) if isinstance(one, torch.Tensor) else one, data)
-
-
-def accelerate() -> dict[str, Any]:
-    """Return Accelerator and gather, which concatenates the ranks' tensors, without gradient."""
-    import torch
-    from torch import distributed as dist
-
-    def gather_one(one: torch.Tensor) -> torch.Tensor:
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return one
-        one = one.detach().reshape(1) if one.ndim == 0 else one.detach().contiguous()
-        parts = [torch.empty_like(one) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, one)
-        return torch.cat(parts)
-
-    def gather(tensor: Any) -> Any:
-        return gathered(tensor, gather_one)
-
-    class Accelerator:
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.device = torch.device("cpu")
-
-        def gather(self, tensor: Any) -> Any:
-            return gather(tensor)
-
-        gather_for_metrics = gather
-
-        @property
-        def num_processes(self) -> int:
-            return dist.get_world_size() if dist.is_initialized() else 1
-
-        @property
-        def process_index(self) -> int:
-            return dist.get_rank() if dist.is_initialized() else 0
-
-        @property
-        def local_process_index(self) -> int:
-            return self.process_index
-
-        @property
-        def is_main_process(self) -> bool:
-            return self.process_index == 0
-
-    return {
-        "Accelerator": Accelerator,
-        "PartialState": Accelerator,
-        "AcceleratorState": Accelerator,
-        "gather": gather,
-    }
-
-
-def lightning() -> dict[str, Any]:
-    """Return LightningModule and Fabric: `all_gather` stacks the ranks' tensors in a dimension of its own."""
-    import warnings
-    from functools import wraps
-
-    import torch
-    from torch import distributed as dist
-    from torch.distributed.nn import functional
-
-    class Collectives:
-        def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
-            def gather(one: torch.Tensor) -> torch.Tensor:
-                if self.world_size == 1:
-                    return one
-                with torch.set_grad_enabled(sync_grads and torch.is_grad_enabled()):
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # torch deprecates what the trainer calls
-                        parts = functional.all_gather(one.contiguous(), group or dist.group.WORLD)
-                    return torch.stack(list(parts))
-
-            return gathered(data, gather)
-
-        @property
-        def world_size(self) -> int:
-            return dist.get_world_size() if dist.is_initialized() else 1
-
-        @property
-        def global_rank(self) -> int:
-            return dist.get_rank() if dist.is_initialized() else 0
-
-        @property
-        def local_rank(self) -> int:
-            return self.global_rank
-
-    class LightningModule(Collectives, torch.nn.Module):
-        def log(self, *args: Any, **kwargs: Any) -> None:
-            """Without a trainer, nothing is logged."""
-
-        log_dict = log
-
-        def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
-            """Nothing is saved."""
-
-        @property
-        def device(self) -> torch.device:
-            tensors = [*self.parameters(), *self.buffers()]
-            return tensors[0].device if tensors else torch.device("cpu")
-
-    class Fabric(Collectives):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.device = torch.device("cpu")
-
-        def launch(self, *args: Any, **kwargs: Any) -> None:
-            """The ranks run already."""
-
-    def rank_zero_only(function: Any) -> Any:
-        @wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return None if dist.is_initialized() and dist.get_rank() else function(*args, **kwargs)
-
-        return call
-
-    def say(message: object, stacklevel: int = 4, **kwargs: Any) -> None:
-        """Nothing is printed: what a trainer says is not about the loss."""
-
-    said = dict.fromkeys(
-        ("rank_zero_warn", "rank_zero_info", "rank_zero_debug", "rank_zero_deprecation"), say
-    )
-    return {"LightningModule": LightningModule, "Fabric": Fabric, "rank_zero_only": rank_zero_only} | said
-
-
-@cache
-def trainers(package: str) -> dict[str, Any]:
-    """Return the stand-ins for a package's names; there are none for most packages."""
-    if package in ("lightning", "pytorch_lightning", "lightning_fabric"):
-        return lightning()
-    return accelerate() if package == "accelerate" else {}
-
-
-class Stub(ModuleType):
-    """A module of a package that is not installed."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        package = self.__name__.partition(".")[0] if self.__name__ not in STUBS.names else self.__name__
-        known = trainers(package).get(name)
-        return Placeholder(package, f"{self.__name__}.{name}") if known is None else known
-
-
-class Stubs:
-    """Finds the modules that are not installed, once they are known to be missing, and those beside a file."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.folders: list[str] = []
-        self.loading = False
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return how a module is made, after every other finder has found nothing."""
-        if path is None and self.loading:
-            for folder in self.folders:
-                if Path(folder, f"{name}.py").is_file() or any(Path(folder, name).glob("*.py")):
-                    return PathFinder.find_spec(name, [folder])
-        if any(f"{name}.".startswith(f"{missing}.") for missing in self.names):
-            return ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Return a stub."""
-        return Stub(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """A stub holds nothing."""
-
-
-STUBS = Stubs()
-
-
-ROOTS = (".git", "pyproject.toml", "setup.py", "setup.cfg")
-
-
-def above(path: Path) -> list[str]:
-    """Return the folders above a file's, as far as the top of its repository."""
-    found = []
-    for folder in path.parents[:8]:
-        found.append(str(folder))
-        if any((folder / name).exists() for name in ROOTS):
-            return found
-    return found[:3]
-
-
-def import_from(name: str, path: Path, folders: list[str] | None = None) -> ModuleType:
-    """Import a file under a name; it is an empty package where there is no file."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
-    if folders and not path.is_file():
-        spec = ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = folders
-    assert spec is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    try:
-        if spec.loader is not None:
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def import_top(name: str, root: Path) -> str:
-    """Import a package of a folder; return its name, which is another where the name is taken."""
-    taken, folder = sys.modules.get(name), str(root / name)
-    if taken is not None:
-        if folder in [str(Path(one).resolve()) for one in getattr(taken, "__path__", [])]:
-            return name
-        name = f"_subject_{name}_{abs(hash(folder))}"
-    import_from(name, Path(folder, "__init__.py"), [folder])
-    return name
-
-
-def package_of(path: Path, levels: int) -> tuple[str, Path]:
-    """Return the name of a file as a module, and the folder that its topmost package lies in."""
-    root, names = path.parent, [] if path.name == "__init__.py" else [path.stem]
-    while levels > 0 or (root / "__init__.py").is_file():
-        names.insert(0, root.name)
-        root, levels = root.parent, levels - 1
-    return ".".join(names), root
-
-
-def relative_levels(path: Path) -> int:
-    """Return how many folders up a file imports from: 0 where it has no relative imports."""
-    imports = [one for one in ast.walk(ast.parse(path.read_bytes())) if isinstance(one, ast.ImportFrom)]
-    return max((one.level for one in imports), default=0)
-
-
-def load_file(path: Path) -> ModuleType:
-    """Import a file: as a module of its package where it imports relatively, else alone."""
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    path = path.resolve()
-    folders = [path.parent]  # as python does: it may import the files beside it
-    if Path(path.parent, f"{path.parent.name}.py").is_file():
-        folders.insert(0, path.parents[1])  # where a file is named like its package, the package comes first
-    sys.path += [one for one in map(str, folders) if one not in sys.path]
-    STUBS.folders += [one for one in above(path) if one not in STUBS.folders]
-    if levels := relative_levels(path):
-        name, root = package_of(path, levels)
-        top, dot, rest = name.partition(".")
-        return importlib.import_module(import_top(top, root) + dot + rest)
-    return import_from(f"_subject_{path.stem}_{abs(hash(str(path)))}", path)
-
-
-def in_python(file: str) -> bool:
-    """Whether a file is of Python's own library."""
-    return Path(file).is_relative_to(sysconfig.get_paths()["stdlib"])
-
-
-def installed_in(file: str) -> str:
-    """Return the top-level name of the installed package that a file is of, or nothing."""
-    for folder in {sysconfig.get_paths()[one] for one in ("purelib", "platlib")}:
-        if Path(file).is_relative_to(folder):
-            return Path(file).relative_to(folder).parts[0].removesuffix(".py")
-    return ""
-
-
-def of_target(error: BaseException, place: str) -> bool:
-    """Whether an import that failed stands in the target's own code, and not in an installed package."""
-    importer, trace = "", error.__traceback__
-    while trace:
-        code = trace.tb_frame.f_code.co_filename
-        if not code.startswith("<frozen") and (installed_in(code) or not in_python(code)):
-            importer = code
-        trace = trace.tb_next
-    own = installed_in(str(Path(place).resolve())) if place.endswith(".py") else place.partition(".")[0]
-    return installed_in(importer) in ("", own)
-
-
-def load(place: str) -> ModuleType:
-    """Import a target's module, named or a file; missing packages are stubbed, as they are met."""
-    if STUBS not in sys.meta_path:
-        sys.meta_path.append(STUBS)
-    STUBS.loading = True
-    try:
-        for _ in range(MOST_STUBS):
-            try:
-                return load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-            except ModuleNotFoundError as error:
-                name = error.name or ""
-                itself = not place.endswith(".py") and f"{place}.".startswith(f"{name}.")
-                if not name or itself or name in STUBS.names or not of_target(error, place):
-                    raise
-                STUBS.names.append(name)
-        raise ImportError(f"{place}: more than {MOST_STUBS} packages are not installed")
-    finally:
-        STUBS.loading = False
 
 
 def find_target() -> Any:

@@ -197,6 +197,12 @@ class Malformed(AssertionError):
     """The subject returned something that is not what its contract says."""
 
 
+def autocast(mode: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a mode, which may be that of autocast to some dtype."""
+    dtype = mode.removeprefix("autocast ")
+    return contextlib.nullcontext() if dtype == mode else torch.autocast("cpu", getattr(torch, dtype))
+
+
 def backward(one: Call, terms: dict[str, torch.Tensor], keep: bool = False) -> list[str]:
     """Run backward from all terms together, each with its cotangent; return whose it altered."""
     live = {name: term for name, term in terms.items() if term.requires_grad}
@@ -227,7 +233,7 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
         loss = torch.compile(loss, backend="aot_eager")
     before = {name: value.detach().clone() for name, value in given.items()}
-    with torch.inference_mode(one.mode == "inference"):
+    with torch.inference_mode(one.mode == "inference"), autocast(one.mode):
         structure, terms = read(one.call(loss, given), one.terms)
     for name, term in terms.items():
         if not isinstance(term, torch.Tensor):
@@ -333,13 +339,16 @@ def values(ranks: list[dict[str, torch.Tensor]]) -> list[dict[str, Array]]:
 
 
 def judge_gradient(target: Any, ranks: list[list[Outcome]]) -> bool:
-    """Compare one rank's gradient, along one direction, with the oracle's."""
+    """Compare one rank's gradient, along one direction, or the mean over ranks, with the oracle's."""
     given = values(inputs())
-    along = direction(given[RANK][NAME].shape)
-    expected = derivative(
-        lambda moved: total(oracle(moved), COTANGENTS), given, RANK, NAME, along
-    )
-    return agree(expected, component(part(ranks[RANK][0])))
+
+    def total_of(moved: Any) -> Any:
+        return total(oracle(moved), COTANGENTS)
+
+    chosen = range(len(ranks)) if RANK is None else [RANK]
+    along = direction(given[0][NAME].shape if RANK is None else given[RANK][NAME].shape)
+    expected = [derivative(total_of, given, rank, NAME, along) for rank in chosen]
+    return agree(np.mean(expected), np.mean([component(part(ranks[rank][0])) for rank in chosen]))
 
 
 # The oracle, in NumPy: derivatives are taken by complex steps, exact to rounding.
@@ -489,6 +498,44 @@ def launch() -> int:
                 os.killpg(ranks.pid, signal.SIGKILL)
             ranks.wait(60)
         return int(note.read_text()) if note.exists() else 2
+
+
+def find_target() -> Any:
+    """Return TARGET, seen from the current folder or from the one that this file was written from."""
+    place, _, name = TARGET.rpartition(":")
+    folders = [Path.cwd(), Path(__file__).resolve().parent / HOME]
+    sys.path[:0] = [str(folder.resolve()) for folder in folders]
+    if place.endswith(".py"):
+        place = str(next((one / place for one in folders if (one / place).exists()), place))
+    return getattr(load(place), name)
+
+
+def verdict(rank: int) -> int:
+    """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
+    faulthandler.dump_traceback_later(SECONDS, exit=True)  # a rank that hangs prints its stack
+    try:
+        target = find_target()
+    except BaseException:
+        traceback.print_exc()
+        return 2
+    if not ready(rank):
+        return 2
+    everyone = gathered(target, rank)
+    return 0 if rank > 0 else decide(target, everyone)
+
+
+def launched() -> int:
+    """Return the exit status: of a rank where this is one, else of all, in processes of their own."""
+    place = os.environ.get("HOROVOD_RANK") or os.environ.get("RANK")
+    if place is None:
+        return launch()
+    rank, note = int(place), Path(os.environ.get("VERDICT", os.devnull))
+    if rank > 0:
+        return verdict(rank)
+    note.write_text("1")  # should this process not come back
+    code = verdict(rank)
+    note.write_text(str(code))
+    return 0 if "VERDICT" in os.environ else code  # else a launcher reports a crash besides
 
 
 MOST_STUBS = 100
@@ -879,44 +926,6 @@ def load(place: str) -> ModuleType:
         raise ImportError(f"{place}: more than {MOST_STUBS} packages are not installed")
     finally:
         STUBS.loading = False
-
-
-def find_target() -> Any:
-    """Return TARGET, seen from the current folder or from the one that this file was written from."""
-    place, _, name = TARGET.rpartition(":")
-    folders = [Path.cwd(), Path(__file__).resolve().parent / HOME]
-    sys.path[:0] = [str(folder.resolve()) for folder in folders]
-    if place.endswith(".py"):
-        place = str(next((one / place for one in folders if (one / place).exists()), place))
-    return getattr(load(place), name)
-
-
-def verdict(rank: int) -> int:
-    """Run one rank; return 0 where the law holds, 1 where it does not, 2 where that cannot be seen."""
-    faulthandler.dump_traceback_later(SECONDS, exit=True)  # a rank that hangs prints its stack
-    try:
-        target = find_target()
-    except BaseException:
-        traceback.print_exc()
-        return 2
-    if not ready(rank):
-        return 2
-    everyone = gathered(target, rank)
-    return 0 if rank > 0 else decide(target, everyone)
-
-
-def launched() -> int:
-    """Return the exit status: of a rank where this is one, else of all, in processes of their own."""
-    place = os.environ.get("HOROVOD_RANK") or os.environ.get("RANK")
-    if place is None:
-        return launch()
-    rank, note = int(place), Path(os.environ.get("VERDICT", os.devnull))
-    if rank > 0:
-        return verdict(rank)
-    note.write_text("1")  # should this process not come back
-    code = verdict(rank)
-    note.write_text(str(code))
-    return 0 if "VERDICT" in os.environ else code  # else a launcher reports a crash besides
 
 
 def by_judge(target: Any, ranks: list[Any]) -> int:
