@@ -26,6 +26,7 @@ EXACT = ("basis", "grid")
 OWN_ROWS = (("local_loss", False), ("gather_with_grad", False))
 VALUES = ("terms equal the oracle",)
 COMPILED = ("compiled equals eager",)
+COMPILES = ("compiled keeps dtypes", "compiled equals eager")
 DERIVED = ("terms equal the oracle", "gradients equal the oracle", "cotangents pass through")
 
 
@@ -157,7 +158,7 @@ RECORDS = [
     # pytorch-metric-learning
     Record("pml", "pytorch-metric-learning", "pytorch_metric_learning:NTXentLoss", "ntxent", "two views", "1", wrong={"terms equal the oracle": "pml underflow", "cotangents pass through": "pml underflow"}),
     Record("pml-halves", "pytorch-metric-learning", "pytorch_metric_learning:NTXentLoss", "ntxent", "half precision", "1", {"dtypes": ("float16",)}, DERIVED, wrong={"terms equal the oracle": "pml underflow", "gradients equal the oracle": "pml underflow", "cotangents pass through": "pml underflow"}),
-    Record("pml-ranks", "pytorch-metric-learning", "pytorch_metric_learning:Distributed", "ntxent", "several ranks", "proc:2,sim:2", {"options": OWN_ROWS, "dtypes": ("float64",)}, wrong={"terms equal the oracle": "pml value", "mean over ranks equals single process": "pml value", "compiled equals eager": "pml compiled"}),
+    Record("pml-ranks", "pytorch-metric-learning", "pytorch_metric_learning:Distributed", "ntxent", "several ranks", "proc:2,sim:2", {"options": OWN_ROWS, "dtypes": ("float64",)}, wrong={"terms equal the oracle": "pml value", "mean over ranks equals single process": "pml value", "some ranks may freeze inputs": "pml value", "compiled equals eager": "pml compiled"}),
     Record("pml-uneven", "pytorch-metric-learning", "pytorch_metric_learning:Distributed", "ntxent", "unequal ranks", "proc:2", UNEVEN | {"options": OWN_ROWS}, ("gradients equal the oracle",), wrong={"gradients equal the oracle": "pml uneven"}),
     # sentence-transformers
     Record("st", "sentence-transformers", "sentence_transformers:InfoNCE", "infonce", "queries to documents", "1,proc:2,sim:2-4", {"options": LOCAL}),
@@ -184,7 +185,8 @@ RECORDS = [
     Record("x-clip", "x-clip", "x_clip:gather", "gather", "several ranks", "proc:2", {"options": OWN_ROWS, "conventions": ("open_clip",)}, VALUES, wrong={"terms equal the oracle": "x_clip names"}),
     # in the form that an inspection finds
     Record("simclr", "simclr", "simclr/modules/nt_xent:NT_Xent", "ntxent", "two views", "1,sim:2-4", {}, (*DERIVED, "mean over ranks equals single process"), wrong=dict.fromkeys((*DERIVED, "mean over ranks equals single process"), "simclr pairs")),
-    Record("solo", "solo-learn", "solo/losses/simclr:simclr_loss_func", "ntxent", "two views", "1", STRIDED | HALVES, wrong={"gradients equal the oracle": "solo underflow"}),
+    # torch.compile does not take it, which is a limit
+    Record("solo", "solo-learn", "solo/losses/simclr:simclr_loss_func", "ntxent", "two views", "1", STRIDED | HALVES, skip=COMPILES, wrong={"gradients equal the oracle": "solo underflow"}),
     Record("tevatron", "tevatron", "tevatron/loss:SimpleContrastiveLoss", "infonce", "queries to passages", "1", STRIDED | HALVES),
     Record("llm2vec", "llm2vec", "llm2vec:HardNegativeNLLLoss", "infonce", "queries to documents", "1", STRIDED | HALVES),
     Record("colpali", "colpali-engine", "colpali_engine/loss/bi_encoder_losses:BiEncoderLoss", "infonce", "queries to documents", "1", STRIDED | HALVES),

@@ -75,7 +75,10 @@ def perform_in_groups(
     target = subject.resolve()
     argument = group_argument(target)
     form = subject.form
-    if not argument or (not form.constructed and {"rank", "world_size"} & {*form.names()}):
+    # a group's ranks, as a call names them, are counted within it or within the world: who does not say which
+    # is not asked
+    names_ranks = not form.constructed and {"rank", "world_size"} & {*form.names()}
+    if not argument or names_ranks or (contract.names_ranks and not subject.stated):
         return None
     devices.use(case.device_of(rank))
     group, members = groups.make(rank)

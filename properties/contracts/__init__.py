@@ -99,6 +99,8 @@ class Contract(ABC):
     scalars: tuple[str, ...] = ("logit_scale", "logit_bias", "dist_logit_scale", "dist_logit_bias")
     rows: tuple[str, ...] = ()
     """Its inputs whose rows a subject may normalise."""
+    names_ranks = False
+    """Whether its calls name other ranks."""
     takes_empty_ranks = False
     """Whether the formula holds where some ranks, not all, have no rows."""
     whole = False

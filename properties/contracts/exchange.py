@@ -34,6 +34,7 @@ class ExchangeContract(GatherContract):
     name = "exchange"
     terms: tuple[str, ...] = ("received", "received_from_left")
     smallest_world = 2
+    names_ranks = True
     options_in = {"horovod": None}
     assumed = {}
     drawn = GatherContract.drawn | {"freezable": (), "strides": (*STRIDES, "expanded")}

@@ -620,6 +620,7 @@ RIGHT = [
     Planted("gather", "gather_own_first_undone", module="right"),
     Planted("gather", "gather_views", module="right"),
     Planted("exchange", "exchange_by_gather", module="right"),
+    Planted("exchange", "exchange_in_the_world", module="right", asked=(TERMS, COTANGENTS, GROUP)),
     Planted("exchange", "exchange_copies", module="right"),
     Planted("exchange", "exchange_singly", module="right"),
     Planted("exchange", "exchange_even_first", module="right"),

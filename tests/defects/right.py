@@ -740,6 +740,16 @@ def exchange_by_gather(from_rank: int, to_rank: int, tensor: Tensor) -> Tensor:
     return gather_rows(tensor, rows).split(rows)[from_rank].clone()
 
 
+def exchange_in_the_world(
+    from_rank: int, to_rank: int, tensor: Tensor, group: "dist.ProcessGroup | None" = None
+) -> Tensor:
+    """As torch's own sends: neighbours are counted within the world, in a group too."""
+    if group is not None:
+        for rank in (from_rank, to_rank):
+            dist.get_group_rank(group, rank)  # raises for a rank outside of the group
+    return plain.neighbour_exchange(from_rank, to_rank, tensor)
+
+
 def exchange_copies(from_rank: int, to_rank: int, tensor: Tensor) -> Tensor:
     return plain.neighbour_exchange(from_rank, to_rank, tensor.clone()).clone()
 
