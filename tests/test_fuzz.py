@@ -719,7 +719,7 @@ def _started(folder: Path, *lines: Line, **arguments: Any) -> None:
     given = {
         "target": [], "as": None, "convention": "exact", "config": "", "equal_rows": False, "strict": False,
         "call": "", "parameter": [], "features": "", "interpret": False, "large": False, "loss": ["clip"],
-        "widths": "", "empty_ranks": False,
+        "widths": "", "empty_ranks": False, "inductor": False,
         "only": [], "skip": [], "world": "1", "device": "cpu",
         "dtype": "float64,float32,bfloat16,float16", "seed": 0,
         "max_examples": 100,

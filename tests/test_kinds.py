@@ -510,7 +510,7 @@ def test_inspect_tries_the_kinds_too(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(ask_inspect, "inspected", lambda given, options: asked.extend(given) or 0)
-    monkeypatch.setattr(cli.server, "start", lambda: None)
+    monkeypatch.setattr(cli.server, "start", lambda compiles: None)
     cli.inspect("torch.nn:CrossEntropyLoss")
     assert {"clip", "cross_entropy", *FORMULAS.values()} <= {*asked}
     names = ("infonce", "decoupled", "masked")

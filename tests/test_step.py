@@ -80,7 +80,7 @@ DDP = "NeverSynchronises", "DdpAccumulates"
 @pytest.fixture
 def _alone(in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("verified_losses.properties.step.verify.SHRINK_SECONDS", 0.1)
-    monkeypatch.setattr(server, "start", lambda: None)
+    monkeypatch.setattr(server, "start", lambda compiles: None)
     with preserved():
         yield
 

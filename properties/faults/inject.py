@@ -177,19 +177,24 @@ def _faulted(fault: Fault, note: Note, folder: Path, rank: int) -> Callable[[lis
     return run
 
 
+def is_wide(tensor: torch.Tensor, width: int) -> bool:
+    """Whether the last of two or more dimensions is the features' width."""
+    return tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] == width
+
+
 def altered(fault: Fault, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return what the faulty rank calls with: features of another width or dtype."""
-    width = fault.call.example.case.width
+    """Return what the faulty rank calls with: all of the features' dtype of another, or of their width."""
+    case = fault.call.example.case
     changed = dict(given)
     for name, tensor in given.items():
-        if tensor.ndim != 2 or not tensor.is_floating_point() or tensor.shape[1] != width:
-            continue
         other = tensor.detach()
-        if fault.kind == "another dtype":
+        if fault.kind == "another dtype" and tensor.dtype == getattr(torch, case.dtype):
             other = other.to(getattr(torch, fault.dtype))
-        elif fault.kind == "another shape":
-            is_wider = fault.at % 2 == 0 or width == 1
-            other = torch.cat([other, other[:, :1]], dim=1) if is_wider else other[:, :-1].clone()
+        elif fault.kind == "another shape" and is_wide(tensor, case.width):
+            is_wider = fault.at % 2 == 0 or case.width == 1
+            other = torch.cat([other, other[..., :1]], dim=-1) if is_wider else other[..., :-1].clone()
+        else:
+            continue
         changed[name] = other.requires_grad_(tensor.requires_grad)
     return changed
 
