@@ -64,8 +64,8 @@ def _unless_compiling(observe: Callable[[], T]) -> T:
 
 
 @st.composite
-def _widest(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
-    # the less is rounded, the fewer gradients that should not flow are lost in the bound
+def widest_examples(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
+    """Draw a case of the widest dtype: a gradient that should not flow is least lost in its bound."""
     widest = min(subject.dtypes, key=DTYPES.index)
     return Example(dataclasses.replace(draw(contract.cases(subject, world_size)), dtype=widest))
 
@@ -118,7 +118,7 @@ LAWS = [
     Law("compiled keeps dtypes", compiled_keeps_dtypes, draw=_half, share=0.04, patience=4.0,
         worlds="two or one", simulated=False, interpreted=False, modes=("compiled",), concerns=COMPILE,
         applies=lambda contract: contract.is_loss),
-    Law("compiled equals eager", compiled_equals_eager, draw=_widest, share=0.12, patience=4.0,
+    Law("compiled equals eager", compiled_equals_eager, draw=widest_examples, share=0.12, patience=4.0,
         worlds="two or one", simulated=False, interpreted=False, modes=("compiled",), prepare=compilable,
         concerns=COMPILE, applies=lambda contract: contract.is_loss),
     Law("inductor equals the oracle", inductor_equals_oracle, draw=_of_any_rows, share=0.16, patience=12.0,

@@ -52,7 +52,7 @@ def eval_equals_train(bench: Bench, reference: Reference) -> float:
 
 
 def compare_near(reference: Reference, rank: int, note: str, seen: Outcome, right: Outcome) -> float:
-    """Return the worst error over bound of one outcome beside another, each of which may round."""
+    """Return the worst error over bound of one outcome beside another; both may round."""
     worst = 0.0
     for kind, name, value, other in (
         *(("term", name, value, seen.terms.get(name)) for name, value in right.terms.items()),

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from ..contracts import Contract
 from ..examples import Example
-from ..names import DTYPES
 from ..reference import Reference
 from ..standalone.acts import Call, Outcome
 from ..standalone.judges import judge_near
@@ -25,6 +24,7 @@ from ..standalone.wrapped import (
 from ..subjects import Subject
 from ..worlds import WorldError
 from . import SUBCLASSES, TRANSFORMS, Bench, Law, Unanswered
+from .compiled import widest_examples
 from .objects import compare_near
 
 NO_SCALE = "the target takes its scale as a number, or holds it itself"
@@ -37,17 +37,15 @@ Act = Callable[[list[Call]], list[Outcome]]
 
 
 @st.composite
-def _widest(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
-    # the less is rounded, the fewer gradients that should not flow are lost in the bound
-    case = draw(contract.cases(subject, world_size))
-    widest = min(subject.dtypes, key=DTYPES.index)
-    return Example(replace(case, dtype=widest, wide_scalars=False))
+def _alike(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
+    case = draw(widest_examples(contract, subject, world_size)).case
+    return Example(replace(case, wide_scalars=False))
 
 
 @st.composite
 def _of_pairs(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
     # torch mixes a DTensor with one label alone
-    case = draw(_widest(contract, subject, world_size)).case
+    case = draw(_alike(contract, subject, world_size)).case
     case = replace(case, rows=tuple(max(n, 2) for n in case.rows))
     assume(contract.defined(case))
     return Example(case)
@@ -117,11 +115,11 @@ def _has_scale(contract: Contract) -> bool:
 
 
 LAWS = [
-    Law("torch.func equals autograd", torch_func_equals_autograd, draw=_widest, share=0.12, simulated=False,
+    Law("torch.func equals autograd", torch_func_equals_autograd, draw=_alike, share=0.12, simulated=False,
         applies=_is_loss, concerns=TRANSFORMS, act=derive_functionally, judge=judge_near),
-    Law("scales may be mapped", scales_may_be_mapped, draw=_widest, share=0.12, worlds="one",
+    Law("scales may be mapped", scales_may_be_mapped, draw=_alike, share=0.12, worlds="one",
         applies=_has_scale, concerns=TRANSFORMS, act=map_over_scales, judge=judge_near),
-    Law("subclasses equal tensors", subclasses_equal_tensors, draw=_widest, share=0.12, simulated=False,
+    Law("subclasses equal tensors", subclasses_equal_tensors, draw=_alike, share=0.12, simulated=False,
         applies=_is_loss, concerns=SUBCLASSES, act=run_subclassed, judge=judge_near),
     Law("DTensors equal tensors", dtensors_equal_tensors, draw=_of_pairs, worlds="one", share=0.12,
         needs="cpu", applies=_is_loss, concerns=SUBCLASSES, act=run_replicated,

@@ -39,7 +39,7 @@ class LogSumExpForFunc(Clip):
 
 
 class _SavesIfItRequiresGrad(_LogSumExp):
-    """Inside of torch.func what is given to setup_context is unwrapped, and requires no grad."""
+    """Inside of torch.func the tensors of setup_context are unwrapped, and require no grad."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
