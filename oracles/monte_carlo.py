@@ -81,7 +81,7 @@ ELEMENTARY = 2.0
 OTHERWISE = 2.0
 """How many roundings another formula may have for each of this one."""
 UNKNOWN = 2.0**200
-"""An error of which nothing is known: what is made of it is larger than all that samples scatter."""
+"""Stands for an unknown error: results that inherit it are larger than all that samples scatter."""
 GROWTH = 100.0
 """The largest exponent of an error: beyond it nothing is known."""
 FLOAT64 = 2.0**-53

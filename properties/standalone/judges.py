@@ -34,7 +34,7 @@ def judge_gradient(target: Any, ranks: list[list[Outcome]]) -> bool:
         return total(file.oracle(moved), file.COTANGENTS)
 
     chosen = range(len(ranks)) if file.RANK is None else [file.RANK]
-    along = direction(given[0][file.NAME].shape if file.RANK is None else given[file.RANK][file.NAME].shape)
+    along = direction(given[chosen[0]][file.NAME].shape)
     expected = [derivative(total_of, given, rank, file.NAME, along) for rank in chosen]
     return agree(np.mean(expected), np.mean([component(part(ranks[rank][0])) for rank in chosen]))
 
