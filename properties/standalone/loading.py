@@ -4,6 +4,7 @@ Imports no torch, and nothing of the suite: a counterexample quotes it.
 """
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -237,7 +238,13 @@ def load_file(path: Path) -> ModuleType:
 
 def relative_levels(path: Path) -> int:
     """Return how many folders up a file imports from: 0 where it has no relative imports."""
-    imports = [one for one in ast.walk(ast.parse(path.read_bytes())) if isinstance(one, ast.ImportFrom)]
+    return levels_in(path.read_bytes())
+
+
+@functools.cache  # every rank asks at every case, and parsing a long file takes longer than the case
+def levels_in(source: bytes) -> int:
+    """Return how many folders up a source imports from."""
+    imports = [one for one in ast.walk(ast.parse(source)) if isinstance(one, ast.ImportFrom)]
     return max((one.level for one in imports), default=0)
 
 
