@@ -13,8 +13,11 @@ from ..reference import Reference
 from ..standalone.acts import derive_by_cotangents, send_in_backward
 from ..standalone.judges import judge_mean, judge_term, judge_words, mean_over_ranks
 from ..worlds.table import KINDS
-from . import SECOND_DERIVATIVES, Bench, Falsified, Law, Place, compare
+from . import SECOND_DERIVATIVES, Bench, Falsified, Law, Place, Unanswered, compare
 from .gradients import unweighted
+
+SENDS = "with gather_with_grad its backward may send"
+"""What makes silence no promise."""
 
 
 def together(case: Case) -> Case:
@@ -80,6 +83,8 @@ def second_derivatives_travel(bench: Bench, reference: Reference) -> float:
 
 def backward_is_silent(bench: Bench, reference: Reference) -> float:
     """Without gather_with_grad backward sends nothing: a rank may run it alone, or not at all."""
+    if dict(bench.subject.options).get("gather_with_grad"):
+        raise Unanswered(SENDS, whatever=True)
     assume(not reference.case.option("gather_with_grad"))
     sent = bench.act(send_in_backward, reference.case)
     for key in getattr(bench.world, "traffic", ()):  # of simulated ranks
