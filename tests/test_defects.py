@@ -25,30 +25,20 @@ from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .children import LIMIT_SECONDS, started, wait_until
+from .defects import turns
 from .defects.index import (
     BY_INDUCTOR,
-    COPIED,
     CUDA,
     DEFECTS,
-    EVAL,
     EXCEPTED,
-    FREEZING,
     FRESH,
     FUNC,
-    GROUP,
     HOROVOD,
-    LIVE,
     MAPPED,
-    NUMBERS,
     OWNED,
     PAIRS,
-    REPLICATED,
     RIGHT,
-    SAME,
     SUBCLASSED,
-    TO_BFLOAT16,
-    TO_FLOAT16,
-    TRACE,
     TWICE,
     Planted,
 )
@@ -56,16 +46,9 @@ from .defects.report import EXAMPLES, reason_if_falsified
 
 LARGE = ("RowChunks", "OnlineSoftmax")
 """Right variants that meet large batches here; `make soak` takes all of them there."""
-COMPILED = {planted.id for planted in RIGHT[::6]}
-"""Right variants that are compiled here; `make soak` compiles all of them."""
 BUDGET = 4 * EXAMPLES
 """What the command draws differs with its seed: a defect that it catches now and then must be caught here."""
 FEW = 3
-BY_TURNS = (
-    *(NUMBERS, TO_BFLOAT16, TO_FLOAT16, FREEZING, GROUP, COPIED, EVAL, LIVE, SAME, TRACE),
-    *(FUNC, MAPPED, SUBCLASSED, REPLICATED),
-)
-"""Of these laws a right variant is asked one here; `make defects` asks all."""
 WRAPPED = (FUNC, MAPPED, SUBCLASSED)
 """Of these a right variant may say that it does not support them."""
 UNANSWERED = (*LACKING, RAISES, NO_GROUP, FREEZES_ALIKE, NO_DTENSORS, NO_SCALE)
@@ -104,14 +87,11 @@ def test_caught_at_the_smallest_size(planted: Planted, monkeypatch: pytest.Monke
 @pytest.mark.filterwarnings("ignore")  # what torch deprecates they may use
 @pytest.mark.parametrize("planted", RIGHT, ids=lambda planted: planted.id)
 def test_right_variants_are_never_accused(planted: Planted) -> None:
-    turn = BY_TURNS[RIGHT.index(planted) % len(BY_TURNS)]
-    asked = [law.name for law in laws() if law.name not in BY_TURNS or law.name == turn]
+    laws_asked = planted.asked or turns.asked(RIGHT.index(planted))
     for check in _checks(planted, "1,sim:2-8"):
         if check.law.name == PAIRS and planted.name not in LARGE:
             continue
-        if check.law.name not in (planted.asked or asked):
-            continue
-        if check.law.name.startswith("compiled") and planted.id not in COMPILED:
+        if check.law.name not in laws_asked:
             continue
         finding = verify(check, FEW)
         skips = check.law.name in planted.skips or finding.reason in UNANSWERED
