@@ -200,6 +200,13 @@ def scalars_of(loss: Any) -> list[str]:
     return [name for name, one in loss.named_parameters() if one.numel() == 1 and one.is_floating_point()]
 
 
+def arrays_of(loss: Any) -> list[str]:
+    """Return the names of a module's parameters that are several numbers."""
+    if not isinstance(loss, torch.nn.Module):
+        return []
+    return [name for name, one in loss.named_parameters() if one.numel() > 1 and one.is_floating_point()]
+
+
 def call_of(contract: Contract, subject: Subject, case: Case) -> Callable[[Any, dict[str, Any], int], Any]:
     """Return what calls a loss with tensors, on a rank."""
     form = subject.form
