@@ -19,6 +19,7 @@ TAKEN = {
     "infonce": ("first", "second", "temperature"),
     "ntxent": ("first", "second", "temperature"),
     "cross_entropy": ("logits", "labels"),
+    "linear_cross_entropy": ("hidden", "weight", "labels"),
 }
 """By contract: the parameters of an adapter, by which a certifier knows what to pass."""
 
@@ -48,6 +49,7 @@ def command(place: str, contract: str) -> tuple[str, str]:
 
 def _imported(place: str, name: str) -> str:
     """Return the import of a target, for a file beside it or in the working directory."""
+    name = name.partition(".")[0]
     if not place.endswith(".py"):
         return f"from {place} import {name}"
     if Path(place).is_file() and relative_levels(Path(place)):

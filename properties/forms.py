@@ -73,7 +73,10 @@ NAMES: dict[str, dict[str, Name]] = {
     | _scale("dist_"),
     "infonce": _VIEWS | _GATHERS | {"labels": Name('torch.arange(len(given["first"]))')},
     "ntxent": _VIEWS | _GATHERS | {"labels": Name(_ROWS.format('given["first"]'))},
-    "cross_entropy": _CAPTIONS | {"ignore_index": Name('ARGUMENTS["ignore_index"]')},
+    "cross_entropy": _CAPTIONS | _options("ignore_index"),
+    "linear_cross_entropy": {name: _given(name) for name in ("hidden", "weight", "bias")}
+    | {"labels": _given("target")}
+    | _options("ignore_index", "reduction", "label_smoothing", "z_loss", "chunk_size"),
 }
 """By contract: what an expression may name besides `target`, `torch` and Python's own functions."""
 

@@ -52,6 +52,10 @@ ROLES: dict[str, str] = {
         inp""",
     "labels": """positive_idx positive_indices pos_idx labels label target targets y gt ground_truth
         indexes index ids idx""",
+    "hidden": """hidden hidden_states hidden_state hiddens h last_hidden_state input inputs features feats
+        embeddings embeds e x""",
+    "weight": """weight weights lm_head_weight lin_weight linear_weight head_weight vocab_weight
+        vocabulary_weight output_weight classifier_weight embedding_weight lm_head classifier head w c""",
     "classes": "vocab_size num_classes n_classes num_items",
     "ignored": "ignore_index ignore_idx ignored_index pad_id pad_token_id padding_idx",
     "rows": "batch_size bs batchsize n_views_batch batch local_batch_size",
@@ -109,6 +113,13 @@ MEANINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "classes": ("logits.shape[-1]",),
         "ignored": ("ignore_index",),
     },
+    "linear_cross_entropy": {
+        "hidden": ("hidden", "hidden[None]"),
+        "weight": ("weight", "weight.T"),
+        "labels": ("labels", "labels[None]"),
+        "bias": ("bias",),
+        "ignored": ("ignore_index",),
+    },
 }
 """By contract: what each role may be given, in the order in which it is tried."""
 TENSORS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -119,7 +130,7 @@ TENSORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("similarity",),
         ("per_image", "per_text"),
     ),
-    "coca": (("image", "text", "similarity", "labels"),),
+    "coca": (("image", "text", "similarity", "labels"), ("image", "text", "similarity", "labels", "scale")),
     "distill": (("image", "text", "scale", "dist_image", "dist_text", "dist_scale"),),
     "infonce": (
         ("first", "second"),
@@ -129,6 +140,12 @@ TENSORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "ntxent": (("first", "second"), ("first", "second", "temperature"), ("both",), ("both", "labels")),
     "cross_entropy": (("similarity", "labels"),),
+    "linear_cross_entropy": (
+        ("hidden", "weight", "labels"),
+        ("hidden", "weight", "labels", "bias"),
+        ("weight", "hidden", "labels"),
+        ("hidden", "labels", "weight"),
+    ),
 }
 """By contract: what the parameters of a target are whose names say nothing, in order."""
 HOLDERS = {
@@ -179,7 +196,17 @@ def parameters_of(function: Callable[..., Any]) -> list[Taken]:
 
 def is_called_itself(target: Any) -> bool:
     """Whether a target is a function that takes tensors, and constructs nothing."""
-    return not inspect.isclass(target) and any(one.required for one in parameters_of(target))
+    if inspect.isclass(target):
+        return False
+    taken = parameters_of(target)
+    named = {name: [role_of(one.name, tuple(roles)) for one in taken] for name, roles in MEANINGS.items()}
+    return any(one.required for one in taken) or any(_has_tensors(named[name], name) for name in named)
+
+
+def _has_tensors(roles: Iterable[str], contract: str) -> bool:
+    """Whether some roles are those of all tensors that a contract's losses take, two or more."""
+    found = set(roles)
+    return any(len(order) > 1 and set(order) <= found for order in TENSORS[contract])
 
 
 def calls(
@@ -208,7 +235,8 @@ def calls(
     }
     unnamed = [one for one in required if not named[one.name]]
     assignments = [named]
-    if unnamed or not required:
+    # where all have defaults, as None, their names say which of them are the loss's tensors
+    if unnamed or not (required or _has_tensors(named.values(), contract)):
         assignments = []
         for order in TENSORS[contract]:
             free = [role for role in order if role not in named.values()]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from . import adapter, devices
-from .cases import Case
+from .cases import PAD_IDS, Case
 from .contracts import Contract, accepted, entry
 from .examples import Example
 from .forms import HELD, NAMES, OPTIONS, Form
@@ -62,6 +62,8 @@ class Inspection:
     defaults: tuple[tuple[str, str], ...] = ()
     detail: str = ""
     single: bool = False
+    pad_ids: tuple[int, ...] = ()
+    """The labels that the target takes for padding, where it raises for others."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def inspect_target(
     listed = list(itertools.islice(candidates, MOST))
     tried = _try(listed, target, contract, subject, probes, signature.options)
     if contract.whole and (tried is None or tried.error):
-        names = ", ".join(NAMES[contract.name])
+        names = ", ".join(one for one in NAMES[contract.name] if one not in contract.sizes_held)
         said = f"{Target.of(subject.target).name} does not take {names}, by name or in order"
         unknown = _unknown(target, contract, subject, replace(signature, unusable=said))
         return Inspection(replace(signature, unusable=unknown), detail=tried.error if tried else "")
@@ -140,7 +142,30 @@ def inspect_target(
         tried.matches,
         tuple(one for one in defaults if one[0] not in bound),
         single=tried.matches and _is_single(tried, target, contract, subject, probes, signature.options),
+        pad_ids=_pad_ids(tried, target, contract, subject, probes[0], signature.options),
     )
+
+
+def _pad_ids(
+    tried: Tried,
+    target: Any,
+    contract: Contract,
+    subject: Subject,
+    probe: Case,
+    options: tuple[str, ...],
+) -> tuple[int, ...]:
+    """Return the labels of padding with which a call returns, where one raises outside the vocabulary."""
+    told = {"pad_id", "ignore_index"} & {*options, *tried.form.names()}
+    if not told or not tried.matches or told & set(dict(subject.options)):
+        return ()
+    asked = replace(subject, form=tried.form, features=tried.features)
+    taken = []
+    for pad_id in PAD_IDS:
+        padded = replace(probe, pad_id=pad_id, pads="inside")
+        with contextlib.suppress(Exception):
+            _value(fitting(padded, tried.form, tried.features, contract, options), asked, contract, target)
+            taken.append(pad_id)
+    return tuple(taken) if len(taken) < len(PAD_IDS) else ()
 
 
 def _is_single(
@@ -337,7 +362,8 @@ def fitting(case: Case, form: Form, features: Features, contract: Contract, opti
     """Return a case as a form takes it; `options` are those that the constructor takes."""
     held, constants = form.held(contract.name), constants_of(form, contract, options)
     if not form.is_plain:
-        case = replace(case, bias=case.bias if "logit_bias" in form.inputs(contract.name) else None)
+        has_bias = {"logit_bias", "bias"} & set(form.inputs(contract.name))
+        case = replace(case, bias=case.bias if has_bias else None)
     if not takes_scale(form, contract, options):
         case = replace(case, scale=1.0)
     return replace(case, features=features, held=held, frozen=tuple(sorted({*case.frozen, *constants})))
@@ -519,12 +545,16 @@ def _defaults(
 def _unknown(target: Any, contract: Contract, subject: Subject, signature: Signature) -> str:
     """Return why a target cannot be verified, and how to state its form."""
     place, name = Target.of(subject.target)
-    left_out = () if contract.whole else ("labels", *OPTIONS[contract.name])
+    left_out = contract.sizes_held if contract.whole else ("labels", *OPTIONS[contract.name])
     names = [one for one in NAMES[contract.name] if one not in left_out]
+    call = f"target({', '.join(names if contract.whole else names[:3])})"
+    if contract.holds:
+        given = [one for one in names if NAMES[contract.name][one].input and one != contract.holds]
+        call = f"in_turn(target, {', '.join([contract.holds, *given])})"
     said = (
-        f"{signature.unusable}. No form that is known fits; state one with --call, as "
-        f"--call 'target({', '.join(names[:3])})', where target is "
-        f"{name}{' constructed' if inspect.isclass(target) else ''}, of the names {', '.join(names)}"
+        f"{signature.unusable}. No form that is known fits; state one with --call, as --call '{call}', where "
+        f"target is {name}{' constructed' if inspect.isclass(target) else ''}, of the names "
+        f"{', '.join(names)}"
     )
     if contract.whole:
         return said

@@ -17,6 +17,7 @@ from .cases import Case, tensor
 from .contracts import Contract, accepted, entry
 from .examples import Example, Step
 from .forms import NAMES, PLAIN, Form, source
+from .forms_known import is_called_itself, parameters_of
 from .reference import Reference, reference
 from .standalone.acts import Call, terms_of
 from .standalone.calls import call_holding, in_turn, row_labels
@@ -63,7 +64,11 @@ def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case
     unknown = sorted(pinned.keys() - accepted(target, pinned).keys() - known.keys())
     options = known | pinned
     name = Target.of(subject.target).name
-    if contract.is_loss and (missing := _missing(target, options)):
+    missing = _missing(target, options)
+    taken = parameters_of(target)
+    if not any(one.required for one in taken) and is_called_itself(target):  # its tensors may be None
+        missing = [one.name for one in taken]
+    if contract.is_loss and missing:
         return Signature(
             f"{name} needs {', '.join(missing)}, of which the contract {contract.name} knows nothing: "
             "give a function that returns it constructed"
@@ -198,6 +203,13 @@ def scalars_of(loss: Any) -> list[str]:
     if not isinstance(loss, torch.nn.Module):
         return []
     return [name for name, one in loss.named_parameters() if one.numel() == 1 and one.is_floating_point()]
+
+
+def arrays_of(loss: Any) -> list[str]:
+    """Return the names of a module's parameters that are several numbers."""
+    if not isinstance(loss, torch.nn.Module):
+        return []
+    return [name for name, one in loss.named_parameters() if one.numel() > 1 and one.is_floating_point()]
 
 
 def call_of(contract: Contract, subject: Subject, case: Case) -> Callable[[Any, dict[str, Any], int], Any]:

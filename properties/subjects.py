@@ -18,6 +18,7 @@ class Target(NamedTuple):
     place: str
     """A module, package.module, or a file, path/to/file.py."""
     name: str
+    """A class or a function of it, or a class method that constructs one: Loss.from_config."""
 
     @classmethod
     def of(cls, text: str) -> "Target":
@@ -62,6 +63,7 @@ class Subject:
         large: it is to meet batches of more than 4,096 pairs, which take minutes each.
         inductor: torch.compile's inductor is to compile it, which takes minutes.
         widths: the widths of features that it takes; any, if empty.
+        pad_ids: the labels that it takes for padding; any, if empty.
         stated: it does with inputs that nobody should send what docs/inputs.md says.
     """
 
@@ -88,6 +90,7 @@ class Subject:
     inductor: bool = False
     empty_ranks: bool = False
     widths: tuple[int, ...] = ()
+    pad_ids: tuple[int, ...] = ()
     stated: bool = False
 
     def width_of(self, wanted: int) -> int:
@@ -110,10 +113,12 @@ class Subject:
             raise Unresolved(f"expected MODULE:NAME or FILE.py:NAME, got {self.target!r}")
         if self.interpret:
             interpret()
-        module = _module(target)
-        if not hasattr(module, target.name):
-            raise Unresolved(f"there is no {target.name} in {target.place}")
-        return getattr(module, target.name)
+        found: Any = _module(target)
+        for name in target.name.split("."):  # a class's constructor, as Loss.from_config
+            if not hasattr(found, name):
+                raise Unresolved(f"there is no {target.name} in {target.place}")
+            found = getattr(found, name)
+        return found
 
 
 def stubbed() -> tuple[str, ...]:

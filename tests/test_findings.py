@@ -80,7 +80,7 @@ def test_what_holds_with_equal_rows_is_a_limit() -> None:
     [
         (_check(strict=True), (UNEVEN,)),
         (_check(even=True), (UNEVEN,)),
-        (_check(), (EVEN, UNEVEN)),
+        (_check(), (UNEVEN, EVEN)),
         (_check(world="1"), (Case(rows=(2,)),)),
     ],
     ids=["strict", "equal rows already", "failed with equal rows", "one rank"],
@@ -95,6 +95,22 @@ def test_what_is_wrong_with_equal_rows_too_is_shown_with_those() -> None:
     found = limits.judged(_falsified(_check(), UNEVEN), _again("falsified", []), lambda *_: False)
     assert (found.verdict, found.limit, found.smallest) == ("falsified", "", Example(EVEN))
     assert found.check == _check()
+
+
+def test_of_two_reasons_the_one_that_equal_rows_have_is_shown() -> None:
+    asked: list[Check] = []
+    raised, finding = WorldError("sim", RAISED.ranks), _falsified(_check(), EVEN, UNEVEN)
+    found = limits.judged(finding, _again("holds", asked), lambda *_: True, lambda *_: raised)
+    assert (found.verdict, found.limit, found.smallest, found.error) == (
+        "falsified",
+        "",
+        Example(EVEN),
+        raised,
+    )
+    assert [example for example, _ in found.met] == [Example(EVEN)]
+    assert found.reason == f"WorldError: {raised}"
+    assert limits.judged(finding, _again("holds", asked), lambda *_: True) == finding
+    assert limits.judged(finding, _again("falsified", asked), lambda *_: True).smallest == Example(EVEN)
 
 
 def test_without_a_case_of_equal_rows_it_stays_a_defect() -> None:

@@ -342,7 +342,10 @@ def _name(target: object) -> str:
         expected = "expected module:Name, file.py:Name, a class or a function"
         raise TypeError(f"target: {expected}, got {type(target).__name__} {target!r}")
     module, name = target.__module__, target.__qualname__
-    if module == "__main__" or vars(sys.modules.get(module, object)).get(name) is not target:
+    found: Any = sys.modules.get(module)
+    for one in name.split("."):  # a class method, as Loss.from_config, is a new object each time
+        found = getattr(found, one, None)
+    if module == "__main__" or found != target:
         problem = "other processes must be able to import it by its name from its module"
         raise Unusable("target", f"{problem}, got {name} of {module}")
     return f"{module}:{name}"

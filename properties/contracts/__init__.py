@@ -113,6 +113,8 @@ class Contract(ABC):
     """Its inputs of floats that never get a gradient."""
     holds: str = ""
     """The input that a loss holds itself and changes as it is called; every rank holds the whole of it."""
+    learned: tuple[str, ...] = ()
+    """Its inputs of several numbers that a module may own, as the centres of classes."""
     sizes_held: tuple[str, ...] = ()
     """Arguments of a constructor that are sizes of that, and that it need not take."""
     features: Features = "raw"
@@ -169,7 +171,7 @@ class Contract(ABC):
             "freezable": self.differentiable,
             "biases": BIASES if subject.bias and "logit_bias" in self.differentiable else st.none(),
             "output_dicts": BOOLEANS if subject.output_dict else st.just(False),
-            "pad_ids": (pinned["pad_id"],) if "pad_id" in pinned else PAD_IDS,
+            "pad_ids": (pinned["pad_id"],) if "pad_id" in pinned else subject.pad_ids or PAD_IDS,
         }
         if (scales := self.scales_of(subject)) is not None:
             bias = held_bias if "logit_bias" in dict(subject.held) else unsigned_zero
@@ -177,6 +179,8 @@ class Contract(ABC):
         settings |= self.drawn
         if "bias" in subject.form.names():
             settings["biases"] = settings["biases"].map(lambda bias: 1.0 if bias is None else bias)
+        elif subject.form.call:
+            settings["biases"] = st.none()
         if subject.scales == "one":
             settings["scales"] = st.just(1.0)
         if subject.strides != STRIDES:

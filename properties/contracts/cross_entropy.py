@@ -35,7 +35,7 @@ class CrossEntropyContract(Contract):
     def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
         drawn, pinned = super().cases(subject, world_size), dict(subject.options)
         if "ignore_index" in pinned:
-            drawn = drawn.map(lambda case: _ignoring(case, pinned["ignore_index"]))
+            drawn = drawn.map(lambda case: ignoring(case, pinned["ignore_index"]))
         return drawn.filter(self.defined)
 
     def defined(self, case: Case) -> bool:
@@ -56,7 +56,7 @@ class CrossEntropyContract(Contract):
         return {"loss": Call(cross_entropy_loss, ("logits", "labels"), (case.pad_id,), asked="own")}
 
 
-def _ignoring(case: Case, index: int | None) -> Case:
+def ignoring(case: Case, index: int | None) -> Case:
     """Return the case with `index` as the ignored label; None is for a case in which every label counts."""
     if index is None:
         return replace(case, pads="none", pad_rows=0)

@@ -1,6 +1,7 @@
 """The contract of a cross-entropy of hidden states, which makes the logits itself."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..cases import Case, Options, captions, projection
 from ..subjects import Subject
 from . import Contract, accepted
 from .calls import Call, Inputs
+from .cross_entropy import ignoring
 
 SMOOTHINGS = st.sampled_from([0.0, 0.0, 0.1, 1.0])
 Z_LOSSES = st.sampled_from([0.0, 0.0, 1e-4, 0.5])
@@ -22,8 +24,10 @@ INPUTS = ("hidden", "weight", "bias")
 
 
 def bind_options(target: Any, arguments: dict[str, Any], rank: int, world_size: int) -> Any:
-    """Bind a function's options; those that it does not take are left out."""
-    return functools.partial(target, **accepted(target, arguments))
+    """Bind a function's options, or construct what needs no more; others are left out."""
+    bound = functools.partial(target, **accepted(target, arguments))
+    needed = [one for one in inspect.signature(bound).parameters.values() if one.default is one.empty]
+    return bound if needed else bound()
 
 
 def call_for_tensor(function: Any, given: dict[str, Any], output_dict: bool) -> Any:
@@ -35,7 +39,9 @@ class LinearCrossEntropyContract(Contract):
     """The mean or the sum over the labels that count; of several ranks, each has its own.
 
     The subject is a function, called with [n, width] `hidden` states, the [v, width] `weight`, [n] labels
-    `target`, perhaps a [v] `bias`, and its options.
+    `target`, perhaps a [v] `bias`, and its options; or it is constructed with those. One that takes no
+    `ignore_index` is given labels that all count, and one that has not stated what the mean of none is, some
+    that do.
     """
 
     name = "linear_cross_entropy"
@@ -43,7 +49,12 @@ class LinearCrossEntropyContract(Contract):
     terms: tuple[str, ...] = ("loss",)
     differentiable: tuple[str, ...] = INPUTS
     drawn = {"captions": True, "biases": st.sampled_from([None, 1.0])}
-    assumed: dict[str, Any] = {"reduction": "mean", "label_smoothing": 0.0, "z_loss": 0.0}
+    assumed: dict[str, Any] = {
+        "reduction": "mean",
+        "label_smoothing": 0.0,
+        "z_loss": 0.0,
+        "ignore_index": None,
+    }
     build_with: Callable[[Any, dict[str, Any], int, int], Any] = staticmethod(bind_options)
     call_with: Callable[[Any, dict[str, Any], bool], Any] = staticmethod(call_for_tensor)
 
@@ -60,6 +71,12 @@ class LinearCrossEntropyContract(Contract):
             SMOOTHINGS,
             Z_LOSSES,
         )
+
+    def cases(self, subject: Subject, world_size: int) -> st.SearchStrategy[Case]:
+        drawn, pinned = super().cases(subject, world_size), dict(subject.options)
+        if "ignore_index" in pinned:
+            drawn = drawn.map(lambda case: ignoring(case, pinned["ignore_index"]))
+        return drawn if subject.stated else drawn.filter(_has_labels)
 
     def inputs(self, case: Case) -> Inputs:
         _, labels = captions(case)
@@ -89,3 +106,8 @@ class LinearCrossEntropyContract(Contract):
     def blocks(self, case: Case) -> Blocks:
         """Each chunk of tokens may give a part of its own."""
         return Blocks(case.option("chunk_size", 0))
+
+
+def _has_labels(case: Case) -> bool:
+    """Whether every rank has a label that counts."""
+    return all((labels != case.pad_id).any() for labels in case.split(captions(case)[1]))

@@ -79,6 +79,7 @@ class OwnContract(Contract):
         self.scalars = tuple(
             one for one, kind in kinds.items() if isinstance(kind, Positive) and kind.learned
         )
+        self.learned = tuple(one for one, kind in kinds.items() if isinstance(kind, Shared) and kind.learned)
         self.holds = self.formula.holds
         self.split = tuple(one for one, kind in kinds.items() if kind.is_split and one != self.holds)
         self.alike = tuple(one for one, kind in kinds.items() if kind.is_tensor and one not in self.split)
@@ -124,7 +125,7 @@ class OwnContract(Contract):
 
     def constructed_of(self, subject: Subject) -> tuple[str, ...]:
         learned = any(name in self.scalars for _, name in subject.form.arguments)
-        of_held = ("rows", "width") if self.holds else ()
+        of_held = ("rows", "width") if self.holds else ("width",) if self.sizes_held else ()
         return (*self.constructed, *of_held, *(("dtype", "wide_scalars") if learned else ()))
 
     def probe(self, case: Case) -> Case:
@@ -169,6 +170,8 @@ class OwnContract(Contract):
         if self.holds:
             blocks, width = self._sizes(case, kinds[self.holds].sizes)
             sizes = dict(zip(self.sizes_held, (sum(case.rows) * blocks, width), strict=True))
+        elif self.sizes_held:
+            sizes = dict(zip(self.sizes_held, self._sizes(case, self.sizes_held), strict=True))
         return {**given, **sizes, **dict(case.options)}
 
     def preparations(self, case: Case) -> dict[str, tuple[Callable[[Any], Any], ...]]:

@@ -24,6 +24,8 @@ PAIRS = (1024,)
 LARGE_PAIRS = (4096,)
 """What a number of pairs is just beyond, where a subject is asked for `large` ones: the oracle squares it."""
 MOST_BEYOND = 40
+VARIED = ("unit", "large", "grid", "saturated", "opposite", "duplicates")
+"""Patterns of rows that differ from chunk to chunk: the first case, often the only one, has the first."""
 WIDTH = 3
 DIRECTIONS = 4
 """How many a large case is derived along; one where the oracle takes seconds for each."""
@@ -38,6 +40,7 @@ def _many_pairs(draw: st.DrawFn, contract: Contract, subject: Subject, world_siz
     case = dataclasses.replace(
         case,
         rows=(pairs,),
+        pattern=draw(st.sampled_from(VARIED)),
         # a sum of so many terms in half precision has a bound that says little
         dtype=draw(st.sampled_from(dtypes)) if dtypes else case.dtype,
         width=subject.width_of(min(case.width, WIDTH)),

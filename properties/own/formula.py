@@ -50,8 +50,15 @@ class Formula:
 
     @property
     def sizes_held(self) -> tuple[str, ...]:
-        """Arguments of a constructor that are the sizes of what a loss holds, and that it need not take."""
-        return (f"{self.holds}_size", WIDTH) if self.holds else ()
+        """Arguments of a constructor that are the sizes of what a loss holds, and that it need not take.
+
+        That is a queue, or tensors that it learns, as the centres of classes.
+        """
+        if self.holds:
+            return (f"{self.holds}_size", WIDTH)
+        learned = [kind for kind in self.inputs.values() if isinstance(kind, Shared) and kind.learned]
+        named = [size for kind in learned for size in kind.shape if isinstance(size, str)]
+        return tuple(one for one in dict.fromkeys(named) if one not in self.inputs)
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ def described(contract: str, subject: Subject) -> list[str]:
     if form.call:
         built = f"{name}({', '.join(f'{argument}={value}' for argument, value in arguments(form))})"
         target = built if form.constructed and arguments(form) else name
-        called = re.sub(r"\btarget\(", f"{target}(", form.call)
+        called = re.sub(r"\btarget(?=[(,])", target, form.call)
         lines.append(f"calls {called}")
     lines += [f"{path} holds {held_as(held)}" for path, held in form.parameters]
     if form.total:
@@ -40,6 +40,9 @@ def described(contract: str, subject: Subject) -> list[str]:
         ]
     if left := defaults_of(subject):
         lines.append(left)
+    if subject.pad_ids:
+        taken = ", ".join(map(str, subject.pad_ids))
+        lines.append(f"raises for other labels of padding than {taken}: no case has them")
     if subject.single:
         lines.append("computes in float32: no case is in float64")
     if held_to.tolerance:

@@ -12,6 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def find_target() -> Any:
     sys.path[:0] = [str(folder.resolve()) for folder in folders]
     if place.endswith(".py"):
         place = str(next((one / place for one in folders if (one / place).exists()), place))
-    return getattr(file.load(place), name)
+    return attrgetter(name)(file.load(place))
 
 
 def load_alone(place: str) -> Any:

@@ -375,7 +375,7 @@ def judged(finding: Finding, max_examples: int, deadline: float = math.inf) -> F
         return verify(check, max_examples, finding.seed, min(until, deadline), deadline)
 
     if time.monotonic() < deadline:
-        finding = limits.judged(finding, again, _returns)
+        finding = limits.judged(finding, again, _returns, _error_of)
     if finding.verdict != "falsified":
         return finding
     # what hung is not run again
@@ -397,16 +397,21 @@ def _returns(check: Check, example: Example) -> bool:
 
 def _fails(check: Check, example: Example) -> bool:
     """Whether a check fails on an example; one that says nothing of it does not."""
+    return _error_of(check, example) is not None
+
+
+def _error_of(check: Check, example: Example) -> Exception | None:
+    """Return what a check fails with on an example, if it does."""
     try:
         with warnings.catch_warnings():
             # of `assume` where nothing is drawn
             warnings.simplefilter("ignore", HypothesisDeprecationWarning)
             falsify(check, example)
     except (UnsatisfiedAssumption, OutOfTime):
-        return False
-    except Exception:
-        return True
-    return False
+        return None
+    except Exception as error:
+        return error
+    return None
 
 
 def _lost(check: Check, error: Exception) -> str:

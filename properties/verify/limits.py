@@ -44,6 +44,8 @@ EVEN_ALONE = "verified with equal rows alone: the target does not support unequa
 
 VerifyAgain = Callable[["Check", float], "Finding"]
 """Verifies a check over cases of the same seed; past that time it draws no more than one case."""
+ErrorOf = Callable[["Check", Example], Exception | None]
+"""Runs a check on an example again: what it fails with."""
 Returns = Callable[["Check", Example], bool]
 """Whether a plain call of an example and its backward return."""
 
@@ -83,10 +85,13 @@ def may_be_limit(check: "Check", example: Example, error: Exception) -> bool:
     return unequal or refused or _raises_alone(check, error)
 
 
-def judged(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "Finding":
+def judged(
+    finding: "Finding", verify_again: VerifyAgain, returns: Returns, error_of: ErrorOf = lambda *_: None
+) -> "Finding":
     """Return a falsified finding as a limit, where it is one and the target is not judged strictly.
 
-    Where the law does not hold with equal rows either, what is wrong with those is returned.
+    Where the law does not hold with equal rows either, what is wrong with those is returned: of cases that
+    fail for several reasons, the smallest may fail for unequal rows.
     """
     check = finding.check
     if finding.verdict != "falsified" or check.subject.strict or finding.smallest is None:
@@ -95,9 +100,9 @@ def judged(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "
     if finding.verdict != "falsified" or finding.smallest is None:
         return finding
     failed = [example for example, _ in finding.met] or [finding.smallest]
-    if not check.subject.even and all(map(has_unequal_rows, failed)):
+    if not check.subject.even and has_unequal_rows(finding.smallest):
         again = verify_again(evenly(check), time.monotonic() + EVEN_SECONDS)
-        if again.verdict == "holds":
+        if again.verdict == "holds" and all(map(has_unequal_rows, failed)):
             return replace(
                 finding,
                 verdict="limit",
@@ -110,7 +115,19 @@ def judged(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "
             )
         if again.verdict == "falsified":
             finding = replace(again, check=check, seconds=finding.seconds + again.seconds)
+        elif again.verdict == "holds":  # by luck: a case of equal rows fails
+            finding = _of_equal_rows(finding, error_of)
     return _raising(finding, returns)
+
+
+def _of_equal_rows(finding: "Finding", error_of: ErrorOf) -> "Finding":
+    """Return a finding with a case of equally many rows that fails, where one fails again."""
+    met = tuple(one for one in finding.met if not has_unequal_rows(one[0]))
+    error = error_of(finding.check, met[-1][0]) if met else None
+    if error is None:
+        return finding
+    reason = f"{type(error).__name__}: {error}"
+    return replace(finding, smallest=met[-1][0], error=error, reason=reason, met=met)
 
 
 def _refused(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "Finding":

@@ -193,6 +193,7 @@ def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject
         scales=asked.scales if takes_scale(form, contract, options) else "one",
         defaults=found.defaults,
         single=found.single and not asked.strict,
+        pad_ids=() if asked.strict else found.pad_ids,
         stubbed=found.signature.stubbed,
         even=asked.even or bool(form.rows),
     )
@@ -233,21 +234,29 @@ def _among_ranks(
     probe = contract.probe(replace(probes(simplest, subject)[0], rows=(2, 2)))
     case = fitting(probe, subject.form, subject.features, contract, taken)
     case = replace(case, options=tuple((dict(case.options) | dict(subject.options)).items()))
-    try:
-        ranks = subject.worlds().open(WorldSpec("simulated", (2,), case.device), size=2)
-        outcomes = [first for (first,) in ranks.run(perform, subject, contract, run_each, [Step(case)])]
-    except (WorldError, OutOfTime):
-        return subject
-    if not getattr(ranks, "traffic", {}):
-        return replace(subject, gathers=False)
     free = [name for name in FLAGS if name in contract.assumed and name not in {*taken, *dict(asked.options)}]
     assumed = tuple(contract.assumed[name] for name in free)
-    for gradients in (True, False):
-        for values in [assumed, *itertools.product((False, True), repeat=len(free))] if free else []:
+    outcomes: dict[str, list[Outcome]] = {}
+    # where every cotangent is 1, own rows that carry all ranks' gradient look like a gather with gradient
+    for cotangents in ("drawn", "ones"):
+        try:
+            ranks = subject.worlds().open(WorldSpec("simulated", (2,), case.device), size=2)
+            steps = [Step(replace(case, cotangents=cotangents))]
+            ran = ranks.run(perform, subject, contract, run_each, steps)
+        except (WorldError, OutOfTime):
+            return subject
+        if not getattr(ranks, "traffic", {}):
+            return replace(subject, gathers=False)
+        if not free:
+            return subject
+        outcomes[cotangents] = [first for (first,) in ran]
+    for cotangents, gradients in (("drawn", True), ("ones", True), ("ones", False)):
+        for values in [assumed, *itertools.product((False, True), repeat=len(free))]:
             flags = dict(zip(free, values, strict=True))
-            flagged = replace(case, options=tuple((dict(case.options) | flags).items()), cotangents="ones")
+            options = tuple((dict(case.options) | flags).items())
+            flagged = replace(case, options=options, cotangents=cotangents)
             kept = subject.conventions != ("exact",) or contract.obeys_mean(flagged)
-            if kept and _equals(contract, flagged, outcomes, gradients):
+            if kept and _equals(contract, flagged, outcomes[cotangents], gradients):
                 return replace(subject, options=tuple((dict(subject.options) | flags).items()))
     return subject
 

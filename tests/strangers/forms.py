@@ -1,0 +1,196 @@
+"""Losses whose form was once refused or misread, one a kind."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from verified_losses.properties import contract, ids, positive, rows, shared
+
+
+class Configured(nn.Module):
+    """Constructed by a class method; its tensors default to None, as those of transformers' models."""
+
+    def __init__(self, config: dict[str, float]) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(config["init"]))
+
+    @classmethod
+    def from_config(cls, config: dict[str, float] | None = None) -> "Configured":
+        return cls(config or {"init": 2.6592})
+
+    def forward(self, image_embeds: Tensor | None = None, text_embeds: Tensor | None = None) -> Any:
+        assert image_embeds is not None
+        assert text_embeds is not None
+        logits = self.logit_scale.exp() * image_embeds @ text_embeds.T
+        at = torch.arange(len(logits))
+        return {"loss": (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2}
+
+
+def all_default(logits_per_image: Tensor | None = None, logits_per_text: Tensor | None = None) -> Tensor:
+    assert logits_per_image is not None
+    assert logits_per_text is not None
+    at = torch.arange(len(logits_per_image))
+    return (F.cross_entropy(logits_per_image, at) + F.cross_entropy(logits_per_text, at)) / 2
+
+
+def labels_last(image_feats: Tensor, text_feats: Tensor, tau: float, targets: Tensor) -> Tensor:
+    """UniCL, with its temperature before its labels."""
+    same = (targets[None] == targets[:, None]).to(image_feats.dtype)
+    share = same / same.sum(1, keepdim=True)
+    logits = image_feats @ text_feats.T / tau
+    rows, columns = logits.log_softmax(1), logits.T.log_softmax(1)
+    return -((share * rows).sum(1) + (share * columns).sum(1)).mean() / 2
+
+
+class Queue(nn.Module):
+    """MoCo's, with the names of its sizes."""
+
+    queue: Tensor
+    pointer: Tensor
+
+    def __init__(self, dim: int = 128, K: int = 65536, T: float = 0.07) -> None:
+        super().__init__()
+        self.T, self.K = T, K
+        self.register_buffer("queue", F.normalize(torch.randn(dim, K), dim=0))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        k = k.detach()
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.clone()], 1) / self.T
+        with torch.no_grad():
+            at = (int(self.pointer) + torch.arange(len(k))) % self.K
+            self.queue[:, at] = k.T.to(self.queue.dtype)
+            self.pointer[0] = (int(self.pointer) + len(k)) % self.K
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+
+
+class Captions(nn.Module):
+    """Masks its padding after the cross-entropy: it must be in the vocabulary. The scale comes last."""
+
+    def __init__(self, pad_token_id: int = 0) -> None:
+        super().__init__()
+        self.pad = pad_token_id
+
+    def forward(
+        self, img_feat: Tensor, txt_feat: Tensor, cap_logits: Tensor, cap_labels: Tensor, temp_scale: Tensor
+    ) -> dict[str, Tensor]:
+        sim = temp_scale * img_feat @ txt_feat.T
+        at = torch.arange(len(sim))
+        each = F.cross_entropy(cap_logits.transpose(1, 2), cap_labels, reduction="none")
+        keep = (cap_labels != self.pad).to(each.dtype)
+        return {
+            "contrastive": (F.cross_entropy(sim, at) + F.cross_entropy(sim.T, at)) / 2,
+            "caption": (each * keep).sum() / keep.sum().clamp(min=1),
+        }
+
+
+class HeadInChunks(nn.Module):
+    """A class for linear cross-entropy, with names of its own."""
+
+    def __init__(self, ignore_index: int = -100, tokens: int = 512) -> None:
+        super().__init__()
+        self.ignore_index, self.tokens = ignore_index, tokens
+
+    def forward(self, hidden_states: Tensor, lm_head_weight: Tensor, labels: Tensor) -> Tensor:
+        total = sum(
+            F.cross_entropy(h @ lm_head_weight.T, y, ignore_index=self.ignore_index, reduction="sum")
+            for h, y in zip(hidden_states.split(self.tokens), labels.split(self.tokens), strict=True)
+        )
+        return total / (labels != self.ignore_index).sum()  # type: ignore[return-value]
+
+
+def mean_of_chunks(h: Tensor, w: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
+    """Wrong: the mean of the means of two tokens each."""
+    parts = [
+        F.cross_entropy(one @ w.T, y, ignore_index=ignore_index)
+        for one, y in zip(h.split(2), target.split(2), strict=True)
+        if (y != ignore_index).any()
+    ]
+    return torch.stack(parts).mean()
+
+
+class OwnRowsCarryAll(nn.Module):
+    """Others' rows are constants; the gradient of its own is multiplied by the number of ranks."""
+
+    def __init__(self, tau: float = 0.05) -> None:
+        super().__init__()
+        self.tau = tau
+
+    def forward(self, queries: Tensor, passages: Tensor) -> Tensor:
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        q, p = (self.everyone(F.normalize(one, dim=-1), world) for one in (queries, passages))
+        logits = q @ p.T / self.tau
+        loss = F.cross_entropy(logits, torch.arange(len(logits)))
+        return loss.detach() + world * (loss - loss.detach())
+
+    def everyone(self, rows: Tensor, world: int) -> Tensor:
+        if world == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(world)]
+        dist.all_gather(parts, rows.detach().contiguous())
+        parts[dist.get_rank()] = rows
+        return torch.cat(parts)
+
+
+def stale_maximum(u: Tensor, v: Tensor, scale: Tensor) -> Tensor:
+    """Wrong beyond 300 rows: a sum is not rescaled where the maximum rises."""
+
+    def lse(q: Tensor, k: Tensor) -> Tensor:
+        first, *others = (scale * q @ part.T for part in k.split(300))
+        top = first.amax(1, keepdim=True)
+        mass = (first - top).exp().sum(1, keepdim=True)
+        for part in others:
+            top = torch.maximum(top, part.amax(1, keepdim=True))
+            mass = mass + (part - top).exp().sum(1, keepdim=True)
+        return (top + mass.log()).squeeze(1)
+
+    return (lse(u, v) + lse(v, u) - 2 * scale * (u * v).sum(1)).mean() / 2
+
+
+@contract(
+    any_order=True,
+    features=rows(unit=True),
+    weight=shared("classes", "width", unit=True, learned=True),
+    labels=ids(below="classes"),
+    s=positive(4.0, 64.0),
+    m=positive(0.05, 0.5),
+)
+def arcface(features: Any, weight: Any, labels: Any, s: float, m: float) -> Any:
+    """Deng et al. 2019, equation 3."""
+    cosine = features @ weight.T
+    target = labels[:, None] == np.arange(len(weight))
+    sine = np.sqrt(np.maximum(1 - cosine * cosine, 1e-3))
+    logits = s * np.where(target, cosine * np.cos(m) - sine * np.sin(m), cosine)
+    top = np.max(np.real(logits), axis=1, keepdims=True)
+    lse = np.log(np.sum(np.exp(logits - top), axis=1)) + top[:, 0]
+    return np.mean(lse - np.sum(np.where(target, logits, 0), axis=1))
+
+
+class ArcFace(nn.Module):
+    """Owns the centres of its classes."""
+
+    def __init__(self, num_classes: int, embedding_size: int, s: float = 30.0, m: float = 0.5) -> None:
+        super().__init__()
+        self.s, self.m = s, m
+        self.weight = nn.Parameter(torch.randn(num_classes, embedding_size))
+
+    def margin(self, cosine: Tensor) -> Tensor:
+        sine = (1 - cosine.pow(2)).clamp(min=1e-3).sqrt()
+        return cosine * math.cos(self.m) - sine * math.sin(self.m)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        cosine = F.linear(features, F.normalize(self.weight))
+        hot = F.one_hot(labels, len(self.weight)).bool()
+        return F.cross_entropy(self.s * torch.where(hot, self.margin(cosine), cosine), labels)
+
+
+class CosFace(ArcFace):
+    """Wrong: its margin is one of the cosine."""
+
+    def margin(self, cosine: Tensor) -> Tensor:
+        return cosine - self.m

@@ -1,0 +1,83 @@
+"""Forms that were once refused or misread: found by themselves, and the verdict is true."""
+
+from typing import Any
+
+import pytest
+
+from verified_losses.properties.ask.plans import Verifier
+from verified_losses.properties.names import FORMULAS
+from verified_losses.properties.show.forms import described
+from verified_losses.properties.verify.arguments import ask
+from verified_losses.properties.verify.plan import inspection, plan
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+TERMS, GRADIENTS, COTANGENTS = (
+    "terms equal the oracle",
+    "gradients equal the oracle",
+    "cotangents pass through",
+)
+
+
+def _verified(
+    name: str, contract: str, world: str, laws: tuple[str, ...], cases: int
+) -> tuple[Any, set[str]]:
+    held_to = FORMULAS.get(contract, contract)
+    subject, matches = inspection(ask(f"tests.strangers.forms:{name}", held_to)[1], held_to)
+    assert matches, name
+    planned = [one for one in plan({"it": (held_to, subject)}, world, cases) if one.law.name in laws]
+    assert planned
+    said = described(held_to, subject)
+    return said, {one.law for one in Verifier(cases).verify_all(planned) if one.verdict == "falsified"}
+
+
+@pytest.mark.parametrize(
+    ("name", "contract", "said"),
+    [
+        ("Configured.from_config", "clip",
+         'calls Configured.from_config(image_embeds=image, text_embeds=text)["loss"]'),
+        ("all_default", "clip",
+         "calls all_default(logits_per_image=scale * image @ text.T, "
+         "logits_per_text=scale * text @ image.T)"),
+        ("labels_last", "multi_positive",
+         "calls labels_last(image_feats=image, text_feats=text, tau=temperature, targets=labels)"),
+        ("Queue", "held_queue",
+         "calls in_turn(Queue(K=queue_size, dim=width, T=temperature), queue, q=query, k=key)"),
+        ("Captions", "coca", "raises for other labels of padding than 0, 1, -100: no case has them"),
+        ("HeadInChunks", "linear_cross_entropy",
+         "calls HeadInChunks(hidden_states=hidden, lm_head_weight=weight, labels=labels)"),
+    ],
+)  # fmt: skip
+def test_the_form_is_found_and_the_loss_holds(name: str, contract: str, said: str) -> None:
+    lines, falsified = _verified(name, contract, "1", (TERMS, GRADIENTS), 8)
+    assert said in lines
+    assert not falsified
+
+
+def test_own_rows_that_carry_the_gradient_of_all_ranks_are_held_to_that() -> None:
+    _, falsified = _verified("OwnRowsCarryAll", "infonce", "sim:2", (GRADIENTS, COTANGENTS), 8)
+    assert not falsified
+
+
+@pytest.mark.parametrize(
+    ("name", "contract", "law"),
+    [
+        ("mean_of_chunks", "linear_cross_entropy", TERMS),
+        ("stale_maximum", "clip", "large batches equal the oracle"),
+    ],
+)
+def test_what_is_wrong_is_caught(name: str, contract: str, law: str) -> None:
+    held_to = ask(f"tests.strangers.forms:{name}", contract)[1]
+    subject, _ = inspection(held_to, contract)
+    planned = [one for one in plan({"it": (contract, subject)}, "1", 25) if one.law.name == law]
+    assert [one.verdict for one in Verifier(25).verify_all(planned)] == ["falsified"]
+
+
+@pytest.mark.parametrize(("name", "falsified"), [("ArcFace", set[str]()), ("CosFace", {TERMS, GRADIENTS})])
+def test_a_module_may_own_what_a_formula_learns(name: str, falsified: set[str]) -> None:
+    contract = "tests.strangers.forms:arcface"
+    subject, matches = inspection(ask(f"tests.strangers.forms:{name}", contract)[1], contract)
+    assert matches == (not falsified)
+    assert "weight holds weight" in described(contract, subject)
+    planned = [one for one in plan({"it": (contract, subject)}, "1", 8) if one.law.name in (TERMS, GRADIENTS)]
+    assert {one.law for one in Verifier(8).verify_all(planned) if one.verdict == "falsified"} == falsified
