@@ -334,10 +334,11 @@ def call_on_one_rank(rank: int, size: int) -> None:
         call("clip", rank=rank, world_size=size)
 
 
-def test_a_loss_does_not_wait_for_ever(world: ProcessWorld) -> None:
-    with pytest.raises(WorldError) as caught:
+def test_a_loss_does_not_wait_for_ever() -> None:
+    # on a busy machine, the rank that only returns may need longer than a world's usual grace
+    with contextlib.closing(HorovodWorld(2, grace=30.0)) as world, pytest.raises(WorldError) as caught:
         world.run(call_on_one_rank)
-    assert [state.state for state in caught.value.ranks] == ["raised", "returned"]
+    assert [state.state for state in caught.value.ranks] == ["raised", "returned"], str(caught.value)
     expected = "TimeoutError: verified_losses.numbers: not every rank of Horovod took part within 2 s"
     assert expected in caught.value.ranks[0].detail
 

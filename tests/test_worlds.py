@@ -345,8 +345,11 @@ def test_a_rank_hangs(hanging):
 
 
 def test_a_collective_that_one_rank_skips_raises_before_the_run_expires(monkeypatch):
-    monkeypatch.setattr("verified_losses.properties.worlds.processes.COLLECTIVE_SHARE", 0.1)
-    with contextlib.closing(ProcessWorld(2, timeout=20.0)) as world, pytest.raises(WorldError) as caught:
+    monkeypatch.setattr("verified_losses.properties.worlds.processes.COLLECTIVE_SHARE", 0.05)
+    with (
+        contextlib.closing(ProcessWorld(2, timeout=60.0, grace=30.0)) as world,
+        pytest.raises(WorldError) as caught,
+    ):
         world.run(skip_a_collective)
     assert [state.state for state in caught.value.ranks] == ["raised", "returned"]
     assert "in skip_a_collective" in caught.value.ranks[0].detail
