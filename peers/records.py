@@ -104,13 +104,19 @@ class Record:
     def bind(self) -> Subject:
         """Return the subject; by default with equal rows, no bias, plain strides and full precision."""
         file, name = self.target.split(":")
-        pinned = {"even": True, "bias": False, "strides": PLAIN, "dtypes": FULL} | self.subject
+        pinned = {
+            "even": True,
+            "bias": False,
+            "strides": PLAIN,
+            "cotangent_strides": PLAIN,
+            "dtypes": FULL,
+        } | self.subject
         folder = "peers/adapters" if self.adapted else f"build/{SITE.name}"
         return Subject(f"{folder}/{file}.py:{name}", **pinned)
 
 
 UNEVEN = {"even": False}
-STRIDED = {"strides": STRIDES}
+STRIDED = {"strides": STRIDES, "cotangent_strides": STRIDES}
 HALVES = {"dtypes": DTYPES}
 
 RECORDS = [

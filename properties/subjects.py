@@ -45,6 +45,7 @@ class Subject:
         even: it asks for equally many rows on every rank.
         dtypes: the dtypes of its inputs.
         strides: memory layouts of its inputs.
+        cotangent_strides: memory layouts of its cotangents, where a contract draws them.
         options: constructor arguments to pin.
         bias: it takes a logit bias.
         output_dict: it can be asked for a dict.
@@ -72,6 +73,7 @@ class Subject:
     even: bool = False
     dtypes: tuple[str, ...] = DTYPES
     strides: tuple[str, ...] = STRIDES
+    cotangent_strides: tuple[str, ...] = STRIDES
     options: tuple[tuple[str, Any], ...] = ()
     bias: bool = True
     output_dict: bool = True

@@ -304,6 +304,7 @@ def test_right_parts_of_open_clip_hold(
         even=True,
         dtypes=("float64", "float32"),
         strides=("contiguous",),
+        cotangent_strides=("contiguous",),
         options=options,
         bias=contract == "siglip",
     )

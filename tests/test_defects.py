@@ -21,7 +21,8 @@ from verified_losses.properties.laws.hostile import RAISES
 from verified_losses.properties.laws.objects import LACKING
 from verified_losses.properties.laws.ranks import FREEZES_ALIKE, NO_GROUP
 from verified_losses.properties.laws.wrappers import NO_DTENSORS, NO_SCALE
-from verified_losses.properties.verify.certifier import Check, checks, verify
+from verified_losses.properties.verify.certifier import Certifier, Check, checks, verify
+from verified_losses.properties.verify.limits import CONTIGUOUS_ALONE
 from verified_losses.properties.worlds.specs import parse
 
 from .children import LIMIT_SECONDS, started, wait_until
@@ -33,12 +34,14 @@ from .defects.index import (
     EXCEPTED,
     FRESH,
     FUNC,
+    GRADS,
     HOROVOD,
     MAPPED,
     OWNED,
     PAIRS,
     RIGHT,
     SUBCLASSED,
+    TERMS,
     TWICE,
     Planted,
 )
@@ -126,6 +129,23 @@ def test_second_derivatives_are_asked_of_the_dtypes_that_are_asked_for() -> None
     finding = verify(_right("SinglePrecision", TWICE), 10)
     assert {case.dtype for case in finding.cases} == {"float32"}
     assert finding.verdict == "holds", finding.reason
+
+
+CONTIGUOUS_INPUTS = ("ContiguousOnly", "CaptionsContiguousOnly", "contiguous_only")
+"""Defects that raise for inputs that are not contiguous, and have no other."""
+
+
+@pytest.mark.parametrize(
+    "planted", [one for one in DEFECTS if one.name in CONTIGUOUS_INPUTS], ids=lambda planted: planted.id
+)
+def test_what_takes_contiguous_inputs_alone_has_a_limit_where_it_is_not_strict(planted: Planted) -> None:
+    lax = dataclasses.replace(planted, strict=False)
+    planned = {check.law.name: check for check in _checks(lax, lax.world)}
+    certifier = Certifier(25)
+    found = certifier.verify(planned[TERMS])
+    assert (found.verdict, found.limit) == ("limit", "strided inputs"), found.reason
+    later = certifier.verify(planned[GRADS])
+    assert (later.verdict, later.reason) == ("holds", CONTIGUOUS_ALONE)
 
 
 def test_every_law_catches_a_defect() -> None:

@@ -212,6 +212,84 @@ def test_limits_alone_hold_and_are_named(capsys: pytest.CaptureFixture[str]) -> 
     assert "did not occur" not in said
 
 
+VIEW = WorldError("sim", [RankState(0, "raised", "RuntimeError: view size is not compatible")])
+STRIDED = dataclasses.replace(EVEN, strides="sliced")
+
+
+def test_a_loss_that_raises_for_strided_inputs_alone_has_a_limit() -> None:
+    asked: list[Check] = []
+    tried: list[Example] = []
+    finding = _falsified(_check(), STRIDED, error=VIEW)
+    found = limits.judged(
+        finding, _again("holds", asked), lambda *_: True, lambda _, example: tried.append(example)
+    )
+    assert (found.verdict, found.limit, found.ratios) == ("limit", "strided inputs", (0.5, 0.6))
+    assert [check.subject.strides for check in asked] == [("contiguous",)]
+    assert [check.subject.cotangent_strides for check in asked] == [Subject("any:Loss").cotangent_strides]
+    assert tried == [Example(EVEN)]
+    assert found.check == _check()
+
+
+@pytest.mark.parametrize(
+    ("finding", "error"),
+    [
+        (_falsified(_check(strict=True), STRIDED, error=VIEW), None),
+        (_falsified(_check(), STRIDED), None),
+        (_falsified(_check(), EVEN, STRIDED, error=VIEW), None),
+        (_falsified(_check(), dataclasses.replace(EVEN, cotangent_strides="expanded"), error=VIEW), None),
+        (_falsified(_check(), STRIDED, error=VIEW), VIEW),
+    ],
+    ids=[
+        "strict",
+        "a wrong number",
+        "contiguous inputs too",
+        "a strided cotangent",
+        "the same without strides",
+    ],
+)
+def test_what_is_no_question_of_strided_inputs_stays_a_defect(
+    finding: Finding, error: Exception | None
+) -> None:
+    found = limits.judged(finding, _again("holds", []), lambda *_: True, lambda *_: error)
+    assert (found.verdict, found.limit) == ("falsified", "")
+
+
+def test_a_loss_that_refuses_strided_inputs_and_unequal_rows_is_not_accused() -> None:
+    def verify(check: Check, until: float) -> Finding:
+        if check.subject.strides != ("contiguous",):
+            return _falsified(check, STRIDED, error=VIEW)
+        if not check.subject.even:
+            return _falsified(check, UNEVEN, error=VIEW)
+        return Finding(check, 0, "holds", (0.5,), (EVEN,))
+
+    found = limits.judged(_falsified(_check(), STRIDED, error=VIEW), verify, lambda *_: True)
+    assert (found.verdict, found.limit, found.check) == ("limit", "unequal rows", _check())
+    later = limits.judged(_falsified(_check(), UNEVEN, error=VIEW), verify, lambda *_: True)
+    assert (later.verdict, later.limit) == ("limit", "strided inputs")
+
+
+def test_after_that_limit_a_target_is_asked_for_contiguous_inputs_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def falsify(check: Check, example: Example) -> float:
+        ran.append(check)
+        if example.case.strides != "contiguous":
+            raise VIEW
+        return 0.5
+
+    ran: list[Check] = []
+    monkeypatch.setattr(certifier, "falsify", falsify)
+    monkeypatch.setattr(certifier, "_returns", lambda *_: False)
+    announced: list[Finding] = []
+    first = Certifier(40, found=announced.append)
+    found = first.verify(_check())
+    assert (found.verdict, found.limit, announced) == ("limit", "strided inputs", [])
+    ran.clear()
+    later = first.verify(_check(GRADS))
+    assert (later.verdict, later.reason) == ("holds", limits.CONTIGUOUS_ALONE)
+    assert {check.subject.strides for check in ran} == {("contiguous",)}
+
+
 # concerns
 
 

@@ -184,9 +184,9 @@ class Contract(ABC):
         if subject.scales == "one":
             settings["scales"] = st.just(1.0)
         if subject.strides != STRIDES:
-            settings |= {
-                name: subject.strides for name in ("strides", "cotangent_strides") if name in settings
-            }
+            settings["strides"] = subject.strides
+        if subject.cotangent_strides != STRIDES and "cotangent_strides" in settings:
+            settings["cotangent_strides"] = subject.cotangent_strides
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
         if pinned.get("implementation") == "streamed" and "tile_size" not in pinned:
             options = st.builds(lambda drawn, size: (*drawn, ("tile_size", size)), options, TILE_SIZES)

@@ -41,6 +41,8 @@ class Unit(msgspec.Struct, frozen=True):
     """The most cases; a costly law takes a share of them."""
     even: bool = False
     """Every rank gets equally many rows: the target does not support others."""
+    contiguous: bool = False
+    """All inputs are contiguous: the target does not take others."""
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from ..examples import Example
 from ..show.drawn import Drawn, added
 from ..verify.certifier import OUT_OF_TIME, Check, Finding
-from ..verify.limits import UNEQUAL_ROWS
+from ..verify.limits import STRIDED_INPUTS, UNEQUAL_ROWS
 from .failures import restored
 from .lines import Done, Find, Unit
 from .schedule import Course
@@ -51,8 +51,17 @@ class Tally:
         # rounds of a seed that people choose, as a date, do not meet those of the next one
         seed = self.seed * 10**6 + at
         examples = self.course.examples(most)
-        even = UNEQUAL_ROWS in self.limits
-        return Unit(self.number, check.label, check.law.name, check.world.name, at, seed, examples, even)
+        return Unit(
+            self.number,
+            check.label,
+            check.law.name,
+            check.world.name,
+            at,
+            seed,
+            examples,
+            even=UNEQUAL_ROWS in self.limits,
+            contiguous=STRIDED_INPUTS in self.limits,
+        )
 
     def take(self, done: Done) -> list[str]:
         """Take what came of a unit; return the branches that are new."""

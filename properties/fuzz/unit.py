@@ -19,7 +19,7 @@ from ..subjects import Target
 from ..verify.certifier import Check, Finding, judged, verify
 from ..verify.database import Keyed
 from ..verify.fingerprints import fingerprint
-from ..verify.limits import evenly
+from ..verify.limits import contiguously, evenly
 from ..worlds import OutOfTime, World, WorldError
 from ..worlds.simulated import SimulationError
 from . import branches
@@ -153,8 +153,9 @@ def run(
         tell(find(unit, found, failures.new, is_small=False), "")
 
     _watch(check, deadline)
+    drawn = evenly(check) if unit.even else check
     finding = verify(
-        evenly(check) if unit.even else check,
+        contiguously(drawn) if unit.contiguous else drawn,
         unit.examples,
         unit.seed,
         deadline=deadline,

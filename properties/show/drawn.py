@@ -87,10 +87,12 @@ def every_region(contract: Contract, subject: Subject, sizes: Iterable[int]) -> 
     named = ALWAYS | {name for name, inside in given.items() if inside}
     named |= {f"world of {size}" for size in sizes} | {f"dtype {dtype}" for dtype in subject.dtypes}
     drawn = {"strides": STRIDES, "cotangent_strides": ("contiguous",), **contract.drawn}
-    own = subject.strides != STRIDES
+    if subject.strides != STRIDES:
+        drawn["strides"] = subject.strides
+    if subject.cotangent_strides != STRIDES and "cotangent_strides" in contract.drawn:
+        drawn["cotangent_strides"] = subject.cotangent_strides
     for name, what in (("strides", "inputs"), ("cotangent_strides", "cotangents")):
-        narrowed = own and name in ("strides", *contract.drawn)
-        named |= {f"{layout} {what}" for layout in (subject.strides if narrowed else drawn[name])}
+        named |= {f"{layout} {what}" for layout in drawn[name]}
     if contract.drawn.get("captions"):
         rarely = type(contract).defined is Contract.defined
         named |= PADDED | ({"padding alone"} if rarely else set())

@@ -470,6 +470,7 @@ class Certifier(Runner[Check, Finding]):
     _hung: set[tuple[str, str]] = field(default_factory=set, init=False)
     _lost: dict[str, str] = field(default_factory=dict, init=False)
     _even: set[str] = field(default_factory=set, init=False)
+    _contiguous: set[str] = field(default_factory=set, init=False)
     _refused: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
 
     def prepare(self, check: Check) -> None:
@@ -490,7 +491,9 @@ class Certifier(Runner[Check, Finding]):
             return self.not_run(check, reason)
         evenly = check.label in self._even and max(check.sizes) > 1 and not check.subject.even
         refused = self._refused.get(check.label, ())
+        contiguously = check.label in self._contiguous
         drawn = limits.without(check, refused) if refused else check
+        drawn = limits.contiguously(drawn) if contiguously else drawn
         finding = verify(
             limits.evenly(drawn) if evenly else drawn,
             self.max_examples,
@@ -504,10 +507,13 @@ class Certifier(Runner[Check, Finding]):
         finding = replace(finding, check=check)
         if finding.limit == limits.UNEQUAL_ROWS:
             self._even.add(check.label)
+        if finding.limit == limits.STRIDED_INPUTS:
+            self._contiguous.add(check.label)
         self._refused[check.label] = (*refused, *limits.dtypes_of(finding.limit))
-        if finding.verdict == "holds" and (evenly or refused):
+        if finding.verdict == "holds" and (evenly or contiguously or refused):
             without = limits.OTHER_DTYPES.format(", ".join(refused)) if refused else ""
-            words = [limits.EVEN_ALONE] * evenly + [without] * bool(refused)
+            words = [limits.EVEN_ALONE] * evenly + [limits.CONTIGUOUS_ALONE] * contiguously
+            words += [without] * bool(refused)
             finding = replace(finding, reason="; ".join(words))
         if finding.hung:
             self._hung.add(where)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..cases import Case
 from ..examples import Example
 from ..laws import (
     AUTOCAST,
@@ -89,13 +90,13 @@ def concern(finding: "Finding", falsifies: Falsifies | None = None) -> str:
         return INFERENCE_MODE
     if example is None or own not in (TRAINING, REUSE, COTANGENTS):
         return own
+    plain = contiguous(example)
+    if plain != example and not (falsifies and falsifies(plain)):
+        return LAYOUTS
     if own == REUSE:
         if example.case.option("cache_labels"):
             return REUSE
         return INFERENCE_MODE if any(step.mode == "inference" for step in example.steps) else TRAINING
-    plain = contiguous(example)
-    if plain != example and not (falsifies and falsifies(plain)):
-        return LAYOUTS
     return own
 
 
@@ -105,6 +106,10 @@ def of(finding: "Finding") -> str:
 
 
 def contiguous(example: Example) -> Example:
-    """Return an example with contiguous inputs and gradients."""
-    case = replace(example.case, strides="contiguous", cotangent_strides="contiguous")
-    return replace(example, case=case)
+    """Return an example with contiguous inputs and gradients in all of its calls."""
+
+    def plain(case: Case) -> Case:
+        return replace(case, strides="contiguous", cotangent_strides="contiguous")
+
+    steps = tuple(replace(step, case=plain(step.case)) for step in example.steps)
+    return replace(example, case=plain(example.case), steps=steps)

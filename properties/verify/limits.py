@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from .certifier import Check, Finding
 
 UNEQUAL_ROWS = "unequal rows"
+STRIDED_INPUTS = "strided inputs"
 RANDOM_DRAWS = "random draws"
 RAISING_SECOND_DERIVATIVES = "a second derivative raises"
 RAISING_COMPILED = "torch.compile raises"
 RAISING_AUTOCAST = "autocast raises"
 WORDS = {
     UNEQUAL_ROWS: "does not support unequal rows: with equally many rows on every rank this holds",
+    STRIDED_INPUTS: "does not take inputs that are not contiguous: with contiguous ones this holds",
     RANDOM_DRAWS: "draws random numbers other than those of one process: with constants instead this holds",
     RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     RAISING_COMPILED: RAISING_COMPILED,
@@ -29,6 +31,7 @@ WORDS = {
     RAISING_SUBCLASSES: RAISING_SUBCLASSES,
 }
 """What each limit says of a target."""
+CONTIGUOUS = ("contiguous",)
 IF_IT_RAISES = {
     SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     COMPILE: RAISING_COMPILED,
@@ -41,6 +44,7 @@ ROWS_OF_DTYPE = (1, 2, 5)
 """Of the calls that are to raise too, where a dtype is refused."""
 OTHER_DTYPES = "verified without {}, which the target does not take"
 EVEN_ALONE = "verified with equal rows alone: the target does not support unequal ones"
+CONTIGUOUS_ALONE = "verified with contiguous inputs alone: the target does not take others"
 
 VerifyAgain = Callable[["Check", float], "Finding"]
 """Verifies a check over cases of the same seed; past that time it draws no more than one case."""
@@ -58,6 +62,22 @@ def has_unequal_rows(example: Example) -> bool:
 def evenly(check: "Check") -> "Check":
     """Return a check that draws equally many rows for every rank."""
     return replace(check, subject=replace(check.subject, even=True))
+
+
+def is_strided(example: Example) -> bool:
+    """Whether inputs of one of an example's calls are not contiguous."""
+    return with_contiguous_inputs(example) != example
+
+
+def with_contiguous_inputs(example: Example) -> Example:
+    """Return an example with contiguous inputs in all of its calls; cotangents keep their layout."""
+    steps = tuple(replace(step, case=replace(step.case, strides="contiguous")) for step in example.steps)
+    return replace(example, case=replace(example.case, strides="contiguous"), steps=steps)
+
+
+def contiguously(check: "Check") -> "Check":
+    """Return a check that draws contiguous inputs alone."""
+    return replace(check, subject=replace(check.subject, strides=CONTIGUOUS))
 
 
 def words(limit: str) -> str:
@@ -82,7 +102,8 @@ def may_be_limit(check: "Check", example: Example, error: Exception) -> bool:
         return False
     unequal = has_unequal_rows(example) and not check.subject.even
     refused = _raised(error) and len(check.subject.dtypes) > 1
-    return unequal or refused or _raises_alone(check, error)
+    strided = _raised(error) and is_strided(example) and check.subject.strides != CONTIGUOUS
+    return unequal or refused or strided or _raises_alone(check, error)
 
 
 def judged(
@@ -90,34 +111,83 @@ def judged(
 ) -> "Finding":
     """Return a falsified finding as a limit, where it is one and the target is not judged strictly.
 
-    Where the law does not hold with equal rows either, what is wrong with those is returned: of cases that
-    fail for several reasons, the smallest may fail for unequal rows.
+    Where the law does not hold within a limit either, what is wrong there is returned: of cases that fail for
+    several reasons, the smallest may fail for unequal rows.
     """
     check = finding.check
-    if finding.verdict != "falsified" or check.subject.strict or finding.smallest is None:
+    if finding.verdict != "falsified" or check.subject.strict:
         return finding
-    finding = _refused(finding, verify_again, returns)
-    if finding.verdict != "falsified" or finding.smallest is None:
+
+    def strided(found: "Finding") -> "Finding":
+        return _strided(found, verify_again, error_of)
+
+    stages: list[Callable[[Finding], Finding]] = [
+        lambda found: _refused(found, verify_again, returns),
+        strided,
+        lambda found: _uneven(found, verify_again, error_of),
+        strided,  # of equal rows
+        lambda found: _raising(found, returns),
+    ]
+    for stage in stages:
+        if finding.verdict == "falsified" and finding.smallest is not None:
+            finding = stage(finding)
+    return replace(finding, check=check)
+
+
+def _within(finding: "Finding", again: "Finding", limit: str) -> "Finding":
+    """Return as a limit what is falsified, and holds over the cases within that limit."""
+    return replace(
+        finding,
+        verdict="limit",
+        limit=limit,
+        ratios=again.ratios,
+        cases=again.cases,
+        seconds=finding.seconds + again.seconds,
+        hung=False,
+        more=again.more,
+    )
+
+
+def _failed(finding: "Finding") -> list[Example]:
+    """Return the cases that fail."""
+    return [example for example, _ in finding.met] or ([finding.smallest] if finding.smallest else [])
+
+
+def _uneven(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
+    """Return a finding as a limit where unequal rows alone fail; else with what is wrong with equal ones."""
+    check = finding.check
+    if check.subject.even or finding.smallest is None or not has_unequal_rows(finding.smallest):
         return finding
-    failed = [example for example, _ in finding.met] or [finding.smallest]
-    if not check.subject.even and has_unequal_rows(finding.smallest):
-        again = verify_again(evenly(check), time.monotonic() + EVEN_SECONDS)
-        if again.verdict == "holds" and all(map(has_unequal_rows, failed)):
-            return replace(
-                finding,
-                verdict="limit",
-                limit=UNEQUAL_ROWS,
-                ratios=again.ratios,
-                cases=again.cases,
-                seconds=finding.seconds + again.seconds,
-                hung=False,
-                more=again.more,
-            )
-        if again.verdict == "falsified":
-            finding = replace(again, check=check, seconds=finding.seconds + again.seconds)
-        elif again.verdict == "holds":  # by luck: a case of equal rows fails
-            finding = _of_equal_rows(finding, error_of)
-    return _raising(finding, returns)
+    again = verify_again(evenly(check), time.monotonic() + EVEN_SECONDS)
+    if again.verdict == "holds" and all(map(has_unequal_rows, _failed(finding))):
+        return _within(finding, again, UNEQUAL_ROWS)
+    if again.verdict == "falsified":
+        return replace(again, seconds=finding.seconds + again.seconds)
+    # by luck it holds: a case of equal rows fails
+    return _of_equal_rows(finding, error_of) if again.verdict == "holds" else finding
+
+
+def _strided(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
+    """Return a finding as a limit where calls with strided inputs alone raise.
+
+    What returns a wrong number for them is no limit, and neither is a backward that raises for a strided
+    cotangent, as autograd makes such. Where with contiguous inputs something else is wrong, that is returned.
+    """
+    check, smallest = finding.check, finding.smallest
+    if check.subject.strides == CONTIGUOUS or smallest is None or finding.error is None:
+        return finding
+    if not _raised(finding.error) or not all(map(is_strided, _failed(finding))):
+        return finding
+    if any(place is not None for _, place in finding.met):
+        return finding
+    if error_of(check, with_contiguous_inputs(smallest)) is not None:
+        return finding
+    again = verify_again(contiguously(check), time.monotonic() + EVEN_SECONDS)
+    if again.verdict == "holds":
+        return _within(finding, again, STRIDED_INPUTS)
+    if again.verdict == "falsified":
+        return replace(again, seconds=finding.seconds + again.seconds)
+    return finding
 
 
 def _of_equal_rows(finding: "Finding", error_of: ErrorOf) -> "Finding":
@@ -141,18 +211,9 @@ def _refused(finding: "Finding", verify_again: VerifyAgain, returns: Returns) ->
         refused = (*refused, dtype)
         found = verify_again(without(check, refused), time.monotonic() + EVEN_SECONDS)
         if found.verdict == "holds":
-            return replace(
-                finding,
-                verdict="limit",
-                limit=", ".join(refused),
-                ratios=found.ratios,
-                cases=found.cases,
-                seconds=finding.seconds + found.seconds,
-                hung=False,
-                more=found.more,
-            )
+            return _within(finding, found, ", ".join(refused))
     if refused and found.verdict == "falsified":
-        return replace(found, check=check, seconds=finding.seconds + found.seconds)
+        return replace(found, seconds=finding.seconds + found.seconds)
     return finding
 
 
@@ -160,7 +221,7 @@ def _dtype_refused(finding: "Finding", returns: Returns) -> str:
     """Return the dtype of all cases that fail where every call in it raises; nothing where it does not."""
     if finding.smallest is None or finding.error is None or not _raised(finding.error):
         return ""
-    failed = [example for example, _ in finding.met] or [finding.smallest]
+    failed = _failed(finding)
     case = finding.smallest.case
     others = {one.dtype for one in finding.cases}
     if any(one.case.dtype != case.dtype for one in failed) or case.dtype in others:
