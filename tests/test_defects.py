@@ -22,7 +22,7 @@ from verified_losses.properties.laws.objects import LACKING
 from verified_losses.properties.laws.ranks import FREEZES_ALIKE, NO_GROUP
 from verified_losses.properties.laws.wrappers import NO_DTENSORS, NO_SCALE
 from verified_losses.properties.verify.certifier import Certifier, Check, checks, verify
-from verified_losses.properties.verify.limits import CONTIGUOUS_ALONE
+from verified_losses.properties.verify.limits import CONTIGUOUS_ALONE, OTHER_DTYPES
 from verified_losses.properties.worlds.specs import parse
 
 from .children import LIMIT_SECONDS, started, wait_until
@@ -146,6 +146,19 @@ def test_what_takes_contiguous_inputs_alone_has_a_limit_where_it_is_not_strict(p
     assert (found.verdict, found.limit) == ("limit", "strided inputs"), found.reason
     later = certifier.verify(planned[GRADS])
     assert (later.verdict, later.reason) == ("holds", CONTIGUOUS_ALONE)
+
+
+def test_a_softplus_that_is_linear_beyond_20_has_a_limit_where_it_is_not_strict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("verified_losses.properties.verify.certifier.SHRINK_SECONDS", 1.0)
+    (planted,) = [one for one in DEFECTS if one.name == "SoftplusThreshold"]
+    planned = {check.law.name: check for check in _checks(dataclasses.replace(planted, strict=False), "1")}
+    certifier = Certifier(EXAMPLES, seed=1)
+    found = certifier.verify(planned[TERMS])
+    assert (found.verdict, found.limit) == ("limit", "rounding in float64"), found.reason
+    later = certifier.verify(planned[GRADS])
+    assert (later.verdict, later.reason) == ("holds", OTHER_DTYPES.format("float64"))
 
 
 def test_every_law_catches_a_defect() -> None:

@@ -254,6 +254,44 @@ def test_what_is_no_question_of_strided_inputs_stays_a_defect(
     assert (found.verdict, found.limit) == ("falsified", "")
 
 
+def _off(error: float, dtype: str = "float64", **subject: Any) -> Finding:
+    place = Place("term", "contrastive_loss", 0, expected=1.0, observed=1.0 + error, bound=1e-15)
+    case = dataclasses.replace(EVEN, dtype=dtype)
+    return _falsified(_check(**subject), case, error=Falsified("wrong", place))
+
+
+def test_an_error_that_float32_would_round_off_is_a_limit() -> None:
+    asked: list[Check] = []
+    found = limits.judged(_off(2e-9), _again("holds", asked), lambda *_: True)
+    assert (found.verdict, found.limit, found.ratios) == ("limit", "rounding in float64", (0.5, 0.6))
+    assert ["float64" in check.subject.dtypes for check in asked] == [False]
+    assert limits.dtypes_of(found.limit) == ("float64",)
+
+
+@pytest.mark.parametrize(
+    ("finding", "again"),
+    [
+        (_off(1e-6), "holds"),
+        (_off(np.nan), "holds"),
+        (_off(2e-9), "falsified"),
+        (_off(2e-9, "float32"), "holds"),
+        (_off(2e-9, dtypes=("float64",)), "holds"),
+        (_off(2e-9, strict=True), "holds"),
+        (_falsified(_check(), EVEN, error=VIEW), "holds"),
+    ],
+    ids=["larger", "nan", "without float64 too", "in float32", "float64 alone", "strict", "raised"],
+)
+def test_a_larger_error_or_one_outside_float64_stays_a_defect(finding: Finding, again: str) -> None:
+    found = limits.judged(finding, _again(again, []), lambda *_: True)
+    assert (found.verdict, found.limit) == ("falsified", "")
+
+
+def test_of_several_errors_in_float64_the_largest_decides() -> None:
+    small, large = _off(2e-9), _off(1e-6)
+    both = dataclasses.replace(small, met=(*large.met, *small.met))
+    assert limits.judged(both, _again("holds", []), lambda *_: True).verdict == "falsified"
+
+
 def test_a_loss_that_refuses_strided_inputs_and_unequal_rows_is_not_accused() -> None:
     def verify(check: Check, until: float) -> Finding:
         if check.subject.strides != ("contiguous",):

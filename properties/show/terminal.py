@@ -16,7 +16,7 @@ from ..verify.certifier import Finding
 from ..verify.concerns import CONCERNS
 from ..verify.hints import Hint
 from ..verify.known import Known, Told
-from ..verify.limits import dtypes_of, words
+from ..verify.limits import WORDS, words
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
 from .certificate import Device
@@ -123,7 +123,7 @@ def limits(findings: Sequence[AnyFinding], prefix: str) -> list[str]:
     for (loss, name), (first, *others) in met.items():
         also = f" and {len(others)} more" if others else ""
         lines += [
-            f"{loss}: {words(name)}{f': {how(first.error, first.reason)}' if dtypes_of(name) else ''}",
+            f"{loss}: {words(name)}{'' if name in WORDS else f': {how(first.error, first.reason)}'}",
             f"  met by {first.law} in world {first.world}{also}: {how(first.error, first.reason)}",
             f"  smallest case: {first.counterexample}",
         ]

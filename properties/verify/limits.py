@@ -5,8 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from verified_losses.oracles.bounds import FLOAT32, FLOAT64
+
 from ..examples import Example
-from ..laws import AUTOCAST, COMPILE, SECOND_DERIVATIVES
+from ..laws import AUTOCAST, COMPILE, SECOND_DERIVATIVES, Falsified, Place
 from ..laws.wrappers import RAISING_SUBCLASSES, RAISING_TRANSFORMS
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 
 UNEQUAL_ROWS = "unequal rows"
 STRIDED_INPUTS = "strided inputs"
+FLOAT64_ROUNDING = "rounding in float64"
 RANDOM_DRAWS = "random draws"
 RAISING_SECOND_DERIVATIVES = "a second derivative raises"
 RAISING_COMPILED = "torch.compile raises"
@@ -23,6 +28,7 @@ RAISING_AUTOCAST = "autocast raises"
 WORDS = {
     UNEQUAL_ROWS: "does not support unequal rows: with equally many rows on every rank this holds",
     STRIDED_INPUTS: "does not take inputs that are not contiguous: with contiguous ones this holds",
+    FLOAT64_ROUNDING: "is as exact as float32 allows, and in float64 no more: without float64 this holds",
     RANDOM_DRAWS: "draws random numbers other than those of one process: with constants instead this holds",
     RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     RAISING_COMPILED: RAISING_COMPILED,
@@ -42,7 +48,7 @@ EVEN_SECONDS = 10.0
 """How long a check is verified again with equal rows."""
 ROWS_OF_DTYPE = (1, 2, 5)
 """Of the calls that are to raise too, where a dtype is refused."""
-OTHER_DTYPES = "verified without {}, which the target does not take"
+OTHER_DTYPES = "verified without {}, which a limit names"
 EVEN_ALONE = "verified with equal rows alone: the target does not support unequal ones"
 CONTIGUOUS_ALONE = "verified with contiguous inputs alone: the target does not take others"
 
@@ -86,7 +92,9 @@ def words(limit: str) -> str:
 
 
 def dtypes_of(limit: str) -> tuple[str, ...]:
-    """Return the dtypes that a target does not take, where that is the limit."""
+    """Return the dtypes that are not drawn within a limit."""
+    if limit == FLOAT64_ROUNDING:
+        return ("float64",)
     return () if limit in WORDS else tuple(filter(None, limit.split(", ")))
 
 
@@ -103,7 +111,8 @@ def may_be_limit(check: "Check", example: Example, error: Exception) -> bool:
     unequal = has_unequal_rows(example) and not check.subject.even
     refused = _raised(error) and len(check.subject.dtypes) > 1
     strided = _raised(error) and is_strided(example) and check.subject.strides != CONTIGUOUS
-    return unequal or refused or strided or _raises_alone(check, error)
+    small = _is_small(check, example, error.place if isinstance(error, Falsified) else None)
+    return unequal or refused or strided or small or _raises_alone(check, error)
 
 
 def judged(
@@ -123,6 +132,7 @@ def judged(
 
     stages: list[Callable[[Finding], Finding]] = [
         lambda found: _refused(found, verify_again, returns),
+        lambda found: _inexact(found, verify_again),
         strided,
         lambda found: _uneven(found, verify_again, error_of),
         strided,  # of equal rows
@@ -215,6 +225,28 @@ def _refused(finding: "Finding", verify_again: VerifyAgain, returns: Returns) ->
     if refused and found.verdict == "falsified":
         return replace(found, seconds=finding.seconds + found.seconds)
     return finding
+
+
+def _inexact(finding: "Finding", verify_again: VerifyAgain) -> "Finding":
+    """Return a finding as a limit where float64 alone fails, by no more than float32 would round off.
+
+    A softplus that torch makes linear beyond 20 is such a loss, and a norm to which 1e-8 is added.
+    """
+    check = finding.check
+    if not finding.met or not all(_is_small(check, *one) for one in finding.met):
+        return finding
+    again = verify_again(without(check, ("float64",)), time.monotonic() + EVEN_SECONDS)
+    return _within(finding, again, FLOAT64_ROUNDING) if again.verdict == "holds" else finding
+
+
+def _is_small(check: "Check", example: Example, place: Place | None) -> bool:
+    """Whether an error in float64 is within the bound that it has in float32."""
+    if example.case.dtype != "float64" or "float32" not in check.subject.dtypes:
+        return False
+    if place is None or not place.bound:
+        return False
+    error = abs(np.asarray(place.observed) - np.asarray(place.expected))
+    return bool(np.all(error <= place.bound * FLOAT32 / FLOAT64))
 
 
 def _dtype_refused(finding: "Finding", returns: Returns) -> str:
