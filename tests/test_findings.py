@@ -289,7 +289,8 @@ def test_a_larger_error_or_one_outside_float64_stays_a_defect(finding: Finding, 
 def test_of_several_errors_in_float64_the_largest_decides() -> None:
     small, large = _off(2e-9), _off(1e-6)
     both = dataclasses.replace(small, met=(*large.met, *small.met))
-    assert limits.judged(both, _again("holds", []), lambda *_: True).verdict == "falsified"
+    found = limits.judged(both, _again("holds", []), lambda *_: True, lambda *_: large.error)
+    assert (found.verdict, found.error, found.met) == ("falsified", large.error, large.met)
 
 
 def test_a_loss_that_refuses_strided_inputs_and_unequal_rows_is_not_accused() -> None:

@@ -132,7 +132,7 @@ def judged(
 
     stages: list[Callable[[Finding], Finding]] = [
         lambda found: _refused(found, verify_again, returns),
-        lambda found: _inexact(found, verify_again),
+        lambda found: _inexact(found, verify_again, error_of),
         strided,
         lambda found: _uneven(found, verify_again, error_of),
         strided,  # of equal rows
@@ -174,7 +174,9 @@ def _uneven(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) ->
     if again.verdict == "falsified":
         return replace(again, seconds=finding.seconds + again.seconds)
     # by luck it holds: a case of equal rows fails
-    return _of_equal_rows(finding, error_of) if again.verdict == "holds" else finding
+    if again.verdict == "holds":
+        return _with_a_case(finding, lambda example, _: not has_unequal_rows(example), error_of)
+    return finding
 
 
 def _strided(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
@@ -200,9 +202,11 @@ def _strided(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -
     return finding
 
 
-def _of_equal_rows(finding: "Finding", error_of: ErrorOf) -> "Finding":
-    """Return a finding with a case of equally many rows that fails, where one fails again."""
-    met = tuple(one for one in finding.met if not has_unequal_rows(one[0]))
+def _with_a_case(
+    finding: "Finding", chosen: Callable[[Example, Place | None], bool], error_of: ErrorOf
+) -> "Finding":
+    """Return a finding with the last chosen case that failed, where that fails again."""
+    met = tuple(one for one in finding.met if chosen(*one))
     error = error_of(finding.check, met[-1][0]) if met else None
     if error is None:
         return finding
@@ -227,16 +231,23 @@ def _refused(finding: "Finding", verify_again: VerifyAgain, returns: Returns) ->
     return finding
 
 
-def _inexact(finding: "Finding", verify_again: VerifyAgain) -> "Finding":
+def _inexact(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
     """Return a finding as a limit where float64 alone fails, by no more than float32 would round off.
 
-    A softplus that torch makes linear beyond 20 is such a loss, and a norm to which 1e-8 is added.
+    A softplus that torch makes linear beyond 20 is such a loss, and a norm to which 1e-8 is added. Where a
+    larger error was met, or one in another dtype, that is returned.
     """
-    check = finding.check
-    if not finding.met or not all(_is_small(check, *one) for one in finding.met):
+    check, smallest = finding.check, finding.smallest
+    if smallest is None or not _is_small(check, smallest, dict(finding.met).get(smallest)):
         return finding
+    if not all(_is_small(check, *one) for one in finding.met):
+        return _with_a_case(finding, lambda *one: not _is_small(check, *one), error_of)
     again = verify_again(without(check, ("float64",)), time.monotonic() + EVEN_SECONDS)
-    return _within(finding, again, FLOAT64_ROUNDING) if again.verdict == "holds" else finding
+    if again.verdict == "holds":
+        return _within(finding, again, FLOAT64_ROUNDING)
+    if again.verdict == "falsified":
+        return replace(again, seconds=finding.seconds + again.seconds)
+    return finding
 
 
 def _is_small(check: "Check", example: Example, place: Place | None) -> bool:
