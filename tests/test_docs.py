@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SETTINGS = (ROOT / "mkdocs.yml").read_text()
 GENERATED = {"laws.md", "defects.md", "findings.md"}
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 tool = helpers.tool("docs")
@@ -76,6 +77,34 @@ def test_the_command_of_sigstore_has_the_options_that_are_named() -> None:
     given = re.findall(r"--[a-z-]+", command)
     assert given == ["--offline", "--bundle", "--cert-identity", "--cert-oidc-issuer"]
     assert all(option in said for option in given)
+
+
+def test_the_docs_are_built_without_warnings_at_every_change() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "docs.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make docs"]
+    assert workflow[True].keys() >= {"pull_request", "push"}  # YAML reads `on` as true
+    assert workflow["env"]["TORCH"].partition("+")[0] in (ROOT / "Makefile").read_text()
+    (recipe,) = re.findall(r"^docs:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "mkdocs build --strict" in recipe
+    asked = {"absolute_links", "anchors", "omitted_files", "unrecognized_links"}
+    assert yaml.safe_load(SETTINGS)["validation"] == dict.fromkeys(asked, "warn")
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_workflows_run_what_the_makefile_has_and_end(file: Path) -> None:
+    text, makefile = file.read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z.][\w./-]*)", re.sub("^ *#.*", "", text, flags=re.MULTILINE)):
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}, "a job that writes says so itself"
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] > 0
+
+
+def test_workflows_use_one_version_of_an_action() -> None:
+    used = {one for file in WORKFLOWS for one in re.findall(r"uses: (\S+)", file.read_text())}
+    assert len(used) == len({one.partition("@")[0] for one in used}), sorted(used)
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "zh").rglob("*.md")), ids=lambda page: page.stem)
