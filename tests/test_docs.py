@@ -1,6 +1,8 @@
 """The documentation's own code: pages that are written from the code, and what pages name."""
 
+import collections
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 import yaml
 
 from verified_losses.properties import names, options
+from verified_losses.properties.ask import annotate, signature  # noqa: F401  # which add their commands
+from verified_losses.properties.ask.fuzz_cli import app
 
 from . import helpers
 
@@ -120,3 +124,64 @@ def test_the_keys_of_a_project_are_in_the_documentation() -> None:
     named = set(re.findall(r"`([a-z-]+)`", text))
     every = options.names(options.CertifyOptions).keys() | options.names(options.FuzzOptions).keys()
     assert every - {"loss", "shard", "resume"} <= named
+
+
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+WRITTEN = [*READMES, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def _prose(file: Path) -> str:
+    return re.sub(r"^```.*?^```", "", file.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def _anchor(heading: str) -> str:
+    """Return where GitHub puts a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda file: file.name)
+def test_every_link_and_target_of_a_readme_is_there(file: Path) -> None:
+    text = _prose(file)
+    anchors = {_anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 20
+    for link in links:
+        place, _, anchor = link.partition("#")
+        assert (ROOT / place).exists(), link
+        assert place or anchor in anchors, link
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_both_readmes_have_the_same_links_names_and_commands() -> None:
+    english, chinese = (_prose(file) for file in READMES)
+    for pattern in (r"`([^`]+)`", r"^    (\S.*?)(?: +#.*)?$"):
+        found, theirs = (
+            collections.Counter(" ".join(one.split()) for one in re.findall(pattern, text, re.MULTILINE))
+            for text in (english, chinese)
+        )
+        assert found == theirs
+    ours, theirs = (re.findall(r"\]\(([^)#]*)", text) for text in (english, chinese))
+    pairs = {"README.zh-CN.md": "README.md", "docs/tutorial.md": "docs/zh/tutorial.md"}
+    pairs["docs/index.md"] = "docs/zh/index.md"
+    assert collections.Counter(pairs.get(one, one) for one in ours) == collections.Counter(theirs)
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_command_line_takes_what_is_written(file: Path) -> None:
+    text = _prose(file).replace("\\\n", " ")
+    commands = re.findall(r"(?:^    |`)(?:\.venv/bin/)?verified-losses ([^`\n]+)", text, re.MULTILINE)
+    commands += re.findall(r"-m verified_losses\.properties ([^`\n]+)", text)
+    for line in commands:
+        arguments = shlex.split(line.replace("...", ""), comments=True)
+        command, _, _ = app.parse_args(arguments, exit_on_error=False, print_error=True)
+        assert callable(command)
+    if file in READMES:
+        assert len(commands) > 20
+
+
+def test_extras_are_installed_with_the_command_itself() -> None:
+    for file in WRITTEN:
+        for extras in re.findall(r"pip install '[\w.-]+\[([\w,]+)\]'", file.read_text()):
+            assert "verify" in extras.split(","), f"{file.name}: the command needs [verify] too"
