@@ -513,7 +513,20 @@ def test_a_signature_is_made_and_checked(
     envelope.write_text(json.dumps({**whole, "payload": base64.b64encode(payload).decode()}))
     assert verified_losses.certificate("cpu")
     assert _verify(file, "--key", public) == 1
-    assert "not signed by " in capsys.readouterr().out
+    assert "the envelope names it, with a signature of something else" in capsys.readouterr().out
+
+    file.write_text(text)
+    signature = bytearray(base64.b64decode(whole["signatures"][0]["sig"]))
+    signature[0] ^= 1
+    spoiled = [{**whole["signatures"][0], "sig": base64.b64encode(signature).decode()}]
+    envelope.write_text(json.dumps({**whole, "signatures": spoiled}))
+    assert _verify(file, "--key", public) == 1
+    assert "the envelope names it, with a signature of something else" in capsys.readouterr().out
+    envelope.write_text(json.dumps({**whole, "signatures": [{**whole["signatures"][0], "keyid": "another"}]}))
+    assert _verify(file, "--key", public) == 1
+    assert "not signed by " in (said := capsys.readouterr().out)
+    assert "the envelope names another" in said
+    file.write_text(text.replace("0.25", "0.01"))
 
     envelope.write_text("{}")
     assert _verify(file, "--key", public) == 1

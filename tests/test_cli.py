@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,17 +135,68 @@ def test_lines_fit_a_terminal_and_are_whole_in_a_pipe() -> None:
         assert any(line.startswith("  expected") and len(line) > longest - 22 for line in lines)
 
 
-def test_the_shell_completes_the_command(tmp_path: Path) -> None:
-    environment = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
-    asked = [*COMMAND[:-1], "--install-completion", "--shell", "bash"]
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """The environment of somebody whose folder is empty, with the command on the path."""
+    command = tmp_path / "bin" / "verified-losses"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    theirs = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "ZDOTDIR", "ZSH", "ZSH_CUSTOM")
+    environment = {name: value for name, value in os.environ.items() if name not in theirs}
+    return environment | {"HOME": str(tmp_path), "PATH": f"{command.parent}:{os.environ['PATH']}"}
+
+
+def _teach(shell: str, environment: dict[str, str]) -> str:
+    """Let the command install what completes it; return where the shell is."""
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"completion by {shell} is not tried: no {shell} is installed")
+    asked = [*COMMAND[:-1], "--install-completion", "--shell", shell]
     subprocess.run(asked, env=environment, timeout=LIMIT_SECONDS, check=True, stdout=subprocess.DEVNULL)
-    script = f"""
-. {tmp_path}/.local/share/bash-completion/completions/verified-losses
+    return program
+
+
+SCRIPTS = {
+    "bash": """
+. ~/.bashrc
 COMP_WORDS=(verified-losses certify --max-t) COMP_CWORD=2
-_verified_losses; echo "${{COMPREPLY[@]}}"
-"""
-    said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+_verified_losses; echo "${COMPREPLY[@]}"
+""",
+    "fish": "complete --do-complete 'verified-losses certify --max-t' | string split --fields 1 \\t",
+}
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_the_shell_completes_the_command(shell: str, home: dict[str, str]) -> None:
+    program = _teach(shell, home)
+    said = subprocess.run(
+        [program, "-c", SCRIPTS[shell]], env=home, capture_output=True, text=True, timeout=60, check=True
+    )
     assert said.stdout == "--max-time\n"
+
+
+def test_zsh_completes_the_command(home: dict[str, str]) -> None:
+    """Type into it, as it completes nothing in a script."""
+    (Path(home["HOME"]) / ".zshrc").write_text("autoload -Uz compinit\ncompinit -u\nPROMPT='ready> '\n")
+    program = _teach("zsh", home)
+    ours, theirs = pty.openpty()
+    environment = home | {"TERM": "dumb", "COLUMNS": "200"}
+    with started([program, "-i"], stdin=theirs, stdout=theirs, stderr=theirs, env=environment):
+        os.close(theirs)
+        _read_until(ours, b"ready> ")
+        os.write(ours, b"verified-losses cert\t--max-t\t")
+        printed = _read_until(ours, b"--max-time")
+    os.close(ours)
+    assert b"verified-losses certify --max-t" in printed
+
+
+def _read_until(file: int, wanted: bytes) -> bytes:
+    printed = b""
+    while wanted not in printed:
+        assert select.select([file], [], [], LIMIT_SECONDS)[0], printed
+        printed += os.read(file, 4096)
+    return printed
 
 
 def test_its_version_is_that_of_the_package() -> None:

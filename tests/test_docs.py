@@ -1,6 +1,8 @@
 """The documentation's own code: pages that are written from the code, and what pages name."""
 
+import collections
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 import yaml
 
 from verified_losses.properties import names, options
+from verified_losses.properties.ask import annotate, signature  # noqa: F401  # which add their commands
+from verified_losses.properties.ask.fuzz_cli import app
 
 from . import helpers
 
@@ -16,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SETTINGS = (ROOT / "mkdocs.yml").read_text()
 GENERATED = {"laws.md", "defects.md", "findings.md"}
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 tool = helpers.tool("docs")
@@ -78,6 +83,34 @@ def test_the_command_of_sigstore_has_the_options_that_are_named() -> None:
     assert all(option in said for option in given)
 
 
+def test_the_docs_are_built_without_warnings_at_every_change() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "docs.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make docs"]
+    assert workflow[True].keys() >= {"pull_request", "push"}  # YAML reads `on` as true
+    assert workflow["env"]["TORCH"].partition("+")[0] in (ROOT / "Makefile").read_text()
+    (recipe,) = re.findall(r"^docs:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "mkdocs build --strict" in recipe
+    asked = {"absolute_links", "anchors", "omitted_files", "unrecognized_links"}
+    assert yaml.safe_load(SETTINGS)["validation"] == dict.fromkeys(asked, "warn")
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_workflows_run_what_the_makefile_has_and_end(file: Path) -> None:
+    text, makefile = file.read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z.][\w./-]*)", re.sub("^ *#.*", "", text, flags=re.MULTILINE)):
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}, "a job that writes says so itself"
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] > 0
+
+
+def test_workflows_use_one_version_of_an_action() -> None:
+    used = {one for file in WORKFLOWS for one in re.findall(r"uses: (\S+)", file.read_text())}
+    assert len(used) == len({one.partition("@")[0] for one in used}), sorted(used)
+
+
 @pytest.mark.parametrize("page", sorted((DOCS / "zh").rglob("*.md")), ids=lambda page: page.stem)
 def test_a_chinese_page_and_its_english_one_link_to_each_other(page: Path) -> None:
     english = DOCS / page.relative_to(DOCS / "zh")
@@ -91,3 +124,64 @@ def test_the_keys_of_a_project_are_in_the_documentation() -> None:
     named = set(re.findall(r"`([a-z-]+)`", text))
     every = options.names(options.CertifyOptions).keys() | options.names(options.FuzzOptions).keys()
     assert every - {"loss", "shard", "resume"} <= named
+
+
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+WRITTEN = [*READMES, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def _prose(file: Path) -> str:
+    return re.sub(r"^```.*?^```", "", file.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def _anchor(heading: str) -> str:
+    """Return where GitHub puts a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda file: file.name)
+def test_every_link_and_target_of_a_readme_is_there(file: Path) -> None:
+    text = _prose(file)
+    anchors = {_anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 20
+    for link in links:
+        place, _, anchor = link.partition("#")
+        assert (ROOT / place).exists(), link
+        assert place or anchor in anchors, link
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_both_readmes_have_the_same_links_names_and_commands() -> None:
+    english, chinese = (_prose(file) for file in READMES)
+    for pattern in (r"`([^`]+)`", r"^    (\S.*?)(?: +#.*)?$"):
+        found, theirs = (
+            collections.Counter(" ".join(one.split()) for one in re.findall(pattern, text, re.MULTILINE))
+            for text in (english, chinese)
+        )
+        assert found == theirs
+    ours, theirs = (re.findall(r"\]\(([^)#]*)", text) for text in (english, chinese))
+    pairs = {"README.zh-CN.md": "README.md", "docs/tutorial.md": "docs/zh/tutorial.md"}
+    pairs["docs/index.md"] = "docs/zh/index.md"
+    assert collections.Counter(pairs.get(one, one) for one in ours) == collections.Counter(theirs)
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_command_line_takes_what_is_written(file: Path) -> None:
+    text = _prose(file).replace("\\\n", " ")
+    commands = re.findall(r"(?:^    |`)(?:\.venv/bin/)?verified-losses ([^`\n]+)", text, re.MULTILINE)
+    commands += re.findall(r"-m verified_losses\.properties ([^`\n]+)", text)
+    for line in commands:
+        arguments = shlex.split(line.replace("...", ""), comments=True)
+        command, _, _ = app.parse_args(arguments, exit_on_error=False, print_error=True)
+        assert callable(command)
+    if file in READMES:
+        assert len(commands) > 20
+
+
+def test_extras_are_installed_with_the_command_itself() -> None:
+    for file in WRITTEN:
+        for extras in re.findall(r"pip install '[\w.-]+\[([\w,]+)\]'", file.read_text()):
+            assert "verify" in extras.split(","), f"{file.name}: the command needs [verify] too"

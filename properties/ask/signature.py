@@ -62,6 +62,8 @@ def refused(envelope: dict[str, Any], statement: dict[str, Any], key: Any) -> st
     try:
         signed.verify([key], 1)
     except exceptions.VerificationError:
+        if key.keyid in signed.signatures:
+            return f"not signed by {key.keyid}: the envelope names it, with a signature of something else"
         signers = ", ".join(signed.signatures) or "nobody"
         return f"not signed by {key.keyid}: the envelope names {signers}"
     if signed.payload != certified.canonical(statement):
