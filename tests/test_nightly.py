@@ -25,8 +25,15 @@ from .children import LIMIT_SECONDS
 ROOT = Path(__file__).parents[1]
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())
 SLURM = "munged", "slurmctld", "slurmd", "sbatch"
-FEW = {"EXAMPLES": "1", "WORLD": "1", "ROUNDS": "1", "FAULTS": "2"}
-COMMANDS = {"shard": "run_fuzz", "faults": "certify", "merge": "merge"}
+FEW = {
+    "EXAMPLES": "1",
+    "WORLD": "1",
+    "ROUNDS": "1",
+    "FAULTS": "2",
+    "INDUCTOR_EXAMPLES": "1",
+    "INDUCTOR_WORLD": "1",
+}
+COMMANDS = {"shard": "run_fuzz", "faults": "certify", "inductor": "certify", "merge": "merge"}
 cluster = pytest.mark.skipif("CLUSTER" not in os.environ, reason="`make cluster` runs it")
 
 
