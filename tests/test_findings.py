@@ -507,6 +507,13 @@ def test_another_option_explains_a_case() -> None:
     assert "--config local_loss=true" in terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
 
 
+def test_a_term_that_is_a_plain_number_has_no_hint() -> None:
+    options = (*FLAGS, ("clip_loss_weight", 0.0), ("caption_loss_weight", 2.0), ("pad_id", 0))
+    case = Case((2, 2), 5, options=options)
+    _, found = _explained(lambda expected, _: expected + 1.0, case, contract="coca")
+    assert found == ()
+
+
 def test_a_finding_without_a_smallest_case_has_no_empty_line() -> None:
     finding = dataclasses.replace(_falsified(_check(), EVEN), smallest=None)
     assert "smallest case" not in terminal.explained(Defect(finding), "--")

@@ -136,7 +136,7 @@ def _agrees(contract: Contract, oracle: Oracle, case: Case, place: Place) -> boo
             terms = oracle(case, contract.prepared(case, inputs))[place.rank]
             if place.name not in terms:
                 return False
-            right = float(np.real(terms[place.name])[place.index])
+            right = float(np.asarray(np.real(terms[place.name]))[place.index])
         else:
             ranks = range(case.world_size) if place.rank is None else (place.rank,)
             along = place.along
