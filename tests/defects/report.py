@@ -25,7 +25,7 @@ from rich.table import Table
 from verified_losses.properties.cases import Case
 from verified_losses.properties.show import drawn
 from verified_losses.properties.show.certificate import stamp
-from verified_losses.properties.verify.certifier import Check, checks, verify
+from verified_losses.properties.verify.certifier import Check, checks, judged, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .. import pretend_cuda
@@ -61,6 +61,8 @@ class Trial:
     """No smaller case shows what is wrong."""
     drawn: dict[str, int] = field(default_factory=dict)
     """How many of the cases that hold lie in which region."""
+    limit: str = ""
+    """What the command takes it for, where it is not strict and takes it for no defect."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Tri
                     seed, finding.law, finding.world, examples, seconds,
                     finding.counterexample, finding.reason, not planted.explains(finding.reason),
                     finding.smallest is not None and planted.is_smallest(finding.smallest.case),
-                    drawn.table(held),
+                    drawn.table(held), judged(finding, max_examples).limit,
                 )  # fmt: skip
     return Trial(seed, examples=examples, seconds=time.monotonic() - started, drawn=drawn.table(held))
 
@@ -261,7 +263,8 @@ def _show(console: Console, planted: Planted, result: Result) -> None:
         elif trial.accident:
             mark = f"ACCIDENT, {trial.law}: {trial.reason[-400:]}"
         else:
-            mark = f"{trial.law}, {trial.world}" if caught else "NOT CAUGHT"
+            limit = f" (a limit: {trial.limit})" if trial.limit else ""
+            mark = f"{trial.law}, {trial.world}{limit}" if caught else "NOT CAUGHT"
         console.print(
             f"{result.label:34} seed {trial.seed}  {trial.examples:4} cases {trial.seconds:6.2f} s  {mark}",
             highlight=False, soft_wrap=True,
