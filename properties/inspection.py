@@ -33,6 +33,7 @@ from .forms_known import (
     keys_read,
     parameters_of,
 )
+from .keywords import NEEDED, keywords_read
 from .names import Features
 from .own.forms import own_forms
 from .reference import reference
@@ -527,19 +528,14 @@ def _defaults(
     """Return the arguments of a constructor, or a function, that nobody passes, with their defaults."""
     if inspect.isclass(target) and target.__init__ is torch.nn.Module.__init__:
         return ()
+    signed = inspect.signature(target).parameters.items()
+    defaults = {name: repr(one.default) for name, one in signed if one.default is not one.empty}
+    defaults |= {name: one for name, one in (keywords_read(target) or {}).items() if one != NEEDED}
     if is_called_itself(target):
-        return tuple(
-            (name, repr(one.default))
-            for name, one in inspect.signature(target).parameters.items()
-            if one.default is not one.empty
-        )
+        return tuple(defaults.items())
     known = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
     passed = accepted(target, known)
-    return tuple(
-        (name, repr(one.default))
-        for name, one in inspect.signature(target).parameters.items()
-        if name not in passed and one.default is not one.empty
-    )
+    return tuple((name, default) for name, default in defaults.items() if name not in passed)
 
 
 def _unknown(target: Any, contract: Contract, subject: Subject, signature: Signature) -> str:

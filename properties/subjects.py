@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .forms import PLAIN, Form
 from .names import CONTRACTS, CONVENTIONS, DTYPES, LOSSES, STRIDES, Features, Held, Scales
+from .scripted import signed
 from .standalone.interpreter import interpret
 from .standalone.loading import STUBS, load
 from .worlds.specs import Worlds, worlds_of
@@ -118,7 +119,7 @@ class Subject:
             if not hasattr(found, name):
                 raise Unresolved(f"there is no {target.name} in {target.place}")
             found = getattr(found, name)
-        return found
+        return signed(found)
 
 
 def stubbed() -> tuple[str, ...]:
