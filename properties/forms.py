@@ -90,8 +90,21 @@ def names_of(contract: str) -> dict[str, Name]:
     if is_own(contract) and contract not in NAMES:
         found = formula(contract)
         sizes = {name: Name(f'ARGUMENTS["{name}"]') for name in found.sizes_held}
-        NAMES[contract] = sizes | {name: _of_kind(name, kind) for name, kind in found.inputs.items()}
+        inputs = {named_in_call(name): _of_kind(name, kind) for name, kind in found.inputs.items()}
+        NAMES[contract] = sizes | inputs
     return NAMES[contract]
+
+
+RESERVED = (
+    "target", "torch", "loss", "given", "output_dict", "math", "ARGUMENTS",
+    "partial", "call_holding", "in_turn", "row_labels",
+)  # fmt: skip
+"""Names that mean something in an expression already, or in the function made of it."""
+
+
+def named_in_call(name: str) -> str:
+    """Return the name that an input of a formula has in an expression: `target_` for `target`."""
+    return f"{name}_" if name in RESERVED else name
 
 
 def _of_kind(name: str, kind: Kind) -> Name:

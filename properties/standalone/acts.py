@@ -139,9 +139,9 @@ def run_each(calls: list[Call]) -> list[Outcome]:
     return [run(one, one.build(), one.given()) for one in calls]
 
 
-def run_again(calls: list[Call], times: int = 20) -> list[Outcome]:
+def run_again(calls: list[Call], times: int = 20, derived: bool = True) -> list[Outcome]:
     """Run one call several times, and once with a second backward through one graph."""
-    return run_each([*calls * times, replace(calls[0], mode="derived again")])
+    return run_each([*calls * times, *[replace(calls[0], mode="derived again")] * derived])
 
 
 def run_used_and_fresh(calls: list[Call]) -> list[Outcome]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..examples import Example
 from ..laws import AUTOCAST, COMPILE, SECOND_DERIVATIVES
+from ..laws.hygiene import RAISING_AGAIN
 from ..laws.wrappers import RAISING_SUBCLASSES, RAISING_TRANSFORMS
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
@@ -25,6 +26,7 @@ WORDS = {
     RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     RAISING_COMPILED: RAISING_COMPILED,
     RAISING_AUTOCAST: RAISING_AUTOCAST,
+    RAISING_AGAIN: RAISING_AGAIN,
     RAISING_TRANSFORMS: RAISING_TRANSFORMS,
     RAISING_SUBCLASSES: RAISING_SUBCLASSES,
 }
