@@ -321,6 +321,9 @@ def _attempt(
     if form.is_plain and len(contract.terms) == 1 and isinstance(outputs[0], tuple | list):
         yield Tried(form, features, error=f"returns no loss, but {_shown(outputs[0])}")
         return
+    if form.is_plain and len(contract.terms) == 1 and not _is_read(outputs[0], contract.terms):
+        yield Tried(form, features, error=f"returns no loss, but {_shown(outputs[0])}")
+        return
     if form.is_plain and (len(contract.terms) == 1 or has_all(outputs[0], contract.terms)):
         yield _compared(form, features, contract, cases, outputs, asked, target)
         return
@@ -337,6 +340,12 @@ def _attempt(
             yield Tried(whole, features, error=traceback.format_exc())
             continue
         yield _compared(whole, features, contract, cases, read_outputs, asked, target)
+
+
+def _is_read(output: Any, terms: tuple[str, ...]) -> bool:
+    """Whether a contract finds its term in an output as it is, or there is none to be found in it."""
+    found = [one for one in read(output, terms)[1].values() if isinstance(one, torch.Tensor)]
+    return bool(found) or not readings(output)
 
 
 def _compared(
