@@ -238,6 +238,7 @@ def calls(
         or (one.name if one.name in OPTIONS.get(contract, ()) else "")
         for one in parameters
     }
+    named |= _from_zero([one.name for one in required], roles)
     unnamed = [one for one in required if not named[one.name]]
     assignments = [named]
     # where all have defaults, as None, their names say which of them are the loss's tensors
@@ -267,6 +268,15 @@ def calls(
             first = parameters[0].name == batch
             batched = (batch if not first else "", [one.name for one in taken])
             yield from _expressions([*taken, *others], named | parts, contract, given, batched)
+
+
+def _from_zero(names: Sequence[str], roles: Mapping[str, Any]) -> dict[str, str]:
+    """Return what two names mean that end in 0 and in 1: by itself, x1 is the first."""
+    for stem in (name[:-1] for name in names if name.endswith("0")):
+        for order in (("image", "text"), ("first", "second")):
+            if f"{stem}1" in names and f"{stem}2" not in names and set(order) <= set(roles):
+                return dict(zip((f"{stem}0", f"{stem}1"), order, strict=True))
+    return {}
 
 
 def _expressions(
