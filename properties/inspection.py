@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import math
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -77,6 +78,8 @@ class Tried:
     error: str = ""
     invariant: bool = False
     """Whether rows of twice the length gave the same."""
+    distance: float = 0.0
+    """How far its first term is from the oracle's at most, in proportion."""
 
 
 def inspect_target(
@@ -293,11 +296,21 @@ def _try(
                 if tried.matches:
                     return tried
                 results.append(tried)
-    for tried in results:
-        if not tried.error:
+    for first in results:
+        if not first.error:
+            tried = min(
+                (one for one in results if _holds_otherwise(one, first)), key=lambda one: one.distance
+            )
             normalises = tried.invariant and not subject.features and "normalized" in modes
             return replace(tried, features="normalized") if normalises else tried
     return results[0] if results else None
+
+
+def _holds_otherwise(one: Tried, first: Tried) -> bool:
+    """Whether a form that returned a loss differs from another in what its parameters hold alone."""
+    same = replace(one.form, parameters=()) == replace(first.form, parameters=())
+    paths = [path for path, _ in one.form.parameters] == [path for path, _ in first.form.parameters]
+    return same and paths and one.features == first.features and not one.error
 
 
 def modes_of(contract: Contract) -> list[Features]:
@@ -365,7 +378,18 @@ def _compared(
             invariant = _agree(contract, cases[0], again, outputs[0])
         except Exception:
             invariant = False
-    return Tried(form, features, matches, invariant=invariant)
+    distance = 0.0 if matches else max(map(functools.partial(_distance, contract), cases, outputs))
+    return Tried(form, features, matches, invariant=invariant, distance=distance)
+
+
+def _distance(contract: Contract, case: Case, output: Any) -> float:
+    """Return how far the first term is from the oracle's, in proportion."""
+    right = np.asarray(reference(contract, Example(case)).terms[0][contract.terms[0]])
+    found = read(output, contract.terms)[1].get(contract.terms[0])
+    seen = to_array(found) if isinstance(found, torch.Tensor) else np.array(math.nan)
+    if seen.size != right.size or not np.all(np.isfinite(seen)):
+        return math.inf
+    return float(np.max(abs(seen.reshape(right.shape) - right) / (1 + abs(right)), initial=0.0))
 
 
 def fitting(case: Case, form: Form, features: Features, contract: Contract, options: tuple[str, ...]) -> Case:
