@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from .forms import NAMES, OPTIONS, input_of
+from .forms import NAMES, OPTIONS, SOFT, input_of
 from .keywords import NEEDED, keywords_read
 
 ROLES: dict[str, str] = {
@@ -150,8 +150,8 @@ TENSORS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """By contract: what the parameters of a target are whose names say nothing, in order."""
 HOLDERS = {
-    "scale": ("log_scale", "scale"),
-    "temperature": ("temperature", "log_temperature", "scale", "log_scale"),
+    "scale": ("log_scale", "scale", "softplus_scale"),
+    "temperature": ("temperature", "log_temperature", "scale", "log_scale", *SOFT),
     "log_scale": ("log_scale", "log_temperature"),
     "log_temperature": ("log_temperature", "log_scale"),
     "bias": ("bias",),

@@ -23,7 +23,7 @@ from . import adapter, devices
 from .cases import PAD_IDS, Case
 from .contracts import Contract, accepted, entry
 from .examples import Example
-from .forms import HELD, NAMES, OPTIONS, Form
+from .forms import HELD, NAMES, OPTIONS, SOFT, Form
 from .forms_known import (
     MOST,
     calls,
@@ -241,7 +241,7 @@ def _candidates(
             known = calls(function, contract.name, names, keys_read(function))
             for call in [stated.call] if stated.call else known:
                 form = Form(call, arguments, tuple(held), rows=rows)
-                drops = held_so and not held and not any(name in HELD for name in form.names())
+                drops = held_so and not held and not any(name in HELD | SOFT for name in form.names())
                 if drops or not form.is_once(contract.name):
                     continue  # what a module holds is the scale, unless the call gives one
                 if found and any(holdings(scalars, contract.name, [])):
@@ -307,10 +307,11 @@ def _try(
 
 
 def _holds_otherwise(one: Tried, first: Tried) -> bool:
-    """Whether a form that returned a loss differs from another in what its parameters hold alone."""
+    """Whether a form that returned a loss is another, or holds a scale where that holds a temperature."""
     same = replace(one.form, parameters=()) == replace(first.form, parameters=())
-    paths = [path for path, _ in one.form.parameters] == [path for path, _ in first.form.parameters]
-    return same and paths and one.features == first.features and not one.error
+    alike = [tuple((path, name.replace("temperature", "scale")) for path, name in tried.form.parameters)
+             for tried in (one, first)]  # fmt: skip
+    return same and alike[0] == alike[1] and one.features == first.features and not one.error
 
 
 def modes_of(contract: Contract) -> list[Features]:
@@ -410,7 +411,7 @@ def takes_scale(form: Form, contract: Contract, options: tuple[str, ...]) -> boo
         return True
     if form.is_plain:
         return "logit_scale" in contract.differentiable or "temperature" in options
-    names = [name for name in form.names() if name in HELD and name in known]
+    names = [name for name in form.names() if name in SOFT or (name in HELD and name in known)]
     # a constructor takes the temperature by the contract's own name
     return bool(names) or (
         form.constructed and "logit_scale" not in contract.differentiable and "temperature" in options

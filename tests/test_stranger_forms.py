@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from verified_losses.properties.ask.plans import Verifier
+from verified_losses.properties.forms import read_parameter
 from verified_losses.properties.laws.hygiene import RAISING_AGAIN
+from verified_losses.properties.laws.large import TOO_MUCH
 from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.show.forms import described
 from verified_losses.properties.standalone import loading
@@ -61,6 +63,9 @@ def _verified(
         ("HeadInChunks", "linear_cross_entropy",
          "calls HeadInChunks(hidden_states=hidden, lm_head_weight=weight, labels=labels)"),
         ("scripted", "ntxent", "calls scripted(z1=first, z2=second, temperature=temperature)"),
+        ("Soft", "clip", "raw_tau holds what softplus makes a temperature"),
+        ("SoftScale", "clip", "raw_tau holds what softplus makes a scale"),
+        ("Trainer.compute_loss", "infonce", "normalises rows"),
         ("ByKeyword", "infonce", "left at their defaults: reduction='mean'"),
         ("of_batch", "clip",
          'calls of_batch(dict(image_features=image, text_features=text), logit_scale=scale)["loss"]'),
@@ -136,6 +141,8 @@ def test_own_rows_that_carry_the_gradient_of_all_ranks_are_held_to_that() -> Non
     [
         ("mean_of_chunks", "linear_cross_entropy", TERMS),
         ("stale_maximum", "clip", "large batches equal the oracle"),
+        ("Blocks", "infonce", "large batches equal the oracle"),
+        ("HardScale", "clip", GRADIENTS),
     ],
 )
 def test_what_is_wrong_is_caught(name: str, contract: str, law: str) -> None:
@@ -153,3 +160,17 @@ def test_a_module_may_own_what_a_formula_learns(name: str, falsified: set[str]) 
     assert "weight holds weight" in described(contract, subject)
     planned = [one for one in plan({"it": (contract, subject)}, "1", 8) if one.law.name in (TERMS, GRADIENTS)]
     assert {one.law for one in Verifier(8).verify_all(planned) if one.verdict == "falsified"} == falsified
+
+
+def test_a_loss_of_two_views_may_take_too_much_for_so_many_rows() -> None:
+    subject, _ = inspection(ask("tests.strangers.forms:one_by_one", "infonce")[1], "infonce")
+    planned = [one for one in plan({"it": ("infonce", subject)}, "1", 25) if one.law.name.startswith("large")]
+    (finding,) = Verifier(25).verify_all(planned)
+    assert (finding.verdict, finding.reason) == ("skipped", TOO_MUCH)
+
+
+def test_a_parameter_may_be_stated_as_what_softplus_makes_a_scale() -> None:
+    assert read_parameter("temperature=softplus(raw)", "clip") == ("raw", "softplus_temperature")
+    assert read_parameter("logit_scale=1 / softplus(a.raw)", "infonce") == ("a.raw", "softplus_temperature")
+    assert read_parameter("logit_scale=softplus(raw)", "siglip") == ("raw", "softplus_scale")
+    assert read_parameter("dist_temperature=softplus(t)", "distill") == ("t", "dist_softplus_temperature")

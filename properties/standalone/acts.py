@@ -101,7 +101,7 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
         loss = torch.compile(loss, backend="aot_eager")
     before = {name: value.detach().clone() for name, value in given.items()}
-    with torch.inference_mode(one.mode == "inference"), autocast(one.mode):
+    with quiet(loss, one.mode), autocast(one.mode):
         structure, terms = read(one.call(loss, given), one.terms)
     for name, term in terms.items():
         if not isinstance(term, torch.Tensor):
@@ -126,6 +126,17 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         *(f"the cotangent of {name}" for name in altered),
     )
     return outcome
+
+
+def quiet(loss: Any, mode: str) -> contextlib.AbstractContextManager[object]:
+    """Return inference mode, where that is the mode.
+
+    What torch.jit.script has made gets no_grad: after a call under inference mode torch raises in all others.
+    """
+    if mode != "inference":
+        return contextlib.nullcontext()
+    scripted = isinstance(loss, torch.jit.ScriptFunction | torch.jit.ScriptModule)
+    return torch.no_grad() if scripted else torch.inference_mode()
 
 
 def autocast(mode: str) -> contextlib.AbstractContextManager[object]:

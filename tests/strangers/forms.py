@@ -290,3 +290,69 @@ def compiled_covariance(x: Tensor, y: Tensor) -> Tensor:
         c = z.T @ z / (len(z) - 1)
         total = total + (c.pow(2).sum() - c.diagonal().pow(2).sum()) / len(c)
     return total
+
+
+class Soft(nn.Module):
+    """Its temperature is positive by softplus, by its formula."""
+
+    def __init__(self, init_tau: float = 0.07) -> None:
+        super().__init__()
+        self.raw_tau = nn.Parameter(torch.tensor(init_tau).expm1().log())
+
+    def forward(self, img_emb: Tensor, txt_emb: Tensor) -> Tensor:
+        logits = img_emb @ txt_emb.T / torch.log(1 + torch.exp(self.raw_tau))
+        at = torch.arange(len(logits))
+        return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+
+
+class SoftScale(Soft):
+    """What softplus makes is the scale, which may be large."""
+
+    def forward(self, img_emb: Tensor, txt_emb: Tensor) -> Tensor:
+        logits = img_emb @ txt_emb.T * F.softplus(self.raw_tau)
+        at = torch.arange(len(logits))
+        return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+
+
+class HardScale(Soft):
+    """Wrong: its scale is no function of what it learns."""
+
+    def forward(self, img_emb: Tensor, txt_emb: Tensor) -> Tensor:
+        logits = img_emb @ txt_emb.T * F.softplus(self.raw_tau).detach()
+        at = torch.arange(len(logits))
+        return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+
+
+class Trainer:
+    """Its loss is a method."""
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        self.temperature = temperature
+
+    def compute_loss(self, query: Tensor, passage: Tensor) -> Tensor:
+        scores = F.normalize(query, dim=-1) @ F.normalize(passage, dim=-1).T / self.temperature
+        return F.cross_entropy(scores, torch.arange(len(scores)))
+
+
+class Blocks(nn.Module):
+    """Wrong beyond 1,024 rows: blocks are added up in bfloat16."""
+
+    def __init__(self, temperature: float = 0.05) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, query: Tensor, positive: Tensor) -> Tensor:
+        query, positive = F.normalize(query, dim=-1), F.normalize(positive, dim=-1)
+        labels, total = torch.arange(len(query)), torch.zeros(())
+        for part, at in zip(query.split(1024), labels.split(1024), strict=True):
+            summed = F.cross_entropy(part @ positive.T / self.temperature, at, reduction="sum")
+            total = total + (summed.bfloat16() if len(query) > 1024 else summed)
+        return total.to(query.dtype) / len(query)
+
+
+def one_by_one(query: Tensor, positive: Tensor, temperature: float) -> Tensor:
+    """Asks for the memory of all pairs of pairs."""
+    if len(query) > 1024:
+        raise MemoryError("pairs of pairs")
+    scores = F.normalize(query, dim=-1) @ F.normalize(positive, dim=-1).T / temperature
+    return F.cross_entropy(scores, torch.arange(len(scores)))
