@@ -1079,7 +1079,10 @@ def scatter(
 
     results, tape = computed(1, 0, sized=True)
     exact = [np.real(one[0]) for one in results]
-    sizes = [np.nan_to_num(p.stored * np.real(one[1]), posinf=0.0) for one in results]
+    # a complex step errs by its square times the next derivative but one: nothing is known of what is less
+    # than the step
+    least = 0.0 if along is None else STEP
+    sizes = [np.nan_to_num(p.stored * np.real(one[1]), posinf=0.0) + least for one in results]
     known = tape.errs and tape.decided and tape.largest <= p.largest
     both = 1 + FLOAT64 / p.stored  # what it is compared with is computed in float64, and errs too
     most = [both / finer * _most(one) if known else np.full(np.shape(one[0]), np.inf) for one in results]

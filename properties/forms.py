@@ -90,8 +90,21 @@ def names_of(contract: str) -> dict[str, Name]:
     if is_own(contract) and contract not in NAMES:
         found = formula(contract)
         sizes = {name: Name(f'ARGUMENTS["{name}"]') for name in found.sizes_held}
-        NAMES[contract] = sizes | {name: _of_kind(name, kind) for name, kind in found.inputs.items()}
+        inputs = {named_in_call(name): _of_kind(name, kind) for name, kind in found.inputs.items()}
+        NAMES[contract] = sizes | inputs
     return NAMES[contract]
+
+
+RESERVED = (
+    "target", "torch", "loss", "given", "output_dict", "math", "ARGUMENTS",
+    "partial", "call_holding", "in_turn", "row_labels",
+)  # fmt: skip
+"""Names that mean something in an expression already, or in the function made of it."""
+
+
+def named_in_call(name: str) -> str:
+    """Return the name that an input of a formula has in an expression: `target_` for `target`."""
+    return f"{name}_" if name in RESERVED else name
 
 
 def _of_kind(name: str, kind: Kind) -> Name:
@@ -107,6 +120,8 @@ ROWS = ("image_features", "text_features", "dist_image_features", "dist_text_fea
 """Inputs whose rows a loss may normalise."""
 HELD = {"scale": "", "temperature": "inverse", "log_scale": "exp", "log_temperature": "exp_negative"}
 """By the name of what is held: what makes a scale of it."""
+SOFT: dict[str, Holding] = {"softplus_temperature": "inverse_softplus", "softplus_scale": "softplus"}
+"""The same of what only a parameter of a module holds."""
 OPTIONS = {
     contract: tuple(
         name for name, one in known.items() if name in _GATHERS or one.source == f'ARGUMENTS["{name}"]'
@@ -119,9 +134,13 @@ OPTIONS = {
 def holdable(contract: str) -> dict[str, Name]:
     """Return by name what a parameter of a module may hold."""
     known = NAMES[contract]
-    if contract not in ("infonce", "ntxent"):
-        return known
-    return known | {name: one for name, one in _scale().items() if name in HELD}
+    if contract in ("infonce", "ntxent"):
+        known = known | {name: one for name, one in _scale().items() if name in HELD}
+    prefixes = [one for one in ("", "dist_") if f"{one}scale" in known and known[f"{one}scale"].input]
+    soft = {
+        f"{one}{name}": _given(f"{one}logit_scale", kind) for one in prefixes for name, kind in SOFT.items()
+    }
+    return known | soft
 
 
 @dataclass(frozen=True)
@@ -254,7 +273,7 @@ def read_parameter(text: str, contract: str) -> tuple[str, str]:
     scales = [one for one in known if (known[one].source and one.split("dist_")[-1] in HELD) or "bias" in one]
     if not scales:
         raise ValueError(f"the contract {contract} has no scale, temperature or bias, got {text!r}")
-    expected = f"expected {' or '.join(scales)} = NAME, exp(NAME), 1 / NAME or exp(-NAME)"
+    expected = f"expected {' or '.join(scales)} = NAME, exp(NAME), 1 / NAME, exp(-NAME) or softplus(NAME)"
     if not equals or name not in scales:
         raise ValueError(f"{expected}, got {text!r}")
     try:
@@ -274,6 +293,14 @@ def _kind_of(tree: ast.expr) -> tuple[str, str | None]:
             return "exp_negative", _path(inner)
         case ast.Call(func=ast.Name(id="exp"), args=[inner], keywords=[]):
             return "exp", _path(inner)
+        case ast.Call(func=ast.Name(id="softplus"), args=[inner], keywords=[]):
+            return "softplus", _path(inner)
+        case ast.BinOp(
+            left=ast.Constant(value=1 | 1.0),
+            op=ast.Div(),
+            right=ast.Call(func=ast.Name(id="softplus"), args=[inner], keywords=[]),
+        ):
+            return "inverse_softplus", _path(inner)
         case ast.BinOp(left=ast.Constant(value=1 | 1.0), op=ast.Div(), right=inner):
             return "inverse", _path(inner)
     return "", _path(tree)
@@ -287,7 +314,10 @@ def _path(tree: ast.expr) -> str | None:
     return None
 
 
-INVERTED = {"": "inverse", "exp": "exp_negative", "inverse": "", "exp_negative": "exp"}
+INVERTED = {
+    "": "inverse", "exp": "exp_negative", "inverse": "", "exp_negative": "exp",
+    "softplus": "inverse_softplus", "inverse_softplus": "softplus",
+}  # fmt: skip
 """What makes the inverse, by what makes the value."""
 
 
@@ -300,7 +330,7 @@ def _as_held(name: str, kind: str) -> str:
     made = INVERTED[kind] if short == "temperature" else kind
     if short in ("log_scale", "log_temperature"):
         made = HELD[short] if not kind else ""
-    return prefix + next(one for one, how in HELD.items() if how == made)
+    return prefix + next(one for one, how in (HELD | SOFT).items() if how == made)
 
 
 def source(form: Form, contract: str, unit: bool = False) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from .forms import NAMES, OPTIONS, input_of
+from .forms import NAMES, OPTIONS, SOFT, input_of
+from .keywords import NEEDED, keywords_read
 
 ROLES: dict[str, str] = {
     "image": """image_features image_embeds image_embeddings image_embedding image_embed image_emb
@@ -149,14 +150,16 @@ TENSORS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """By contract: what the parameters of a target are whose names say nothing, in order."""
 HOLDERS = {
-    "scale": ("log_scale", "scale"),
-    "temperature": ("temperature", "log_temperature", "scale", "log_scale"),
+    "scale": ("log_scale", "scale", "softplus_scale"),
+    "temperature": ("temperature", "log_temperature", "scale", "log_scale", *SOFT),
     "log_scale": ("log_scale", "log_temperature"),
     "log_temperature": ("log_temperature", "log_scale"),
     "bias": ("bias",),
 }
 """By the role of a module's parameter: what it may hold, in the order in which it is tried."""
 PRIMES = {"t_prime": "log_scale", "t": "log_scale", "b_prime": "bias", "log_t": "log_scale"}
+ASKS = ("return_loss", "compute_loss", "calc_loss", "with_loss")
+"""Flags without which a model returns its outputs, and no loss."""
 MOST = 64
 """Forms that are tried of one target."""
 
@@ -185,13 +188,15 @@ class Taken:
 
 
 def parameters_of(function: Callable[..., Any]) -> list[Taken]:
-    """Return the parameters of a function, without those that stand for any."""
+    """Return the parameters of a function: in the place of **kwargs, what it reads of them."""
     found = []
     for name, one in inspect.signature(function).parameters.items():
         if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
             continue
         found.append(Taken(name, one.default is one.empty, one.kind is not one.POSITIONAL_ONLY))
-    return found
+    read = keywords_read(function) or {}
+    has = [one.name for one in found]
+    return found + [Taken(key, default == NEEDED, True) for key, default in read.items() if key not in has]
 
 
 def is_called_itself(target: Any) -> bool:
@@ -213,7 +218,7 @@ def calls(
     function: Callable[..., Any],
     contract: str,
     given: Sequence[str] = (),
-    keys: Sequence[str] = (),
+    read: Mapping[str, Sequence[str]] = MappingProxyType({}),
     stated: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[str]:
     """Yield the calls that the parameters of a function allow, as expressions.
@@ -222,7 +227,7 @@ def calls(
         function: what is called.
         contract: whose names the expressions hold.
         given: which names the target has elsewhere: a temperature in its constructor.
-        keys: what the function reads of its only argument.
+        read: by argument, which keys the function reads of it.
         stated: by parameter, which name of the contract it is given.
     """
     parameters, roles = parameters_of(function), MEANINGS[contract]
@@ -233,6 +238,7 @@ def calls(
         or (one.name if one.name in OPTIONS.get(contract, ()) else "")
         for one in parameters
     }
+    named |= _from_zero([one.name for one in required], roles)
     unnamed = [one for one in required if not named[one.name]]
     assignments = [named]
     # where all have defaults, as None, their names say which of them are the loss's tensors
@@ -254,17 +260,31 @@ def calls(
                 assignments.append(named | {one.name: r for one, r in zip(required, order, strict=True)})
     for assigned in assignments:
         yield from _expressions(parameters, assigned, contract, given)
-    if keys and len(required) == 1:
-        parts = {key: role_of(key, tuple(roles)) for key in keys}
-        if {"image", "text"} <= set(parts.values()) or {"first", "second"} <= set(parts.values()):
-            taken = [Taken(key, True, True) for key in keys if parts[key]]
-            for one in _expressions(taken, parts, contract, given):
-                inner = one.removeprefix("target(").removesuffix(")")
-                yield f"target(dict({inner}))"
+    for batch, keys in read.items():
+        others = [one for one in parameters if one.name != batch]
+        parts = {key: role_of(key, tuple(roles)) for key in keys if key not in named}
+        if _has_tensors({*parts.values(), *(named[one.name] for one in others)}, contract):
+            taken = [Taken(key, True, True) for key in parts if parts[key]]
+            first = parameters[0].name == batch
+            batched = (batch if not first else "", [one.name for one in taken])
+            yield from _expressions([*taken, *others], named | parts, contract, given, batched)
+
+
+def _from_zero(names: Sequence[str], roles: Mapping[str, Any]) -> dict[str, str]:
+    """Return what two names mean that end in 0 and in 1: by itself, x1 is the first."""
+    for stem in (name[:-1] for name in names if name.endswith("0")):
+        for order in (("image", "text"), ("first", "second")):
+            if f"{stem}1" in names and f"{stem}2" not in names and set(order) <= set(roles):
+                return dict(zip((f"{stem}0", f"{stem}1"), order, strict=True))
+    return {}
 
 
 def _expressions(
-    parameters: Sequence[Taken], assigned: dict[str, str], contract: str, given: Sequence[str]
+    parameters: Sequence[Taken],
+    assigned: dict[str, str],
+    contract: str,
+    given: Sequence[str],
+    batched: tuple[str, Sequence[str]] = ("", ()),
 ) -> Iterator[str]:
     roles = MEANINGS[contract]
     taken = [one for one in parameters if assigned.get(one.name)]
@@ -285,34 +305,40 @@ def _expressions(
             continue
         for chosen in itertools.product(*choices):
             values = [one.format(scaled=scale, biased=bias, heated=heat) for one in chosen]
-            parts = [
-                f"{one.name}={value}" if one.by_name else value
-                for one, value in zip(taken, values, strict=True)
-            ]
+            parts: list[str] = []
+            inner: list[str] = []
+            for one, value in zip(taken, values, strict=True):
+                into = inner if one.name in batched[1] else parts
+                into.append(f"{one.name}={value}" if one.by_name else value)
+            if inner and batched[0]:
+                parts.append(f"{batched[0]}=dict({', '.join(inner)})")
+            elif inner:
+                parts.insert(0, f"dict({', '.join(inner)})")
+            parts += [f"{one.name}=True" for one in parameters if one.name in ASKS and one not in taken]
             expression = f"target({', '.join(parts)})"
             if expression not in seen:
                 seen.add(expression)
                 yield expression
 
 
-def keys_read(function: Callable[..., Any]) -> list[str]:
-    """Return which keys a function reads of its only argument, by its source, where there is one."""
+def keys_read(function: Callable[..., Any]) -> dict[str, list[str]]:
+    """Return by argument that a function cannot do without which keys it reads of it, by its source."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
-        return []
+        return {}
     names = {one.name for one in parameters_of(function) if one.required}
-    found = []
+    found: dict[str, list[str]] = {}
     for node in ast.walk(tree):
         match node:
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key))) if name in names:
-                found.append(key)
+                found.setdefault(name, []).append(key)
             case ast.Call(
                 func=ast.Attribute(value=ast.Name(id=name), attr="get"),
                 args=[ast.Constant(value=str(key)), *_],
             ) if name in names:
-                found.append(key)
-    return list(dict.fromkeys(found))
+                found.setdefault(name, []).append(key)
+    return {name: [key for key in dict.fromkeys(keys) if key.isidentifier()] for name, keys in found.items()}
 
 
 def ignores_by_another_name(target: Callable[..., Any], passed: Iterable[str]) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import math
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from . import adapter, devices
 from .cases import PAD_IDS, Case
 from .contracts import Contract, accepted, entry
 from .examples import Example
-from .forms import HELD, NAMES, OPTIONS, Form
+from .forms import HELD, NAMES, OPTIONS, SOFT, Form
 from .forms_known import (
     MOST,
     calls,
@@ -33,6 +34,7 @@ from .forms_known import (
     keys_read,
     parameters_of,
 )
+from .keywords import NEEDED, keywords_read
 from .names import Features
 from .own.forms import own_forms
 from .reference import reference
@@ -76,6 +78,8 @@ class Tried:
     error: str = ""
     invariant: bool = False
     """Whether rows of twice the length gave the same."""
+    distance: float = 0.0
+    """How far its first term is from the oracle's at most, in proportion."""
 
 
 def inspect_target(
@@ -237,7 +241,7 @@ def _candidates(
             known = calls(function, contract.name, names, keys_read(function))
             for call in [stated.call] if stated.call else known:
                 form = Form(call, arguments, tuple(held), rows=rows)
-                drops = held_so and not held and not any(name in HELD for name in form.names())
+                drops = held_so and not held and not any(name in HELD | SOFT for name in form.names())
                 if drops or not form.is_once(contract.name):
                     continue  # what a module holds is the scale, unless the call gives one
                 if found and any(holdings(scalars, contract.name, [])):
@@ -292,11 +296,22 @@ def _try(
                 if tried.matches:
                     return tried
                 results.append(tried)
-    for tried in results:
-        if not tried.error:
+    for first in results:
+        if not first.error:
+            tried = min(
+                (one for one in results if _holds_otherwise(one, first)), key=lambda one: one.distance
+            )
             normalises = tried.invariant and not subject.features and "normalized" in modes
             return replace(tried, features="normalized") if normalises else tried
     return results[0] if results else None
+
+
+def _holds_otherwise(one: Tried, first: Tried) -> bool:
+    """Whether a form that returned a loss is another, or holds a scale where that holds a temperature."""
+    same = replace(one.form, parameters=()) == replace(first.form, parameters=())
+    alike = [tuple((path, name.replace("temperature", "scale")) for path, name in tried.form.parameters)
+             for tried in (one, first)]  # fmt: skip
+    return same and alike[0] == alike[1] and one.features == first.features and not one.error
 
 
 def modes_of(contract: Contract) -> list[Features]:
@@ -320,6 +335,9 @@ def _attempt(
     if form.is_plain and len(contract.terms) == 1 and isinstance(outputs[0], tuple | list):
         yield Tried(form, features, error=f"returns no loss, but {_shown(outputs[0])}")
         return
+    if form.is_plain and len(contract.terms) == 1 and not _is_read(outputs[0], contract.terms):
+        yield Tried(form, features, error=f"returns no loss, but {_shown(outputs[0])}")
+        return
     if form.is_plain and (len(contract.terms) == 1 or has_all(outputs[0], contract.terms)):
         yield _compared(form, features, contract, cases, outputs, asked, target)
         return
@@ -336,6 +354,12 @@ def _attempt(
             yield Tried(whole, features, error=traceback.format_exc())
             continue
         yield _compared(whole, features, contract, cases, read_outputs, asked, target)
+
+
+def _is_read(output: Any, terms: tuple[str, ...]) -> bool:
+    """Whether a contract finds its term in an output as it is, or there is none to be found in it."""
+    found = [one for one in read(output, terms)[1].values() if isinstance(one, torch.Tensor)]
+    return bool(found) or not readings(output)
 
 
 def _compared(
@@ -355,7 +379,18 @@ def _compared(
             invariant = _agree(contract, cases[0], again, outputs[0])
         except Exception:
             invariant = False
-    return Tried(form, features, matches, invariant=invariant)
+    distance = 0.0 if matches else max(map(functools.partial(_distance, contract), cases, outputs))
+    return Tried(form, features, matches, invariant=invariant, distance=distance)
+
+
+def _distance(contract: Contract, case: Case, output: Any) -> float:
+    """Return how far the first term is from the oracle's, in proportion."""
+    right = np.asarray(reference(contract, Example(case)).terms[0][contract.terms[0]])
+    found = read(output, contract.terms)[1].get(contract.terms[0])
+    seen = to_array(found) if isinstance(found, torch.Tensor) else np.array(math.nan)
+    if seen.size != right.size or not np.all(np.isfinite(seen)):
+        return math.inf
+    return float(np.max(abs(seen.reshape(right.shape) - right) / (1 + abs(right)), initial=0.0))
 
 
 def fitting(case: Case, form: Form, features: Features, contract: Contract, options: tuple[str, ...]) -> Case:
@@ -376,7 +411,7 @@ def takes_scale(form: Form, contract: Contract, options: tuple[str, ...]) -> boo
         return True
     if form.is_plain:
         return "logit_scale" in contract.differentiable or "temperature" in options
-    names = [name for name in form.names() if name in HELD and name in known]
+    names = [name for name in form.names() if name in SOFT or (name in HELD and name in known)]
     # a constructor takes the temperature by the contract's own name
     return bool(names) or (
         form.constructed and "logit_scale" not in contract.differentiable and "temperature" in options
@@ -527,19 +562,14 @@ def _defaults(
     """Return the arguments of a constructor, or a function, that nobody passes, with their defaults."""
     if inspect.isclass(target) and target.__init__ is torch.nn.Module.__init__:
         return ()
+    signed = inspect.signature(target).parameters.items()
+    defaults = {name: repr(one.default) for name, one in signed if one.default is not one.empty}
+    defaults |= {name: one for name, one in (keywords_read(target) or {}).items() if one != NEEDED}
     if is_called_itself(target):
-        return tuple(
-            (name, repr(one.default))
-            for name, one in inspect.signature(target).parameters.items()
-            if one.default is not one.empty
-        )
+        return tuple(defaults.items())
     known = {**contract.constructor(case), **dict(subject.options), "rank": 0, "world_size": 1}
     passed = accepted(target, known)
-    return tuple(
-        (name, repr(one.default))
-        for name, one in inspect.signature(target).parameters.items()
-        if name not in passed and one.default is not one.empty
-    )
+    return tuple((name, default) for name, default in defaults.items() if name not in passed)
 
 
 def _unknown(target: Any, contract: Contract, subject: Subject, signature: Signature) -> str:

@@ -18,8 +18,8 @@ Features = Literal["", "raw", "normalized", "unit"]
 """What a loss does with rows of features: what its contract says; takes them as they are; normalises them; or
 gets rows that the caller has normalised, whatever it does with them."""
 FEATURE_KINDS: tuple[Features, ...] = get_args(Features)
-Holding = Literal["exp", "inverse", "exp_negative"]
-"""How an input s follows from what a loss holds, t: exp(t), 1 / t or exp(-t)."""
+Holding = Literal["exp", "inverse", "exp_negative", "softplus", "inverse_softplus"]
+"""How an input s follows from what a loss holds, t: exp(t), 1 / t, exp(-t), softplus(t) or its inverse."""
 HOLDINGS: tuple[Holding, ...] = get_args(Holding)
 Held = tuple[tuple[str, Holding], ...]
 """The inputs that a loss holds in another form, and in which."""

@@ -17,7 +17,7 @@ from .cases import Case, tensor
 from .contracts import Contract, accepted, entry
 from .examples import Example, Step
 from .forms import NAMES, PLAIN, Form, source
-from .forms_known import is_called_itself, parameters_of
+from .forms_known import MEANINGS, is_called_itself, parameters_of, role_of
 from .reference import Reference, reference
 from .standalone.acts import Call, terms_of
 from .standalone.calls import call_holding, in_turn, row_labels
@@ -69,10 +69,11 @@ def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case
     if not any(one.required for one in taken) and is_called_itself(target):  # its tensors may be None
         missing = [one.name for one in taken]
     if contract.is_loss and missing:
-        return Signature(
-            f"{name} needs {', '.join(missing)}, of which the contract {contract.name} knows nothing: "
-            "give a function that returns it constructed"
-        )
+        itself = is_called_itself(target)
+        roles = tuple(MEANINGS.get(contract.name, ()))
+        strange = [one for one in missing if not (itself and role_of(one, roles))] or missing
+        wrong = f"{name} needs {', '.join(strange)}, of which the contract {contract.name} knows nothing"
+        return Signature(wrong if itself else f"{wrong}: give a function that returns it constructed")
     if unknown:
         wrong = f"{name} takes no {', '.join(unknown)}, nor does the contract {contract.name}"
         return Signature(wrong, hopeless=True)

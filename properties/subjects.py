@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from .forms import PLAIN, Form
 from .names import CONTRACTS, CONVENTIONS, DTYPES, LOSSES, STRIDES, Features, Held, Scales
+from .scripted import signed
 from .standalone.interpreter import interpret
-from .standalone.loading import STUBS, load
+from .standalone.loading import STUBS, load, member
 from .worlds.specs import Worlds, worlds_of
 
 
@@ -18,7 +19,7 @@ class Target(NamedTuple):
     place: str
     """A module, package.module, or a file, path/to/file.py."""
     name: str
-    """A class or a function of it, or a class method that constructs one: Loss.from_config."""
+    """A class or a function of it, or a method: one that constructs, or one that objects are called by."""
 
     @classmethod
     def of(cls, text: str) -> "Target":
@@ -115,12 +116,11 @@ class Subject:
             raise Unresolved(f"expected MODULE:NAME or FILE.py:NAME, got {self.target!r}")
         if self.interpret:
             interpret()
-        found: Any = _module(target)
-        for name in target.name.split("."):  # a class's constructor, as Loss.from_config
-            if not hasattr(found, name):
-                raise Unresolved(f"there is no {target.name} in {target.place}")
-            found = getattr(found, name)
-        return found
+        module = _module(target)
+        try:
+            return signed(member(module, target.name))
+        except AttributeError as error:
+            raise Unresolved(f"there is no {target.name} in {target.place}") from error
 
 
 def stubbed() -> tuple[str, ...]:

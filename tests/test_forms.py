@@ -1,6 +1,7 @@
 """Losses that normalise rows, or hold a scale in another form: cases, oracles and bounds."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -194,13 +195,22 @@ def test_rows_are_prepared_by_hand(contract: str, features: Features, expected: 
     assert ready["other"] is ROWS
 
 
-@pytest.mark.parametrize(("kind", "slope"), [("exp", 3.0), ("inverse", -9.0), ("exp_negative", -3.0)])
+SLOPES_AT_3 = {
+    "exp": 3.0,
+    "inverse": -9.0,
+    "exp_negative": -3.0,
+    "softplus": 1 - math.exp(-3),  # e^t is e^3 - 1, and the slope e^t / (1 + e^t)
+    "inverse_softplus": -9 * (1 - math.exp(-1 / 3)),
+}
+
+
+@pytest.mark.parametrize(("kind", "slope"), SLOPES_AT_3.items())
 def test_a_scale_follows_from_what_is_held_by_hand(kind: Any, slope: float) -> None:
     t = held.OF_SCALE[kind](3.0)
     (ready,) = contracts()["clip"].prepared(Case(held=(("logit_scale", kind),)), [{"logit_scale": t}])
     close(ready["logit_scale"], 3, 3 * 2, 4)
     close(gradient(held.HELD[kind], np.asarray(t)), slope, 2 * abs(slope) * 2, 8)
-    close(SLOPES[kind](3.0), abs(slope), abs(slope), 1)
+    close(SLOPES[kind](3.0), abs(slope), abs(slope), 4)
 
 
 def test_similarities_of_dots_by_hand() -> None:
@@ -216,13 +226,20 @@ def test_similarities_of_dots_by_hand() -> None:
     close(infonce_loss(unit, second, 0.5, 0, cosine=False), infonce_loss(unit, second, 0.5, 0), 8, 16)
 
 
-@pytest.mark.parametrize("kind", [None, "exp", "inverse", "exp_negative"])
+@pytest.mark.parametrize("kind", [None, *held.HELD])
 @pytest.mark.parametrize("features", ["normalized", "unit"])
 def test_gradients_equal_those_of_a_formula_in_mpmath(kind: Any, features: Features) -> None:
     """CLIP's loss of cosines, with a loop for every sum, derived by differences of 50 digits."""
     holds = () if kind is None else (("logit_scale", kind),)
-    scales = {None: lambda t: t, "exp": mpmath.exp, "inverse": lambda t: 1 / t}
-    scale_of = scales.get(kind, lambda t: mpmath.exp(-t))
+    scales = {
+        None: lambda t: t,
+        "exp": mpmath.exp,
+        "inverse": lambda t: 1 / t,
+        "exp_negative": lambda t: mpmath.exp(-t),
+        "softplus": lambda t: mpmath.log(1 + mpmath.exp(t)),
+        "inverse_softplus": lambda t: 1 / mpmath.log(1 + mpmath.exp(t)),
+    }
+    scale_of = scales[kind]
     image, text = np.random.default_rng(0).standard_normal((2, 3, 2)) * 1.5
     point = np.concatenate([image.ravel(), text.ravel(), [3.0 if kind is None else held.OF_SCALE[kind](3.0)]])
 
@@ -282,7 +299,7 @@ def test_rows_err_by_hand() -> None:
 def test_scales_err_by_hand() -> None:
     u = 2.0**-10
     p = Precision(u, u, 0.0)
-    for kind in held.HELD:
+    for kind in ("exp", "inverse", "exp_negative"):
         assert holding(kind, 1.0, p) == 0
     assert holding("", 3.0, p) == 0
     assert holding("inverse", 4.0, p) == 0
@@ -290,6 +307,17 @@ def test_scales_err_by_hand() -> None:
     for kind in ("exp", "exp_negative"):
         # five roundings, and 1.25 of the exponent
         close(holding(kind, np.e, p), np.expm1(1.25 * u) + 5 * u / (1 - 5 * u), 1, 12)
+    # the softplus of 0 is log 2: no exponent, and nine roundings, of 1 / log 2 times as much too
+    nine = 9 * u / (1 - 9 * u) * (1 + 1 / np.log(2))
+    close(holding("softplus", np.log(2), p), nine, 3, 12)
+    close(holding("inverse_softplus", 1 / np.log(2), p), nine + u / (1 - u), 3, 12)
+    # beyond 20 it may be its argument; in half precision it is stored
+    straight = np.expm1(1.25 * u * np.log(np.expm1(21.0))) + 9 * u / (1 - 9 * u) * (1 + 1 / 21) + np.exp(-20)
+    close(holding("softplus", 21.0, p), straight, 1, 12)
+    half = Precision(2.0**-8, u, 0.0)
+    stored = 2.0**-8 / (1 - 2.0**-8)
+    close(holding("softplus", np.log(2), half), nine + stored, 3, 12)
+    close(holding("inverse_softplus", 1 / np.log(2), half), nine + u / (1 - u) + 2 * stored, 3, 12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -449,13 +449,23 @@ def scalar_holding(kind, held, p):
     """Return the relative error of the scale that follows from what is held."""
     if kind == "inverse":
         return (scalar_gamma(1, p.accumulated) + scalar_gamma(1, p.narrowed)) * (math.frexp(held)[0] != 0.5)
+    if "softplus" in kind:
+        result = math.log(1 + math.exp(held))
+        relative = math.exp(BASE_TWO * p.accumulated * held) - 1 + scalar_gamma(1, p.narrowed)
+        relative += scalar_gamma(2 * ELEMENTARY + 1, p.accumulated) * (1 + 1 / result)
+        once = scalar_gamma(1, p.accumulated) + scalar_gamma(1, p.narrowed)
+        return relative + once * (kind == "inverse_softplus")
     relative = math.exp(BASE_TWO * p.accumulated * held) - 1
     return relative + scalar_gamma(ELEMENTARY + 1, p.accumulated) + scalar_gamma(1, p.narrowed)
 
 
 def scalar_held(kind, held, error, size, p):
     """Return the error and the size of the gradient of what is held."""
-    slope = {"exp": math.exp(held), "inverse": 1 / held**2, "exp_negative": math.exp(-held)}[kind]
+    result, sigmoid = math.log(1 + math.exp(held)), 1 / (1 + math.exp(-held))
+    slope = {
+        "exp": math.exp(held), "inverse": 1 / held**2, "exp_negative": math.exp(-held),
+        "softplus": sigmoid, "inverse_softplus": sigmoid / result**2,
+    }[kind]  # fmt: skip
     relative = (1 + scalar_holding(kind, held, p)) ** 2
     relative *= (1 + scalar_gamma(2, p.accumulated)) * (1 + scalar_gamma(4, p.narrowed))
     error += (relative - 1) * (error + size)

@@ -1,12 +1,18 @@
 """Forms that were once refused or misread: found by themselves, and the verdict is true."""
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from verified_losses.properties.ask.plans import Verifier
+from verified_losses.properties.forms import read_parameter
+from verified_losses.properties.laws.hygiene import RAISING_AGAIN
+from verified_losses.properties.laws.large import TOO_MUCH
 from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.show.forms import described
+from verified_losses.properties.standalone import loading
 from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.plan import inspection, plan
 
@@ -19,11 +25,21 @@ TERMS, GRADIENTS, COTANGENTS = (
 )
 
 
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget what was stubbed."""
+    before = set(sys.modules)
+    monkeypatch.setattr(loading.STUBS, "names", [])
+    yield
+    for name in sys.modules.keys() - before:
+        del sys.modules[name]
+
+
 def _verified(
-    name: str, contract: str, world: str, laws: tuple[str, ...], cases: int
+    name: str, contract: str, world: str, laws: tuple[str, ...], cases: int, file: str = "forms"
 ) -> tuple[Any, set[str]]:
     held_to = FORMULAS.get(contract, contract)
-    subject, matches = inspection(ask(f"tests.strangers.forms:{name}", held_to)[1], held_to)
+    subject, matches = inspection(ask(f"tests.strangers.{file}:{name}", held_to)[1], held_to)
     assert matches, name
     planned = [one for one in plan({"it": (held_to, subject)}, world, cases) if one.law.name in laws]
     assert planned
@@ -46,12 +62,73 @@ def _verified(
         ("Captions", "coca", "raises for other labels of padding than 0, 1, -100: no case has them"),
         ("HeadInChunks", "linear_cross_entropy",
          "calls HeadInChunks(hidden_states=hidden, lm_head_weight=weight, labels=labels)"),
+        ("scripted", "ntxent", "calls scripted(z1=first, z2=second, temperature=temperature)"),
+        ("Soft", "clip", "raw_tau holds what softplus makes a temperature"),
+        ("SoftScale", "clip", "raw_tau holds what softplus makes a scale"),
+        ("Trainer.compute_loss", "infonce", "normalises rows"),
+        ("ByKeyword", "infonce", "left at their defaults: reduction='mean'"),
+        ("of_batch", "clip",
+         'calls of_batch(dict(image_features=image, text_features=text), logit_scale=scale)["loss"]'),
+        ("Regression", "tests.strangers.forms:byol",
+         "calls Regression(preds=online, targets=target_)"),
     ],
 )  # fmt: skip
 def test_the_form_is_found_and_the_loss_holds(name: str, contract: str, said: str) -> None:
     lines, falsified = _verified(name, contract, "1", (TERMS, GRADIENTS), 8)
     assert said in lines
     assert not falsified
+
+
+@pytest.mark.parametrize(
+    ("name", "contract", "world", "said"),
+    [
+        ("Lit", "infonce", "sim:2", "left at their defaults: lr=0.001"),
+        ("Dual", "clip", "1",
+         'calls Dual(text_embeds=text, image_embeds=image, return_loss=True)["loss"]'),
+    ],
+)  # fmt: skip
+def test_what_is_not_installed_has_stand_ins(
+    name: str, contract: str, world: str, said: str, unloaded: None
+) -> None:
+    lines, falsified = _verified(name, contract, world, (TERMS, GRADIENTS), 8, "absent")
+    assert any(said in line for line in lines)
+    assert not falsified
+
+
+def test_a_wrong_loss_that_returns_an_object_is_read_as_a_right_one() -> None:
+    contract = "infonce"
+    subject, matches = inspection(ask("tests.strangers.forms:returns_an_object", contract)[1], contract)
+    assert not matches
+    assert subject.form.call == "target(q=first, k=second).loss"
+    planned = [one for one in plan({"it": (contract, subject)}, "1", 8) if one.law.name == TERMS]
+    (finding,) = Verifier(8).verify_all(planned)
+    assert "expected a torch.Tensor" not in finding.reason
+    assert finding.verdict == "falsified"
+
+
+def _found(name: str, contract: str, law: str) -> Any:
+    contract = f"tests.strangers.forms:{contract}"
+    subject, matches = inspection(ask(f"tests.strangers.forms:{name}", contract)[1], contract)
+    assert matches
+    planned = [one for one in plan({"it": (contract, subject)}, "1", 8) if one.law.name == law]
+    (finding,) = Verifier(8).verify_all(planned)
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("name", "contract", "law"),
+    [
+        ("ArcFace", "arcface", "leaves no trace"),  # its centres begin at random
+        ("Regression", "byol", "twice differentiable"),  # a derivative that is 0, but for the complex step
+    ],
+)
+def test_what_was_accused_holds(name: str, contract: str, law: str) -> None:
+    assert _found(name, contract, law).verdict == "holds"
+
+
+def test_a_backward_that_torch_compile_runs_once_is_a_limit() -> None:
+    finding = _found("compiled_covariance", "covariance", "deterministic")
+    assert (finding.verdict, finding.limit) == ("limit", RAISING_AGAIN)
 
 
 def test_own_rows_that_carry_the_gradient_of_all_ranks_are_held_to_that() -> None:
@@ -64,6 +141,8 @@ def test_own_rows_that_carry_the_gradient_of_all_ranks_are_held_to_that() -> Non
     [
         ("mean_of_chunks", "linear_cross_entropy", TERMS),
         ("stale_maximum", "clip", "large batches equal the oracle"),
+        ("Blocks", "infonce", "large batches equal the oracle"),
+        ("HardScale", "clip", GRADIENTS),
     ],
 )
 def test_what_is_wrong_is_caught(name: str, contract: str, law: str) -> None:
@@ -81,3 +160,17 @@ def test_a_module_may_own_what_a_formula_learns(name: str, falsified: set[str]) 
     assert "weight holds weight" in described(contract, subject)
     planned = [one for one in plan({"it": (contract, subject)}, "1", 8) if one.law.name in (TERMS, GRADIENTS)]
     assert {one.law for one in Verifier(8).verify_all(planned) if one.verdict == "falsified"} == falsified
+
+
+def test_a_loss_of_two_views_may_take_too_much_for_so_many_rows() -> None:
+    subject, _ = inspection(ask("tests.strangers.forms:one_by_one", "infonce")[1], "infonce")
+    planned = [one for one in plan({"it": ("infonce", subject)}, "1", 25) if one.law.name.startswith("large")]
+    (finding,) = Verifier(25).verify_all(planned)
+    assert (finding.verdict, finding.reason) == ("skipped", TOO_MUCH)
+
+
+def test_a_parameter_may_be_stated_as_what_softplus_makes_a_scale() -> None:
+    assert read_parameter("temperature=softplus(raw)", "clip") == ("raw", "softplus_temperature")
+    assert read_parameter("logit_scale=1 / softplus(a.raw)", "infonce") == ("a.raw", "softplus_temperature")
+    assert read_parameter("logit_scale=softplus(raw)", "siglip") == ("raw", "softplus_scale")
+    assert read_parameter("dist_temperature=softplus(t)", "distill") == ("t", "dist_softplus_temperature")

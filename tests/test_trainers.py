@@ -1,9 +1,11 @@
 """The collectives of trainers, as losses use them, in simulated ranks; and Triton kernels, interpreted."""
 
+import copy
 import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +69,56 @@ def test_accelerate_concatenates_without_gradient() -> None:
         assert gathered.shape == (2 * SIZE, 2)
         assert not gathered.requires_grad
         assert scalars.tolist() == [0, 1, 2]
+
+
+def _padded(rank: int, size: int) -> Any:
+    accelerator, rows = trainers("accelerate")["Accelerator"](), torch.full((rank + 1, 2), float(rank))
+    ends = [
+        accelerator.pad_across_processes({"x": rows}, pad_index=7, pad_first=first)["x"]
+        for first in (False, True)
+    ]
+    return ends, [accelerator.reduce(rows[0], reduction=how, scale=2.0) for how in ("sum", "mean")]
+
+
+def test_accelerate_pads_as_far_as_the_longest_and_adds_up() -> None:
+    for rank, ((behind, before), (total, mean)) in enumerate(SimulatedWorld(SIZE).run(_padded)):
+        own, pad = [float(rank)] * (rank + 1), [7.0] * (SIZE - 1 - rank)
+        assert behind[:, 0].tolist() == own + pad
+        assert before[:, 1].tolist() == pad + own
+        assert (total.tolist(), mean.tolist()) == ([6, 6], [2, 2])
+
+
+def _module(rank: int, size: int) -> Any:
+    class Lit(trainers("lightning")["LightningModule"]):  # type: ignore[misc]
+        def __init__(self, tau: float, lr: float = 0.1, **kwargs: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters(ignore="lr")
+
+    one, other = Lit(0.5, scale=3), Lit(0.7)
+    one.save_hyperparameters({"eps": 0})
+    trainer = one.trainer
+    return (
+        dict(one.hparams), other.hparams.tau, copy.deepcopy(one).hparams.eps,
+        (trainer.world_size, trainer.global_rank, trainer.is_global_zero, trainer.num_devices),
+    )  # fmt: skip
+
+
+def test_a_module_of_lightning_has_a_trainer_and_what_it_saved() -> None:
+    for rank, (saved, tau, eps, place) in enumerate(SimulatedWorld(2).run(_module)):
+        assert saved == {"tau": 0.5, "scale": 3, "eps": 0}
+        assert (tau, eps) == (0.7, 0)
+        assert place == (2, rank, rank == 0, 2)
+
+
+def test_an_output_of_transformers_is_a_dict_without_what_is_none() -> None:
+    @dataclass
+    class Output(trainers("transformers")["ModelOutput"]):  # type: ignore[misc]
+        loss: Any = None
+        logits: Any = None
+
+    output = Output(logits=3)
+    assert (output.loss, output["logits"], output[0], output.to_tuple()) == (None, 3, 3, (3,))
+    assert list(Output(1, 2)) == ["loss", "logits"]
 
 
 def _of_torch(rank: int, size: int) -> Any:

@@ -32,8 +32,10 @@ from ..cases import (
     unsigned_zero,
 )
 from ..forms import Form
+from ..keywords import keywords_read
 from ..names import CONTRACTS, FEATURE_KINDS, STRIDES, Features, Values
 from ..own.formula import is_own
+from ..scripted import signed
 from ..subjects import Subject
 from .calls import Call, Inputs
 
@@ -394,8 +396,9 @@ def accepted(
 ) -> dict[str, Any]:
     """Return those of `arguments` that `target` takes.
 
-    **kwargs stands for the parameters of the same method of the next class in the MRO. If every class has
-    **kwargs, all arguments are taken except the `optional` ones that no class names.
+    **kwargs stands for what is read of it, where nothing else is done with it, else for the parameters of the
+    same method of the next class in the MRO. If every class has such **kwargs, all arguments are taken except
+    the `optional` ones that no class names.
     """
     if getattr(_unwrapped(target), "__init__", None) is torch.nn.Module.__init__:
         return {}  # its signature takes all, and it refuses each
@@ -408,7 +411,9 @@ def accepted(
     for function in [target, *(getattr(base, method) for base in classes if method in vars(base))]:
         parameters = inspect.signature(function).parameters
         named.update(parameters)
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        read = keywords_read(function)
+        named.update(read or ())
+        if read is not None or not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
             return {name: value for name, value in arguments.items() if name in named}
     return {name: value for name, value in arguments.items() if name in named or name not in optional}
 
@@ -425,7 +430,7 @@ def _unwrapped(target: Any) -> Any:
 def entry(loss: Any) -> Callable[..., Any]:
     """Return the function that a call of `loss` ends in: a module's own call takes any arguments."""
     loss = getattr(loss, "_orig_mod", loss)  # torch.compile keeps the module there
-    entered: Callable[..., Any] = getattr(loss, "forward", loss)
+    entered: Callable[..., Any] = signed(getattr(loss, "forward", loss))
     return entered
 
 

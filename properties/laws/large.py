@@ -14,6 +14,7 @@ from ..contracts import Contract, with_few_tiles
 from ..examples import Example
 from ..reference import Reference
 from ..subjects import Subject
+from ..worlds import WorldError
 from . import Bench, Law, Unanswered
 from .gradients import SUMMED_IN_ITSELF, compare_gradients
 from .values import compare_terms
@@ -73,17 +74,35 @@ def large_equals_oracle(bench: Bench, reference: Reference) -> float:
     """Terms and gradients of large cases equal the oracle's, in one call."""
     if not all(np.isfinite(one).all() for one in reference.bounds.terms[0].values()):
         raise Unanswered("errors may turn a comparison of the formula over, and then nothing bounds it")
-    (outcomes,) = bench.observe([reference.case])
+    try:
+        (outcomes,) = bench.observe([reference.case])
+    except WorldError as error:
+        if reference.contract.most_rows is None or not _is_too_much(error):
+            raise
+        raise Unanswered(TOO_MUCH, whatever=True) from error
     along = (
         1 if max(reference.case.rows) > min(LARGE_PAIRS) and _has_pairs(reference.contract) else DIRECTIONS
     )
     return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes, along))
 
 
+TOO_MUCH = "so many rows take too long, or too much memory"
+"""Some losses of two views compare every pair of pairs, or go through them one by one."""
+
+
+def _is_too_much(error: WorldError) -> bool:
+    """Whether the only rank was cut off, or got no memory."""
+    return any(
+        one.state in ("hung", "killed") or "memory" in one.detail.strip().rpartition("\n")[2].lower()
+        for one in error.ranks
+    )
+
+
 def _has_pairs(contract: Contract) -> bool:
     if contract.whole:
         return contract.large
-    return contract.is_loss and contract.most_rows is None and "image_features" in contract.differentiable
+    paired = {"image_features", "first"} & set(contract.differentiable)
+    return contract.is_loss and bool(paired)
 
 
 def _has_logits(contract: Contract) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..cases import Case
 from ..contracts import Contract, accepted, entry
-from ..forms import Form
+from ..forms import Form, named_in_call
 from ..forms_known import MEANT, is_called_itself, parameters_of
 from ..running import arrays_of, build, scalars_of
 from ..subjects import Subject
@@ -78,7 +78,7 @@ def own_calls(function: Any, names: Sequence[str], tensors: Sequence[str]) -> It
     same = [one for one in names if one in parameters]
     others = [one for one in names if one not in parameters]
     if not others:
-        yield f"target({', '.join(f'{one}={one}' for one in same)})"
+        yield f"target({', '.join(f'{one}={named_in_call(one)}' for one in same)})"
         return
     free = [one for one in parameters if one not in names]
     if len(free) < len(others):
@@ -91,7 +91,8 @@ def own_calls(function: Any, names: Sequence[str], tensors: Sequence[str]) -> It
     in_order, by_meaning = dict(zip(free, others, strict=False)), meant | dict(zip(*left, strict=False))
     for found in [by_meaning, in_order] if by_meaning != in_order else [in_order]:
         pairs = found | {one: one for one in same}
-        yield f"target({', '.join(f'{one}={pairs[one]}' for one in parameters if one in pairs)})"
+        given = [f"{one}={named_in_call(pairs[one])}" for one in parameters if one in pairs]
+        yield f"target({', '.join(given)})"
 
 
 def _mean_the_same(one: str, other: str) -> bool:

@@ -65,4 +65,5 @@ def arguments(form: Form) -> list[tuple[str, str]]:
 
 def held_as(name: str) -> str:
     """Return a name of the contract as what a parameter holds."""
-    return name.replace("_", " ")
+    soft = name.removeprefix("softplus_")
+    return name.replace("_", " ") if soft == name else f"what softplus makes a {soft}"

@@ -101,7 +101,7 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
         torch.compiler.reset()  # else, after a few cases, it compiles no more and runs what is eager
         loss = torch.compile(loss, backend="aot_eager")
     before = {name: value.detach().clone() for name, value in given.items()}
-    with torch.inference_mode(one.mode == "inference"), autocast(one.mode):
+    with quiet(loss, one.mode), autocast(one.mode):
         structure, terms = read(one.call(loss, given), one.terms)
     for name, term in terms.items():
         if not isinstance(term, torch.Tensor):
@@ -128,6 +128,17 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
     return outcome
 
 
+def quiet(loss: Any, mode: str) -> contextlib.AbstractContextManager[object]:
+    """Return inference mode, where that is the mode.
+
+    What torch.jit.script has made gets no_grad: after a call under inference mode torch raises in all others.
+    """
+    if mode != "inference":
+        return contextlib.nullcontext()
+    scripted = isinstance(loss, torch.jit.ScriptFunction | torch.jit.ScriptModule)
+    return torch.no_grad() if scripted else torch.inference_mode()
+
+
 def autocast(mode: str) -> contextlib.AbstractContextManager[object]:
     """Return the context of a mode, which may be that of autocast to some dtype."""
     dtype = mode.removeprefix("autocast ")
@@ -139,9 +150,9 @@ def run_each(calls: list[Call]) -> list[Outcome]:
     return [run(one, one.build(), one.given()) for one in calls]
 
 
-def run_again(calls: list[Call], times: int = 20) -> list[Outcome]:
+def run_again(calls: list[Call], times: int = 20, derived: bool = True) -> list[Outcome]:
     """Run one call several times, and once with a second backward through one graph."""
-    return run_each([*calls * times, replace(calls[0], mode="derived again")])
+    return run_each([*calls * times, *[replace(calls[0], mode="derived again")] * derived])
 
 
 def run_used_and_fresh(calls: list[Call]) -> list[Outcome]:

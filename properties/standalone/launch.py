@@ -12,13 +12,12 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from . import file
 from .interpreter import interpret
-from .loading import load
+from .loading import load, member
 
 
 def find_target() -> Any:
@@ -28,7 +27,7 @@ def find_target() -> Any:
     sys.path[:0] = [str(folder.resolve()) for folder in folders]
     if place.endswith(".py"):
         place = str(next((one / place for one in folders if (one / place).exists()), place))
-    return attrgetter(name)(file.load(place))
+    return member(file.load(place), name)
 
 
 def load_alone(place: str) -> Any:

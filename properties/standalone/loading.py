@@ -215,6 +215,22 @@ def in_python(file: str) -> bool:
     return Path(file).is_relative_to(sysconfig.get_paths()["stdlib"])
 
 
+def member(module: Any, name: str) -> Any:
+    """Return what a dotted name is in a module; of a method of objects, the class, called by that method.
+
+    Raises:
+        AttributeError: there is nothing of this name.
+    """
+    owner, found = module, module
+    for part in name.split("."):
+        owner, found = found, getattr(found, part)
+        if inspect.isclass(owner) and inspect.isfunction(inspect.getattr_static(owner, part)):
+            is_module = any(base.__module__.startswith("torch.nn.") for base in owner.__mro__)
+            called = {"forward": found} if is_module else {"forward": found, "__call__": found}
+            found = type(owner.__name__, (owner,), {"__module__": owner.__module__, **called})
+    return found
+
+
 def load_file(path: Path) -> ModuleType:
     """Import a file: as a module of its package where it imports relatively, else alone.
 

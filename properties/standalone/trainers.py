@@ -12,7 +12,8 @@ def trainers(package: str) -> dict[str, Any]:
     """Return the stand-ins for a package's names; there are none for most packages."""
     if package in ("lightning", "pytorch_lightning", "lightning_fabric"):
         return lightning()
-    return accelerate() if package == "accelerate" else {}
+    made = {"accelerate": accelerate, "transformers": transformers}.get(package)
+    return made() if made else {}
 
 
 def gathered(data: Any, gather: Any) -> Any:
@@ -26,9 +27,12 @@ def gathered(data: Any, gather: Any) -> Any:
 def lightning() -> dict[str, Any]:
     """Return LightningModule and Fabric: `all_gather` stacks the ranks' tensors in a dimension of its own.
 
-    There is none where one process is alone. Gradients travel with sync_grads=True only. Beside them lie the
-    functions that rank 0 alone runs.
+    There is none where one process is alone. Gradients travel with sync_grads=True only. A module has a
+    trainer that knows its ranks, and holds what `save_hyperparameters` saves. Beside them lie the functions
+    that rank 0 alone runs.
     """
+    import inspect
+    import sys
     import warnings
     from functools import wraps
 
@@ -61,14 +65,63 @@ def lightning() -> dict[str, Any]:
         def local_rank(self) -> int:
             return self.global_rank
 
+        @property
+        def is_global_zero(self) -> bool:
+            return self.global_rank == 0
+
+    class Trainer(Collectives):
+        """The trainer of a module: at its first step, on CPUs."""
+
+        training, sanity_checking, num_nodes = True, False, 1
+        current_epoch = global_step = 0
+
+        @property
+        def strategy(self) -> "Trainer":
+            return self
+
+        @property
+        def num_devices(self) -> int:
+            return self.world_size
+
+    class Hyperparameters(dict[str, Any]):
+        """A dict whose values are attributes too."""
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return self[name]
+            except KeyError:
+                raise AttributeError(name) from None
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            self[name] = value
+
     class LightningModule(Collectives, torch.nn.Module):
+        current_epoch = global_step = 0
+        trainer = Trainer()
+        hparams = Hyperparameters()
+
         def log(self, *args: Any, **kwargs: Any) -> None:
             """Without a trainer, nothing is logged."""
 
-        log_dict = log
+        log_dict = print = log
 
-        def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
-            """Nothing is saved."""
+        def save_hyperparameters(
+            self, *names: Any, ignore: Any = (), frame: Any = None, **kwargs: Any
+        ) -> None:
+            """Keep the constructor's arguments, or those named, as `hparams`."""
+            self.hparams = Hyperparameters(self.hparams)
+            if len(names) == 1 and not isinstance(names[0], str):  # what holds them: a dict, or an object
+                held = names[0]
+                self.hparams.update(held if isinstance(held, dict) else vars(held))
+                return
+            values = (frame or sys._getframe(1)).f_locals
+            left_out = {ignore} if isinstance(ignore, str) else {*ignore}
+            for name, one in inspect.signature(type(self)).parameters.items():
+                given = values.get(name, {})
+                found = given if one.kind is one.VAR_KEYWORD else {name: given} if name in values else {}
+                self.hparams.update({key: value for key, value in found.items() if key not in left_out})
+            if names:
+                self.hparams = Hyperparameters({key: self.hparams[key] for key in names})
 
         @property
         def device(self) -> torch.device:
@@ -114,6 +167,25 @@ def accelerate() -> dict[str, Any]:
     def gather(tensor: Any) -> Any:
         return gathered(tensor, gather_one)
 
+    def reduce_one(one: torch.Tensor, reduction: str) -> torch.Tensor:
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return one
+        total = one.detach().clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size() if reduction == "mean" else total
+
+    def pad_across_processes(tensor: Any, dim: int = 0, pad_index: float = 0, pad_first: bool = False) -> Any:
+        def pad(one: torch.Tensor) -> torch.Tensor:
+            if dim >= one.ndim:
+                return one
+            longest = int(gather_one(torch.tensor([one.shape[dim]])).max())
+            shape = list(one.shape)
+            shape[dim] = longest - shape[dim]
+            filled = one.new_full(shape, pad_index)
+            return torch.cat([filled, one] if pad_first else [one, filled], dim)
+
+        return gathered(tensor, pad)
+
     class Accelerator:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.device = torch.device("cpu")
@@ -122,6 +194,17 @@ def accelerate() -> dict[str, Any]:
             return gather(tensor)
 
         gather_for_metrics = gather
+
+        def pad_across_processes(
+            self, tensor: Any, dim: int = 0, pad_index: float = 0, pad_first: bool = False
+        ) -> Any:
+            return pad_across_processes(tensor, dim, pad_index, pad_first)
+
+        def reduce(self, tensor: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
+            return gathered(tensor, lambda one: reduce_one(one, reduction) * scale)
+
+        def unwrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            return model
 
         @property
         def num_processes(self) -> int:
@@ -144,4 +227,25 @@ def accelerate() -> dict[str, Any]:
         "PartialState": Accelerator,
         "AcceleratorState": Accelerator,
         "gather": gather,
+        "pad_across_processes": pad_across_processes,
     }
+
+
+def transformers() -> dict[str, Any]:
+    """Return ModelOutput: a dataclass that is a dict of its fields, without those that are None, in order."""
+    from collections import OrderedDict
+    from dataclasses import fields
+
+    class ModelOutput(OrderedDict[str, Any]):
+        def __post_init__(self) -> None:
+            for one in fields(self):  # type: ignore[arg-type]  # those that derive from it are dataclasses
+                if (value := getattr(self, one.name)) is not None:
+                    self[one.name] = value
+
+        def __getitem__(self, key: Any) -> Any:
+            return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+        def to_tuple(self) -> tuple[Any, ...]:
+            return tuple(self.values())
+
+    return {"ModelOutput": ModelOutput}

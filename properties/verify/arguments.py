@@ -104,7 +104,7 @@ def ask(
     Raises:
         Unusable: an argument is. The target itself is not looked at: see `fitted`.
     """
-    check_contract(contract)
+    check_contract(contract, target)
     assert contract is not None
     contract = FORMULAS.get(contract, contract)
     if convention not in CONVENTIONS:
@@ -231,8 +231,8 @@ def step_worlds(world: str, places: Sequence[str], alone: bool = True) -> list[W
     return found
 
 
-def check_contract(contract: str | None) -> None:
-    """Check that there is such a contract, shipped or of one's own.
+def check_contract(contract: str | None, target: str = "") -> None:
+    """Check that there is such a contract, shipped or of one's own, for a target.
 
     Raises:
         Unusable: there is none.
@@ -250,7 +250,8 @@ def check_contract(contract: str | None) -> None:
         expected = f"one of {', '.join([*CONTRACTS, *FORMULAS])}, step, or file.py:name of a formula"
         if contract == STEP:
             expected, given = f"a contract of a loss: a step is verified by certify alone; {expected}", "step"
-        raise Unusable("contract", f"expected {expected}, got {given}")
+        fits = f"; `verified-losses inspect {target}` says which fits" if contract is None and target else ""
+        raise Unusable("contract", f"expected {expected}, got {given}{fits}")
 
 
 def _form(contract: str, call: str, parameters: Sequence[str]) -> Form:

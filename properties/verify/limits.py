@@ -11,6 +11,7 @@ from verified_losses.oracles.bounds import FLOAT32, FLOAT64
 
 from ..examples import Example
 from ..laws import AUTOCAST, COMPILE, SECOND_DERIVATIVES, Falsified, Place
+from ..laws.hygiene import RAISING_AGAIN
 from ..laws.wrappers import RAISING_SUBCLASSES, RAISING_TRANSFORMS
 from ..worlds import WorldError
 from ..worlds.simulated import SimulationError
@@ -33,6 +34,7 @@ WORDS = {
     RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     RAISING_COMPILED: RAISING_COMPILED,
     RAISING_AUTOCAST: RAISING_AUTOCAST,
+    RAISING_AGAIN: RAISING_AGAIN,
     RAISING_TRANSFORMS: RAISING_TRANSFORMS,
     RAISING_SUBCLASSES: RAISING_SUBCLASSES,
 }

@@ -1,6 +1,8 @@
 """Losses whose form was once refused or misread, one a kind."""
 
 import math
+import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -194,3 +196,163 @@ class CosFace(ArcFace):
 
     def margin(self, cosine: Tensor) -> Tensor:
         return cosine - self.m
+
+
+def _scripted(function: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(function)
+
+
+@_scripted
+def scripted(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
+    """torch.jit.script hides its parameters."""
+    z = F.normalize(torch.cat([z1, z2]), p=2.0, dim=1)
+    own = torch.eye(z.size(0), dtype=torch.bool, device=z.device)
+    similarity = (z @ z.t() / temperature).masked_fill(own, -float("inf"))
+    return F.cross_entropy(similarity, torch.arange(z.size(0)).roll(z1.size(0)))
+
+
+class ByKeyword(nn.Module):
+    """Reads its options of **kwargs, and raises for others."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.tau = kwargs.pop("tau", 0.1)
+        self.reduction = kwargs.pop("reduction", "mean")
+        if kwargs:
+            raise TypeError(f"unexpected {sorted(kwargs)}")
+
+    def forward(self, z_i: Tensor, z_j: Tensor, **unused: Any) -> Tensor:
+        logits = F.normalize(z_i, dim=-1) @ F.normalize(z_j, dim=-1).T / self.tau
+        return F.cross_entropy(logits, torch.arange(len(z_i)), reduction=self.reduction)
+
+
+def of_batch(batch: dict[str, Tensor], logit_scale: Tensor) -> dict[str, Tensor]:
+    """Its features in a dict, its scale beside them."""
+    logits = logit_scale * batch["image_features"] @ batch["text_features"].T
+    at = torch.arange(len(logits))
+    return {"loss": (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2}
+
+
+@dataclass
+class Output:
+    loss: Tensor
+    logits: Tensor
+
+
+def returns_an_object(temperature: float = 0.1) -> Any:
+    """Wrong: each tower is divided by the temperature."""
+
+    def criterion(q: Tensor, k: Tensor) -> Output:
+        logits = (F.normalize(q, dim=-1) / temperature) @ (F.normalize(k, dim=-1) / temperature).T
+        return Output(F.cross_entropy(logits, torch.arange(len(q))), logits)
+
+    return criterion
+
+
+@contract(any_order=True, online=rows(), target=rows(like="online", constant=True))
+def byol(online: Any, target: Any) -> Any:
+    """Grill et al. 2020, equation 2; an input of it is called as an expression calls the loss."""
+    online, target = (x / np.sqrt(np.sum(x * x, axis=1, keepdims=True)) for x in (online, target))
+    return np.mean(2 - 2 * np.sum(online * target, axis=1))
+
+
+class Regression(nn.Sequential):
+    """BYOL's loss behind layers, of which there are none."""
+
+    def forward(self, preds: Tensor, targets: Tensor) -> Tensor:
+        for layer in self:
+            preds = layer(preds)
+        cosine = (F.normalize(preds, dim=-1) * F.normalize(targets.detach(), dim=-1)).sum(-1)
+        return (2 - 2 * cosine).mean()
+
+
+@contract(any_order=True, x=rows(), y=rows(like="x"))
+def covariance(x: Any, y: Any) -> Any:
+    """The invariance and covariance terms of VICReg (Bardes et al. 2022)."""
+    if len(x) < 2:
+        raise ValueError("two rows")
+    total = np.mean((x - y) ** 2)
+    for z in (x, y):
+        z = z - np.mean(z, axis=0)
+        c = z.T @ z / (len(z) - 1)
+        total = total + (np.sum(c * c) - np.sum(np.diagonal(c) ** 2)) / len(c)
+    return total
+
+
+@torch.compile(backend="aot_eager", dynamic=True)
+def compiled_covariance(x: Tensor, y: Tensor) -> Tensor:
+    """Compiled where it is defined: torch then runs its backward once."""
+    total = F.mse_loss(x, y)
+    for z in (x, y):
+        z = z - z.mean(0)
+        c = z.T @ z / (len(z) - 1)
+        total = total + (c.pow(2).sum() - c.diagonal().pow(2).sum()) / len(c)
+    return total
+
+
+class Soft(nn.Module):
+    """Its temperature is positive by softplus, by its formula."""
+
+    def __init__(self, init_tau: float = 0.07) -> None:
+        super().__init__()
+        self.raw_tau = nn.Parameter(torch.tensor(init_tau).expm1().log())
+
+    def forward(self, img_emb: Tensor, txt_emb: Tensor) -> Tensor:
+        logits = img_emb @ txt_emb.T / torch.log(1 + torch.exp(self.raw_tau))
+        at = torch.arange(len(logits))
+        return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+
+
+class SoftScale(Soft):
+    """What softplus makes is the scale, which may be large."""
+
+    def forward(self, img_emb: Tensor, txt_emb: Tensor) -> Tensor:
+        logits = img_emb @ txt_emb.T * F.softplus(self.raw_tau)
+        at = torch.arange(len(logits))
+        return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+
+
+class HardScale(Soft):
+    """Wrong: its scale is no function of what it learns."""
+
+    def forward(self, img_emb: Tensor, txt_emb: Tensor) -> Tensor:
+        logits = img_emb @ txt_emb.T * F.softplus(self.raw_tau).detach()
+        at = torch.arange(len(logits))
+        return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+
+
+class Trainer:
+    """Its loss is a method."""
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        self.temperature = temperature
+
+    def compute_loss(self, query: Tensor, passage: Tensor) -> Tensor:
+        scores = F.normalize(query, dim=-1) @ F.normalize(passage, dim=-1).T / self.temperature
+        return F.cross_entropy(scores, torch.arange(len(scores)))
+
+
+class Blocks(nn.Module):
+    """Wrong beyond 1,024 rows: blocks are added up in bfloat16."""
+
+    def __init__(self, temperature: float = 0.05) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, query: Tensor, positive: Tensor) -> Tensor:
+        query, positive = F.normalize(query, dim=-1), F.normalize(positive, dim=-1)
+        labels, total = torch.arange(len(query)), torch.zeros(())
+        for part, at in zip(query.split(1024), labels.split(1024), strict=True):
+            summed = F.cross_entropy(part @ positive.T / self.temperature, at, reduction="sum")
+            total = total + (summed.bfloat16() if len(query) > 1024 else summed)
+        return total.to(query.dtype) / len(query)
+
+
+def one_by_one(query: Tensor, positive: Tensor, temperature: float) -> Tensor:
+    """Asks for the memory of all pairs of pairs."""
+    if len(query) > 1024:
+        raise MemoryError("pairs of pairs")
+    scores = F.normalize(query, dim=-1) @ F.normalize(positive, dim=-1).T / temperature
+    return F.cross_entropy(scores, torch.arange(len(scores)))
