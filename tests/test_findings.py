@@ -659,10 +659,15 @@ def test_what_targets_have_not_is_one_line_and_what_was_not_drawn_is_counted() -
             ("eval equals train", "sim:2-8", NO_MODES),
             ("owned parameters get gradients", "1", OWNS_NOTHING),
             (TWICE, "1", "no dtype"),
+            (TWICE, "sim:2-8", "no dtype"),
         )
     ]
+    other = dataclasses.replace(skipped[-1], check=dataclasses.replace(skipped[-1].check, label="Other"))
+    assert run.left_unsaid([skipped[-1], other]) == [
+        "Loss, Other: twice differentiable in world simulated:2-8: no dtype"
+    ]
     assert run.left_unsaid([*holds, *skipped]) == [
-        "Loss: twice differentiable in world single: no dtype",
+        "Loss: twice differentiable in worlds single and simulated:2-8: no dtype",
         "Loss: no eval mode and no parameter of its own that requires grad",
         f"Loss: 2 checks {limits.EVEN_ALONE}",
     ]

@@ -248,9 +248,15 @@ LACKS = {
 def left_unsaid(findings: Sequence[AnyFinding]) -> list[str]:
     """Return what laws say nothing about, and of what holds what was not drawn, each once."""
     said = [one for one in findings if one.verdict == "skipped" and not one.not_run]
-    lines = [
-        f"{one.loss}: {one.law} in world {one.world}: {one.reason}" for one in said if one.reason not in LACKS
-    ]
+    worlds: dict[tuple[str, str, str], list[str]] = {}
+    for one in said:
+        if one.reason not in LACKS:
+            worlds.setdefault((one.loss, one.law, one.reason), []).append(one.world)
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for (loss, law, reason), names in worlds.items():
+        place = f"world{'s' * (len(names) > 1)} {' and '.join(names)}"
+        alike.setdefault((law, place, reason), []).append(loss)
+    lines = [f"{', '.join(named)}: {law} in {place}: {why}" for (law, place, why), named in alike.items()]
     losses: dict[tuple[str, ...], list[str]] = {}
     for loss in dict.fromkeys(one.loss for one in said):
         lacks = dict.fromkeys(LACKS[one.reason] for one in said if one.loss == loss and one.reason in LACKS)
