@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -452,6 +453,18 @@ except SystemExit as ended:
     )
     assert done.returncode == 1
     assert json.loads(done.stdout)["reasons"] == ["verified_losses/clip.py: missing"]
+
+
+def test_a_reader_that_stops_reading_gets_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "verified_losses"], stdout=closed, stderr=subprocess.PIPE, text=True,
+            timeout=SECONDS, check=False,
+        )  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode in certified.ANSWERS.values()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 
 from .certified import ANSWERS, certificate
@@ -23,7 +24,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the answer, and the certificate, as JSON")
     arguments = parser.parse_args()
     found = certificate(arguments.device, arguments.backend)
-    print(json.dumps(found._asdict(), indent=1) if arguments.json else found)
+    try:
+        print(json.dumps(found._asdict(), indent=1) if arguments.json else found, flush=True)
+    except BrokenPipeError:  # who reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ANSWERS[found.answer]
 
 
