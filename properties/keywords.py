@@ -14,8 +14,7 @@ NEEDED = ""
 def keywords_read(function: Callable[..., Any]) -> dict[str, str] | None:
     """Return by name the defaults, as Python, of what a function reads of its **kwargs, and reads alone.
 
-    A function that ignores them reads nothing. None: it has none, passes them on, keeps them, or there is
-    no source.
+    None: it has none, ignores them, passes them on or keeps them, or there is no source.
     """
     try:
         function = inspect.unwrap(_written(function))
@@ -28,7 +27,8 @@ def keywords_read(function: Callable[..., Any]) -> dict[str, str] | None:
         return None
     found: dict[str, str] = {}
     guarded: set[str] = set()
-    for parent, name in _uses(tree, kwargs[0]):
+    uses = list(_uses(tree, kwargs[0]))
+    for parent, name in uses:
         match parent:
             case ast.Call(
                 func=ast.Attribute(attr="get" | "pop" | "setdefault" as how),
@@ -45,6 +45,8 @@ def keywords_read(function: Callable[..., Any]) -> dict[str, str] | None:
                 pass  # whether anything is left
             case _:
                 return None
+    if not uses:
+        return None
     return {key: default or ("None" if key in guarded else NEEDED) for key, default in found.items()}
 
 

@@ -420,6 +420,36 @@ def test_one_number_explains_every_case(factor: str, number: float) -> None:
         assert said.endswith("state it: --call 'target(...) / 2'")
 
 
+LOW = dataclasses.replace(RANDOM[0], scale=50.0)
+
+
+@pytest.mark.parametrize(
+    ("failing", "held", "said"),
+    [
+        ((LOW,), [RANDOM[0]] * 8, "met with a scale of 50 or more alone: 8 cases elsewhere hold"),
+        ((RANDOM[0],), [LOW] * 8, "met with a scale of 2 or less alone: 8 cases elsewhere hold"),
+        ((LOW,), [RANDOM[0]] * 7, ""),  # too few
+        ((LOW,), [RANDOM[0]] * 8 + [LOW], ""),
+        ((LOW, dataclasses.replace(LOW, scale=1.0)), [RANDOM[0]] * 8, ""),
+        ((dataclasses.replace(LOW, dtype="float16"),), [LOW] * 8,
+         "met in float16 alone: 8 cases elsewhere hold"),
+        ((dataclasses.replace(LOW, dtype="float16"),),
+         [dataclasses.replace(RANDOM[0], dtype="float16"), *[LOW] * 7],
+         "met in float16 with a scale of 50 or more alone: 8 cases elsewhere hold"),
+        ((dataclasses.replace(LOW, drawn=(("temperature", 0.01), ("how", "mean"))),),
+         [dataclasses.replace(LOW, drawn=(("temperature", 0.5), ("how", "mean")))] * 8,
+         "met with a temperature of 0.01 or less alone: 8 cases elsewhere hold"),
+    ],
+)  # fmt: skip
+def test_where_all_cases_that_fail_lie_is_said(failing: Any, held: Any, said: str) -> None:
+    place = Place("term", "contrastive_loss", 0, expected=1.0, observed=float("nan"), bound=1e-9)
+    finding = _falsified(_check(contract="clip"), *failing, error=Falsified("wrong", place))
+    met = tuple((Example(case), place) for case in failing)
+    finding = dataclasses.replace(finding, met=met, cases=tuple(held))
+    found = hints.explain(finding)
+    assert [terminal._worded([one], "--") for one in found] == [said] * bool(said)
+
+
 def test_ranks_are_told_from_two_by_another_number_of_ranks() -> None:
     three = dataclasses.replace(RANDOM[0], rows=(2, 1, 1))
     _, found = _explained(lambda expected, given: given.case.world_size * expected, RANDOM[0], three)

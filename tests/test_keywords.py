@@ -37,6 +37,12 @@ def unused(x: Any, **kwargs: Any) -> Any:
     return x
 
 
+def takes_none(x: Any, **kwargs: Any) -> Any:
+    if kwargs:
+        raise TypeError(f"unexpected {list(kwargs)}")
+    return x
+
+
 def asserts(x: Any, **kwargs: Any) -> Any:
     assert not kwargs.get("labels"), kwargs
     return x
@@ -53,7 +59,8 @@ def plain(x: Any) -> Any:
         (Derived, {"tau": "0.1", "rows": "", "eps": "None"}),
         (PassedOn, None),
         (Kept, None),
-        (unused, {}),
+        (unused, None),
+        (takes_none, {}),
         (asserts, {"labels": "None"}),
         (plain, None),
         (sorted, None),
@@ -68,7 +75,6 @@ def test_what_is_not_read_is_not_given() -> None:
     assert accepted(Popped, given) == {"tau": 1.0}
     assert accepted(PassedOn, given) == {"tau": 1.0, "width": 3}
     assert accepted(Kept, given) == {"rank": 0, "tau": 1.0, "width": 3}
-    assert accepted(unused, given) == {}
     assert [(one.name, one.required) for one in parameters_of(Popped)] == [
         ("tau", False), ("rows", True), ("eps", False),
     ]  # fmt: skip

@@ -15,7 +15,9 @@ class NoForward(nn.Module):
 class WrongShapes(Clip):
     """It multiplies matrices of shapes that never fit."""
 
-    def forward(self, image_features: Tensor, text_features: Tensor, *given: Any, **named: Any) -> Any:
+    def forward(
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, **named: Any
+    ) -> Any:
         return self.multiplied(image_features, text_features)
 
     def multiplied(self, image: Tensor, text: Tensor) -> Tensor:

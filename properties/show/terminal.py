@@ -225,6 +225,8 @@ def _worded(hints: Sequence[Hint], prefix: str) -> str:
         if expression:
             return f"{said}: if the loss is to be {meant}, state it: {_argument('call', expression, prefix)}"
         return f"{said}, as of {meant}" if meant else said
+    if first.kind == "alone":
+        return f"met {first.what} alone: {first.factor} cases elsewhere hold"
     said = f"in every case that fails, the {first.what} is right"
     if first.kind == "entropy":
         return f"{said} but for the teacher's entropy: this is the KL divergence, not the cross-entropy"

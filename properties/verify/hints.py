@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SECONDS = 2.0
 """How long explanations are sought."""
+ENOUGH = 8
+"""Cases that hold outside of a range in which all others fail."""
 MOST = 12
 """Cases that an explanation is compared with: the last ones, which are the smallest."""
 STUDENT = ("image_features", "text_features", "logit_scale", "logit_bias")
@@ -37,11 +39,14 @@ class Hint:
     """An explanation: what is observed is this, in every case that fails."""
 
     kind: str
-    """"times", "entropy", "normalized", "raw" or "config"."""
+    """"times", "entropy", "normalized", "raw", "config" or "alone"."""
     what: str
-    """"value" or "gradient"."""
+    """"value" or "gradient"; of "alone", where all cases that fail lie, in words."""
     factor: str = ""
-    """Of "times": "2", "1/2", "W", "1/W", "n" or "1/n": W is the number of ranks, n that of all rows."""
+    """Of "times": "2", "1/2", "W", "1/W", "n" or "1/n": W is the number of ranks, n that of all rows.
+
+    Of "alone": how many cases elsewhere hold.
+    """
     config: tuple[tuple[str, Any], ...] = ()
     """Of "config": the options with which what is observed is right."""
 
@@ -57,7 +62,41 @@ FACTORS: dict[str, Callable[[Case], float]] = {
 
 
 def explain(finding: "Finding") -> tuple[Hint, ...]:
-    """Return what explains every case that falsified a check, as far as it was seen."""
+    """Return what explains every case that falsified a check, as far as it was seen, or where all lie."""
+    return _explained(finding) or _alone(finding)
+
+
+def _alone(finding: "Finding") -> tuple[Hint, ...]:
+    """Return the dtypes and the range of a number outside of which enough cases hold, and inside none."""
+    failed = [example.case for example, place in finding.met if place is not None and not example.steps]
+    if not failed or len(failed) < len(finding.met) or len(finding.cases) < ENOUGH:
+        return ()
+    # a case that fails is made smaller in float64 first: where no such case fails, its dtype matters
+    dtypes = {case.dtype for case in failed}
+    narrow = dtypes if "float64" not in dtypes and finding.check.subject.dtypes[:1] == ("float64",) else set()
+    within = f"in {' and '.join(sorted(narrow))}" if narrow else ""
+    held = [case for case in finding.cases if not narrow or case.dtype in narrow]
+    if narrow and not held:
+        return (Hint("alone", within, str(len(finding.cases))),)
+    for name in _numbers_of(failed[0]):
+        values, others = ([_numbers_of(case).get(name, np.nan) for case in some] for some in (failed, held))
+        for limit, beyond, words in (
+            (max(values), all(other > max(values) for other in others), "or less"),
+            (min(values), all(other < min(values) for other in others), "or more"),
+        ):
+            if beyond and (narrow or len(held) >= ENOUGH):
+                said = f"{within} with a {name} of {limit:.3g} {words}".strip()
+                return (Hint("alone", said, str(len(finding.cases))),)
+    return ()
+
+
+def _numbers_of(case: Case) -> dict[str, float]:
+    """Return the numbers of a case by name: a formula's, or the scale."""
+    drawn = {name: value for name, value in case.drawn if isinstance(value, float)}
+    return drawn or {"scale": case.scale}
+
+
+def _explained(finding: "Finding") -> tuple[Hint, ...]:
     met = [
         (example, place)
         for example, place in finding.met
