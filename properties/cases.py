@@ -97,6 +97,11 @@ class Case:
         """Number of ranks."""
         return len(self.rows)
 
+    @property
+    def summed(self) -> int:
+        """The most losses that a mean adds up first: of all rows, or tokens, in two directions or views."""
+        return 2 * sum(self.rows) * self.length
+
     def option(self, name: str, default: Any = False) -> Any:
         """Return one of `options`."""
         return dict(self.options).get(name, default)

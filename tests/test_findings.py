@@ -668,6 +668,11 @@ def test_what_is_expected_to_be_no_number_is_not_judged() -> None:
     for expected in INFINITE:
         assert compare(place, [1.0, 2.0], [1.0, expected], 0.0) == 0
     assert compare(place, 70000.0, 70000.0, 1.0, largest=65504.0) == 0
+    # the sum of 216 losses of 637 is beyond the largest number of float16, and their mean is not
+    assert compare(place, np.inf, 637.0, 1.0, largest=65504.0, summed=216) == 0
+    for seen, summed in ((np.inf, 1), (np.inf, 100), (300.0, 216)):
+        with pytest.raises(Falsified):
+            compare(place, seen, 637.0, 1.0, largest=65504.0, summed=summed)
     with pytest.raises(Falsified, match="which is not finite"):
         compare(place, np.nan, 1.0, np.inf)
     with pytest.raises(Falsified):

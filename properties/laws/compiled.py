@@ -35,7 +35,9 @@ def compiled_equals_eager(bench: Bench, reference: Reference) -> float:
     """Under torch.compile (backend aot_eager) terms and gradients are those of eager mode."""
     reference = bench.reference(compilable(reference.case))
     (outcomes,) = _observed(bench, Step(reference.case, "compiled"))
-    return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
+    return max(
+        compare_terms(reference, {"": outcomes}, bench.subject.strict), compare_gradients(reference, outcomes)
+    )
 
 
 COMPILING = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py")
@@ -105,7 +107,9 @@ def inductor_equals_oracle(bench: Bench, reference: Reference) -> float:
         raise Unanswered(why, whatever=True)
     steps: tuple[Step | Case, ...] = (*reference.example.steps, reference.case)
     outcomes = [last for (last,) in _unless_compiling(lambda: bench.act(run_by_inductor, *steps))]
-    return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
+    return max(
+        compare_terms(reference, {"": outcomes}, bench.subject.strict), compare_gradients(reference, outcomes)
+    )
 
 
 def missing_compiler() -> str:

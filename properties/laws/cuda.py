@@ -35,7 +35,7 @@ def recorded(case: Case) -> Case:
 def on_another_stream(bench: Bench, reference: Reference) -> float:
     """On a stream other than the default one, a call waits for its inputs, and its result for the call."""
     prepared = bench.reference(on_the_device(reference.case))
-    return _compare(prepared, [outcomes[0] for outcomes in bench.act(run_on_stream, prepared.case)])
+    return _compare(bench, prepared, [outcomes[0] for outcomes in bench.act(run_on_stream, prepared.case)])
 
 
 UNDEFINED = "what is captured has no value: other labels do not count"
@@ -57,11 +57,13 @@ def replayed_equals_eager(bench: Bench, reference: Reference) -> float:
     for outcome in outcomes:
         if outcome.refused:
             raise Unanswered(outcome.refused)
-    return _compare(prepared, outcomes)
+    return _compare(bench, prepared, outcomes)
 
 
-def _compare(reference: Reference, outcomes: list[Outcome]) -> float:
-    return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
+def _compare(bench: Bench, reference: Reference, outcomes: list[Outcome]) -> float:
+    return max(
+        compare_terms(reference, {"": outcomes}, bench.subject.strict), compare_gradients(reference, outcomes)
+    )
 
 
 def never_waits(bench: Bench, reference: Reference) -> float:

@@ -203,7 +203,9 @@ def _negative(draw: st.DrawFn, contract: Contract, subject: Subject, world_size:
 def negative_numbers_equal_oracle(bench: Bench, reference: Reference) -> float:
     """Terms and gradients for a negative scale, and negative weights, equal the oracle's."""
     (outcomes,) = bench.observe([reference.case])
-    return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
+    return max(
+        compare_terms(reference, {"": outcomes}, bench.subject.strict), compare_gradients(reference, outcomes)
+    )
 
 
 @st.composite

@@ -83,7 +83,10 @@ def large_equals_oracle(bench: Bench, reference: Reference) -> float:
     along = (
         1 if max(reference.case.rows) > min(LARGE_PAIRS) and _has_pairs(reference.contract) else DIRECTIONS
     )
-    return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes, along))
+    return max(
+        compare_terms(reference, {"": outcomes}, bench.subject.strict),
+        compare_gradients(reference, outcomes, along),
+    )
 
 
 TOO_MUCH = "so many rows take too long, or too much memory"

@@ -43,7 +43,9 @@ def a_group_is_a_world_of_its_own(bench: Bench, reference: Reference) -> float:
         own = part(bench.contract, reference.example, members)
         seen = [outcome for outcome in (outcomes[rank] for rank in members) if outcome is not None]
         try:
-            worst = max(worst, compare_terms(own, {"": seen}), compare_gradients(own, seen))
+            worst = max(
+                worst, compare_terms(own, {"": seen}, bench.subject.strict), compare_gradients(own, seen)
+            )
         except Falsified as error:
             raise Falsified(f"in the group of ranks {', '.join(map(str, members))}: {error}") from error
     return worst
@@ -81,7 +83,9 @@ def some_ranks_may_freeze(bench: Bench, reference: Reference) -> float:
             if case.is_frozen(name, rank) and outcome.gradients.get(name) is not None:
                 place = Place("presence of the gradient", name, rank, expected=False, observed=True)
                 raise Falsified(f"rank {rank}: {name} must not get a gradient, but does", place)
-    return max(compare_terms(reference, {"": outcomes}), compare_gradients(reference, outcomes))
+    return max(
+        compare_terms(reference, {"": outcomes}, bench.subject.strict), compare_gradients(reference, outcomes)
+    )
 
 
 LAWS = [

@@ -18,6 +18,8 @@ class Stranger(NamedTuple):
     caught_by: str = TERMS
     """The first property that does not hold, where something is wrong."""
     options: dict[str, Any] = {}
+    limit: str = ""
+    """What it is taken for, where that is no defect unless the command is asked to be strict."""
 
 
 UPSTREAM = {"convention": "open_clip"}
@@ -86,7 +88,9 @@ WRONG = [
     ),
     Stranger(wrong.ScaleWithoutGradient, "clip", "the scale is read from .data, and never learns", GRADIENTS),
     Stranger(wrong.LogarithmAsScale, "clip", "the exponential of the scale's logarithm is forgotten"),
-    Stranger(wrong.EpsilonUnderRoot, "clip", "an epsilon under the root shortens rows"),
+    Stranger(
+        wrong.EpsilonUnderRoot, "clip", "an epsilon under the root shortens rows", limit="rounding in float64"
+    ),
     Stranger(wrong.DropsOut, "clip", "features are dropped out, always"),
     Stranger(wrong.NormalizesInPlace, "clip", "the caller's features are overwritten", GRADIENTS),
     Stranger(wrong.image_to_text_alone, "clip", "texts never look for their images"),
