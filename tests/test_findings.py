@@ -277,9 +277,10 @@ def test_an_error_that_float32_would_round_off_is_a_limit() -> None:
         (_off(2e-9, "float32"), "holds"),
         (_off(2e-9, dtypes=("float64",)), "holds"),
         (_off(2e-9, strict=True), "holds"),
+        (dataclasses.replace(_off(2e-9), check=_check("large batches equal the oracle")), "holds"),
         (_falsified(_check(), EVEN, error=VIEW), "holds"),
     ],
-    ids=["larger", "nan", "without float64 too", "in float32", "float64 alone", "strict", "raised"],
+    ids=["larger", "nan", "without float64 too", "in float32", "float64 alone", "strict", "large", "raised"],
 )
 def test_a_larger_error_or_one_outside_float64_stays_a_defect(finding: Finding, again: str) -> None:
     found = limits.judged(finding, _again(again, []), lambda *_: True)
