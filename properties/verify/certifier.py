@@ -234,7 +234,7 @@ def verify(
         base_seed: the same seed draws the same cases.
         until: when `time.monotonic()` is past it, no more than one case is drawn.
         deadline: when it is past that, no case is: one that runs is given up.
-        found: told of the first case that falsifies it, at once.
+        found: told of the first case that falsifies it, and is no limit, at once.
         passes: asked of each case that fails, before it falsifies anything; it may raise SkipTest, and
             then no more is drawn.
         aim: draw cases after those whose error over bound is large, once half of them are drawn.
@@ -249,12 +249,12 @@ def verify(
     gone = ""
     failures: dict[Example, Exception] = {}
     shrink_until = math.inf
-    hung = False
+    hung = told = False
     lost = ""
     unanswered, limit = "no case was drawn that it says something about", ""
 
     def run(example: Example) -> None:
-        nonlocal smallest, failure, shrink_until, hung, gone, lost, unanswered, limit
+        nonlocal smallest, failure, shrink_until, hung, told, gone, lost, unanswered, limit
         if failures and time.monotonic() > shrink_until:
             if example in failures:  # Hypothesis asks again for the smallest, and gets what came of it
                 smallest, failure = example, failures[example]
@@ -285,15 +285,15 @@ def verify(
             cut_off = time.monotonic() - started > COLLECTIVE_SHARE * specs.RUN_SECONDS * check.law.patience
             if passes and passes(example, error, cut_off):
                 return
-            first, hung = not failures, cut_off
+            hung = cut_off
             smallest, failure, failures[example] = example, error, error
             shrink_until = min(
                 shrink_until, deadline, (started if hung else time.monotonic()) + SHRINK_SECONDS
             )
             if isinstance(error, WorldError) and error.over:
                 shrink_until = 0.0  # nothing runs in that world any more
-            if found and first and not limits.may_be_limit(check, example, error):
-                reason = _said(error)
+            if found and not told and not limits.may_be_limit(check, example, error):
+                reason, told = _said(error), True
                 found(Finding(check, base_seed, "falsified", reason=reason, smallest=example, error=error))
             raise
         if not failures:
