@@ -448,7 +448,7 @@ def test_where_all_cases_that_fail_lie_is_said(failing: Any, held: Any, said: st
     met = tuple((Example(case), place) for case in failing)
     finding = dataclasses.replace(finding, met=met, cases=tuple(held))
     found = hints.explain(finding)
-    assert [terminal._worded([one], "--") for one in found] == [said] * bool(said)
+    assert [terminal._worded([one], "", "--") for one in found] == [said] * bool(said)
 
 
 def test_ranks_are_told_from_two_by_another_number_of_ranks() -> None:
@@ -536,6 +536,28 @@ def test_another_option_explains_a_case() -> None:
     finding, found = _explained(local, *RANDOM)
     assert [one.config for one in found] == [(("local_loss", True),)]
     assert "--config local_loss=true" in terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
+
+
+@pytest.mark.parametrize("rows", [(2, 2), (3, 1, 2)], ids=str)
+def test_labels_that_begin_at_0_on_every_rank_explain_a_case(rows: tuple[int, ...]) -> None:
+    options = (FLAGS[0], ("local_loss", True), *FLAGS[2:])
+    case = Case(rows, 5, pattern="large", scale=2.0, options=options, seed=1)
+    given = contracts()["clip"].inputs(case)
+    images, texts = ([one[name] for one in given] for name in hints.FEATURES[:2])
+    logits = given[1]["logit_scale"] * images[1] @ np.concatenate(texts).T
+    others = given[1]["logit_scale"] * texts[1] @ np.concatenate(images).T
+    lost = [np.logaddexp.reduce(one, axis=1) - np.diagonal(one) for one in (logits, others)]
+    reference = Reference(contracts()["clip"], Example(case))
+    expected = float(reference.terms[1]["contrastive_loss"])
+    bound = float(reference.bounds.terms[1]["contrastive_loss"])
+    place = Place(
+        "term", "contrastive_loss", 1, expected=expected, observed=float(np.mean(lost)), bound=bound
+    )
+    finding = _falsified(_check(), case, error=Falsified("wrong", place))
+    found = hints.explain(finding)
+    assert [one.kind for one in found] == ["offset"]
+    said = terminal.hints(dataclasses.replace(finding, hints=found), "--")[0]
+    assert "labels that begin at 0 on every rank" in said
 
 
 def test_a_term_that_is_a_plain_number_has_no_hint() -> None:

@@ -188,7 +188,9 @@ def hints(finding: Finding, prefix: str) -> list[str]:
         asked = _argument("device", "cuda", prefix)
         found.append(f"the target asks for CUDA: where there is a GPU, {asked} verifies it there")
     if finding.hints:
-        found.append(_worded(finding.hints, prefix))
+        raised = any(place is None for _, place in finding.met)
+        where = "in every case that fails" + " and raises nothing" * raised
+        found.append(_worded(finding.hints, where, prefix))
     if case.world_size == 1:
         return found
     place = finding.error.place if isinstance(finding.error, Falsified) else None
@@ -215,21 +217,24 @@ MEANT = {
 """What a loss may be meant to be, by its factor, and the expression that states it."""
 
 
-def _worded(hints: Sequence[Hint], prefix: str) -> str:
+def _worded(hints: Sequence[Hint], where: str, prefix: str) -> str:
     """Return hints of one finding in words; several of them are one number in the cases that were met."""
     first = hints[0]
     if first.kind == "times":
         number = ", which is ".join(TIMES[hint.factor] for hint in hints)
-        said = f"in every case that fails, the {first.what} is exactly {number} times the oracle's"
+        said = f"{where}, the {first.what} is exactly {number} times the oracle's"
         meant, expression = MEANT.get(first.factor, ("", "")) if len(hints) == 1 else ("", "")
         if expression:
             return f"{said}: if the loss is to be {meant}, state it: {_argument('call', expression, prefix)}"
         return f"{said}, as of {meant}" if meant else said
     if first.kind == "alone":
         return f"met {first.what} alone: {first.factor} cases elsewhere hold"
-    said = f"in every case that fails, the {first.what} is right"
+    said = f"{where}, the {first.what} is right"
     if first.kind == "entropy":
         return f"{said} but for the teacher's entropy: this is the KL divergence, not the cross-entropy"
+    if first.kind == "offset":
+        wrong = f"{where}, the {first.what} is that of labels that begin at 0 on every rank"
+        return f"{wrong}: a rank's begin at the number of rows of the ranks before it"
     if first.kind == "normalized":
         given = _argument("features", "normalized", prefix)
         return f"{said} if rows are normalised first: if the loss is to normalise them, {given}"

@@ -1,5 +1,6 @@
 """What explains all cases that falsify a check: one number, or another convention that all agree with."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from verified_losses.oracles.clip import cross_entropy, row_weight, scaled_product
 from verified_losses.oracles.complex_step import Array
 from verified_losses.oracles.infonce import normalize
 
@@ -39,7 +41,7 @@ class Hint:
     """An explanation: what is observed is this, in every case that fails."""
 
     kind: str
-    """"times", "entropy", "normalized", "raw", "config" or "alone"."""
+    """"times", "entropy", "normalized", "raw", "offset", "config" or "alone"."""
     what: str
     """"value" or "gradient"; of "alone", where all cases that fail lie, in words."""
     factor: str = ""
@@ -105,7 +107,7 @@ def _explained(finding: "Finding") -> tuple[Hint, ...]:
         and isinstance(place.expected, float)
         and np.isfinite([place.expected, place.observed]).all()
     ]
-    if not met or len(met) < len(finding.met):
+    if not met or len(met) < sum(place is not None for _, place in finding.met):
         return ()
     what = "value" if met[0][1].kind == "term" else "gradient"
     if any((place.kind == "term") != (what == "value") for _, place in met):
@@ -154,6 +156,9 @@ def _others(contract: Contract, what: str, cases: Sequence[Case]) -> Iterable[tu
             for value in (True, False):
                 if all(case.option(name, not value) is not value for case in cases):
                     yield Hint("config", what, config=((name, value),)), _with(contract, name, value)
+    if contract.name == "clip" and what == "value":
+        for weigh in (_of_all_rows, _of_own_rows):
+            yield Hint("offset", what), functools.partial(_labels_from_zero, weigh)
 
 
 def _with(contract: Contract, name: str, value: bool) -> Oracle:
@@ -207,6 +212,37 @@ def _less_entropy(contract: Contract, case: Case, inputs: Inputs) -> list[dict[s
         for terms, other in zip(own, entropy, strict=True)
     ]
     return terms_less if parts is contract else [{TOTAL: sum(terms.values())} for terms in terms_less]
+
+
+def _of_all_rows(case: Case, rank: int) -> float:
+    return row_weight(list(case.rows), local_loss=True)
+
+
+def _of_own_rows(case: Case, rank: int) -> float:
+    return 1 / max(case.rows[rank], 1)
+
+
+def _labels_from_zero(
+    weigh: Callable[[Case, int], float], case: Case, inputs: Inputs
+) -> list[dict[str, Any]]:
+    """Return the terms of ranks that compare their rows with all, and take those of rank 0 for partners.
+
+    Args:
+        weigh: returns the weight of a row of a rank.
+        case: of several ranks.
+        inputs: of every rank.
+    """
+    images, texts = ([given[name] for given in inputs] for name in FEATURES[:2])
+    terms: list[dict[str, Any]] = []
+    for rank, given in enumerate(inputs):
+        labels, scale = np.arange(case.rows[rank]), given["logit_scale"]
+        bias = given.get("logit_bias", np.zeros(()))
+        losses = [
+            cross_entropy(scaled_product(own[rank], np.concatenate(all_rows), scale, bias), labels)
+            for own, all_rows in ((images, texts), (texts, images))
+        ]
+        terms.append({"contrastive_loss": weigh(case, rank) * sum(map(np.sum, losses)) / 2})
+    return terms
 
 
 def _normalized(inputs: Inputs) -> Inputs:
