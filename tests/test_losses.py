@@ -576,6 +576,31 @@ def test_eager_functions_stay_out_of_the_compiler():
         torch.compile(lambda x: kept(x), fullgraph=True, backend="eager")(X2)
 
 
+def test_each_eager_function_is_kept_out_as_it_is_first_called():
+    def times(factor):
+        def multiply(x):
+            assert not torch.compiler.is_compiling()
+            return factor * x
+
+        return eager(multiply)
+
+    class Both(torch.nn.Module):
+        def __init__(self, *kept):
+            super().__init__()
+            self.kept = kept
+
+        def forward(self, x):
+            for one in self.kept:
+                x = one(x + 1)
+            return x
+
+    first, second, third = times(2), times(3), times(4)
+    torch._dynamo.reset()
+    for kept in ((first,), (first, second), (third, first), (second, third)):
+        loss = Both(*kept)
+        assert torch.equal(torch.compile(loss, backend="aot_eager")(X2), loss(X2))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
 def test_a_copied_loss_is_the_loss(kind, duplicate):

@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -37,6 +38,10 @@ def eager(function: F) -> F:
             disabled = torch.compiler.disable(function)
         return disabled(*args, **kwargs)
 
+    # torch.compile keeps what it compiles by code object: shared by all, what it made for a function that is
+    # disabled would run for one that is not yet
+    kept = cast(FunctionType, call)
+    kept.__code__ = kept.__code__.replace(co_name=function.__name__)
     return cast(F, call)
 
 
