@@ -67,6 +67,7 @@ class Subject:
         widths: the widths of features that it takes; any, if empty.
         pad_ids: the labels that it takes for padding; any, if empty.
         beside: rows of features lie beside points at which a gradient may have a kink.
+        inference: calls under inference mode come before others.
         stated: it does with inputs that nobody should send what docs/inputs.md says.
     """
 
@@ -96,6 +97,7 @@ class Subject:
     widths: tuple[int, ...] = ()
     pad_ids: tuple[int, ...] = ()
     beside: bool = False
+    inference: bool = True
     stated: bool = False
 
     def width_of(self, wanted: int) -> int:

@@ -132,11 +132,14 @@ def judged(
 ) -> "Finding":
     """Return a falsified finding as a limit, where it is one and the target is not judged strictly.
 
-    Where the law does not hold within a limit either, what is wrong there is returned: of cases that fail for
+    What fails after calls under inference mode alone is no limit, and hides what fails without them. Where the law does not hold within a limit either, what is wrong there is returned: of cases that fail for
     several reasons, the smallest may fail for unequal rows.
     """
     check = finding.check
-    if finding.verdict != "falsified" or check.subject.strict:
+    if finding.verdict != "falsified":
+        return finding
+    finding = replace(_without_inference(finding, verify_again), check=check)
+    if check.subject.strict:
         return finding
 
     def strided(found: "Finding") -> "Finding":
@@ -276,6 +279,17 @@ def _is_small(check: "Check", example: Example, place: Place | None) -> bool:
         return False
     error = abs(np.asarray(place.observed) - np.asarray(place.expected))
     return bool(np.all(error <= place.bound * FLOAT32 / FLOAT64))
+
+
+def _without_inference(finding: "Finding", verify_again: VerifyAgain) -> "Finding":
+    """Return what fails without calls under inference mode, where all cases that fail have such calls."""
+    failed = _failed(finding)
+    if not failed or not all(any(step.mode == "inference" for step in one.steps) for one in failed):
+        return finding
+    check = finding.check
+    trained = replace(check, subject=replace(check.subject, inference=False))
+    again = verify_again(trained, time.monotonic() + EVEN_SECONDS)
+    return replace(again, seconds=finding.seconds + again.seconds) if again.verdict == "falsified" else finding
 
 
 def _kinked(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
