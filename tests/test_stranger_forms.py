@@ -75,7 +75,7 @@ def _verified(
          "calls Regression(preds=online, targets=target_)"),
         ("CalledItself", "softened", "calls CalledItself(T=temperature)(y_s=student, y_t=teacher)"),
         ("Prefixes", "matryoshka",
-         "calls Prefixes(matryoshka_dims=dims, temperature=temperature)(anchors=query, positives=key)"),
+         "calls Prefixes(temperature=temperature, matryoshka_dims=dims)(anchors=query, positives=key)"),
         ("ClampedInPlace", "clip", "logit_scale holds log scale"),
     ],
 )  # fmt: skip

@@ -446,7 +446,9 @@ def _is_called_itself(loss: Any) -> bool:
     if owner.forward is torch.nn.Module.forward:
         return True
     kinds = [one.kind for one in inspect.signature(loss).parameters.values()]
-    return any(kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for kind in kinds)
+    return any(
+        kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for kind in kinds
+    )
 
 
 def contracts() -> dict[str, Contract]:

@@ -289,7 +289,9 @@ def _without_inference(finding: "Finding", verify_again: VerifyAgain) -> "Findin
     check = finding.check
     trained = replace(check, subject=replace(check.subject, inference=False))
     again = verify_again(trained, time.monotonic() + EVEN_SECONDS)
-    return replace(again, seconds=finding.seconds + again.seconds) if again.verdict == "falsified" else finding
+    return (
+        replace(again, seconds=finding.seconds + again.seconds) if again.verdict == "falsified" else finding
+    )
 
 
 def _kinked(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
