@@ -110,7 +110,8 @@ def _explained(finding: "Finding") -> tuple[Hint, ...]:
     what = "value" if met[0][1].kind == "term" else "gradient"
     if any((place.kind == "term") != (what == "value") for _, place in met):
         return ()
-    if factors := _factors(met):
+    held = finding.cases
+    if factors := [one for one in _factors(met) if sum(FACTORS[one](case) != 1 for case in held) < ENOUGH]:
         return tuple(Hint("times", what, factor) for factor in factors)
     law, contract = finding.check.law, finding.check.contract
     cases = [(law.prepare(example.case), place) for example, place in met[-MOST:] if not example.steps]

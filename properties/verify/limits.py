@@ -32,7 +32,7 @@ WORDS = {
     UNEQUAL_ROWS: "does not support unequal rows: with equally many rows on every rank this holds",
     STRIDED_INPUTS: "does not take inputs that are not contiguous: with contiguous ones this holds",
     FLOAT64_ROUNDING: "is as exact as float32 allows, and in float64 no more: without float64 this holds",
-    KINKS: "has kinks, as of a clamp, where the loss has none: values and, beside these points, gradients hold",
+    KINKS: "has a gradient that is wrong in single points alone, as at a kink: beside these this holds",
     RANDOM_DRAWS: "draws random numbers other than those of one process: with constants instead this holds",
     RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     RAISING_COMPILED: RAISING_COMPILED,
@@ -132,7 +132,8 @@ def judged(
 ) -> "Finding":
     """Return a falsified finding as a limit, where it is one and the target is not judged strictly.
 
-    What fails after calls under inference mode alone is no limit, and hides what fails without them. Where the law does not hold within a limit either, what is wrong there is returned: of cases that fail for
+    What fails after calls under inference mode alone is no limit, and hides what fails without them. Where
+    the law does not hold within a limit either, what is wrong there is returned: of cases that fail for
     several reasons, the smallest may fail for unequal rows.
     """
     check = finding.check

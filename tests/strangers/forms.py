@@ -361,7 +361,7 @@ def one_by_one(query: Tensor, positive: Tensor, temperature: float) -> Tensor:
 def stable_sigmoid(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
 ) -> Tensor:
-    """Cross-entropy of logits without overflow: autograd takes a derivative of one side of relu and abs at 0."""
+    """Cross-entropy without overflow: autograd takes one side's derivative of relu and abs at 0."""
     logits = logit_scale * image_features @ text_features.T + logit_bias
     pairs = torch.eye(len(logits), dtype=logits.dtype)
     each = F.relu(logits) - logits * pairs + torch.log1p(torch.exp(-logits.abs()))
