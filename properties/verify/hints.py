@@ -16,6 +16,7 @@ from ..contracts.total import TOTAL, Total
 from ..examples import Example
 from ..laws import Place
 from ..standalone.judges import derivative, total
+from .limits import has_unequal_rows
 
 if TYPE_CHECKING:
     from .certifier import Finding
@@ -97,15 +98,17 @@ def _numbers_of(case: Case) -> dict[str, float]:
 
 
 def _explained(finding: "Finding") -> tuple[Hint, ...]:
+    # unequal rows for which a gather raises have no number to explain, and are a limit
+    told = [one for one in finding.met if one[1] is not None or not has_unequal_rows(one[0])]
     met = [
         (example, place)
-        for example, place in finding.met
+        for example, place in told
         if place is not None
         and place.kind in ("term", "gradient")
         and isinstance(place.expected, float)
         and np.isfinite([place.expected, place.observed]).all()
     ]
-    if not met or len(met) < len(finding.met):
+    if not met or len(met) < len(told):
         return ()
     what = "value" if met[0][1].kind == "term" else "gradient"
     if any((place.kind == "term") != (what == "value") for _, place in met):

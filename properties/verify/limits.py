@@ -317,7 +317,7 @@ def _kinked(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) ->
 
 def _may_be_kink(check: "Check", example: Example, place: Place | None) -> bool:
     """Whether a finite gradient is wrong at rows that are zeros, equal, opposite or at right angles."""
-    if check.subject.beside or example.case.beside or not check.contract.rows:
+    if check.subject.beside or example.case.beside or not (check.contract.rows or check.contract.whole):
         return False
     if place is None or place.kind not in ("gradient", "second derivative"):
         return False
