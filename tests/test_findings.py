@@ -450,6 +450,23 @@ def test_one_number_explains_every_case(factor: str, number: float) -> None:
         assert said.endswith("state it: --call 'target(...) / 2'")
 
 
+def test_a_number_explains_nothing_where_many_cases_hold_without_it() -> None:
+    cases = [dataclasses.replace(case, rows=(2, 2, 1)) for case in RANDOM]
+    finding, found = _explained(lambda expected, _: 2 * expected, *cases)
+    assert [one.factor for one in found] == ["2"]
+    assert not hints._explained(dataclasses.replace(finding, cases=tuple(RANDOM[:1] * 8)))
+    assert hints._explained(dataclasses.replace(finding, cases=tuple(RANDOM[:1] * 7))) == found
+
+
+def test_unequal_rows_that_raise_leave_the_number_that_explains_the_others() -> None:
+    even = [dataclasses.replace(case, rows=(2, 2)) for case in RANDOM]
+    finding, found = _explained(lambda expected, _: 2 * expected, *even)
+    raised = dataclasses.replace(finding, met=((Example(RANDOM[0]), None), *finding.met))
+    assert hints.explain(raised) == found != ()
+    also = dataclasses.replace(finding, met=((Example(even[0]), None), *finding.met))
+    assert hints.explain(also) == ()
+
+
 LOW = dataclasses.replace(RANDOM[0], scale=50.0)
 
 
