@@ -87,8 +87,8 @@ class Case:
     """The ranks on which the `frozen` inputs require no grad; on all, if there are none."""
     widened: tuple[str, ...] = ()
     """Inputs whose tensors are of float32, and whose values are of `dtype`, as autocast makes them."""
-    beside: bool = False
-    """The rows of features are moved a little, away from zeros, from one another and from right angles."""
+    beside: int = 0
+    """Which way rows of features are moved a little, away from zeros, from one another and right angles."""
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the shape."""
@@ -164,13 +164,13 @@ def spoil(case: Case, inputs: list[dict[str, Array]]) -> list[dict[str, Array]]:
     return ready
 
 
-def moved(case: Case) -> Case:
+def moved(case: Case, way: int = 1) -> Case:
     """Return a case whose rows lie beside these, at another scale: rows of width 1 may have no others.
 
     A scale of 1 is kept, which a loss that takes none has, and so is every bias: a loss may forget that of 0.
     """
     scale = case.scale if case.scale == 1.0 else few_bits(case.scale * 15 / 16)
-    return replace(case, beside=True, scale=scale)
+    return replace(case, beside=way, scale=scale)
 
 
 def few_bits(number: float) -> float:
@@ -207,7 +207,7 @@ def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
     elif case.pattern == "large":
         first, second = 30 * first, 20 * second
     if case.beside:
-        moves = np.random.default_rng([case.seed, seed, 1]).standard_normal((2, *shape))
+        moves = np.random.default_rng([case.seed, seed, case.beside]).standard_normal((2, *shape))
         first, second = first + MOVE * moves[0], second + MOVE * moves[1]
     # a gradient by a temperature divides logits by it once more
     further = max(case.scale, 1.0) if ("logit_scale", "inverse") in case.held else 1.0
