@@ -5,7 +5,7 @@ first, and the seed comes last, so that a failing case shrinks to one a person c
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,6 +33,8 @@ PAD_IDS = (0, 1, -100, 1000)
 PADS = ("none", "tail", "inside", "all but one", "all")
 LARGEST_LOGIT = 1e4
 """Less where products of logits and features would overflow, as in the gradient of a scale in float16."""
+MOVE = 2.0**-6
+"""By how much rows lie beside those of a pattern: more than a rounding in half precision."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Case:
     """The ranks on which the `frozen` inputs require no grad; on all, if there are none."""
     widened: tuple[str, ...] = ()
     """Inputs whose tensors are of float32, and whose values are of `dtype`, as autocast makes them."""
+    beside: int = 0
+    """Which way rows of features are moved a little, away from zeros, from one another and right angles."""
 
     def __str__(self) -> str:
         """List the fields that differ from the simplest case, and the shape."""
@@ -160,6 +164,15 @@ def spoil(case: Case, inputs: list[dict[str, Array]]) -> list[dict[str, Array]]:
     return ready
 
 
+def moved(case: Case, way: int = 1) -> Case:
+    """Return a case whose rows lie beside these, at another scale: rows of width 1 may have no others.
+
+    A scale of 1 is kept, which a loss that takes none has, and so is every bias: a loss may forget that of 0.
+    """
+    scale = case.scale if case.scale == 1.0 else few_bits(case.scale * 15 / 16)
+    return replace(case, beside=way, scale=scale)
+
+
 def few_bits(number: float) -> float:
     """Round to seven significant bits, which every dtype holds."""
     mantissa, exponent = math.frexp(number)
@@ -193,6 +206,9 @@ def feature_pair(case: Case, width: int, seed: int) -> tuple[Array, Array]:
         second = -first
     elif case.pattern == "large":
         first, second = 30 * first, 20 * second
+    if case.beside:
+        moves = np.random.default_rng([case.seed, seed, case.beside]).standard_normal((2, *shape))
+        first, second = first + MOVE * moves[0], second + MOVE * moves[1]
     # a gradient by a temperature divides logits by it once more
     further = max(case.scale, 1.0) if ("logit_scale", "inverse") in case.held else 1.0
     limit = min(LARGEST_LOGIT, 2.0 ** (dtypes.DTYPES[case.dtype].huge - 6) / further)

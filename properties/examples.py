@@ -68,7 +68,7 @@ class Example:
             if one["case"].get("matmul") == devices.EXACT:
                 del one["case"]["matmul"]
             # and one of what the contract says as it did before there was anything else
-            for name in ("features", "held", "drawn", "spoiled", "frozen_on", "widened"):
+            for name in ("features", "held", "drawn", "spoiled", "frozen_on", "widened", "beside"):
                 if not one["case"].get(name):
                     one["case"].pop(name, None)
         return msgspec.json.encode(fields).decode()

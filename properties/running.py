@@ -183,7 +183,8 @@ def constructor(contract: Contract, form: Form, case: Case) -> dict[str, Any]:
     for argument, name in form.arguments:
         known = {"ARGUMENTS": contract.constructor(case), "given": contract.inputs(case)[0], "math": math}
         value = eval(NAMES[contract.name][name].source, known)
-        arguments[argument] = np.asarray(value).reshape(()).item()
+        # a number, where it is an array of one; a choice, as of several sizes, is given as it is
+        arguments[argument] = value.reshape(()).item() if isinstance(value, np.ndarray) else value
     if form.rows:
         arguments[form.rows] = case.rows[0]
     return arguments

@@ -66,6 +66,8 @@ class Subject:
         inductor: torch.compile's inductor is to compile it, which takes minutes.
         widths: the widths of features that it takes; any, if empty.
         pad_ids: the labels that it takes for padding; any, if empty.
+        beside: rows of features lie beside points at which a gradient may have a kink.
+        inference: calls under inference mode come before others.
         stated: it does with inputs that nobody should send what docs/inputs.md says.
     """
 
@@ -94,6 +96,8 @@ class Subject:
     empty_ranks: bool = False
     widths: tuple[int, ...] = ()
     pad_ids: tuple[int, ...] = ()
+    beside: bool = False
+    inference: bool = True
     stated: bool = False
 
     def width_of(self, wanted: int) -> int:

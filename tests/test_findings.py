@@ -126,7 +126,36 @@ def test_unequal_rows_of_earlier_calls_count() -> None:
 
 def _second(error: Exception, law: str = TWICE, returns: bool = True, *, strict: bool = False) -> Finding:
     finding = _falsified(_check(law, strict=strict), EVEN, error=error)
-    return limits.judged(finding, _again("holds", []), lambda *_: returns)
+    return limits.judged(finding, _again("holds", []), lambda *_: returns, lambda *_: error)
+
+
+def _at_a_kink(place: Place, beside: Exception | None = None, again: str = "holds", **asked: Any) -> Finding:
+    finding = _falsified(_check(GRADS, **asked), EVEN, error=Falsified("wrong", place))
+    return limits.judged(finding, _again(again, []), lambda *_: True, lambda *_: beside)
+
+
+JUMP = Place("gradient", "image_features", 0, expected=0.5, observed=1.0, bound=1e-15)
+
+
+def test_a_gradient_that_is_wrong_in_single_points_alone_is_a_limit() -> None:
+    found = _at_a_kink(JUMP)
+    assert (found.verdict, found.limit, found.ratios) == ("limit", "kinks", (0.5, 0.6))
+    assert limits.dtypes_of(found.limit) == ()
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        _at_a_kink(JUMP, beside=Falsified("wrong", JUMP)),
+        _at_a_kink(JUMP, again="falsified"),
+        _at_a_kink(JUMP, strict=True),
+        _at_a_kink(dataclasses.replace(JUMP, observed=np.nan)),
+        _at_a_kink(dataclasses.replace(JUMP, kind="term", name="contrastive_loss")),
+    ],
+    ids=["beside it too", "elsewhere too", "strict", "no number", "a value"],
+)
+def test_what_is_no_question_of_kinks_stays_a_defect(found: Finding) -> None:
+    assert (found.verdict, found.limit) == ("falsified", "")
 
 
 def test_a_loss_that_torch_does_not_compile_has_a_limit() -> None:
@@ -419,6 +448,23 @@ def test_one_number_explains_every_case(factor: str, number: float) -> None:
     assert said.startswith("in every case that fails, the value is exactly ")
     if factor == "2":
         assert said.endswith("state it: --call 'target(...) / 2'")
+
+
+def test_a_number_explains_nothing_where_many_cases_hold_without_it() -> None:
+    cases = [dataclasses.replace(case, rows=(2, 2, 1)) for case in RANDOM]
+    finding, found = _explained(lambda expected, _: 2 * expected, *cases)
+    assert [one.factor for one in found] == ["2"]
+    assert not hints._explained(dataclasses.replace(finding, cases=tuple(RANDOM[:1] * 8)))
+    assert hints._explained(dataclasses.replace(finding, cases=tuple(RANDOM[:1] * 7))) == found
+
+
+def test_unequal_rows_that_raise_leave_the_number_that_explains_the_others() -> None:
+    even = [dataclasses.replace(case, rows=(2, 2)) for case in RANDOM]
+    finding, found = _explained(lambda expected, _: 2 * expected, *even)
+    raised = dataclasses.replace(finding, met=((Example(RANDOM[0]), None), *finding.met))
+    assert hints.explain(raised) == found != ()
+    also = dataclasses.replace(finding, met=((Example(even[0]), None), *finding.met))
+    assert hints.explain(also) == ()
 
 
 LOW = dataclasses.replace(RANDOM[0], scale=50.0)

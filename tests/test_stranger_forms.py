@@ -8,12 +8,14 @@ import pytest
 
 from verified_losses.properties.ask.plans import Verifier
 from verified_losses.properties.forms import read_parameter
+from verified_losses.properties.laws import TRAINING
 from verified_losses.properties.laws.hygiene import RAISING_AGAIN
 from verified_losses.properties.laws.large import TOO_MUCH
 from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.show.forms import described
 from verified_losses.properties.standalone import loading
 from verified_losses.properties.verify.arguments import ask
+from verified_losses.properties.verify.limits import KINKS
 from verified_losses.properties.verify.plan import inspection, plan
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -71,6 +73,10 @@ def _verified(
          'calls of_batch(dict(image_features=image, text_features=text), logit_scale=scale)["loss"]'),
         ("Regression", "tests.strangers.forms:byol",
          "calls Regression(preds=online, targets=target_)"),
+        ("CalledItself", "softened", "calls CalledItself(T=temperature)(y_s=student, y_t=teacher)"),
+        ("Prefixes", "matryoshka",
+         "calls Prefixes(temperature=temperature, matryoshka_dims=dims)(anchors=query, positives=key)"),
+        ("ClampedInPlace", "clip", "logit_scale holds log scale"),
     ],
 )  # fmt: skip
 def test_the_form_is_found_and_the_loss_holds(name: str, contract: str, said: str) -> None:
@@ -160,6 +166,38 @@ def test_a_module_may_own_what_a_formula_learns(name: str, falsified: set[str]) 
     assert "weight holds weight" in described(contract, subject)
     planned = [one for one in plan({"it": (contract, subject)}, "1", 8) if one.law.name in (TERMS, GRADIENTS)]
     assert {one.law for one in Verifier(8).verify_all(planned) if one.verdict == "falsified"} == falsified
+
+
+def _of(name: str, contract: str, law: str, cases: int) -> Any:
+    subject, matches = inspection(ask(f"tests.strangers.forms:{name}", contract)[1], contract)
+    assert matches
+    planned = [one for one in plan({"it": (contract, subject)}, "1", cases) if one.law.name == law]
+    (finding,) = Verifier(cases).verify_all(planned)
+    return finding
+
+
+@pytest.mark.parametrize("law", [GRADIENTS, COTANGENTS])
+def test_a_gradient_that_is_wrong_where_a_logit_is_zero_alone_is_a_limit(law: str) -> None:
+    finding = _of("stable_sigmoid", "siglip", law, 25)
+    assert (finding.verdict, finding.limit) == ("limit", KINKS), finding.reason
+
+
+def test_a_gradient_that_is_wrong_for_a_bias_of_zero_is_no_kink() -> None:
+    finding = _of("bias_unless_zero", "siglip", GRADIENTS, 25)
+    assert finding.verdict == "falsified"
+    assert "gradient of logit_bias" in finding.reason
+
+
+def test_a_parameter_that_is_clamped_in_its_place_keeps_its_gradient() -> None:
+    assert _of("ClampedInPlace", "clip", GRADIENTS, 60).verdict == "holds"
+    assert _of("ClampedInPlace", "clip", "outputs well formed", 60).verdict == "holds"
+
+
+def test_stale_targets_are_not_hidden_by_what_fails_after_inference_mode() -> None:
+    finding = _of("StaleTargets", "ntxent", "used equals fresh", 25)
+    assert finding.verdict == "falsified"
+    assert {step.mode for step in finding.smallest.steps} == {"train"}
+    assert finding.concern == TRAINING
 
 
 def test_a_loss_of_two_views_may_take_too_much_for_so_many_rows() -> None:

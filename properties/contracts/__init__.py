@@ -29,6 +29,7 @@ from ..cases import (
     cotangents,
     held_bias,
     independent,
+    moved,
     unsigned_zero,
 )
 from ..forms import Form
@@ -196,6 +197,8 @@ class Contract(ABC):
         drawn = independent(drawn.map(_small) if subject.interpret else drawn)
         if subject.widths:
             drawn = drawn.map(lambda case: _wide(case, subject.widths))
+        if subject.beside:
+            drawn = drawn.map(moved)
         if not (subject.features or subject.held or subject.constants):
             return drawn
         return drawn.map(lambda case: self._of_subject(case, subject))
@@ -430,8 +433,22 @@ def _unwrapped(target: Any) -> Any:
 def entry(loss: Any) -> Callable[..., Any]:
     """Return the function that a call of `loss` ends in: a module's own call takes any arguments."""
     loss = getattr(loss, "_orig_mod", loss)  # torch.compile keeps the module there
-    entered: Callable[..., Any] = signed(getattr(loss, "forward", loss))
+    function = loss if _is_called_itself(loss) else getattr(loss, "forward", loss)
+    entered: Callable[..., Any] = signed(function)
     return entered
+
+
+def _is_called_itself(loss: Any) -> bool:
+    """Whether a module's class has a call of its own that names its arguments, or has no forward."""
+    owner = type(loss)
+    if not isinstance(loss, torch.nn.Module) or owner.__call__ is torch.nn.Module.__call__:
+        return False
+    if owner.forward is torch.nn.Module.forward:
+        return True
+    kinds = [one.kind for one in inspect.signature(loss).parameters.values()]
+    return any(
+        kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for kind in kinds
+    )
 
 
 def contracts() -> dict[str, Contract]:

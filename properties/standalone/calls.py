@@ -18,7 +18,9 @@ def call_holding(
 
 
 def _shaped(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return value if value.shape == like.shape else value.reshape(like.shape)
+    # a view that a loss clamps in its place loses its gradient, as no parameter does
+    value = value.clone() if value.shape != like.shape or value._is_view() else value
+    return value.reshape(like.shape)
 
 
 def in_turn(loss: torch.nn.Module, held: torch.Tensor, /, *arguments: Any, **named: Any) -> Any:

@@ -18,6 +18,7 @@ from ..contracts.total import TOTAL, Total
 from ..examples import Example
 from ..laws import Place
 from ..standalone.judges import derivative, total
+from .limits import has_unequal_rows
 
 if TYPE_CHECKING:
     from .certifier import Finding
@@ -99,20 +100,23 @@ def _numbers_of(case: Case) -> dict[str, float]:
 
 
 def _explained(finding: "Finding") -> tuple[Hint, ...]:
+    # unequal rows for which a gather raises have no number to explain, and are a limit
+    told = [one for one in finding.met if one[1] is not None or not has_unequal_rows(one[0])]
     met = [
         (example, place)
-        for example, place in finding.met
+        for example, place in told
         if place is not None
         and place.kind in ("term", "gradient")
         and isinstance(place.expected, float)
         and np.isfinite([place.expected, place.observed]).all()
     ]
-    if not met or len(met) < sum(place is not None for _, place in finding.met):
+    if not met or len(met) < len(told):
         return ()
     what = "value" if met[0][1].kind == "term" else "gradient"
     if any((place.kind == "term") != (what == "value") for _, place in met):
         return ()
-    if factors := _factors(met):
+    held = finding.cases
+    if factors := [one for one in _factors(met) if sum(FACTORS[one](case) != 1 for case in held) < ENOUGH]:
         return tuple(Hint("times", what, factor) for factor in factors)
     law, contract = finding.check.law, finding.check.contract
     cases = [(law.prepare(example.case), place) for example, place in met[-MOST:] if not example.steps]

@@ -9,6 +9,7 @@ import numpy as np
 
 from verified_losses.oracles.bounds import FLOAT32, FLOAT64
 
+from ..cases import moved
 from ..examples import Example
 from ..laws import AUTOCAST, COMPILE, SECOND_DERIVATIVES, Falsified, Place, large
 from ..laws.hygiene import RAISING_AGAIN
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 UNEQUAL_ROWS = "unequal rows"
 STRIDED_INPUTS = "strided inputs"
 FLOAT64_ROUNDING = "rounding in float64"
+KINKS = "kinks"
 RANDOM_DRAWS = "random draws"
 RAISING_SECOND_DERIVATIVES = "a second derivative raises"
 RAISING_COMPILED = "torch.compile raises"
@@ -30,6 +32,7 @@ WORDS = {
     UNEQUAL_ROWS: "does not support unequal rows: with equally many rows on every rank this holds",
     STRIDED_INPUTS: "does not take inputs that are not contiguous: with contiguous ones this holds",
     FLOAT64_ROUNDING: "is as exact as float32 allows, and in float64 no more: without float64 this holds",
+    KINKS: "has a gradient that is wrong in single points alone, as at a kink: beside these this holds",
     RANDOM_DRAWS: "draws random numbers other than those of one process: with constants instead this holds",
     RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     RAISING_COMPILED: RAISING_COMPILED,
@@ -39,6 +42,8 @@ WORDS = {
     RAISING_SUBCLASSES: RAISING_SUBCLASSES,
 }
 """What each limit says of a target."""
+WAYS = (1, 2, 3)
+"""In which rows are moved."""
 CONTIGUOUS = ("contiguous",)
 IF_IT_RAISES = {
     SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
@@ -88,6 +93,12 @@ def contiguously(check: "Check") -> "Check":
     return replace(check, subject=replace(check.subject, strides=CONTIGUOUS))
 
 
+def beside(example: Example, way: int = 1) -> Example:
+    """Return an example whose rows of features lie beside its own, in all of its calls."""
+    steps = tuple(replace(step, case=moved(step.case, way)) for step in example.steps)
+    return replace(example, case=moved(example.case, way), steps=steps)
+
+
 def words(limit: str) -> str:
     """Return what a limit says of a target."""
     return WORDS.get(limit, f"does not take {limit}")
@@ -113,7 +124,8 @@ def may_be_limit(check: "Check", example: Example, error: Exception) -> bool:
     unequal = has_unequal_rows(example) and not check.subject.even
     refused = _raised(error) and len(check.subject.dtypes) > 1
     strided = _raised(error) and is_strided(example) and check.subject.strides != CONTIGUOUS
-    small = _is_small(check, example, error.place if isinstance(error, Falsified) else None)
+    place = error.place if isinstance(error, Falsified) else None
+    small = _is_small(check, example, place) or _may_be_kink(check, example, place)
     return unequal or refused or strided or small or _raises_alone(check, error)
 
 
@@ -122,22 +134,31 @@ def judged(
 ) -> "Finding":
     """Return a falsified finding as a limit, where it is one and the target is not judged strictly.
 
-    Where the law does not hold within a limit either, what is wrong there is returned: of cases that fail for
+    What fails after calls under inference mode alone is no limit, and hides what fails without them. Where
+    the law does not hold within a limit either, what is wrong there is returned: of cases that fail for
     several reasons, the smallest may fail for unequal rows.
     """
     check = finding.check
-    if finding.verdict != "falsified" or check.subject.strict:
+    if finding.verdict != "falsified":
+        return finding
+    finding = replace(_without_inference(finding, verify_again), check=check)
+    if check.subject.strict:
         return finding
 
     def strided(found: "Finding") -> "Finding":
         return _strided(found, verify_again, error_of)
 
+    def kinked(found: "Finding") -> "Finding":
+        return _kinked(found, verify_again, error_of)
+
     stages: list[Callable[[Finding], Finding]] = [
         lambda found: _refused(found, verify_again, returns),
         lambda found: _inexact(found, verify_again, error_of),
+        kinked,
         strided,
         lambda found: _uneven(found, verify_again, error_of),
-        strided,  # of equal rows
+        kinked,  # of equal rows
+        strided,
         lambda found: _raising(found, returns),
     ]
     for stage in stages:
@@ -261,6 +282,50 @@ def _is_small(check: "Check", example: Example, place: Place | None) -> bool:
         return False
     error = abs(np.asarray(place.observed) - np.asarray(place.expected))
     return bool(np.all(error <= place.bound * FLOAT32 / FLOAT64))
+
+
+def _without_inference(finding: "Finding", verify_again: VerifyAgain) -> "Finding":
+    """Return what fails without calls under inference mode, where all cases that fail have such calls."""
+    failed = _failed(finding)
+    if not failed or not all(any(step.mode == "inference" for step in one.steps) for one in failed):
+        return finding
+    check = finding.check
+    trained = replace(check, subject=replace(check.subject, inference=False))
+    again = verify_again(trained, time.monotonic() + EVEN_SECONDS)
+    return (
+        replace(again, seconds=finding.seconds + again.seconds) if again.verdict == "falsified" else finding
+    )
+
+
+def _kinked(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
+    """Return a finding as a limit where gradients alone are wrong, in special points alone.
+
+    log(1 + exp(-x)) as clamp(-x, min=0) + log1p(exp(-abs(x))) is such a loss: autograd takes the one side's
+    gradient of each at 0. Rows are moved a little in every case that fails: a gradient that is wrong in a
+    region stays wrong, and so does one that is not finite.
+    """
+    check = finding.check
+    if finding.smallest is None or not finding.met:
+        return finding
+    if not all(_may_be_kink(check, *one) for one in finding.met):
+        return finding
+    for example, _ in reversed(finding.met):
+        # in half precision a logit may round to 0 beside it too
+        if all(error_of(check, beside(example, way)) is not None for way in WAYS):
+            return finding
+    around = replace(check, subject=replace(check.subject, beside=True))
+    again = verify_again(around, time.monotonic() + EVEN_SECONDS)
+    return _within(finding, again, KINKS) if again.verdict == "holds" else finding
+
+
+def _may_be_kink(check: "Check", example: Example, place: Place | None) -> bool:
+    """Whether a finite gradient is wrong at rows that are zeros, equal, opposite or at right angles."""
+    if check.subject.beside or example.case.beside or not (check.contract.rows or check.contract.whole):
+        return False
+    if place is None or place.kind not in ("gradient", "second derivative"):
+        return False
+    observed = np.asarray(place.observed)
+    return observed.dtype.kind == "f" and bool(np.all(np.isfinite(observed)))
 
 
 def _dtype_refused(finding: "Finding", returns: Returns) -> str:

@@ -356,3 +356,93 @@ def one_by_one(query: Tensor, positive: Tensor, temperature: float) -> Tensor:
         raise MemoryError("pairs of pairs")
     scores = F.normalize(query, dim=-1) @ F.normalize(positive, dim=-1).T / temperature
     return F.cross_entropy(scores, torch.arange(len(scores)))
+
+
+def stable_sigmoid(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
+) -> Tensor:
+    """Cross-entropy without overflow: autograd takes one side's derivative of relu and abs at 0."""
+    logits = logit_scale * image_features @ text_features.T + logit_bias
+    pairs = torch.eye(len(logits), dtype=logits.dtype)
+    each = F.relu(logits) - logits * pairs + torch.log1p(torch.exp(-logits.abs()))
+    return each.sum() / len(logits)
+
+
+def bias_unless_zero(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor
+) -> Tensor:
+    """Wrong: a bias of 0 gets a gradient of 0, and never learns."""
+    logits = logit_scale * image_features @ text_features.T
+    logits = logits + (logit_bias if logit_bias != 0 else 0 * logit_bias)
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+class CalledItself(nn.Module):
+    """A module without forward, whose call is its own."""
+
+    def __init__(self, T: float) -> None:
+        super().__init__()
+        self.T = T
+        self.divergence = nn.KLDivLoss(reduction="batchmean", log_target=True)
+
+    def __call__(self, y_s: Tensor, y_t: Tensor) -> Any:
+        student, teacher = (F.log_softmax(one / self.T, dim=1) for one in (y_s, y_t.detach()))
+        return self.divergence(student, teacher) * self.T**2
+
+
+class Prefixes(nn.Module):
+    """Sizes of prefixes under another name, before other arguments."""
+
+    def __init__(
+        self,
+        matryoshka_dims: tuple[int, ...] = (64, 32),
+        temperature: float = 0.05,
+        weights: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.dims, self.temperature = matryoshka_dims, temperature
+        self.weights = weights or [1.0] * len(matryoshka_dims)
+
+    def forward(self, anchors: Tensor, positives: Tensor) -> Tensor:
+        total = anchors.new_zeros(())
+        for weight, dim in zip(self.weights, self.dims, strict=True):
+            first, second = (F.normalize(one[..., :dim], dim=-1) for one in (anchors, positives))
+            scores = first @ second.T / self.temperature
+            total = total + weight * F.cross_entropy(scores, torch.arange(len(scores)))
+        return total
+
+
+class ClampedInPlace(nn.Module):
+    """Clamps its parameter in its place, as CLIP's training does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.logit_scale.clamp_(0, math.log(100))
+        logits = self.logit_scale.exp() * image_embeds @ text_embeds.T
+        at = torch.arange(len(logits))
+        return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+
+
+class StaleTargets(nn.Module):
+    """Wrong after a larger batch, whose targets it slices; after inference mode, too, a backward raises."""
+
+    def __init__(self, temperature: float = 0.5) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.targets = torch.zeros(0, dtype=torch.long)
+        self.itself = torch.zeros(0, 0, dtype=torch.bool)
+
+    def forward(self, z_i: Tensor, z_j: Tensor) -> Tensor:
+        n = len(z_i)
+        if len(self.targets) < 2 * n:
+            self.targets = torch.cat([torch.arange(n, 2 * n), torch.arange(n)])
+            self.itself = torch.eye(2 * n, dtype=torch.bool)
+        rows = F.normalize(torch.cat([z_i, z_j]), dim=1)
+        logits = rows @ rows.T / self.temperature
+        logits = logits.masked_fill(self.itself[: 2 * n, : 2 * n], -math.inf)
+        return F.cross_entropy(logits, self.targets[: 2 * n].clamp(max=2 * n - 1))
