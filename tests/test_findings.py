@@ -771,7 +771,7 @@ def test_what_targets_have_not_is_one_line_and_what_was_not_drawn_is_counted() -
         "Loss, Other: twice differentiable in world simulated:2-8: no dtype"
     ]
     assert run.left_unsaid([*holds, *skipped]) == [
-        "Loss: twice differentiable in worlds single and simulated:2-8: no dtype",
+        "Loss: twice differentiable in worlds single, simulated:2-8: no dtype",
         "Loss: no eval mode and no parameter of its own that requires grad",
         f"Loss: 2 checks {limits.EVEN_ALONE}",
     ]

@@ -254,7 +254,7 @@ def left_unsaid(findings: Sequence[AnyFinding]) -> list[str]:
             worlds.setdefault((one.loss, one.law, one.reason), []).append(one.world)
     alike: dict[tuple[str, str, str], list[str]] = {}
     for (loss, law, reason), names in worlds.items():
-        place = f"world{'s' * (len(names) > 1)} {' and '.join(names)}"
+        place = f"world{'s' * (len(names) > 1)} {', '.join(names)}"
         alike.setdefault((law, place, reason), []).append(loss)
     lines = [f"{', '.join(named)}: {law} in {place}: {why}" for (law, place, why), named in alike.items()]
     losses: dict[tuple[str, ...], list[str]] = {}
