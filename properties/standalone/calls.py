@@ -18,9 +18,10 @@ def call_holding(
 
 
 def _shaped(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if value.shape == like.shape and not value._is_view():
+        return value
     # a view that a loss clamps in its place loses its gradient, as no parameter does
-    value = value.clone() if value.shape != like.shape or value._is_view() else value
-    return value.reshape(like.shape)
+    return value.reshape(like.shape).clone()
 
 
 def in_turn(loss: torch.nn.Module, held: torch.Tensor, /, *arguments: Any, **named: Any) -> Any:
