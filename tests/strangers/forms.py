@@ -259,7 +259,7 @@ def byol(online: Any, target: Any) -> Any:
 
 
 class Regression(nn.Sequential):
-    """BYOL's loss behind layers, of which there are none."""
+    """BYOL's loss behind an empty projection."""
 
     def forward(self, preds: Tensor, targets: Tensor) -> Tensor:
         for layer in self:
