@@ -494,8 +494,9 @@ class Certifier(Runner[Check, Finding]):
         contiguously = check.label in self._contiguous
         drawn = limits.without(check, refused) if refused else check
         drawn = limits.contiguously(drawn) if contiguously else drawn
+        drawn = limits.evenly(drawn) if evenly else drawn
         finding = verify(
-            limits.evenly(drawn) if evenly else drawn,
+            drawn,
             self.max_examples,
             self.seed,
             until,

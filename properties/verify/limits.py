@@ -316,7 +316,10 @@ def _kinked(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) ->
             return finding
     around = replace(check, subject=replace(check.subject, beside=True))
     again = verify_again(around, time.monotonic() + EVEN_SECONDS)
-    return _within(finding, again, KINKS) if again.verdict == "holds" else finding
+    if again.verdict == "holds":
+        return _within(finding, again, KINKS)
+    # what remains may be unequal rows
+    return again if again.smallest is not None and has_unequal_rows(again.smallest) else finding
 
 
 def _may_be_kink(check: "Check", example: Example, place: Place | None) -> bool:
