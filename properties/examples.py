@@ -1,5 +1,6 @@
 """The input of one run of a law: drawn by Hypothesis, written as JSON, and as Python."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,8 +56,12 @@ class Example:
                 matmul=devices.matmul_of(case.dtype, device),
             )
 
-        steps = tuple(replace(step, case=moved(step.case)) for step in self.steps)
-        return replace(self, case=moved(self.case), steps=steps)
+        return self.changed(moved)
+
+    def changed(self, change: Callable[[Case], Case]) -> "Example":
+        """Return the same with the cases of all calls changed."""
+        steps = tuple(replace(step, case=change(step.case)) for step in self.steps)
+        return replace(self, case=change(self.case), steps=steps)
 
     def to_json(self) -> str:
         """Return the example as JSON; `from_json` reads it."""

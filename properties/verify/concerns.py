@@ -111,5 +111,4 @@ def contiguous(example: Example) -> Example:
     def plain(case: Case) -> Case:
         return replace(case, strides="contiguous", cotangent_strides="contiguous")
 
-    steps = tuple(replace(step, case=plain(step.case)) for step in example.steps)
-    return replace(example, case=plain(example.case), steps=steps)
+    return example.changed(plain)

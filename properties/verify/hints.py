@@ -70,7 +70,7 @@ def explain(finding: "Finding") -> tuple[Hint, ...]:
 
 
 def _alone(finding: "Finding") -> tuple[Hint, ...]:
-    """Return the dtypes and the range of a number outside of which enough cases hold, and inside none."""
+    """Return where all cases that fail lie, as dtypes and a range of a number, if enough hold elsewhere."""
     failed = [example.case for example, place in finding.met if place is not None and not example.steps]
     if not failed or len(failed) < len(finding.met) or len(finding.cases) < ENOUGH:
         return ()

@@ -85,8 +85,7 @@ def is_strided(example: Example) -> bool:
 
 def with_contiguous_inputs(example: Example) -> Example:
     """Return an example with contiguous inputs in all of its calls; cotangents keep their layout."""
-    steps = tuple(replace(step, case=replace(step.case, strides="contiguous")) for step in example.steps)
-    return replace(example, case=replace(example.case, strides="contiguous"), steps=steps)
+    return example.changed(lambda case: replace(case, strides="contiguous"))
 
 
 def contiguously(check: "Check") -> "Check":
@@ -96,8 +95,7 @@ def contiguously(check: "Check") -> "Check":
 
 def beside(example: Example, way: int = 1) -> Example:
     """Return an example whose rows of features lie beside its own, in all of its calls."""
-    steps = tuple(replace(step, case=moved(step.case, way)) for step in example.steps)
-    return replace(example, case=moved(example.case, way), steps=steps)
+    return example.changed(lambda case: moved(case, way))
 
 
 def words(limit: str) -> str:
@@ -182,25 +180,36 @@ def _within(finding: "Finding", again: "Finding", limit: str) -> "Finding":
     )
 
 
+def _instead(finding: "Finding", again: "Finding") -> "Finding":
+    """Return what was found when a finding was verified again, in the place of that finding."""
+    return replace(again, seconds=finding.seconds + again.seconds)
+
+
+def _settled(finding: "Finding", again: "Finding", limit: str) -> "Finding":
+    """Return a finding as a limit where the law holds within that; else what is wrong there, if known."""
+    if again.verdict == "holds":
+        return _within(finding, again, limit)
+    return _instead(finding, again) if again.verdict == "falsified" else finding
+
+
 def _failed(finding: "Finding") -> list[Example]:
     """Return the cases that fail."""
     return [example for example, _ in finding.met] or ([finding.smallest] if finding.smallest else [])
 
 
 def _uneven(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
-    """Return a finding as a limit where unequal rows alone fail; else with what is wrong with equal ones."""
+    """Return a finding as a limit where unequal rows alone fail.
+
+    What is wrong with equal rows is returned instead.
+    """
     check = finding.check
     if check.subject.even or finding.smallest is None or not has_unequal_rows(finding.smallest):
         return finding
     again = verify_again(evenly(check), time.monotonic() + EVEN_SECONDS)
-    if again.verdict == "holds" and all(map(has_unequal_rows, _failed(finding))):
-        return _within(finding, again, UNEQUAL_ROWS)
-    if again.verdict == "falsified":
-        return replace(again, seconds=finding.seconds + again.seconds)
-    # by luck it holds: a case of equal rows fails
-    if again.verdict == "holds":
+    if again.verdict == "holds" and not all(map(has_unequal_rows, _failed(finding))):
+        # by luck: a case of equal rows fails
         return _with_a_case(finding, lambda example, _: not has_unequal_rows(example), error_of)
-    return finding
+    return _settled(finding, again, UNEQUAL_ROWS)
 
 
 def _strided(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
@@ -219,11 +228,7 @@ def _strided(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -
     if error_of(check, with_contiguous_inputs(smallest)) is not None:
         return finding
     again = verify_again(contiguously(check), time.monotonic() + EVEN_SECONDS)
-    if again.verdict == "holds":
-        return _within(finding, again, STRIDED_INPUTS)
-    if again.verdict == "falsified":
-        return replace(again, seconds=finding.seconds + again.seconds)
-    return finding
+    return _settled(finding, again, STRIDED_INPUTS)
 
 
 def _with_a_case(
@@ -250,9 +255,7 @@ def _refused(finding: "Finding", verify_again: VerifyAgain, returns: Returns) ->
         found = verify_again(without(check, refused), time.monotonic() + EVEN_SECONDS)
         if found.verdict == "holds":
             return _within(finding, found, ", ".join(refused))
-    if refused and found.verdict == "falsified":
-        return replace(found, seconds=finding.seconds + found.seconds)
-    return finding
+    return _instead(finding, found) if refused and found.verdict == "falsified" else finding
 
 
 def _inexact(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
@@ -267,11 +270,7 @@ def _inexact(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -
     if not all(_is_small(check, *one) for one in finding.met):
         return _with_a_case(finding, lambda *one: not _is_small(check, *one), error_of)
     again = verify_again(without(check, ("float64",)), time.monotonic() + EVEN_SECONDS)
-    if again.verdict == "holds":
-        return _within(finding, again, FLOAT64_ROUNDING)
-    if again.verdict == "falsified":
-        return replace(again, seconds=finding.seconds + again.seconds)
-    return finding
+    return _settled(finding, again, FLOAT64_ROUNDING)
 
 
 def _is_small(check: "Check", example: Example, place: Place | None) -> bool:
@@ -293,9 +292,7 @@ def _without_inference(finding: "Finding", verify_again: VerifyAgain) -> "Findin
     check = finding.check
     trained = replace(check, subject=replace(check.subject, inference=False))
     again = verify_again(trained, time.monotonic() + EVEN_SECONDS)
-    return (
-        replace(again, seconds=finding.seconds + again.seconds) if again.verdict == "falsified" else finding
-    )
+    return _instead(finding, again) if again.verdict == "falsified" else finding
 
 
 def _kinked(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
@@ -319,7 +316,8 @@ def _kinked(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) ->
     if again.verdict == "holds":
         return _within(finding, again, KINKS)
     # what remains may be unequal rows
-    return again if again.smallest is not None and has_unequal_rows(again.smallest) else finding
+    uneven = again.smallest is not None and has_unequal_rows(again.smallest)
+    return _instead(finding, again) if uneven else finding
 
 
 def _may_be_kink(check: "Check", example: Example, place: Place | None) -> bool:

@@ -117,15 +117,16 @@ def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Tri
             finding = verify(watched, max_examples, seed)
             examples += watch.examples
             held += finding.cases
+            judgement = judged(finding, max_examples)
             if not planted.wrong:  # what the command takes for a limit accuses nobody
-                finding = judged(finding, max_examples)
+                finding = judgement
             if finding.verdict == "falsified":
                 seconds = (watch.caught_at or time.monotonic()) - started
                 return Trial(
                     seed, finding.law, finding.world, examples, seconds,
                     finding.counterexample, finding.reason, not planted.explains(finding.reason),
                     finding.smallest is not None and planted.is_smallest(finding.smallest.case),
-                    drawn.table(held), judged(finding, max_examples).limit,
+                    drawn.table(held), judgement.limit,
                 )  # fmt: skip
     return Trial(seed, examples=examples, seconds=time.monotonic() - started, drawn=drawn.table(held))
 
