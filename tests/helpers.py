@@ -1,13 +1,17 @@
-"""How close is close: bounds of rounding that tests of several modules compare with."""
+"""What tests of several modules share: bounds of rounding, and counts of products and of tiles."""
 
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 UNIT_ROUNDOFF = np.finfo(float).eps / 2
 VOCABULARY = 3
@@ -59,3 +63,28 @@ def tool(name: str) -> ModuleType:
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class Products(TorchDispatchMode):
+    """Counts the operations of matrix products, and the tensors of so many elements that are made."""
+
+    operations = made = 0
+
+    def __init__(self, elements: int = 0) -> None:
+        super().__init__()
+        self.elements = elements
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__.strip("_") in ("mm", "addmm"):
+            left, right = args[-2:]
+            self.operations += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        given = {_place(tensor) for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
+        for tensor in tree_leaves(returned):
+            if torch.is_tensor(tensor) and tensor.numel() == self.elements:
+                self.made += _place(tensor) not in given
+        return returned
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -7,6 +7,7 @@ The functions that ranks run are imported there by name, as `tests.test_accumula
 import contextlib
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,7 +216,7 @@ def test_all_terms_count_and_what_is_shared_may_be_named(output_dict):
         close(one.grad.numpy(), other.grad.numpy(), 256, 64)
 
 
-def test_batches_may_be_tuples_dicts_or_tensors():
+def test_batches_may_be_tuples_dicts_tensors_or_objects():
     model = nn.Linear(3, 3).double()
     rows = parts_of((2, 2))
 
@@ -229,8 +230,11 @@ def test_batches_may_be_tuples_dicts_or_tensors():
         accumulate(of_one, ClipLoss(), [first for first, _ in rows]),
         accumulate(of_named, ClipLoss(), [{"first": first, "second": first} for first, _ in rows]),
         accumulate(lambda *both: of_one(both[0]), ClipLoss(), [list(both) for both in rows]),
+        accumulate(
+            lambda batch: of_one(batch.first), ClipLoss(), [SimpleNamespace(first=first) for first, _ in rows]
+        ),
     ]
-    assert found[0] == found[1] == found[2]
+    assert all(value == found[0] for value in found)
 
 
 def test_one_micro_batch_has_its_activations_in_memory():

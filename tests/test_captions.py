@@ -1,6 +1,7 @@
 """Captions: of hidden states as of logits, without the logits of all tokens, over ranks too."""
 
 import inspect
+import itertools
 import math
 import re
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.helpers import close
-from verified_losses import CoCaLoss, GenLipLoss, captions, fused_linear_cross_entropy
+from verified_losses import CoCaLoss, GenLipLoss, captions, checks, coca, fused_linear_cross_entropy
 from verified_losses.captions import TokenLoss
 from verified_losses.properties.standalone.acts import Memory
 from verified_losses.properties.worlds.simulated import SimulatedWorld
@@ -90,6 +91,78 @@ def test_chunks_of_logits_equal_the_whole(kind, order):
             close(value, other, magnitude(count, kind) ** order * 2 * order, order * operations(count))
 
 
+@pytest.mark.parametrize("most", [1, VOCABULARY, 2 * VOCABULARY, 3 * VOCABULARY - 1])
+def test_elementwise_operations_take_a_few_tokens_at_once(most, monkeypatch):
+    taken = []
+
+    class Counted(captions._Chunk):
+        def __init__(self, logits, *more):
+            taken.append(len(logits))
+            super().__init__(logits, *more)
+
+    monkeypatch.setattr(captions, "PASS", most)
+    monkeypatch.setattr(captions, "_Chunk", Counted)
+    hidden, weight, bias, labels = tokens(12)
+    found = captions.sum_linear(hidden, weight, bias, labels, KINDS[1], CHUNK)
+    dense = captions.linear_token_losses(hidden, weight, bias, labels, KINDS[1])
+    pairs = (derived(total, (hidden, weight, bias), 1) for total in (found, dense))
+    for value, other in zip(*pairs, strict=True):
+        close(value, other, 2 * magnitude(12, KINDS[1]), operations(12))
+    assert max(taken) == max(most // VOCABULARY, 1)
+    assert sum(taken) == (labels != -100).sum()
+
+
+def test_a_word_that_cannot_be_has_no_probability():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, VOCABULARY, generator=generator).double()
+    logits[..., 0] = -torch.inf
+    logits.requires_grad_()
+    labels = torch.randint(1, VOCABULARY, (2, 3), generator=generator)
+    total = captions.sum_logits(logits, labels, KINDS[0], 2)
+    dense = captions.token_losses(logits[..., 1:].flatten(0, 1), labels.flatten() - 1, KINDS[0])
+    pairs = (derived(one, (logits,), 1) for one in (total, dense))
+    for value, other in zip(*pairs, strict=True):
+        close(value, other, magnitude(6, KINDS[0]), operations(6))
+    assert captions.sum_logits(logits, labels, KINDS[1], 2) == torch.inf  # smoothing asks for every word
+
+
+def test_a_vocabulary_may_be_one_word():
+    labels = torch.tensor([[-100, 0]])
+    logits = torch.ones(1, 2, 1, requires_grad=True)
+    total = captions.sum_logits(logits, labels, KINDS[2], 2)
+    (gradient,) = torch.autograd.grad(total, logits)
+    assert total == 0.5
+    assert gradient.flatten().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_half_precision_logits_are_rounded_once(dtype):
+    generator = torch.Generator().manual_seed(0)
+    halves = torch.randn(3, 4, VOCABULARY, generator=generator).to(dtype).requires_grad_()
+    singles = halves.detach().float().requires_grad_()
+    labels = torch.randint(0, VOCABULARY, (3, 4), generator=generator)
+    found, exact = (
+        torch.autograd.grad(captions.sum_logits(logits, labels, KINDS[2], 5), logits)[0]
+        for logits in (halves, singles)
+    )
+    assert torch.equal(found, exact.to(dtype))
+
+
+@pytest.mark.parametrize(("rows", "length", "chunk"), [(5, 4, 3), (5, 4, 4), (5, 4, 7), (5, 4, 8), (2, 1, 9)])
+def test_no_chunk_has_more_tokens_than_asked_for(rows, length, chunk):
+    numbers = torch.arange(rows * length).view(rows, length, 1)
+    places = captions._places(numbers, chunk)
+    assert all(numbers[place].numel() <= chunk for place in places)
+    assert torch.cat([numbers[place].flatten() for place in places]).sort().values.equal(numbers.flatten())
+
+
+def test_no_logit_of_what_is_no_token_overflows():
+    weight = torch.full((VOCABULARY, WIDTH), 4e4, dtype=torch.float16, requires_grad=True)
+    hidden = torch.zeros(2, WIDTH, dtype=torch.float16, requires_grad=True)
+    total = captions.linear_token_losses(hidden, weight, None, torch.tensor([-100, 1]), KINDS[0])
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(total, (hidden, weight)))
+
+
 def test_a_mean_is_over_the_labels_that_count():
     hidden, weight, bias, labels = tokens(7)
     mean, total = (
@@ -135,16 +208,31 @@ def test_what_is_at_padding_does_not_matter(content, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_halves_are_added_up_in_single_precision(dtype):
-    # 2,048 equal tokens: a sum of their gradients is beyond float16, their mean is not
-    hidden = torch.full((2048, 2), 64.0, dtype=dtype, requires_grad=True)
+    # 2,048 equal tokens: a sum of the gradients of half of them is beyond float16, their mean is not
+    hidden = torch.full((2048, 2), 128.0, dtype=dtype, requires_grad=True)
     weight = torch.zeros(3, 2, dtype=dtype, requires_grad=True)
     loss = fused_linear_cross_entropy(hidden, weight, torch.zeros(2048, dtype=torch.int64))
     loss.backward()
     assert loss.dtype == torch.float32
     assert abs(loss - math.log(3)) <= 4 * torch.finfo(torch.float32).eps
-    expected = 64 * (torch.tensor([1 / 3, 1 / 3, 1 / 3]) - torch.tensor([1.0, 0, 0]))
+    expected = 128 * (torch.tensor([1 / 3, 1 / 3, 1 / 3]) - torch.tensor([1.0, 0, 0]))
     assert weight.grad.dtype == dtype
     assert ((weight.grad[:, 0] - expected).abs() <= 4 * torch.finfo(dtype).eps * expected.abs()).all()
+
+
+def test_products_of_slopes_and_weights_may_be_beyond_float16():
+    # 8,700 times 8 twice, of which there is a quarter in the mean
+    hidden, weight, target = torch.ones(4, 1), torch.full((2, 1), 8.0), torch.zeros(4, dtype=torch.int64)
+    found, exact = (
+        torch.autograd.grad(fused_linear_cross_entropy(*given, target, z_loss=1e3), given)
+        for given in (
+            [one.to(dtype).requires_grad_() for one in (hidden, weight)]
+            for dtype in (torch.float16, torch.float64)
+        )
+    )
+    eps = torch.finfo(torch.float16).eps
+    for value, other in zip(found, exact, strict=True):
+        assert ((value - other).abs() <= 2 * eps * other.abs()).all()  # a slope and a sum are rounded
 
 
 def test_autocast_multiplies_in_half_precision():
@@ -169,13 +257,84 @@ def test_functional_derivatives():
 
 
 def test_without_gradients_none_are_formed():
-    hidden, weight, bias, labels = tokens(8)
-    with torch.no_grad(), Memory([hidden, weight, bias, labels]) as memory:
-        captions.sum_linear(hidden, weight, bias, labels, KINDS[0], 8)
-    assert memory.most < 8 * 8 * (VOCABULARY + 2 * WIDTH + 12)
-    frozen = fused_linear_cross_entropy(hidden.detach(), weight, labels)
-    (gradient,) = torch.autograd.grad(frozen, weight)
-    assert gradient.any()
+    *given, labels = tokens(8)
+
+    def most(given, recorded):
+        with torch.set_grad_enabled(recorded), Memory([*given, labels]) as memory:
+            captions.sum_linear(*given, labels, KINDS[0], 8)
+        return memory.most
+
+    constants = [one.detach() for one in given]
+    assert most(given, False) == most(constants, True) < most(given, True)
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product((True, False), repeat=3))[:-1])
+def test_the_gradients_that_are_wanted_alone_are_saved(wanted):
+    *given, labels = tokens(7)
+    given = [one.detach().requires_grad_(want) for one, want in zip(given, wanted, strict=True)]
+    right = torch.autograd.grad(
+        captions.linear_token_losses(*given, labels, KINDS[0]), [one for one in given if one.requires_grad]
+    )
+    labels_of_tokens = labels[labels != -100]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor.shape) or tensor, lambda tensor: tensor
+    ):
+        total = captions.sum_linear(*given, labels, KINDS[0], CHUNK)
+    shapes = (len(labels_of_tokens), WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,)
+    assert [saved.count(shape) - 1 for shape in shapes] == list(wanted)
+    found = torch.autograd.grad(total, [one for one in given if one.requires_grad])
+    for value, other in zip(found, right, strict=True):
+        close(value.numpy(), other.numpy(), magnitude(7, KINDS[0]), operations(7))
+
+
+def test_one_gradient_at_a_time_is_in_single_precision_and_in_half():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (bounded_normal(generator, 64, 64, dtype=torch.bfloat16) for _ in range(2))
+    labels = torch.randint(0, 64, (64,), generator=generator)
+    with Memory([hidden, weight, labels]) as memory:
+        total = fused_linear_cross_entropy(hidden, weight, labels, reduction="sum")
+        memory.most = before = memory.held
+        total.backward()
+    # both gradients, of which one is made at a time; and the scalar that backward begins with
+    assert memory.most - before <= 2 * hidden.numel() * 2 + weight.numel() * 4 + 4
+
+
+def test_logits_of_other_strides_are_copied_once():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 64, (4, 8), generator=generator)
+    found = []
+    for logits in torch.zeros(4, 8, 64), torch.zeros(4, 64, 8).mT:
+        logits.requires_grad_()
+        with Memory([logits, labels]) as memory:
+            captions.sum_logits(logits, labels, KINDS[2], 16).backward()
+        found.append(memory.most)
+    assert found[0] == found[1]
+
+
+def test_all_is_made_on_the_device_of_the_tokens():
+    hidden, weight, bias, labels = (
+        torch.zeros(shape, device="meta", dtype=dtype)
+        for shape, dtype in (
+            ((4, WIDTH), torch.float32),
+            ((VOCABULARY, WIDTH), torch.float32),
+            (VOCABULARY, torch.float32),
+            (4, torch.int64),
+        )
+    )
+    assert fused_linear_cross_entropy(hidden, weight, labels, bias).is_meta
+    assert GenLipLoss()(hidden, labels).is_meta
+
+
+def test_tokens_are_as_many_as_an_index_can_count(monkeypatch):
+    given = caption_batch(0, 2)
+    elements = 2 * LENGTH * VOCABULARY
+    loss = CoCaLoss(2.0, 1.0)
+    monkeypatch.setattr(checks, "MOST_ELEMENTS", elements)
+    loss(logits=None, **given)
+    monkeypatch.setattr(checks, "MOST_ELEMENTS", elements - 1)
+    with pytest.raises(ValueError, match=r"^hidden_states: expected at most 5 tokens, got 6$"):
+        loss(logits=None, **given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -253,6 +412,7 @@ def test_signatures_are_those_of_open_clips_main_branch(function):
             ValueError,
             "hidden: expected 2 dimensions, none empty but the first, got shape [2, 0]",
         ),
+        ({"weight": None}, TypeError, "weight: expected a torch.Tensor, got NoneType"),
         ({"weight": torch.zeros(5, 2)}, ValueError, "weight: expected the width of hidden, 3, got 2"),
         (
             {"weight": torch.zeros(5, 3).double()},
@@ -264,6 +424,16 @@ def test_signatures_are_those_of_open_clips_main_branch(function):
         ({"bias": 0.0}, TypeError, "bias: expected a torch.Tensor, got float"),
         ({"target": torch.zeros(2)}, TypeError, "target: expected an int64 tensor, got torch.float32"),
         ({"target": [0, 1]}, TypeError, "target: expected an int64 tensor, got list"),
+        (
+            {"target": torch.tensor([1, 4]).as_subclass(type("DTensor", (torch.Tensor,), {}))},
+            TypeError,
+            "target: expected a plain tensor, got a DTensor: give its full_tensor() or to_local()",
+        ),
+        (
+            {"target": torch.tensor([1, 4], device="meta")},
+            ValueError,
+            "target: expected the device of hidden, cpu, got meta",
+        ),
         (
             {"target": torch.tensor([1])},
             ValueError,
@@ -295,7 +465,7 @@ def test_signatures_are_those_of_open_clips_main_branch(function):
 )
 def test_wrong_arguments_are_named(changed, error, message):
     given = {"hidden": torch.zeros(2, 3), "weight": torch.zeros(5, 3), "target": torch.tensor([1, 4])}
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
         fused_linear_cross_entropy(**given | changed)
 
 
@@ -423,6 +593,24 @@ def test_hidden_states_cost_what_their_logits_cost(form, options):
             close(value, other, 2 * magnitude(12, KINDS[2]), operations(12))
 
 
+@pytest.mark.parametrize(
+    ("form", "size", "chunk"), [("dense", 5, None), ("streamed", 5, 5), ("auto", None, 7)]
+)
+def test_hidden_states_are_taken_in_chunks_as_asked(form, size, chunk, monkeypatch):
+    chunks = []
+    sum_linear = captions.sum_linear
+    monkeypatch.setattr(captions, "CHUNK", 7)
+    monkeypatch.setattr(captions, "sum_linear", lambda *given: chunks.append(given[5]) or sum_linear(*given))
+    CoCaLoss(2.0, 1.0, implementation=form, tile_size=size)(logits=None, **caption_batch(0, 4))
+    assert chunks == ([] if chunk is None else [chunk])
+
+
+def test_a_number_of_tokens_that_is_a_tensor_is_not_read():
+    assert coca._at_least_one(torch.ones((), device="meta")).device.type == "meta"
+    assert [coca._at_least_one(torch.tensor(number)).item() for number in (0, 3)] == [1, 3]
+    assert [coca._at_least_one(number) for number in (0, 3)] == [1, 3]
+
+
 def coca_on_rank(rank, size, rows, convention):
     loss = CoCaLoss(
         2.0, 1.0, rank=rank, world_size=size, gather_with_grad=True, convention=convention, z_loss=0.5
@@ -487,6 +675,10 @@ def test_ranks_agree_on_what_a_token_costs():
             "vocabulary_weight: expected the width of hidden_states, 3, got 2",
         ),
         (
+            {"hidden_states": torch.zeros(2, 3, 4).double()},
+            "vocabulary_weight: expected the width of hidden_states, 4, got 3",
+        ),
+        (
             {"vocabulary_bias": torch.zeros(4).double()},
             "vocabulary_bias: expected one number for each row of vocabulary_weight, 5, got 4",
         ),
@@ -494,6 +686,10 @@ def test_ranks_agree_on_what_a_token_costs():
         (
             {"labels": torch.zeros(2, 4).long()},
             "labels: expected the first two dimensions of hidden_states, [2, 3], got [2, 4]",
+        ),
+        (
+            {"labels": torch.zeros(2, 3).long().as_subclass(type("DTensor", (torch.Tensor,), {}))},
+            "labels: expected a plain tensor, got a DTensor: give its full_tensor() or to_local()",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from verified_losses import ClipLoss, SigLipLoss
+from verified_losses import ClipLoss, SigLipLoss, siglip
 from verified_losses.gather import gather_pair
 from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.transport import Transport
@@ -41,6 +41,44 @@ def test_ring_moves_every_text_once_each_way(size: int, dist_impl: str) -> None:
     }
     expected = (size - 1) * ROWS * WIDTH * ITEM
     assert passed == {("forward", expected), ("backward", expected)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dist_impl", ["shift", "bidir"])
+def test_texts_come_from_both_sides_at_once(
+    size: int, dist_impl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    for name in ("exchange_with_grad", "exchange_bidir_with_grad"):
+        exchange = getattr(siglip, name)
+        monkeypatch.setattr(
+            siglip, name, lambda *given, call=exchange, name=name: calls.append(name) or call(*given)
+        )
+    SimulatedWorld(size).run(_backward, SigLipLoss, {"dist_impl": dist_impl})
+    both, one = (0, size - 1) if dist_impl == "shift" else divmod(size - 1, 2)
+    assert calls.count("exchange_bidir_with_grad") == size * both
+    assert calls.count("exchange_with_grad") == size * one
+
+
+def _forward(rank: int, size: int, dist_impl: str, learns: bool, enabled: bool) -> None:
+    image, text = torch.ones(2, ROWS, WIDTH).requires_grad_(learns).unbind()
+    with torch.set_grad_enabled(enabled):
+        SigLipLoss(rank=rank, world_size=size, dist_impl=dist_impl)(image, text, 2.0)
+
+
+@pytest.mark.parametrize(("learns", "enabled"), [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("dist_impl", ["shift", "bidir", "reduce"])
+def test_texts_travel_with_a_graph_where_they_learn(
+    dist_impl: str, learns: bool, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = []
+    for name in ("exchange_with_grad", "exchange_bidir_with_grad", "broadcast_rows"):
+        fetch = getattr(siglip, name)
+        monkeypatch.setattr(
+            siglip, name, lambda *given, call=fetch: recorded.append(torch.is_grad_enabled()) or call(*given)
+        )
+    SimulatedWorld(3).run(_forward, dist_impl, learns, enabled)
+    assert set(recorded) == {learns and enabled}
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -439,7 +439,8 @@ def test_everything_is_made_on_the_device_of_the_features(kind):
         with pytest.raises(RuntimeError, match="meta"):
             make(kind)(**inputs)
     else:
-        assert all(term.device.type == "meta" for term in tree_leaves(make(kind)(**inputs)))
+        for loss in make(kind), with_doubled_logits(kind):
+            assert all(term.device.type == "meta" for term in tree_leaves(loss(**inputs)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

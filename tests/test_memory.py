@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.test_losses import CLASSES, batch, make
-from verified_losses import memory, streamed
+from verified_losses import captions, memory, streamed
 from verified_losses.properties.standalone.acts import Call, exceed_memory
 from verified_losses.properties.worlds.processes import shared_world
 from verified_losses.properties.worlds.simulated import SimulatedWorld
@@ -175,6 +175,52 @@ def test_a_loss_states_the_memory_of_the_form_that_it_takes(kind, dtype, monkeyp
     assert make(kind).stated_memory(**halves) == memory.of_pairs(
         "dense", kind, n, d, torch.float16, streamed.TILE, e
     )
+
+
+def test_a_teacher_that_learns_takes_the_memory_of_the_dense_form():
+    inputs = batch("distill")
+    n, d = inputs["image_features"].shape
+    dense, streamed_ = (
+        memory.of_pairs(form, "distill", n, d, torch.float64, streamed.TILE, d)
+        for form in ("dense", "streamed")
+    )
+    upstream = make("distill", implementation="streamed", convention="open_clip")
+    assert upstream.stated_memory(**inputs) == dense
+    assert make("distill", implementation="streamed").stated_memory(**inputs) == streamed_
+    constant = {name: one.detach() if name.startswith("dist") else one for name, one in inputs.items()}
+    constant["dist_logit_scale"] = 2.0
+    assert upstream.stated_memory(**constant) == streamed_
+    with torch.no_grad():
+        assert upstream.stated_memory(**inputs) == streamed_
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [None, 3])
+def test_captions_state_the_memory_of_the_form_that_they_take(size, dtype, monkeypatch):
+    n, length, words, width = 4, 3, 5, 2
+    features = torch.zeros(n, 2, dtype=dtype)
+    of_logits = {"logits": torch.zeros(n, length, words, dtype=dtype)}
+    of_hidden = {
+        "hidden_states": torch.zeros(n, length, width, dtype=dtype),
+        "vocabulary_weight": torch.zeros(words, width, dtype=dtype),
+    }
+    monkeypatch.setattr(captions, "CHUNK", 7)
+
+    def check(form, logits_are_streamed, most):
+        loss, pairs = (make(kind, implementation=form, tile_size=size) for kind in ("coca", "clip"))
+        contrastive = pairs.stated_memory(image_features=features)
+        stated = memory.of_logits(logits_are_streamed, n * length, words, size or most, dtype)
+        assert loss.stated_memory(image_features=features, **of_logits) == contrastive.plus(stated)
+        stated = memory.of_hidden(form != "dense", n * length, words, width, size or 7, dtype)
+        assert loss.stated_memory(image_features=features, **of_hidden) == contrastive.plus(stated)
+
+    for elements, most in (2 * words + 1, 2), (words - 1, 1):
+        monkeypatch.setattr(captions, "PASS", elements)
+        for form in ("dense", "streamed"):
+            check(form, form == "streamed", most)
+    check("auto", False, 1)
+    monkeypatch.setattr("verified_losses.implementations.ELEMENTS", n * length * words)
+    check("auto", True, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,20 +1,22 @@
 """Tiles over ranks: equal to all logits at once, each computed by one rank, and sent is what is stated."""
 
 import itertools
+import re
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests import pretend_horovod
-from tests.helpers import close, gradient_magnitude, operations
+from tests.helpers import Products, close, gradient_magnitude, operations
 from tests.test_losses import batch, make
+from verified_losses import ranks
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import checks, verify
 from verified_losses.properties.worlds.processes import shared_world
 from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.properties.worlds.specs import parse
+from verified_losses.transport import Transport
 
 KINDS = ["clip", "coca", "distill"]
 FLAGS = [
@@ -25,9 +27,11 @@ UNEVEN = (5, 0, 9)
 TILE = 4
 
 
-def derive(rank, size, kind, options, rows, order):
+def derive(rank, size, kind, options, rows, order, learns):
     """Return values and gradients of unlike cotangents; with `order` 2 derivatives of these, too."""
     inputs = batch(kind, rank, rows[rank])
+    for name, tensor in inputs.items():
+        tensor.requires_grad_(tensor.requires_grad and name in (learns or inputs))
     leaves = [tensor for tensor in inputs.values() if tensor.requires_grad]
     values = tree_leaves(make(kind, rank, size, **options)(**inputs))
     total = sum((rank + number + 1) * value for number, value in enumerate(values))
@@ -39,9 +43,9 @@ def derive(rank, size, kind, options, rows, order):
     return [None if each is None else each.detach().numpy() for each in everything]
 
 
-def compare(world, kind, options, rows=UNEVEN, order=1):
+def compare(world, kind, options, rows=UNEVEN, order=1, learns=()):
     forms = {"implementation": "dense"}, {"implementation": "streamed", "tile_size": TILE}
-    expected, found = (world.run(derive, kind, options | form, rows, order) for form in forms)
+    expected, found = (world.run(derive, kind, options | form, rows, order, learns) for form in forms)
     largest = (len(rows) + 2) * gradient_magnitude(rows) ** order
     for values, others in zip(found, expected, strict=True):
         for value, other in zip(values, others, strict=True):
@@ -58,8 +62,32 @@ def test_every_flag_means_what_it_means_densely(kind, flags, convention):
     if kind == "distill" and convention == "open_clip":  # whose teacher learns: it is dense
         options["convention"] = "exact"
     compare(SimulatedWorld(3), kind, options)
-    if flags["gather_with_grad"]:
-        compare(SimulatedWorld(3), kind, options, order=2)
+    compare(SimulatedWorld(3), kind, options, order=2)
+
+
+@pytest.mark.parametrize("learns", ["image_features", "text_features", "logit_scale"])
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+def test_one_input_may_learn_alone(flags, learns):
+    for order in 1, 2:
+        compare(SimulatedWorld(3), "clip", flags, order=order, learns=(learns,))
+
+
+def has_finite_terms(rank, size, options, inputs):
+    return [
+        value.isfinite().item() for value in tree_leaves(make("distill", rank, size, **options)(**inputs))
+    ]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("name", ["logit_bias", "dist_logit_bias"])
+def test_a_bias_that_is_not_finite_reaches_the_terms_it_is_in(name, flags):
+    inputs = batch("distill", rows=3)
+    inputs[name] = torch.tensor(torch.inf, dtype=torch.float64)
+    dense, tiles = (
+        SimulatedWorld(2).run(has_finite_terms, flags | {"implementation": form}, inputs)
+        for form in ("dense", "streamed")
+    )
+    assert tiles == dense == 2 * [[name != "logit_bias", False]]
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
@@ -89,29 +117,25 @@ def test_certified_over_ranks(kind):
     ("kind", "name"), [("clip", "logit_scale"), ("coca", "logit_scale"), ("distill", "dist_logit_scale")]
 )
 def test_ranks_that_hold_other_scales_are_told(kind, name):
+    scale = batch(kind)[name].item()
+    told = (
+        f"{name}: expected the same number on all ranks, got {scale:g} to {3 * scale:g}: in the streamed "
+        'form each logit is computed by one rank alone; implementation="dense" takes different ones'
+    )
+
     def raised(rank, size):
         inputs = batch(kind, rank, 3)
         loss = make(kind, rank, size, implementation="streamed", gather_with_grad=True)
         # what devices differ by in an exponential is taken; so is NaN
         for factor in (1 + rank * 2.0**-51, float("nan")):
             loss(**inputs | {name: inputs[name].detach() * factor})
-        with pytest.raises(ValueError, match=f"^{name}: expected the same number on all ranks, got .* to "):
+        with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+            loss(**inputs | {name: inputs[name].detach() * (1 + rank)})
+        with pytest.raises(ValueError, match=f"^{name}: expected the same number on all ranks, got "):
             loss(**inputs | {name: inputs[name].detach() * (1 + rank * 1e-6)})
         return True
 
     assert SimulatedWorld(3, copies=False).run(raised) == [True] * 3
-
-
-class Products(TorchDispatchMode):
-    """Counts the operations of matrix products."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.overloadpacket.__name__.strip("_") in ("mm", "addmm"):
-            left, right = args[-2:]
-            self.count += 2 * left.shape[0] * left.shape[1] * right.shape[1]
-        return function(*args, **(kwargs or {}))
 
 
 def count(rank, size, kind, flags, rows):
@@ -121,7 +145,7 @@ def count(rank, size, kind, flags, rows):
         values = tree_leaves(loss(**inputs))
     with Products() as backward:
         sum(values).backward()
-    return forward.count, backward.count
+    return forward.operations, backward.operations
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
@@ -151,6 +175,57 @@ def test_operations_and_bytes_are_those_stated(kind, flags):
         each = sent[key.operation, key.phase]
         assert (volume.calls, volume.messages) == (len(each), 3 * len(each))
         assert volume.sent == volume.received == 3 * sum(each)
+
+
+def count_tiles(rank, size, kind, flags, rows, tile):
+    loss = make(kind, rank, size, implementation="streamed", tile_size=tile, **flags)
+    with Products(tile**2) as of_forward:
+        value = sum(tree_leaves(loss(**batch(kind, rank, rows))))
+    with Products(tile**2) as of_backward:
+        value.backward()
+    return of_forward.made, of_backward.made
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize(("kind", "forward", "of_sweep"), [("clip", 3, 3), ("distill", 5, 5)])
+def test_tiles_are_made_once(kind, forward, of_sweep, flags):
+    # a tile has more elements than features of three columns, of all ranks
+    found = SimulatedWorld(2).run(count_tiles, kind, flags, 32, 32)
+    # without gathered gradients images and texts have a sweep each
+    sweeps = 1 if flags["gather_with_grad"] else 2
+    spared = 0 if flags["gather_with_grad"] or not flags["local_loss"] else 1
+    assert found == 2 * [(forward, sweeps * (of_sweep - spared))]
+
+
+def of_tiles(rank, size, flags, tile):
+    inputs = batch("clip", rank, UNEVEN[rank])
+    pair = inputs["image_features"], inputs["text_features"]
+    taking_part = ranks.Ranks(Transport(rank, size), UNEVEN, flags["local_loss"], flags["gather_with_grad"])
+    total = ranks.sum_symmetric(pair, inputs["logit_scale"], None, taking_part, tile)
+    gradients = torch.autograd.grad(total, pair)
+    return [each.detach().numpy() for each in (total, *gradients)]
+
+
+@pytest.mark.parametrize("tile", [(2, 5), (5, 2)])
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+def test_tiles_need_not_be_square(flags, tile):
+    found, expected = (SimulatedWorld(3).run(of_tiles, flags, size) for size in (tile, (16, 16)))
+    for values, others in zip(found, expected, strict=True):
+        for value, other in zip(values, others, strict=True):
+            close(value, other, 5 * gradient_magnitude(UNEVEN), 4 * operations(UNEVEN))
+
+
+def dtypes(rank, size, kind, flags):
+    inputs = batch(kind, rank, 3, torch.float32)
+    inputs |= {name: one.detach().double() for name, one in inputs.items() if one.ndim == 0}
+    values = tree_leaves(make(kind, rank, size, implementation="streamed", **flags)(**inputs))
+    return {value.dtype for value in values}
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_of_another_dtype_changes_none(kind, flags):
+    assert SimulatedWorld(2).run(dtypes, kind, flags) == 2 * [{torch.float32}]
 
 
 def save(rank, size, kind, flags, rows):

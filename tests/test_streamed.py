@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.helpers import close, gradient_magnitude, operations
+from tests.helpers import Products, close, gradient_magnitude, operations
 from tests.test_losses import CLASSES, KINDS, batch, make
 from verified_losses import (
     ClipLoss,
@@ -70,15 +70,13 @@ def test_tiles_equal_the_whole_at_each_border(kind, order):
 
 
 @pytest.mark.parametrize("rows", [(TILE, TILE), (TILE + 1, 1), (1, 2 * TILE, 3)])
-@pytest.mark.parametrize("name", ["sum_infonce", "sum_sigmoid"])
-def test_rows_may_start_anywhere_in_the_gallery(name, rows):
+def test_rows_may_start_anywhere_in_the_gallery(rows):
     generator = torch.Generator().manual_seed(0)
     gallery = F.normalize(torch.randn(sum(rows), 3, generator=generator).double(), dim=1).requires_grad_()
-    forms = (
-        getattr(implementations.choose(form, 1, torch.float64, "cpu", (TILE, 3)), name)
+    dense, streamed = (
+        implementations.choose(form, 1, torch.float64, "cpu", (TILE, 3)).sum_sigmoid
         for form in ("dense", "streamed")
     )
-    dense, streamed = forms
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     start = 0
     for count in rows:
@@ -137,6 +135,44 @@ def test_memory_grows_with_the_rows_and_not_with_their_square(kind):
         assert (largest.elements >= rows * rows) == squared
 
 
+@pytest.mark.parametrize(
+    ("kind", "forward", "backward"), [("clip", 2, 3), ("coca", 2, 3), ("distill", 4, 5), ("siglip", 2, 0)]
+)
+def test_tiles_are_made_once(kind, forward, backward):
+    rows, tile = 64, 32  # a tile has more elements than features of three columns
+    loss = make(kind, implementation="streamed", tile_size=tile)
+    with Products(tile**2) as of_forward:
+        value = sum(tree_leaves(loss(**batch(kind, rows=rows))))
+    with Products(tile**2) as of_backward:
+        value.backward()
+    assert (of_forward.made, of_backward.made) == (forward, backward)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_gradients_logits_are_all_that_is_computed(kind):
+    rows = 5
+    with torch.no_grad(), Products() as products:
+        make(kind, implementation="streamed", tile_size=2)(**batch(kind, rows=rows))
+    assert products.operations == 2 * rows**2 * 3 * (2 if kind == "distill" else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_input_may_learn_alone(kind):
+    for name, tensor in batch(kind).items():
+        if not tensor.requires_grad or name.startswith("dist"):
+            continue
+        # a bias of all logits has no part in a softmax: its gradient is the number 0
+        for order in (1,) if name == "logit_bias" and kind != "siglip" else (1, 2):
+            inputs = {one: value.detach() for one, value in batch(kind, rows=5).items()}
+            inputs[name].requires_grad_()
+            found, expected = (
+                results(make(kind, implementation=form, tile_size=2), inputs, order)
+                for form in ("streamed", "dense")
+            )
+            for value, other in zip(found, expected, strict=True):
+                close(value, other, 4 * gradient_magnitude((5,)) ** order, 4 * operations((5,)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_stated_memory_is_in_proportion_to_the_rows(kind):
     stated = []
@@ -190,6 +226,31 @@ def test_a_scale_of_zero_has_a_gradient():
             close(value, other, 2 * gradient_magnitude((5,)), operations((5,)))
 
 
+def test_scales_may_be_plain_numbers():
+    for kind in KINDS:
+        tensors = batch(kind, rows=5)
+        numbers = {
+            name: tensor.item() if tensor.ndim == 0 else tensor.detach() for name, tensor in tensors.items()
+        }
+        found, expected = (
+            tree_leaves(make(kind, implementation="streamed", tile_size=2)(**given))
+            for given in (numbers, tensors)
+        )
+        assert all(torch.equal(value, other) for value, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["logit_bias", "dist_logit_bias"])
+@pytest.mark.parametrize("bias", [2.0, torch.inf, torch.nan])
+def test_a_bias_that_is_not_finite_reaches_the_terms_it_is_in(name, bias):
+    inputs = batch("distill", rows=5)
+    inputs |= {name: torch.full_like(inputs[name], bias, requires_grad=True)}
+    found, expected = (
+        tree_leaves(make("distill", implementation=form, tile_size=2)(**inputs))
+        for form in ("streamed", "dense")
+    )
+    assert [value.isfinite() for value in found] == [value.isfinite() for value in expected]
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 100.0, 1e4])
 def test_logits_far_from_each_other_are_finite(scale):
     # opposite partners, so that all that counts is far below any fixed maximum
@@ -231,6 +292,27 @@ def test_a_teacher_that_learns_gets_its_gradients():
         for form in ("streamed", "dense")
     )
     assert all((value == other).all() for value, other in zip(found, expected, strict=True))
+
+
+def test_a_teacher_that_learns_is_dense(taken):
+    loss = DistillClipLoss(convention="open_clip")
+    inputs = batch("distill", rows=9)
+    constant = {name: one.detach() if name.startswith("dist") else one for name, one in inputs.items()}
+    loss(**inputs)
+    loss(**constant)
+    loss(**constant | {"dist_logit_scale": 2.0})
+    with torch.no_grad():
+        loss(**inputs)
+    assert taken == ["dense", "streamed", "streamed", "streamed"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_derivatives_may_be_asked_for_under_autocast(kind):
+    inputs = batch(kind, rows=5, dtype=torch.float32)
+    loss = make(kind, implementation="streamed", tile_size=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results(loss, inputs, 2)
+    assert all(value.isfinite().all() for value in found)
 
 
 def test_the_same_bits_every_time():
@@ -291,6 +373,29 @@ def test_explanations_say_what_is_taken(kind, monkeypatch):
     )
     asked = make(kind, implementation="dense").explain(30_000, 512, torch.float32, "cpu")
     assert asked.startswith("dense: as asked for; beyond its arguments it saves at most ")
+
+
+def test_many_token_logits_are_taken_in_chunks(monkeypatch):
+    elements, cpu = implementations.ELEMENTS, torch.device("cpu")
+    streams = implementations.streams_tokens
+    assert [streams("auto", count, cpu) for count in (elements - 1, elements)] == [False, True]
+    assert not streams("auto", elements, torch.device("meta"))
+    assert streams("streamed", 1, torch.device("meta"))
+    assert not streams("dense", elements, cpu)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not streams("auto", elements, cpu)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch.func's first use
+def test_chunks_of_tokens_are_not_for_functional_derivatives():
+    def of_logits(logits):
+        with pytest.raises(
+            TypeError, match=r"^implementation: 'streamed' is not for torch\.func: use 'auto'"
+        ):
+            implementations.streams_tokens("streamed", logits.numel(), logits.device)
+        return logits.sum()
+
+    torch.func.grad(of_logits)(torch.ones(2))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch.func's first use
@@ -369,4 +474,4 @@ def test_every_loss_has_the_options():
         (shown,) = (f"{name}={value!r}" for name, value in options.items())
         assert shown in repr(loss)
     assert set(CLASSES.values()) == {ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss}
-    assert contrast.sum_infonce is implementations.choose("dense", 1, torch.float32, "cpu").sum_infonce
+    assert contrast.sum_symmetric is implementations.choose("dense", 1, torch.float32, "cpu").sum_symmetric

@@ -87,7 +87,7 @@ def accumulate(
     cached = {name: _joined(name, outputs, shared) for name in outputs[0]}
     value = loss(**cached)
     terms = _terms(value)
-    total = torch.stack([term.reshape(()) for term in terms]).sum() if len(terms) > 1 else terms[0]
+    total = torch.stack([term.reshape(()) for term in terms]).sum()
     (total if scale_loss is None else scale_loss(total)).backward()
     after = _random_states(devices)
     start: dict[str, int] = dict.fromkeys(cached, 0)

@@ -101,7 +101,7 @@ def fused_linear_cross_entropy(
         1.3863
     """
     kind = token_loss(ignore_index, label_smoothing, z_loss)
-    checks.floating("hidden", hidden, 2, rows=0)
+    checks.floating("hidden", hidden, 2, may_be_empty=True)
     checks.floating("weight", weight, 2)
     check_projection(hidden, weight, bias, "hidden", "weight", "bias")
     check_target(target, hidden.shape[:1], weight.shape[0], kind, hidden.device, "target", "hidden")
@@ -351,9 +351,7 @@ class _OfHidden(Function):
         wanted = ctx.needs_input_grad[:3] if recorded else (False, False, False)
         inputs = (hidden, weight, bias)
         found = [
-            torch.zeros_like(one, dtype=work, memory_format=torch.contiguous_format)
-            if one is not None and want
-            else None
+            torch.zeros_like(one, dtype=work) if one is not None and want else None
             for one, want in zip(inputs, wanted, strict=True)
         ]
         of_hidden, of_weight, of_bias = found
@@ -382,22 +380,23 @@ class _OfHidden(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, target, *rest = ctx.saved_tensors
-        wanted, inputs = ctx.needs_input_grad[:3], (hidden, weight, bias)
-        nothing = (None,) * 4
+        inputs = hidden, weight, bias
         if torch.is_grad_enabled():
             given = [one for one in inputs if one is not None]
 
             def dense(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
                 return [linear_token_losses(hidden, weight, bias, target, ctx.kind)]
 
-            gradients = through(dense, given, wanted[: len(given)], [grad])
-            return *(*gradients, None)[:3], *nothing
-        found = iter(rest)
-        parts = [next(found) if there else None for there in ctx.found]
-        return *(
-            None if part is None or one is None else (part * grad).to(one.dtype)
-            for part, one in zip(parts, inputs, strict=True)
-        ), *nothing
+            found = iter(through(dense, given, ctx.needs_input_grad[: len(given)], [grad]))
+            gradients = [None if one is None else next(found) for one in inputs]
+        else:
+            saved = iter(rest)
+            parts = [next(saved) if there else None for there in ctx.found]
+            gradients = [
+                None if part is None or one is None else (part * grad).to(one.dtype)
+                for part, one in zip(parts, inputs, strict=True)
+            ]
+        return *gradients, None, None, None, None
 
 
 def _sum_in_place(

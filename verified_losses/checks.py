@@ -58,14 +58,14 @@ def size_or_none(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected an int of at least 1, got {value}")
 
 
-def floating(name: str, tensor: object, ndim: int, rows: int = 1) -> Tensor:
+def floating(name: str, tensor: object, ndim: int, may_be_empty: bool = False) -> Tensor:
     """Return `tensor` if it is a floating tensor of `ndim` dimensions, none empty; else raise.
 
     Args:
         name: of the argument.
         tensor: its value.
         ndim: how many dimensions it must have.
-        rows: how many rows it must have at least; with 0 the first dimension may be empty.
+        may_be_empty: its first dimension may be 0.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
@@ -74,8 +74,8 @@ def floating(name: str, tensor: object, ndim: int, rows: int = 1) -> Tensor:
         raise TypeError(f"{name}: expected a floating dtype of 16 to 64 bits, got {tensor.dtype}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
-    if tensor.ndim != ndim or 0 in tensor.shape[0 if rows else 1 :]:
-        but = "" if rows else " but the first"
+    if tensor.ndim != ndim or 0 in tensor.shape[1 if may_be_empty else 0 :]:
+        but = " but the first" if may_be_empty else ""
         raise ValueError(
             f"{name}: expected {ndim} dimensions, none empty{but}, got shape {list(tensor.shape)}"
         )
@@ -128,8 +128,8 @@ def is_transformed() -> bool:
 def pairs(image_features: object, text_features: object, prefix: str = "") -> tuple[Tensor, Tensor]:
     """Return both if they are [n, d] floating features, alike; else raise."""
     image_name, text_name = prefix + "image_features", prefix + "text_features"
-    image = floating(image_name, image_features, 2, rows=0)
-    text = floating(text_name, text_features, 2, rows=0)
+    image = floating(image_name, image_features, 2, may_be_empty=True)
+    text = floating(text_name, text_features, 2, may_be_empty=True)
     alike(text_name, text, image_name, image)
     if text.shape != image.shape:
         raise ValueError(

@@ -34,7 +34,8 @@ class ClipLoss(nn.Module):
 
     Args:
         local_loss: compare this rank's rows with all ranks', instead of all with all.
-        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
+        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from. Second
+            derivatives over several ranks equal those of one process with it alone.
         cache_labels: keep what `get_ground_truth` returns between calls.
         rank: this rank, counted within `group`; None takes it from there.
         world_size: the number of ranks in `group`; None takes it from there.
@@ -156,7 +157,7 @@ class ClipLoss(nn.Module):
         n, d = features.shape
         rows = rows or (n,) * self.world_size
         dtype, form = features.dtype, implementation or self.implementation
-        chosen = choose(form, sum(rows), dtype, features.device, self._tile).name
+        chosen = choose(form, sum(rows), dtype, features.device).name
         if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
             chosen = "dense"
         if self.world_size == 1:
@@ -336,7 +337,7 @@ class ClipLoss(nn.Module):
         pairs = self._pairs(image_features, text_features, rows)
         if len(pairs) == 2:
             start = self._start(rows)
-            images, texts = (sums.sum_infonce(*pair, logit_scale, logit_bias, start) for pair in pairs)
+            images, texts = (contrast.sum_infonce(*pair, logit_scale, logit_bias, start) for pair in pairs)
             total = images + texts
         else:
             total = sums.sum_symmetric(*pairs[0], logit_scale, logit_bias)

@@ -38,7 +38,8 @@ class CoCaLoss(ClipLoss):
         clip_loss_weight: the factor of the contrastive term.
         pad_id: the label that is no token; it need not be in the vocabulary.
         local_loss: compare this rank's rows with all ranks', instead of all with all.
-        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
+        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from. Second
+            derivatives over several ranks equal those of one process with it alone.
         cache_labels: keep what `get_ground_truth` returns between calls.
         rank: this rank, counted within `group`; None takes it from there.
         world_size: the number of ranks in `group`; None takes it from there.
@@ -231,8 +232,9 @@ class CoCaLoss(ClipLoss):
             rows: the pairs of each rank; None is for as many on each as here.
             inputs: the arguments of a call, by name.
         """
-        names = ("logits", "hidden_states", "vocabulary_weight", "vocabulary_bias")
-        scores = _Scores(*map(inputs.get, names))
+        names = ("logits", "hidden_states", "vocabulary_weight")
+        logits, hidden, weight = map(inputs.get, names)
+        scores = _Scores(logits, hidden, weight, None)  # what is stated has room for a bias
         of_captions = scores.memory(self.implementation, self.tile_size)
         return self._pairs_memory(inputs["image_features"], rows).plus(of_captions)
 
@@ -245,9 +247,7 @@ class CoCaLoss(ClipLoss):
         kind = captions.TokenLoss(self.pad_id, self.label_smoothing, self.z_loss)
         return weight * scores.costs(labels, kind, self.implementation, self.tile_size)
 
-    def _count_tokens(
-        self, states: Tensor, labels: Tensor, classes: int, name: str = "logits"
-    ) -> int | Tensor:
+    def _count_tokens(self, states: Tensor, labels: Tensor, classes: int, name: str) -> int | Tensor:
         """Check the labels and return how many are not padding: a tensor, unread, where this is compiled."""
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
@@ -279,10 +279,12 @@ class _Scores(NamedTuple):
             for name, given in (("vocabulary_weight", self.weight), ("vocabulary_bias", self.bias)):
                 if given is not None:
                     raise ValueError(f"{name}: expected None where hidden_states are not given")
-            return "logits", _near("logits", checks.floating("logits", self.logits, 3, rows=0), features)
+            logits = checks.floating("logits", self.logits, 3, may_be_empty=True)
+            return "logits", _near("logits", logits, features)
         if self.logits is not None:
             raise ValueError("logits: expected None where hidden_states are given")
-        hidden = _near("hidden_states", checks.floating("hidden_states", self.hidden, 3, rows=0), features)
+        hidden = checks.floating("hidden_states", self.hidden, 3, may_be_empty=True)
+        hidden = _near("hidden_states", hidden, features)
         weight = checks.floating("vocabulary_weight", self.weight, 2)
         names = "hidden_states", "vocabulary_weight", "vocabulary_bias"
         captions.check_projection(hidden, weight, self.bias, *names)

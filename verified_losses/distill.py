@@ -1,6 +1,6 @@
 """CLIP with a teacher."""
 
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from .clip import ClipLoss, overrides
 from .gather import Rows
 from .implementations import Implementation, choose
 from .memory import Kind, StatedMemory
-
-Side: TypeAlias = tuple[tuple[Tensor, Tensor], Scalar, Scalar | None]
-"""Features of images and texts, scale and bias."""
+from .streamed import Side
 
 
 class DistillClipLoss(ClipLoss):
@@ -31,7 +29,8 @@ class DistillClipLoss(ClipLoss):
 
     Args:
         local_loss: compare this rank's rows with all ranks', instead of all with all.
-        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from.
+        gather_with_grad: let gradients flow back to the ranks that the gathered rows came from. Second
+            derivatives over several ranks equal those of one process with it alone.
         cache_labels: keep what `get_ground_truth` returns between calls.
         rank: this rank, counted within `group`; None takes it from there.
         world_size: the number of ranks in `group`; None takes it from there.
@@ -222,7 +221,7 @@ class DistillClipLoss(ClipLoss):
         else:
             start = self._start(rows)
             images, texts = (
-                sums.sum_distill(pair, scale, bias, dist_pair, dist_scale, dist_bias, start)
+                contrast.sum_distill(pair, scale, bias, dist_pair, dist_scale, dist_bias, start)
                 for pair, dist_pair in zip(pairs, dist_pairs, strict=True)
             )
             both = images[0] + texts[0], images[1] + texts[1]

@@ -109,16 +109,23 @@ def gather_pair(
         mine = [tensor.detach() for tensor in mine]
     elif not gather_with_grad:
         own_times = transport.world_size if convention == "exact" else 1
-    if image_features.dtype == text_features.dtype:
-        image, text = gather_rows(transport, rows, mine, own_times)
+    return gather_both(transport, rows, mine, own_times)
+
+
+def gather_both(
+    transport: Transport, rows: Rows, pair: Sequence[Tensor], own_times: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gather two matrices as `gather_rows` does, which may differ in dtype."""
+    if pair[0].dtype == pair[1].dtype:
+        first, second = gather_rows(transport, rows, pair, own_times)
     else:
-        (image,), (text,) = (gather_rows(transport, rows, [tensor], own_times) for tensor in mine)
-    return image, text
+        (first,), (second,) = (gather_rows(transport, rows, [tensor], own_times) for tensor in pair)
+    return first, second
 
 
 @eager
 def gather_rows(
-    transport: Transport, rows: Rows, tensors: list[Tensor], own_times: int | None = None
+    transport: Transport, rows: Rows, tensors: Sequence[Tensor], own_times: int | None = None
 ) -> list[Tensor]:
     """Concatenate every rank's rows of each matrix.
 

@@ -72,8 +72,8 @@ class GenLipLoss(nn.Module):
         Raises:
             TypeError, ValueError: an argument is wrong.
         """
-        dimensions = max(logits.ndim, 1) if isinstance(logits, Tensor) else 1
-        scores = checks.floating("logits", logits, dimensions, rows=0 if dimensions > 1 else 1)
+        dimensions = (isinstance(logits, Tensor) and logits.ndim) or 1
+        scores = checks.floating("logits", logits, dimensions, may_be_empty=dimensions > 1)
         kind = captions.TokenLoss(self.ignore_index, self.label_smoothing, self.z_loss)
         device, classes = scores.device, scores.shape[-1]
         captions.check_target(labels, scores.shape[:-1], classes, kind, device, "labels", "logits")

@@ -20,14 +20,12 @@ ELEMENTS = STREAMED_FROM**2
 
 
 class Sums(NamedTuple):
-    """The functions of `contrast`, of one implementation."""
+    """The functions of `contrast` that each implementation has, of one."""
 
     name: str
     why: str
-    sum_infonce: Callable[..., Tensor]
     sum_symmetric: Callable[..., Tensor]
     sum_sigmoid: Callable[..., Tensor]
-    sum_distill: Callable[..., tuple[Tensor, Tensor]]
     sum_symmetric_distill: Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -97,11 +95,11 @@ def explain(
     d: int,
     dtype: torch.dtype,
     device: torch.device | str,
-    tile: streamed.Tile = streamed.TILE,
-    kind: memory.Kind = "clip",
+    tile: streamed.Tile,
+    kind: memory.Kind,
 ) -> str:
     """Return in words which implementation n pairs of width d are given to, and why, and its memory."""
-    chosen = choose(implementation, n, dtype, device, tile)
+    chosen = choose(implementation, n, dtype, device)
     stated = memory.of_pairs(chosen.name, kind, n, d, dtype, tile, d if kind == "distill" else 0)
     return f"{chosen.name}: {chosen.why}; {stated}"
 

@@ -32,7 +32,7 @@ w k (n + N) or 2 w k N bytes, and w 2 k besides.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from torch.autograd.function import Function
 
 from . import contrast
 from .checks import Scalar
-from .gather import Rows, gather_pair, gather_rows, sum_rows
+from .gather import Rows, gather_both, gather_rows, sum_rows
 from .streamed import (
     TILE,
     Gradients,
@@ -58,6 +58,8 @@ from .streamed import (
     with_bias,
 )
 from .transport import Transport, eager
+
+T = TypeVar("T")
 
 ROUNDINGS = 8
 """By as many the scales of ranks may differ."""
@@ -145,7 +147,7 @@ class _Block:
         self.start = ranks.start if own_images else -ranks.start
         self.tiles = Tiles(*pairs[0], given[0].scale.new_ones(()), tile)
         self.tiles.rows, self.tiles.columns = _cut(rows, tile[0]), _cut(columns, tile[1])
-        self.scale = given[0].scale.to(self.tiles.gallery.dtype)
+        self.scale = given[0].scale
         self.taught = Tiles(*pairs[1], given[1].scale, tile) if len(given) > 1 else None
 
     def products(self, rows: slice, columns: slice) -> Tensor:
@@ -181,11 +183,12 @@ class _Statistics:
         dim, older = self.student.dim, self.student.maximum[where].clone()
         rescale = self.student.add(logits, where, out)
         self.products[where].mul_(rescale).add_(out.mul_(products).sum(dim))
-        if self.teacher is None or dist_logits is None:
+        if dist_logits is None:
             return
         maximum, moment = self.student.maximum[where], self.moment[where]
-        moment.add_(self.teacher.sum[where] * (older - maximum))
-        rescale = self.teacher.add(dist_logits, where, out)
+        teacher = _there(self.teacher)
+        moment.add_(teacher.sum[where] * (older - maximum))
+        rescale = teacher.add(dist_logits, where, out)
         torch.sub(logits, maximum.unsqueeze(dim), out=spare)
         moment.mul_(rescale).add_(spare.mul_(out).sum(dim))
         self.dist_products[where].mul_(rescale).add_(out.mul_(products).sum(dim))
@@ -274,8 +277,8 @@ class _Blocks(Function):
         dist_scale: Tensor | None,
     ) -> Tensor:
         given = [_gathered(ranks, images, texts, scale)]
-        if dist_images is not None and dist_texts is not None and dist_scale is not None:
-            given.append(_gathered(ranks, dist_images, dist_texts, dist_scale))
+        if dist_images is not None:
+            given.append(_gathered(ranks, dist_images, _there(dist_texts), _there(dist_scale)))
         block = _Block(ranks, tile, given, own_images=True)
         rows, columns = _Statistics(len(images), 1, block), _Statistics(sum(ranks.rows), 0, block)
         partner_product = torch.empty_like(rows.student.sum)
@@ -312,11 +315,8 @@ class _Blocks(Function):
         ranks, wanted, slopes = ctx.ranks, ctx.needs_input_grad[2:5], saved[-1]
         inputs = given[0][:3]
         if torch.is_grad_enabled():
-            found = through(_dense(ranks, given), inputs, wanted, [grad])
-            if not ranks.with_grad and not ranks.local:
-                found[:2] = [None if each is None else each * ranks.own_times for each in found[:2]]
-            return None, None, *found, None, None, None
-        found = [None, None, (grad * slopes).sum() if wanted[2] else None]
+            return None, None, *through(_dense(ranks, given), inputs, wanted, [grad]), None, None, None
+        found = [None, None, (grad * slopes).sum()]
         if ranks.with_grad and (wanted[0] or wanted[1]):
             weights = _weights(ranks, grad)
             rows = _Direction(1, of_rows, weights[:, ranks.own])
@@ -345,13 +345,13 @@ def _gathered(ranks: Ranks, images: Tensor, texts: Tensor, scale: Tensor) -> _Fe
     if ranks.with_grad:
         (every,) = gather_rows(ranks.transport, ranks.rows, [texts])
         return _Features(images, texts, scale, None, every)
-    everyone = gather_pair(images, texts, ranks.rows, False, True, "exact", ranks.transport)
+    everyone = gather_both(ranks.transport, ranks.rows, (images, texts))
     return _Features(images, texts, scale, *everyone)
 
 
-def _there(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
+def _there(value: T | None) -> T:
+    assert value is not None
+    return value
 
 
 def _cut(rows: Rows, size: int) -> list[slice]:
@@ -392,13 +392,14 @@ def _sweep(
             where = i if dim else j
             out = tiles.buffer(2, i, j) if number else total
             exponentials(logits, log_sums[0][where], dim, out)
-            if taught is not None and dist_logits is not None:
+            if dist_logits is not None:
                 # each difference before the sum: both may vanish
-                under_teacher = exponentials(dist_logits, log_sums[1][where], dim, taught.buffer(1, i, j))
+                spare = _there(taught).buffer(1, i, j)
+                under_teacher = exponentials(dist_logits, log_sums[1][where], dim, spare)
                 torch.sub(out, under_teacher, out=under_teacher).mul_(weights[1][where].unsqueeze(dim))
             partners_of(out, i, j, block.start)[1].sub_(1)
             out.mul_(weights[0][where].unsqueeze(dim))
-            if taught is not None:
+            if dist_logits is not None:
                 out.add_(under_teacher)
             if number:
                 total.add_(out)
@@ -415,9 +416,7 @@ def _dense(ranks: Ranks, given: list[_Features]) -> Callable[[Tensor, Tensor, Te
 
     def pairs(images: Tensor, texts: Tensor, known: _Features) -> list[Pair]:
         if ranks.with_grad:
-            all_images, all_texts = gather_pair(
-                images, texts, ranks.rows, False, True, "exact", ranks.transport
-            )
+            all_images, all_texts = gather_both(ranks.transport, ranks.rows, (images, texts))
         else:
             all_images, all_texts = _there(known.all_images), known.all_texts
         if ranks.local:
@@ -447,5 +446,19 @@ def _dense(ranks: Ranks, given: list[_Features]) -> Callable[[Tensor, Tensor, Te
 
 
 def _with_own(ranks: Ranks, matrix: Tensor, own: Tensor) -> Tensor:
-    """Return the rows of all ranks, this rank's being variables."""
-    return torch.cat([matrix[: ranks.own.start], own, matrix[ranks.own.stop :]])
+    """Return the rows of all ranks, this rank's being variables, as `gather_rows` does."""
+    variables: Tensor = _Times.apply(own, ranks.own_times)
+    return torch.cat([matrix[: ranks.own.start], variables, matrix[ranks.own.stop :]])
+
+
+class _Times(Function):
+    """A tensor as it is, whose gradient is multiplied, at every order."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None

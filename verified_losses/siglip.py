@@ -143,7 +143,7 @@ class SigLipLoss(nn.Module):
         features = inputs["image_features"]
         n, d = features.shape
         rows = rows or (n,) * self.world_size
-        chosen = choose(self.implementation, sum(rows), features.dtype, features.device, self._tile)
+        chosen = choose(self.implementation, sum(rows), features.dtype, features.device)
         form = "dense" if overrides(self, SigLipLoss, "get_logits", "get_ground_truth") else chosen.name
         if self.world_size == 1:
             return of_pairs(form, "siglip", n, d, features.dtype, self._tile)
@@ -193,8 +193,8 @@ class SigLipLoss(nn.Module):
             TypeError, ValueError: features are not floating matrices of one width, or scale or bias are no
                 scalars.
         """
-        image = checks.floating("image_features", image_features, 2, rows=0)
-        text = checks.floating("text_features", text_features, 2, rows=0)
+        image = checks.floating("image_features", image_features, 2, may_be_empty=True)
+        text = checks.floating("text_features", text_features, 2, may_be_empty=True)
         if text.shape[1] != image.shape[1]:
             raise ValueError(
                 f"text_features: expected the width of image_features, {image.shape[1]}, got {text.shape[1]}"

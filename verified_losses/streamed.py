@@ -34,21 +34,8 @@ LOG2E = math.log2(math.e)
 Pair: TypeAlias = tuple[Tensor, Tensor]
 Side: TypeAlias = tuple[Pair, Scalar, Scalar | None]
 """A pair, its scale and its bias."""
-
-
-@eager
-def sum_infonce(
-    anchors: Tensor,
-    gallery: Tensor,
-    logit_scale: Scalar,
-    logit_bias: Scalar | None,
-    start: int,
-    tile: Tile = TILE,
-) -> Tensor:
-    """Sum over anchors the cross-entropy of their logits; see `contrast.sum_infonce`."""
-    scale = as_scalar(logit_scale, anchors)
-    total: Tensor = _InfoNCE.apply(anchors, gallery, scale, start, False, tile)
-    return with_bias(total, logit_bias)
+Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""A pair and its scale."""
 
 
 @eager
@@ -61,7 +48,7 @@ def sum_symmetric(
 ) -> Tensor:
     """Sum both directions' cross-entropies, from one product a tile; see `contrast.sum_symmetric`."""
     scale = as_scalar(logit_scale, image_features)
-    total: Tensor = _InfoNCE.apply(image_features, text_features, scale, 0, True, tile)
+    total: Tensor = _InfoNCE.apply(image_features, text_features, scale, tile)
     return with_bias(total, logit_bias)
 
 
@@ -83,22 +70,6 @@ def sum_sigmoid(
 
 
 @eager
-def sum_distill(
-    student: Pair,
-    logit_scale: Scalar,
-    logit_bias: Scalar | None,
-    teacher: Pair,
-    dist_logit_scale: Scalar,
-    dist_logit_bias: Scalar | None,
-    start: int,
-    tile: Tile = TILE,
-) -> tuple[Tensor, Tensor]:
-    """Sum cross-entropies with labels and under a constant teacher; see `contrast.sum_distill`."""
-    sides = (student, logit_scale, logit_bias), (teacher, dist_logit_scale, dist_logit_bias)
-    return _distilled(*sides, start, False, tile)
-
-
-@eager
 def sum_symmetric_distill(
     student: Pair,
     logit_scale: Scalar,
@@ -108,16 +79,13 @@ def sum_symmetric_distill(
     dist_logit_bias: Scalar | None,
     tile: Tile = TILE,
 ) -> tuple[Tensor, Tensor]:
-    """Sum both directions of `sum_distill`; see `contrast.sum_symmetric_distill`."""
-    sides = (student, logit_scale, logit_bias), (teacher, dist_logit_scale, dist_logit_bias)
-    return _distilled(*sides, 0, True, tile)
+    """Sum cross-entropies with labels and under a constant teacher, of both directions.
 
-
-def _distilled(student: Side, teacher: Side, start: int, both: bool, tile: Tile) -> tuple[Tensor, Tensor]:
-    (features, scale, bias), (dist_features, dist_scale, dist_bias) = student, teacher
-    scales = as_scalar(scale, features[0]), as_scalar(dist_scale, dist_features[0])
-    labelled, taught = _Distill.apply(*features, scales[0], *dist_features, scales[1], start, both, tile)
-    return with_bias(labelled, bias), with_bias(with_bias(taught, bias), dist_bias)
+    See `contrast.sum_symmetric_distill`.
+    """
+    scales = as_scalar(logit_scale, student[0]), as_scalar(dist_logit_scale, teacher[0])
+    labelled, taught = _Distill.apply(*student, scales[0], *teacher, scales[1], tile)
+    return with_bias(labelled, logit_bias), with_bias(with_bias(taught, logit_bias), dist_logit_bias)
 
 
 def work_dtype(tensor: Tensor) -> torch.dtype:
@@ -192,133 +160,113 @@ class LogSumExp:
 
 
 class _InfoNCE(Function):
-    """The sum over rows, and over columns if `both`, of log-sum-exp less the partner's logit."""
+    """The sum over rows and columns of log-sum-exp less the partner's logit."""
 
     @staticmethod
-    def forward(
-        ctx: Any, anchors: Tensor, gallery: Tensor, scale: Tensor, start: int, both: bool, tile: Tile
-    ) -> Tensor:
-        tiles = Tiles(anchors, gallery, scale, tile)
-        rows = LogSumExp(len(anchors), 1, tiles.gallery)
-        columns = LogSumExp(len(gallery), 0, tiles.gallery) if both else None
+    def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, tile: Tile) -> Tensor:
+        tiles = Tiles(images, texts, scale, tile)
+        rows, columns = (LogSumExp(len(images), dim, tiles.gallery) for dim in (1, 0))
         partner = torch.empty_like(rows.sum)
         for i in tiles.rows:
             for j in tiles.columns:
                 logits, spare = tiles.logits(0, i, j), tiles.buffer(1, i, j)
-                own, diagonal = partners_of(logits, i, j, start)
+                own, diagonal = partners_of(logits, i, j, 0)
                 partner[own] = diagonal
                 rows.add(logits, i, spare)
-                if columns is not None:
-                    columns.add(logits, j, spare)
-        total = _losses(rows, partner).sum()
-        saved = [rows.value()]
-        if columns is not None:
-            total = total + _losses(columns, partner).sum()
-            saved.append(columns.value())
-        ctx.save_for_backward(anchors, gallery, scale, *saved)
-        ctx.start, ctx.both, ctx.tile = start, both, tile
-        return total
+                columns.add(logits, j, spare)
+        ctx.save_for_backward(images, texts, scale, rows.value(), columns.value())
+        ctx.tile = tile
+        return _losses(rows, partner).sum() + _losses(columns, partner).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        anchors, gallery, scale, *log_sums = ctx.saved_tensors
+        inputs: Inputs = ctx.saved_tensors[:3]
+        log_sums = ctx.saved_tensors[3:]
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
 
-            def dense(anchors: Tensor, gallery: Tensor, scale: Tensor) -> list[Tensor]:
-                if ctx.both:
-                    return [contrast.sum_symmetric(anchors, gallery, scale, None)]
-                return [contrast.sum_infonce(anchors, gallery, scale, None, ctx.start)]
+            def dense(images: Tensor, texts: Tensor, scale: Tensor) -> list[Tensor]:
+                return [contrast.sum_symmetric(images, texts, scale, None)]
 
-            return *through(dense, (anchors, gallery, scale), wanted, [grad]), None, None, None
-        tiles = Tiles(anchors, gallery, scale, ctx.tile)
+            return *through(dense, inputs, wanted, [grad]), None
+        tiles = Tiles(*inputs, ctx.tile)
 
         def slope(i: slice, j: slice) -> Tensor:
             logits, out, spare = (tiles.logits(0, i, j), tiles.buffer(1, i, j), tiles.buffer(2, i, j))
-            exponentials(logits, log_sums[0][i], 1, out)
-            if ctx.both:
-                out.add_(exponentials(logits, log_sums[1][j], 0, spare))
-            partners_of(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
+            exponentials(logits, log_sums[0][i], 1, out).add_(exponentials(logits, log_sums[1][j], 0, spare))
+            partners_of(out, i, j, 0)[1].sub_(2)
             return out
 
         gradients = Gradients(tiles, wanted)
         gradients.sweep(slope)
-        return *cast_like(gradients.times(grad), (anchors, gallery, scale)), None, None, None
+        return *cast_like(gradients.times(grad), inputs), None
 
 
 class _Distill(Function):
-    """The sums of `_InfoNCE`, and of cross-entropies under a teacher's softmax, which is a constant."""
+    """The sum of `_InfoNCE`, and of cross-entropies under a teacher's softmax, which is a constant."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        anchors: Tensor,
-        gallery: Tensor,
+        images: Tensor,
+        texts: Tensor,
         scale: Tensor,
-        dist_anchors: Tensor,
-        dist_gallery: Tensor,
+        dist_images: Tensor,
+        dist_texts: Tensor,
         dist_scale: Tensor,
-        start: int,
-        both: bool,
         tile: Tile,
     ) -> tuple[Tensor, Tensor]:
-        tiles = Tiles(anchors, gallery, scale, tile)
-        taught = Tiles(dist_anchors, dist_gallery, dist_scale, tile)
-        sides = [_Taught(len(anchors), 1, tiles.gallery)]
-        if both:
-            sides.append(_Taught(len(gallery), 0, tiles.gallery))
+        tiles = Tiles(images, texts, scale, tile)
+        taught = Tiles(dist_images, dist_texts, dist_scale, tile)
+        sides = [_Taught(len(images), dim, tiles.gallery) for dim in (1, 0)]
         partner = torch.empty_like(sides[0].student.sum)
         for i in tiles.rows:
             for j in tiles.columns:
                 logits, dist_logits = tiles.logits(0, i, j), taught.logits(0, i, j)
-                own, diagonal = partners_of(logits, i, j, start)
+                own, diagonal = partners_of(logits, i, j, 0)
                 partner[own] = diagonal
-                for side, where in zip(sides, (i, j), strict=False):
+                for side, where in zip(sides, (i, j), strict=True):
                     side.add(logits, dist_logits, where, tiles.buffer(1, i, j), tiles.buffer(2, i, j))
         labelled = torch.stack([_losses(side.student, partner).sum() for side in sides]).sum()
         under_teacher = torch.stack([side.losses().sum() for side in sides]).sum()
         log_sums = [each.value() for side in sides for each in (side.student, side.teacher)]
-        inputs = anchors, gallery, scale, dist_anchors, dist_gallery, dist_scale
+        inputs = images, texts, scale, dist_images, dist_texts, dist_scale
         ctx.save_for_backward(*inputs, *log_sums)
-        ctx.start, ctx.both, ctx.tile = start, both, tile
+        ctx.tile = tile
         return labelled, under_teacher
 
     @staticmethod
     def backward(ctx: Any, grad_labelled: Tensor, grad_taught: Tensor) -> tuple[Any, ...]:
-        anchors, gallery, scale, *dist = ctx.saved_tensors[:6]
-        teacher = dist[0], dist[1], dist[2]
-        log_sums = ctx.saved_tensors[6:]
-        wanted, no_more = ctx.needs_input_grad[:3], (None,) * 6
+        saved = ctx.saved_tensors
+        student: Inputs = saved[:3]
+        teacher: Inputs = saved[3:6]
+        log_sums = saved[6:]
+        wanted, no_more = ctx.needs_input_grad[:3], (None,) * 4
         if torch.is_grad_enabled():
 
-            def dense(anchors: Tensor, gallery: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-                both = (anchors, gallery), scale, None, (teacher[0], teacher[1]), teacher[2], None
-                if ctx.both:
-                    return contrast.sum_symmetric_distill(*both)
-                return contrast.sum_distill(*both, ctx.start)
+            def dense(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+                return contrast.sum_symmetric_distill(
+                    (images, texts), scale, None, teacher[:2], teacher[2], None
+                )
 
-            grads = [grad_labelled, grad_taught]
-            return *through(dense, (anchors, gallery, scale), wanted, grads), *no_more
-        tiles = Tiles(anchors, gallery, scale, ctx.tile)
-        taught = Tiles(*teacher, ctx.tile)
+            return *through(dense, student, wanted, [grad_labelled, grad_taught]), *no_more
+        tiles, taught = Tiles(*student, ctx.tile), Tiles(*teacher, ctx.tile)
 
         def slope(i: slice, j: slice) -> Tensor:
             logits, dist_logits = tiles.logits(0, i, j), taught.logits(0, i, j)
             out, spare = tiles.buffer(1, i, j), tiles.buffer(2, i, j)
-            exponentials(logits, log_sums[0][i], 1, out)
+            exponentials(logits, log_sums[0][i], 1, out).add_(exponentials(logits, log_sums[2][j], 0, spare))
             dist_slope = exponentials(dist_logits, log_sums[1][i], 1, taught.buffer(1, i, j))
-            if ctx.both:
-                out.add_(exponentials(logits, log_sums[2][j], 0, spare))
-                dist_slope.add_(exponentials(dist_logits, log_sums[3][j], 0, spare))
+            dist_slope.add_(exponentials(dist_logits, log_sums[3][j], 0, spare))
             # grad_labelled (p - y) + grad_taught (p - q), each difference before the sum: both may vanish
             spare.copy_(out).sub_(dist_slope).mul_(grad_taught)
-            partners_of(out, i, j, ctx.start)[1].sub_(1 + ctx.both)
+            partners_of(out, i, j, 0)[1].sub_(2)
             return out.mul_(grad_labelled).add_(spare)
 
         gradients = Gradients(tiles, wanted)
         gradients.sweep(slope)
         found = gradients.times(torch.ones_like(grad_taught))
-        return *cast_like(found, (anchors, gallery, scale)), *no_more
+        return *cast_like(found, student), *no_more
 
 
 class _Taught:
@@ -361,12 +309,11 @@ class _Sigmoid(Function):
         recorded: bool,
     ) -> Tensor:
         tiles = Tiles(images, texts, scale, tile)
-        offset = bias.to(tiles.gallery.dtype)
         totals = tiles.gallery.new_zeros(len(images))
         slopes = torch.zeros_like(totals)
 
         def slope(i: slice, j: slice) -> Tensor:
-            logits, spare = tiles.logits(0, i, j).add_(offset), tiles.buffer(1, i, j)
+            logits, spare = tiles.logits(0, i, j).add_(bias), tiles.buffer(1, i, j)
             if start is not None:
                 partners = partners_of(logits, i, j, start)[1].clone()
             # softplus(z) = max(z, 0) + log(1 + exp(-|z|))
@@ -395,15 +342,14 @@ class _Sigmoid(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         inputs, found = ctx.saved_tensors[:4], iter(ctx.saved_tensors[4:])
-        wanted = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
 
             def dense(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> list[Tensor]:
                 return [contrast.sum_sigmoid(images, texts, scale, bias, ctx.start)]
 
-            return *through(dense, inputs, wanted, [grad]), None, None, None
+            return *through(dense, inputs, ctx.needs_input_grad[:4], [grad]), None, None, None
         gradients = [next(found) * grad if there else None for there in ctx.found]
-        return *cast_like(gradients, inputs, wanted), None, None, None
+        return *cast_like(gradients, inputs), None, None, None
 
 
 class Gradients:
@@ -445,14 +391,11 @@ class Gradients:
         return found
 
 
-def cast_like(
-    found: Sequence[Tensor | None], inputs: Sequence[Tensor], wanted: Sequence[bool] | None = None
-) -> list[Tensor | None]:
+def cast_like(found: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor | None]:
     """Return gradients in the dtypes of their inputs, on their devices."""
-    kept = wanted or [True] * len(inputs)
     return [
-        gradient.to(tensor.device, tensor.dtype) if gradient is not None and keep else None
-        for gradient, tensor, keep in zip(found, inputs, kept, strict=True)
+        None if gradient is None else gradient.to(tensor.device, tensor.dtype)
+        for gradient, tensor in zip(found, inputs, strict=True)
     ]
 
 
@@ -486,6 +429,5 @@ def through(
     # views: an input that another depends on gets its own part alone
     own = [tensor.view_as(tensor) for tensor in inputs]
     needed = [tensor for tensor, need in zip(own, wanted, strict=True) if need]
-    terms = [term.to(grad.dtype) for term, grad in zip(dense(*own), grads, strict=True)]
-    found = iter(torch.autograd.grad(terms, needed, grads, create_graph=True))
+    found = iter(torch.autograd.grad(dense(*own), needed, grads, create_graph=True))
     return [next(found) if need else None for need in wanted]
