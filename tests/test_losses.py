@@ -1124,7 +1124,7 @@ def test_names_are_imported_at_first_use(monkeypatch):
 def test_a_graph_counts_tokens_in_the_dtype_of_the_loss(monkeypatch, dtype):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     logits, labels = torch.zeros(2, 3, 5, dtype=dtype), torch.tensor([[1, 0, 2], [0, 4, 0]])
-    tokens = CoCaLoss(2.0, 1.0)._count_tokens(logits, labels, 5)
+    tokens = CoCaLoss(2.0, 1.0)._count_tokens(logits, labels, 5, "logits")
     assert tokens == 3
     assert tokens.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
 
