@@ -225,6 +225,8 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
         (["--device", "gpu"], "--device: expected cpu, cuda, cuda:1 or all, separated by commas, got 'gpu'"),
         (["--max-examples", "0"], "--max-examples: expected at least 1, got 0"),
         (["--max-examples", "x"], "error --max-examples: expected a whole number, got 'x'\n"),
+        (["--max-examples", "2.5"], "error --max-examples: expected a whole number, got '2.5'\n"),
+        (["--seed", "1.5"], "error --seed: expected a whole number, got '1.5'\n"),
         (["--seed", "-1"], "--seed: expected 0 or more, got -1"),
         (["--max-time", "-1s"], "--max-time: expected seconds, or a time like 60s, 5m or 1h, got '-1s'"),
         (["--max-time"], "error --max-time: expected a value after it, got nothing\n"),

@@ -671,6 +671,7 @@ def test_a_find_that_is_still_there_is_a_finding_of_its_check(tmp_path: Path) ->
         (["--jobs", "0"], "--jobs: expected auto, or a number of processes from 1 on, got '0'"),
         (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
         (["--rounds", "x"], "error --rounds: expected a whole number, got 'x'"),
+        (["--rounds", "1.5"], "error --rounds: expected a whole number, got '1.5'"),
         (["--max-time", "-1s"], "--max-time: expected seconds, or a time like 60s, 5m or 1h, got '-1s'"),
         (["--seed", "-1"], "--seed: expected 0 or more, got -1"),
         (["--only", "beauty"], "--only: expected some of terms equal the oracle"),

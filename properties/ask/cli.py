@@ -15,13 +15,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Parameter
+from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Parameter, Token
 from rich.console import Console
 from rich.markup import escape
 
 from ..forms import NAMES
 from ..names import COMPILED, FORMULAS, ROWS_OF
-from ..options import COUNTEREXAMPLES, KEY, CommandOptions, Options
+from ..options import COUNTEREXAMPLES, KEY, CommandOptions, FuzzOptions, Options
 from ..show.text import own, plain
 from ..verify.arguments import (
     Unusable,
@@ -40,12 +40,30 @@ from . import FALSIFIED, HOLDS, NOT_RUN, USAGE
 from .project import COMMANDS, FILE, Project, check_place, filled
 from .scope import Asked, read, subject_of
 
-KINDS = {int: "a whole number", float: "a number", bool: "nothing, true or false"}
+KINDS: dict[object, str] = {
+    int: "a whole number",
+    int | None: "a whole number",
+    float: "a number",
+    bool: "nothing, true or false",
+}
 """What a value of a type is, in words."""
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
 DEFAULTS = CommandOptions()
 # so that -1s is refused by the option's name
 Options.__annotations__["max_time"] = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
+
+
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    """Read a whole number: 1.5 is none, which would be rounded."""
+    return int(tokens[0].value)
+
+
+WHOLE = Parameter(converter=_whole)
+Options.__annotations__ |= {"max_examples": Annotated[int, WHOLE], "seed": Annotated[int, WHOLE]}
+FuzzOptions.__annotations__ |= {
+    "max_examples": Annotated[int, WHOLE],
+    "rounds": Annotated[int | None, WHOLE],
+}
 
 app = App(
     name="verified-losses",
@@ -432,7 +450,7 @@ def unparsed_argument(error: CycloptsError) -> str:
     if isinstance(error, CoercionError) and error.token is not None and error.token.keyword:
         wanted: Any = error.target_type
         choices = ", ".join(map(str, get_args(wanted)))
-        kind = f"one of {choices}" if choices else KINDS.get(wanted, str(wanted))
+        kind = KINDS.get(wanted) or (f"one of {choices}" if choices else str(wanted))
         where = f"{error.token.source}: " if error.token.source.endswith(".toml") else ""
         return f"{where}{error.token.keyword.strip('[]')}: expected {kind}, got {error.token.value!r}"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
