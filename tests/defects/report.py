@@ -297,9 +297,9 @@ def counted(chosen: Iterable[Planted], results: dict[str, Result]) -> dict[str, 
     right = [planted for planted in tried if not planted.wrong]
     accused = [planted for planted in right if any(trial.law for trial in results[planted.id].trials)]
     return {
-        "defects": len([*DEFECTS, *CUDA]), "tried": len(defects),
+        "defects": len([*DEFECTS, *kinds.DEFECTS, *CUDA]), "tried": len(defects),
         "caught": sum(is_caught(planted, results[planted.id]) for planted in defects),
-        "right": len(RIGHT), "right_tried": len(right), "accused": len(accused),
+        "right": len([*RIGHT, *kinds.RIGHT]), "right_tried": len(right), "accused": len(accused),
     }  # fmt: skip
 
 
