@@ -31,7 +31,8 @@ class InfoNCE:
         # of shape [1]: torch.compile raises for tensors of no dimensions (torch 2.13)
         counts = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
         torch.distributed.all_gather(counts, torch.tensor([own]))
-        before = int(sum(counts[: self.rank]))
+        # of all counts: torch.compile drops a collective on a rank that uses nothing of it, and others hang
+        before = int(torch.cat(counts)[: self.rank].sum())
         return slice(before, before + own), self.world_size / total
 
     def __call__(self, queries: Tensor, keys: Tensor) -> Tensor:

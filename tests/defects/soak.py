@@ -18,7 +18,7 @@ from rich.console import Console
 from verified_losses.properties.show.certificate import stamp
 from verified_losses.properties.show.counterexample import write
 from verified_losses.properties.subjects import SHIPPED
-from verified_losses.properties.verify.certifier import Check, checks, verify
+from verified_losses.properties.verify.certifier import Check, checks, judged, verify
 from verified_losses.properties.worlds.specs import parse
 
 from .index import RIGHT
@@ -86,14 +86,15 @@ def soak(
         if time.monotonic() > deadline:
             break
         finding = verify(check, max_examples, drawn)
+        judgement = judged(finding, max_examples)  # what the command takes for a limit accuses nobody
         what = f"{check.label}, {check.law.name}, {check.world.name}, seed {drawn}"
-        verdicts[what] = finding.verdict
+        verdicts[what] = judgement.verdict
         for case, ratio in zip(finding.cases, finding.ratios, strict=True):
             ratios.setdefault(f"{check.law.name}, {case.dtype}", []).append(ratio)
-        if finding.verdict == "falsified":
+        if judgement.verdict == "falsified":
             wrong += 1
-            console.print(f"ACCUSED {what}: {finding.reason}\n{finding.counterexample}", markup=False)
-            console.print(f"run: python {write(finding, out.parent / 'counterexamples')}", markup=False)
+            console.print(f"ACCUSED {what}: {judgement.reason}\n{judgement.counterexample}", markup=False)
+            console.print(f"run: python {write(judgement, out.parent / 'counterexamples')}", markup=False)
         elif len(verdicts) % AGAIN == 0:
             again = verify(check, max_examples, drawn)
             if (again.verdict, again.ratios) != (finding.verdict, finding.ratios):
