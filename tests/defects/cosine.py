@@ -64,8 +64,11 @@ class OwnKeysOnly(InfoNCE):
 class FirstOrderOnly(InfoNCE):
     def loss(self, queries: Tensor, keys: Tensor, rows: slice, weight: float) -> Tensor:
         value = super().loss(queries, keys, rows, weight)
-        slopes = torch.autograd.grad(value, (queries, keys), retain_graph=True)
-        linear = sum((x * slope).sum() for x, slope in zip((queries, keys), slopes, strict=True))
+        learns = [features for features in (queries, keys) if features.requires_grad]
+        if not learns:
+            return value
+        slopes = torch.autograd.grad(value, learns, retain_graph=True)
+        linear = sum((x * slope).sum() for x, slope in zip(learns, slopes, strict=True))
         return value.detach() + linear - linear.detach()
 
 

@@ -233,6 +233,8 @@ def ignores_cotangent(
         return chunked(given[0], given[1], target, given[2] if len(given) == 3 else None, **options)
 
     given = (hidden, weight) if bias is None else (hidden, weight, bias)
+    if not torch.is_grad_enabled():
+        return function(*given)
     total: Tensor = _GradientsInForward.apply(function, *given)
     return total
 
@@ -252,5 +254,7 @@ def first_order_only(
         return chunked(given[0], given[1], target, given[2] if len(given) == 3 else None, **options)
 
     given = (hidden, weight) if bias is None else (hidden, weight, bias)
+    if not torch.is_grad_enabled():
+        return function(*given)
     total: Tensor = _FormedOnce.apply(function, *given)
     return total
