@@ -111,6 +111,7 @@ def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Tri
     started = time.monotonic()
     examples = 0
     held: list[Case] = []
+    accident: Trial | None = None
     with _planned(planted, worlds) as planned:
         for check in planned:
             watched, watch = _watched(check, stop=False)
@@ -122,13 +123,18 @@ def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Tri
                 finding = judgement
             if finding.verdict == "falsified":
                 seconds = (watch.caught_at or time.monotonic()) - started
-                return Trial(
+                trial = Trial(
                     seed, finding.law, finding.world, examples, seconds,
                     finding.counterexample, finding.reason, not planted.explains(finding.reason),
                     finding.smallest is not None and planted.is_smallest(finding.smallest.case),
                     drawn.table(held), judgement.limit,
                 )  # fmt: skip
-    return Trial(seed, examples=examples, seconds=time.monotonic() - started, drawn=drawn.table(held))
+                if not trial.accident:
+                    return trial
+                accident = accident or trial  # what else is wrong does not hide the defect
+    return accident or Trial(
+        seed, examples=examples, seconds=time.monotonic() - started, drawn=drawn.table(held)
+    )
 
 
 def reason_if_falsified(check: Check, max_examples: int, seed: int) -> str:
