@@ -86,5 +86,14 @@ class Products(TorchDispatchMode):
         return returned
 
 
+def tensors_made(loss: Any, inputs: dict[str, Any], elements: int) -> tuple[int, int]:
+    """Return how many tensors of so many elements a call makes, and its backward."""
+    with Products(elements) as forward:
+        value: Any = sum(tree_leaves(loss(**inputs)))
+    with Products(elements) as backward:
+        value.backward()
+    return forward.made, backward.made
+
+
 def _place(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

@@ -8,7 +8,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from tests import pretend_horovod
-from tests.helpers import Products, close, gradient_magnitude, operations
+from tests.helpers import Products, close, gradient_magnitude, operations, tensors_made
 from tests.test_losses import batch, make
 from verified_losses import ranks
 from verified_losses.properties.subjects import SHIPPED, Subject
@@ -179,11 +179,7 @@ def test_operations_and_bytes_are_those_stated(kind, flags):
 
 def count_tiles(rank, size, kind, flags, rows, tile):
     loss = make(kind, rank, size, implementation="streamed", tile_size=tile, **flags)
-    with Products(tile**2) as of_forward:
-        value = sum(tree_leaves(loss(**batch(kind, rank, rows))))
-    with Products(tile**2) as of_backward:
-        value.backward()
-    return of_forward.made, of_backward.made
+    return tensors_made(loss, batch(kind, rank, rows), tile**2)
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=str)

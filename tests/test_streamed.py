@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.helpers import Products, close, gradient_magnitude, operations
+from tests.helpers import Products, close, gradient_magnitude, operations, tensors_made
 from tests.test_losses import CLASSES, KINDS, batch, make
 from verified_losses import (
     ClipLoss,
@@ -141,11 +141,7 @@ def test_memory_grows_with_the_rows_and_not_with_their_square(kind):
 def test_tiles_are_made_once(kind, forward, backward):
     rows, tile = 64, 32  # a tile has more elements than features of three columns
     loss = make(kind, implementation="streamed", tile_size=tile)
-    with Products(tile**2) as of_forward:
-        value = sum(tree_leaves(loss(**batch(kind, rows=rows))))
-    with Products(tile**2) as of_backward:
-        value.backward()
-    assert (of_forward.made, of_backward.made) == (forward, backward)
+    assert tensors_made(loss, batch(kind, rows=rows), tile**2) == (forward, backward)
 
 
 @pytest.mark.parametrize("kind", KINDS)

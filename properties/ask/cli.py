@@ -58,12 +58,12 @@ def _whole(_: object, tokens: Sequence[Token]) -> int:
     return int(tokens[0].value)
 
 
-WHOLE = Parameter(converter=_whole)
-Options.__annotations__ |= {"max_examples": Annotated[int, WHOLE], "seed": Annotated[int, WHOLE]}
-FuzzOptions.__annotations__ |= {
-    "max_examples": Annotated[int, WHOLE],
-    "rounds": Annotated[int | None, WHOLE],
-}
+for kind in (Options, FuzzOptions):
+    kind.__annotations__ |= {
+        name: Annotated[hint, Parameter(converter=_whole)]
+        for name, hint in kind.__annotations__.items()
+        if hint in (int, int | None)
+    }
 
 app = App(
     name="verified-losses",

@@ -186,7 +186,7 @@ def _instead(finding: "Finding", again: "Finding") -> "Finding":
 
 
 def _settled(finding: "Finding", again: "Finding", limit: str) -> "Finding":
-    """Return a finding as a limit where the law holds within that; else what is wrong there, if known."""
+    """Return a finding as a limit if the law holds within it; else what is wrong there, if that is known."""
     if again.verdict == "holds":
         return _within(finding, again, limit)
     return _instead(finding, again) if again.verdict == "falsified" else finding

@@ -107,7 +107,7 @@ def _watched(check: Check, stop: bool) -> tuple[Check, _Watch]:
 
 
 def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Trial:
-    """Certify as the command does, up to the first property that does not hold."""
+    """Certify as the command does, up to the property that meets the defect."""
     started = time.monotonic()
     examples = 0
     held: list[Case] = []
