@@ -189,8 +189,8 @@ def changed_functions(since: str) -> list[str]:
             shown = subprocess.run(
                 ["git", "show", f"{since}:{relative}"], cwd=ROOT, capture_output=True, text=True, check=False
             )
-            before = _functions(shown.stdout if shown.returncode == 0 else "")
-            for name, text in _functions(path.read_text()).items():
+            before = functions(shown.stdout if shown.returncode == 0 else "")
+            for name, text in functions(path.read_text()).items():
                 if before.get(name) != text:
                     owner, _, function = name.rpartition(".")
                     key = f"xǁ{owner}ǁ{function}" if owner else f"x_{function}"
@@ -198,7 +198,7 @@ def changed_functions(since: str) -> list[str]:
     return patterns
 
 
-def _functions(source: str) -> dict[str, str]:
+def functions(source: str) -> dict[str, str]:
     """Return every function and method by its qualified name, as text that layout does not change."""
     found = {}
     for node in ast.parse(source).body:
