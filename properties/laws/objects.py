@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from verified_losses.oracles.complex_step import Array
 
-from ..contracts import Contract
+from ..cases import share_out
+from ..contracts import Contract, with_few_tiles
 from ..examples import Example, Step
 from ..reference import Reference
 from ..standalone.acts import (
@@ -175,6 +176,23 @@ def takes_no_more_than_stated(bench: Bench, reference: Reference) -> float:
     return 0.0
 
 
+MANY_ROWS = (128, 512)
+"""At least and at most so many rows of all ranks: what is quadratic in them outweighs what is linear."""
+MOST_COLUMNS = 24
+
+
+@st.composite
+def _many_rows(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
+    """Draw a case, every other one of many narrow rows."""
+    case = draw(contract.cases(subject, world_size))
+    if not contract.whole and draw(st.booleans()):
+        rows = share_out(draw(st.integers(*MANY_ROWS)), world_size, subject.even)
+        width = subject.width_of(min(case.width, MOST_COLUMNS))
+        case = with_few_tiles(dataclasses.replace(case, rows=rows, width=width))
+        assume(contract.defined(case))
+    return Example(case)
+
+
 def _is_loss(contract: Contract) -> bool:
     return contract.is_loss
 
@@ -190,5 +208,5 @@ LAWS = [
     Law("owned parameters get gradients", owned_parameters_get_gradients, applies=_is_loss, share=0.2,
         worlds="one", draw=_rounding, act=derive_owned, judge=judge_owned),
     Law("takes no more memory than stated", takes_no_more_than_stated, applies=_is_loss, share=0.3,
-        act=exceed_memory, judge=judge_words),
+        draw=_many_rows, act=exceed_memory, judge=judge_words),
 ]  # fmt: skip
