@@ -121,7 +121,7 @@ def prepare(target: Target, folder: Path, resume: bool) -> None:
         "only_mutate": [f"{target.files}/*"],
         "do_not_mutate": [f"{target.files}/*/*", *NO_LOSSES],
         "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in target.tests],
-        "pytest_add_cli_args": [*target.arguments, "-k", target.chosen],
+        "pytest_add_cli_args": ["-p", "tests.killers", *target.arguments, "-k", target.chosen],
         # mutants start from a process that has imported everything, and run nothing
         "process_isolation": "forkserver",
     }

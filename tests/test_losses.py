@@ -718,6 +718,13 @@ def test_logits_are_made_of_so_many_images_at_a_time(monkeypatch):
         assert scored == expected
 
 
+def test_labels_are_made_on_the_device_of_the_features():
+    image, text = torch.zeros(2, 3, device="meta"), torch.zeros(4, 3, device="meta")
+    assert contrast.sum_infonce(image, text, 1.0, None, 1).is_meta
+    assert contrast.sum_symmetric(image, image, 1.0, None).is_meta
+    assert contrast.sum_sigmoid(image, text, 1.0, None, 1).is_meta
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_siglip_in_half_precision_is_finite(dtype):
     inputs = batch("siglip", rows=512, dtype=dtype) | {"logit_bias": None}

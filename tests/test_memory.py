@@ -194,6 +194,17 @@ def test_a_teacher_that_learns_takes_the_memory_of_the_dense_form():
         assert upstream.stated_memory(**inputs) == streamed_
 
 
+@pytest.mark.parametrize("form", ["dense", "streamed"])
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_ranks_state_what_their_flags_take(form, local, with_grad):
+    features, rows = torch.zeros(3, 2), (3, 4)
+    loss = make("clip", 0, 2, implementation=form, local_loss=local, gather_with_grad=with_grad, tile_size=2)
+    share = memory.Share(rows, 0, local, with_grad)
+    stated = memory.of_gathered(form, "clip", share, 2, features.dtype, (2, 2))
+    assert loss.stated_memory(image_features=features, rows=rows) == stated
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [None, 3])
 def test_captions_state_the_memory_of_the_form_that_they_take(size, dtype, monkeypatch):

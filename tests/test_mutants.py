@@ -1,11 +1,13 @@
-"""What is known of mutants that compute the same."""
+"""Mutants that compute the same, and the order of the tests that mutants are tried against."""
 
 from dataclasses import replace
 from fnmatch import fnmatch
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from . import mutants
+from . import killers, mutants
 
 ROOT = mutants.ROOT
 FUNCTIONS = [
@@ -29,3 +31,25 @@ def test_a_kind_of_mutants_matches_a_change_of_any_indentation() -> None:
     other = replace(mutant, diff=diff.replace("None, y", "None, z"))
     (found,), _ = mutants.judged([other], mutants.equivalents())
     assert found.status == "survived"
+
+
+def test_what_has_killed_a_mutant_of_the_function_runs_first_then_of_the_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(killers, "RECORD", tmp_path / "killers.txt")
+
+    def order(mutant: str) -> str:
+        monkeypatch.setenv("MUTANT_UNDER_TEST", mutant)
+        items = [SimpleNamespace(nodeid=name) for name in "abcde"]
+        killers.pytest_collection_modifyitems(items)  # type: ignore[arg-type]
+        return "".join(item.nodeid for item in items)
+
+    assert order("p.clip.x_f__mutmut_1") == "abcde"
+    for function, killer in ("f", "c"), ("g", "e"), ("f", "d"):
+        monkeypatch.setenv("MUTANT_UNDER_TEST", f"p.clip.x_{function}__mutmut_3")
+        killers.pytest_runtest_logreport(SimpleNamespace(failed=True, nodeid=killer))  # type: ignore[arg-type]
+    assert order("p.clip.x_f__mutmut_1") == "dceab"
+    assert order("p.clip.x_g__mutmut_1") == "edcab"
+    assert order("p.clip.x_h__mutmut_1") == "decab"
+    assert order("p.siglip.x_f__mutmut_1") == "abcde"
+    assert order("stats") == "abcde"

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,6 +23,7 @@ from verified_losses import (
     siglip,
     streamed,
 )
+from verified_losses.checks import is_in_func, is_transformed
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import checks, verify
 from verified_losses.properties.worlds.simulated import SimulatedWorld
@@ -400,6 +402,19 @@ def test_functional_derivatives_are_dense(taken):
     gradient = torch.func.grad(lambda x: ClipLoss()(x, image, 2.0))(image)
     _, tangent = torch.func.jvp(lambda x: ClipLoss()(x, image, 2.0), (image,), (gradient,))
     assert tangent > 0
+    assert set(taken) == {"dense"}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_forward_mode_derivative_is_dense(taken):
+    image = torch.eye(9)
+    assert not is_transformed()
+    with forward_ad.dual_level():
+        assert is_transformed()
+        assert not is_in_func()
+        loss = ClipLoss()(forward_ad.make_dual(image, image), image, 2.0)
+        assert forward_ad.unpack_dual(loss).tangent < 0
+    assert not is_transformed()
     assert set(taken) == {"dense"}
 
 
