@@ -4,6 +4,7 @@ Those of the same function come first, then those of the same module. mutmut sta
 which there are hundreds before the one that looks at what has changed.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 RECORD = Path("killers.txt").absolute()
-"""Lines of a function's mutants and a test, apart by a tab; latest last. In the folder that mutmut works in."""
+"""Lines of a function and a test, apart by a tab, latest last; in the folder that mutmut works in."""
 
 
 def _of_function(mutant: str) -> str:
@@ -19,7 +20,7 @@ def _of_function(mutant: str) -> str:
 
 
 def _killers(mutant: str) -> Iterator[str]:
-    """Yield the tests that have killed mutants of the same function, then of the same module, latest first."""
+    """Yield the tests that have killed mutants of the function, then of its module, latest first."""
     function = _of_function(mutant)
     module = function.rpartition(".")[0]
     text = RECORD.read_text() if RECORD.exists() else ""
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mutant = os.environ.get("MUTANT_UNDER_TEST", "")
     if _of_function(mutant):
         places = {test: place for place, test in reversed(list(enumerate(_killers(mutant))))}
-        items.sort(key=lambda item: places.get(item.nodeid, len(places) + len(items)))
+        items.sort(key=lambda item: places.get(item.nodeid, math.inf))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
