@@ -516,6 +516,23 @@ def test_logits_and_labels_of_a_subclass_count(kind):
         close(labels()(**inputs).item(), wanted.item(), 8, 8)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_of_a_subclass_are_made_of_what_the_loss_is_called_with(kind):
+    seen = []
+
+    class Listening(CLASSES[kind]):
+        def get_logits(self, *arguments):
+            seen.append(arguments)
+            return super().get_logits(*arguments)
+
+    inputs = batch(kind)
+    Listening(**{name: WEIGHTS[name] for name in WEIGHTS if kind == "coca"})(**inputs)
+    for name, value in zip(
+        ("image_features", "text_features", "logit_scale", "logit_bias"), seen[0], strict=True
+    ):
+        assert value is inputs.get(name)
+
+
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize(("method", "rows"), [("get_logits", (3, 1, 2)), ("get_ground_truth", (2, 2, 2))])
 def test_logits_and_labels_of_a_subclass_are_those_of_its_rank(method, rows, local):

@@ -3,7 +3,7 @@
 import types
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -181,6 +181,15 @@ def test_the_backend_is_that_of_the_group(monkeypatch: pytest.MonkeyPatch) -> No
     assert any("reduce_scatter" in key.operation for key in world.traffic)
     # on each of three ranks: its number, and what is sent and what is received
     assert devices.count("cuda") == 9
+
+
+def test_what_moves_the_hosts_memory_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = Transport(0, 2, group=cast(dist.ProcessGroup, "a group of gloo"))
+    monkeypatch.setattr(dist, "get_backend", lambda group: "gloo" if group else "nccl")
+    assert transport.on_host() is transport
+    monkeypatch.setattr(dist, "get_backend", lambda group: "nccl")
+    monkeypatch.setattr(dist, "is_gloo_available", lambda: False)
+    assert transport.on_host() is transport
 
 
 def sum_other_strides(rank: int, size: int, source: int) -> list[Any]:

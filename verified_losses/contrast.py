@@ -115,9 +115,9 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def sum_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+def sum_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum the cross-entropy of [n, c] logits with [n] labels, in at least float32."""
-    return F.cross_entropy(widen(logits), labels, ignore_index=ignore_index, reduction="sum")
+    return F.cross_entropy(widen(logits), labels, reduction="sum")
 
 
 def sum_dist_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
