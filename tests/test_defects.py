@@ -5,6 +5,7 @@ Here each defect meets the laws expected to catch it alone; `make defects` certi
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from verified_losses.properties.laws.hostile import RAISES
 from verified_losses.properties.laws.objects import LACKING
 from verified_losses.properties.laws.ranks import FREEZES_ALIKE, NO_GROUP
 from verified_losses.properties.laws.wrappers import NO_DTENSORS, NO_SCALE
+from verified_losses.properties.show.certificate import stamp
 from verified_losses.properties.verify.certifier import Certifier, Check, checks, verify
 from verified_losses.properties.verify.limits import CONTIGUOUS_ALONE, OTHER_DTYPES
 from verified_losses.properties.worlds.specs import parse
@@ -45,7 +47,7 @@ from .defects.index import (
     TWICE,
     Planted,
 )
-from .defects.report import EXAMPLES, reason_if_falsified
+from .defects.report import EXAMPLES, Result, Trial, read_results, reason_if_falsified, report
 
 LARGE = ("RowChunks", "OnlineSoftmax")
 """Right variants that meet large batches here; `make soak` takes all of them there."""
@@ -207,6 +209,18 @@ def test_what_is_not_planted_has_a_source_and_a_reason(wrong: str, source: str, 
     assert wrong
     assert reason
     assert all(map(_is_found, source.split("; "))), source
+
+
+def test_a_report_that_is_resumed_keeps_what_is_of_the_same_sources_and_seeds(tmp_path: Path) -> None:
+    out, label = tmp_path / "defects.json", "right:LogSumExp"
+    accused = Result(label, [Trial(7, "a law")], [])
+    record = {"stamp": stamp() | {"date": "earlier"}, "seeds": [7], "results": [dataclasses.asdict(accused)]}
+    out.write_text(json.dumps(record))
+    assert report(only=[label], seed=[7], resume=True, out=out) == 1  # without another trial
+    kept = json.loads(out.read_text())
+    assert read_results(kept, stamp(), [7]) == {label: accused}
+    assert read_results(kept, stamp(), [8]) == {}
+    assert read_results(kept, stamp() | {"properties": "others"}, [7]) == {}
 
 
 def test_a_report_that_is_terminated_leaves_no_process(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import torch
 from cyclopts import App, Parameter
 from hypothesis.errors import UnsatisfiedAssumption
@@ -203,6 +204,7 @@ def report(
     max_examples: int = EXAMPLES,
     jobs: int = 2,
     every: bool = True,
+    resume: bool = False,
     out: Path = Path("build/defects.json"),
 ) -> int:
     """Certify every planted defect and every right variant, and print which property caught what.
@@ -224,14 +226,17 @@ def report(
         How many processes.
     every
         Find every property that catches a defect, not the first alone.
+    resume
+        Keep the results that are there, if they are of the same sources and seeds, and try the others.
     out
         Where to write the results.
     """
     seeds = seed or [0, 1, 2]
-    planted = [*DEFECTS, *kinds.DEFECTS, *CUDA, *RIGHT, *kinds.RIGHT]
-    chosen = [p for p in planted if not only or any(part in p.id for part in only)]
-    results: dict[str, Result] = {}
+    everything = [*DEFECTS, *kinds.DEFECTS, *CUDA, *RIGHT, *kinds.RIGHT]
+    chosen = [p for p in everything if not only or any(part in p.id for part in only)]
     stamped = stamp()
+    kept = json.loads(out.read_text()) if resume and out.exists() else {}
+    results = read_results(kept, stamped, seeds)
     out.parent.mkdir(parents=True, exist_ok=True)
     console = Console()
     if not console.is_terminal:
@@ -248,18 +253,27 @@ def report(
 
     pool = ThreadPoolExecutor(jobs)
     try:
-        pending = {pool.submit(alone, planted): planted for planted in chosen}
+        pending = {pool.submit(alone, planted): planted for planted in chosen if planted.id not in results}
         for done in as_completed(pending):
             planted = pending[done]
             results[planted.id] = done.result()
             _show(console, planted, results[planted.id])
             # an interrupt keeps what there is, and waits for what runs alone
-            ended = [dataclasses.asdict(results[one.id]) for one in chosen if one.id in results]
-            record = {"stamp": stamped, "seeds": seeds, "counts": counted(chosen, results), "results": ended}
+            record = {
+                "stamp": stamped, "seeds": seeds, "counts": counted(everything, results),
+                "results": [dataclasses.asdict(result) for result in results.values()],
+            }  # fmt: skip
             out.write_text(json.dumps(record, indent=1) + "\n")
     finally:
         pool.shutdown(cancel_futures=True)
     return _summarise(console, chosen, results)
+
+
+def read_results(record: dict[str, Any], stamped: dict[str, str], seeds: list[int]) -> dict[str, Result]:
+    """Return the results in a record, if they are of these sources and seeds, and nothing otherwise."""
+    if not record or {**record["stamp"], "date": ""} != {**stamped, "date": ""} or record["seeds"] != seeds:
+        return {}
+    return {result.label: result for result in msgspec.convert(record["results"], list[Result])}
 
 
 def _show(console: Console, planted: Planted, result: Result) -> None:
@@ -296,15 +310,15 @@ def is_caught(planted: Planted, result: Result) -> bool:
     return caught >= planted.seeds * len(result.trials)
 
 
-def counted(chosen: Iterable[Planted], results: dict[str, Result]) -> dict[str, int]:
+def counted(planted: Iterable[Planted], results: dict[str, Result]) -> dict[str, int]:
     """Count what is planted in all, what was tried of it, and what came of that."""
-    tried = [planted for planted in chosen if planted.id in results]
-    defects = [planted for planted in tried if planted.wrong]
-    right = [planted for planted in tried if not planted.wrong]
-    accused = [planted for planted in right if any(trial.law for trial in results[planted.id].trials)]
+    tried = [one for one in planted if one.id in results]
+    defects = [one for one in tried if one.wrong]
+    right = [one for one in tried if not one.wrong]
+    accused = [one for one in right if any(trial.law for trial in results[one.id].trials)]
     return {
         "defects": len([*DEFECTS, *kinds.DEFECTS, *CUDA]), "tried": len(defects),
-        "caught": sum(is_caught(planted, results[planted.id]) for planted in defects),
+        "caught": sum(is_caught(one, results[one.id]) for one in defects),
         "right": len([*RIGHT, *kinds.RIGHT]), "right_tried": len(right), "accused": len(accused),
     }  # fmt: skip
 
