@@ -192,6 +192,21 @@ def test_what_moves_the_hosts_memory_already_stays(monkeypatch: pytest.MonkeyPat
     assert transport.on_host() is transport
 
 
+def test_beside_nccl_numbers_go_over_gloo_among_the_same_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    group, made = cast(dist.ProcessGroup, "a group of nccl"), {}
+    monkeypatch.setattr(dist, "get_backend", lambda group: "nccl" if group else "gloo")
+    monkeypatch.setattr(dist, "get_process_group_ranks", lambda of: [1, 3] if of is group else [])
+
+    def new_group(ranks: list[int], **options: Any) -> str:
+        made.update(options, ranks=ranks)
+        return "beside"
+
+    monkeypatch.setattr(dist, "new_group", new_group)
+    transport = Transport(1, 2, group=group)
+    assert transport.on_host() == replace(transport, group=cast(dist.ProcessGroup, "beside"))
+    assert made == {"ranks": [1, 3], "backend": "gloo", "use_local_synchronization": True}
+
+
 def sum_other_strides(rank: int, size: int, source: int) -> list[Any]:
     transport = Transport(rank, size)
     mine = torch.arange(6.0).reshape(2, 3)
