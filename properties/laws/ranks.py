@@ -90,7 +90,7 @@ def some_ranks_may_freeze(bench: Bench, reference: Reference) -> float:
 
 LAWS = [
     Law("a group is a world of its own", a_group_is_a_world_of_its_own, worlds="four or more",
-        draw=_in_groups, applies=lambda contract: not contract.whole, share=0.12, by_law=True),
+        draw=_in_groups, applies=lambda contract: not contract.whole, share=0.4, by_law=True),
     Law("some ranks may freeze inputs", some_ranks_may_freeze, worlds="several", draw=_partly_frozen,
         applies=lambda contract: not contract.whole, share=0.16, concerns=FROZEN, drawn_alone=True),
 ]  # fmt: skip
