@@ -98,7 +98,8 @@ def vocabulary_in_chunks(
     offset = weight.new_zeros(len(weight)) if bias is None else bias
     top = wide(rows.new_full((len(rows),), -torch.inf))
     total = torch.zeros_like(top)
-    own = wide((rows * weight[labels]).sum(1) + offset[labels])
+    # torch's gradient of what is indexed adds up tokens in the dtype of what it indexes
+    own = (wide(rows) * wide(weight)[labels]).sum(1) + wide(offset)[labels]
     for part, more in chunks(weight, offset, size=3):
         logits = wide(F.linear(rows, part, more))
         larger = torch.maximum(top, logits.detach().amax(1))
