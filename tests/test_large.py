@@ -53,14 +53,14 @@ def test_batches_are_just_beyond_chunks(large: bool, beyond: tuple[int, ...]) ->
     assert set().union(*over.values()) == rows
 
 
-@pytest.mark.parametrize(("name", "fields"), [("coca", 2), ("cross_entropy", 3)])
-def test_logits_are_just_beyond_chunks_in_one_size(name: str, fields: int) -> None:
+@pytest.mark.parametrize(("name", "tokens"), [("coca", "length"), ("cross_entropy", "rows")])
+def test_logits_are_just_beyond_chunks_in_one_size(name: str, tokens: str) -> None:
     cases, found = _drawn(LOGITS, name), set()
     for case in cases:
         sizes = {"rows": case.rows[0], "length": case.length, "vocabulary": case.vocabulary}
         (large,) = [one for one, size in sizes.items() if size > CHUNKS[0]]
         found.add((large, max(chunk for chunk in CHUNKS if chunk < sizes[large])))
-    assert len({field for field, _ in found}) == fields
+    assert {field for field, _ in found} == {tokens, "vocabulary"}
     assert {chunk for _, chunk in found} == set(CHUNKS)
 
 
@@ -89,7 +89,7 @@ def test_right_losses_of_logits_hold(target: str) -> None:
     (check,) = [one for one in checks({"it": (name, Subject(target))}, parse("1")) if one.law is not BATCHES
                 and one.law.name == LOGITS.name]  # fmt: skip
     finding = verify(check, 50)
-    assert (finding.verdict, finding.examples) == ("holds", 10), finding.reason
+    assert (finding.verdict, finding.examples) == ("holds", 50 * LOGITS.share), finding.reason
 
 
 def test_a_bound_of_very_many_parts_is_no_nan_where_there_is_nothing_to_add() -> None:
