@@ -584,7 +584,8 @@ RIGHT = [
     Planted("infonce", "InfoNCETakesUnit", features="unit", module="forms"),
     Planted("ntxent", "NTXentOfDots", features="raw", module="forms"),
     Planted("clip", "DividesByTemperature", held=(("logit_scale", "inverse"),), module="forms"),
-    Planted("clip", "NeedsPositiveScale", scales="positive", module="forms"),
+    # in float16 the gradient of 1 / scale is infinite from a scale of 150 on
+    Planted("clip", "NeedsPositiveScale", scales="positive", dtypes=("float64", "float32", "bfloat16"), module="forms"),
     Planted("clip", "TakesEmptyRanks", empty_ranks=True, module="right"),
     Planted("siglip", "TakesEmptyRanksToo", empty_ranks=True, module="right"),
     Planted("siglip", "HoldsSigLip", module="right"),
