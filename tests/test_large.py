@@ -16,6 +16,7 @@ from verified_losses.properties.ask.api import certify
 from verified_losses.properties.cases import Case
 from verified_losses.properties.contracts import contracts
 from verified_losses.properties.laws import Law, laws
+from verified_losses.properties.laws.gradients import SUMMED_IN_ITSELF
 from verified_losses.properties.laws.large import CHUNKS, LARGE_PAIRS, MOST_BEYOND, PAIRS
 from verified_losses.properties.options import CertifyOptions
 from verified_losses.properties.subjects import SHIPPED, Subject
@@ -62,6 +63,11 @@ def test_logits_are_just_beyond_chunks_in_one_size(name: str, tokens: str) -> No
         found.add((large, max(chunk for chunk in CHUNKS if chunk < sizes[large])))
     assert {field for field, _ in found} == {tokens, "vocabulary"}
     assert {chunk for _, chunk in found} == set(CHUNKS)
+
+
+@pytest.mark.parametrize(("law", "name"), [(BATCHES, "clip"), (LOGITS, "coca")])
+def test_scalars_are_wider_than_half_precision_alone(law: Law, name: str) -> None:
+    assert not [case for case in _drawn(law, name) if case.wide_scalars and case.dtype in SUMMED_IN_ITSELF]
 
 
 def test_large_reaches_the_subject() -> None:
