@@ -3,6 +3,7 @@
     python benchmarks/losses.py --json build/losses.json
     python benchmarks/losses.py --device cuda
     python benchmarks/losses.py --sizes 256,1024,4096,12288,24576 --threads 2 --plot build/losses.svg
+    python benchmarks/losses.py --sizes 8192,32768 --device cuda --dtype bfloat16
 
 One process, then two over gloo, one thread each. Calls alternate, ours and theirs; each pair of
 neighbouring calls gives a ratio, and the median ratio counts, so that a change of the machine's speed
@@ -16,6 +17,9 @@ idle. Memory is what a process of its own has at most, beyond what it has before
 logits is left out where these do not fit half of the memory that is free. Last come the powers of the number
 of pairs, from 1024 on, that time and memory grow with, fitted by least squares to logarithms: 2 and, by
 tiles, 1 are right.
+
+On a GPU, which must be idle, kernels are timed beside the others, the rate is that of products of 8192 rows
+and columns in the same dtype, and memory is what torch allocates.
 """
 
 import argparse
@@ -31,7 +35,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -45,9 +49,24 @@ BATCH, WIDTH, VOCABULARY, LENGTH = 256, 512, 1000, 32
 OPERATIONS = {"ClipLoss": 8, "SigLipLoss": 6}
 """Of a loss and its gradients by tiles, as multiples of N^2 d."""
 
-FORMS = ("dense", "streamed", "open_clip")
+FORMS = ("dense", "streamed", "triton", "open_clip")
+"""Of a loss; kernels are timed on a GPU alone."""
 
 Row = dict[str, Any]
+
+
+class Machine(NamedTuple):
+    """Where losses are timed by the number of pairs, and of which numbers."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    threads: int = 1
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Return what tells the time, in seconds."""
+        alone = self.device == "cpu" and self.threads == 1
+        return time.process_time if alone else time.perf_counter
 
 
 def load_open_clip() -> ModuleType:
@@ -175,86 +194,112 @@ def measure(rank: int, world_size: int, seconds: float, only: str, device: str =
     return rows
 
 
-def seconds_an_operation(clock: Callable[[], float]) -> float:
+def seconds_an_operation(machine: Machine) -> float:
     """Return what one operation takes of a product of two tiles, as fast as this machine does them now."""
-    left, right, out = torch.randn(256, WIDTH), torch.randn(1024, WIDTH), torch.empty(256, 1024)
+    rows, columns = (256, 1024) if machine.device == "cpu" else (8192, 8192)
+    like = torch.empty(0, device=machine.device, dtype=machine.dtype)
+    left, right, out = (
+        torch.randn_like(like.new_empty(shape))
+        for shape in ((rows, WIDTH), (columns, WIDTH), (rows, columns))
+    )
     times = []
     for _ in range(8):
-        start = clock()
+        _finish(machine)
+        start = machine.clock()
         torch.mm(left, right.T, out=out)
-        times.append(clock() - start)
-    return statistics.median(times) / (2 * 256 * 1024 * WIDTH)
+        _finish(machine)
+        times.append(machine.clock() - start)
+    return statistics.median(times) / (2 * rows * columns * WIDTH)
 
 
-def pairs_of(loss: str, count: int) -> tuple[list[Any], list[Tensor]]:
+def _finish(machine: Machine) -> None:
+    if machine.device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def pairs_of(loss: str, count: int, machine: Machine) -> tuple[list[Any], list[Tensor]]:
     """Return the arguments of a loss of `count` pairs; all tensors get gradients."""
-    image, text = (normalize(torch.randn(count, WIDTH), dim=-1) for _ in range(2))
-    scalars = [torch.tensor(14.0), torch.tensor(-10.0)][: 1 + (loss == "SigLipLoss")]
-    leaves = [tensor.requires_grad_() for tensor in (image, text, *scalars)]
-    return list(leaves), leaves
+    with torch.device(machine.device):
+        image, text = (normalize(torch.randn(count, WIDTH), dim=-1).to(machine.dtype) for _ in range(2))
+        scalars = [torch.tensor(14.0), torch.tensor(-10.0)][: 1 + (loss == "SigLipLoss")]
+    inputs = [tensor.requires_grad_() for tensor in (image, text, *scalars)]
+    return [*inputs], inputs
 
 
-def measure_size(loss: str, count: int, rounds: int) -> Row:
+def measure_size(loss: str, count: int, rounds: int, machine: Machine) -> Row:
     """Time each implementation in turn, and the machine's products between them."""
-    threads = torch.get_num_threads()
-    clock = time.process_time if threads == 1 else time.perf_counter
-    kind = getattr(verified_losses, loss)
-    modules = {"streamed": kind(implementation="streamed")}
-    if fits(loss, count):
-        modules = {
-            "dense": kind(implementation="dense"),
-            **modules,
-            "open_clip": getattr(load_open_clip(), loss)(),
-        }
-    inputs, leaves = pairs_of(loss, count)
-    watches = {name: stopwatch(module, inputs, leaves, 1, clock) for name, module in modules.items()}
-    if count <= 2048:
+    modules = _modules(loss, machine, fits(loss, count, machine))
+    inputs, leaves = pairs_of(loss, count, machine)
+    watches = {name: stopwatch(module, inputs, leaves, 1, machine.clock) for name, module in modules.items()}
+    if count <= 2048 or machine.device != "cpu":
         for watch in watches.values():
             watch()
     times: dict[str, list[float]] = {name: [] for name in watches}
     shares: dict[str, list[float]] = {name: [] for name in watches}
     for _ in range(rounds):
         for name, watch in watches.items():
-            before = seconds_an_operation(clock)
+            before = seconds_an_operation(machine)
             times[name].append(watch())
-            rate = (before + seconds_an_operation(clock)) / 2
+            rate = (before + seconds_an_operation(machine)) / 2
             shares[name].append(OPERATIONS[loss] * count**2 * WIDTH * rate / times[name][-1])
-    why = kind().explain(count, WIDTH, torch.float32, "cpu")
+    why = getattr(verified_losses, loss)().explain(count, WIDTH, machine.dtype, machine.device)
     auto = why.split(":")[0]
     ratios = [a / b for a, b in zip(times.get(auto, []), times.get("open_clip", []), strict=False)]
+    del inputs, leaves, watches
     return {
         "loss": loss,
         "pairs": count,
-        "threads": threads,
+        "threads": machine.threads,
         "ms": {name: 1e3 * statistics.median(found) for name, found in times.items()},
         "ratio": statistics.median(ratios) if ratios else None,
         "share": {name: statistics.median(found) for name, found in shares.items()},
-        "extra_mb": {name: peak_of(loss, name, count, threads) for name in modules},
+        "extra_mb": {name: peak_of(loss, name, count, machine) for name in modules},
         "auto": why,
     }
 
 
-def fits(loss: str, count: int) -> bool:
+def _modules(loss: str, machine: Machine, all_fit: bool) -> dict[str, Any]:
+    """Return a loss in each form that is timed, in their order."""
+    kind = getattr(verified_losses, loss)
+    names = [name for name in FORMS if all_fit or name not in ("dense", "open_clip")]
+    if machine.device == "cpu":
+        names.remove("triton")
+    return {
+        name: getattr(load_open_clip(), loss)() if name == "open_clip" else kind(implementation=name)
+        for name in names
+    }
+
+
+def fits(loss: str, count: int, machine: Machine) -> bool:
     """Return whether all logits of a step fit half of the memory that is free."""
     module = getattr(verified_losses, loss)(implementation="dense")
     features = torch.empty(count, WIDTH, device="meta")
-    free = 1024 * _kilobytes("/proc/meminfo", "MemAvailable")
+    if machine.device == "cpu":
+        free = 1024 * _kilobytes("/proc/meminfo", "MemAvailable")
+    else:
+        free, _ = torch.cuda.mem_get_info(machine.device)
     return bool(2 * module.stated_memory(image_features=features).peak < free)
 
 
-def peak_of(loss: str, name: str, count: int, threads: int) -> float:
-    """Return the megabytes that a step takes beyond its arguments, in a process of its own."""
+def peak_of(loss: str, name: str, count: int, machine: Machine) -> float:
+    """Return the megabytes that a step takes beyond its arguments, on a CPU in a process of its own."""
+    if machine.device != "cpu":
+        module = _modules(loss, machine, all_fit=True)[name]
+        inputs, leaves = pairs_of(loss, count, machine)
+        torch.cuda.reset_peak_memory_stats(machine.device)
+        before = torch.cuda.memory_allocated(machine.device)
+        stopwatch(module, inputs, leaves, 1)()
+        return (torch.cuda.max_memory_allocated(machine.device) - before) / 1e6
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_write_peak, (loss, name, count, threads, folder), nprocs=1)
+        spawn(_write_peak, (loss, name, count, machine, folder), nprocs=1)
         return float(Path(folder, "peak").read_text())
 
 
-def _write_peak(_: int, loss: str, name: str, count: int, threads: int, folder: str) -> None:
-    torch.set_num_threads(threads)
-    kind = getattr(load_open_clip() if name == "open_clip" else verified_losses, loss)
-    module = kind() if name == "open_clip" else kind(implementation=name)
-    stopwatch(module, *pairs_of(loss, 64), 1)()
-    inputs, leaves = pairs_of(loss, count)
+def _write_peak(_: int, loss: str, name: str, count: int, machine: Machine, folder: str) -> None:
+    torch.set_num_threads(machine.threads)
+    module = _modules(loss, machine, all_fit=True)[name]
+    stopwatch(module, *pairs_of(loss, 64, machine), 1)()
+    inputs, leaves = pairs_of(loss, count, machine)
     before = _kilobytes("/proc/self/status", "VmRSS")
     stopwatch(module, inputs, leaves, 1)()
     Path(folder, "peak").write_text(str((_kilobytes("/proc/self/status", "VmHWM") - before) / 1e3))
@@ -265,28 +310,30 @@ def _kilobytes(path: str, name: str) -> int:
     return int(line.split()[1])
 
 
-def measure_sizes(counts: list[int], only: str, rounds: int, threads: int) -> list[Row]:
+def measure_sizes(counts: list[int], only: str, rounds: int, machine: Machine) -> list[Row]:
     """Time ClipLoss and SigLipLoss of so many pairs, and print a table and the powers they grow with."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(machine.threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
-    print(
-        "| loss | pairs | auto is | dense, ms | streamed | open_clip | auto / open_clip "
-        "| share of the rate: streamed | open_clip | extra memory, MB: dense | streamed | open_clip |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    forms = [form for form in FORMS if machine.device != "cpu" or form != "triton"]
+    columns = [
+        "loss", "pairs", "auto is", *(f"{form}, ms" for form in forms), "auto / open_clip",
+        *(f"share of the rate: {form}" for form in forms[1:]), *(f"extra MB: {form}" for form in forms),
+    ]  # fmt: skip
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|", flush=True)
     rows = []
     for count in counts:
         for loss in OPERATIONS:
             if only not in loss:
                 continue
-            row = measure_size(loss, count, rounds)
+            row = measure_size(loss, count, rounds, machine)
             rows.append(row)
             cells = [loss, count, row["auto"].split(":")[0]]
-            cells += [_cell(row["ms"].get(name), ".1f") for name in FORMS]
+            cells += [_cell(row["ms"].get(name), ".1f") for name in forms]
             cells.append(_cell(row["ratio"], ".2f"))
-            cells += [_cell(row["share"].get(name), ".0%") for name in FORMS[1:]]
-            cells += [_cell(row["extra_mb"].get(name), ".0f") for name in FORMS]
+            cells += [_cell(row["share"].get(name), ".0%") for name in forms[1:]]
+            cells += [_cell(row["extra_mb"].get(name), ".0f") for name in forms]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
     for line in growth(rows):
         print(line)
@@ -375,12 +422,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="with --sizes: steps of each, in turn")
     parser.add_argument("--threads", type=int, default=1, help="with --sizes: of torch")
     parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="with --sizes: of features"
+    )
+    parser.add_argument(
         "--plot", type=Path, metavar="PATH", help="with --sizes: draw time and memory, as SVG"
     )
     args = parser.parse_args()
     if args.sizes:
         counts = [int(size) for size in args.sizes.split(",")]
-        rows = measure_sizes(counts, args.only, args.rounds, args.threads)
+        machine = Machine(args.device, getattr(torch, args.dtype), args.threads)
+        rows = measure_sizes(counts, args.only, args.rounds, machine)
         write(args.json, "cpu", rows)
         if args.plot:
             args.plot.parent.mkdir(parents=True, exist_ok=True)

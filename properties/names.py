@@ -37,7 +37,7 @@ GATHERS: Values = {
     **dict.fromkeys(("local_loss", "gather_with_grad", "cache_labels", "use_horovod"), FLAGS),
 }
 """The options of a loss that gathers."""
-FORMS: Values = {"implementation": ("auto", "dense", "streamed"), "tile_size": int}
+FORMS: Values = {"implementation": ("auto", "dense", "streamed", "triton"), "tile_size": int}
 """The options of a loss that has several forms."""
 CONTRACTS: dict[str, Values] = {
     "clip": GATHERS | FORMS,

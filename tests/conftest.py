@@ -1,12 +1,17 @@
 """Hypothesis profiles: "gate" draws the same cases in every run, "nightly" many and new ones."""
 
 import contextlib
+import importlib
 import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
 
 from verified_losses.properties import devices
+from verified_losses.properties.standalone.interpreter import import_interpreted
 from verified_losses.properties.worlds import specs
 
 from . import standin
@@ -46,3 +51,19 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if absent := devices.absent(name):
         pytest.skip(absent)
     return name
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[ModuleType]:
+    """Return the losses' kernels, which Triton's interpreter runs."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        known = sys.modules.get("verified_losses.kernels")
+        if known is None or not known.INTERPRETED:
+            import_interpreted()
+        from verified_losses import kernels
+
+        if not kernels.INTERPRETED:
+            importlib.reload(kernels)
+        yield kernels

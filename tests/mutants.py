@@ -66,6 +66,7 @@ TARGETS = (
             "captions",
             "accumulation",
             "streamed",
+            "kernels",
             "ranks",
             "agreement",
             "transport",

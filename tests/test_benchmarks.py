@@ -46,6 +46,6 @@ def test_what_holds_all_logits_is_left_out_where_memory_is_short(
     losses: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "_kilobytes", lambda path, name: 1024)
-    assert losses.fits("ClipLoss", 16)
-    assert not losses.fits("ClipLoss", 1024)
+    assert losses.fits("ClipLoss", 16, losses.Machine())
+    assert not losses.fits("ClipLoss", 1024, losses.Machine())
     assert losses._cell(None, ".1f") == "-"

@@ -265,3 +265,15 @@ def test_shipped_losses_hold_on_a_gpu(label: str, law: str) -> None:
             refuses = label.startswith("coca") and law in (GRAPHS, WAITS)
             refuses |= label == "linear_cross_entropy" and law == WAITS  # a function states nothing
             assert finding.verdict == "holds" or (refuses and finding.verdict == "skipped"), finding.reason
+
+
+@pytest.mark.parametrize("form", ["streamed", "triton"])
+@pytest.mark.parametrize("label", ["clip", "coca", "distill", "siglip"])
+def test_tiles_hold_on_a_gpu(label: str, form: str) -> None:
+    if why := devices.absent("cuda:0"):
+        pytest.skip(why)
+    contract, shipped = SHIPPED[label]
+    subject = dataclasses.replace(shipped, options=(*shipped.options, ("implementation", form)))
+    for check in checks({label: (contract, subject)}, [WorldSpec("single", (1,), "cuda:0")]):
+        finding = verify(check, 10)
+        assert finding.verdict != "falsified", f"{check.law.name}: {finding.reason}"

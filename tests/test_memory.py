@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.test_losses import CLASSES, batch, make
-from verified_losses import captions, memory, streamed
+from verified_losses import captions, memory, tiles
 from verified_losses.properties.standalone.acts import Call, exceed_memory
 from verified_losses.properties.worlds.processes import shared_world
 from verified_losses.properties.worlds.simulated import SimulatedWorld
@@ -160,20 +160,18 @@ def test_a_loss_states_the_memory_of_the_form_that_it_takes(kind, dtype, monkeyp
     e = inputs["dist_image_features"].shape[1] if kind == "distill" else 0
     for form in ("dense", "streamed"):
         for size in (None, 2):
-            tile = (size, size) if size else streamed.TILE
+            tile = (size, size) if size else tiles.TILE
             stated = memory.of_pairs(form, kind, n, d, dtype, tile, e)
             assert make(kind, implementation=form, tile_size=size).stated_memory(**inputs) == stated
     for method in ("get_logits", "get_ground_truth"):
         own = type("Own", (CLASSES[kind],), {method: lambda *_: None})
         found = own(implementation="streamed").stated_memory(**inputs)
-        assert found == memory.of_pairs("dense", kind, n, d, dtype, streamed.TILE, e)
+        assert found == memory.of_pairs("dense", kind, n, d, dtype, tiles.TILE, e)
     monkeypatch.setattr("verified_losses.implementations.STREAMED_FROM", n)
-    assert make(kind).stated_memory(**inputs) == memory.of_pairs(
-        "streamed", kind, n, d, dtype, streamed.TILE, e
-    )
+    assert make(kind).stated_memory(**inputs) == memory.of_pairs("streamed", kind, n, d, dtype, tiles.TILE, e)
     halves = {name: value.half() if torch.is_tensor(value) else value for name, value in inputs.items()}
     assert make(kind).stated_memory(**halves) == memory.of_pairs(
-        "dense", kind, n, d, torch.float16, streamed.TILE, e
+        "dense", kind, n, d, torch.float16, tiles.TILE, e
     )
 
 
@@ -181,8 +179,7 @@ def test_a_teacher_that_learns_takes_the_memory_of_the_dense_form():
     inputs = batch("distill")
     n, d = inputs["image_features"].shape
     dense, streamed_ = (
-        memory.of_pairs(form, "distill", n, d, torch.float64, streamed.TILE, d)
-        for form in ("dense", "streamed")
+        memory.of_pairs(form, "distill", n, d, torch.float64, tiles.TILE, d) for form in ("dense", "streamed")
     )
     upstream = make("distill", implementation="streamed", convention="open_clip")
     assert upstream.stated_memory(**inputs) == dense

@@ -330,12 +330,12 @@ def taken(monkeypatch):
     names = []
     choose = implementations.choose
 
-    def spy(*arguments):
-        names.append(choose(*arguments).name)
-        return choose(*arguments)
+    def spy(*arguments, **options):
+        names.append(choose(*arguments, **options).name)
+        return choose(*arguments, **options)
 
     monkeypatch.setattr(implementations, "STREAMED_FROM", 8)
-    for module in ("clip", "distill", "siglip"):
+    for module in ("clip", "siglip"):
         monkeypatch.setattr(f"verified_losses.{module}.choose", spy)
     return names
 
@@ -371,6 +371,38 @@ def test_explanations_say_what_is_taken(kind, monkeypatch):
     )
     asked = make(kind, implementation="dense").explain(30_000, 512, torch.float32, "cpu")
     assert asked.startswith("dense: as asked for; beyond its arguments it saves at most ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_logits_than_a_gpu_holds_are_streamed_there(kind, monkeypatch):
+    with_kernels = implementations.find_spec("triton") is not None
+    for there in [with_kernels] if not with_kernels else [True, False]:
+        if not there:
+            monkeypatch.setattr(implementations, "find_spec", lambda name: None)
+        found = [make(kind).explain(n, 3, torch.bfloat16, "cuda").split(";")[0] for n in (65_535, 65_536)]
+        name = "triton" if there else "streamed"
+        assert found == [
+            "dense: the streamed form has not been measured on cuda",
+            f"{name}: 4294967296 logits at once are more than a GPU may hold",
+        ]
+
+
+def test_logits_are_those_that_a_rank_holds(monkeypatch):
+    asked = []
+    choose = implementations.choose
+
+    def spy(*arguments, **options):
+        asked.append((arguments + tuple(options.values()))[-1])
+        return choose(*arguments, **options)
+
+    for module in ("clip", "siglip"):
+        monkeypatch.setattr(f"verified_losses.{module}.choose", spy)
+    features = torch.zeros(3, 2)
+    for loss in (ClipLoss(gather_with_grad=True, rank=0, world_size=2), SigLipLoss(rank=0, world_size=2)):
+        loss.stated_memory(rows=[3, 5], image_features=features)
+    local = ClipLoss(local_loss=True, gather_with_grad=True, rank=0, world_size=2)
+    local.stated_memory(rows=[3, 5], image_features=features)
+    assert asked == [64, 40, 40]
 
 
 def test_many_token_logits_are_taken_in_chunks(monkeypatch):
@@ -433,9 +465,9 @@ def test_compiled_losses_are_dense(kind, monkeypatch):
     ("options", "error", "message"),
     [
         (
-            {"implementation": "triton"},
+            {"implementation": "tiled"},
             ValueError,
-            "implementation: expected one of 'auto', 'dense', 'streamed'",
+            "implementation: expected one of 'auto', 'dense', 'streamed', 'triton', got 'tiled'",
         ),
         ({"tile_size": 0}, ValueError, "tile_size: expected an int of at least 1, got 0"),
         ({"tile_size": True}, TypeError, "tile_size: expected an int or None, got bool"),
@@ -450,7 +482,12 @@ def test_wrong_options_are_named(kind, options, error, message):
 def test_chunks_of_images_bound_the_tile(monkeypatch):
     asked = []
     choose = implementations.choose
-    monkeypatch.setattr(siglip, "choose", lambda *given: asked.append(given[4]) or choose(*given))
+
+    def spy(*given):
+        asked.append(choose(*given).tile)
+        return choose(*given)
+
+    monkeypatch.setattr(siglip, "choose", spy)
     for chunk_size, tile_size, expected in (2, 4, (2, 4)), (8, 4, (4, 4)), (0, 4, (4, 4)), (None, 3, (3, 3)):
         loss = SigLipLoss(chunk_size=chunk_size, tile_size=tile_size, implementation="streamed")
         loss(**batch("siglip", rows=5))

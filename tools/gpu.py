@@ -29,7 +29,11 @@ FOLDER = ROOT / "build" / "gpu"
 PACKAGES = FOLDER / "packages"
 PEER = "open_clip_torch==3.3.0"
 """What figures are compared with; without its dependencies, which bring another torch."""
-TESTS = ["tests/test_devices.py", "tests/test_cuda_laws.py::test_shipped_losses_hold_on_a_gpu"]
+TESTS = [
+    "tests/test_devices.py",
+    "tests/test_cuda_laws.py::test_shipped_losses_hold_on_a_gpu",
+    "tests/test_cuda_laws.py::test_tiles_hold_on_a_gpu",
+]
 INSTALL_SECONDS = 300
 MEMORY_OF_A_WORKER = 8
 """GiB of a GPU that a worker of the tests may take: each has processes with contexts of their own."""
@@ -58,7 +62,7 @@ class Done:
 
 
 def steps(workers: int) -> list[Step]:
-    """Return what is run, the most telling first; together their limits are 470 s."""
+    """Return what is run, the most telling first; together their limits are 460 s."""
     certify = [sys.executable, "-m", "verified_losses.properties", "certify", "--device", "cuda"]
 
     def written(name: str) -> list[str]:
@@ -68,12 +72,19 @@ def steps(workers: int) -> list[Step]:
     quick = ["--max-examples", "10", "--max-time", "150s"]
     over_nccl = ["--world", "nccl:2", "--max-examples", "5", "--max-time", "80s"]
     tests = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), "-k", "cuda", *TESTS]
-    figures = [sys.executable, "benchmarks/losses.py", "--device", "cuda", "--seconds", "2"]
+    figures = [sys.executable, "benchmarks/losses.py", "--device", "cuda"]
+    by_size = [*figures, "--sizes", "8192,32768", "--dtype", "bfloat16", "--rounds", "3"]
     return [
         Step("certificate", [*certify, *quick, *written("certificate")], 170),
         Step("tests", tests, 120),
         Step("nccl", [*certify, *over_nccl, *written("nccl")], 100),
-        Step("figures", [*figures, "--json", str(FOLDER / "losses.json")], 80, needs="open_clip"),
+        Step("sizes", [*by_size, "--json", str(FOLDER / "sizes.json")], 35, needs="open_clip"),
+        Step(
+            "figures",
+            [*figures, "--seconds", "1", "--json", str(FOLDER / "losses.json")],
+            35,
+            needs="open_clip",
+        ),
     ]
 
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from . import checks
 from .contrast import widen
-from .streamed import LOG2E, slices, through, work_dtype
+from .streamed import through
+from .tiles import LOG2E, slices, work_dtype
 from .transport import eager
 
 CHUNK = 1024

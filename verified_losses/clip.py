@@ -8,13 +8,14 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from . import checks, contrast, ranks, streamed
+from . import checks, contrast, ranks
 from .checks import Agree, Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
-from .implementations import IMPLEMENTATIONS, Implementation, choose, explain
+from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose, explain
 from .memory import Kind, Share, StatedMemory, of_gathered, of_pairs
 from .ranks import Ranks
+from .tiles import Tile
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Anchors and their gallery."""
@@ -44,8 +45,9 @@ class ClipLoss(nn.Module):
             `local_loss=False, gather_with_grad=False` makes feature gradients `world_size` times too small.
         group: the process group; None is the default one.
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
-            again in the backward; "auto" takes what is faster, as `explain` says.
-        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
+            again in the backward; so does "triton", by kernels for a GPU; "auto" takes what is faster, or
+            fits, as `explain` says.
+        tile_size: rows and columns of a tile; None is what was measured to be fast on a CPU.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
             requires_grad, which must change on all ranks at the same call; what is wrong in a later call
@@ -134,7 +136,7 @@ class ClipLoss(nn.Module):
             dtype: of the features.
             device: where they are.
         """
-        return explain(self.implementation, n, d, dtype, device, self._tile, self._kind)
+        return explain(self.implementation, n, d, dtype, device, self._kind, self._tile)
 
     def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
         """Return how many bytes a call and its backward save, and take at most, on this rank.
@@ -157,17 +159,22 @@ class ClipLoss(nn.Module):
         n, d = features.shape
         rows = rows or (n,) * self.world_size
         dtype, form = features.dtype, implementation or self.implementation
-        chosen = choose(form, sum(rows), dtype, features.device).name
-        if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
-            chosen = "dense"
+        chosen = self._choose(form, rows, features)
+        name = "dense" if overrides(self, ClipLoss, "get_logits", "get_ground_truth") else chosen.name
         if self.world_size == 1:
-            return of_pairs(chosen, self._kind, n, d, dtype, self._tile, teacher)
+            return of_pairs(name, self._kind, n, d, dtype, chosen.tile, teacher)
         share = Share(rows, self.rank, self.local_loss, self.gather_with_grad)
-        return of_gathered(chosen, self._kind, share, d, dtype, self._tile, teacher)
+        return of_gathered(name, self._kind, share, d, dtype, chosen.tile, teacher)
 
     @property
-    def _tile(self) -> streamed.Tile:
-        return (self.tile_size, self.tile_size) if self.tile_size else streamed.TILE
+    def _tile(self) -> Tile | None:
+        return (self.tile_size, self.tile_size) if self.tile_size else None
+
+    def _choose(self, form: Implementation, rows: Rows, features: Tensor) -> Sums:
+        """Return the functions that an implementation stands for, the same on every rank."""
+        pairs = sum(rows)
+        logits = pairs * (max(rows) if self.local_loss else pairs)
+        return choose(form, pairs, features.dtype, features.device, self._tile, logits=logits)
 
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Return the column of each row's partner.
@@ -276,7 +283,8 @@ class ClipLoss(nn.Module):
         if self.world_size > 1:
             # what is sent depends on it
             form = choose(self.implementation, sys.maxsize, image.dtype, image.device).name
-            common = f"large batches {form}, {describe(self.gather_with_grad, image, text)}"
+            large = "dense" if form == "dense" else "streamed"
+            common = f"large batches {large}, {describe(self.gather_with_grad, image, text)}"
         return Facts(image.shape[0], common=common)
 
     def _agree(self, check: Callable[[], Facts]) -> Rows:
@@ -329,11 +337,11 @@ class ClipLoss(nn.Module):
             return self._contrastive_of_logits(
                 self.get_logits(image_features, text_features, logit_scale, logit_bias), rows
             )
-        sums = choose(self.implementation, sum(rows), image_features.dtype, image_features.device, self._tile)
+        sums = self._choose(self.implementation, rows, image_features)
         weight = self._row_weight(rows) / 2
-        if sums.name == "streamed" and self.world_size > 1:
-            pair = image_features, text_features
-            return weight * ranks.sum_symmetric(pair, logit_scale, logit_bias, self._ranks(rows), self._tile)
+        if sums.name != "dense" and self.world_size > 1:
+            pair, shared = (image_features, text_features), self._ranks(rows)
+            return weight * ranks.sum_symmetric(pair, logit_scale, logit_bias, shared, sums.tile, sums.form)
         pairs = self._pairs(image_features, text_features, rows)
         if len(pairs) == 2:
             start = self._start(rows)

@@ -48,10 +48,11 @@ class CoCaLoss(ClipLoss):
             term that is a mean over this rank's tokens.
         group: the process group; None is the default one.
         implementation: "dense" holds all contrastive logits at once, and copies of all caption logits;
-            "streamed" holds one tile or chunk, and computes it again in the backward; "auto" takes what is
-            faster, as `explain` says of the contrastive term.
-        tile_size: rows and columns of a tile of the streamed form, and tokens of a chunk; None is what was
-            measured to be fast.
+            "streamed" holds one tile or chunk, and computes it again in the backward; so does "triton", with
+            kernels for a GPU for the contrastive term; "auto" takes what is faster, or fits, as `explain`
+            says of that term.
+        tile_size: rows and columns of a tile, and tokens of a chunk; None is what was measured to be fast
+            on a CPU.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
             requires_grad, which must change on all ranks at the same call; what is wrong in a later call

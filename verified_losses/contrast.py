@@ -132,7 +132,7 @@ def sum_log_sigmoid(logits: Tensor, start: int | None) -> Tensor:
     if start is None:
         signed = -logits
     else:
-        labels = -torch.ones_like(logits)
+        labels = torch.full_like(logits, -1)
         labels.diagonal(start).fill_(1)
         signed = labels * logits
     # logsigmoid, not softplus: torch's softplus drops exp(-x) beyond 20

@@ -9,7 +9,7 @@ from . import checks, contrast, ranks
 from .checks import Facts, Scalar
 from .clip import ClipLoss, overrides
 from .gather import Rows
-from .implementations import Implementation, choose
+from .implementations import Implementation
 from .memory import Kind, StatedMemory
 from .streamed import Side
 
@@ -39,9 +39,9 @@ class DistillClipLoss(ClipLoss):
             among them.
         group: the process group; None is the default one.
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
-            again in the backward; "auto" takes what is faster, as `explain` says. A teacher
-            that gets gradients is computed densely.
-        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
+            again in the backward; so does "triton", by kernels for a GPU; "auto" takes what is faster, or
+            fits, as `explain` says. A teacher that gets gradients is computed densely.
+        tile_size: rows and columns of a tile; None is what was measured to be fast on a CPU.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
             requires_grad, which must change on all ranks at the same call; what is wrong in a later call
@@ -210,10 +210,10 @@ class DistillClipLoss(ClipLoss):
             per_image, per_text = map(contrast.sum_dist_loss, dist_logits, logits)
             return self._contrastive_of_logits(logits, rows), (per_image + per_text) * weight
         implementation = self._implementation(*dist_features, dist_scale, dist_bias)
-        sums = choose(implementation, sum(rows), features[0].dtype, features[0].device, self._tile)
-        if sums.name == "streamed" and self.world_size > 1:
+        sums = self._choose(implementation, rows, features[0])
+        if sums.name != "dense" and self.world_size > 1:
             taught = dist_features, dist_scale, dist_bias
-            sides = ranks.sum_symmetric_distill(student, taught, self._ranks(rows), self._tile)
+            sides = ranks.sum_symmetric_distill(student, taught, self._ranks(rows), sums.tile, sums.form)
             return sides[0] * weight, sides[1] * weight
         pairs, dist_pairs = self._pairs(*features, rows), self._pairs(*dist_features, rows)
         if len(pairs) == 1:

@@ -72,7 +72,7 @@ class GenLipLoss(nn.Module):
         Raises:
             TypeError, ValueError: an argument is wrong.
         """
-        dimensions = (isinstance(logits, Tensor) and logits.ndim) or 1
+        dimensions = max(logits.ndim, 1) if isinstance(logits, Tensor) else 1
         scores = checks.floating("logits", logits, dimensions, may_be_empty=dimensions > 1)
         kind = captions.TokenLoss(self.ignore_index, self.label_smoothing, self.z_loss)
         device, classes = scores.device, scores.shape[-1]

@@ -2,21 +2,27 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import checks, contrast, memory, streamed
+from .tiles import TILE, Block, Tile
 
-Implementation: TypeAlias = Literal["auto", "dense", "streamed"]
-IMPLEMENTATIONS = ("auto", "dense", "streamed")
+Implementation: TypeAlias = Literal["auto", "dense", "streamed", "triton"]
+IMPLEMENTATIONS = ("auto", "dense", "streamed", "triton")
 STREAMED_FROM = 1024
 """Pairs from which on tiles are no slower than all logits at once, in float32 on a CPU, as
 benchmarks/losses.py measures."""
 
 ELEMENTS = STREAMED_FROM**2
 """Token logits from which on chunks are no slower than all at once, on a CPU."""
+LARGE_TILE: Tile = (8192, 8192)
+"""For a GPU, not yet measured on one: a quarter of a GB in float32."""
+MOST_LOGITS = 2**32
+"""On a GPU: with what a backward needs besides, so many take 69 GB in float32."""
 
 
 class Sums(NamedTuple):
@@ -24,6 +30,10 @@ class Sums(NamedTuple):
 
     name: str
     why: str
+    tile: Tile
+    """Rows and columns of a tile."""
+    form: type[Block]
+    """What passes over tiles."""
     sum_symmetric: Callable[..., Tensor]
     sum_sigmoid: Callable[..., Tensor]
     sum_symmetric_distill: Callable[..., tuple[Tensor, Tensor]]
@@ -34,57 +44,88 @@ def choose(
     pairs: int,
     dtype: torch.dtype,
     device: torch.device | str,
-    tile: streamed.Tile = streamed.TILE,
+    tile: Tile | None = None,
+    most_rows: int | None = None,
+    logits: int | None = None,
 ) -> Sums:
     """Return the functions that an implementation stands for, and why.
 
     Args:
-        implementation: "dense", "streamed", or "auto", which depends on the other arguments.
+        implementation: "dense", "streamed", "triton", or "auto", which depends on the other arguments.
         pairs: how many pairs all ranks hold.
         dtype: of the features.
         device: where they are.
-        tile: rows and columns of a tile.
+        tile: rows and columns of a tile; None is what the implementation takes.
+        most_rows: of a tile.
+        logits: how many a rank holds at most, the same number on each; None is those of all pairs.
+
+    Raises:
+        TypeError: tiles are asked for inside of torch.func.
+        ValueError: kernels are asked for where there are none.
     """
-    if implementation != "auto":
+    name, why = implementation, "as asked for"
+    if implementation == "auto":
+        name, why = _fastest(pairs, pairs**2 if logits is None else logits, dtype, torch.device(device).type)
+    else:
         _check_transforms(implementation)
-        return _sums(implementation, "as asked for", tile)
-    if why := _why_dense(pairs, dtype, torch.device(device).type):
-        return _sums("dense", why, tile)
-    return _sums("streamed", f"{pairs} pairs are at least {STREAMED_FROM}, on a CPU", tile)
+    form = _kernels(torch.device(device)) if name == "triton" else Block
+    rows, columns = tile or (LARGE_TILE if name == "triton" else TILE)
+    tile = min(rows, most_rows or rows), columns
+    if name == "dense":
+        return Sums(name, why, tile, form, *_DENSE)
+    return Sums(name, why, tile, form, *(partial(one, tile=tile, form=form) for one in _STREAMED))
 
 
 def _check_transforms(implementation: Implementation) -> None:
     """Raise TypeError where tiles are asked for inside of torch.func."""
-    if implementation == "streamed" and checks.is_in_func():
-        raise TypeError("implementation: 'streamed' is not for torch.func: use 'auto' or 'dense'")
+    if implementation != "dense" and checks.is_in_func():
+        raise TypeError(f"implementation: {implementation!r} is not for torch.func: use 'auto' or 'dense'")
 
 
-def _why_dense(pairs: int, dtype: torch.dtype, kind: str) -> str:
-    """Return why "auto" takes all logits at once; nothing where it takes tiles."""
+def _kernels(device: torch.device) -> type[Block]:
+    """Return what passes over tiles by kernels; raise ValueError where they do not run."""
+    if find_spec("triton") is None:
+        raise ValueError("implementation: 'triton' needs the package triton: pip install triton")
+    from . import kernels
+
+    if device.type != "cuda" and not kernels.INTERPRETED:
+        raise ValueError(
+            f"implementation: 'triton' is for tensors on cuda, got {device.type}: use 'auto' or 'streamed'; "
+            "TRITON_INTERPRET=1 in the environment runs its kernels on a CPU, slowly"
+        )
+    return kernels.Kernels
+
+
+def _fastest(pairs: int, logits: int, dtype: torch.dtype, kind: str) -> tuple[Implementation, str]:
+    """Return what "auto" takes on a kind of device, and why."""
+    large = kind == "cuda" and logits >= MOST_LOGITS
     if torch.compiler.is_compiling():
-        return "torch.compile fuses what is in one graph"
-    if kind != "cpu":
-        return f"the streamed form has not been measured on {kind}"
-    if pairs < STREAMED_FROM:
-        return f"{pairs} pairs are fewer than {STREAMED_FROM}"
-    if dtype.itemsize < 4 or checks.is_autocast_on(kind):
-        return "products of half precision are faster than float32's, which tiles take"
+        return "dense", "torch.compile fuses what is in one graph"
+    if kind != "cpu" and not large:
+        return "dense", f"the streamed form has not been measured on {kind}"
+    if kind == "cpu" and pairs < STREAMED_FROM:
+        return "dense", f"{pairs} pairs are fewer than {STREAMED_FROM}"
+    if kind == "cpu" and (dtype.itemsize < 4 or checks.is_autocast_on(kind)):
+        return "dense", "products of half precision are faster than float32's, which tiles take"
     if checks.is_transformed():
-        return "torch.func and forward-mode derivatives go through torch's own functions"
-    return ""
+        return "dense", "torch.func and forward-mode derivatives go through torch's own functions"
+    if large:
+        name: Implementation = "triton" if find_spec("triton") else "streamed"
+        return name, f"{logits} logits at once are more than a GPU may hold"
+    return "streamed", f"{pairs} pairs are at least {STREAMED_FROM}, on a CPU"
 
 
 def streams_tokens(implementation: Implementation, elements: int, device: torch.device) -> bool:
     """Return whether token logits, so many numbers, are taken a chunk at a time.
 
     Args:
-        implementation: "dense", "streamed", or "auto", which depends on the other arguments.
+        implementation: "dense", "streamed", "triton", or "auto", which depends on the other arguments.
         elements: how many numbers the logits of all tokens are.
         device: where they are.
     """
     if implementation != "auto":
         _check_transforms(implementation)
-        return implementation == "streamed"
+        return implementation != "dense"
     compiled = torch.compiler.is_compiling()
     return not compiled and device.type == "cpu" and elements >= ELEMENTS and not checks.is_transformed()
 
@@ -95,19 +136,17 @@ def explain(
     d: int,
     dtype: torch.dtype,
     device: torch.device | str,
-    tile: streamed.Tile,
     kind: memory.Kind,
+    tile: Tile | None = None,
+    most_rows: int | None = None,
 ) -> str:
     """Return in words which implementation n pairs of width d are given to, and why, and its memory."""
-    chosen = choose(implementation, n, dtype, device)
-    stated = memory.of_pairs(chosen.name, kind, n, d, dtype, tile, d if kind == "distill" else 0)
+    chosen = choose(implementation, n, dtype, device, tile, most_rows)
+    stated = memory.of_pairs(chosen.name, kind, n, d, dtype, chosen.tile, d if kind == "distill" else 0)
     return f"{chosen.name}: {chosen.why}; {stated}"
 
 
-_DENSE, _STREAMED = ([getattr(module, name) for name in Sums._fields[2:]] for module in (contrast, streamed))
-
-
-def _sums(name: str, why: str, tile: streamed.Tile) -> Sums:
-    if name == "dense":
-        return Sums(name, why, *_DENSE)
-    return Sums(name, why, *(partial(one, tile=tile) for one in _STREAMED))
+_DENSE, _STREAMED = (
+    [getattr(module, name) for name in ("sum_symmetric", "sum_sigmoid", "sum_symmetric_distill")]
+    for module in (contrast, streamed)
+)

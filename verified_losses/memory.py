@@ -30,6 +30,8 @@ one that has most, as messages are padded to; with a = n where `local_loss` is s
 
 Captions take what they take in one process: those of this rank.
 
+"triton" takes no more than "streamed", with a tile of its own size.
+
 What a backward saves are tensors that autograd keeps; the peak counts every tensor that an operation returns,
 gradients too. What moves a message takes besides: torch.distributed has buffers of its own.
 """
@@ -39,7 +41,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from .streamed import Tile
+from .tiles import Tile
 
 SMALL = 4096
 """Bytes of losses, scalars and their gradients."""
@@ -70,10 +72,10 @@ class StatedMemory(NamedTuple):
 def of_pairs(
     form: str, kind: Kind, n: int, d: int, dtype: torch.dtype, tile: Tile, teacher: int = 0
 ) -> StatedMemory:
-    """Return what a contrastive term takes, of n pairs of width d, in a form: "dense" or "streamed".
+    """Return what a contrastive term takes, of n pairs of width d, in a form.
 
     Args:
-        form: the implementation.
+        form: the implementation that is taken, not "auto".
         kind: of the loss.
         n: pairs.
         d: their width.

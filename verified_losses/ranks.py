@@ -31,7 +31,7 @@ w k (n + N) or 2 w k N bytes, and w 2 k besides.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -41,22 +41,8 @@ from torch.autograd.function import Function
 from . import contrast
 from .checks import Scalar
 from .gather import Rows, gather_both, gather_rows, sum_rows
-from .streamed import (
-    TILE,
-    Gradients,
-    LogSumExp,
-    Pair,
-    Side,
-    Tile,
-    Tiles,
-    as_scalar,
-    cast_like,
-    exponentials,
-    partners_of,
-    slices,
-    through,
-    with_bias,
-)
+from .streamed import Pair, Side, as_scalar, cast_like, through, with_bias
+from .tiles import TILE, Block, Direction, Gradients, Statistics, Tile, slices
 from .transport import Transport, eager
 
 T = TypeVar("T")
@@ -91,7 +77,12 @@ class Ranks(NamedTuple):
 
 @eager
 def sum_symmetric(
-    pair: Pair, logit_scale: Scalar, logit_bias: Scalar | None, ranks: Ranks, tile: Tile = TILE
+    pair: Pair,
+    logit_scale: Scalar,
+    logit_bias: Scalar | None,
+    ranks: Ranks,
+    tile: Tile = TILE,
+    form: type[Block] = Block,
 ) -> Tensor:
     """Sum both directions' cross-entropies of all pairs, or of this rank's; collective.
 
@@ -101,20 +92,21 @@ def sum_symmetric(
         logit_bias: likewise; None adds nothing.
         ranks: who takes part.
         tile: rows and columns of a tile.
+        form: what passes over tiles.
     """
     scale = as_scalar(logit_scale, pair[0])
-    (total,) = _Blocks.apply(ranks, tile, *pair, scale, None, None, None).unbind()
+    (total,) = _Blocks.apply(ranks, tile, form, *pair, scale, None, None, None).unbind()
     return with_bias(total, logit_bias)
 
 
 @eager
 def sum_symmetric_distill(
-    student: Side, teacher: Side, ranks: Ranks, tile: Tile = TILE
+    student: Side, teacher: Side, ranks: Ranks, tile: Tile = TILE, form: type[Block] = Block
 ) -> tuple[Tensor, Tensor]:
     """Sum cross-entropies with labels, and under a constant teacher, as `sum_symmetric`; collective."""
     (pair, scale, bias), (dist_pair, dist_scale, dist_bias) = student, teacher
     scales = as_scalar(scale, pair[0]), as_scalar(dist_scale, pair[0])
-    labelled, taught = _Blocks.apply(ranks, tile, *pair, scales[0], *dist_pair, scales[1]).unbind()
+    labelled, taught = _Blocks.apply(ranks, tile, form, *pair, scales[0], *dist_pair, scales[1]).unbind()
     return with_bias(labelled, bias), with_bias(with_bias(taught, bias), dist_bias)
 
 
@@ -128,70 +120,34 @@ class _Features(NamedTuple):
     all_texts: Tensor
 
 
-class _Block:
-    """The products of features and the logits of images against texts, and a teacher's, by tiles.
+def _block(ranks: Ranks, form: type[Block], tile: Tile, given: list[_Features], own_images: bool) -> Block:
+    """Return the products of features and the logits of images against texts, and a teacher's, by tiles.
 
     Tiles end where a rank's rows end, and features are contiguous: so the tiles of one rank's images and
     another's texts are the same, bit for bit, on whichever rank. A probability near 1 needs that:
     it is e to a difference of large logits.
     """
-
-    def __init__(self, ranks: Ranks, tile: Tile, given: list[_Features], own_images: bool) -> None:
-        rows: Rows = (ranks.rows[ranks.transport.rank],)
-        columns = ranks.rows
-        pairs = [(one.images, one.all_texts) for one in given]
-        if not own_images:
-            rows, columns = columns, rows
-            pairs = [(_there(one.all_images), one.texts) for one in given]
-        pairs = [(images.contiguous(), texts.contiguous()) for images, texts in pairs]
-        self.start = ranks.start if own_images else -ranks.start
-        self.tiles = Tiles(*pairs[0], given[0].scale.new_ones(()), tile)
-        self.tiles.rows, self.tiles.columns = _cut(rows, tile[0]), _cut(columns, tile[1])
-        self.scale = given[0].scale
-        self.taught = Tiles(*pairs[1], given[1].scale, tile) if len(given) > 1 else None
-
-    def products(self, rows: slice, columns: slice) -> Tensor:
-        """Return a tile of products of features, in buffer 0."""
-        return self.tiles.logits(0, rows, columns)
-
-    def dist_logits(self, rows: slice, columns: slice) -> Tensor | None:
-        """Return a tile of the teacher's logits, in its buffer 0."""
-        return self.taught.logits(0, rows, columns) if self.taught else None
+    rows: Rows = (ranks.rows[ranks.transport.rank],)
+    columns = ranks.rows
+    pairs = [(one.images, one.all_texts) for one in given]
+    if not own_images:
+        rows, columns = columns, rows
+        pairs = [(_there(one.all_images), one.texts) for one in given]
+    scales = [given[0].scale.new_ones(()), *(one.scale for one in given[1:])]
+    inputs = [
+        (images.contiguous(), texts.contiguous(), scale)
+        for (images, texts), scale in zip(pairs, scales, strict=True)
+    ]
+    block = form(inputs, tile, ranks.start if own_images else -ranks.start, given[0].scale)
+    block.tiles.rows, block.tiles.columns = _cut(rows, tile[0]), _cut(columns, tile[1])
+    return block
 
 
-class _Statistics:
+class _Statistics(Statistics):
     """Of the rows (dim 1) or the columns (dim 0) of all tiles: sums of exponentials, and what they weigh."""
 
-    def __init__(self, count: int, dim: int, block: _Block) -> None:
-        like = block.tiles.gallery
-        self.student = LogSumExp(count, dim, like)
-        self.teacher = LogSumExp(count, dim, like) if block.taught else None
-        # products under the student's exponentials; under the teacher's, and there the student's logits, less
-        # their maximum
-        self.products, self.dist_products, self.moment = like.new_zeros(3, count).unbind()
-
-    def add(
-        self,
-        products: Tensor,
-        logits: Tensor,
-        dist_logits: Tensor | None,
-        where: slice,
-        out: Tensor,
-        spare: Tensor,
-    ) -> None:
-        """Add a tile; `out` and `spare` are overwritten."""
-        dim, older = self.student.dim, self.student.maximum[where].clone()
-        rescale = self.student.add(logits, where, out)
-        self.products[where].mul_(rescale).add_(out.mul_(products).sum(dim))
-        if dist_logits is None:
-            return
-        maximum, moment = self.student.maximum[where], self.moment[where]
-        teacher = _there(self.teacher)
-        moment.add_(teacher.sum[where] * (older - maximum))
-        rescale = teacher.add(dist_logits, where, out)
-        torch.sub(logits, maximum.unsqueeze(dim), out=spare)
-        moment.mul_(rescale).add_(spare.mul_(out).sum(dim))
-        self.dist_products[where].mul_(rescale).add_(out.mul_(products).sum(dim))
+    def __init__(self, count: int, dim: int, block: Block) -> None:
+        super().__init__(count, dim, block.tiles.like, block.taught is not None, weighted=True)
 
     def combine(self, transport: Transport, scales: list[Tensor], *more: Tensor) -> list[Tensor]:
         """Become the statistics of all ranks' tiles; return `more`, summed over the ranks.
@@ -199,28 +155,24 @@ class _Statistics:
         Raises:
             ValueError: ranks hold other scales; every rank raises.
         """
-        sides = [side for side in (self.student, self.teacher) if side is not None]
+        sides = self.sides
         own = torch.stack(scales).to(self.products.dtype)
         found = transport.maximum(torch.cat([*(side.maximum for side in sides), own, -own]))
         *largest, highest, lowest = found.split([len(self.products)] * len(sides) + [len(own)] * 2)
         _check_scales(highest, -lowest)
         rescales = [torch.exp(side.maximum - most) for side, most in zip(sides, largest, strict=True)]
         parts = [self.student.sum * rescales[0], self.products * rescales[0]]
-        if self.teacher is not None:
+        if self.taught:
             moment = self.moment + self.teacher.sum * (self.student.maximum - largest[0])
             parts += [each * rescales[1] for each in (self.teacher.sum, self.dist_products, moment)]
         sums = transport.sum(torch.stack([*parts, *more])).unbind()
         for side, most in zip(sides, largest, strict=True):
             side.maximum = most
         self.student.sum, self.products = sums[:2]
-        if self.teacher is not None:
+        if self.taught:
             self.teacher.sum, self.dist_products, self.moment = sums[2:5]
         # copied: what is kept of them is not to keep the others
         return [each.clone() for each in sums[len(parts) :]]
-
-    def log_sums(self) -> list[Tensor]:
-        """Return the log-sum-exps, the teacher's last."""
-        return [side.value() for side in (self.student, self.teacher) if side is not None]
 
     def sums(self, where: slice, partner: Tensor, partner_product: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the cross-entropies of some rows or columns, and their derivatives by the scale.
@@ -228,15 +180,11 @@ class _Statistics:
         Returns:
             Of those with labels, and under the teacher: [1 or 2] each.
         """
-        log_sum = self.student.sum[where].log()
         product = self.products[where] / self.student.sum[where]
-        losses = [(self.student.maximum[where] - partner) + log_sum]
         slopes = [product - partner_product]
-        if self.teacher is not None:
-            count = self.teacher.sum[where]
-            losses.append(log_sum - self.moment[where] / count)
-            slopes.append(product - self.dist_products[where] / count)
-        return torch.stack(losses).sum(1), torch.stack(slopes).sum(1)
+        if self.taught:
+            slopes.append(product - self.dist_products[where] / self.teacher.sum[where])
+        return torch.stack(self.losses(where, partner)).sum(1), torch.stack(slopes).sum(1)
 
 
 def _check_scales(highest: Tensor, lowest: Tensor) -> None:
@@ -251,16 +199,6 @@ def _check_scales(highest: Tensor, lowest: Tensor) -> None:
             )
 
 
-class _Direction(NamedTuple):
-    """Rows (dim 1) or columns (dim 0), whose losses are derived."""
-
-    dim: int
-    log_sums: Sequence[Tensor]
-    """As `_Statistics.log_sums`."""
-    weights: Tensor
-    """[1 or 2, count], of each row's, or column's, losses: with labels, and under the teacher."""
-
-
 class _Blocks(Function):
     """The sums over rows and columns of cross-entropies with labels, and under a teacher, [1 or 2]."""
 
@@ -269,6 +207,7 @@ class _Blocks(Function):
         ctx: Any,
         ranks: Ranks,
         tile: Tile,
+        form: type[Block],
         images: Tensor,
         texts: Tensor,
         scale: Tensor,
@@ -279,30 +218,24 @@ class _Blocks(Function):
         given = [_gathered(ranks, images, texts, scale)]
         if dist_images is not None:
             given.append(_gathered(ranks, dist_images, _there(dist_texts), _there(dist_scale)))
-        block = _Block(ranks, tile, given, own_images=True)
+        block = _block(ranks, form, tile, given, own_images=True)
         rows, columns = _Statistics(len(images), 1, block), _Statistics(sum(ranks.rows), 0, block)
         partner_product = torch.empty_like(rows.student.sum)
         for i in block.tiles.rows:
             for j in block.tiles.columns:
-                products, dist_logits = block.products(i, j), block.dist_logits(i, j)
-                own, diagonal = partners_of(products, i, j, block.start)
-                partner_product[own] = diagonal
-                logits, out = (block.tiles.buffer(number, i, j) for number in (1, 2))
-                torch.mul(products, block.scale, out=logits)
-                spare = out if block.taught is None else block.taught.buffer(1, i, j)
-                rows.add(products, logits, dist_logits, i, out, spare)
-                columns.add(products, logits, dist_logits, j, out, spare)
+                block.add(i, j, rows, columns, partner_product)
         kept, scales = rows.log_sums(), [one.scale for one in given]
         if ranks.with_grad or ranks.local:
             columns.combine(ranks.transport, scales)
         else:
             kept = columns.combine(ranks.transport, scales, *(_placed(ranks, each) for each in kept))
-        partners = partner_product * block.scale, partner_product
+        partners = partner_product * given[0].scale, partner_product
         totals = torch.stack(rows.sums(slice(None), *partners))
         totals += torch.stack(columns.sums(ranks.own, *partners))
         if not ranks.local:
             totals = ranks.transport.sum(totals)
-        ctx.ranks, ctx.tile, ctx.counts = ranks, tile, (len(_Features._fields) * len(given), len(kept))
+        ctx.ranks, ctx.tile, ctx.form = ranks, tile, form
+        ctx.counts = len(_Features._fields) * len(given), len(kept)
         ctx.save_for_backward(*itertools.chain(*given), *kept, *columns.log_sums(), totals[1])
         return totals[0]
 
@@ -312,16 +245,16 @@ class _Blocks(Function):
         size = len(_Features._fields)
         given = [_Features(*saved[first : first + size]) for first in range(0, features, size)]
         of_rows, of_columns = saved[features : features + count], saved[features + count : -1]
-        ranks, wanted, slopes = ctx.ranks, ctx.needs_input_grad[2:5], saved[-1]
+        ranks, wanted, slopes = ctx.ranks, ctx.needs_input_grad[3:6], saved[-1]
         inputs = given[0][:3]
         if torch.is_grad_enabled():
-            return None, None, *through(_dense(ranks, given), inputs, wanted, [grad]), None, None, None
+            return None, None, None, *through(_dense(ranks, given), inputs, wanted, [grad]), None, None, None
         found = [None, None, (grad * slopes).sum()]
         if ranks.with_grad and (wanted[0] or wanted[1]):
             weights = _weights(ranks, grad)
-            rows = _Direction(1, of_rows, weights[:, ranks.own])
-            block = _Block(ranks, ctx.tile, given, own_images=True)
-            found[:2] = _sweep(block, [rows, _Direction(0, of_columns, weights)], wanted[:2])
+            rows = Direction(1, of_rows, weights[:, ranks.own])
+            block = _block(ranks, ctx.form, ctx.tile, given, own_images=True)
+            found[:2] = _sweep(block, [rows, Direction(0, of_columns, weights)], wanted[:2])
             if found[1] is not None:
                 found[1] = sum_rows(ranks.transport, ranks.rows, found[1])
         elif not ranks.with_grad:
@@ -329,15 +262,15 @@ class _Blocks(Function):
             weights = weights.expand(-1, sum(ranks.rows))
             if wanted[0]:
                 own = of_rows if ranks.local else [each[ranks.own] for each in of_rows]
-                rows, columns = _Direction(1, own, weights), _Direction(0, of_columns, weights)
-                block = _Block(ranks, ctx.tile, given, own_images=True)
+                rows, columns = Direction(1, own, weights), Direction(0, of_columns, weights)
+                block = _block(ranks, ctx.form, ctx.tile, given, own_images=True)
                 found[0], _ = _sweep(block, [rows] if ranks.local else [rows, columns], (True, False))
             if wanted[1]:
                 own = [each[ranks.own] for each in of_columns]
-                rows, columns = _Direction(1, of_rows, weights), _Direction(0, own, weights)
-                block = _Block(ranks, ctx.tile, given, own_images=False)
+                rows, columns = Direction(1, of_rows, weights), Direction(0, own, weights)
+                block = _block(ranks, ctx.form, ctx.tile, given, own_images=False)
                 _, found[1] = _sweep(block, [columns] if ranks.local else [rows, columns], (False, True))
-        return None, None, *cast_like(found, inputs), None, None, None
+        return None, None, None, *cast_like(found, inputs), None, None, None
 
 
 def _gathered(ranks: Ranks, images: Tensor, texts: Tensor, scale: Tensor) -> _Features:
@@ -380,34 +313,13 @@ def _weights(ranks: Ranks, grad: Tensor) -> Tensor:
 
 
 def _sweep(
-    block: _Block, directions: list[_Direction], wanted: tuple[bool, bool]
+    block: Block, directions: list[Direction], wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of a block's images and texts, in the dtype of statistics."""
-    tiles, taught = block.tiles, block.taught
-
-    def slope(i: slice, j: slice) -> Tensor:
-        logits, dist_logits = block.products(i, j).mul_(block.scale), block.dist_logits(i, j)
-        total = tiles.buffer(1, i, j)
-        for number, (dim, log_sums, weights) in enumerate(directions):
-            where = i if dim else j
-            out = tiles.buffer(2, i, j) if number else total
-            exponentials(logits, log_sums[0][where], dim, out)
-            if dist_logits is not None:
-                # each difference before the sum: both may vanish
-                spare = _there(taught).buffer(1, i, j)
-                under_teacher = exponentials(dist_logits, log_sums[1][where], dim, spare)
-                torch.sub(out, under_teacher, out=under_teacher).mul_(weights[1][where].unsqueeze(dim))
-            partners_of(out, i, j, block.start)[1].sub_(1)
-            out.mul_(weights[0][where].unsqueeze(dim))
-            if dist_logits is not None:
-                out.add_(under_teacher)
-            if number:
-                total.add_(out)
-        return total
-
-    gradients = Gradients(tiles, (*wanted, False))
-    gradients.sweep(slope)
-    of_images, of_texts, _ = gradients.times(block.scale)
+    gradients = Gradients(block.tiles, (*wanted, False))
+    gradients.sweep(lambda i, j: block.slope(i, j, directions))
+    assert block.factor is not None
+    of_images, of_texts, _ = gradients.times(block.factor)
     return of_images, of_texts
 
 

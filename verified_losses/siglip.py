@@ -6,7 +6,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from . import checks, contrast, streamed
+from . import checks, contrast
 from .checks import Agree, Facts, Scalar
 from .clip import overrides
 from .exchange import exchange_bidir_with_grad, exchange_with_grad
@@ -14,6 +14,7 @@ from .gather import Rows, broadcast_rows, describe, gather_rows
 from .horovod import choose_transport
 from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose, explain
 from .memory import Share, StatedMemory, of_gathered, of_pairs
+from .tiles import Tile
 
 DIST_IMPLS: tuple[str, ...] = ("bidir", "shift", "reduce", "gather")
 """How texts can travel, the default first."""
@@ -44,8 +45,9 @@ class SigLipLoss(nn.Module):
             texts are gathered.
         group: the process group; None is the default one.
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and forms the
-            gradients in the same sweep; "auto" takes what is faster, as `explain` says.
-        tile_size: rows and columns of a tile of the streamed form; None is what was measured to be fast.
+            gradients in the same sweep; so does "triton", by kernels for a GPU; "auto" takes what is faster,
+            or fits, as `explain` says.
+        tile_size: rows and columns of a tile; None is what was measured to be fast on a CPU.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
             requires_grad, which must change on all ranks at the same call; what is wrong in a later call
@@ -129,7 +131,7 @@ class SigLipLoss(nn.Module):
             dtype: of the features.
             device: where they are.
         """
-        return explain(self.implementation, n, d, dtype, device, self._tile, "siglip")
+        return explain(self.implementation, n, d, dtype, device, "siglip", self._tile, self.chunk_size)
 
     def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
         """Return how many bytes a call and its backward save, and take at most, on this rank.
@@ -143,16 +145,21 @@ class SigLipLoss(nn.Module):
         features = inputs["image_features"]
         n, d = features.shape
         rows = rows or (n,) * self.world_size
-        chosen = choose(self.implementation, sum(rows), features.dtype, features.device)
+        chosen = self._choose(rows, features)
         form = "dense" if overrides(self, SigLipLoss, "get_logits", "get_ground_truth") else chosen.name
         if self.world_size == 1:
-            return of_pairs(form, "siglip", n, d, features.dtype, self._tile)
-        return of_gathered(form, "siglip", Share(rows, self.rank), d, features.dtype, self._tile)
+            return of_pairs(form, "siglip", n, d, features.dtype, chosen.tile)
+        return of_gathered(form, "siglip", Share(rows, self.rank), d, features.dtype, chosen.tile)
 
     @property
-    def _tile(self) -> streamed.Tile:
-        rows, columns = (self.tile_size, self.tile_size) if self.tile_size else streamed.TILE
-        return min(rows, self.chunk_size or rows), columns
+    def _tile(self) -> Tile | None:
+        return (self.tile_size, self.tile_size) if self.tile_size else None
+
+    def _choose(self, rows: Rows, features: Tensor) -> Sums:
+        """Return the functions that the implementation stands for, the same on every rank."""
+        pairs, logits = sum(rows), sum(rows) * max(rows)
+        of = features.dtype, features.device, self._tile, self.chunk_size
+        return choose(self.implementation, pairs, *of, logits)
 
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
@@ -252,7 +259,7 @@ class SigLipLoss(nn.Module):
 
         call = f"SigLipLoss(dist_impl={self.dist_impl!r})"
         rows = tuple(facts.rows for facts in self._agreement(call, check))
-        sums = choose(self.implementation, sum(rows), image_features.dtype, image_features.device, self._tile)
+        sums = self._choose(rows, image_features)
         total = None
         for source, text in self._texts(text_features, rows):
             start = 0 if source == self.rank else None

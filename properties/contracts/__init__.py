@@ -191,7 +191,7 @@ class Contract(ABC):
         if subject.cotangent_strides != STRIDES and "cotangent_strides" in settings:
             settings["cotangent_strides"] = subject.cotangent_strides
         options = self.options(subject, world_size).map(lambda drawn: tuple((dict(drawn) | pinned).items()))
-        if pinned.get("implementation") == "streamed" and "tile_size" not in pinned:
+        if pinned.get("implementation") in ("streamed", "triton") and "tile_size" not in pinned:
             options = st.builds(lambda drawn, size: (*drawn, ("tile_size", size)), options, TILE_SIZES)
         drawn = cases(world_size, options, **settings).map(with_few_tiles)
         drawn = independent(drawn.map(_small) if subject.interpret else drawn)

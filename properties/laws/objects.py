@@ -183,9 +183,9 @@ MOST_COLUMNS = 24
 
 @st.composite
 def _many_rows(draw: st.DrawFn, contract: Contract, subject: Subject, world_size: int) -> Example:
-    """Draw a case, every other one of many narrow rows."""
+    """Draw a case, every other one of many narrow rows, unless its kernels are interpreted."""
     case = draw(contract.cases(subject, world_size))
-    if not contract.whole and draw(st.booleans()):
+    if not contract.whole and not subject.interpret and draw(st.booleans()):
         rows = share_out(draw(st.integers(*MANY_ROWS)), world_size, subject.even)
         width = subject.width_of(min(case.width, MOST_COLUMNS))
         case = with_few_tiles(dataclasses.replace(case, rows=rows, width=width))

@@ -14,10 +14,7 @@ def interpret() -> None:
     """Let kernels run in Triton's interpreter, and answer what a target asks of the device."""
     if getattr(sys.modules.get("triton"), "interpreted", False):
         return
-    os.environ["TRITON_INTERPRET"] = "1"
-    for name in [*sys.modules]:  # it decides as it is imported, and torch may have imported it
-        if name.partition(".")[0] == "triton" and not name.startswith("triton._C"):
-            del sys.modules[name]
+    import_interpreted()
     import torch
 
     answers = {
@@ -37,6 +34,14 @@ def interpret() -> None:
         triton.interpreted = True
         triton.runtime.driver.set_active(Driver())
         widen_products()
+
+
+def import_interpreted() -> None:
+    """Let what imports Triton from now on get its interpreter."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    for name in [*sys.modules]:  # it decides as it is imported, and torch may have imported it
+        if name.partition(".")[0] == "triton" and not name.startswith("triton._C"):
+            del sys.modules[name]
 
 
 def widen_products() -> None:

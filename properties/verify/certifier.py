@@ -469,9 +469,7 @@ class Certifier(Runner[Check, Finding]):
 
     _hung: set[tuple[str, str]] = field(default_factory=set, init=False)
     _lost: dict[str, str] = field(default_factory=dict, init=False)
-    _even: set[str] = field(default_factory=set, init=False)
-    _contiguous: set[str] = field(default_factory=set, init=False)
-    _refused: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+    _limits: dict[str, limits.Limits] = field(default_factory=dict, init=False)
 
     def prepare(self, check: Check) -> None:
         if time.monotonic() < self.deadline:
@@ -489,12 +487,9 @@ class Certifier(Runner[Check, Finding]):
             return self.not_run(check, "the target hung in this world before")
         if reason := self._lost.get(check.world.device):
             return self.not_run(check, reason)
-        evenly = check.label in self._even and max(check.sizes) > 1 and not check.subject.even
-        refused = self._refused.get(check.label, ())
-        contiguously = check.label in self._contiguous
-        drawn = limits.without(check, refused) if refused else check
-        drawn = limits.contiguously(drawn) if contiguously else drawn
-        drawn = limits.evenly(drawn) if evenly else drawn
+        known = self._limits.get(check.label, limits.Limits())
+        within = known.of(check)
+        drawn = within.applied(check)
         finding = verify(
             drawn,
             self.max_examples,
@@ -506,16 +501,9 @@ class Certifier(Runner[Check, Finding]):
         )
         finding = judged(replace(finding, check=drawn), self.max_examples, self.deadline)
         finding = replace(finding, check=check)
-        if finding.limit == limits.UNEQUAL_ROWS:
-            self._even.add(check.label)
-        if finding.limit == limits.STRIDED_INPUTS:
-            self._contiguous.add(check.label)
-        self._refused[check.label] = (*refused, *limits.dtypes_of(finding.limit))
-        if finding.verdict == "holds" and (evenly or contiguously or refused):
-            without = limits.OTHER_DTYPES.format(", ".join(refused)) if refused else ""
-            words = [limits.EVEN_ALONE] * evenly + [limits.CONTIGUOUS_ALONE] * contiguously
-            words += [without] * bool(refused)
-            finding = replace(finding, reason="; ".join(words))
+        self._limits[check.label] = known.plus(finding.limit)
+        if finding.verdict == "holds" and (reason := within.words()):
+            finding = replace(finding, reason=reason)
         if finding.hung:
             self._hung.add(where)
         if finding.lost:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,6 +114,41 @@ def without(check: "Check", dtypes: tuple[str, ...]) -> "Check":
     """Return a check that draws none of some dtypes."""
     kept = tuple(one for one in check.subject.dtypes if one not in dtypes)
     return replace(check, subject=replace(check.subject, dtypes=kept))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a target's other checks leave out once it is known not to be supported."""
+
+    unequal_rows: bool = False
+    strided_inputs: bool = False
+    dtypes: tuple[str, ...] = ()
+
+    def plus(self, limit: str) -> "Limits":
+        """Return these limits and another one, if that is one of inputs."""
+        return Limits(
+            self.unequal_rows or limit == UNEQUAL_ROWS,
+            self.strided_inputs or limit == STRIDED_INPUTS,
+            (*self.dtypes, *dtypes_of(limit)),
+        )
+
+    def of(self, check: "Check") -> "Limits":
+        """Return those that change what a check draws."""
+        return replace(
+            self, unequal_rows=self.unequal_rows and max(check.sizes) > 1 and not check.subject.even
+        )
+
+    def applied(self, check: "Check") -> "Check":
+        """Return a check that draws nothing beyond them."""
+        check = without(check, self.dtypes) if self.dtypes else check
+        check = contiguously(check) if self.strided_inputs else check
+        return evenly(check) if self.unequal_rows else check
+
+    def words(self) -> str:
+        """Return what is said of a check that holds within them; nothing where there are none."""
+        words = [EVEN_ALONE] * self.unequal_rows + [CONTIGUOUS_ALONE] * self.strided_inputs
+        words += [OTHER_DTYPES.format(", ".join(self.dtypes))] * bool(self.dtypes)
+        return "; ".join(words)
 
 
 def may_be_limit(check: "Check", example: Example, error: Exception) -> bool:

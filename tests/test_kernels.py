@@ -1,0 +1,271 @@
+"""Tiles by Triton kernels, which its interpreter runs: equal to all logits at once, at every border."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from tests.helpers import close, gradient_magnitude, operations
+from tests.test_losses import KINDS, batch, make
+from tests.test_streamed import results
+from verified_losses import ClipLoss, SigLipLoss, implementations
+from verified_losses.properties.subjects import SHIPPED, Subject
+from verified_losses.properties.verify.certifier import checks, verify
+from verified_losses.properties.worlds.specs import parse
+from verified_losses.tiles import Direction, Statistics
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+ROOT = Path(__file__).parents[1]
+TILE = 4
+BORDERS = (1, TILE - 1, TILE, TILE + 1, 2 * TILE + 1)
+LAWS = (
+    "terms equal the oracle",
+    "gradients equal the oracle",
+    "cotangents pass through",
+    "twice differentiable",
+    "mean over ranks equals single process",
+    "takes no more memory than stated",
+)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_equal_the_whole_at_each_border_of_a_tile(kind, order):
+    for rows in BORDERS:
+        compare(kind, rows, TILE, order)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_equal_the_whole_at_each_border_of_a_block(kind, kernels):
+    for rows in (kernels.ROWS, kernels.ROWS + 1, kernels.COLUMNS, kernels.COLUMNS + 1):
+        compare(kind, rows, None)
+
+
+def compare(kind, rows, tile_size, order=1):
+    inputs = batch(kind, rows=rows)
+    expected = results(make(kind, implementation="dense"), inputs, order)
+    found = results(make(kind, implementation="triton", tile_size=tile_size), inputs, order)
+    for value, other in zip(found, expected, strict=True):
+        size = gradient_magnitude((rows,)) ** order
+        close(value, other, 4 * size, 4 * operations((rows,)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_certified_by_kernels(kind):
+    contract, shipped = SHIPPED[kind]
+    subject = Subject(
+        shipped.target, options=(("implementation", "triton"),), scales="any", interpret=True, stated=True
+    )
+    for check in checks({kind: (contract, subject)}, parse("1,sim:2-3")):
+        if check.law.name in LAWS:
+            finding = verify(check, 4, base_seed=1)
+            assert finding.verdict == "holds", f"{check.law.name}: {finding.reason}\n{finding.counterexample}"
+
+
+def test_kernels_compile_for_a_gpu(tmp_path):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    del environment["TRITON_INTERPRET"]
+    command = [sys.executable, "-m", "tests.compile_kernels"]
+    ran = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ran.stdout == "compiled\n", ran.stderr
+
+
+WITHOUT_LAST_BLOCK = """
+import torch
+from verified_losses import ClipLoss, kernels
+
+launch = kernels._launch
+
+
+def leaves_out(kernel, tile, dist_tile, factor, *parts, **constants):
+    launch(kernel, tile, dist_tile, factor, *parts, **constants)
+    if kernel is kernels._sums:
+        parts[1][1, -1] = 0
+
+
+kernels._launch = leaves_out
+"""
+
+
+def test_a_block_that_is_left_out_is_seen(tmp_path):
+    file = tmp_path / "leaves_out.py"
+    file.write_text(WITHOUT_LAST_BLOCK)
+    subject = Subject(f"{file}:ClipLoss", options=(("implementation", "triton"),), interpret=True)
+    (check,) = (
+        check
+        for check in checks({"clip": ("clip", subject)}, parse("1"))
+        if check.law.name == "terms equal the oracle"
+    )
+    assert verify(check, 20).verdict == "falsified"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", [ClipLoss, SigLipLoss])
+def test_halves_are_multiplied_as_they_are_and_added_up_in_single_precision(
+    loss, dtype, monkeypatch, kernels
+):
+    taken = []
+    products = kernels._Products.products
+    monkeypatch.setattr(
+        kernels._Products, "products", lambda *given: taken.append(products(*given)) or taken[-1]
+    )
+    inputs = batch("clip", rows=20, dtype=dtype)
+    exact = {
+        name: None if one is None else one.detach().double().requires_grad_() for name, one in inputs.items()
+    }
+    value = loss(implementation="triton", tile_size=2)(**inputs)
+    value.backward()
+    loss(implementation="dense")(**exact).backward()
+    assert value.dtype == torch.float32
+    assert {tile.dtype for tile in taken} == {dtype}
+    for name, one in inputs.items():
+        if one is not None:
+            # each tile's part is rounded, and their sum; products of a tile are of two
+            largest = gradient_magnitude((20,))
+            error = (one.grad.double() - exact[name].grad).abs().max()
+            assert error <= 16 * torch.finfo(dtype).eps * largest
+
+
+@pytest.mark.parametrize("loss", [ClipLoss, SigLipLoss])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 100.0, 1e4])
+def test_logits_far_from_each_other_are_finite(loss, scale):
+    image = torch.eye(6, requires_grad=True)
+    value = loss(implementation="triton", tile_size=2)(image, -image, scale)
+    (gradient,) = torch.autograd.grad(value, image)
+    dense = loss(implementation="dense")(image, -image, scale)
+    assert torch.isfinite(gradient).all()
+    assert abs(value - dense) <= 8 * torch.finfo(torch.float32).eps * dense
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("logit", [-80.0, -20.0, -3.0, -1e-3, 0.0, 0.5, 3.0, 40.0])
+def test_a_sigmoid_keeps_its_digits(dtype, logit):
+    image = torch.zeros(3, 2, dtype=dtype, requires_grad=True)
+    sums = implementations.choose("triton", 3, dtype, "cpu").sum_sigmoid
+    bias = torch.tensor(logit, dtype=dtype, requires_grad=True)
+    total = sums(image, image, 1.0, bias, None)
+    total.backward()
+    exact = torch.tensor(logit, dtype=dtype).double()
+    expected = 9 * (exact.clamp(min=0) + torch.log1p(torch.exp(-exact.abs())))
+    # the exponential errs by half a unit for each unit of its exponent
+    allowed = (8 + abs(logit)) * torch.finfo(dtype).eps
+    assert abs(total.double() - expected) <= allowed * expected
+    assert abs(bias.grad.double() - 9 * exact.sigmoid()) <= allowed * 9 * exact.sigmoid()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, which the interpreter computes with
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "distill"])
+def test_what_is_not_finite_is_so_in_the_loss(kind, value):
+    inputs = batch(kind, rows=5)
+    inputs["image_features"].data[1, 0] = value
+    found, expected = (
+        tree_leaves(make(kind, implementation=form, tile_size=2)(**inputs)) for form in ("triton", "streamed")
+    )
+    assert [one.isfinite() for one in found] == [one.isfinite() for one in expected]
+
+
+def test_the_same_bits_every_time():
+    for kind in KINDS:
+        inputs = batch(kind, rows=9, dtype=torch.float32)
+        loss = make(kind, implementation="triton", tile_size=2)
+        first, again = results(loss, inputs), results(loss, inputs)
+        assert all(torch.equal(value, other) for value, other in zip(first, again, strict=True))
+
+
+def test_one_direction_may_be_derived_alone(kernels):
+    features = torch.eye(3, dtype=torch.float64)
+    inputs = features, features.flip(0).contiguous(), torch.tensor(2.0, dtype=torch.float64)
+    log_sums, weights = [torch.zeros(3, dtype=torch.float64)], torch.full((1, 3), 0.5, dtype=torch.float64)
+    for dim in (0, 1):
+        found, expected = (
+            form([inputs], (2, 2)).slope(slice(0, 2), slice(1, 3), [Direction(dim, log_sums, weights)])
+            for form in (kernels.Kernels, implementations.Block)
+        )
+        close(found.numpy(), expected.numpy(), 8, 8)
+
+
+def test_a_logit_of_minus_infinity_has_no_share(kernels):
+    inputs = torch.full((1, 1), torch.inf), -torch.ones(2, 1), torch.tensor(1.0)
+    for dim in (0, 1):
+        found = kernels.Kernels([inputs], (2, 2), start=1).slope(
+            slice(0, 1), slice(0, 2), [Direction(dim, [torch.zeros(2)])]
+        )
+        assert found.tolist() == [[0.0, -1.0]]
+
+
+@pytest.mark.parametrize("taught", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_parts_add_up_to_the_whole(taught, weighted):
+    generator = torch.Generator().manual_seed(1)
+    logits, products, dist_logits = torch.randn(3, 2, 12, generator=generator, dtype=torch.float64).unbind()
+    whole, parted = (Statistics(2, 1, logits, taught, weighted) for _ in range(2))
+    out, spare = torch.empty_like(logits), torch.empty_like(logits)
+    for tile in (slice(0, 6), slice(6, 12)):
+        given = [each[:, tile] for each in (products, logits)]
+        taught_by = dist_logits[:, tile] if taught else None
+        whole.add(*given, taught_by, slice(0, 2), out[:, tile], spare[:, tile])
+        parts = []
+        for first in (tile.start, tile.start + 3):
+            part = slice(first, first + 3)
+            maximum = logits[:, part].amax(1)
+            less = logits[:, part] - maximum[:, None]
+            parts.append([maximum, less.exp().sum(1)])
+            if weighted:
+                parts[-1].append((less.exp() * products[:, part]).sum(1))
+            if taught:
+                most = dist_logits[:, part].amax(1)
+                shares = (dist_logits[:, part] - most[:, None]).exp()
+                parts[-1] += [most, shares.sum(1), (shares * less).sum(1)]
+                if weighted:
+                    parts[-1].append((shares * products[:, part]).sum(1))
+        parted.merge(torch.stack([torch.stack(each) for each in parts], 1), slice(0, 2))
+    for name in ("moment", "products", "dist_products"):
+        close(getattr(parted, name).numpy(), getattr(whole, name).numpy(), 100, 100)
+    for value, other in zip(parted.log_sums(), whole.log_sums(), strict=True):
+        close(value.numpy(), other.numpy(), 10, 100)
+
+
+def test_scalars_of_the_host_go_to_the_device_as_numbers(kernels):
+    features = torch.zeros(2, 2, device="meta")
+    block = kernels.Kernels([(features, features, torch.tensor(3.0))], (2, 2))
+    found = block._on_device(torch.tensor(3.0, dtype=torch.float64))
+    assert (found.device.type, found.dtype, found.shape) == ("meta", torch.float32, ())
+    assert block._on_device(None) is None
+
+
+def test_where_there_are_no_kernels_that_is_said(kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    image = torch.eye(3)
+    message = "^implementation: 'triton' is for tensors on cuda, got cpu: use 'auto' or 'streamed'; "
+    for loss in (ClipLoss, SigLipLoss):
+        with pytest.raises(ValueError, match=message):
+            loss(implementation="triton")(image, image, 1.0)
+    monkeypatch.setattr(implementations, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^implementation: 'triton' needs the package triton: "):
+        ClipLoss(implementation="triton")(image, image, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch.func's first use
+def test_kernels_are_not_for_functional_derivatives():
+    image = torch.eye(3)
+    with pytest.raises(
+        TypeError, match=r"^implementation: 'triton' is not for torch\.func: use 'auto' or 'dense'"
+    ):
+        torch.func.grad(lambda x: ClipLoss(implementation="triton")(x, image, 2.0))(image)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "distill"])
+def test_explanations_name_kernels_and_their_memory(kind):
+    explained = make(kind, implementation="triton").explain(30_000, 512, torch.float32, "cuda")
+    assert explained.startswith("triton: as asked for; beyond its arguments it saves at most ")
+    rows, columns = implementations.LARGE_TILE
+    most = {"clip": 3, "siglip": 3, "distill": 5}[kind] * 4 * rows * columns
+    assert float(explained.rpartition("at most ")[2].split()[0]) * 1e9 > most
