@@ -18,8 +18,9 @@ logits is left out where these do not fit half of the memory that is free. Last 
 of pairs, from 1024 on, that time and memory grow with, fitted by least squares to logarithms: 2 and, by
 tiles, 1 are right.
 
-On a GPU, which must be idle, kernels are timed beside the others, the rate is that of products of 8192 rows
-and columns in the same dtype, and memory is what torch allocates.
+On a GPU, which must be idle, kernels are timed beside the others, ours and those of memeff and siglip-kernel
+where they are installed, and torch.compile of the dense form; the rate is that of products of 8192 rows and
+columns in the same dtype, and memory is what torch allocates.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -49,8 +50,11 @@ BATCH, WIDTH, VOCABULARY, LENGTH = 256, 512, 1000, 32
 OPERATIONS = {"ClipLoss": 8, "SigLipLoss": 6}
 """Of a loss and its gradients by tiles, as multiples of N^2 d."""
 
-FORMS = ("dense", "streamed", "triton", "open_clip")
-"""Of a loss; kernels are timed on a GPU alone."""
+FORMS = ("dense", "streamed", "open_clip")
+"""Of a loss."""
+ON_GPU = ("triton", "compiled", "peer")
+"""Forms that are timed on a GPU alone: our kernels, torch.compile of the dense form, and, where they are
+installed, the kernels of memeff (ClipLoss) and siglip-kernel (SigLipLoss)."""
 
 Row = dict[str, Any]
 
@@ -258,16 +262,41 @@ def measure_size(loss: str, count: int, rounds: int, machine: Machine) -> Row:
     }
 
 
+def forms_of(machine: Machine) -> tuple[str, ...]:
+    """Return the forms that are timed there, in their order."""
+    return FORMS if machine.device == "cpu" else FORMS + ON_GPU
+
+
 def _modules(loss: str, machine: Machine, all_fit: bool) -> dict[str, Any]:
-    """Return a loss in each form that is timed, in their order."""
+    """Return a loss in each form that is timed; without those that hold all logits unless these fit."""
+    names = [name for name in forms_of(machine) if all_fit or name not in ("dense", "open_clip", "compiled")]
+    if importlib.util.find_spec("memeff" if loss == "ClipLoss" else "siglip_kernel") is None:
+        names = [name for name in names if name != "peer"]
+    return {name: _module(loss, name) for name in names}
+
+
+def _module(loss: str, form: str) -> Any:
     kind = getattr(verified_losses, loss)
-    names = [name for name in FORMS if all_fit or name not in ("dense", "open_clip")]
-    if machine.device == "cpu":
-        names.remove("triton")
-    return {
-        name: getattr(load_open_clip(), loss)() if name == "open_clip" else kind(implementation=name)
-        for name in names
-    }
+    if form == "open_clip":
+        return getattr(load_open_clip(), loss)()
+    if form == "compiled":
+        return torch.compile(kind(implementation="dense"))
+    if form == "peer":
+        return memeff if loss == "ClipLoss" else siglip_kernel
+    return kind(implementation=form)
+
+
+def memeff(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """Return the loss of memeff, whose temperature is a constant."""
+    module = importlib.import_module("memeff.clip_loss").MemoryEfficientCLIPLoss
+    loss = module(temperature=1 / 14, normalized_inputs=True, stable=False)(image, text)
+    return cast(Tensor, loss + 0 * scale)
+
+
+def siglip_kernel(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Return the loss of siglip-kernel, with what it takes to be the fastest of its kernels."""
+    loss = importlib.import_module("siglip_kernel").fused_siglip_loss
+    return cast(Tensor, loss(image, text, scale.log(), bias))
 
 
 def fits(loss: str, count: int, machine: Machine) -> bool:
@@ -315,7 +344,7 @@ def measure_sizes(counts: list[int], only: str, rounds: int, machine: Machine) -
     torch.set_num_threads(machine.threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
-    forms = [form for form in FORMS if machine.device != "cpu" or form != "triton"]
+    forms = forms_of(machine)
     columns = [
         "loss", "pairs", "auto is", *(f"{form}, ms" for form in forms), "auto / open_clip",
         *(f"share of the rate: {form}" for form in forms[1:]), *(f"extra MB: {form}" for form in forms),

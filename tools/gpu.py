@@ -27,8 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "gpu"
 PACKAGES = FOLDER / "packages"
-PEER = "open_clip_torch==3.3.0"
-"""What figures are compared with; without its dependencies, which bring another torch."""
+PEERS = ["open_clip_torch==3.3.0", "memeff==0.3.1", "siglip-kernel==0.1.2"]
+"""What figures are compared with; without their dependencies, which bring another torch."""
 TESTS = [
     "tests/test_devices.py",
     "tests/test_cuda_laws.py::test_shipped_losses_hold_on_a_gpu",
@@ -159,7 +159,7 @@ def unready() -> str:
     if lacking and not install(lacking):
         return f"cannot install {', '.join(lacking)}: run `make gpu-packages` where there is a network"
     if importlib.util.find_spec("open_clip") is None:
-        install(["--no-deps", PEER])  # without it the figures alone are skipped
+        install(["--no-deps", *PEERS])  # without it the figures alone are skipped
     return ""
 
 
@@ -171,7 +171,7 @@ def main() -> int:
     if arguments.packages:
         # not NumPy, which is larger than all the others, and comes with torch
         needed = [one for one in requirements() if not one.startswith("numpy")]
-        every = [needed, ["--no-deps", PEER]]
+        every = [needed, ["--no-deps", *PEERS]]
         return 0 if all(install(packages, arguments.packages) for packages in every) else 2
     if why := unready():
         print(why, file=sys.stderr)
