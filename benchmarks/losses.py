@@ -339,8 +339,13 @@ def _kilobytes(path: str, name: str) -> int:
     return int(line.split()[1])
 
 
-def measure_sizes(counts: list[int], only: str, rounds: int, machine: Machine) -> list[Row]:
-    """Time ClipLoss and SigLipLoss of so many pairs, and print a table and the powers they grow with."""
+def measure_sizes(
+    counts: list[int], only: str, rounds: int, machine: Machine, path: Path | None
+) -> list[Row]:
+    """Time ClipLoss and SigLipLoss of so many pairs, and print a table and the powers they grow with.
+
+    What is measured is written to `path` as soon as it is.
+    """
     torch.set_num_threads(machine.threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
@@ -358,6 +363,7 @@ def measure_sizes(counts: list[int], only: str, rounds: int, machine: Machine) -
                 continue
             row = measure_size(loss, count, rounds, machine)
             rows.append(row)
+            write(path, f"{machine.device}, {machine.dtype}", rows)
             cells = [loss, count, row["auto"].split(":")[0]]
             cells += [_cell(row["ms"].get(name), ".1f") for name in forms]
             cells.append(_cell(row["ratio"], ".2f"))
@@ -460,8 +466,7 @@ def main() -> None:
     if args.sizes:
         counts = [int(size) for size in args.sizes.split(",")]
         machine = Machine(args.device, getattr(torch, args.dtype), args.threads)
-        rows = measure_sizes(counts, args.only, args.rounds, machine)
-        write(args.json, "cpu", rows)
+        rows = measure_sizes(counts, args.only, args.rounds, machine, args.json)
         if args.plot:
             args.plot.parent.mkdir(parents=True, exist_ok=True)
             args.plot.write_text(draw(rows))

@@ -46,7 +46,9 @@ def main() -> None:
         weighted = taught or of_ranks
         given |= {} if weighted else {"row_weights": None, "column_weights": None}
         flags = {"FACTOR": of_ranks, "TAUGHT": taught, "WEIGHTED": weighted}
-        compile_for_gpu(kernels._slope, dtype, BY_ROWS=True, BY_COLUMNS=True, **flags, **given)
+        ways = [(True, True), (True, False), (False, True)] if dtype == torch.float32 else [(True, True)]
+        for rows, columns in ways:
+            compile_for_gpu(kernels._slope, dtype, BY_ROWS=rows, BY_COLUMNS=columns, **flags, **given)
     for dtype, partners in itertools.product(TYPES, (False, True)):
         terms = kernels.TERMS.get(dtype, kernels.TERMS[torch.float32])
         compile_for_gpu(kernels._sigmoid, dtype, PARTNERS=partners, TERMS=terms)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tests.test_streamed import results
 from verified_losses import ClipLoss, SigLipLoss, implementations
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import checks, verify
+from verified_losses.properties.worlds import WorldError
+from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.properties.worlds.specs import parse
 from verified_losses.tiles import Direction, Statistics
 
@@ -125,12 +128,68 @@ def test_halves_are_multiplied_as_they_are_and_added_up_in_single_precision(
     loss(implementation="dense")(**exact).backward()
     assert value.dtype == torch.float32
     assert {tile.dtype for tile in taken} == {dtype}
-    for name, one in inputs.items():
-        if one is not None:
-            # each tile's part is rounded, and their sum; products of a tile are of two
-            largest = gradient_magnitude((20,))
-            error = (one.grad.double() - exact[name].grad).abs().max()
-            assert error <= 16 * torch.finfo(dtype).eps * largest
+    for name in ("image_features", "text_features", "logit_scale"):
+        expected = exact[name].grad
+        error = (inputs[name].grad.double() - expected).abs().max()
+        # logits of up to 2 are rounded, and derivatives, and what is returned
+        assert error <= 4 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+@pytest.mark.parametrize("loss", [ClipLoss, SigLipLoss])
+@pytest.mark.parametrize("autocast", [None, torch.float16])
+def test_many_derivatives_of_half_precision_do_not_overflow(loss, autocast):
+    # one text that is near all images has the sum of all their derivatives, before it is divided by the rows
+    dtype = torch.bfloat16 if autocast else torch.float16
+    image = torch.tensor([[0.6, 0.8]]).expand(1024, 2).to(dtype).requires_grad_()
+    text = torch.tensor([[0.6, 0.8]]).repeat(1024, 1)
+    text[1:] *= -1
+    text = text.to(dtype).requires_grad_()
+    bias = None if loss is ClipLoss else 0.0
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        loss(implementation="triton")(image, text, 100.0, bias).backward()
+    assert image.grad.isfinite().all()
+    assert text.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_those_of_autocast(kind, monkeypatch, kernels):
+    taken = set()
+    products = kernels._Products.products
+
+    def spy(*given):
+        taken.add(products(*given).dtype)
+        return products(*given)
+
+    monkeypatch.setattr(kernels._Products, "products", spy)
+    inputs = batch(kind, rows=9, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = tree_leaves(make(kind, implementation="triton", tile_size=2)(**inputs))
+    sum(values).backward()
+    assert taken == {torch.bfloat16}
+    exact = batch(kind, rows=9, dtype=torch.float32)
+    sum(tree_leaves(make(kind, implementation="dense")(**exact))).backward()
+    for name in ("image_features", "text_features", "logit_scale"):
+        assert inputs[name].grad.dtype == torch.float32
+        error = (inputs[name].grad - exact[name].grad).abs().max()
+        assert error <= 8 * torch.finfo(torch.bfloat16).eps * exact[name].grad.abs().max()
+
+
+def test_a_product_of_half_precision_is_wide_on_a_gpu_too(kernels):
+    matrix, other = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((3, 4), (4, 5)))
+    found = kernels._wide_product(matrix, other, torch.float32)
+    assert (found.dtype, found.shape) == (torch.float32, (3, 5))
+
+
+def test_a_block_of_logits_of_minus_infinity_adds_nothing(kernels):
+    rows = 2 * kernels.ROWS
+    image, text = torch.zeros(2, rows, 1)
+    image[0], text[kernels.COLUMNS :] = 3e20, -3e20
+    tile_size = kernels.ROWS
+    found, expected = (
+        ClipLoss(implementation=form, tile_size=tile_size)(image, text, 1.0) for form in ("triton", "dense")
+    )
+    assert expected.isfinite()
+    assert abs(found - expected) <= 8 * torch.finfo(torch.float32).eps * expected
 
 
 @pytest.mark.parametrize("loss", [ClipLoss, SigLipLoss])
@@ -239,6 +298,28 @@ def test_scalars_of_the_host_go_to_the_device_as_numbers(kernels):
     found = block._on_device(torch.tensor(3.0, dtype=torch.float64))
     assert (found.device.type, found.dtype, found.shape) == ("meta", torch.float32, ())
     assert block._on_device(None) is None
+
+
+OF_RANK = threading.local()
+
+
+def ask(rank, size, kind):
+    OF_RANK.number = rank
+    return make(kind, rank, size, implementation="triton")(**batch(kind, rank))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_one_rank_has_no_kernels_all_are_told(kind, kernels, monkeypatch):
+    def lacking(device):
+        if OF_RANK.number:
+            raise ValueError("implementation: no kernels here")
+        return kernels.Kernels
+
+    monkeypatch.setattr(implementations, "_kernels", lacking)
+    with pytest.raises(
+        WorldError, match=r"rank 0 raised:[\s\S]*no kernels here[\s\S]*rank 1 raised:[\s\S]*no kernels"
+    ):
+        SimulatedWorld(2).run(ask, kind)
 
 
 def test_where_there_are_no_kernels_that_is_said(kernels, monkeypatch):

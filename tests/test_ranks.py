@@ -119,8 +119,8 @@ def test_certified_over_ranks(kind):
 def test_ranks_that_hold_other_scales_are_told(kind, name):
     scale = batch(kind)[name].item()
     told = (
-        f"{name}: expected the same number on all ranks, got {scale:g} to {3 * scale:g}: in the streamed "
-        'form each logit is computed by one rank alone; implementation="dense" takes different ones'
+        f"{name}: expected the same number on all ranks, got {scale:g} to {3 * scale:g}: by tiles "
+        'each logit is computed by one rank alone; implementation="dense" takes different ones'
     )
 
     def raised(rank, size):

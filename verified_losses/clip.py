@@ -12,10 +12,10 @@ from . import checks, contrast, ranks
 from .checks import Agree, Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
-from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose, explain
+from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose
 from .memory import Kind, Share, StatedMemory, of_gathered, of_pairs
 from .ranks import Ranks
-from .tiles import Tile
+from .tiles import TILE, Tile
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Anchors and their gallery."""
@@ -47,7 +47,8 @@ class ClipLoss(nn.Module):
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
             again in the backward; so does "triton", by kernels for a GPU; "auto" takes what is faster, or
             fits, as `explain` says.
-        tile_size: rows and columns of a tile; None is what was measured to be fast on a CPU.
+        tile_size: rows and columns of a tile; None is 256 and 1024 on a CPU, where these are fast, and 8192
+            elsewhere, which is not measured.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
             requires_grad, which must change on all ranks at the same call; what is wrong in a later call
@@ -136,7 +137,11 @@ class ClipLoss(nn.Module):
             dtype: of the features.
             device: where they are.
         """
-        return explain(self.implementation, n, d, dtype, device, self._kind, self._tile)
+        rows = tuple(map(len, torch.empty(n, device="meta").tensor_split(self.world_size)))
+        teacher = d if self._kind == "distill" else 0
+        chosen = self._choose(self.implementation, rows, d, dtype, device, teacher)
+        stated = of_pairs(chosen.name, self._kind, n, d, dtype, chosen.tile, teacher)
+        return f"{chosen.name}: {chosen.why}; {stated}"
 
     def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
         """Return how many bytes a call and its backward save, and take at most, on this rank.
@@ -157,24 +162,38 @@ class ClipLoss(nn.Module):
         implementation: Implementation | None = None,
     ) -> StatedMemory:
         n, d = features.shape
-        rows = rows or (n,) * self.world_size
-        dtype, form = features.dtype, implementation or self.implementation
-        chosen = self._choose(form, rows, features)
-        name = "dense" if overrides(self, ClipLoss, "get_logits", "get_ground_truth") else chosen.name
+        rows, dtype = rows or (n,) * self.world_size, features.dtype
+        form = implementation or self.implementation
+        if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
+            form = "dense"
+        chosen = self._choose(form, rows, d, dtype, features.device, teacher)
+        return self._memory(chosen.name, rows, self.rank, d, dtype, chosen.tile, teacher)
+
+    def _memory(
+        self, form: str, rows: Rows, rank: int, d: int, dtype: torch.dtype, tile: Tile, teacher: int
+    ) -> StatedMemory:
         if self.world_size == 1:
-            return of_pairs(name, self._kind, n, d, dtype, chosen.tile, teacher)
-        share = Share(rows, self.rank, self.local_loss, self.gather_with_grad)
-        return of_gathered(name, self._kind, share, d, dtype, chosen.tile, teacher)
+            return of_pairs(form, self._kind, sum(rows), d, dtype, tile, teacher)
+        share = Share(rows, rank, self.local_loss, self.gather_with_grad)
+        return of_gathered(form, self._kind, share, d, dtype, tile, teacher)
 
     @property
     def _tile(self) -> Tile | None:
         return (self.tile_size, self.tile_size) if self.tile_size else None
 
-    def _choose(self, form: Implementation, rows: Rows, features: Tensor) -> Sums:
+    def _choose(
+        self,
+        form: Implementation,
+        rows: Rows,
+        d: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        teacher: int = 0,
+    ) -> Sums:
         """Return the functions that an implementation stands for, the same on every rank."""
-        pairs = sum(rows)
-        logits = pairs * (max(rows) if self.local_loss else pairs)
-        return choose(form, pairs, features.dtype, features.device, self._tile, logits=logits)
+        most = rows.index(max(rows))
+        dense = self._memory("dense", rows, most, d, dtype, TILE, teacher).peak
+        return choose(form, sum(rows), dtype, device, self._tile, dense_bytes=dense)
 
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Return the column of each row's partner.
@@ -282,9 +301,9 @@ class ClipLoss(nn.Module):
         common = ""
         if self.world_size > 1:
             # what is sent depends on it
-            form = choose(self.implementation, sys.maxsize, image.dtype, image.device).name
-            large = "dense" if form == "dense" else "streamed"
-            common = f"large batches {large}, {describe(self.gather_with_grad, image, text)}"
+            of = sys.maxsize, image.dtype, image.device
+            form = choose(self.implementation, *of, dense_bytes=sys.maxsize).name
+            common = f"large batches {form}, {describe(self.gather_with_grad, image, text)}"
         return Facts(image.shape[0], common=common)
 
     def _agree(self, check: Callable[[], Facts]) -> Rows:
@@ -337,7 +356,8 @@ class ClipLoss(nn.Module):
             return self._contrastive_of_logits(
                 self.get_logits(image_features, text_features, logit_scale, logit_bias), rows
             )
-        sums = self._choose(self.implementation, rows, image_features)
+        d, dtype, device = image_features.shape[1], image_features.dtype, image_features.device
+        sums = self._choose(self.implementation, rows, d, dtype, device)
         weight = self._row_weight(rows) / 2
         if sums.name != "dense" and self.world_size > 1:
             pair, shared = (image_features, text_features), self._ranks(rows)

@@ -51,8 +51,8 @@ class CoCaLoss(ClipLoss):
             "streamed" holds one tile or chunk, and computes it again in the backward; so does "triton", with
             kernels for a GPU for the contrastive term; "auto" takes what is faster, or fits, as `explain`
             says of that term.
-        tile_size: rows and columns of a tile, and tokens of a chunk; None is what was measured to be fast
-            on a CPU.
+        tile_size: rows and columns of a tile, and tokens of a chunk; None is 256 and 1024 on a CPU, where
+            these are fast, and 8192 elsewhere, which is not measured; of tokens what is fast on a CPU.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
             requires_grad, which must change on all ranks at the same call; what is wrong in a later call

@@ -41,7 +41,8 @@ class DistillClipLoss(ClipLoss):
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
             again in the backward; so does "triton", by kernels for a GPU; "auto" takes what is faster, or
             fits, as `explain` says. A teacher that gets gradients is computed densely.
-        tile_size: rows and columns of a tile; None is what was measured to be fast on a CPU.
+        tile_size: rows and columns of a tile; None is 256 and 1024 on a CPU, where these are fast, and 8192
+            elsewhere, which is not measured.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
             requires_grad, which must change on all ranks at the same call; what is wrong in a later call
@@ -210,7 +211,8 @@ class DistillClipLoss(ClipLoss):
             per_image, per_text = map(contrast.sum_dist_loss, dist_logits, logits)
             return self._contrastive_of_logits(logits, rows), (per_image + per_text) * weight
         implementation = self._implementation(*dist_features, dist_scale, dist_bias)
-        sums = self._choose(implementation, rows, features[0])
+        image, dist_width = features[0], dist_features[0].shape[1]
+        sums = self._choose(implementation, rows, image.shape[1], image.dtype, image.device, dist_width)
         if sums.name != "dense" and self.world_size > 1:
             taught = dist_features, dist_scale, dist_bias
             sides = ranks.sum_symmetric_distill(student, taught, self._ranks(rows), sums.tile, sums.form)

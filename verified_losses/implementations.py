@@ -21,8 +21,8 @@ ELEMENTS = STREAMED_FROM**2
 """Token logits from which on chunks are no slower than all at once, on a CPU."""
 LARGE_TILE: Tile = (8192, 8192)
 """For a GPU, not yet measured on one: a quarter of a GB in float32."""
-MOST_LOGITS = 2**32
-"""On a GPU: with what a backward needs besides, so many take 69 GB in float32."""
+MOST_BYTES = 2**35
+"""That all logits may take at once on a GPU, whatever it has: ranks must choose the same."""
 
 
 class Sums(NamedTuple):
@@ -46,7 +46,7 @@ def choose(
     device: torch.device | str,
     tile: Tile | None = None,
     most_rows: int | None = None,
-    logits: int | None = None,
+    dense_bytes: int = 0,
 ) -> Sums:
     """Return the functions that an implementation stands for, and why.
 
@@ -57,7 +57,7 @@ def choose(
         device: where they are.
         tile: rows and columns of a tile; None is what the implementation takes.
         most_rows: of a tile.
-        logits: how many a rank holds at most, the same number on each; None is those of all pairs.
+        dense_bytes: what the dense form takes at most on some rank; the same number on each.
 
     Raises:
         TypeError: tiles are asked for inside of torch.func.
@@ -65,11 +65,11 @@ def choose(
     """
     name, why = implementation, "as asked for"
     if implementation == "auto":
-        name, why = _fastest(pairs, pairs**2 if logits is None else logits, dtype, torch.device(device).type)
+        name, why = _fastest(pairs, dense_bytes, dtype, torch.device(device).type)
     else:
         _check_transforms(implementation)
     form = _kernels(torch.device(device)) if name == "triton" else Block
-    rows, columns = tile or (LARGE_TILE if name == "triton" else TILE)
+    rows, columns = tile or (TILE if torch.device(device).type == "cpu" else LARGE_TILE)
     tile = min(rows, most_rows or rows), columns
     if name == "dense":
         return Sums(name, why, tile, form, *_DENSE)
@@ -91,18 +91,18 @@ def _kernels(device: torch.device) -> type[Block]:
     if device.type != "cuda" and not kernels.INTERPRETED:
         raise ValueError(
             f"implementation: 'triton' is for tensors on cuda, got {device.type}: use 'auto' or 'streamed'; "
-            "TRITON_INTERPRET=1 in the environment runs its kernels on a CPU, slowly"
+            "TRITON_INTERPRET=1, set before triton is imported, runs its kernels on a CPU, slowly"
         )
     return kernels.Kernels
 
 
-def _fastest(pairs: int, logits: int, dtype: torch.dtype, kind: str) -> tuple[Implementation, str]:
+def _fastest(pairs: int, dense_bytes: int, dtype: torch.dtype, kind: str) -> tuple[Implementation, str]:
     """Return what "auto" takes on a kind of device, and why."""
-    large = kind == "cuda" and logits >= MOST_LOGITS
+    large = kind == "cuda" and dense_bytes > MOST_BYTES
     if torch.compiler.is_compiling():
         return "dense", "torch.compile fuses what is in one graph"
     if kind != "cpu" and not large:
-        return "dense", f"the streamed form has not been measured on {kind}"
+        return "dense", f"tiles have not been measured on {kind}"
     if kind == "cpu" and pairs < STREAMED_FROM:
         return "dense", f"{pairs} pairs are fewer than {STREAMED_FROM}"
     if kind == "cpu" and (dtype.itemsize < 4 or checks.is_autocast_on(kind)):
@@ -111,7 +111,7 @@ def _fastest(pairs: int, logits: int, dtype: torch.dtype, kind: str) -> tuple[Im
         return "dense", "torch.func and forward-mode derivatives go through torch's own functions"
     if large:
         name: Implementation = "triton" if find_spec("triton") else "streamed"
-        return name, f"{logits} logits at once are more than a GPU may hold"
+        return name, f"all logits at once would take {memory.size(dense_bytes)}"
     return "streamed", f"{pairs} pairs are at least {STREAMED_FROM}, on a CPU"
 
 
@@ -128,22 +128,6 @@ def streams_tokens(implementation: Implementation, elements: int, device: torch.
         return implementation != "dense"
     compiled = torch.compiler.is_compiling()
     return not compiled and device.type == "cpu" and elements >= ELEMENTS and not checks.is_transformed()
-
-
-def explain(
-    implementation: Implementation,
-    n: int,
-    d: int,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    kind: memory.Kind,
-    tile: Tile | None = None,
-    most_rows: int | None = None,
-) -> str:
-    """Return in words which implementation n pairs of width d are given to, and why, and its memory."""
-    chosen = choose(implementation, n, dtype, device, tile, most_rows)
-    stated = memory.of_pairs(chosen.name, kind, n, d, dtype, chosen.tile, d if kind == "distill" else 0)
-    return f"{chosen.name}: {chosen.why}; {stated}"
 
 
 _DENSE, _STREAMED = (

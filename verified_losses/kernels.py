@@ -6,10 +6,9 @@ float64. A program has a block of a tile; its sums are stored apart from those o
 in a fixed order, without atomic operations. Gradients are added up over tiles in float32 or float64.
 
 Needs the package triton, which PyTorch's builds for CUDA bring along. With TRITON_INTERPRET=1 in the
-environment as it is imported, kernels run on a CPU, slowly, as in tests.
+environment as that is imported, kernels run on a CPU, slowly, as in tests.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import is_autocast_on
 from .tiles import Block, Direction, Statistics, Tiles, partners_of
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Kernels run on a CPU, in Triton's interpreter."""
 ROWS, COLUMNS, WARPS = 64, 64, 8
 """Of a program and of its block: what it computes with stays in registers, but in float64 with a teacher."""
 OPTIONS = {"enable_fp_fusion": True}
@@ -169,6 +167,10 @@ def _sigmoid(
     tl.store(slopes + place, tl.sum(tl.where(inside, slope, 0), 1), mask=i < rows)
 
 
+INTERPRETED = not any(isinstance(one, triton.JITFunction) for one in (_sums, tl.max))
+"""Kernels run on a CPU, in Triton's interpreter."""
+
+
 class _Products(Tiles):
     """Tiles in the features' dtype."""
 
@@ -180,16 +182,35 @@ class _Products(Tiles):
         """Add a product of matrices to `total`, or write the first over it."""
         if matrix.dtype == total.dtype:
             super().add_product(total, matrix, other, first)
-        elif first:
-            total.copy_(matrix @ other)
+            return
+        # in the dtype of sums: a column's derivatives may add up to more than float16 holds
+        product = _wide_product(matrix, other, total.dtype)
+        if first:
+            total.copy_(product)
         else:
-            total.add_(matrix @ other)
+            total.add_(product)
+
+
+def _wide_product(matrix: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a product of matrices of half precision in a wider dtype."""
+    if matrix.device.type != "cpu":
+        return torch.mm(matrix, other, out_dtype=dtype)
+    with torch.autocast("cpu", enabled=False):  # there is no such product on a CPU
+        return matrix.to(dtype) @ other.to(dtype)
 
 
 class Kernels(Block):
     """One pass of a kernel over each tile."""
 
     make = _Products
+
+    @staticmethod
+    def features(*tensors: Tensor) -> Sequence[Tensor]:
+        """Return features in the dtype that products of theirs have: that of autocast where it is on."""
+        kind = tensors[0].device.type
+        if not is_autocast_on(kind) or any(tensor.dtype == torch.float64 for tensor in tensors):
+            return tensors
+        return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
 
     def add(self, i: slice, j: slice, rows: Statistics, columns: Statistics, partner: Tensor) -> None:
         """Add a tile to what its rows and columns add up to, and note the products of partners."""

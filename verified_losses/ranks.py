@@ -95,7 +95,7 @@ def sum_symmetric(
         form: what passes over tiles.
     """
     scale = as_scalar(logit_scale, pair[0])
-    (total,) = _Blocks.apply(ranks, tile, form, *pair, scale, None, None, None).unbind()
+    (total,) = _Blocks.apply(ranks, tile, form, *form.features(*pair), scale, None, None, None).unbind()
     return with_bias(total, logit_bias)
 
 
@@ -106,7 +106,9 @@ def sum_symmetric_distill(
     """Sum cross-entropies with labels, and under a constant teacher, as `sum_symmetric`; collective."""
     (pair, scale, bias), (dist_pair, dist_scale, dist_bias) = student, teacher
     scales = as_scalar(scale, pair[0]), as_scalar(dist_scale, pair[0])
-    labelled, taught = _Blocks.apply(ranks, tile, form, *pair, scales[0], *dist_pair, scales[1]).unbind()
+    features, taught_by = form.features(*pair), form.features(*dist_pair)
+    given = *features, scales[0], *taught_by, scales[1]
+    labelled, taught = _Blocks.apply(ranks, tile, form, *given).unbind()
     return with_bias(labelled, bias), with_bias(with_bias(taught, bias), dist_bias)
 
 
@@ -194,8 +196,8 @@ def _check_scales(highest: Tensor, lowest: Tensor) -> None:
         if apart[number]:
             low, high = float(lowest[number]), float(highest[number])
             raise ValueError(
-                f"{name}: expected the same number on all ranks, got {low:g} to {high:g}: in the streamed "
-                'form each logit is computed by one rank alone; implementation="dense" takes different ones'
+                f"{name}: expected the same number on all ranks, got {low:g} to {high:g}: by tiles each "
+                'logit is computed by one rank alone; implementation="dense" takes different ones'
             )
 
 

@@ -1,5 +1,6 @@
 """The sigmoid loss of SigLIP."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal, overload
 
@@ -12,9 +13,9 @@ from .clip import overrides
 from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
 from .horovod import choose_transport
-from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose, explain
+from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose
 from .memory import Share, StatedMemory, of_gathered, of_pairs
-from .tiles import Tile
+from .tiles import TILE, Tile
 
 DIST_IMPLS: tuple[str, ...] = ("bidir", "shift", "reduce", "gather")
 """How texts can travel, the default first."""
@@ -47,7 +48,8 @@ class SigLipLoss(nn.Module):
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and forms the
             gradients in the same sweep; so does "triton", by kernels for a GPU; "auto" takes what is faster,
             or fits, as `explain` says.
-        tile_size: rows and columns of a tile; None is what was measured to be fast on a CPU.
+        tile_size: rows and columns of a tile; None is 256 and 1024 on a CPU, where these are fast, and 8192
+            elsewhere, which is not measured.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
             requires_grad, which must change on all ranks at the same call; what is wrong in a later call
@@ -131,7 +133,10 @@ class SigLipLoss(nn.Module):
             dtype: of the features.
             device: where they are.
         """
-        return explain(self.implementation, n, d, dtype, device, "siglip", self._tile, self.chunk_size)
+        rows = tuple(map(len, torch.empty(n, device="meta").tensor_split(self.world_size)))
+        chosen = self._choose(rows, d, dtype, device)
+        stated = of_pairs(chosen.name, "siglip", n, d, dtype, chosen.tile)
+        return f"{chosen.name}: {chosen.why}; {stated}"
 
     def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
         """Return how many bytes a call and its backward save, and take at most, on this rank.
@@ -144,22 +149,28 @@ class SigLipLoss(nn.Module):
         """
         features = inputs["image_features"]
         n, d = features.shape
-        rows = rows or (n,) * self.world_size
-        chosen = self._choose(rows, features)
-        form = "dense" if overrides(self, SigLipLoss, "get_logits", "get_ground_truth") else chosen.name
+        rows, dtype = rows or (n,) * self.world_size, features.dtype
+        if overrides(self, SigLipLoss, "get_logits", "get_ground_truth"):
+            return self._memory("dense", rows, self.rank, d, dtype, TILE)
+        chosen = self._choose(rows, d, dtype, features.device)
+        return self._memory(chosen.name, rows, self.rank, d, dtype, chosen.tile)
+
+    def _memory(
+        self, form: str, rows: Rows, rank: int, d: int, dtype: torch.dtype, tile: Tile
+    ) -> StatedMemory:
         if self.world_size == 1:
-            return of_pairs(form, "siglip", n, d, features.dtype, chosen.tile)
-        return of_gathered(form, "siglip", Share(rows, self.rank), d, features.dtype, chosen.tile)
+            return of_pairs(form, "siglip", sum(rows), d, dtype, tile)
+        return of_gathered(form, "siglip", Share(rows, rank), d, dtype, tile)
 
     @property
     def _tile(self) -> Tile | None:
         return (self.tile_size, self.tile_size) if self.tile_size else None
 
-    def _choose(self, rows: Rows, features: Tensor) -> Sums:
+    def _choose(self, rows: Rows, d: int, dtype: torch.dtype, device: torch.device | str) -> Sums:
         """Return the functions that the implementation stands for, the same on every rank."""
-        pairs, logits = sum(rows), sum(rows) * max(rows)
-        of = features.dtype, features.device, self._tile, self.chunk_size
-        return choose(self.implementation, pairs, *of, logits)
+        dense = self._memory("dense", rows, rows.index(max(rows)), d, dtype, TILE).peak
+        of = sum(rows), dtype, device, self._tile, self.chunk_size
+        return choose(self.implementation, *of, dense)
 
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
@@ -255,11 +266,15 @@ class SigLipLoss(nn.Module):
             checks.scalar("logit_scale", logit_scale, image)
             if logit_bias is not None:
                 checks.scalar("logit_bias", logit_bias, image)
-            return Facts(image.shape[0], common=describe(True, text) if self.world_size > 1 else "")
+            if self.world_size == 1:
+                return Facts(image.shape[0])
+            of = sys.maxsize, image.dtype, image.device
+            form = choose(self.implementation, *of, dense_bytes=sys.maxsize).name
+            return Facts(image.shape[0], common=f"large batches {form}, {describe(True, text)}")
 
         call = f"SigLipLoss(dist_impl={self.dist_impl!r})"
         rows = tuple(facts.rows for facts in self._agreement(call, check))
-        sums = self._choose(rows, image_features)
+        sums = self._choose(rows, image_features.shape[1], image_features.dtype, image_features.device)
         total = None
         for source, text in self._texts(text_features, rows):
             start = 0 if source == self.rank else None

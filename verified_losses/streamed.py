@@ -40,7 +40,7 @@ def sum_symmetric(
 ) -> Tensor:
     """Sum both directions' cross-entropies, from one product a tile; see `contrast.sum_symmetric`."""
     scale = as_scalar(logit_scale, image_features)
-    total: Tensor = _InfoNCE.apply(image_features, text_features, scale, tile, form)
+    total: Tensor = _InfoNCE.apply(*form.features(image_features, text_features), scale, tile, form)
     return with_bias(total, logit_bias)
 
 
@@ -58,7 +58,8 @@ def sum_sigmoid(
     scale = as_scalar(logit_scale, image_features)
     bias = as_scalar(0.0 if logit_bias is None else logit_bias, image_features)
     recorded = torch.is_grad_enabled()
-    total: Tensor = _Sigmoid.apply(image_features, text_features, scale, bias, start, tile, form, recorded)
+    pair = form.features(image_features, text_features)
+    total: Tensor = _Sigmoid.apply(*pair, scale, bias, start, tile, form, recorded)
     return total
 
 
@@ -78,7 +79,8 @@ def sum_symmetric_distill(
     See `contrast.sum_symmetric_distill`.
     """
     scales = as_scalar(logit_scale, student[0]), as_scalar(dist_logit_scale, teacher[0])
-    labelled, taught = _Distill.apply(*student, scales[0], *teacher, scales[1], tile, form)
+    pair, taught_by = form.features(*student), form.features(*teacher)
+    labelled, taught = _Distill.apply(*pair, scales[0], *taught_by, scales[1], tile, form)
     return with_bias(labelled, logit_bias), with_bias(with_bias(taught, logit_bias), dist_logit_bias)
 
 

@@ -205,6 +205,11 @@ class Block:
 
     make: type[Tiles] = Tiles
 
+    @staticmethod
+    def features(*tensors: Tensor) -> Sequence[Tensor]:
+        """Return features in the dtype that they are taken in: here their own, also under autocast."""
+        return tensors
+
     def __init__(
         self, given: Sequence[Inputs], tile: Tile, start: int = 0, factor: Tensor | None = None
     ) -> None:
