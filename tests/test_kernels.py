@@ -146,7 +146,7 @@ def test_many_derivatives_of_half_precision_do_not_overflow(loss, autocast):
     text = text.to(dtype).requires_grad_()
     bias = None if loss is ClipLoss else 0.0
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-        loss(implementation="triton")(image, text, 100.0, bias).backward()
+        loss(implementation="triton", tile_size=1024)(image, text, 100.0, bias).backward()
     assert image.grad.isfinite().all()
     assert text.grad.isfinite().all()
 
@@ -292,12 +292,40 @@ def test_parts_add_up_to_the_whole(taught, weighted):
         close(value.numpy(), other.numpy(), 10, 100)
 
 
+@pytest.mark.parametrize(("kind", "count"), [("clip", 2), ("distill", 5)])
+def test_parts_hold_what_is_added_up_and_no_more(kind, count, monkeypatch, kernels):
+    counts = set()
+    merge = Statistics.merge
+    monkeypatch.setattr(
+        Statistics, "merge", lambda self, parts, where: counts.add(len(parts)) or merge(self, parts, where)
+    )
+    make(kind, implementation="triton")(**batch(kind))
+    assert counts == {count}
+
+
+def test_a_kernel_is_launched_with_its_options(kernels):
+    asked = {}
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *given, **options: asked.update(options, grid=grid, given=given)
+
+    tile = torch.empty(kernels.ROWS + 1, 1)
+    kernels._launch(Kernel(), tile, 7, TERMS=3)
+    assert asked.pop("given")[1:] == (7,)
+    block = {"ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS, "num_warps": kernels.WARPS}
+    assert asked == {"grid": (2, 1), "TERMS": 3, **block, **kernels.OPTIONS}
+
+
 def test_scalars_of_the_host_go_to_the_device_as_numbers(kernels):
     features = torch.zeros(2, 2, device="meta")
     block = kernels.Kernels([(features, features, torch.tensor(3.0))], (2, 2))
     found = block._on_device(torch.tensor(3.0, dtype=torch.float64))
     assert (found.device.type, found.dtype, found.shape) == ("meta", torch.float32, ())
     assert block._on_device(None) is None
+    there = torch.tensor(3.0, dtype=torch.float64, device="meta", requires_grad=True)
+    found = block._on_device(there)
+    assert (found.dtype, found.requires_grad) == (torch.float32, False)
 
 
 OF_RANK = threading.local()
@@ -325,7 +353,11 @@ def test_where_one_rank_has_no_kernels_all_are_told(kind, kernels, monkeypatch):
 def test_where_there_are_no_kernels_that_is_said(kernels, monkeypatch):
     monkeypatch.setattr(kernels, "INTERPRETED", False)
     image = torch.eye(3)
-    message = "^implementation: 'triton' is for tensors on cuda, got cpu: use 'auto' or 'streamed'; "
+    assert implementations.choose("triton", 3, torch.float32, "cuda").form is kernels.Kernels
+    message = (
+        "^implementation: 'triton' is for tensors on cuda, got cpu: use 'auto' or 'streamed'; "
+        "TRITON_INTERPRET=1, set before triton is imported, runs its kernels on a CPU, slowly$"
+    )
     for loss in (ClipLoss, SigLipLoss):
         with pytest.raises(ValueError, match=message):
             loss(implementation="triton")(image, image, 1.0)

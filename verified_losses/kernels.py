@@ -216,7 +216,7 @@ class Kernels(Block):
         """Add a tile to what its rows and columns add up to, and note the products of partners."""
         products, dist_logits = self._tiles(i, j)
         own, diagonal = partners_of(products, i, j, self.start)
-        partner[own] = diagonal.to(partner.dtype)
+        partner[own] = diagonal
         like, (down, across) = self.tiles.like, _blocks(products)
         numbers = 2 + rows.weighted + rows.taught * (3 + rows.weighted)
         of_rows = like.new_empty(numbers, across, products.shape[0])
