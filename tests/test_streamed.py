@@ -390,6 +390,18 @@ def test_logits_that_take_more_than_stated_are_streamed_on_a_gpu(kind, there, mo
         assert explained.startswith(found if found.startswith("dense") else name + found)
 
 
+def test_what_takes_just_as_much_is_dense_on_a_gpu(monkeypatch):
+    most = implementations.MOST_BYTES
+    names = [
+        implementations.choose("auto", 2, torch.float32, "cuda", dense_bytes=count).name
+        for count in (most, most + 1)
+    ]
+    assert names[0] == "dense" != names[1]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = implementations.choose("auto", 2, torch.float32, "cuda", dense_bytes=most + 1)
+    assert found[:2] == ("dense", "torch.compile fuses what is in one graph")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_choose_by_the_one_that_has_most_rows(kind, monkeypatch):
     asked = []
