@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tests.helpers import close, gradient_magnitude, operations
+from tests.helpers import close
 from tests.test_losses import KINDS, batch, make
-from tests.test_streamed import results
+from tests.test_streamed import compare, results
 from verified_losses import ClipLoss, SigLipLoss, implementations
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import checks, verify
@@ -40,22 +40,13 @@ LAWS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_equal_the_whole_at_each_border_of_a_tile(kind, order):
     for rows in BORDERS:
-        compare(kind, rows, TILE, order)
+        compare(kind, rows, order, implementation="triton", tile_size=TILE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_equal_the_whole_at_each_border_of_a_block(kind, kernels):
     for rows in (kernels.ROWS, kernels.ROWS + 1, kernels.COLUMNS, kernels.COLUMNS + 1):
-        compare(kind, rows, None)
-
-
-def compare(kind, rows, tile_size, order=1):
-    inputs = batch(kind, rows=rows)
-    expected = results(make(kind, implementation="dense"), inputs, order)
-    found = results(make(kind, implementation="triton", tile_size=tile_size), inputs, order)
-    for value, other in zip(found, expected, strict=True):
-        size = gradient_magnitude((rows,)) ** order
-        close(value, other, 4 * size, 4 * operations((rows,)))
+        compare(kind, rows, implementation="triton")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -63,12 +63,17 @@ def results(loss, inputs, order=1):
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiles_equal_the_whole_at_each_border(kind, order):
     for rows in SIZES:
-        inputs = batch(kind, rows=rows)
-        expected = results(make(kind, implementation="dense"), inputs, order)
-        found = results(make(kind, implementation="streamed", tile_size=TILE), inputs, order)
-        for value, other in zip(found, expected, strict=True):
-            size = gradient_magnitude((rows,)) ** order
-            close(value, other, 4 * size, 4 * operations((rows,)))
+        compare(kind, rows, order, implementation="streamed", tile_size=TILE)
+
+
+def compare(kind, rows, order=1, **options):
+    """Compare a form of a loss with the dense one, and with `order` 2 second derivatives."""
+    inputs = batch(kind, rows=rows)
+    expected = results(make(kind, implementation="dense"), inputs, order)
+    found = results(make(kind, **options), inputs, order)
+    for value, other in zip(found, expected, strict=True):
+        size = gradient_magnitude((rows,)) ** order
+        close(value, other, 4 * size, 4 * operations((rows,)))
 
 
 @pytest.mark.parametrize("rows", [(TILE, TILE), (TILE + 1, 1), (1, 2 * TILE, 3)])
