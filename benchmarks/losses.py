@@ -60,7 +60,7 @@ Row = dict[str, Any]
 
 
 class Machine(NamedTuple):
-    """Where losses are timed by the number of pairs, and of which numbers."""
+    """The device, the dtype and the threads that losses are timed with by the number of pairs."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.helpers import close
 from tests.test_losses import KINDS, batch, make
-from tests.test_streamed import compare, results
+from tests.test_streamed import FAR_APART, check_far_apart, check_same_bits, compare
 from verified_losses import ClipLoss, SigLipLoss, implementations
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import checks, verify
@@ -184,14 +184,9 @@ def test_a_block_of_logits_of_minus_infinity_adds_nothing(kernels):
 
 
 @pytest.mark.parametrize("loss", [ClipLoss, SigLipLoss])
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize("scale", FAR_APART)
 def test_logits_far_from_each_other_are_finite(loss, scale):
-    image = torch.eye(6, requires_grad=True)
-    value = loss(implementation="triton", tile_size=2)(image, -image, scale)
-    (gradient,) = torch.autograd.grad(value, image)
-    dense = loss(implementation="dense")(image, -image, scale)
-    assert torch.isfinite(gradient).all()
-    assert abs(value - dense) <= 8 * torch.finfo(torch.float32).eps * dense
+    check_far_apart(loss, scale, "triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -223,11 +218,7 @@ def test_what_is_not_finite_is_so_in_the_loss(kind, value):
 
 
 def test_the_same_bits_every_time():
-    for kind in KINDS:
-        inputs = batch(kind, rows=9, dtype=torch.float32)
-        loss = make(kind, implementation="triton", tile_size=2)
-        first, again = results(loss, inputs), results(loss, inputs)
-        assert all(torch.equal(value, other) for value, other in zip(first, again, strict=True))
+    check_same_bits("triton")
 
 
 def test_one_direction_may_be_derived_alone(kernels):

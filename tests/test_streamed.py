@@ -32,6 +32,8 @@ from verified_losses.properties.worlds.specs import parse
 TILE = 4
 SIZES = (1, TILE - 1, TILE, TILE + 1, 2 * TILE, 2 * TILE + 1)
 EXAMPLES = 4
+FAR_APART = (1e-30, 1.0, 100.0, 1e4)
+"""Scales of logits that are opposite."""
 LAWS = (
     "terms equal the oracle",
     "gradients equal the oracle",
@@ -254,16 +256,20 @@ def test_a_bias_that_is_not_finite_reaches_the_terms_it_is_in(name, bias):
     assert [value.isfinite() for value in found] == [value.isfinite() for value in expected]
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 100.0, 1e4])
-def test_logits_far_from_each_other_are_finite(scale):
+@pytest.mark.parametrize("loss", [ClipLoss, SigLipLoss])
+@pytest.mark.parametrize("scale", FAR_APART)
+def test_logits_far_from_each_other_are_finite(loss, scale):
+    check_far_apart(loss, scale, "streamed")
+
+
+def check_far_apart(loss, scale, implementation):
     # opposite partners, so that all that counts is far below any fixed maximum
     image = torch.eye(6, requires_grad=True)
-    for loss in (ClipLoss, SigLipLoss):
-        value = loss(implementation="streamed", tile_size=2)(image, -image, scale)
-        (gradient,) = torch.autograd.grad(value, image)
-        dense = loss(implementation="dense")(image, -image, scale)
-        assert torch.isfinite(gradient).all()
-        assert abs(value - dense) <= 8 * torch.finfo(torch.float32).eps * dense
+    value = loss(implementation=implementation, tile_size=2)(image, -image, scale)
+    (gradient,) = torch.autograd.grad(value, image)
+    dense = loss(implementation="dense")(image, -image, scale)
+    assert torch.isfinite(gradient).all()
+    assert abs(value - dense) <= 8 * torch.finfo(torch.float32).eps * dense
 
 
 def test_a_sigmoid_far_below_zero_keeps_its_digits():
@@ -319,9 +325,13 @@ def test_second_derivatives_may_be_asked_for_under_autocast(kind):
 
 
 def test_the_same_bits_every_time():
+    check_same_bits("streamed")
+
+
+def check_same_bits(implementation):
     for kind in KINDS:
         inputs = batch(kind, rows=9, dtype=torch.float32)
-        loss = make(kind, implementation="streamed", tile_size=2)
+        loss = make(kind, implementation=implementation, tile_size=2)
         first, again = results(loss, inputs), results(loss, inputs)
         assert all(torch.equal(value, other) for value, other in zip(first, again, strict=True))
 
