@@ -67,6 +67,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from .bounds import FLOAT64
 from .complex_step import LOST, STEP, Array
 from .dtypes import DTYPES
 
@@ -84,7 +85,6 @@ UNKNOWN = 2.0**200
 """Stands for an unknown error: results that inherit it are larger than all that samples scatter."""
 GROWTH = 100.0
 """The largest exponent of an error: beyond it nothing is known."""
-FLOAT64 = 2.0**-53
 FINEST = 2.0**-50
 """The least unit roundoff of samples, as float64 has three more bits. Scatter is scaled down again."""
 MOST = 2**22

@@ -301,12 +301,12 @@ def test_a_kernel_is_launched_with_its_options(kernels):
 
 def test_scalars_of_the_host_go_to_the_device_as_numbers(kernels):
     features = torch.zeros(2, 2, device="meta")
-    block = kernels.Kernels([(features, features, torch.tensor(3.0))], (2, 2))
-    found = block._on_device(torch.tensor(3.0, dtype=torch.float64))
+    given = [(features, features, torch.tensor(3.0))]
+    found = kernels.Kernels(given, (2, 2), factor=torch.tensor(3.0, dtype=torch.float64)).factor
     assert (found.device.type, found.dtype, found.shape) == ("meta", torch.float32, ())
-    assert block._on_device(None) is None
+    assert kernels.Kernels(given, (2, 2)).factor is None
     there = torch.tensor(3.0, dtype=torch.float64, device="meta", requires_grad=True)
-    found = block._on_device(there)
+    found = kernels.Kernels(given, (2, 2), factor=there).factor
     assert (found.dtype, found.requires_grad) == (torch.float32, False)
 
 

@@ -350,8 +350,7 @@ def taken(monkeypatch):
         return choose(*arguments, **options)
 
     monkeypatch.setattr(implementations, "STREAMED_FROM", 8)
-    for module in ("clip", "siglip"):
-        monkeypatch.setattr(f"verified_losses.{module}.choose", spy)
+    monkeypatch.setattr(implementations, "choose", spy)
     return names
 
 
@@ -426,8 +425,7 @@ def test_ranks_choose_by_the_one_that_has_most_rows(kind, monkeypatch):
         asked.append((arguments + tuple(options.values()))[-1])
         return choose(*arguments, **options)
 
-    for module in ("clip", "siglip"):
-        monkeypatch.setattr(f"verified_losses.{module}.choose", spy)
+    monkeypatch.setattr(implementations, "choose", spy)
     options = {} if kind == "siglip" else {"local_loss": True, "gather_with_grad": True}
     loss, other = (make(kind, rank, 2, **options) for rank in range(2))
     inputs = batch(kind, rows=3)
@@ -523,7 +521,7 @@ def test_chunks_of_images_bound_the_tile(monkeypatch):
         asked.append(choose(*given).tile)
         return choose(*given)
 
-    monkeypatch.setattr(siglip, "choose", spy)
+    monkeypatch.setattr(implementations, "choose", spy)
     for chunk_size, tile_size, expected in (2, 4, (2, 4)), (8, 4, (4, 4)), (0, 4, (4, 4)), (None, 3, (3, 3)):
         loss = SigLipLoss(chunk_size=chunk_size, tile_size=tile_size, implementation="streamed")
         loss(**batch("siglip", rows=5))

@@ -1,8 +1,7 @@
 """The symmetric InfoNCE loss of CLIP."""
 
-import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -12,10 +11,10 @@ from . import checks, contrast, ranks
 from .checks import Agree, Convention, Facts, Scalar
 from .gather import Rows, describe, gather_pair
 from .horovod import choose_transport
-from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose
-from .memory import Kind, Share, StatedMemory, of_gathered, of_pairs
+from .implementations import IMPLEMENTATIONS, Batch, Implementation, of_large_batches, split
+from .memory import Kind, StatedMemory
 from .ranks import Ranks
-from .tiles import TILE, Tile
+from .tiles import TILE
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Anchors and their gallery."""
@@ -137,11 +136,9 @@ class ClipLoss(nn.Module):
             dtype: of the features.
             device: where they are.
         """
-        rows = tuple(map(len, torch.empty(n, device="meta").tensor_split(self.world_size)))
         teacher = d if self._kind == "distill" else 0
-        chosen = self._choose(self.implementation, rows, d, dtype, device, teacher)
-        stated = of_pairs(chosen.name, self._kind, n, d, dtype, chosen.tile, teacher)
-        return f"{chosen.name}: {chosen.why}; {stated}"
+        batch = self._batch(split(n, self.world_size), d, dtype, device, teacher)
+        return batch.explain(self.implementation, self.tile_size)
 
     def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
         """Return how many bytes a call and its backward save, and take at most, on this rank.
@@ -162,38 +159,21 @@ class ClipLoss(nn.Module):
         implementation: Implementation | None = None,
     ) -> StatedMemory:
         n, d = features.shape
-        rows, dtype = rows or (n,) * self.world_size, features.dtype
-        form = implementation or self.implementation
+        batch = self._batch(rows or (n,) * self.world_size, d, features.dtype, features.device, teacher)
         if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
-            form = "dense"
-        chosen = self._choose(form, rows, d, dtype, features.device, teacher)
-        return self._memory(chosen.name, rows, self.rank, d, dtype, chosen.tile, teacher)
+            return batch.memory("dense", TILE, self.rank)
+        chosen = batch.choose(implementation or self.implementation, self.tile_size)
+        return batch.memory(chosen.name, chosen.tile, self.rank)
 
-    def _memory(
-        self, form: str, rows: Rows, rank: int, d: int, dtype: torch.dtype, tile: Tile, teacher: int
-    ) -> StatedMemory:
-        if self.world_size == 1:
-            return of_pairs(form, self._kind, sum(rows), d, dtype, tile, teacher)
-        share = Share(rows, rank, self.local_loss, self.gather_with_grad)
-        return of_gathered(form, self._kind, share, d, dtype, tile, teacher)
-
-    @property
-    def _tile(self) -> Tile | None:
-        return (self.tile_size, self.tile_size) if self.tile_size else None
-
-    def _choose(
+    def _batch(
         self,
-        form: Implementation,
-        rows: Rows,
+        rows: Sequence[int],
         d: int,
         dtype: torch.dtype,
         device: torch.device | str,
         teacher: int = 0,
-    ) -> Sums:
-        """Return the functions that an implementation stands for, the same on every rank."""
-        most = rows.index(max(rows))
-        dense = self._memory("dense", rows, most, d, dtype, TILE, teacher).peak
-        return choose(form, sum(rows), dtype, device, self._tile, dense_bytes=dense)
+    ) -> Batch:
+        return Batch(self._kind, rows, d, dtype, device, teacher, self.local_loss, self.gather_with_grad)
 
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Return the column of each row's partner.
@@ -301,8 +281,7 @@ class ClipLoss(nn.Module):
         common = ""
         if self.world_size > 1:
             # what is sent depends on it
-            of = sys.maxsize, image.dtype, image.device
-            form = choose(self.implementation, *of, dense_bytes=sys.maxsize).name
+            form = of_large_batches(self.implementation, image.dtype, image.device)
             common = f"large batches {form}, {describe(self.gather_with_grad, image, text)}"
         return Facts(image.shape[0], common=common)
 
@@ -357,7 +336,7 @@ class ClipLoss(nn.Module):
                 self.get_logits(image_features, text_features, logit_scale, logit_bias), rows
             )
         d, dtype, device = image_features.shape[1], image_features.dtype, image_features.device
-        sums = self._choose(self.implementation, rows, d, dtype, device)
+        sums = self._batch(rows, d, dtype, device).choose(self.implementation, self.tile_size)
         weight = self._row_weight(rows) / 2
         if sums.name != "dense" and self.world_size > 1:
             pair, shared = (image_features, text_features), self._ranks(rows)

@@ -212,7 +212,8 @@ class DistillClipLoss(ClipLoss):
             return self._contrastive_of_logits(logits, rows), (per_image + per_text) * weight
         implementation = self._implementation(*dist_features, dist_scale, dist_bias)
         image, dist_width = features[0], dist_features[0].shape[1]
-        sums = self._choose(implementation, rows, image.shape[1], image.dtype, image.device, dist_width)
+        batch = self._batch(rows, image.shape[1], image.dtype, image.device, dist_width)
+        sums = batch.choose(implementation, self.tile_size)
         if sums.name != "dense" and self.world_size > 1:
             taught = dist_features, dist_scale, dist_bias
             sides = ranks.sum_symmetric_distill(student, taught, self._ranks(rows), sums.tile, sums.form)

@@ -1,6 +1,7 @@
 """The implementations of the sums of `contrast`, and which is taken when."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Literal, NamedTuple, TypeAlias
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks, contrast, memory, streamed
+from .memory import Kind, Share, StatedMemory
 from .tiles import TILE, Block, Tile
 
 Implementation: TypeAlias = Literal["auto", "dense", "streamed", "triton"]
@@ -37,6 +39,59 @@ class Sums(NamedTuple):
     sum_symmetric: Callable[..., Tensor]
     sum_sigmoid: Callable[..., Tensor]
     sum_symmetric_distill: Callable[..., tuple[Tensor, Tensor]]
+
+
+class Batch(NamedTuple):
+    """The pairs of all ranks, which a contrastive loss is given."""
+
+    kind: Kind
+    """Of the loss."""
+    rows: Sequence[int]
+    """Of each rank."""
+    width: int
+    """Of the features."""
+    dtype: torch.dtype
+    device: torch.device | str
+    teacher: int = 0
+    """The width of a teacher's features."""
+    local: bool = True
+    """A rank sums up the losses of its own rows alone."""
+    with_grad: bool = True
+    """Other ranks' rows get gradients."""
+
+    def choose(
+        self, implementation: Implementation, tile_size: int | None, most_rows: int | None = None
+    ) -> Sums:
+        """Return the functions that an implementation stands for, the same on every rank; see `choose`."""
+        dense = self.memory("dense", TILE, self.rows.index(max(self.rows))).peak
+        tile = (tile_size, tile_size) if tile_size else None
+        return choose(implementation, sum(self.rows), self.dtype, self.device, tile, most_rows, dense)
+
+    def memory(self, form: str, tile: Tile, rank: int) -> StatedMemory:
+        """Return what a form, which is not "auto", takes on a rank."""
+        of = self.width, self.dtype, tile, self.teacher
+        if len(self.rows) == 1:
+            return memory.of_pairs(form, self.kind, self.rows[0], *of)
+        share = Share(self.rows, rank, self.local, self.with_grad)
+        return memory.of_gathered(form, self.kind, share, *of)
+
+    def explain(
+        self, implementation: Implementation, tile_size: int | None, most_rows: int | None = None
+    ) -> str:
+        """Return what is chosen, and why, and the memory that one process takes which holds all pairs."""
+        chosen = self.choose(implementation, tile_size, most_rows)
+        alone = self._replace(rows=[sum(self.rows)])
+        return f"{chosen.name}: {chosen.why}; {alone.memory(chosen.name, chosen.tile, 0)}"
+
+
+def split(pairs: int, world_size: int) -> list[int]:
+    """Return how many pairs each rank has of so many, the first ranks one more than the last."""
+    return [(pairs + rank) // world_size for rank in reversed(range(world_size))]
+
+
+def of_large_batches(implementation: Implementation, dtype: torch.dtype, device: torch.device) -> str:
+    """Return the form that large batches take, on which depends what ranks send each other."""
+    return choose(implementation, sys.maxsize, dtype, device, dense_bytes=sys.maxsize).name
 
 
 def choose(

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import is_autocast_on
-from .tiles import Block, Direction, Statistics, Tiles, partners_of
+from .tiles import Block, Direction, Inputs, Statistics, Tile, Tiles, partners_of
 
 ROWS, COLUMNS, WARPS = 64, 64, 8
 """Of a program and of its block: what it computes with stays in registers, but in float64 with a teacher."""
@@ -212,6 +212,13 @@ class Kernels(Block):
             return tensors
         return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
 
+    def __init__(
+        self, given: Sequence[Inputs], tile: Tile, start: int = 0, factor: Tensor | None = None
+    ) -> None:
+        super().__init__(given, tile, start, factor)
+        if factor is not None:
+            self.factor = self._on_device(factor)
+
     def add(self, i: slice, j: slice, rows: Statistics, columns: Statistics, partner: Tensor) -> None:
         """Add a tile to what its rows and columns add up to, and note the products of partners."""
         products, dist_logits = self._tiles(i, j)
@@ -222,7 +229,7 @@ class Kernels(Block):
         of_rows = like.new_empty(numbers, across, products.shape[0])
         of_columns = like.new_empty(numbers, down, products.shape[1])
         _launch(
-            _sums, products, dist_logits, self._on_device(self.factor), of_rows, of_columns, *products.shape,
+            _sums, products, dist_logits, self.factor, of_rows, of_columns, *products.shape,
             LOWEST=torch.finfo(like.dtype).min, TAUGHT=rows.taught, WEIGHTED=rows.weighted,
         )  # fmt: skip
         rows.merge(of_rows, i)
@@ -238,7 +245,7 @@ class Kernels(Block):
             given[dim] = torch.stack([each[where] for each in log_sums]), own
         weighted = any(each.weights is not None for each in directions)
         _launch(
-            _slope, products, dist_logits, self._on_device(self.factor), *given[1], *given[0],
+            _slope, products, dist_logits, self.factor, *given[1], *given[0],
             *products.shape, self._offset(i, j),
             FACTOR=self.factor is not None, BY_ROWS=given[1][0] is not None,
             BY_COLUMNS=given[0][0] is not None, TAUGHT=self.taught is not None, WEIGHTED=weighted,
@@ -270,11 +277,9 @@ class Kernels(Block):
         offset: int = self.start + i.start - j.start
         return offset
 
-    def _on_device(self, scalar: Tensor | None) -> Tensor | None:
+    def _on_device(self, scalar: Tensor) -> Tensor:
         """Return a scalar where kernels read it, in the dtype that they compute in."""
         like = self.tiles.like
-        if scalar is None:
-            return None
         if scalar.device == like.device:
             return scalar.detach().to(like.dtype)
         return like.new_full((), float(scalar))  # of the host: no GPU is waited for

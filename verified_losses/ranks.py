@@ -41,7 +41,7 @@ from torch.autograd.function import Function
 from . import contrast
 from .checks import Scalar
 from .gather import Rows, gather_both, gather_rows, sum_rows
-from .streamed import Pair, Side, as_scalar, cast_like, through, with_bias
+from .streamed import Pair, Side, as_scalar, cast_like, through, with_biases
 from .tiles import TILE, Block, Direction, Gradients, Statistics, Tile, slices
 from .transport import Transport, eager
 
@@ -96,7 +96,7 @@ def sum_symmetric(
     """
     scale = as_scalar(logit_scale, pair[0])
     (total,) = _Blocks.apply(ranks, tile, form, *form.features(*pair), scale, None, None, None).unbind()
-    return with_bias(total, logit_bias)
+    return with_biases(total, logit_bias)
 
 
 @eager
@@ -109,7 +109,7 @@ def sum_symmetric_distill(
     features, taught_by = form.features(*pair), form.features(*dist_pair)
     given = *features, scales[0], *taught_by, scales[1]
     labelled, taught = _Blocks.apply(ranks, tile, form, *given).unbind()
-    return with_bias(labelled, bias), with_bias(with_bias(taught, bias), dist_bias)
+    return with_biases(labelled, bias), with_biases(taught, bias, dist_bias)
 
 
 class _Features(NamedTuple):

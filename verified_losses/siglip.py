@@ -1,6 +1,5 @@
 """The sigmoid loss of SigLIP."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any, Literal, overload
 
@@ -13,9 +12,9 @@ from .clip import overrides
 from .exchange import exchange_bidir_with_grad, exchange_with_grad
 from .gather import Rows, broadcast_rows, describe, gather_rows
 from .horovod import choose_transport
-from .implementations import IMPLEMENTATIONS, Implementation, Sums, choose
-from .memory import Share, StatedMemory, of_gathered, of_pairs
-from .tiles import TILE, Tile
+from .implementations import IMPLEMENTATIONS, Batch, Implementation, Sums, of_large_batches, split
+from .memory import StatedMemory
+from .tiles import TILE
 
 DIST_IMPLS: tuple[str, ...] = ("bidir", "shift", "reduce", "gather")
 """How texts can travel, the default first."""
@@ -133,10 +132,8 @@ class SigLipLoss(nn.Module):
             dtype: of the features.
             device: where they are.
         """
-        rows = tuple(map(len, torch.empty(n, device="meta").tensor_split(self.world_size)))
-        chosen = self._choose(rows, d, dtype, device)
-        stated = of_pairs(chosen.name, "siglip", n, d, dtype, chosen.tile)
-        return f"{chosen.name}: {chosen.why}; {stated}"
+        batch = Batch("siglip", split(n, self.world_size), d, dtype, device)
+        return batch.explain(self.implementation, self.tile_size, self.chunk_size)
 
     def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
         """Return how many bytes a call and its backward save, and take at most, on this rank.
@@ -149,28 +146,11 @@ class SigLipLoss(nn.Module):
         """
         features = inputs["image_features"]
         n, d = features.shape
-        rows, dtype = rows or (n,) * self.world_size, features.dtype
+        batch = Batch("siglip", rows or (n,) * self.world_size, d, features.dtype, features.device)
         if overrides(self, SigLipLoss, "get_logits", "get_ground_truth"):
-            return self._memory("dense", rows, self.rank, d, dtype, TILE)
-        chosen = self._choose(rows, d, dtype, features.device)
-        return self._memory(chosen.name, rows, self.rank, d, dtype, chosen.tile)
-
-    def _memory(
-        self, form: str, rows: Rows, rank: int, d: int, dtype: torch.dtype, tile: Tile
-    ) -> StatedMemory:
-        if self.world_size == 1:
-            return of_pairs(form, "siglip", sum(rows), d, dtype, tile)
-        return of_gathered(form, "siglip", Share(rows, rank), d, dtype, tile)
-
-    @property
-    def _tile(self) -> Tile | None:
-        return (self.tile_size, self.tile_size) if self.tile_size else None
-
-    def _choose(self, rows: Rows, d: int, dtype: torch.dtype, device: torch.device | str) -> Sums:
-        """Return the functions that the implementation stands for, the same on every rank."""
-        dense = self._memory("dense", rows, rows.index(max(rows)), d, dtype, TILE).peak
-        of = sum(rows), dtype, device, self._tile, self.chunk_size
-        return choose(self.implementation, *of, dense)
+            return batch.memory("dense", TILE, self.rank)
+        chosen = batch.choose(self.implementation, self.tile_size, self.chunk_size)
+        return batch.memory(chosen.name, chosen.tile, self.rank)
 
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
@@ -268,13 +248,14 @@ class SigLipLoss(nn.Module):
                 checks.scalar("logit_bias", logit_bias, image)
             if self.world_size == 1:
                 return Facts(image.shape[0])
-            of = sys.maxsize, image.dtype, image.device
-            form = choose(self.implementation, *of, dense_bytes=sys.maxsize).name
+            form = of_large_batches(self.implementation, image.dtype, image.device)
             return Facts(image.shape[0], common=f"large batches {form}, {describe(True, text)}")
 
         call = f"SigLipLoss(dist_impl={self.dist_impl!r})"
         rows = tuple(facts.rows for facts in self._agreement(call, check))
-        sums = self._choose(rows, image_features.shape[1], image_features.dtype, image_features.device)
+        d, dtype, device = image_features.shape[1], image_features.dtype, image_features.device
+        batch = Batch("siglip", rows, d, dtype, device)
+        sums = batch.choose(self.implementation, self.tile_size, self.chunk_size)
         total = None
         for source, text in self._texts(text_features, rows):
             start = 0 if source == self.rank else None

@@ -41,7 +41,7 @@ def sum_symmetric(
     """Sum both directions' cross-entropies, from one product a tile; see `contrast.sum_symmetric`."""
     scale = as_scalar(logit_scale, image_features)
     total: Tensor = _InfoNCE.apply(*form.features(image_features, text_features), scale, tile, form)
-    return with_bias(total, logit_bias)
+    return with_biases(total, logit_bias)
 
 
 @eager
@@ -81,7 +81,7 @@ def sum_symmetric_distill(
     scales = as_scalar(logit_scale, student[0]), as_scalar(dist_logit_scale, teacher[0])
     pair, taught_by = form.features(*student), form.features(*teacher)
     labelled, taught = _Distill.apply(*pair, scales[0], *taught_by, scales[1], tile, form)
-    return with_bias(labelled, logit_bias), with_bias(with_bias(taught, logit_bias), dist_logit_bias)
+    return with_biases(labelled, logit_bias), with_biases(taught, logit_bias, dist_logit_bias)
 
 
 def as_scalar(value: Scalar, features: Tensor) -> Tensor:
@@ -90,13 +90,16 @@ def as_scalar(value: Scalar, features: Tensor) -> Tensor:
     return flat if isinstance(flat, Tensor) else torch.tensor(flat, dtype=work_dtype(features))
 
 
-def with_bias(total: Tensor, bias: Scalar | None) -> Tensor:
-    """Add what a bias adds to a softmax's loss: nothing, unless it is not finite; its gradient is 0."""
-    if bias is None:
-        return total
-    flat = contrast.flat(bias)
-    nothing = flat - flat
-    return total + (nothing.to(total.device, total.dtype) if isinstance(nothing, Tensor) else nothing)
+def with_biases(total: Tensor, *biases: Scalar | None) -> Tensor:
+    """Add what biases add to a softmax's loss: nothing, unless one is not finite; their gradients are 0."""
+    for bias in biases:
+        if bias is not None:
+            flat = contrast.flat(bias)
+            nothing = flat - flat
+            if isinstance(nothing, Tensor):
+                nothing = nothing.to(total.device, total.dtype)
+            total = total + nothing
+    return total
 
 
 class _InfoNCE(Function):

@@ -142,10 +142,12 @@ class Statistics:
             self.dist_products[where].mul_(rescale).add_(out.mul_(products).sum(dim))
 
     def merge(self, parts: Tensor, where: slice) -> None:
-        """Add a tile, of which [k, b, n] numbers are known, of b parts and n rows or columns.
+        """Add a tile that was summed up in parts.
 
-        They are in this order: the student's maxima and sums, the products, the teacher's maxima and sums,
-        the moments, and the products under the teacher.
+        Args:
+            parts: [k, b, n], of b parts of n rows or columns: the student's maxima and sums, the products,
+                the teacher's maxima and sums, the moments, and the products under the teacher.
+            where: the rows or columns.
         """
         each = iter(parts)
         older = self.student.maximum[where].clone()
@@ -338,7 +340,7 @@ def work_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def slices(count: int, size: int) -> list[slice]:
-    """Return 0 to count in slices of a size, the last of which may be shorter."""
+    """Return the slices of 0 to `count`: each has `size` numbers, but the last may have fewer."""
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
