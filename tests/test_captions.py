@@ -517,6 +517,11 @@ def test_genlips_chunks_equal_the_whole(monkeypatch):
         close(value, other, magnitude(12, KINDS[0]), operations(12))
 
 
+def test_genlip_takes_few_tokens_all_at_once(monkeypatch):
+    monkeypatch.delattr(captions, "sum_logits")
+    GenLipLoss()(torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.test_losses import CLASSES, batch, make
-from verified_losses import captions, memory, tiles
+from verified_losses import SigLipLoss, captions, memory, tiles
 from verified_losses.properties.standalone.acts import Call, exceed_memory
 from verified_losses.properties.worlds.processes import shared_world
 from verified_losses.properties.worlds.simulated import SimulatedWorld
@@ -153,9 +153,8 @@ def test_bytes_in_words(count, words):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_loss_states_the_memory_of_the_form_that_it_takes(kind, dtype, monkeypatch):
-    inputs = {
-        name: value.to(dtype) if torch.is_tensor(value) else value for name, value in batch(kind).items()
-    }
+    given = batch(kind, rows=5)
+    inputs = {name: value.to(dtype) if torch.is_tensor(value) else value for name, value in given.items()}
     n, d = inputs["image_features"].shape
     e = inputs["dist_image_features"].shape[1] if kind == "distill" else 0
     for form in ("dense", "streamed"):
@@ -167,6 +166,9 @@ def test_a_loss_states_the_memory_of_the_form_that_it_takes(kind, dtype, monkeyp
         own = type("Own", (CLASSES[kind],), {method: lambda *_: None})
         found = own(implementation="streamed").stated_memory(**inputs)
         assert found == memory.of_pairs("dense", kind, n, d, dtype, tiles.TILE, e)
+        found = own(rank=1, world_size=2).stated_memory(rows=(2, n), **inputs)
+        share = memory.Share((2, n), 1, kind == "siglip", kind == "siglip")
+        assert found == memory.of_gathered("dense", kind, share, d, dtype, tiles.TILE, e)
     monkeypatch.setattr("verified_losses.implementations.STREAMED_FROM", n)
     assert make(kind).stated_memory(**inputs) == memory.of_pairs("streamed", kind, n, d, dtype, tiles.TILE, e)
     halves = {name: value.half() if torch.is_tensor(value) else value for name, value in inputs.items()}
@@ -237,3 +239,10 @@ def test_explanations_state_the_memory_of_the_form(kind):
         stated = memory.of_pairs(form, kind, 70, 16, torch.float32, (8, 8), 16 if kind == "distill" else 0)
         loss = make(kind, implementation=form, tile_size=8)
         assert loss.explain(70, 16, torch.float32, "cpu").endswith(f"; {stated}")
+
+
+def test_chunks_of_images_bound_what_is_stated():
+    stated = memory.of_pairs("streamed", "siglip", 5, 3, torch.float32, (2, 4))
+    loss = SigLipLoss(chunk_size=2, tile_size=4, implementation="streamed")
+    assert loss.stated_memory(image_features=torch.zeros(5, 3)) == stated
+    assert loss.explain(5, 3, torch.float32, "cpu").endswith(f"; {stated}")

@@ -533,6 +533,21 @@ def events_of_a_step(rank, size, dist_impl):
     loss(**batch("siglip", rank)).backward()
 
 
+def test_derivatives_are_formed_where_they_are_recorded_alone():
+    slopes = []
+
+    class Noting(tiles.Block):
+        def sigmoid(self, *arguments):
+            slopes.append(arguments[-1])
+            return super().sigmoid(*arguments)
+
+    features = torch.eye(2, requires_grad=True)
+    streamed.sum_sigmoid(features, features, 1.0, None, 0, form=Noting)
+    with torch.no_grad():
+        streamed.sum_sigmoid(features, features, 1.0, None, 0, form=Noting)
+    assert [one is None for one in slopes] == [False, True]
+
+
 @pytest.mark.parametrize("dist_impl", ["shift", "reduce"])
 def test_texts_are_scored_as_they_come(dist_impl, monkeypatch):
     events = []
