@@ -22,6 +22,7 @@ from verified_losses import (
     implementations,
     siglip,
     streamed,
+    tiles,
 )
 from verified_losses.checks import is_in_func, is_transformed
 from verified_losses.properties.subjects import SHIPPED, Subject
