@@ -381,7 +381,7 @@ def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
     """Rows of each rank and width: mostly small, now and then past a tile of 64 or 128 in one of the two."""
     kind = draw(st.sampled_from(["small", "uneven", "rows", "width"]))
     if kind == "width":
-        return {"rows": (draw(st.integers(1, 4)),) * world_size, "width": draw(sizes((40, 257, 257)))}
+        return {"rows": (draw(st.integers(1, 4)),) * world_size, "width": draw(sizes((40, 257, 257, 1040)))}
     width = draw(sizes((9, 9, 40)))
     if kind == "uneven" and not even and world_size > 1:
         return {"rows": tuple(draw(st.integers(1, 8)) for _ in range(world_size)), "width": width}

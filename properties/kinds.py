@@ -29,7 +29,12 @@ MARGIN = choice(0.3, 0.7, 1.1)
 """No difference of numbers of few bits equals one of these: there a hinge has no derivative."""
 
 
-@contract(any_order=True, features=UNIT, labels=ids(below=4, repeated=True), temperature=TEMPERATURE)
+@contract(
+    any_order=True,
+    features=UNIT,
+    labels=ids(below=4, repeated=True, large=True),
+    temperature=TEMPERATURE,
+)
 def supcon(features: Any, labels: Any, temperature: Any) -> Any:
     """Supervised contrastive loss: the mean over positives outside the logarithm, then over anchors."""
     return supcon_loss(features, labels, temperature)
@@ -39,7 +44,7 @@ def supcon(features: Any, labels: Any, temperature: Any) -> Any:
     any_order=True,
     image=UNIT,
     text=rows(unit=True, like="image"),
-    labels=ids(below=4),
+    labels=ids(below=4, large=True),
     temperature=TEMPERATURE,
 )
 def multi_positive(image: Any, text: Any, labels: Any, temperature: Any) -> Any:
@@ -146,7 +151,7 @@ def momentum(
     large=True,
     query=UNIT,
     key=rows(unit=True, like="query"),
-    ids=ids(below=4),
+    ids=ids(below=4, large=True),
     temperature=TEMPERATURE,
 )
 def masked(query: Any, key: Any, ids: Any, temperature: Any) -> Any:

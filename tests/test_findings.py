@@ -75,6 +75,59 @@ def test_what_holds_with_equal_rows_is_a_limit() -> None:
     assert not found.check.subject.even
 
 
+HALF, SINGLE = (dataclasses.replace(EVEN, dtype=dtype) for dtype in ("float16", "float32"))
+BFLOAT16 = dataclasses.replace(EVEN, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("examples", "refused", "limit"),
+    [
+        ((Example(HALF),), {"float16"}, "float16"),
+        ((Example(HALF), Example(BFLOAT16)), {"float16", "bfloat16"}, "bfloat16, float16"),
+        ((Example(EVEN, (Step(HALF),)),), {"float16", "bfloat16"}, "float16"),
+        ((Example(EVEN, (Step(HALF),)), Example(BFLOAT16)), {"float16", "bfloat16"}, "bfloat16, float16"),
+        ((Example(HALF), Example(BFLOAT16)), {"float16"}, ""),
+        ((Example(HALF), Example(SINGLE)), {"float16"}, ""),
+        ((Example(HALF),), set(), ""),
+        ((Example(HALF),), {"float16", "bfloat16", "float32", "float64"}, ""),
+    ],
+)
+@pytest.mark.parametrize("verdict", ["holds", "skipped"])
+def test_dtypes_in_which_every_call_raises_are_a_limit(
+    examples: tuple[Example, ...], refused: set[str], limit: str, verdict: str
+) -> None:
+    finding = dataclasses.replace(
+        _falsified(_check(), EVEN, error=RAISED),
+        smallest=examples[-1],
+        met=tuple((one, None) for one in examples),
+    )
+    asked: list[Check] = []
+    found = limits.judged(
+        finding, _again(verdict, asked), lambda _, example: example.case.dtype not in refused
+    )
+    assert (found.verdict, found.limit) == ("limit" if limit else "falsified", limit)
+    assert [set(limit.split(", ")) & set(check.subject.dtypes) for check in asked] == [set()] * bool(limit)
+
+
+def test_a_dtype_in_which_a_case_holds_is_not_refused() -> None:
+    finding = dataclasses.replace(_falsified(_check(), HALF, error=RAISED), cases=(HALF,))
+    assert limits.judged(finding, _again("holds", []), lambda _, one: one.case.dtype != "float16").limit == ""
+
+
+def test_rows_without_a_value_do_not_tell_whether_a_dtype_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = _check()
+    monkeypatch.setattr(type(check.contract), "defined", lambda self, case: max(case.rows) > 1)
+    finding = _falsified(check, HALF, error=RAISED)
+
+    def returns(_: Check, example: Example) -> bool:
+        assert max(example.case.rows) > 1
+        return example.case.dtype != "float16"
+
+    assert limits.judged(finding, _again("holds", []), returns).limit == "float16"
+    monkeypatch.setattr(type(check.contract), "defined", lambda self, case: False)
+    assert limits.judged(finding, _again("holds", []), returns).limit == ""
+
+
 @pytest.mark.parametrize(
     ("check", "cases"),
     [
@@ -89,6 +142,27 @@ def test_what_is_no_question_of_unequal_rows_stays_a_defect(check: Check, cases:
     asked: list[Check] = []
     assert limits.judged(_falsified(check, *cases), _again("holds", asked), lambda *_: True).limit == ""
     assert asked == []
+
+
+def test_what_is_right_for_some_unequal_rows_and_wrong_for_others_stays_a_defect() -> None:
+    wrong = Falsified("wrong", Place("term", "contrastive_loss"))
+    asked: list[Check] = []
+
+    def judge(fails: Callable[[tuple[int, ...]], bool], error: Exception, law: str = TERMS) -> Finding:
+        def error_of(check: Check, example: Example) -> Exception | None:
+            assert limits.has_unequal_rows(example)
+            return error if fails(example.case.rows) else None
+
+        finding = _falsified(_check(law), dataclasses.replace(UNEVEN, rows=(1, 1, 2)))
+        return limits.judged(finding, _again("holds", asked), lambda *_: False, error_of)
+
+    turned = ((2, 3, 1), (3, 1, 2))
+    assert judge(lambda rows: rows in turned, wrong).verdict == "falsified"
+    assert asked == []
+    assert judge(lambda rows: True, wrong).limit == "unequal rows"
+    assert judge(lambda rows: False, wrong).limit == "unequal rows"  # of plain rows nothing is known
+    assert judge(lambda rows: rows in turned, RAISED).limit == "unequal rows"
+    assert judge(lambda rows: rows in turned, wrong, GRADS).limit == "unequal rows"
 
 
 def test_what_is_wrong_with_equal_rows_too_is_shown_with_those() -> None:

@@ -39,6 +39,8 @@ from . import Bounds, Call, Contract, Cotangents, Inputs, call_by_name, construc
 
 EQUAL = 3
 """Of as many cases with duplicates one has rows that are all equal: gradients cancel to nothing."""
+LARGE_IDS = 2048
+"""In bfloat16 and float16 this number and the next one are the same."""
 MOST_ROWS = 160
 """Rows of all ranks, at most, but for large cases: some formulas hold every pair."""
 SAMPLED = (
@@ -422,11 +424,12 @@ class OwnContract(Contract):
             case Ids():
                 (below,) = self._sizes(case, (kind.below,))
                 if kind.repeated:
-                    pairs = np.minimum(np.arange(total) // 2, max(total // 2 - 1, 0)) % below
-                    return pairs if case.pattern == "basis" else generator.permutation(pairs)
-                if case.pattern == "basis":
-                    return np.arange(total) % below
-                return generator.integers(0, below, total)
+                    drawn = np.minimum(np.arange(total) // 2, max(total // 2 - 1, 0)) % below
+                    drawn = drawn if case.pattern == "basis" else generator.permutation(drawn)
+                else:
+                    drawn = np.arange(total) % below
+                    drawn = drawn if case.pattern == "basis" else generator.integers(0, below, total)
+                return drawn + LARGE_IDS if kind.large and case.seed % EQUAL == 1 else drawn
             case Mask():
                 drawn = generator.random((total, total)) < kind.share
                 drawn = drawn | drawn.T if kind.symmetric else drawn

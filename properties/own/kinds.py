@@ -70,6 +70,7 @@ class Ids(Kind):
 
     below: Size = 8
     repeated: bool = False
+    large: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,18 +172,22 @@ def rows(unit: bool = False, like: str = "", width: Size = WIDTH, constant: bool
     return Rows(bool(unit), like, width, constant)
 
 
-def ids(below: Size = 8, repeated: bool = False) -> Ids:
+def ids(below: Size = 8, repeated: bool = False, large: bool = False) -> Ids:
     """Whole numbers from 0, [N], as labels.
 
     Args:
         below: which they are below; it may name a size, as the columns of a matrix.
         repeated: each that occurs stands on two rows or more.
+        large: some cases have 2,048 more, from where on half precision skips numbers. It is for labels that
+            are compared with one another alone.
 
     Raises:
-        WrongKind: there are none below it.
+        WrongKind: there are none below it; or `large` is given where `below` names a size.
     """
     _check_size("below", below)
-    return Ids(below, repeated)
+    if large and isinstance(below, str):
+        raise WrongKind(f"large: expected it where below is a number, got below={below!r}, a size")
+    return Ids(below, repeated, large)
 
 
 def mask(symmetric: bool = False, reflexive: bool = False, share: float = 0.3) -> Mask:

@@ -1,7 +1,7 @@
 """Limits of a target: what it does not support and has not promised, which is no defect unless `--strict`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from verified_losses.oracles.bounds import FLOAT32, FLOAT64
 
-from ..cases import moved
+from ..cases import Case, moved
 from ..examples import Example
-from ..laws import AUTOCAST, COMPILE, SECOND_DERIVATIVES, Falsified, Place, large
+from ..laws import AUTOCAST, COMPILE, SECOND_DERIVATIVES, Falsified, Place, large, values
 from ..laws.hygiene import RAISING_AGAIN
 from ..laws.wrappers import RAISING_SUBCLASSES, RAISING_TRANSFORMS
 from ..names import HALVES
@@ -70,7 +70,11 @@ Returns = Callable[["Check", Example], bool]
 
 def has_unequal_rows(example: Example) -> bool:
     """Whether the ranks hold different numbers of rows in one of an example's calls."""
-    return any(len(set(case.rows)) > 1 for case in (example.case, *(step.case for step in example.steps)))
+    return any(len(set(case.rows)) > 1 for case in _calls(example))
+
+
+def _calls(example: Example) -> tuple[Case, ...]:
+    return example.case, *(step.case for step in example.steps)
 
 
 def evenly(check: "Check") -> "Check":
@@ -235,16 +239,33 @@ def _failed(finding: "Finding") -> list[Example]:
 def _uneven(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
     """Return a finding as a limit where unequal rows alone fail.
 
-    What is wrong with equal rows is returned instead.
+    What is wrong with equal rows is returned instead. Where some unequal rows are right and others give a
+    wrong term, that is no limit: the target tells them apart, by their sizes.
     """
     check = finding.check
     if check.subject.even or finding.smallest is None or not has_unequal_rows(finding.smallest):
+        return finding
+    if _is_right_for_some(finding, error_of):
         return finding
     again = verify_again(evenly(check), time.monotonic() + EVEN_SECONDS)
     if again.verdict == "holds" and not all(map(has_unequal_rows, _failed(finding))):
         # by luck: a case of equal rows fails
         return _with_a_case(finding, lambda example, _: not has_unequal_rows(example), error_of)
     return _settled(finding, again, UNEQUAL_ROWS)
+
+
+def _is_right_for_some(finding: "Finding", error_of: ErrorOf) -> bool:
+    """Whether of plain rows that are unequal some are right, and others give a wrong term."""
+    check, smallest = finding.check, finding.smallest
+    if smallest is None or check.law.name not in {law.name for law in values.LAWS}:
+        return False
+    plain = replace(smallest.case, pattern="unit", strides="contiguous", width=check.subject.width_of(4))
+    size = plain.world_size
+    turned = [tuple((rank + turn) % size + 1 for rank in range(size)) for turn in range(size)]
+    splits = sorted({*turned, *(rows[::-1] for rows in turned)})
+    cases = [one for rows in splits if check.contract.defined(one := replace(plain, rows=rows))]
+    errors = [error_of(check, Example(one)) for one in cases]
+    return None in errors and any(isinstance(one, Falsified) for one in errors)
 
 
 def _strided(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
@@ -279,16 +300,16 @@ def _with_a_case(
 
 
 def _refused(finding: "Finding", verify_again: VerifyAgain, returns: Returns) -> "Finding":
-    """Return a finding as a limit where each call in a dtype raises, and without that the law holds.
+    """Return a finding as a limit where each call in some dtypes raises, and without these the law holds.
 
-    Where without it something else is wrong, that is returned.
+    Where without them something else is wrong, that is returned.
     """
     check, found = finding.check, finding
     refused: tuple[str, ...] = ()
-    while len(check.subject.dtypes) - len(refused) > 1 and (dtype := _dtype_refused(found, returns)):
-        refused = (*refused, dtype)
+    while found.verdict == "falsified" and (more := _dtypes_refused(found, returns)):
+        refused = (*refused, *more)
         found = verify_again(without(check, refused), time.monotonic() + EVEN_SECONDS)
-        if found.verdict == "holds":
+        if found.verdict in ("holds", "skipped"):  # a law of these dtypes alone has nothing left to say
             return _within(finding, found, ", ".join(refused))
     return _instead(finding, found) if refused and found.verdict == "falsified" else finding
 
@@ -368,24 +389,31 @@ def _may_be_kink(check: "Check", example: Example, place: Place | None) -> bool:
     return observed.dtype.kind == "f" and bool(np.all(np.isfinite(observed)))
 
 
-def _dtype_refused(finding: "Finding", returns: Returns) -> str:
-    """Return the dtype of all cases that fail where every call in it raises; nothing where it does not."""
-    if finding.smallest is None or finding.error is None or not _raised(finding.error):
-        return ""
-    failed = _failed(finding)
-    case = finding.smallest.case
-    others = {one.dtype for one in finding.cases}
-    if any(one.case.dtype != case.dtype for one in failed) or case.dtype in others:
-        return ""
-    width = finding.check.subject.width_of(4)
-    plain = replace(case, pattern="unit", scale=1.0, strides="contiguous", width=width)
-    tried = [Example(replace(plain, rows=(rows,) * case.world_size)) for rows in ROWS_OF_DTYPE]
-    if any(returns(finding.check, one) for one in tried):
-        return ""
+def _dtypes_refused(finding: "Finding", returns: Returns) -> tuple[str, ...]:
+    """Return the dtypes in which every call raises, where all that fails has a call in one of them."""
+    check, smallest = finding.check, finding.smallest
+    if smallest is None or finding.error is None or not _raised(finding.error):
+        return ()
+    width = check.subject.width_of(4)
+    plain = replace(smallest.case, pattern="unit", scale=1.0, strides="contiguous", width=width)
+    calls = [replace(plain, rows=(rows,) * plain.world_size) for rows in ROWS_OF_DTYPE]
+    # of rows for which there is no value, a call may return anything
+    calls = [one for one in calls if check.contract.defined(one)]
+
+    def returned(dtype: str, cases: list[Case]) -> Iterator[bool]:
+        wide = plain.wide_scalars and dtype in HALVES
+        return (returns(check, Example(replace(one, dtype=dtype, wide_scalars=wide))) for one in cases)
+
+    failed = [{case.dtype for case in _calls(one)} for one in _failed(finding)]
+    unheld = [one for one in check.subject.dtypes if one not in {case.dtype for case in finding.cases}]
+    tried = [one for one in unheld if any(one in dtypes for dtypes in failed)]
+    refused = tuple(one for one in tried if calls and not any(returned(one, calls)))
+    if not all(dtypes.intersection(refused) for dtypes in failed):
+        return ()
     # in another dtype the same calls return
-    kept = next(one for one in finding.check.subject.dtypes if one != case.dtype)
-    wider = [Example(replace(one.case, dtype=kept, wide_scalars=False)) for one in tried]
-    return case.dtype if all(returns(finding.check, one) for one in wider[1:]) else ""
+    kept = [one for one in check.subject.dtypes if one not in refused]
+    some = [one for one in calls if min(one.rows) > 1]
+    return refused if kept and some and all(returned(kept[0], some)) else ()
 
 
 def _raising(finding: "Finding", returns: Returns) -> "Finding":

@@ -26,6 +26,21 @@ class OffsetForEqualRows(Clip):
         return self.rank * rows[self.rank] if self.local else 0
 
 
+class SortedBySize(Clip):
+    """Right where each rank of the sorted sizes is its own inverse: of two ranks always, of three often."""
+
+    def gather(self, features: Tensor, rows: list[int]) -> Tensor:
+        parts = super().gather(features, rows).split(rows)
+        order = sorted(range(len(rows)), key=lambda rank: -rows[rank])
+        longest_first = [parts[rank] for rank in order]
+        return torch.cat([longest_first[rank] for rank in order])
+
+
+class ColumnsOf512(Clip):
+    def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
+        return super().product(anchors[:, :512], gallery[:, :512], scale, bias)
+
+
 class LastRankUnshifted(Clip):
     def offset(self, rows: list[int]) -> int:
         return 0 if self.rank == self.world_size - 1 else super().offset(rows)

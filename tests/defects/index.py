@@ -129,6 +129,8 @@ class Planted:
 DEFECTS = [
     Planted("clip", "NoLabelOffset", "labels of every rank start at 0 under local_loss", f"https://github.com/vturrisi/solo-learn/commit/f25dc1f; {STABLE_PRETRAINING}/pull/409", (TERMS,), "sim:2-8"),
     Planted("clip", "OffsetForEqualRows", "the label offset is rank times this rank's rows", LOSS, (TERMS,), "sim:2-8", raises="out of bounds"),
+    Planted("clip", "SortedBySize", "rows that were gathered by size are put back by the permutation, not by its inverse", "", (TERMS,), "sim:2-8", options=LOCAL),
+    Planted("clip", "ColumnsOf512", "columns beyond 512 are left out", "", (TERMS,), smallest=("width", 513)),
     Planted("clip", "LastRankUnshifted", "the last rank's labels start at 0", "", (TERMS,), "sim:2-8"),
     Planted("clip", "OffsetBeyondFour", "the label offset is wrong from the fifth rank on", "", (TERMS,), "sim:2-8"),
     Planted("clip", "SmoothedLabels", "a label smoothing of 0.001 was left in", "", (TERMS,)),

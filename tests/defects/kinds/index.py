@@ -57,6 +57,7 @@ DEFECTS = [
     wrong("supcon", "over_negatives_alone", "positives are not in the denominator"),
     wrong("supcon", "log_of_the_mean", "the logarithm of the mean over positives, not the mean of logarithms"),
     wrong("supcon", "over_all_positives", "a mean over all positive pairs, not over anchors"),
+    wrong("supcon", "labels_in_their_dtype", "labels travel in the features' dtype, where 2,048 and 2,049 are one"),
     wrong("supcon", "base_temperature", "the loss is scaled by temperature / 0.07", SUPCON),
     wrong("supcon", "epsilon_in_log", "log(sum + 1e-4)"),
     wrong("supcon", "largest_with_itself", "an anchor's own logit is subtracted, beside which others underflow", SUPCON),
@@ -181,4 +182,5 @@ RIGHT = [
     # the backward of an index adds up in half precision on a CPU: a row's gradient is off by 2% of it
     right("max_margin", "max_margin_by_pair", module="margin", dtypes=("float64", "float32")),
     *(right("sigmoid_mean", name) for name in ("sigmoid_mean", "by_signs")),
+    Kind("tests.defects.kinds.alignment:alignment", "by_distances", even=True, module="kinds.alignment"),
 ]

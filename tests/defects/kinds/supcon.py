@@ -15,6 +15,10 @@ def supcon(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return -(torch.where(positive, log, 0).sum(1) / positive.sum(1)).mean()
 
 
+def labels_in_their_dtype(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    return supcon(features, labels.to(features.dtype), temperature)
+
+
 def by_anchor(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """A loop over anchors, each of which picks what it is compared with."""
     losses = []
