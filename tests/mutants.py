@@ -161,9 +161,7 @@ def read(folder: Path, target: Target) -> Iterator[Mutant]:
     """Yield what became of every mutant."""
     with contextlib.chdir(folder):
         from mutmut.mutation.data import SourceFileMutationData
-        from mutmut.mutation.diff_apply import get_diff_for_mutant
         from mutmut.stats import status_by_exit_code
-        from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
         for path in sorted(Path(target.files).glob("*.py")):
             data = SourceFileMutationData(path=path)
@@ -171,10 +169,24 @@ def read(folder: Path, target: Target) -> Iterator[Mutant]:
             for name, code in data.exit_code_by_key.items():
                 status = status_by_exit_code[code]
                 status = "killed" if status in CRASHED else status
-                function, owner = orig_function_and_class_names_from_key(name)
-                qualified = ".".join(filter(None, [target.package, path.stem, owner, function]))
-                diff = "" if status in ("killed", "not checked") else get_diff_for_mutant(name, path=path)
-                yield Mutant(name, qualified, status, "\n".join(diff.splitlines()[2:]))
+                diff = "" if status in ("killed", "not checked") else diff_of(name)
+                yield Mutant(name, function_of(name), status, diff)
+
+
+def function_of(mutant: str) -> str:
+    """Return the function of a mutant's name, with its module and its class."""
+    from mutmut.utils.format_utils import orig_function_and_class_names_from_key
+
+    function, owner = orig_function_and_class_names_from_key(mutant)
+    return ".".join(filter(None, [mutant.rpartition(".")[0], owner, function]))
+
+
+def diff_of(mutant: str) -> str:
+    """Return what a mutant changes, in the folder that mutmut works in."""
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+
+    path = Path(mutant.rpartition(".")[0].replace(".", "/")).with_suffix(".py")
+    return "\n".join(get_diff_for_mutant(mutant, path=path).splitlines()[2:])
 
 
 def changed_functions(since: str) -> list[str]:
@@ -255,15 +267,19 @@ def judged(mutants: list[Mutant], known: list[Equivalent]) -> tuple[list[Mutant]
     matched = set()
     result = []
     for mutant in mutants:
-        if mutant.status not in ("killed", "not checked"):
-            change = changes(mutant.diff)
-            for one in known:
-                if fnmatch(mutant.function, one.function) and one.change.fullmatch(change):
-                    matched.add(one)
-                    mutant = replace(mutant, status="equivalent", reason=one.reason)
-                    break
+        survived = mutant.status not in ("killed", "not checked")
+        if survived and (one := known_as(mutant.function, mutant.diff, known)):
+            matched.add(one)
+            mutant = replace(mutant, status="equivalent", reason=one.reason)
         result.append(mutant)
     return result, [one for one in known if one not in matched]
+
+
+def known_as(function: str, diff: str, known: list[Equivalent]) -> Equivalent | None:
+    """Return what a mutant is known to be equivalent by, if it is."""
+    change = changes(diff)
+    fitting = (one for one in known if fnmatch(function, one.function) and one.change.fullmatch(change))
+    return next(fitting, None)
 
 
 app = App(help=__doc__)

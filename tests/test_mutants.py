@@ -1,5 +1,6 @@
 """Mutants that compute the same, and the order of the tests that mutants are tried against."""
 
+import re
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -37,6 +38,9 @@ def test_what_has_killed_a_mutant_of_the_function_runs_first_then_of_the_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(killers, "RECORD", tmp_path / "killers.txt")
+    known = mutants.Equivalent("p.clip.k", re.compile("- a\n\\+ b"), "why")
+    monkeypatch.setattr(killers, "KNOWN", [known])
+    monkeypatch.setattr(killers, "diff_of", lambda mutant: "-a\n+b")
 
     def order(mutant: str) -> str:
         monkeypatch.setenv("MUTANT_UNDER_TEST", mutant)
@@ -53,3 +57,4 @@ def test_what_has_killed_a_mutant_of_the_function_runs_first_then_of_the_module(
     assert order("p.clip.x_h__mutmut_1") == "decab"
     assert order("p.siglip.x_f__mutmut_1") == "abcde"
     assert order("stats") == "abcde"
+    assert order("p.clip.x_k__mutmut_1") == "a"
