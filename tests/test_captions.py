@@ -470,6 +470,17 @@ def test_wrong_arguments_are_named(changed, error, message):
         fused_linear_cross_entropy(**given | changed)
 
 
+@pytest.mark.parametrize("label", [2**63, -(2**63) - 1])
+def test_a_label_of_more_than_64_bits_is_named(label):
+    with pytest.raises(ValueError, match=f"^pad_id: expected an int of 64 bits, got {label}$"):
+        CoCaLoss(1.0, 1.0, pad_id=label)
+    hidden, target = torch.zeros(2, 3), torch.tensor([0, 0])
+    with pytest.raises(ValueError, match=f"^ignore_index: expected an int of 64 bits, got {label}$"):
+        fused_linear_cross_entropy(hidden, hidden, target, ignore_index=label)
+    nearest = max(min(label, 2**63 - 1), -(2**63))
+    assert GenLipLoss(nearest).ignore_index == nearest
+
+
 def test_the_label_that_is_ignored_may_be_a_word():
     hidden, weight, bias, labels = tokens(7, TokenLoss(0))
     expected = F.cross_entropy(F.linear(hidden, weight, bias), labels, ignore_index=0)
@@ -658,7 +669,8 @@ def weights_differ(rank, size):
 
 
 def test_ranks_agree_on_what_a_token_costs():
-    with pytest.raises(Exception, match=r"ranks disagree: .*label_smoothing 0.0, z_loss 0.5"):
+    weights = r"weights 1\.0, 2\.0, label_smoothing 0\.0, z_loss 0\.5"
+    with pytest.raises(Exception, match=f"ranks disagree: .*{weights}"):
         SimulatedWorld(2).run(weights_differ)
 
 
@@ -674,6 +686,10 @@ def test_ranks_agree_on_what_a_token_costs():
         (
             {"hidden_states": torch.zeros(2, 3)},
             "hidden_states: expected 3 dimensions, none empty but the first, got shape [2, 3]",
+        ),
+        (
+            {"hidden_states": torch.zeros(2, 3, 3, device="meta").double()},
+            "hidden_states: expected the device of image_features, cpu, got meta",
         ),
         ({"vocabulary_weight": None}, "vocabulary_weight: expected a torch.Tensor, got NoneType"),
         (
@@ -701,7 +717,7 @@ def test_ranks_agree_on_what_a_token_costs():
 )
 def test_coca_names_wrong_hidden_states(changed, message):
     given = {"logits": None, **caption_batch(0, 2), **changed}
-    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}$"):
         CoCaLoss(2.0, 1.0)(**given)
 
 

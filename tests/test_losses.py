@@ -509,11 +509,12 @@ def test_logits_and_labels_of_a_subclass_count(kind):
     expected = tree_leaves(make(kind)(**inputs | scalars))
     for value, other in zip(values, expected, strict=True):
         close(value.item(), other.item(), 8, 8)
-    if kind == "clip":
-        labels = type("Fixed", (ClipLoss,), {"get_ground_truth": lambda *_: torch.tensor([0, 0])})
-        per_image, per_text = ClipLoss().get_logits(**inputs)
+    if kind in ("clip", "distill"):
+        labels = type("Fixed", (CLASSES[kind],), {"get_ground_truth": lambda *_: torch.tensor([0, 0])})
+        student = {name: value for name, value in inputs.items() if not name.startswith("dist_")}
+        per_image, per_text = ClipLoss().get_logits(**student)
         wanted = -(per_image.log_softmax(1)[:, 0].mean() + per_text.log_softmax(1)[:, 0].mean()) / 2
-        close(labels()(**inputs).item(), wanted.item(), 8, 8)
+        close(tree_leaves(labels()(**inputs))[0].item(), wanted.item(), 8, 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -531,6 +532,8 @@ def test_logits_of_a_subclass_are_made_of_what_the_loss_is_called_with(kind):
         ("image_features", "text_features", "logit_scale", "logit_bias"), seen[0], strict=True
     ):
         assert value is inputs.get(name)
+    if kind == "distill":
+        assert list(seen[1][2:]) == [inputs[f"dist_logit_{name}"] for name in ("scale", "bias")]
 
 
 @pytest.mark.parametrize("local", [False, True])
@@ -1147,9 +1150,9 @@ def test_names_are_imported_at_first_use(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_graph_counts_tokens_in_the_dtype_of_the_loss(monkeypatch, dtype):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    logits, labels = torch.zeros(2, 3, 5, dtype=dtype), torch.tensor([[1, 0, 2], [0, 4, 0]])
+    logits, labels = torch.zeros(2, 3, 5, dtype=dtype), torch.tensor([[1, 0, 2], [0, 4, 3]])
     tokens = CoCaLoss(2.0, 1.0)._count_tokens(logits, labels, 5, "logits")
-    assert tokens == 3
+    assert tokens == 4
     assert tokens.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
 
 

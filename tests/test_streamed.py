@@ -314,6 +314,11 @@ def test_a_teacher_that_learns_is_dense(taken):
     with torch.no_grad():
         loss(**inputs)
     assert taken == ["dense", "streamed", "streamed", "streamed"]
+    taken.clear()
+    learning = [name for name in inputs if name.startswith("dist_")]
+    for name in learning:
+        loss(**constant | {name: inputs[name]})
+    assert taken == ["dense"] * len(learning)
 
 
 @pytest.mark.parametrize("kind", KINDS)
