@@ -69,8 +69,9 @@ def _lives(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("world", ["1", "sim:2", "proc:2"])
-@pytest.mark.parametrize("name", ["Sleeps", "Spins"])
+@pytest.mark.parametrize(
+    ("name", "world"), [("Sleeps", "1"), ("Spins", "sim:2"), ("Sleeps", "proc:2"), ("Spins", "proc:2")]
+)
 def test_a_hang_is_cut_at_the_stated_time(name: str, world: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 4.0
     monkeypatch.setattr(specs, "RUN_SECONDS", limit)

@@ -24,7 +24,7 @@ BY_TURNS = (
     *(FUNC, MAPPED, SUBCLASSED, REPLICATED),
 )
 """A right variant is asked one of them."""
-COMPILING = 6
+COMPILING = 12
 """One right variant of so many is compiled: that takes seconds."""
 
 
