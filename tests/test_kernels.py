@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tests.helpers import close
 from tests.test_losses import KINDS, batch, make
 from tests.test_streamed import FAR_APART, check_far_apart, check_same_bits, compare
-from verified_losses import ClipLoss, SigLipLoss, implementations
+from verified_losses import ClipLoss, SigLipLoss, implementations, ranks
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import checks, verify
 from verified_losses.properties.worlds import WorldError
@@ -330,6 +330,19 @@ def test_where_one_rank_has_no_kernels_all_are_told(kind, kernels, monkeypatch):
         WorldError, match=r"rank 0 raised:[\s\S]*no kernels here[\s\S]*rank 1 raised:[\s\S]*no kernels"
     ):
         SimulatedWorld(2).run(ask, kind)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("clip", "sum_symmetric"), ("distill", "sum_symmetric_distill")])
+def test_ranks_pass_over_tiles_by_kernels(kind, name, kernels, monkeypatch):
+    original, forms = getattr(ranks, name), []
+
+    def noting(*arguments):
+        forms.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(ranks, name, noting)
+    SimulatedWorld(2, copies=False).run(ask, kind)
+    assert forms == [kernels.Kernels] * 2
 
 
 def test_where_there_are_no_kernels_that_is_said(kernels, monkeypatch):

@@ -27,6 +27,7 @@ from verified_losses import (
 from verified_losses.checks import is_in_func, is_transformed
 from verified_losses.properties.subjects import SHIPPED, Subject
 from verified_losses.properties.verify.certifier import checks, verify
+from verified_losses.properties.worlds import WorldError
 from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.properties.worlds.specs import parse
 
@@ -443,6 +444,37 @@ def test_ranks_choose_by_the_one_that_has_most_rows(kind, monkeypatch):
     loss.explain(100, d, torch.float64, "cpu")
     loss.stated_memory(rows=[50, 50], **inputs)
     assert len(set(asked)) == 1
+
+
+def test_calls_choose_by_the_memory_of_all_they_are_given(monkeypatch):
+    asked = []
+    choose = implementations.choose
+
+    def spy(*arguments):
+        asked.append(arguments[-1])
+        return choose(*arguments)
+
+    monkeypatch.setattr(implementations, "choose", spy)
+    for kind in ("clip", "siglip", "distill"):
+        inputs = batch(kind, rows=5)
+        make(kind)(**inputs)
+        assert asked[-1] == make(kind, implementation="dense").stated_memory(**inputs).peak
+
+
+def learning_on_one_rank(rank, size):
+    loss = make("distill", rank, size, convention="open_clip", implementation="streamed")
+    given = {name: one.detach() if name.startswith("dist") else one for name, one in batch("distill").items()}
+    if not rank:
+        given["dist_logit_scale"].requires_grad_()
+    loss(**given)
+
+
+def test_ranks_agree_on_whether_the_teacher_learns():
+    with pytest.raises(WorldError) as error:
+        SimulatedWorld(2).run(learning_on_one_rank)
+    told = [one.detail for one in error.value.ranks]
+    assert all("ranks disagree: " in one and "learning teacher" in one for one in told)
+    assert len(told) == 2
 
 
 def test_many_token_logits_are_taken_in_chunks(monkeypatch):
