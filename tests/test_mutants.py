@@ -40,7 +40,9 @@ def test_what_has_killed_a_mutant_of_the_function_runs_first_then_of_the_module(
     monkeypatch.setattr(killers, "RECORD", tmp_path / "killers.txt")
     known = mutants.Equivalent("p.clip.k", re.compile("- a\n\\+ b"), "why")
     monkeypatch.setattr(killers, "KNOWN", [known])
+    # mutmut, which is not installed for the tests alone, would tell both
     monkeypatch.setattr(killers, "diff_of", lambda mutant: "-a\n+b")
+    monkeypatch.setattr(killers, "function_of", lambda mutant: mutant.replace("x_", "").split("__")[0])
 
     def order(mutant: str) -> str:
         monkeypatch.setenv("MUTANT_UNDER_TEST", mutant)
