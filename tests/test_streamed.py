@@ -346,19 +346,25 @@ def check_same_bits(implementation):
 # Which is taken when.
 
 
-@pytest.fixture
-def taken(monkeypatch):
-    """Return the list of implementations that losses choose; `auto` streams from 8 pairs on."""
-    names = []
+def noted(monkeypatch, of):
+    """Return a list that grows by of(what is chosen, its last argument) whenever a loss chooses."""
+    found = []
     choose = implementations.choose
 
     def spy(*arguments, **options):
-        names.append(choose(*arguments, **options).name)
-        return choose(*arguments, **options)
+        chosen = choose(*arguments, **options)
+        found.append(of(chosen, [*arguments, *options.values()][-1]))
+        return chosen
 
-    monkeypatch.setattr(implementations, "STREAMED_FROM", 8)
     monkeypatch.setattr(implementations, "choose", spy)
-    return names
+    return found
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Return the list of implementations that losses choose; `auto` streams from 8 pairs on."""
+    monkeypatch.setattr(implementations, "STREAMED_FROM", 8)
+    return noted(monkeypatch, lambda chosen, _: chosen.name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -425,14 +431,7 @@ def test_what_takes_just_as_much_is_dense_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_choose_by_the_one_that_has_most_rows(kind, monkeypatch):
-    asked = []
-    choose = implementations.choose
-
-    def spy(*arguments, **options):
-        asked.append((arguments + tuple(options.values()))[-1])
-        return choose(*arguments, **options)
-
-    monkeypatch.setattr(implementations, "choose", spy)
+    asked = noted(monkeypatch, lambda _, dense_bytes: dense_bytes)
     options = {} if kind == "siglip" else {"local_loss": True, "gather_with_grad": True}
     loss, other = (make(kind, rank, 2, **options) for rank in range(2))
     inputs = batch(kind, rows=3)
@@ -447,14 +446,7 @@ def test_ranks_choose_by_the_one_that_has_most_rows(kind, monkeypatch):
 
 
 def test_calls_choose_by_the_memory_of_all_they_are_given(monkeypatch):
-    asked = []
-    choose = implementations.choose
-
-    def spy(*arguments):
-        asked.append(arguments[-1])
-        return choose(*arguments)
-
-    monkeypatch.setattr(implementations, "choose", spy)
+    asked = noted(monkeypatch, lambda _, dense_bytes: dense_bytes)
     for kind in ("clip", "siglip", "distill"):
         inputs = batch(kind, rows=5)
         make(kind)(**inputs)
@@ -552,14 +544,7 @@ def test_wrong_options_are_named(kind, options, error, message):
 
 
 def test_chunks_of_images_bound_the_tile(monkeypatch):
-    asked = []
-    choose = implementations.choose
-
-    def spy(*given):
-        asked.append(choose(*given).tile)
-        return choose(*given)
-
-    monkeypatch.setattr(implementations, "choose", spy)
+    asked = noted(monkeypatch, lambda chosen, _: chosen.tile)
     for chunk_size, tile_size, expected in (2, 4, (2, 4)), (8, 4, (4, 4)), (0, 4, (4, 4)), (None, 3, (3, 3)):
         loss = SigLipLoss(chunk_size=chunk_size, tile_size=tile_size, implementation="streamed")
         loss(**batch("siglip", rows=5))

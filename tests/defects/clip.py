@@ -27,7 +27,7 @@ class OffsetForEqualRows(Clip):
 
 
 class SortedBySize(Clip):
-    """Right where each rank of the sorted sizes is its own inverse: of two ranks always, of three often."""
+    """Right where the permutation is its own inverse: for two ranks always, for three often."""
 
     def gather(self, features: Tensor, rows: list[int]) -> Tensor:
         parts = super().gather(features, rows).split(rows)
