@@ -378,7 +378,10 @@ def share_out(rows: int, world_size: int, even: bool) -> tuple[int, ...]:
 
 @st.composite
 def shapes(draw: st.DrawFn, world_size: int, even: bool) -> dict[str, Any]:
-    """Rows of each rank and width: mostly small, now and then past a tile of 64 or 128 in one of the two."""
+    """Rows of each rank and width: mostly small, now and then one of the two passes a tile or a block.
+
+    Tiles and blocks of kernels are of 64, 128, 256, 512 or 1,024.
+    """
     kind = draw(st.sampled_from(["small", "uneven", "rows", "width"]))
     if kind == "width":
         return {"rows": (draw(st.integers(1, 4)),) * world_size, "width": draw(sizes((40, 257, 257, 1040)))}

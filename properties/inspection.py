@@ -14,10 +14,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+
+from verified_losses.oracles.held import HELD as MAPS
+from verified_losses.oracles.held import OF_SCALE
 
 from . import adapter, devices
 from .cases import PAD_IDS, Case
@@ -136,6 +140,8 @@ def inspect_target(
         if not tried.matches and not takes_scale(form, contract, signature.options):
             why = _unknown(target, contract, subject, replace(signature, unusable="it takes no logit_scale"))
             return Inspection(replace(signature, unusable=why), form, defaults=defaults)
+    if not tried.matches and (unread := _scale_unread(tried, target, contract, subject, probes, signature)):
+        return Inspection(replace(signature, unusable=unread), form, defaults=defaults)
     bound = {name for name, _ in form.arguments} | {form.rows}
     if not form.constructed:
         bound |= passed_by(form.call, target)
@@ -148,6 +154,88 @@ def inspect_target(
         single=tried.matches and _is_single(tried, target, contract, subject, probes, signature.options),
         pad_ids=_pad_ids(tried, target, contract, subject, probes[0], signature.options),
     )
+
+
+SCALES = np.geomspace(1e-2, 1e3, 121)
+"""Between which a scale is sought."""
+BISECTIONS = 40
+"""Of an interval between two of them: more digits than float32 has."""
+DIGITS = math.sqrt(np.finfo("float32").eps)
+"""How near two numbers are that are the same."""
+
+
+def _scale_unread(
+    tried: Tried,
+    target: Any,
+    contract: Contract,
+    subject: Subject,
+    probes: list[Case],
+    signature: Signature,
+) -> str:
+    """Return why a target cannot be verified whose values are the oracle's of a scale that it is not given.
+
+    That scale is fixed, or made of a parameter by an unknown map. Nothing is returned where what a parameter
+    holds is stated or does not move the scale, where another known map than that of its name makes the scale,
+    or where no scale gives all cases their values.
+    """
+    form, options = tried.form, signature.options
+    holds = any(name in HELD | SOFT for _, name in form.parameters)
+    if subject.form.parameters or (takes_scale(form, contract, options) and not holds):
+        return ""
+    asked = replace(subject, form=form, features=tried.features)
+    contract = contract.in_form(form)
+    found = []
+    for given in (probe.scale for probe in probes):
+        alike = [replace(probe, scale=given, bias=probes[0].bias) for probe in probes]
+        cases = [fitting(one, form, tried.features, contract, options) for one in alike]
+        scale = next(_scales_of(cases, asked, contract, target), None)
+        if scale is None:
+            return ""
+        found.append(scale)
+        kind = dict(cases[0].held).get("logit_scale")
+        raw = OF_SCALE[kind](given) if kind else given
+        if holds and any(_alike(scale, made(raw)) for made in (float, *MAPS.values())):
+            return ""
+    if holds and _alike(*found):
+        return ""
+    owned = ", ".join(scalars_of(build(contract, form, target, cases[0], 0, 1)))
+    if not owned:
+        return f"its values are the oracle's of a scale of {found[0]:.4g}, and it takes none"
+    return (
+        f"its values are the oracle's, but it makes the scale of its parameter {owned} by an unknown map: "
+        "known are NAME, exp(NAME), 1 / NAME, exp(-NAME), softplus(NAME) and 1 / softplus(NAME). If one of "
+        "these is meant, state it, as --parameter 'logit_scale=exp(NAME)'; else verify a function that takes "
+        "the scale"
+    )
+
+
+def _scales_of(cases: list[Case], subject: Subject, contract: Contract, target: Any) -> Iterator[float]:
+    """Yield the scales of which the oracle's values are the target's in all cases, by bisection."""
+    values = [float(_first(_value(case, subject, contract, target), contract)) for case in cases]
+    above = [_at_scale(scale, cases[0], contract) > values[0] for scale in SCALES]
+    for (low, high), (begins, ends) in zip(pairwise(SCALES), pairwise(above), strict=True):
+        if begins == ends:
+            continue
+        for _ in range(BISECTIONS):
+            middle = math.sqrt(low * high)
+            if (_at_scale(middle, cases[0], contract) > values[0]) == begins:
+                low = middle
+            else:
+                high = middle
+        right = [_at_scale(low, case, contract) for case in cases]
+        if all(map(_alike, values, right)):
+            yield float(low)
+
+
+def _alike(one: float, other: float) -> bool:
+    """Whether two numbers are the same to half of float32's digits: a scale is found to as many."""
+    return abs(one - other) <= DIGITS * (1 + abs(other))
+
+
+def _at_scale(scale: float, case: Case, contract: Contract) -> float:
+    """Return the oracle's first term of a case with another scale."""
+    at_scale = reference(contract, Example(replace(case, scale=float(scale), held=())))
+    return float(np.sum(at_scale.terms[0][contract.terms[0]]))
 
 
 def _pad_ids(

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from verified_losses.properties.ask import run
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.examples import Example
 from verified_losses.properties.faults import KINDS, Call, Fault, Kind, Phase, Result, campaign, judge, table
@@ -192,12 +193,14 @@ def test_the_command_injects_and_injects_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(run, "LOGGED", 0.0)
     asked = ["certify", f"{PLANTED}:SwallowsForward", "--as", "clip", "--world", "proc:2"]
     with pytest.raises(SystemExit, match="1"):
         main([*asked, "--faults", "4", "--fail-fast"])
     printed = capsys.readouterr().out
     assert "FALSIFIED SwallowsForward: rank " in printed
     assert "injected" in printed
+    assert "1 of 4 faults in 0 min" in printed
     results = msgspec.json.decode(Path("build/faults.json").read_bytes(), type=list[Result])
     assert table.wrong(results[-1])
     (file,) = Path("build/counterexamples").glob("fault-SwallowsForward-*.json")

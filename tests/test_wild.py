@@ -320,6 +320,36 @@ def test_a_parameter_that_is_not_there_is_refused(name: str, contract: str, stat
         inspection(ask(f"tests.wild:{name}", contract, parameters=[stated])[1], contract)
 
 
+@pytest.mark.parametrize(
+    ("name", "contract", "said"),
+    [
+        (
+            "BoundedScale",
+            "clip",
+            ", but it makes the scale of its parameter raw by an unknown map: known are",
+        ),
+        ("FixedScale", "infonce", " of a scale of 14.29, and it takes none$"),
+    ],
+)
+def test_a_scale_that_is_made_by_an_unknown_map_is_refused_and_not_accused(
+    name: str, contract: str, said: str
+) -> None:
+    with pytest.raises(Unusable, match=f"its values are the oracle's{said}"):
+        inspection(ask(f"tests.wild:{name}", contract)[1], contract)
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"), [("BoundedTwice", []), ("BoundedScale", ["logit_scale=exp(raw)"])]
+)
+def test_what_no_scale_explains_or_the_stated_map_does_not_make_is_accused(
+    name: str, stated: list[str]
+) -> None:
+    subject, matches = inspection(ask(f"tests.wild:{name}", "clip", parameters=stated)[1], "clip")
+    assert not matches
+    (terms,) = (one for one in checks({"it": ("clip", subject)}, parse("1")) if one.law.name == LAWS[0])
+    assert verify(terms, CASES).verdict == "falsified"
+
+
 def test_stated_parameters_of_modules_and_functions_are_kept() -> None:
     for name, contract, stated, held in (
         ("LearnedQueries", "infonce", "temperature=temperature", (("logit_scale", "inverse"),)),

@@ -82,6 +82,29 @@ class ClampedLogScale(nn.Module):
         return {"loss": similarity_alone(self.log_scale.exp().clamp(max=100) * img_emb @ txt_emb.T)}
 
 
+class BoundedScale(nn.Module):
+    """Makes the scale of what it holds by a map that no contract knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.zeros([]))
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        return similarity_alone(100 * self.raw.sigmoid() * image @ text.T)
+
+
+class BoundedTwice(BoundedScale):
+    """Wrong: both directions are that of the image."""
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        return diagonal(100 * self.raw.sigmoid() * image @ text.T)
+
+
+class FixedScale(nn.Module):
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        return diagonal(F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).T / 0.07)
+
+
 class LearnedTemperature(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from ..show.text import plain, write_whole
 from ..verify.arguments import Subjects, Unusable
 from . import FALSIFIED, HOLDS, INTERRUPTED, NOT_RUN
 from .faults import Faults
-from .run import columns, counted, say
+from .run import Log, columns, counted, say
 
 
 def certify_faults(
@@ -47,6 +47,7 @@ def certify_faults(
     interrupted = False
     with Progress(*columns(console.width), console=console, transient=True, expand=True) as progress:
         task = progress.add_task("", total=len(faults))
+        log = Log(console, len(faults), "faults")
         try:
             for fault in faults:
                 if time.monotonic() > deadline:
@@ -54,6 +55,7 @@ def certify_faults(
                 progress.update(task, description=plain(str(fault)))
                 results.append(inject(fault))
                 progress.advance(task)
+                log.reached(len(results))
                 if why := wrong(results[-1]):
                     found += 1
                     _announce(console, results[-1], why, options.counterexamples)

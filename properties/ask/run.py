@@ -51,6 +51,8 @@ PATIENCE = 5.0
 """Seconds after which the output says that a first call is waited for."""
 WIDTH = 100
 """Columns of output that goes into a file or a pipe."""
+LOGGED = 60.0
+"""Seconds after which such output says again how far a run is."""
 
 
 @dataclass
@@ -139,6 +141,23 @@ def say(console: Console, line: str, markup: str = "") -> None:
     console.print(f"{markup}{escape(line)}", highlight=False, soft_wrap=not console.is_terminal)
 
 
+class Log:
+    """Says now and then how far a run is, where no line of progress can be seen."""
+
+    def __init__(self, console: Console, total: int, what: str) -> None:
+        self._console, self._total, self._what = console, total, what
+        self._begun = self._said = time.monotonic()
+
+    def reached(self, done: int) -> None:
+        """Print how much is done, if that was last printed `LOGGED` seconds ago."""
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._said < LOGGED:
+            return
+        self._said = now
+        minutes = (now - self._begun) / 60
+        self._console.print(f"{done} of {self._total} {self._what} in {minutes:.0f} min", highlight=False)
+
+
 def verify(
     run: Run,
     console: Console,
@@ -189,7 +208,7 @@ def verify(
         task = progress.add_task("", total=len(run.own))
         asked, kept = run.asked, databases(database, note)
         verifier = Verifier(asked.max_examples, asked.seed, deadline, announce, kept)
-        findings = verifier.verify_all(run.own)
+        findings, log = verifier.verify_all(run.own), Log(console, len(run.own), "checks")
         try:
             for check in run.own:
                 what = f"{check.label}: {check.law.name} ({check.world.name})"
@@ -197,6 +216,7 @@ def verify(
                 finding = next(findings)
                 run.findings.append(finding)
                 progress.advance(task)
+                log.reached(len(run.findings))
                 save()
                 if finding.verdict == "falsified":
                     announce(finding)  # unless it was

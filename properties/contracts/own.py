@@ -39,6 +39,8 @@ from . import Bounds, Call, Contract, Cotangents, Inputs, call_by_name, construc
 
 EQUAL = 3
 """Of as many cases with duplicates one has rows that are all equal: gradients cancel to nothing."""
+LARGE = 3
+"""Of as many cases one has large labels, where a kind may have these."""
 LARGE_IDS = 2048
 """In bfloat16 and float16 this number and the next one are the same."""
 MOST_ROWS = 160
@@ -429,7 +431,7 @@ class OwnContract(Contract):
                 else:
                     drawn = np.arange(total) % below
                     drawn = drawn if case.pattern == "basis" else generator.integers(0, below, total)
-                return drawn + LARGE_IDS if kind.large and case.seed % EQUAL == 1 else drawn
+                return drawn + LARGE_IDS if kind.large and case.seed % LARGE == 1 else drawn
             case Mask():
                 drawn = generator.random((total, total)) < kind.share
                 drawn = drawn | drawn.T if kind.symmetric else drawn
