@@ -333,7 +333,7 @@ def test_where_one_rank_has_no_kernels_all_are_told(kind, kernels, monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("clip", "sum_symmetric"), ("distill", "sum_symmetric_distill")])
-def test_ranks_pass_over_tiles_by_kernels(kind, name, kernels, monkeypatch):
+def test_ranks_pass_over_tiles_in_kernels(kind, name, kernels, monkeypatch):
     original, forms = getattr(ranks, name), []
 
     def noting(*arguments):

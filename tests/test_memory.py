@@ -177,6 +177,12 @@ def test_a_loss_states_the_memory_of_the_form_that_it_takes(kind, dtype, monkeyp
     )
 
 
+@pytest.mark.parametrize("form", ["dense", "streamed"])
+def test_there_is_no_teacher_unless_its_width_is_told(form):
+    given = form, "distill", 50, 3, torch.float32, tiles.TILE
+    assert memory.of_pairs(*given) == memory.of_pairs(*given, teacher=0)
+
+
 def test_a_teacher_that_learns_takes_the_memory_of_the_dense_form():
     inputs = batch("distill")
     n, d = inputs["image_features"].shape

@@ -453,17 +453,18 @@ def test_calls_choose_by_the_memory_of_all_they_are_given(monkeypatch):
         assert asked[-1] == make(kind, implementation="dense").stated_memory(**inputs).peak
 
 
-def learning_on_one_rank(rank, size):
-    loss = make("distill", rank, size, convention="open_clip", implementation="streamed")
+def learning_on_one_rank(rank, size, implementation):
+    loss = make("distill", rank, size, convention="open_clip", implementation=implementation)
     given = {name: one.detach() if name.startswith("dist") else one for name, one in batch("distill").items()}
     if not rank:
         given["dist_logit_scale"].requires_grad_()
-    loss(**given)
+    return sum(loss(**given)).isfinite().item()
 
 
-def test_ranks_agree_on_whether_the_teacher_learns():
+def test_ranks_agree_on_whether_the_teacher_learns_if_they_compute_otherwise_then():
+    assert SimulatedWorld(2).run(learning_on_one_rank, "dense") == [True, True]
     with pytest.raises(WorldError) as error:
-        SimulatedWorld(2).run(learning_on_one_rank)
+        SimulatedWorld(2).run(learning_on_one_rank, "streamed")
     told = [one.detail for one in error.value.ranks]
     assert all("ranks disagree: " in one and "learning teacher" in one for one in told)
     assert len(told) == 2
@@ -510,6 +511,8 @@ def test_a_forward_mode_derivative_is_dense(taken):
         assert not is_in_func()
         loss = ClipLoss()(forward_ad.make_dual(image, image), image, 2.0)
         assert forward_ad.unpack_dual(loss).tangent < 0
+        explained = ClipLoss().explain(9, 9, torch.float32, "cpu")
+        assert explained.startswith("dense: torch.func and forward-mode derivatives go through torch's own")
     assert not is_transformed()
     assert set(taken) == {"dense"}
 
