@@ -177,6 +177,15 @@ def test_a_loss_states_the_memory_of_the_form_that_it_takes(kind, dtype, monkeyp
     )
 
 
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_statistics_hold_what_is_added_up_and_no_more(taught, weighted):
+    held = tiles.Statistics(7, 1, torch.zeros(()), taught, weighted)
+    sizes = [len(one) for one in (held.moment, held.products, held.dist_products)]
+    assert sizes == [7 * taught, 7 * weighted, 7 * (taught and weighted)]
+    assert [len(one.sum) for one in (held.student, held.teacher)] == [7, 7 * taught]
+
+
 @pytest.mark.parametrize("form", ["dense", "streamed"])
 def test_there_is_no_teacher_unless_its_width_is_told(form):
     given = form, "distill", 50, 3, torch.float32, tiles.TILE

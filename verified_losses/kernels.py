@@ -215,7 +215,7 @@ class Kernels(Block):
     def __init__(
         self, given: Sequence[Inputs], tile: Tile, start: int = 0, factor: Tensor | None = None
     ) -> None:
-        super().__init__(given, tile, start, factor)
+        super().__init__(given, tile, start)
         if factor is not None:
             self.factor = self._on_device(factor)
 

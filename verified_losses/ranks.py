@@ -41,7 +41,7 @@ from torch.autograd.function import Function
 from . import contrast
 from .checks import Scalar
 from .gather import Rows, gather_both, gather_rows, sum_rows
-from .streamed import Pair, Side, as_scalar, cast_like, through, with_biases
+from .streamed import Pair, Side, as_scalar, through, with_biases
 from .tiles import TILE, Block, Direction, Gradients, Statistics, Tile, slices
 from .transport import Transport, eager
 
@@ -272,7 +272,7 @@ class _Blocks(Function):
                 rows, columns = Direction(1, of_rows, weights), Direction(0, own, weights)
                 block = _block(ranks, ctx.form, ctx.tile, given, own_images=False)
                 _, found[1] = _sweep(block, [columns] if ranks.local else [rows, columns], (False, True))
-        return None, None, None, *cast_like(found, inputs), None, None, None
+        return None, None, None, *found, None, None, None
 
 
 def _gathered(ranks: Ranks, images: Tensor, texts: Tensor, scale: Tensor) -> _Features:

@@ -97,7 +97,7 @@ def with_biases(total: Tensor, *biases: Scalar | None) -> Tensor:
             flat = contrast.flat(bias)
             nothing = flat - flat
             if isinstance(nothing, Tensor):
-                nothing = nothing.to(total.device, total.dtype)
+                nothing = nothing.to(total.dtype)
             total = total + nothing
     return total
 
@@ -130,7 +130,7 @@ class _InfoNCE(Function):
         directions = Direction(1, [of_rows]), Direction(0, [of_columns])
         gradients = Gradients(block.tiles, wanted)
         gradients.sweep(lambda i, j: block.slope(i, j, directions))
-        return *cast_like(gradients.times(grad), inputs), *no_more
+        return *gradients.times(grad), *no_more
 
 
 class _Distill(Function):
@@ -175,8 +175,7 @@ class _Distill(Function):
         directions = Direction(1, saved[6:8], weights), Direction(0, saved[8:], weights)
         gradients = Gradients(block.tiles, wanted)
         gradients.sweep(lambda i, j: block.slope(i, j, directions))
-        found = gradients.times(torch.ones_like(grad_taught))
-        return *cast_like(found, student), *no_more
+        return *gradients.times(torch.ones_like(grad_taught)), *no_more
 
 
 def _add_up(block: Block) -> tuple[Statistics, Statistics, Tensor]:
@@ -229,15 +228,7 @@ class _Sigmoid(Function):
 
             return *through(dense, inputs, ctx.needs_input_grad[:4], [grad]), *no_more
         gradients = [next(found) * grad if there else None for there in ctx.found]
-        return *cast_like(gradients, inputs), *no_more
-
-
-def cast_like(found: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return gradients in the dtypes of their inputs, on their devices."""
-    return [
-        None if gradient is None else gradient.to(tensor.device, tensor.dtype)
-        for gradient, tensor in zip(found, inputs, strict=True)
-    ]
+        return *gradients, *no_more
 
 
 def through(
