@@ -186,7 +186,7 @@ def test_what_another_run_verified_is_not_said_to_be_skipped(tmp_path: Path) -> 
 
 def test_the_suite_s_own_records_are_summed_up(tmp_path: Path) -> None:
     now = records.stamp()
-    counts = {"defects": 5, "tried": 4, "caught": 3, "right": 2, "right_tried": 2, "accused": 0}
+    counts = {"defects": 5, "tried": 4, "caught": 3, "right": 7, "right_tried": 2, "accused": 0}
     found = {
         "defects.json": {"stamp": now, "seeds": [0, 1], "counts": counts, "results": []},
         "mutants/mutants.json": {
@@ -200,7 +200,7 @@ def test_the_suite_s_own_records_are_summed_up(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(record))
     verified = _made(tmp_path, _record())["predicate"]["verified_losses"]
     assert verified["defects"]["summary"] == (
-        "3 of 4 planted defects caught, 1 not tried; 0 of 2 right variants accused"
+        "3 of 4 planted defects caught, 1 not tried; 0 of 2 right variants accused, 5 not tried"
     )
     assert verified["mutants"]["summary"] == (
         "75.0% of the mutants killed: 3 killed, 1 survived (of 2019-01-01; since then changed: source)"

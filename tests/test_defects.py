@@ -47,7 +47,7 @@ from .defects.index import (
     TWICE,
     Planted,
 )
-from .defects.report import EXAMPLES, Result, Trial, read_results, reason_if_falsified, report
+from .defects.report import EXAMPLES, Result, Trial, counted, read_results, reason_if_falsified, report
 
 LARGE = ("RowChunks", "OnlineSoftmax")
 """Right variants that meet large batches here; `make soak` takes all of them there."""
@@ -221,6 +221,14 @@ def test_a_report_that_is_resumed_keeps_what_is_of_the_same_sources_and_seeds(tm
     assert read_results(kept, stamp(), [7]) == {label: accused}
     assert read_results(kept, stamp(), [8]) == {}
     assert read_results(kept, stamp() | {"properties": "others"}, [7]) == {}
+
+
+def test_of_all_that_is_planted_nothing_is_left_untried() -> None:
+    planted = [*DEFECTS, *CUDA, *RIGHT]
+    counts = counted(planted, {one.id: Result(one.id, [Trial(0, "a law")], []) for one in planted})
+    assert counts["tried"] == counts["caught"] == counts["defects"]
+    assert counts["right_tried"] == counts["accused"] == counts["right"]
+    assert counts["defects"] + counts["right"] == len(planted)
 
 
 def test_a_report_that_is_terminated_leaves_no_process(tmp_path: Path) -> None:

@@ -194,6 +194,8 @@ def defects(record: JSON) -> tuple[JSON, str]:
     if counts["tried"] < counts["defects"]:
         summary += f", {counts['defects'] - counts['tried']} not tried"
     summary += f"; {counts['accused']} of {counts['right_tried']} right variants accused"
+    if counts["right_tried"] < counts["right"]:
+        summary += f", {counts['right'] - counts['right_tried']} not tried"
     return {**counts, "seeds": record["seeds"]}, summary
 
 

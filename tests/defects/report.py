@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -310,16 +310,15 @@ def is_caught(planted: Planted, result: Result) -> bool:
     return caught >= planted.seeds * len(result.trials)
 
 
-def counted(planted: Iterable[Planted], results: dict[str, Result]) -> dict[str, int]:
+def counted(planted: Sequence[Planted], results: dict[str, Result]) -> dict[str, int]:
     """Count what is planted in all, what was tried of it, and what came of that."""
-    tried = [one for one in planted if one.id in results]
-    defects = [one for one in tried if one.wrong]
-    right = [one for one in tried if not one.wrong]
-    accused = [one for one in right if any(trial.law for trial in results[one.id].trials)]
+    wrong, right = [one for one in planted if one.wrong], [one for one in planted if not one.wrong]
+    defects, variants = ([one for one in all_of if one.id in results] for all_of in (wrong, right))
+    accused = [one for one in variants if any(trial.law for trial in results[one.id].trials)]
     return {
-        "defects": len([*DEFECTS, *kinds.DEFECTS, *CUDA]), "tried": len(defects),
+        "defects": len(wrong), "tried": len(defects),
         "caught": sum(is_caught(one, results[one.id]) for one in defects),
-        "right": len([*RIGHT, *kinds.RIGHT]), "right_tried": len(right), "accused": len(accused),
+        "right": len(right), "right_tried": len(variants), "accused": len(accused),
     }  # fmt: skip
 
 
