@@ -98,6 +98,31 @@ def exceeding(rank, size, kind, rows, options):
     return exceed_memory([one])
 
 
+class OfTokens:
+    """What the captions of hidden states cost, and what is stated of it."""
+
+    def __call__(self, hidden, weight, bias, labels):
+        return captions.sum_linear(hidden, weight, bias, labels, captions.TokenLoss(0), 16)
+
+    def stated_memory(self, hidden, weight, bias, labels):
+        return memory.of_hidden(True, len(hidden), *weight.shape, 16, hidden.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "width"), [(4000, 1), (4000, 64), (40, 64)])
+def test_hidden_states_take_no_more_than_stated(tokens, width, dtype):
+    def given():
+        features = (torch.ones(count, width, dtype=dtype).requires_grad_() for count in (tokens, 3))
+        bias, labels = torch.zeros(3, dtype=dtype).requires_grad_(), torch.ones(tokens, dtype=torch.int64)
+        return dict(zip(("hidden", "weight", "bias", "labels"), (*features, bias, labels), strict=True))
+
+    def cotangent(name, term):
+        return torch.ones_like(term)
+
+    one = Call(OfTokens, lambda loss, of: loss(**of), given, cotangent, ["caption_loss"], 0, "train")
+    assert exceed_memory([one]) == []
+
+
 RANKED = [
     *(
         (kind, {"local_loss": local, "gather_with_grad": grad})

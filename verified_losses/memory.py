@@ -12,10 +12,10 @@ number (4, or 8 for float64), in one process, beyond the arguments, and 4,096 by
 
 Captions of t tokens and a vocabulary of v take besides, with chunks of k tokens::
 
-    logits      streamed    saved: 0                       peak: w (t v + 3 k v + 16 t)
-                dense              w (2 t v + 16 t)              w (5 t v + 16 t)
-    hidden      streamed    saved: w (t h + v h + v + 4 t) peak: w (3 (t h + v h + v) + 2 k (v + 2 h) + 32 t)
-    (width h)   dense              w (4 t v + 4 t h)             w (7 t v + 4 (t h + v h + v) + 32 t)
+    logits      streamed   saved: 0                         peak: w (t v + 3 k v + 16 t)
+                dense             w (2 t v + 16 t)                w (5 t v + 16 t)
+    hidden      streamed   saved: w (2 t h + v h + v + 4 t) peak: w (3 (t h + v h + v) + 2 k (v + 2 h) + 32 t)
+    (width h)   dense             w (4 t v + 4 t h)               w (7 t v + 4 (t h + v h + v) + 32 t)
 
 Over several ranks, of which this one has n of all N pairs, and m is the number of ranks times the rows of the
 one that has most, as messages are padded to; with a = n where `local_loss` is set, else N, and g = 1 where
@@ -156,7 +156,9 @@ def of_hidden(
     every, gradients = tokens * vocabulary, (tokens + vocabulary) * width + vocabulary
     if streamed:
         some = min(chunk, tokens) * (vocabulary + 2 * width)
-        return _bytes(gradients + 4 * tokens, 3 * gradients + 2 * some + 32 * tokens, dtype)
+        # on a CPU the hidden states of what is no padding are copied
+        saved = gradients + tokens * width + 4 * tokens
+        return _bytes(saved, 3 * gradients + 2 * some + 32 * tokens, dtype)
     return _bytes(4 * every + 4 * tokens * width, 7 * every + 4 * gradients + 32 * tokens, dtype)
 
 
