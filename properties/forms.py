@@ -256,6 +256,10 @@ def check_call(expression: str, contract: str) -> None:
         raise ValueError(f"expected one of {', '.join(forms)}: all are {twice[0]}, in {expression!r}")
 
 
+KNOWN_MAPS = "NAME, exp(NAME), 1 / NAME, exp(-NAME), softplus(NAME) or 1 / softplus(NAME)"
+"""What a scale may be, of what a parameter holds."""
+
+
 def read_parameter(text: str, contract: str) -> tuple[str, str]:
     """Read "logit_scale=exp(t_prime)": what a parameter of the module holds.
 
@@ -273,7 +277,7 @@ def read_parameter(text: str, contract: str) -> tuple[str, str]:
     scales = [one for one in known if (known[one].source and one.split("dist_")[-1] in HELD) or "bias" in one]
     if not scales:
         raise ValueError(f"the contract {contract} has no scale, temperature or bias, got {text!r}")
-    expected = f"expected {' or '.join(scales)} = NAME, exp(NAME), 1 / NAME, exp(-NAME) or softplus(NAME)"
+    expected = f"expected {' or '.join(scales)} = {KNOWN_MAPS}"
     if not equals or name not in scales:
         raise ValueError(f"{expected}, got {text!r}")
     try:

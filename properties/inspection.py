@@ -14,7 +14,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from . import adapter, devices
 from .cases import PAD_IDS, Case
 from .contracts import Contract, accepted, entry
 from .examples import Example
-from .forms import HELD, NAMES, OPTIONS, SOFT, Form
+from .forms import HELD, KNOWN_MAPS, NAMES, OPTIONS, SOFT, Form
 from .forms_known import (
     MOST,
     calls,
@@ -161,7 +160,7 @@ SCALES = np.geomspace(1e-2, 1e3, 121)
 BISECTIONS = 40
 """Of an interval between two of them: more digits than float32 has."""
 DIGITS = math.sqrt(np.finfo("float32").eps)
-"""How near two numbers are that are the same."""
+"""How near, in proportion, two numbers are that are the same: half of float32's digits."""
 
 
 def _scale_unread(
@@ -179,8 +178,10 @@ def _scale_unread(
     or where no scale gives all cases their values.
     """
     form, options = tried.form, signature.options
-    holds = any(name in HELD | SOFT for _, name in form.parameters)
-    if subject.form.parameters or (takes_scale(form, contract, options) and not holds):
+    holding = [path for path, name in form.parameters if name in HELD | SOFT]
+    if contract.whole or subject.form.parameters:
+        return ""
+    if takes_scale(form, contract, options) and not holding:
         return ""
     asked = replace(subject, form=form, features=tried.features)
     contract = contract.in_form(form)
@@ -188,54 +189,57 @@ def _scale_unread(
     for given in (probe.scale for probe in probes):
         alike = [replace(probe, scale=given, bias=probes[0].bias) for probe in probes]
         cases = [fitting(one, form, tried.features, contract, options) for one in alike]
-        scale = next(_scales_of(cases, asked, contract, target), None)
+        try:
+            outputs = [_value(case, asked, contract, target) for case in cases]
+        except Exception:
+            return ""
+        scale = _scale_of(cases, outputs, contract)
         if scale is None:
             return ""
         found.append(scale)
         kind = dict(cases[0].held).get("logit_scale")
         raw = OF_SCALE[kind](given) if kind else given
-        if holds and any(_alike(scale, made(raw)) for made in (float, *MAPS.values())):
+        if holding and any(_is_near(scale, made(raw)) for made in (float, *MAPS.values())):
             return ""
-    if holds and _alike(*found):
+    if holding and _is_near(*found):
         return ""
-    owned = ", ".join(scalars_of(build(contract, form, target, cases[0], 0, 1)))
+    owned = ", ".join(holding or scalars_of(build(contract, form, target, cases[0], 0, 1)))
     if not owned:
         return f"its values are the oracle's of a scale of {found[0]:.4g}, and it takes none"
     return (
         f"its values are the oracle's, but it makes the scale of its parameter {owned} by an unknown map: "
-        "known are NAME, exp(NAME), 1 / NAME, exp(-NAME), softplus(NAME) and 1 / softplus(NAME). If one of "
-        "these is meant, state it, as --parameter 'logit_scale=exp(NAME)'; else verify a function that takes "
-        "the scale"
+        f"known are {KNOWN_MAPS}. If one of these is meant, state it, as --parameter "
+        "'logit_scale=exp(NAME)'; else verify a function that takes the scale"
     )
 
 
-def _scales_of(cases: list[Case], subject: Subject, contract: Contract, target: Any) -> Iterator[float]:
-    """Yield the scales of which the oracle's values are the target's in all cases, by bisection."""
-    values = [float(_first(_value(case, subject, contract, target), contract)) for case in cases]
-    above = [_at_scale(scale, cases[0], contract) > values[0] for scale in SCALES]
-    for (low, high), (begins, ends) in zip(pairwise(SCALES), pairwise(above), strict=True):
+def _scale_of(cases: list[Case], outputs: list[Any], contract: Contract) -> float | None:
+    """Return the scale with which the oracle has a target's values in all cases, found by bisection."""
+
+    def above(scale: float, case: Case, output: Any) -> float:
+        return _above(contract, replace(case, scale=float(scale), held=()), output)
+
+    first = cases[0], outputs[0]
+    is_above = [above(scale, *first) > 0 for scale in SCALES]
+    for (low, high), (begins, ends) in zip(
+        itertools.pairwise(SCALES), itertools.pairwise(is_above), strict=True
+    ):
         if begins == ends:
             continue
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)
-            if (_at_scale(middle, cases[0], contract) > values[0]) == begins:
+            if (above(middle, *first) > 0) == begins:
                 low = middle
             else:
                 high = middle
-        right = [_at_scale(low, case, contract) for case in cases]
-        if all(map(_alike, values, right)):
-            yield float(low)
+        if all(abs(above(low, *one)) <= DIGITS for one in zip(cases, outputs, strict=True)):
+            return float(low)
+    return None
 
 
-def _alike(one: float, other: float) -> bool:
-    """Whether two numbers are the same to half of float32's digits: a scale is found to as many."""
-    return abs(one - other) <= DIGITS * (1 + abs(other))
-
-
-def _at_scale(scale: float, case: Case, contract: Contract) -> float:
-    """Return the oracle's first term of a case with another scale."""
-    at_scale = reference(contract, Example(replace(case, scale=float(scale), held=())))
-    return float(np.sum(at_scale.terms[0][contract.terms[0]]))
+def _is_near(one: float, other: float) -> bool:
+    """Whether two scales are the same."""
+    return math.isclose(one, other, rel_tol=DIGITS)
 
 
 def _pad_ids(
@@ -467,18 +471,20 @@ def _compared(
             invariant = _agree(contract, cases[0], again, outputs[0])
         except Exception:
             invariant = False
-    distance = 0.0 if matches else max(map(functools.partial(_distance, contract), cases, outputs))
+    above = () if matches else map(functools.partial(_above, contract), cases, outputs)
+    distance = max(map(abs, above), default=0.0)
     return Tried(form, features, matches, invariant=invariant, distance=distance)
 
 
-def _distance(contract: Contract, case: Case, output: Any) -> float:
-    """Return how far the first term is from the oracle's, in proportion."""
+def _above(contract: Contract, case: Case, output: Any) -> float:
+    """Return by how much the first term is above the oracle's, in proportion: the largest, either way."""
     right = np.asarray(reference(contract, Example(case)).terms[0][contract.terms[0]])
     found = read(output, contract.terms)[1].get(contract.terms[0])
     seen = to_array(found) if isinstance(found, torch.Tensor) else np.array(math.nan)
     if seen.size != right.size or not np.all(np.isfinite(seen)):
         return math.inf
-    return float(np.max(abs(seen.reshape(right.shape) - right) / (1 + abs(right)), initial=0.0))
+    above = ((seen.reshape(right.shape) - right) / (1 + abs(right))).ravel()
+    return float(max(above, key=abs, default=0.0))
 
 
 def fitting(case: Case, form: Form, features: Features, contract: Contract, options: tuple[str, ...]) -> Case:

@@ -339,14 +339,20 @@ def test_a_scale_that_is_made_by_an_unknown_map_is_refused_and_not_accused(
 
 
 @pytest.mark.parametrize(
-    ("name", "stated"), [("BoundedTwice", []), ("BoundedScale", ["logit_scale=exp(raw)"])]
+    ("name", "contract", "stated"),
+    [
+        ("BoundedTwice", "clip", []),
+        ("BoundedScale", "clip", ["logit_scale=exp(raw)"]),
+        ("LossesOfRows", "infonce", []),
+        ("BoundedOfFive", "clip", []),
+    ],
 )
 def test_what_no_scale_explains_or_the_stated_map_does_not_make_is_accused(
-    name: str, stated: list[str]
+    name: str, contract: str, stated: list[str]
 ) -> None:
-    subject, matches = inspection(ask(f"tests.wild:{name}", "clip", parameters=stated)[1], "clip")
+    subject, matches = inspection(ask(f"tests.wild:{name}", contract, parameters=stated)[1], contract)
     assert not matches
-    (terms,) = (one for one in checks({"it": ("clip", subject)}, parse("1")) if one.law.name == LAWS[0])
+    (terms,) = (one for one in checks({"it": (contract, subject)}, parse("1")) if one.law.name == LAWS[0])
     assert verify(terms, CASES).verdict == "falsified"
 
 

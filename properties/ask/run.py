@@ -155,7 +155,7 @@ class Log:
             return
         self._said = now
         minutes = (now - self._begun) / 60
-        self._console.print(f"{done} of {self._total} {self._what} in {minutes:.0f} min", highlight=False)
+        say(self._console, f"{done} of {self._total} {self._what} in {minutes:.0f} min")
 
 
 def verify(
