@@ -6,6 +6,7 @@ Here few of them run, in this process where they can; `make defects` runs all of
 import ast
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,11 +36,18 @@ from verified_losses.properties.standalone.steps import (
     buffers_of,
     built,
     micro_batches,
+    named,
     run_steps,
 )
 from verified_losses.properties.step.cases import StepCase, step_cases
 from verified_losses.properties.step.inspection import inspected, look
-from verified_losses.properties.step.laws import Observed, buffers_equal, gradients_equal, laws
+from verified_losses.properties.step.laws import (
+    Observed,
+    buffers_equal,
+    gradients_equal,
+    laws,
+    used_equals_fresh,
+)
 from verified_losses.properties.step.monte_carlo import UNITS, Moved
 from verified_losses.properties.step.target import Trainer
 from verified_losses.properties.step.truth import Truth, truth
@@ -508,6 +516,16 @@ class ChoosesAsPromised(Chooses):
     promises = ("rng",)
 
 
+class DrawsOfNumpy(_Base):
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        return super().step({"x": batch["x"] * torch.from_numpy(np.random.rand(*batch["x"].shape))})
+
+
+class DrawsOfPython(_Base):
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        return super().step({"x": batch["x"] * random.random()})
+
+
 class PromisesMore(_Base):
     promises = ("rng", "buffers")
 
@@ -551,6 +569,8 @@ REFUSED = {
     "Junk": "the buffer junk differs between two runs, which local_buffers may name",
     "Unsteady": "the gradient of weight differs between two runs",
     "Chooses": "step draws random numbers that change the loss: several ranks draw others than one process",
+    "DrawsOfNumpy": "step draws random numbers that change the gradient of weight",
+    "DrawsOfPython": "step draws random numbers that change the gradient of weight",
     "PromisesMore": "promises: expected some of rng, got buffers",
     "PromisesText": "promises: expected a list of names, got 'rng'",
     "StatesAlone": 'rng_state: expected promises = {"rng"} beside it, got none',
@@ -779,6 +799,31 @@ def test_a_gradient_of_none_is_as_good_as_zeros() -> None:
     assert gradients_equal(observed(None)) == 0
     with pytest.raises(Falsified):
         gradients_equal(observed(torch.ones(2)))
+
+
+def test_a_used_trainer_is_observed_and_a_new_one_expected() -> None:
+    def seen(gradient: float) -> Seen:
+        return Seen([0.0], [{"w": torch.tensor(gradient)}], [], [])
+
+    squares = {"gradient 0 w": torch.zeros(())}
+    observed = Observed(Truth(seen(3.0), squares), [seen(3.0)], lambda how: seen(1.0))
+    with pytest.raises(Falsified, match=r"of a used trainer: .* expected 1, observed 3"):
+        used_equals_fresh(observed)
+
+
+def test_an_element_may_be_as_far_as_one_that_jumps_but_not_a_gradient() -> None:
+    seen = Seen([], [], [], [])
+    squares = torch.tensor([0.0, 8.0])
+    truth = Truth(seen, {"value 0 w": squares, "gradient 0 w": squares})
+    value, gradient = (truth.bound(f"{kind} 0 w", torch.zeros(2)) for kind in ("value", "gradient"))
+    assert value[0] == value[1] == gradient[1] > gradient[0] == 0
+
+
+def test_names_are_those_without_wrappers_wherever_these_are() -> None:
+    inner = nn.ModuleDict({"text": nn.Linear(1, 1), "module": nn.Linear(1, 1)})
+    plain = list(named(inner))
+    inner["text"] = nn.DataParallel(inner["text"])
+    assert list(named(nn.DataParallel(torch.compile(inner, backend="eager")))) == plain  # type: ignore[arg-type]
 
 
 def test_runs_are_alike_bit_for_bit() -> None:

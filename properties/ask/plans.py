@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -159,16 +160,17 @@ def _unasked(trainer: Trainer, worlds: Sequence[WorldSpec], asked: Sequence[Step
 
 
 def left(benches: Benches) -> list[str]:
-    """Return how far rounding took the gradients of training steps, where that hides a wrong factor."""
+    """Return what rounding hides of the gradients of training steps, where that is more than it should be."""
     lines = []
     for label in dict.fromkeys(label for label, _ in benches):
         own = [bench for (name, _), bench in benches.items() if name == label]
-        blunt, sharp = sum(one.blunt for one in own), sum(one.sharp for one in own)
-        if blunt:
+        hidden = sorted(share for one in own for share in one.hidden)
+        if blunt := [share for share in hidden if share > SHARP]:
             lines.append(
-                f"{label}: factors of less than 1 + {SHARP:g}: in {blunt} of {sharp} cases of float64 "
-                "rounding alone takes a gradient further"
+                f"{label}: errors of a gradient below {statistics.median(blunt):.2g} of its largest element: "
+                f"rounding may be as large in {len(blunt)} of {len(hidden)} cases of float64, as where "
+                "a step computes in half precision"
             )
-        elif not sharp:
+        elif not hidden:
             lines.append(f"{label}: factors of less than 1 + {SHARP:g}: no case was in float64")
     return lines

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,7 +56,10 @@ class Seen(NamedTuple):
     losses: list[float]
     """Which each step returned."""
     gradients: list[dict[str, torch.Tensor | None]]
-    """Of each step, as the optimizer got them, or as the step left them where no optimizer ran."""
+    """Of each step, as the optimizer got them, or as the step left them where no optimizer did.
+
+    Where none did because they are not finite, they are zeros.
+    """
     values: list[Tensors]
     """Of the parameters, before the first step and after each."""
     required: list[str]
@@ -68,6 +72,19 @@ class Seen(NamedTuple):
     """The state of torch's random generator after each step."""
     stated: Sequence[torch.Tensor] = ()
     """The same as the trainer states it, where it does."""
+    held: Sequence[set[str]] = ()
+    """The parameters that the optimizers of this rank got in each step."""
+
+
+class Taken(NamedTuple):
+    """What came of a step."""
+
+    loss: float
+    """Which it logs."""
+    gradients: dict[str, torch.Tensor | None]
+    """As the optimizer got them, or as the step left them where no optimizer ran."""
+    held: set[str]
+    """The parameters that an optimizer got."""
 
 
 def run_steps(
@@ -80,21 +97,22 @@ def run_steps(
     """Build the trainer of a rank, and take steps, each in a context."""
     with scaled_losses(plan.loss_scale) as scalers:
         trainer = built(make_step, rank, world_size, plan)
-        losses, gradients, values = [], [], [parameters_of(trainer)]
+        losses, gradients, held, values = [], [], [], [parameters_of(trainer)]
         buffers, rng, stated = [buffers_of(trainer, rank)], [], []
         required = [name for name, one in named(trainer.model).items() if one.requires_grad]
         for number in range(plan.steps):
             batches = micro_batches(trainer, rank, plan, number)
             with around(number):
-                loss, found = take(trainer, batches, plan.constant)
+                taken = take(trainer, batches, plan.constant)
             rng.append(torch.get_rng_state())
-            losses.append(loss)
-            gradients.append(found)
+            losses.append(taken.loss)
+            gradients.append(taken.gradients)
+            held.append(taken.held)
             values.append(parameters_of(trainer))
             buffers.append(buffers_of(trainer, rank))
             if callable(getattr(trainer, "rng_state", None)):
                 stated.append(rng_state(trainer.rng_state(number + 1)))
-        return Seen(losses, gradients, values, required, bool(scalers), buffers, rng, stated)
+        return Seen(losses, gradients, values, required, bool(scalers), buffers, rng, stated, held)
 
 
 def run_fresh(make_step: Callable[..., Any], plan: Plan) -> Seen:
@@ -106,14 +124,22 @@ def run_fresh(make_step: Callable[..., Any], plan: Plan) -> Seen:
         fresh = built(make_step, 0, 1, plan)
         resume(fresh, used)
         set_generators(drawn)
-        loss, found = take(fresh, micro_batches(fresh, 0, plan, number), plan.constant)
-        losses.append(loss)
-        gradients.append(found)
+        taken = take(fresh, micro_batches(fresh, 0, plan, number), plan.constant)
+        losses.append(taken.loss)
+        gradients.append(taken.gradients)
         set_generators(drawn)
         take(used, micro_batches(used, 0, plan, number), plan.constant)
         drawn = generators()
         values.append(parameters_of(used))
     return Seen(losses, gradients, values, [])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the random generators that all code shares."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
 
 
 def generators() -> tuple[Any, ...]:
@@ -131,10 +157,13 @@ def set_generators(states: tuple[Any, ...]) -> None:
 
 
 def resume(fresh: Any, used: Any) -> None:
-    """Give a trainer what a checkpoint of another holds: of its modules, and what it says itself."""
+    """Give a trainer what a checkpoint of another holds: modules, numbers, and what it says itself."""
     fresh.model.load_state_dict(used.model.state_dict())
     for name, module in beside(used).items():
         getattr(fresh, name).load_state_dict(module.state_dict())
+    for name, value in getattr(used, "__dict__", {}).items():
+        if isinstance(value, int | float):  # counters
+            setattr(fresh, name, value)
     if hasattr(used, "state_dict") and hasattr(fresh, "load_state_dict"):
         fresh.load_state_dict(copy.deepcopy(used.state_dict()))
 
@@ -152,10 +181,7 @@ def built(make_step: Callable[..., Any], rank: int, world_size: int, plan: Plan)
         os.environ.update({name: str(value) for name, value in launched.items()})
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")
-    torch.manual_seed(plan.seed)
-    random.seed(plan.seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(plan.seed)
+    seed_generators(plan.seed)
     return make_step(rank, world_size, **dict(plan.options))
 
 
@@ -171,26 +197,57 @@ def micro_batches(trainer: Any, rank: int, plan: Plan, number: int) -> list[Tens
     return found
 
 
-def take(
-    trainer: Any, batches: Sequence[Tensors], constant: bool = False
-) -> tuple[float, dict[str, torch.Tensor | None]]:
-    """Take a step; return the loss that it logs, and the gradients that the optimizer got."""
+def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Taken:
+    """Take a step, and note what the optimizer gets; of a closure, what it leaves when it is called last."""
     seen: dict[str, torch.Tensor | None] = {}
 
-    def note(optimizer: Any, *_: Any) -> None:
+    def note(optimizer: Any) -> None:
         given = {id(one) for group in optimizer.param_groups for one in group["params"]}
-        seen.update({name: whole(one.grad) for name, one in named(trainer.model).items() if id(one) in given})
+        seen.update(gradients_of(trainer.model, given))
 
-    hook = register_optimizer_step_pre_hook(note)
+    def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        note(optimizer)
+
+        def noted(closure: Any) -> Any:
+            def evaluate() -> Any:
+                loss = closure()
+                note(optimizer)
+                return loss
+
+            return evaluate if callable(closure) else closure
+
+        return (optimizer, *map(noted, args[1:])), {name: noted(one) for name, one in kwargs.items()}
+
+    hook = register_optimizer_step_pre_hook(before)
     try:
         with Constants() if constant else nullcontext():  # type: ignore[no-untyped-call, unused-ignore]
             loss = trainer.step(*batches)
     finally:
         hook.remove()
-    for name, one in named(trainer.model).items():
-        if name not in seen:
-            seen[name] = whole(one.grad)
-    return number_of(loss), {name: seen[name] for name in named(trainer.model)}
+    left = gradients_of(trainer.model)
+    unused = [one for name, one in left.items() if name not in seen and one is not None]
+    if not all(bool(one.isfinite().all()) for one in unused):
+        for one in unused:  # a GradScaler has skipped the step
+            one.zero_()
+    return Taken(number_of(loss), {name: seen.get(name, one) for name, one in left.items()}, set(seen))
+
+
+def gradients_of(model: torch.nn.Module, given: set[int] | None = None) -> dict[str, torch.Tensor | None]:
+    """Return copies of the gradients of all parameters, or of those with the ids that are given."""
+    with summoned(model):
+        own = {name: one for name, one in named(model).items() if given is None or id(one) in given}
+        return {name: whole(one.grad) for name, one in own.items()}
+
+
+@contextmanager
+def summoned(model: torch.nn.Module) -> Iterator[None]:
+    """Within, each rank holds what FullyShardedDataParallel, the first of its kind, spreads over ranks."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # half a second, which is spared where it is not used
+    if fsdp is None or not any(isinstance(one, fsdp.FullyShardedDataParallel) for one in model.modules()):
+        yield
+        return
+    with fsdp.FullyShardedDataParallel.summon_full_params(model, writeback=False, with_grads=True):
+        yield
 
 
 def number_of(loss: Any) -> float:
@@ -200,7 +257,8 @@ def number_of(loss: Any) -> float:
 
 def parameters_of(trainer: Any) -> Tensors:
     """Return copies of the parameters."""
-    found = {name: whole(one) for name, one in named(trainer.model).items()}
+    with summoned(trainer.model):
+        found = {name: whole(one) for name, one in named(trainer.model).items()}
     return {name: one for name, one in found.items() if one is not None}
 
 
@@ -209,12 +267,9 @@ def buffers_of(trainer: Any, rank: int) -> Tensors:
 
     That is the model's buffers but for those that are not persistent, and all of the other modules that the
     trainer has, as an average of the weights. What the trainer names in `local_buffers` is left out. Ranks
-    other than 0 leave out other modules too, as rank 0 writes the checkpoint, and the buffers that
-    DistributedDataParallel replaces by those of rank 0.
+    other than 0 leave out other modules too, as rank 0 writes the checkpoint.
     """
-    found = {name: whole(one) for name, one in persistent(trainer.model).items()}
-    if rank and getattr(trainer.model, "broadcast_buffers", False):
-        found = {}
+    found = {name: whole(one) for name, one in persistent(trainer.model, rank).items()}
     own = {id(one) for one in [*trainer.model.parameters(), *trainer.model.buffers()]}
     for prefix, module in beside(trainer).items():
         held = {**named(module), **persistent(module)}
@@ -240,11 +295,20 @@ def beside(trainer: Any) -> dict[str, torch.nn.Module]:
     }
 
 
-def persistent(model: torch.nn.Module) -> Tensors:
-    """Return the buffers that a checkpoint holds, by the names that they have without torch's wrappers."""
+def persistent(model: torch.nn.Module, rank: int = 0) -> Tensors:
+    """Return the buffers that a checkpoint holds, by the names that they have without torch's wrappers.
+
+    Ranks other than 0 leave out those that DistributedDataParallel replaces by those of rank 0.
+    """
+    replaced = [
+        place
+        for place, module in model.named_modules()
+        if rank and isinstance(module, DistributedDataParallel) and module.broadcast_buffers
+    ]
     return {
-        plain_name(f"{place}.{name}" if place else name): one
-        for place, module in unwrapped(model).named_modules()
+        plain_name(model, f"{place}.{name}" if place else name): one
+        for place, module in model.named_modules()
+        if not any(f"{place}.".startswith(f"{one}." if one else "") for one in replaced)
         for name, one in module.named_buffers(recurse=False)
         if name not in module._non_persistent_buffers_set
     }
@@ -260,19 +324,18 @@ def rng_state(stated: Any) -> torch.Tensor:
 
 def named(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the parameters by the names that they have without torch's wrappers."""
-    return {plain_name(name): one for name, one in unwrapped(model).named_parameters()}
+    return {plain_name(model, name): one for name, one in model.named_parameters()}
 
 
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the module that DistributedDataParallel wraps, where it does."""
-    while isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        model = model.module
-    return model
-
-
-def plain_name(name: str) -> str:
-    """Return a name without what torch's wrappers add."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPED)
+def plain_name(model: torch.nn.Module, name: str) -> str:
+    """Return a name within a model without what torch's wrappers add, wherever in it they are."""
+    kept: list[str] = []
+    place: Any = model
+    for part in name.split("."):
+        wraps = isinstance(place, DistributedDataParallel | DataParallel) and part == "module"
+        kept += [] if wraps or part in WRAPPED else [part]
+        place = getattr(place, part, None)
+    return ".".join(kept)
 
 
 def whole(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -25,8 +25,8 @@ from ..standalone.steps import (
     plain_name,
     resume,
     run_steps,
+    seed_generators,
     take,
-    unwrapped,
 )
 from ..subjects import Unresolved
 from ..verify.arguments import Unusable
@@ -262,7 +262,7 @@ def _listed(trainer: Any, name: str) -> tuple[str, ...]:
 def _passing(trainer: Any) -> tuple[str, ...]:
     """Return the model's buffers that no checkpoint holds."""
     kept = persistent(trainer.model)
-    held = (plain_name(name) for name, _ in unwrapped(trainer.model).named_buffers())
+    held = (plain_name(trainer.model, name) for name, _ in trainer.model.named_buffers())
     return tuple(name for name in held if name not in kept)
 
 
@@ -302,10 +302,10 @@ def _seeded(make_step: Any, plan: Plan, seed: int) -> Seen:
     seen = Seen([], [], [], [], buffers=[])
     for number in range(2):
         batches = micro_batches(trainer, 0, plan, number)
-        torch.manual_seed(seed + 100 * number)
-        loss, gradients = take(trainer, batches, plan.constant)
-        seen.losses.append(loss)
-        seen.gradients.append(gradients)
+        seed_generators(seed + 100 * number)
+        taken = take(trainer, batches, plan.constant)
+        seen.losses.append(taken.loss)
+        seen.gradients.append(taken.gradients)
         seen.values.append(parameters_of(trainer))
         seen = seen._replace(buffers=[*seen.buffers, buffers_of(trainer, 0)])
     return seen

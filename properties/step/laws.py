@@ -10,11 +10,14 @@ import torch
 from ..laws import Falsified, Place, compare
 from ..standalone.steps import Seen
 from ..verify.limits import RANDOM_DRAWS, UNEQUAL_ROWS
+from ..worlds import WorldError
 from .inspection import same
 from .target import Trainer
 from .truth import Truth, array
 
 LOSS_SCALE = 2.0**-10
+MANY = 64
+"""Rows of which some use every parameter that rows use at all."""
 NO_SCALER = "it makes no GradScaler"
 NO_BUFFERS = "a checkpoint holds nothing but parameters"
 NO_PROMISE = "it promises nothing of them"
@@ -31,7 +34,7 @@ class Observed:
     ranks: list[Seen]
     """Those of the world; of one process, with the micro-batches."""
     others: Callable[[str], Seen]
-    """Runs one process again: "fresh", or "scaled"."""
+    """Runs one process again: "fresh", "scaled", or with "many" rows."""
     micro: int = 1
     """How many micro-batches a step takes."""
 
@@ -74,7 +77,14 @@ def gradients_equal(observed: Observed) -> float:
         for step in range(len(observed.truth.seen.gradients))
         for name in observed.truth.seen.gradients[step]
         for rank in range(len(observed.ranks))
+        if _is_used(observed, rank, step, name)
     )
+
+
+def _is_used(observed: Observed, rank: int, step: int, name: str) -> bool:
+    """Whether a rank's gradient counts: it does not where only optimizers of other ranks get it."""
+    held = [bool(one.held) and name in one.held[step] for one in observed.ranks]
+    return held[rank] or not any(held)
 
 
 def _gradient(observed: Observed, rank: int, step: int, name: str) -> float:
@@ -162,16 +172,34 @@ def _buffer(observed: Observed, place: Place, own: torch.Tensor, right: torch.Te
 
 
 def every_gradient(observed: Observed) -> float:
-    """Every parameter that requires grad gets a gradient in every step."""
+    """Every parameter that requires grad gets a gradient in every step, or changes without one.
+
+    A parameter that some rows alone use, as of an expert, need not get one where one process has none either.
+    """
     for rank, seen in enumerate(observed.ranks):
         for step, gradients in enumerate(seen.gradients):
             for name in seen.required:
-                if gradients.get(name) is None:
-                    place = Place(
-                        "presence of the gradient", name, rank, _after(step), expected="one", observed="none"
-                    )
-                    raise Falsified(f"{place}: {name} requires grad, and got none", place)
+                if gradients.get(name) is not None or not _is_used(observed, rank, step, name):
+                    continue
+                changes = not same(seen.values[step].get(name), seen.values[step + 1].get(name))
+                if changes or _is_occasional(observed, step, name):
+                    continue
+                place = Place(
+                    "presence of the gradient", name, rank, _after(step), expected="one", observed="none"
+                )
+                raise Falsified(f"{place}: {name} requires grad, and got none", place)
     return 0.0
+
+
+def _is_occasional(observed: Observed, step: int, name: str) -> bool:
+    """Whether one process has no gradient of a parameter either, and has one where there are many rows."""
+    if observed.truth.seen.gradients[step].get(name) is not None:
+        return False
+    try:
+        many = observed.others("many")
+    except WorldError:
+        return False
+    return any(gradients.get(name) is not None for gradients in many.gradients)
 
 
 def ranks_agree(observed: Observed) -> float:
@@ -184,7 +212,8 @@ def ranks_agree(observed: Observed) -> float:
                 own = columns[0][step].get(name)
                 for rank in range(1, len(observed.ranks)):
                     other = columns[rank][step].get(name)
-                    if not same(own, other):
+                    used = all(_is_used(observed, one, step, name) for one in (0, rank))
+                    if (used or kind == "value") and not same(own, other):
                         raise _unlike(kind, name, rank, step, own, other)
     return 0.0
 
@@ -219,23 +248,22 @@ def loss_is_mean(observed: Observed) -> float:
 
 def used_equals_fresh(observed: Observed) -> float:
     """A trainer that has taken steps gives the gradients that a new one gives with the same parameters."""
-    return _against(observed, "fresh", "of a used trainer")
+    fresh = replace(observed.truth, seen=observed.others("fresh"))
+    return _compared(replace(observed, truth=fresh, ranks=[observed.truth.seen]), "of a used trainer")
 
 
 def loss_scale_never_matters(observed: Observed) -> float:
     """Gradients that the optimizer gets do not change with the initial scale of a GradScaler."""
-    return _against(observed, "scaled", "at another loss scale")
+    return _compared(replace(observed, ranks=[observed.others("scaled")]), "at another loss scale")
 
 
-def _against(observed: Observed, how: str, note: str) -> float:
-    """Compare one process with itself run in another way."""
-    other = observed.others(how)
-    again = Observed(observed.truth, [other], observed.others)
+def _compared(observed: Observed, note: str) -> float:
+    """Compare the gradients of one process with those of itself run in another way."""
     worst = 0.0
     for step, gradients in enumerate(observed.truth.seen.gradients):
         for name in gradients:
             try:
-                worst = max(worst, _gradient(again, 0, step, name))
+                worst = max(worst, _gradient(observed, 0, step, name))
             except Falsified as error:
                 place = error.place or Place("")
                 raise Falsified(f"{note}: {error}", place) from None

@@ -4,20 +4,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
 from verified_losses.oracles.complex_step import Array
 
 from ..laws import Falsified, Place, compare
-from ..standalone.steps import Plan, built, micro_batches, plain_name, take, unwrapped
+from ..standalone.steps import Plan, built, micro_batches, plain_name, take
 from ..worlds import OutOfTime, WorldError
 from ..worlds.specs import SINGLE
 from .cases import StepCase
-from .monte_carlo import QUANTILE, SAMPLES, SPREAD, Moved
+from .monte_carlo import SAMPLES, Moved
 from .target import Trainer
-from .truth import array
+from .truth import allowed, array
 
 KINDS = ("gradient", "value", "buffer", "logged loss")
 """What is wrong where a module may be to blame."""
@@ -76,15 +75,15 @@ def passed(rank: int, world_size: int, trainer: Trainer, plan: Plan, sample: int
     batches = micro_batches(made, rank, plan, 0)
     with watched(made.model) as (outputs, kinds):
         with nullcontext() if sample is None else Moved(1_000_003 * plan.seed + 101 * sample):
-            _, gradients = take(made, batches, plan.constant)
-        return Passed(dict(outputs), gradients, kinds)
+            taken = take(made, batches, plan.constant)
+        return Passed(dict(outputs), taken.gradients, kinds)
 
 
 @contextmanager
 def watched(model: torch.nn.Module) -> Iterator[tuple[dict[str, list[torch.Tensor]], dict[str, str]]]:
     """Note the outputs of all modules."""
     outputs: dict[str, list[torch.Tensor]] = {}
-    modules = {plain_name(name): one for name, one in unwrapped(model).named_modules()}
+    modules = {plain_name(model, name): one for name, one in model.named_modules()}
 
     def noting(name: str) -> Callable[..., None]:
         def note(module: Any, given: Any, output: Any) -> None:
@@ -142,10 +141,7 @@ def _by_gradients(right: Passed, samples: list[Passed], ranks: list[Passed]) -> 
 
 
 def _bound(exact: torch.Tensor, samples: list[torch.Tensor]) -> Array:
-    squares = sum(array(one.double() - exact.double()) ** 2 for one in samples)
-    last = 0.5 * torch.finfo(exact.dtype).eps * array(exact.abs())
-    bound: Array = SPREAD * QUANTILE * np.hypot(np.sqrt(squares / SAMPLES), last)
-    return bound
+    return allowed(torch.stack([(one.double() - exact.double()) ** 2 for one in samples]).sum(0), exact)
 
 
 def _is_wrong(name: str, seen: torch.Tensor, right: torch.Tensor, bound: Array) -> bool:

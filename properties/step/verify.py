@@ -26,7 +26,7 @@ from ..worlds import OutOfTime, World, WorldError, WorldLost
 from ..worlds.specs import SINGLE, WorldSpec
 from .cases import StepCase, step_cases
 from .inspection import act
-from .laws import LOSS_SCALE, Observed, StepLaw, laws
+from .laws import LOSS_SCALE, MANY, Observed, StepLaw, laws
 from .localise import first_module
 from .target import Trainer
 from .truth import blunt, truth
@@ -144,9 +144,8 @@ class Bench:
     trainer: Trainer
     spec: WorldSpec
     deadline: float = math.inf
-    blunt: int = 0
-    """In how many cases of float64 rounding takes gradients further than `SHARP`."""
-    sharp: int = 0
+    hidden: list[float] = field(default_factory=list)
+    """Of each case of float64, what rounding may change of a gradient, as a share of the largest element."""
     _seen: dict[StepCase, Observed | Exception] = field(default_factory=dict)
 
     @property
@@ -181,8 +180,7 @@ class Bench:
         if case.is_split:
             ranks = world.run(act, self.trainer, plan)
         if case.dtype == "float64":
-            self.blunt += blunt(right) > SHARP
-            self.sharp += 1
+            self.hidden.append(blunt(right))
         again = partial(_again, single, self.trainer, plan.whole)
         return Observed(right, ranks, again, len(case.rows[0]))
 
@@ -194,6 +192,8 @@ Benches = dict[tuple[str, str], Bench]
 def _again(world: World, trainer: Trainer, plan: Plan, how: str) -> Seen:
     if how == "fresh":
         (seen,) = world.run(fresh, trainer, plan)
+    elif how == "many":
+        (seen,) = world.run(act, trainer, plan._replace(rows=((MANY,),)))
     else:
         (seen,) = world.run(act, trainer, plan._replace(loss_scale=LOSS_SCALE))
     return seen

@@ -1,11 +1,12 @@
 """Trainers that are right, in forms that differ."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.func import functional_call, grad_and_value
 from torch.nn.functional import cross_entropy, normalize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -413,3 +414,168 @@ class AttendsWithDropout(Attends):
         return nn.Sequential(
             nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), nn.Flatten(), nn.Linear(20, 3)
         )
+
+
+class GivesClosure(Ddp):
+    """Computes gradients within the optimizer's step, as Lightning does."""
+
+    def step(self, *batches: Batch) -> float:
+        def closure() -> float:
+            self.optimizer.zero_grad()
+            total = self.accumulate(batches)
+            nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+            return total
+
+        total: float = self.optimizer.step(closure)  # type: ignore[arg-type]
+        return total
+
+
+class CompilesDdp(OneBatch, Ddp):
+    """torch.compile around DistributedDataParallel."""
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        compiled: nn.Module = torch.compile(super().wrap(net), backend="eager")  # type: ignore[assignment]
+        return compiled
+
+
+class WrapsPart(OneBatch, Trainer):
+    """A part of the model is frozen, another within DistributedDataParallel, as one of two towers."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        net[0].requires_grad_(False)  # type: ignore[index]
+        if self.world_size > 1:
+            net[2] = nn.parallel.DistributedDataParallel(net[2])  # type: ignore[index, operator]
+        return net
+
+    def reduce(self) -> None:
+        """It has been done."""
+
+
+class Experts(OneBatch, Ddp):
+    """Each row goes to one of three experts: those without rows get no gradient."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router = nn.Linear(WIDTH, 3)
+            self.experts = nn.ModuleList(nn.Linear(WIDTH, 3) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate, chosen = self.router(x).softmax(-1).max(-1)
+            found = x.new_zeros(len(x), 3)
+            for number, expert in enumerate(self.experts):
+                rows = torch.nonzero(chosen == number)[:, 0]
+                if len(rows):
+                    found = found.index_add(0, rows, gate[rows, None] * expert(x[rows]))
+            return found
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+
+    def make(self) -> nn.Module:
+        return self.Net()
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return net
+        return nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+
+
+class ShardsOptimizer(Trainer):
+    """Each parameter has an owner, which alone gets its gradient, updates it and sends it to the others."""
+
+    def optimize(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        self.trained = parameters
+        own = parameters[self.rank :: self.world_size]
+        return torch.optim.SGD([{"params": own}], self.lr, momentum=0.9)
+
+    def reduce(self) -> None:
+        for number, one in enumerate(self.trained):
+            if self.world_size > 1 and one.grad is not None:
+                dist.reduce(one.grad, number % self.world_size)
+                one.grad /= self.world_size
+
+    def update(self) -> None:
+        super().update()
+        self.net.zero_grad()
+        for number, one in enumerate(self.trained):
+            if self.world_size > 1:
+                dist.broadcast(one.data, number % self.world_size)
+
+
+class WithoutOptimizer(OneBatch, Trainer):
+    """Updates parameters by hand, and leaves no gradient."""
+
+    def backward(self, loss: Tensor) -> None:
+        trained = [one for one in self.net.parameters() if one.requires_grad]
+        with torch.no_grad():
+            for one, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+                if self.world_size > 1:
+                    dist.all_reduce(gradient)
+                one.sub_(self.lr / self.world_size * gradient)
+
+    def reduce(self) -> None:
+        """It has been done."""
+
+    update = reduce
+
+
+class CountsSteps(Ddp):
+    """A term grows with the number of steps, which is an int."""
+
+    steps = 0
+
+    def loss(self, batch: Batch) -> Tensor:
+        logits = self.model(batch["x"])
+        return cross_entropy(logits, batch["y"]) + self.steps / 5 * logits.square().mean()
+
+    def update(self) -> None:
+        super().update()
+        self.steps += 1
+
+
+class FirstFsdp(OneBatch, Trainer):
+    """FullyShardedDataParallel, the first of its kind."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return net
+        return FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu"))
+
+    def reduce(self) -> None:
+        """It has been done."""
+
+
+class _Signed(torch.optim.Optimizer):
+    """Moves every element by as much, as Lion does, down its gradient."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for one in group["params"]:
+                if one.grad is not None:
+                    one.sub_(group["lr"] * one.grad.sign())
+
+
+class AttendsAndSigns(Attends):
+    """The gradient of the keys' bias is 0 but for rounding, which decides about its sign."""
+
+    def optimize(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return _Signed(parameters)
+
+
+class Overflows(ClipsUnscaled):
+    """Gradients of scaled losses overflow, so that no step is taken; clipping makes some of them NaN."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
