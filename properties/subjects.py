@@ -67,7 +67,7 @@ class Subject:
         widths: the widths of features that it takes; any, if empty.
         pad_ids: the labels that it takes for padding; any, if empty.
         beside: rows of features lie beside points at which a gradient may have a kink.
-        inference: calls under inference mode come before others.
+        inference: it is called under inference mode, too.
         stated: it does with inputs that nobody should send what docs/inputs.md says.
     """
 

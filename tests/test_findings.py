@@ -144,16 +144,18 @@ def test_what_is_no_question_of_unequal_rows_stays_a_defect(check: Check, cases:
     assert asked == []
 
 
-def test_what_is_right_for_some_unequal_rows_and_wrong_for_others_stays_a_defect() -> None:
+def test_what_is_wrong_with_unequal_rows_that_some_terms_are_right_for_stays_a_defect() -> None:
     wrong = Falsified("wrong", Place("term", "contrastive_loss"))
     asked: list[Check] = []
 
-    def judge(fails: Callable[[tuple[int, ...]], bool], error: Exception, law: str = TERMS) -> Finding:
+    def judge(
+        fails: Callable[[tuple[int, ...]], bool], error: Exception, law: str = TERMS, first: Exception = wrong
+    ) -> Finding:
         def error_of(check: Check, example: Example) -> Exception | None:
             assert limits.has_unequal_rows(example)
             return error if fails(example.case.rows) else None
 
-        finding = _falsified(_check(law), dataclasses.replace(UNEVEN, rows=(1, 1, 2)))
+        finding = _falsified(_check(law), dataclasses.replace(UNEVEN, rows=(1, 1, 2)), error=first)
         return limits.judged(finding, _again("holds", asked), lambda *_: False, error_of)
 
     turned = ((2, 3, 1), (3, 1, 2))
@@ -162,7 +164,14 @@ def test_what_is_right_for_some_unequal_rows_and_wrong_for_others_stays_a_defect
     assert judge(lambda rows: True, wrong).limit == "unequal rows"
     assert judge(lambda rows: False, wrong).limit == "unequal rows"  # of plain rows nothing is known
     assert judge(lambda rows: rows in turned, RAISED).limit == "unequal rows"
-    assert judge(lambda rows: rows in turned, wrong, GRADS).limit == "unequal rows"
+    assert asked[-1].law.name == TERMS
+    assert judge(lambda rows: False, wrong, GRADS).verdict == "falsified"  # their terms are right
+    assert judge(lambda rows: rows in turned, wrong, GRADS).verdict == "falsified"
+    assert judge(lambda rows: True, wrong, GRADS).limit == "unequal rows"
+    assert judge(lambda rows: rows in turned, RAISED, "used equals fresh", RAISED).limit == "unequal rows"
+    assert (
+        judge(lambda rows: False, RAISED, "used equals fresh", RAISED).verdict == "falsified"
+    )  # alone, no call raises
 
 
 def test_what_is_wrong_with_equal_rows_too_is_shown_with_those() -> None:

@@ -22,7 +22,7 @@ from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify import certifier as certifier_module
 from verified_losses.properties.verify.arguments import Unusable, ask
 from verified_losses.properties.verify.certifier import Certifier, Finding, checks, verify
-from verified_losses.properties.verify.limits import OTHER_DTYPES
+from verified_losses.properties.verify.limits import OTHER_DTYPES, RAISING_INFERENCE
 from verified_losses.properties.verify.plan import inspection
 from verified_losses.properties.worlds.specs import parse
 
@@ -154,11 +154,13 @@ def _as_it_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certifier_module, "Phase", phases)
 
 
-def _certified(name: str, contract: str, strict: bool = False) -> list[Finding]:
+def _certified(
+    name: str, contract: str, strict: bool = False, laws: tuple[str, ...] = LAWS[:2]
+) -> list[Finding]:
     subject, _ = inspection(ask(f"tests.wild:{name}", contract, strict=strict)[1], contract)
     certifier = Certifier(20)
     asked = checks({"it": (contract, subject)}, parse("1"))
-    return [certifier.verify(check) for check in asked if check.law.name in LAWS[:2]]
+    return [certifier.verify(check) for check in asked if check.law.name in laws]
 
 
 @pytest.mark.usefixtures("_as_it_is_met")
@@ -169,6 +171,16 @@ def test_a_dtype_that_a_loss_refuses_is_a_limit_of_it() -> None:
     assert "float16" not in {case.dtype for case in (*first.cases, *second.cases)}
     (said,) = [line for line in terminal.limits([first], "--") if "does not take float16" in line]
     assert "overflow" in said
+
+
+@pytest.mark.usefixtures("_as_it_is_met")
+def test_that_inference_mode_raises_is_a_limit() -> None:
+    laws = ("terms equal the oracle", "inputs unchanged", "used equals fresh", "gradients equal the oracle")
+    found = {one.law: one for one in _certified("derives_at_once", "clip", laws=laws)}
+    assert [found[law].limit for law in laws] == [RAISING_INFERENCE] * 3 + [""]
+    assert found[laws[3]].verdict == "holds"
+    (strict, *_) = _certified("derives_at_once", "clip", strict=True)
+    assert strict.verdict == "falsified"
 
 
 @pytest.mark.usefixtures("_as_it_is_met")

@@ -36,6 +36,7 @@ SECOND_DERIVATIVES = "second derivatives"
 COTANGENTS = "cotangents"
 LAYOUTS = "layouts"
 COMPILE = "torch.compile"
+EVAL = "eval mode"
 INFERENCE_MODE = "inference mode"
 REUSE = "cached labels"
 TRACES = "traces"
@@ -147,6 +148,8 @@ class Bench:
     def by_mode(self, case: Case) -> dict[str, list[Outcome]]:
         """Run the subject with gradient, and apart from that under inference mode: outcomes by note."""
         (train,) = self.observe([case])
+        if not self.subject.inference:
+            return {"": train}
         (inference,) = self.observe([Step(case, "inference")])
         return {"": train, INFERENCE: inference}
 

@@ -25,7 +25,7 @@ from ..standalone.acts import (
 )
 from ..standalone.judges import judge_copies, judge_near, judge_owned, judge_two_live, judge_words, predicts
 from ..subjects import Subject
-from . import Bench, Falsified, Law, Place, Unanswered, compare
+from . import EVAL, Bench, Falsified, Law, Place, Unanswered, compare
 from .gradients import NO_DTYPE, SUMMED_IN_ITSELF, small_examples
 from .hygiene import other_values, same_bits
 
@@ -198,7 +198,7 @@ def _is_loss(contract: Contract) -> bool:
 
 
 LAWS = [
-    Law("eval equals train", eval_equals_train, share=0.3,
+    Law("eval equals train", eval_equals_train, share=0.3, concerns=EVAL,
         applies=lambda contract: contract.is_loss and not contract.holds,  # in eval mode a queue stays
         act=run_evaluated, judge=judge_near),
     Law("copies are the same", copies_are_the_same, share=0.12,

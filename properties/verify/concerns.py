@@ -10,6 +10,7 @@ from ..laws import (
     AUTOCAST,
     COMPILE,
     COTANGENTS,
+    EVAL,
     FROZEN,
     HOSTILE,
     INFERENCE,
@@ -53,6 +54,7 @@ CONCERNS = {
         Concern(TRAINING, "what makes a plain training step wrong"),
         Concern(REUSE, "what is met with cached labels alone", "cache_labels=false"),
         Concern(INFERENCE_MODE, "what is met under inference mode, or after it, alone"),
+        Concern(EVAL, "what is met in eval mode alone"),
         Concern(COTANGENTS, "what is met where backward gets another number than 1, as of a weighted loss"),
         Concern(LAYOUTS, "what is met with inputs or gradients that are not contiguous alone"),
         Concern(COMPILE, "what is met under torch.compile alone"),
@@ -66,7 +68,18 @@ CONCERNS = {
     )
 }
 """By name, what concerns most people first."""
-WHOLE = (COTANGENTS, COMPILE, SECOND_DERIVATIVES, TRACES, AUTOCAST, FROZEN, TRANSFORMS, SUBCLASSES, HOSTILE)
+WHOLE = (
+    EVAL,
+    COTANGENTS,
+    COMPILE,
+    SECOND_DERIVATIVES,
+    TRACES,
+    AUTOCAST,
+    FROZEN,
+    TRANSFORMS,
+    SUBCLASSES,
+    HOSTILE,
+)
 """Those that have laws of their own."""
 
 

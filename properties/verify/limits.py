@@ -29,6 +29,7 @@ RANDOM_DRAWS = "random draws"
 RAISING_SECOND_DERIVATIVES = "a second derivative raises"
 RAISING_COMPILED = "torch.compile raises"
 RAISING_AUTOCAST = "autocast raises"
+RAISING_INFERENCE = "inference mode raises"
 WORDS = {
     UNEQUAL_ROWS: "does not support unequal rows: with equally many rows on every rank this holds",
     STRIDED_INPUTS: "does not take inputs that are not contiguous: with contiguous ones this holds",
@@ -38,6 +39,7 @@ WORDS = {
     RAISING_SECOND_DERIVATIVES: RAISING_SECOND_DERIVATIVES,
     RAISING_COMPILED: RAISING_COMPILED,
     RAISING_AUTOCAST: RAISING_AUTOCAST,
+    RAISING_INFERENCE: RAISING_INFERENCE,
     RAISING_AGAIN: RAISING_AGAIN,
     RAISING_TRANSFORMS: RAISING_TRANSFORMS,
     RAISING_SUBCLASSES: RAISING_SUBCLASSES,
@@ -164,7 +166,8 @@ def may_be_limit(check: "Check", example: Example, error: Exception) -> bool:
     strided = _raised(error) and is_strided(example) and check.subject.strides != CONTIGUOUS
     place = error.place if isinstance(error, Falsified) else None
     small = _is_small(check, example, place) or _may_be_kink(check, example, place)
-    return unequal or refused or strided or small or _raises_alone(check, error)
+    inferred = _raised(error) and _has_inference(check, example)
+    return unequal or refused or strided or small or inferred or _raises_alone(check, error)
 
 
 def judged(
@@ -197,6 +200,7 @@ def judged(
         lambda found: _uneven(found, verify_again, error_of),
         kinked,  # of equal rows
         strided,
+        lambda found: _uninferred(found, verify_again, error_of),
         lambda found: _raising(found, returns),
     ]
     for stage in stages:
@@ -239,13 +243,13 @@ def _failed(finding: "Finding") -> list[Example]:
 def _uneven(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
     """Return a finding as a limit where unequal rows alone fail.
 
-    What is wrong with equal rows is returned instead. Where some unequal rows are right and others give a
-    wrong term, that is no limit: the target tells them apart, by their sizes.
+    What is wrong with equal rows is returned instead. Where a target's terms are right for unequal rows, it
+    takes them, and what else is wrong with them is no limit; nor are terms that are wrong for some of them.
     """
     check = finding.check
     if check.subject.even or finding.smallest is None or not has_unequal_rows(finding.smallest):
         return finding
-    if _is_right_for_some(finding, error_of):
+    if _takes_some(finding, error_of):
         return finding
     again = verify_again(evenly(check), time.monotonic() + EVEN_SECONDS)
     if again.verdict == "holds" and not all(map(has_unequal_rows, _failed(finding))):
@@ -254,10 +258,11 @@ def _uneven(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) ->
     return _settled(finding, again, UNEQUAL_ROWS)
 
 
-def _is_right_for_some(finding: "Finding", error_of: ErrorOf) -> bool:
-    """Whether of plain rows that are unequal some are right, and others give a wrong term."""
-    check, smallest = finding.check, finding.smallest
-    if smallest is None or check.law.name not in {law.name for law in values.LAWS}:
+def _takes_some(finding: "Finding", error_of: ErrorOf) -> bool:
+    """Whether terms of plain rows are right for some that are unequal, and something is wrong with others."""
+    (terms,) = values.LAWS
+    check, smallest = replace(finding.check, law=terms), finding.smallest
+    if smallest is None:
         return False
     plain = replace(smallest.case, pattern="unit", strides="contiguous", width=check.subject.width_of(4))
     size = plain.world_size
@@ -265,7 +270,11 @@ def _is_right_for_some(finding: "Finding", error_of: ErrorOf) -> bool:
     splits = sorted({*turned, *(rows[::-1] for rows in turned)})
     cases = [one for rows in splits if check.contract.defined(one := replace(plain, rows=rows))]
     errors = [error_of(check, Example(one)) for one in cases]
-    return None in errors and any(isinstance(one, Falsified) for one in errors)
+    wrong = any(isinstance(one, Falsified) for one in errors)
+    raises = any(isinstance(one, WorldError) for one in errors)
+    if finding.law != terms.name:
+        wrong = isinstance(finding.error, Falsified) or not raises
+    return None in errors and wrong
 
 
 def _strided(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
@@ -345,10 +354,38 @@ def _without_inference(finding: "Finding", verify_again: VerifyAgain) -> "Findin
     failed = _failed(finding)
     if not failed or not all(any(step.mode == "inference" for step in one.steps) for one in failed):
         return finding
-    check = finding.check
-    trained = replace(check, subject=replace(check.subject, inference=False))
-    again = verify_again(trained, time.monotonic() + EVEN_SECONDS)
+    again = verify_again(_with_gradient(finding.check), time.monotonic() + EVEN_SECONDS)
     return _instead(finding, again) if again.verdict == "falsified" else finding
+
+
+def _uninferred(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":
+    """Return a finding as a limit where a call under inference mode raises, and without such calls it holds.
+
+    A call that raises after one under inference mode is no limit.
+    """
+    check, smallest = finding.check, finding.smallest
+    if smallest is None or finding.error is None or not _raised(finding.error):
+        return finding
+    if not _has_inference(check, smallest):
+        return finding
+    called = next((step.case for step in smallest.steps if step.mode == "inference"), smallest.case)
+    (terms,) = values.LAWS
+    asked = replace(check, law=terms)
+    error = error_of(asked, Example(called))
+    if error is None or not _raised(error) or error_of(_with_gradient(asked), Example(called)) is not None:
+        return finding
+    again = verify_again(_with_gradient(check), time.monotonic() + EVEN_SECONDS)
+    return _settled(finding, again, RAISING_INFERENCE)
+
+
+def _has_inference(check: "Check", example: Example) -> bool:
+    """Whether a check calls under inference mode, or an example does."""
+    return "inference" in check.law.modes or any(step.mode == "inference" for step in example.steps)
+
+
+def _with_gradient(check: "Check") -> "Check":
+    """Return a check without calls under inference mode."""
+    return replace(check, subject=replace(check.subject, inference=False))
 
 
 def _kinked(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":

@@ -11,7 +11,20 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-from .plain import Clip, Scalar, all_gather, all_sum, altered, flat, four_ulps_up, gather_rows, widen
+from verified_losses.transport import eager
+
+from .plain import (
+    Clip,
+    GatherRows,
+    Scalar,
+    all_gather,
+    all_sum,
+    altered,
+    flat,
+    four_ulps_up,
+    gather_rows,
+    widen,
+)  # fmt: skip
 
 # Labels
 
@@ -283,6 +296,24 @@ class GradientUpTo64Rows(Clip):
     def product(self, anchors: Tensor, gallery: Tensor, scale: Scalar, bias: Scalar | None) -> Tensor:
         keep = (torch.arange(len(anchors)) < 64)[:, None]
         return altered(super().product(anchors, gallery, scale, bias), lambda grad: grad * keep)
+
+
+class _RowsByRank(GatherRows):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        own = ctx.rows[dist.get_rank()]
+        start = min(dist.get_rank() * own, len(grad) - own)
+        return all_sum(grad)[start : start + own], None
+
+
+class BackwardOfEqualRows(Clip):
+    def gather_grad(self, features: Tensor, rows: list[int]) -> Tensor:
+        return _gather_by_rank(features, rows)
+
+
+@eager
+def _gather_by_rank(features: Tensor, rows: list[int]) -> Tensor:
+    return _RowsByRank.apply(features, rows)
 
 
 # Layouts
@@ -698,6 +729,12 @@ class LabelsKeyedWithoutOffset(Clip):
             return super().get_labels(n, rows)
         with torch.inference_mode(False):
             return self.cached.setdefault(n, super().get_labels(n, rows))
+
+
+class LabelsKeyedByTotal(Clip):
+    def get_labels(self, n: int, rows: list[int]) -> Tensor:
+        with torch.inference_mode(False):
+            return self.cached.setdefault((n, sum(rows)), super().get_labels(n, rows))
 
 
 class LabelsNeverRefreshed(Clip):

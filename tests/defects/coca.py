@@ -22,11 +22,6 @@ class PythonZero(CoCa):
         return 0
 
 
-class HalfZero(CoCa):
-    def zero(self, like: Tensor) -> Tensor:
-        return like.new_zeros(())
-
-
 class WeightTimesUnweighted(CoCa):
     """A weight of 0 is multiplied with whatever there is, NaN too."""
 

@@ -523,6 +523,17 @@ class CoCaKeepsHalf(KeepsHalf, CoCa):
         return super().token_sum(logits, labels).to(logits.dtype)
 
 
+class CoCaKeepsHalfOfPairs(KeepsHalf, CoCa):
+    """Captions alone are computed in single precision, so that two terms have two dtypes."""
+
+
+class HalfZero(CoCa):
+    """A term of weight 0 has the features' dtype, whatever that of the other."""
+
+    def zero(self, like: Tensor) -> Tensor:
+        return like.new_zeros(())
+
+
 class ClassesSecond(CoCa):
     """As upstream writes it."""
 
