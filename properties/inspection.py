@@ -118,7 +118,7 @@ def inspect_target(
     tried = _try(listed, target, contract, subject, probes, signature.options)
     if contract.whole and (tried is None or tried.error):
         names = ", ".join(one for one in NAMES[contract.name] if one not in contract.sizes_held)
-        said = f"{Target.of(subject.target).name} does not take {names}, by name or in order"
+        said = f"{Target.of(subject.target).name} cannot be called with {names}, by name or in order"
         unknown = _unknown(target, contract, subject, replace(signature, unusable=said))
         return Inspection(replace(signature, unusable=unknown), detail=tried.error if tried else "")
     if tried is None and signature.unusable:

@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from rich.progress import Progress
 
 from verified_losses.properties import devices
@@ -27,6 +26,7 @@ from verified_losses.properties.laws import Falsified, laws
 from verified_losses.properties.names import LAWS
 from verified_losses.properties.show import terminal
 from verified_losses.properties.show.certificate import Asked
+from verified_losses.properties.show.console import Console
 from verified_losses.properties.show.defects import AnyFinding
 from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import Check, Finding, verify
@@ -310,7 +310,7 @@ def test_a_targets_own_traceback_is_shown_alone(
     with pytest.raises(SystemExit, match="2"):
         main(["certify", f"{target}:Loss", "--as", "clip"])
     said = capsys.readouterr().err
-    assert f"error {target}:Loss: raised as it was imported or constructed" in said
+    assert f"error {target}:Loss: raised as it was imported, constructed or first called" in said
     assert "RuntimeError: my own mistake" in said
     files = re.findall(r'File "(.+?)"', said)
     assert files == [str(target), str(tmp_path / "beside.py")]
@@ -520,3 +520,13 @@ def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["schema"])
     assert "Certificate" in json.loads(capsys.readouterr().out)["$defs"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_finding() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)  # as `head` does; rich would exit with 1
+    file = os.fdopen(writes, "w")
+    with pytest.raises(BrokenPipeError):
+        Console(file=file).print("more")
+    with contextlib.suppress(BrokenPipeError):
+        file.close()

@@ -158,7 +158,7 @@ def test_a_loss_that_does_not_take_what_the_formula_names_is_refused(tmp_path: P
     _, asked = ask(f"{tmp_path / 'unfit.py'}:{loss}", held_to.name)
     looked_at = [held_to.probe(case) for case in probes(Case(output_dict=False), asked)]
     signature = inspect_target(0, 1, asked, held_to, looked_at).signature
-    said = f"{loss} does not take features, labels, temperature, by name or in order"
+    said = f"{loss} cannot be called with features, labels, temperature, by name or in order"
     assert said in signature.unusable
     assert "--call 'target(features, " in signature.unusable
 

@@ -173,3 +173,14 @@ def test_other_commands_do_not_read_the_file(
     with pytest.raises(SystemExit, match="2"):
         main(["merge", "nothing", "--output", "pyproject.toml/x"])
     assert capsys.readouterr().err.startswith("error --output: cannot write into pyproject.toml/x")
+
+
+def test_what_is_stated_is_not_for_the_commands_about_finds(
+    project: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(TABLE) / "build" / "fuzz"
+    for command in ("replay", "prune"):
+        with pytest.raises(SystemExit):
+            main(["fuzz", command])
+        said = capsys.readouterr()
+        assert said.err == f"error --folder: there is no folder {folder.relative_to(Path.cwd())}\n"

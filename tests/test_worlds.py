@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +23,7 @@ import torch.distributed as dist
 
 from verified_losses.properties import devices
 from verified_losses.properties.process_state import preserved
-from verified_losses.properties.worlds import OutOfTime, WorldError
+from verified_losses.properties.worlds import OutOfTime, RankState, WorldError
 from verified_losses.properties.worlds.processes import ProcessWorld, shared_world
 from verified_losses.properties.worlds.single import SingleWorld
 
@@ -587,3 +588,16 @@ def test_ranks_multiply_matrices_as_the_caller_does(world: ProcessWorld, allowed
         assert here == (["tf32", "reduced", "truncated"] if allowed else ["exact", "reduced", "reduced"])
         assert world.run(how_matrices_are_multiplied) == [here, here]
     assert world.run(how_matrices_are_multiplied) == [how_matrices_are_multiplied(0, 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("state", "detail", "said"),
+    [
+        ("raised", 'Traceback:\n  File "a.py", line 1, in f\nValueError: no\nAsk another', "ValueError: no"),
+        ("raised", "ValueError: no", "ValueError: no"),
+        ("hung", "at a.py\n  waiting", "at a.py"),
+        ("raised", "", ""),
+    ],
+)  # fmt: skip
+def test_a_state_is_said_in_a_line(state: Any, detail: str, said: str) -> None:
+    assert RankState(1, state, detail).said == f"rank 1 {state}: {said}"

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Parameter, Token
-from rich.console import Console
 from rich.markup import escape
 
 from ..forms import NAMES
 from ..names import COMPILED, FORMULAS, ROWS_OF
 from ..options import COUNTEREXAMPLES, KEY, CommandOptions, FuzzOptions, Options
+from ..show.console import Console
 from ..show.text import own, plain
 from ..verify.arguments import (
     Unusable,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from rich.console import Console
 from rich.markup import escape
 
 from ..fuzz import branches, corpus, workers
@@ -18,6 +17,7 @@ from ..fuzz.workers import Processes
 from ..options import FuzzOptions
 from ..show import replay
 from ..show.certificate import Asked, source_hash, versions
+from ..show.console import Console
 from ..show.counterexample import file_name
 from ..show.defects import Defect
 from ..verify.arguments import Subjects, Unusable

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
@@ -14,6 +13,7 @@ from ..faults.campaign import inject
 from ..faults.draw import drawn, faulty
 from ..faults.table import kinds, laid_out, left_over, wrong
 from ..options import CommandOptions
+from ..show.console import Console
 from ..show.text import plain, write_whole
 from ..verify.arguments import Subjects, Unusable
 from . import FALSIFIED, HOLDS, INTERRUPTED, NOT_RUN

@@ -3,10 +3,10 @@
 import shlex
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
 
 from ..names import CONTRACTS, FORMULAS
+from ..show.console import Console
 from ..show.forms import described
 from ..show.text import plain
 from ..subjects import Subject

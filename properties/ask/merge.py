@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 from rich.markup import escape
 
 from ..fuzz import corpus
 from ..show.certificate import Certificate, Certificates, Property, together
+from ..show.console import Console
 from ..show.merge import Left, NotOneRun, copied, copy_finds, located, merge, read
 from ..show.regroup import regrouped
 from ..show.text import plain, shortened

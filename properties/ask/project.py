@@ -99,6 +99,8 @@ def filled(entry: Table | None = None) -> Callable[[App, tuple[str, ...], Argume
     """
 
     def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        if commands[1:]:  # as `fuzz replay`, which is about a folder
+            return
         project = Project.read()
         of_target = {name: value for name, value in (entry or {}).items() if name != "target"}
         for table in (of_target, *(project.tables.get(name, {}) for name in (commands[0], ""))):

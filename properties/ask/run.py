@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -27,6 +26,7 @@ from ..laws.objects import OWNS_NOTHING, STATES_NOTHING
 from ..show import certificate as records
 from ..show import junit as junits
 from ..show import terminal
+from ..show.console import Console
 from ..show.defects import AnyFinding, Defect, explain
 from ..show.drawn import Drawn
 from ..show.forms import described

@@ -154,7 +154,7 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
     except WorldError as error:
         (rank,) = error.ranks
         happened = {"raised": "raised", "hung": "hung"}.get(rank.state, "ended its process")
-        problem = f"{asked.target}: {happened} as it was imported or constructed"
+        problem = f"{asked.target}: {happened} as it was imported, constructed or first called"
         if devices.asks_for_cuda(device, rank.detail):
             problem += ": it asks for CUDA, so verify it with device cuda, where there is a GPU"
         raise Unusable("", problem, rank.detail) from error

@@ -24,7 +24,10 @@ class RankState:
     def said(self) -> str:
         """The state in a line: of a traceback the exception, else the first line."""
         lines = [line for line in self.detail.strip().splitlines() if line.strip()] or [""]
-        return f"rank {self.rank} {self.state}: {lines[-1 if self.state == 'raised' else 0]}"
+        if self.state == "raised":  # what is said in several lines follows the last one of a frame
+            within = [number for number, line in enumerate(lines, 1) if line.startswith(("  ", "Traceback"))]
+            lines = lines[max(within, default=0) :] or lines[-1:]
+        return f"rank {self.rank} {self.state}: {lines[0]}"
 
 
 class WorldError(Exception):
