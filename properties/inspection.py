@@ -175,7 +175,7 @@ def _scale_unread(
 
     That scale is fixed, or made of a parameter by an unknown map. Nothing is returned where what a parameter
     holds is stated or does not move the scale, where another known map than that of its name makes the scale,
-    or where no scale gives all cases their values.
+    where the exponential of what is held comes in twice, or where no scale gives all cases their values.
     """
     form, options = tried.form, signature.options
     holding = [path for path, name in form.parameters if name in HELD | SOFT]
@@ -200,6 +200,8 @@ def _scale_unread(
         kind = dict(cases[0].held).get("logit_scale")
         raw = OF_SCALE[kind](given) if kind else given
         if holding and any(_is_near(scale, made(raw)) for made in (float, *MAPS.values())):
+            return ""
+        if kind == "exp" and _is_near(scale, given**2):  # it multiplies by the scale twice
             return ""
     if holding and _is_near(*found):
         return ""

@@ -357,6 +357,7 @@ def test_a_scale_that_is_made_by_an_unknown_map_is_refused_and_not_accused(
         ("BoundedScale", "clip", ["logit_scale=exp(raw)"]),
         ("LossesOfRows", "infonce", []),
         ("BoundedOfFive", "clip", []),
+        ("ScaledTwice", "clip", []),
     ],
 )
 def test_what_no_scale_explains_or_the_stated_map_does_not_make_is_accused(

@@ -122,6 +122,18 @@ class BoundedOfFive(BoundedScale):
         return super().forward(image, text)
 
 
+class ScaledTwice(nn.Module):
+    """Wrong: logits are multiplied by the scale twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.zeros([]))
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        scale = self.logit_scale.exp()
+        return similarity_alone(scale * (scale * image) @ text.T)
+
+
 class LearnedTemperature(nn.Module):
     def __init__(self) -> None:
         super().__init__()
