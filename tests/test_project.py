@@ -23,6 +23,7 @@ from verified_losses.properties.options import (
     names,
 )
 
+ROOT = Path(__file__).parents[1]
 TABLE = """
 [tool.verified-losses]
 world = "1"
@@ -64,6 +65,21 @@ def _asked(*tokens: str) -> list[tuple[str, Any]]:
     options = options_of(tokens)
     targets = [one for one in tokens[1:2] if not one.startswith("-")]
     return list(requested(targets, options, tokens))
+
+
+def test_the_page_lists_what_may_be_stated() -> None:
+    page = (ROOT / "docs" / "how-to" / "project.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `[")]
+    stated = {
+        where.strip(" `[]").rpartition(".")[2]: set(re.findall("`([^`]+)`", keys)) for where, keys in rows
+    }
+    of_all = set(names(Options)) - set(NOT_OF_ALL)
+    assert stated == {
+        "verified-losses": {*of_all, "targets"},
+        "targets": {*OF_A_TARGET, "target"},
+        "certify": {*set(names(CertifyOptions)) - set(names(Options)), "targets"},
+        "fuzz": {*set(names(FuzzOptions)) - set(names(Options)) - set(NOT_OF_ALL), "targets"},
+    }
 
 
 def test_what_is_listed_is_certified(project: Callable[[str], Path]) -> None:
