@@ -169,9 +169,8 @@ def test_what_is_wrong_with_unequal_rows_that_some_terms_are_right_for_stays_a_d
     assert judge(lambda rows: rows in turned, wrong, GRADS).verdict == "falsified"
     assert judge(lambda rows: True, wrong, GRADS).limit == "unequal rows"
     assert judge(lambda rows: rows in turned, RAISED, "used equals fresh", RAISED).limit == "unequal rows"
-    assert (
-        judge(lambda rows: False, RAISED, "used equals fresh", RAISED).verdict == "falsified"
-    )  # alone, no call raises
+    alone = judge(lambda rows: False, RAISED, "used equals fresh", RAISED)  # in which no call raises
+    assert alone.verdict == "falsified"
 
 
 def test_what_is_wrong_with_equal_rows_too_is_shown_with_those() -> None:

@@ -24,7 +24,7 @@ from .plain import (
     four_ulps_up,
     gather_rows,
     widen,
-)  # fmt: skip
+)
 
 # Labels
 

@@ -20,6 +20,7 @@ from .trainers import (
     Contrastive,
     Ddp,
     Dropped,
+    NoneFrozen,
     Normalised,
     OneBatch,
     Queued,
@@ -264,7 +265,7 @@ class Functional(Trainer):
 
 class Compiles(Trainer):
     def wrap(self, net: nn.Module) -> nn.Module:
-        compiled: nn.Module = torch.compile(net, backend="eager")  # type: ignore[assignment]
+        compiled: nn.Module = torch.compile(super().wrap(net), backend="eager")  # type: ignore[assignment]
         return compiled
 
 
@@ -430,19 +431,12 @@ class GivesClosure(Ddp):
         return total
 
 
-class CompilesDdp(OneBatch, Ddp):
+class CompilesDdp(OneBatch, Compiles, Ddp):
     """torch.compile around DistributedDataParallel."""
 
-    def wrap(self, net: nn.Module) -> nn.Module:
-        compiled: nn.Module = torch.compile(super().wrap(net), backend="eager")  # type: ignore[assignment]
-        return compiled
 
-
-class WrapsPart(OneBatch, Trainer):
+class WrapsPart(NoneFrozen, OneBatch, Trainer):
     """A part of the model is frozen, another within DistributedDataParallel, as one of two towers."""
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        super().__init__(rank, world_size)
 
     def wrap(self, net: nn.Module) -> nn.Module:
         net[0].requires_grad_(False)  # type: ignore[index]
@@ -454,7 +448,7 @@ class WrapsPart(OneBatch, Trainer):
         """It has been done."""
 
 
-class Experts(OneBatch, Ddp):
+class Experts(NoneFrozen, OneBatch, Ddp):
     """Each row goes to one of three experts: those without rows get no gradient."""
 
     class Net(nn.Module):
@@ -471,9 +465,6 @@ class Experts(OneBatch, Ddp):
                 if len(rows):
                     found = found.index_add(0, rows, gate[rows, None] * expert(x[rows]))
             return found
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        super().__init__(rank, world_size)
 
     def make(self) -> nn.Module:
         return self.Net()
@@ -537,11 +528,8 @@ class CountsSteps(Ddp):
         self.steps += 1
 
 
-class FirstFsdp(OneBatch, Trainer):
+class FirstFsdp(NoneFrozen, OneBatch, Trainer):
     """FullyShardedDataParallel, the first of its kind."""
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        super().__init__(rank, world_size)
 
     def wrap(self, net: nn.Module) -> nn.Module:
         if self.world_size == 1:

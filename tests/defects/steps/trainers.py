@@ -249,3 +249,10 @@ class OneBatch:
         """Train on a batch."""
         found: float = super().step(batch)  # type: ignore[misc]
         return found
+
+
+class NoneFrozen:
+    """Takes no names of parameters: none are drawn to be frozen."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)  # type: ignore[call-arg]
