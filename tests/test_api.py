@@ -105,6 +105,8 @@ def _local() -> type:
         (ClipLoss, {"dtypes": "float8"}, "dtypes: expected some of float64"),
         (ClipLoss, {"world": "two"}, "world: expected parts like"),
         (ClipLoss, {"max_examples": 0}, "max_examples: expected at least 1, got 0"),
+        (ClipLoss, {"max_examples": "3"}, "max_examples: expected at least 1, got '3'"),
+        (ClipLoss, {"seed": 1.5}, "seed: expected 0 or more, got 1.5"),
         (ClipLoss, {"seed": -1}, "seed: expected 0 or more, got -1"),
         (ClipLoss, {"max_time": -1}, "max_time: expected more than 0 seconds, got -1"),
         (ClipLoss, {"only": "beauty"}, "only: expected some of terms equal the oracle"),

@@ -220,7 +220,7 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
     ("arguments", "named"),
     [
         (["--loss", "clap"], "--loss: expected some of clip"),
-        (["--world", "0"], "--world: expected from 2"),
+        (["--world", "0"], "--world: expected a number of ranks from 1"),
         (["--world", "two"], "--world: expected parts like"),
         (["--device", "gpu"], "--device: expected cpu, cuda, cuda:1 or all, separated by commas, got 'gpu'"),
         (["--max-examples", "0"], "--max-examples: expected at least 1, got 0"),

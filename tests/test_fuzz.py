@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -980,7 +981,12 @@ class Hangs(verified_losses.ClipLoss):
 
 
 @long
-def test_a_process_that_dies_is_replaced_and_says_why_it_cannot_go_on(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_replaced_and_says_why_it_cannot_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     scope = Scope(CLIP, "1", tuple(LAWS))
 
     def ended(workers: Processes) -> Event:
@@ -1013,6 +1019,7 @@ def test_a_process_that_dies_is_replaced_and_says_why_it_cannot_go_on(tmp_path: 
         assert "Unusable: world: expected parts like" in lost.why
     finally:
         workers.close()
+    assert not list(temporary.glob("fuzz-*"))
 
 
 @long

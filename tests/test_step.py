@@ -38,6 +38,7 @@ from verified_losses.properties.standalone.steps import (
     micro_batches,
     named,
     run_steps,
+    take,
 )
 from verified_losses.properties.step.cases import StepCase, step_cases
 from verified_losses.properties.step.inspection import inspected, look
@@ -845,3 +846,34 @@ def test_a_scale_of_the_loss_is_changed_for_this_law_alone() -> None:
     assert (plain.scaled, scaled.scaled) == (False, True)
     assert torch.amp.GradScaler("cpu")._init_scale == 65536.0
     assert SCALE in STEP_LAWS
+
+
+class _ClosureOfTwo(torch.optim.Optimizer):
+    """Calls its closure with arguments."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override, unused-ignore]
+        return closure(2.0, plus=1.0)
+
+
+class _StepWithAClosure:
+    def __init__(self) -> None:
+        self.model = nn.Linear(1, 1, bias=False)
+        self.optimizer = _ClosureOfTwo(self.model.parameters())
+
+    def step(self, batch: torch.Tensor) -> torch.Tensor:
+        def closure(times: float, plus: float) -> torch.Tensor:
+            loss = times * self.model(batch).sum() + plus * self.model.weight.sum()
+            loss.backward()
+            return loss
+
+        return self.optimizer.step(closure)  # type: ignore[no-any-return]
+
+
+def test_a_closure_gets_its_arguments_and_its_gradients_are_noted() -> None:
+    taken = take(_StepWithAClosure(), [torch.ones(3, 1)])  # type: ignore[list-item]
+    assert taken.held == {"weight"}
+    assert taken.gradients["weight"] is not None
+    assert float(taken.gradients["weight"]) == 2.0 * 3 + 1.0

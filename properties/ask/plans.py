@@ -164,7 +164,7 @@ def left(benches: Benches) -> list[str]:
     lines = []
     for label in dict.fromkeys(label for label, _ in benches):
         own = [bench for (name, _), bench in benches.items() if name == label]
-        hidden = sorted(share for one in own for share in one.hidden)
+        hidden = [share for one in own for share in one.hidden]
         if blunt := [share for share in hidden if share > SHARP]:
             lines.append(
                 f"{label}: errors of a gradient below {statistics.median(blunt):.2g} of its largest element: "

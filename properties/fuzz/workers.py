@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -108,6 +109,7 @@ class Processes:
 
     def __init__(self, count: int, scope: Scope, folder: Path, database: str | None = None) -> None:
         self._scope, self._folder, self._database = scope, folder, database
+        self._temporary = tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True)
         self._workers: list[_Worker | None] = [None] * count
         self._jobs: dict[int, tuple[Job, float]] = {}
 
@@ -119,7 +121,9 @@ class Processes:
         """Let one of them run a unit; its process starts with its first."""
         worker = self._workers[number]
         if worker is None:
-            worker = self._workers[number] = _start(self._scope, self._folder, self._database)
+            worker = self._workers[number] = _start(
+                self._scope, self._folder, self._database, self._temporary.name
+            )
         limit = min(time.monotonic() + UNIT_SECONDS, job.deadline + AFTER_DEADLINE_SECONDS)
         self._jobs[number] = job, limit
         with contextlib.suppress(OSError):  # it is dead, and found so below
@@ -157,6 +161,7 @@ class Processes:
                 worker.process.join(REAP_SECONDS)
                 worker.pipe.close()
                 self._workers[number] = None
+        self._temporary.cleanup()  # worlds of processes that are killed leave theirs in it
 
     def _hear(self, number: int, worker: "_Worker") -> list[Event]:
         try:
@@ -188,12 +193,12 @@ class _Worker:
     pipe: connection.Connection
 
 
-def _start(scope: Scope, folder: Path, database: str | None) -> _Worker:
+def _start(scope: Scope, folder: Path, database: str | None, temporary: str) -> _Worker:
     with server.launching() as context:
         ours, theirs = context.Pipe()
         # not a daemon: those may start no processes of their own, which ranks are
         child = context.Process(
-            target=_work, args=(theirs, scope, folder, database, list(sys.path)), daemon=False
+            target=_work, args=(theirs, scope, folder, database, temporary, list(sys.path)), daemon=False
         )
         child.start()
         theirs.close()
@@ -212,9 +217,15 @@ def _kill(worker: process.BaseProcess) -> None:
 
 
 def _work(
-    pipe: connection.Connection, scope: Scope, folder: Path, database: str | None, path: Sequence[str]
+    pipe: connection.Connection,
+    scope: Scope,
+    folder: Path,
+    database: str | None,
+    temporary: str,
+    path: Sequence[str],
 ) -> None:
     """Run units until the one who asks is gone."""
+    tempfile.tempdir = temporary
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -209,8 +209,8 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
         note(optimizer)
 
         def noted(closure: Any) -> Any:
-            def evaluate() -> Any:
-                loss = closure()
+            def evaluate(*args: Any, **kwargs: Any) -> Any:
+                loss = closure(*args, **kwargs)
                 note(optimizer)
                 return loss
 

@@ -17,7 +17,7 @@ from .truth import Truth, array
 
 LOSS_SCALE = 2.0**-10
 MANY = 64
-"""Rows of which some use every parameter that rows use at all."""
+"""So many rows use every parameter: of 64 rows some reach every expert."""
 NO_SCALER = "it makes no GradScaler"
 NO_BUFFERS = "a checkpoint holds nothing but parameters"
 NO_PROMISE = "it promises nothing of them"

@@ -132,7 +132,7 @@ def _by_gradients(right: Passed, samples: list[Passed], ranks: list[Passed]) -> 
         bound = _bound(one, [other for other in drawn if other is not None])
         for seen in ranks:
             own = seen.gradients.get(name)
-            if own is None or _is_wrong(name, own, one, bound):
+            if own is not None and _is_wrong(name, own, one, bound):
                 wrong.add(name.rpartition(".")[0])
     met = [name for name in reversed(right.outputs) if name in wrong]
     if not met:

@@ -362,20 +362,20 @@ def check_max_examples(number: int) -> None:
     """Check how many cases are asked for.
 
     Raises:
-        Unusable: less than one.
+        Unusable: it is no whole number, or less than one.
     """
-    if number < 1:
-        raise Unusable("max_examples", f"expected at least 1, got {number}")
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise Unusable("max_examples", f"expected at least 1, got {number!r}")
 
 
 def check_seed(number: int) -> None:
     """Check the seed of the cases.
 
     Raises:
-        Unusable: it is negative.
+        Unusable: it is no whole number, or negative.
     """
-    if number < 0:
-        raise Unusable("seed", f"expected 0 or more, got {number}")
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise Unusable("seed", f"expected 0 or more, got {number!r}")
 
 
 def kept_laws(

@@ -270,11 +270,11 @@ def _takes_some(finding: "Finding", error_of: ErrorOf) -> bool:
     splits = sorted({*turned, *(rows[::-1] for rows in turned)})
     cases = [one for rows in splits if check.contract.defined(one := replace(plain, rows=rows))]
     errors = [error_of(check, Example(one)) for one in cases]
-    wrong = any(isinstance(one, Falsified) for one in errors)
-    raises = any(isinstance(one, WorldError) for one in errors)
-    if finding.law != terms.name:
-        wrong = isinstance(finding.error, Falsified) or not raises
-    return None in errors and wrong
+    if None not in errors:
+        return False
+    if finding.law == terms.name:
+        return any(isinstance(one, Falsified) for one in errors)
+    return isinstance(finding.error, Falsified) or not any(isinstance(one, WorldError) for one in errors)
 
 
 def _strided(finding: "Finding", verify_again: VerifyAgain, error_of: ErrorOf) -> "Finding":

@@ -155,6 +155,8 @@ def parse(text: str, places: Sequence[str] = (devices.CPU,)) -> list[WorldSpec]:
         if part.strip() == "single" or (match and match[0] == "1"):
             specs.append(SINGLE)
             continue
+        if match and match[0] == "0":
+            raise ValueError("expected a number of ranks from 1, got '0'")
         if part.strip() in given:
             specs.append(_given(given[part.strip()]))
             continue
