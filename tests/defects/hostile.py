@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from verified_losses.checks import MOST_ROWS
+from verified_losses.checks import MOST_ROWS, is_in_func, no_dtensor
 
 from .plain import Clip, CoCa, Distill, Scalar, SigLip, all_sum, flat, gather_rows, widen
 
@@ -136,6 +136,10 @@ class StatesAll(CoCa):
         arguments = (
             dict(zip(("image_features", "text_features", "logits", "labels"), given, strict=False)) | named
         )
+        for name, value in arguments.items():
+            no_dtensor(name, value)
+        if self.world_size > 1 and is_in_func():
+            raise TypeError("torch.func: expected one process, got several")
         self._check(**{name: arguments[name] for name in ("image_features", "logits", "labels")})
         return super().forward(*given, **named)
 

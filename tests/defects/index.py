@@ -642,7 +642,7 @@ RIGHT = [
     Planted("ntxent", "NTXent", module="cosine"),
     Planted("clip", "InGroup", module="groups", asked=(GROUP, MEAN)),
     Planted("clip", "EveryoneAnswers", module="groups", strict=True, asked=(FREEZING, MEAN)),
-    Planted("coca", "StatesAll", module="hostile", stated=True, asked=(NUMBERS, NEGATIVE, LABELS, OVERFLOW)),
+    Planted("coca", "StatesAll", module="hostile", stated=True, asked=(NUMBERS, NEGATIVE, LABELS, OVERFLOW, REPLICATED)),
     Planted("clip", "RefusesNoNumbers", module="hostile", asked=(NUMBERS, TERMS)),
     Planted("clip", "LogSumExpForFunc", module="wrapped", asked=(FUNC, MAPPED)),
     Planted("clip", "ReadsItsScale", module="wrapped", asked=(FUNC, MAPPED)),

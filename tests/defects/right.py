@@ -1,5 +1,6 @@
 """Right, and written otherwise: none of these may ever be accused."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -348,14 +349,17 @@ class Compiled(Clip):
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return super().cross_entropy(logits, labels)
-        return _compiled(widen(logits), labels)
+        return _compiled()(widen(logits), labels)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]).sum()
 
 
-_compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(_cross_entropy, backend="eager", dynamic=True)
+@functools.cache
+def _compiled() -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the compiled loss. Called when first used: torch.compile takes half a second to import."""
+    return torch.compile(_cross_entropy, backend="eager", dynamic=True)
 
 
 # Gathers, written otherwise
