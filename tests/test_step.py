@@ -33,10 +33,12 @@ from verified_losses.properties.standalone.steps import (
     Constants,
     Plan,
     Seen,
+    beside,
     buffers_of,
     built,
     micro_batches,
     named,
+    resume,
     run_steps,
     take,
 )
@@ -44,6 +46,7 @@ from verified_losses.properties.step.cases import StepCase, step_cases
 from verified_losses.properties.step.inspection import inspected, look
 from verified_losses.properties.step.laws import (
     Observed,
+    _last_decimal,
     buffers_equal,
     gradients_equal,
     laws,
@@ -341,7 +344,7 @@ def test_constants_take_the_place_of_random_numbers_that_are_drawn() -> None:
         assert torch.equal(nn.functional.dropout(torch.ones(2), 0.2), torch.full((2,), 1.25))
         assert torch.equal(torch.native_dropout(torch.ones(2), 0.2, True)[0], torch.full((2,), 1.25))
         assert torch.equal(torch.empty(1).exponential_(2.0), torch.full((1,), 0.5))
-        assert len(set(torch.rand(9, generator=own).tolist())) == 9
+        assert torch.rand(9, generator=own).tolist() == [0.5] * 9
 
 
 @pytest.mark.usefixtures("_alone")
@@ -877,3 +880,63 @@ def test_a_closure_gets_its_arguments_and_its_gradients_are_noted() -> None:
     assert taken.held == {"weight"}
     assert taken.gradients["weight"] is not None
     assert float(taken.gradients["weight"]) == 2.0 * 3 + 1.0
+
+
+def test_of_a_checkpoint_are_modules_wherever_they_are_and_what_states_itself() -> None:
+    trainer = _trainer("AveragesInAList").subject.resolve()(0, 1)
+    assert list(beside(trainer)) == ["averages.0", "averages.1"]
+    make_step = _trainer("TaughtByAverage").subject.resolve()
+    used, fresh = make_step(0, 1), make_step(0, 1)
+    used.teacher.updates = 3
+    with torch.no_grad():
+        next(used.teacher.module.parameters()).add_(1.0)
+    resume(fresh, used)
+    assert fresh.teacher.updates == 3
+    assert torch.equal(*[next(one.teacher.module.parameters()) for one in (fresh, used)])
+    make_step = _trainer("ReadsScheduler").subject.resolve()
+    used, fresh = make_step(0, 1), make_step(0, 1)
+    used.optimizer.step()
+    used.scheduler.step()
+    resume(fresh, used)
+    assert fresh.scheduler.last_epoch == 1
+
+
+def test_a_step_that_constants_leave_nothing_of_is_refused() -> None:
+    looked = look(0, 1, Trainer(Subject("tests.test_step:masks_few")))
+    assert "with constants in their place no gradient is left" in looked.problem
+
+
+class _MasksFew:
+    """Learns from the rows that it draws, of which constants leave none."""
+
+    def __init__(self) -> None:
+        self.model = nn.Linear(3, 2)
+
+    def batch(self, rows: int, seed: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed))}
+
+    def step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        drawn = torch.bernoulli(torch.full((len(batch["x"]), 1), 0.15))
+        loss = (self.model(batch["x"]).square() * drawn).mean()
+        self.model.zero_grad()
+        loss.backward()
+        return loss
+
+
+def masks_few(rank: int, world_size: int) -> _MasksFew:
+    return _MasksFew()
+
+
+@pytest.mark.parametrize(
+    ("losses", "unit"), [([1.25, 0.5], 0.01), ([1.0625, 3.5], 1e-4), ([1 / 3, 0.5], 0.0)]
+)
+def test_the_last_decimal_of_losses_is_found(losses: list[float], unit: float) -> None:
+    assert _last_decimal(losses) == unit
+
+
+def test_small_whole_numbers_do_not_move() -> None:
+    with Moved(1):
+        counts = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).sum(1)
+        others = torch.tensor([[1.5, 1.25, 0.0]]).sum(1)
+    assert counts.tolist() == [2.0, 1.0]
+    assert others.item() != 2.75

@@ -23,6 +23,8 @@ Tensors = dict[str, torch.Tensor]
 Rows = tuple[tuple[int, ...], ...]
 """Of each rank, the rows of each micro-batch."""
 
+NOTE = "_notes_gradients"
+"""The attribute of an optimizer that notes its gradients, while a step is taken."""
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Names that torch's wrappers add between those of modules."""
 
@@ -157,15 +159,31 @@ def set_generators(states: tuple[Any, ...]) -> None:
 
 
 def resume(fresh: Any, used: Any) -> None:
-    """Give a trainer what a checkpoint of another holds: modules, numbers, and what it says itself."""
+    """Give a trainer what a checkpoint of another holds: modules, schedulers, numbers, what it states."""
     fresh.model.load_state_dict(used.model.state_dict())
-    for name, module in beside(used).items():
-        getattr(fresh, name).load_state_dict(module.state_dict())
+    new, modules = beside(fresh), beside(used)
+    for name, module in modules.items():
+        new[name].load_state_dict(module.state_dict())
+    give(fresh, used)
+    for name, one in attributes(used).items():
+        if is_plain(one) and any(path.startswith(f"{name}.") for path in modules):
+            give(getattr(fresh, name), one)
+    if is_stateful(used):
+        fresh.load_state_dict(copy.deepcopy(used.state_dict()))
+
+
+def give(fresh: Any, used: Any) -> None:
+    """Give an object the numbers of another, and what its attributes, as schedulers, say of themselves.
+
+    Optimizers are left out: no gradient needs what they hold.
+    """
     for name, value in getattr(used, "__dict__", {}).items():
         if isinstance(value, int | float):  # counters
             setattr(fresh, name, value)
-    if hasattr(used, "state_dict") and hasattr(fresh, "load_state_dict"):
-        fresh.load_state_dict(copy.deepcopy(used.state_dict()))
+        elif isinstance(value, torch.Tensor) and value.ndim == 0 and not value.requires_grad:
+            setattr(fresh, name, value.clone())
+        elif not isinstance(value, torch.nn.Module | torch.optim.Optimizer) and is_stateful(value):
+            getattr(fresh, name).load_state_dict(copy.deepcopy(value.state_dict()))
 
 
 def built(make_step: Callable[..., Any], rank: int, world_size: int, plan: Plan) -> Any:
@@ -201,12 +219,23 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
     """Take a step, and note what the optimizer gets; of a closure, what it leaves when it is called last."""
     seen: dict[str, torch.Tensor | None] = {}
 
-    def note(optimizer: Any) -> None:
+    def note(optimizer: Any, *called_with: Any) -> None:
         given = {id(one) for group in optimizer.param_groups for one in group["params"]}
-        seen.update(gradients_of(trainer.model, given))
+        found = gradients_of(trainer.model, given)
+        scale = getattr(optimizer, "grad_scale", None)  # of a fused optimizer, which divides by it itself
+        seen.update(
+            {name: one if one is None or scale is None else one / scale for name, one in found.items()}
+        )
 
     def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        if given.isdisjoint(map(id, trainer.model.parameters())):
+            return None  # where ranks are threads, the optimizers of others call this too
         note(optimizer)
+        last.append(optimizer.register_step_pre_hook(note))  # once its own hooks have run, which may reduce
+        note_inner_steps(optimizer)
+        vars(optimizer)[NOTE] = note
+        noted_by.append(optimizer)
 
         def noted(closure: Any) -> Any:
             def evaluate(*args: Any, **kwargs: Any) -> Any:
@@ -218,18 +247,44 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
 
         return (optimizer, *map(noted, args[1:])), {name: noted(one) for name, one in kwargs.items()}
 
-    hook = register_optimizer_step_pre_hook(before)
+    last: list[Any] = [register_optimizer_step_pre_hook(before)]
+    noted_by: list[Any] = []
     try:
         with Constants() if constant else nullcontext():  # type: ignore[no-untyped-call, unused-ignore]
             loss = trainer.step(*batches)
     finally:
-        hook.remove()
+        for one in last:
+            one.remove()
+        for optimizer in noted_by:
+            vars(optimizer).pop(NOTE, None)
     left = gradients_of(trainer.model)
     unused = [one for name, one in left.items() if name not in seen and one is not None]
     if not all(bool(one.isfinite().all()) for one in unused):
         for one in unused:  # a GradScaler has skipped the step
             one.zero_()
     return Taken(number_of(loss), {name: seen.get(name, one) for name, one in left.items()}, set(seen))
+
+
+def note_inner_steps(optimizer: Any) -> None:
+    """Let the steps that an optimizer's own step inherits say that they are called: it may reduce before."""
+    own = [kind for kind in type(optimizer).__mro__ if callable(vars(kind).get("step"))]
+    for kind in own[1:]:
+        step = vars(kind)["step"]
+        if kind is not torch.optim.Optimizer and not {"hooked", "notes"} & vars(step).keys():
+            kind.step = noting(step)  # type: ignore[attr-defined]
+
+
+def noting(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an optimizer's step that calls what notes gradients, where the optimizer has it."""
+
+    @functools.wraps(step)
+    def noted_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if NOTE in vars(self):
+            vars(self)[NOTE](self)
+        return step(self, *args, **kwargs)
+
+    noted_step.notes = True  # type: ignore[attr-defined]
+    return noted_step
 
 
 def gradients_of(model: torch.nn.Module, given: set[int] | None = None) -> dict[str, torch.Tensor | None]:
@@ -284,15 +339,50 @@ def buffers_of(trainer: Any, rank: int) -> Tensors:
 
 
 def beside(trainer: Any) -> dict[str, torch.nn.Module]:
-    """Return the modules of a trainer that hold what its model does not, by the names of its attributes."""
+    """Return the modules that hold what a trainer's model does not, by the names of attributes.
+
+    They are the trainer's, those of its lists and dicts, and those of its plain objects, as one that averages
+    the weights.
+    """
     own = {id(one) for one in [*trainer.model.parameters(), *trainer.model.buffers()]}
-    held = {**getattr(trainer, "__dict__", {}), **getattr(trainer, "_modules", {})}
     return {
-        name: one
-        for name, one in held.items()
-        if isinstance(one, torch.nn.Module)
-        and not own.issuperset(map(id, [*one.parameters(), *one.buffers()]))
+        path: module
+        for name, one in attributes(trainer).items()
+        for path, module in modules_of(name, one).items()
+        if not own.issuperset(map(id, [*module.parameters(), *module.buffers()]))
     }
+
+
+def attributes(one: Any) -> dict[str, Any]:
+    """Return the attributes of an object, and its modules, if it is one itself."""
+    held = dict(getattr(one, "__dict__", {}))
+    modules = held.pop("_modules", {})
+    return {**held, **modules}
+
+
+def modules_of(name: str, one: Any) -> dict[str, torch.nn.Module]:
+    """Return the modules that an attribute of a name is or holds, by their names."""
+    held: Any = {}
+    if isinstance(one, torch.nn.Module):
+        return {name: one}
+    if isinstance(one, list | tuple):
+        held = dict(enumerate(one))
+    elif isinstance(one, dict):
+        held = one
+    elif is_plain(one):
+        held = vars(one)
+    return {f"{name}.{field}": each for field, each in held.items() if isinstance(each, torch.nn.Module)}
+
+
+def is_plain(one: Any) -> bool:
+    """Whether something is an object with attributes, of which a checkpoint would hold nothing else."""
+    known = torch.nn.Module | torch.optim.Optimizer | type
+    return hasattr(one, "__dict__") and not isinstance(one, known) and not is_stateful(one)
+
+
+def is_stateful(one: Any) -> bool:
+    """Whether an object says what a checkpoint holds of it, and takes it."""
+    return callable(getattr(one, "state_dict", None)) and callable(getattr(one, "load_state_dict", None))
 
 
 def persistent(model: torch.nn.Module, rank: int = 0) -> Tensors:
@@ -369,10 +459,7 @@ def scaled_losses(factor: float) -> Iterator[list[Any]]:
 
 
 class Constants(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
-    """Gives a constant for every random number: its mean, or of a choice the more probable one.
-
-    A generator of the trainer's own is left alone.
-    """
+    """Gives a constant for every random number: its mean, or of a choice the more probable one."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -385,8 +472,7 @@ class Constants(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
         schema = func._schema
         given = {one.name: one.default_value for one in schema.arguments}
         given |= {one.name: value for one, value in zip(schema.arguments, args, strict=False)} | kwargs
-        if given.get("generator") is None:
-            write_constant(schema.name.rpartition("::")[2].removesuffix("_"), given, results)
+        write_constant(schema.name.rpartition("::")[2].removesuffix("_"), given, results)
         return results
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..process_state import preserved
@@ -201,7 +202,7 @@ def _check_trainer(make_step: Any, plan: Plan) -> tuple[list[str], bool]:
         raise Refused(f"step: expected the loss as a number, got {type(loss).__name__}") from None
     if not math.isfinite(value):
         raise Refused(f"step: expected a finite loss, got {value}")
-    return names, _accumulates(trainer.step)
+    return names, _accumulates(trainer.step) and _takes_two(make_step, plan)
 
 
 def _check_batch(trainer: Any) -> None:
@@ -230,6 +231,17 @@ def _accumulates(step: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _takes_two(make_step: Any, plan: Plan) -> bool:
+    """Whether a step takes two micro-batches: one that is wrapped may only seem to."""
+    try:
+        run_steps(make_step, 0, 1, plan._replace(rows=((ROWS, ROWS),), steps=1))
+    except TypeError as error:
+        return "positional argument" not in str(error)
+    except Exception:
+        return True  # to be seen
+    return True
 
 
 def _promised(trainer: Any) -> tuple[str, ...]:
@@ -278,15 +290,19 @@ def _drawn(make_step: Any, plan: Plan, promises: tuple[str, ...]) -> tuple[str, 
             f"expected one process to give the same for the same seed: {name} differs between two runs"
             + ", which local_buffers may name" * name.startswith("the buffer")
         )
-    name = _differs(first, other)
-    if not name:
-        return "", False
-    plan, why = plan._replace(constant=True), ""
+    name, why = _differs(first, other), ""
+    seeds_itself = not name
     try:
-        one, another = (_seeded(make_step, plan, seed) for seed in SEEDS)
-        why = f"{left} still changes" if (left := _differs(one, another)) else ""
+        one, another = (_seeded(make_step, plan._replace(constant=True), seed) for seed in SEEDS)
+        name = name or _differs(first, one)
+        if left := _differs(one, another):
+            why = f"{left} still changes"
+        elif _is_nothing(one) and not _is_nothing(first):
+            why = "no gradient is left"
     except Exception as error:
         why = f"step raises {type(error).__name__}: {error}".splitlines()[0]
+    if not name or (seeds_itself and why):
+        return "", False
     if why and "rng" not in promises:
         raise Refused(
             f"step draws random numbers that change {name}: several ranks draw others than one process, and "
@@ -311,6 +327,12 @@ def _seeded(make_step: Any, plan: Plan, seed: int) -> Seen:
     return seen
 
 
+def _is_nothing(seen: Seen) -> bool:
+    """Whether every gradient is 0, or no loss is a number."""
+    given = [one for gradients in seen.gradients for one in gradients.values() if one is not None]
+    return all(map(math.isnan, seen.losses)) or (bool(given) and not any(bool(one.any()) for one in given))
+
+
 def _differs(one: Seen, other: Seen) -> str:
     """Return the name of what differs, or nothing."""
     for what, mine, others in (
@@ -322,7 +344,7 @@ def _differs(one: Seen, other: Seen) -> str:
             for name, value in own.items():
                 if not same(value, its.get(name)):
                     return f"the {what} {name}"
-    return "" if one.losses == other.losses else "the loss"
+    return "" if np.array_equal(one.losses, other.losses, equal_nan=True) else "the loss"
 
 
 def _optional(tensors: Iterable[Tensors]) -> list[dict[str, torch.Tensor | None]]:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..laws import Falsified, Place, compare
+from ..laws import Falsified, Place, Unanswered, compare
 from ..standalone.steps import Seen
 from ..verify.limits import RANDOM_DRAWS, UNEQUAL_ROWS
 from ..worlds import WorldError
@@ -18,6 +18,12 @@ from .truth import Truth, array
 LOSS_SCALE = 2.0**-10
 MANY = 64
 """So many rows use every parameter: of 64 rows some reach every expert."""
+DECIMALS = range(2, 9)
+"""Of a loss that is rounded to be logged."""
+LONG = 16
+"""So many steps use every parameter: tasks may take turns."""
+REDUCES = "the optimizer's own step adds up gradients, which are not seen then; parameters are compared"
+NO_FRESH = "a new trainer raises where it is given the checkpoint of another"
 NO_SCALER = "it makes no GradScaler"
 NO_BUFFERS = "a checkpoint holds nothing but parameters"
 NO_PROMISE = "it promises nothing of them"
@@ -34,7 +40,7 @@ class Observed:
     ranks: list[Seen]
     """Those of the world; of one process, with the micro-batches."""
     others: Callable[[str], Seen]
-    """Runs one process again: "fresh", "scaled", or with "many" rows."""
+    """Runs one process again: "fresh", "scaled", or "many" steps of many rows."""
     micro: int = 1
     """How many micro-batches a step takes."""
 
@@ -72,6 +78,8 @@ class StepLaw:
 def gradients_equal(observed: Observed) -> float:
     """After every step each rank's gradient of every parameter is that of one process on the whole batch."""
     _values(observed, steps=1)  # where ranks begin elsewhere, gradients say nothing
+    if _optimizer_reduces(observed):
+        raise Unanswered(REDUCES, whatever=True)
     return max(
         _gradient(observed, rank, step, name)
         for step in range(len(observed.truth.seen.gradients))
@@ -79,6 +87,31 @@ def gradients_equal(observed: Observed) -> float:
         for rank in range(len(observed.ranks))
         if _is_used(observed, rank, step, name)
     )
+
+
+def _optimizer_reduces(observed: Observed) -> bool:
+    """Whether an optimizer's own step adds up the gradients of ranks, which nobody sees then.
+
+    Ranks have unlike gradients of all parameters, and nonetheless the same parameters after every step: those
+    of one process.
+    """
+    (first, *others), found = observed.ranks, False
+    for step, gradients in enumerate(first.gradients):
+        for name, own in gradients.items():
+            used = all(_is_used(observed, rank, step, name) for rank in range(len(observed.ranks)))
+            if own is None or not own.any() or not used:
+                continue
+            found = True
+            if all(same(own, other.gradients[step].get(name)) for other in others):
+                return False
+            value = first.values[step + 1].get(name)
+            if not all(same(value, other.values[step + 1].get(name)) for other in others):
+                return False
+    try:
+        values_equal(observed)
+    except Falsified:
+        return False
+    return found
 
 
 def _is_used(observed: Observed, rank: int, step: int, name: str) -> bool:
@@ -174,7 +207,7 @@ def _buffer(observed: Observed, place: Place, own: torch.Tensor, right: torch.Te
 def every_gradient(observed: Observed) -> float:
     """Every parameter that requires grad gets a gradient in every step, or changes without one.
 
-    A parameter that some rows alone use, as of an expert, need not get one where one process has none either.
+    A parameter that some rows, or steps, alone use need not get one where one process has none either.
     """
     for rank, seen in enumerate(observed.ranks):
         for step, gradients in enumerate(seen.gradients):
@@ -192,7 +225,7 @@ def every_gradient(observed: Observed) -> float:
 
 
 def _is_occasional(observed: Observed, step: int, name: str) -> bool:
-    """Whether one process has no gradient of a parameter either, and has one where there are many rows."""
+    """Whether one process has no gradient of a parameter either, and has one in many steps of many rows."""
     if observed.truth.seen.gradients[step].get(name) is not None:
         return False
     try:
@@ -204,9 +237,11 @@ def _is_occasional(observed: Observed, step: int, name: str) -> bool:
 
 def ranks_agree(observed: Observed) -> float:
     """After every step all ranks have the same gradients and parameters, bit for bit."""
-    first = observed.ranks[0]
+    first, reduces = observed.ranks[0], _optimizer_reduces(observed)
     for kind, columns in (("gradient", [one.gradients for one in observed.ranks]),
                           ("value", [one.values[1:] for one in observed.ranks])):  # fmt: skip
+        if reduces and kind == "gradient":
+            continue
         for step in range(len(first.gradients)):
             for name in first.gradients[step]:
                 own = columns[0][step].get(name)
@@ -234,21 +269,36 @@ def _unlike(
 
 
 def loss_is_mean(observed: Observed) -> float:
-    """The mean over ranks of what a step returns is the loss of one process on the whole batch."""
+    """The mean over ranks of what a step returns is the loss of one process on the whole batch.
+
+    A step may round what it returns to some decimals.
+    """
+    rounding = _last_decimal(
+        [loss for seen in (observed.truth.seen, *observed.ranks) for loss in seen.losses]
+    )
     return max(
         compare(
             Place("logged loss", rank=None, note=_after(step)),
             float(np.mean([seen.losses[step] for seen in observed.ranks])),
             right,
-            observed.truth.bound(f"loss {step}", torch.tensor(right, dtype=torch.float64)),
+            observed.truth.bound(f"loss {step}", torch.tensor(right, dtype=torch.float64)) + rounding,
         )
         for step, right in enumerate(observed.truth.seen.losses)
     )
 
 
+def _last_decimal(losses: list[float]) -> float:
+    """Return the unit of the last decimal that losses are rounded to; 0 where they are not."""
+    rounded = (places for places in DECIMALS if all(one == round(one, places) for one in losses))
+    return next((10.0**-places for places in rounded), 0.0)
+
+
 def used_equals_fresh(observed: Observed) -> float:
     """A trainer that has taken steps gives the gradients that a new one gives with the same parameters."""
-    fresh = replace(observed.truth, seen=observed.others("fresh"))
+    try:
+        fresh = replace(observed.truth, seen=observed.others("fresh"))
+    except WorldError as error:
+        raise Unanswered(f"{NO_FRESH}: {error.ranks[0].said}", whatever=True) from error
     return _compared(replace(observed, truth=fresh, ranks=[observed.truth.seen]), "of a used trainer")
 
 
@@ -300,7 +350,8 @@ def uneven_equal(observed: Observed) -> float:
 
 def all_equal(observed: Observed) -> float:
     """Gradients, parameters, buffers and the loss are those of one process."""
-    every = gradients_equal, values_equal, buffers_equal, loss_is_mean
+    every = [values_equal, buffers_equal, loss_is_mean]
+    every += [gradients_equal] * (not _optimizer_reduces(observed))
     return max(check(observed) for check in every)
 
 

@@ -117,6 +117,8 @@ def _departs(name: str, right: Passed, samples: list[Passed], ranks: list[Passed
     whole = right.outputs[name][0]
     if any(one.ndim == 0 or len(one) != count for one, count in zip(parts, rows, strict=True)):
         return False
+    if any(one.shape[1:] != whole.shape[1:] for one in parts):
+        return False  # as where padding is trimmed
     seen = torch.cat(parts)
     bound = _bound(whole, [one.outputs[name][0] for one in samples])
     return seen.shape == whole.shape and _is_wrong(name, seen, whole, bound)

@@ -13,7 +13,8 @@ are scaled and added up. So what is moved is more than the result:
 - an operation that may add up elements (products of matrices, sums, norms, convolutions, softmax) moves
   each operand and each result by sqrt(1 + n / 3) times as much: as far as sums of n terms, added one after
   another, scatter. n is the most elements that one result can depend on;
-- what only moves, selects or compares elements is exact, and so are single powers of two, as a loss scale;
+- what only moves, selects or compares elements is exact, and so are single powers of two, as a loss scale,
+  and small whole numbers, as counts, lengths and targets: sums and products of those are not rounded;
 - xi has one part that an operation draws for each element, and one that it draws for all.
 
 From scatter to tolerance. Let s be the root mean square of two numbers: that of the k = `SAMPLES` deviations
@@ -115,7 +116,14 @@ class Moved(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
         # the halves of xi: one for each element, one for all
         xi.mul_(2 * math.sqrt(0.5)).add_((self.common.uniform(-1, 1) - 1) * math.sqrt(0.5))
         result = (value.to(dtype) + xi.mul_(how_far).mul_(size)).to(value.dtype)
-        return torch.where(torch.isfinite(value), result, value)
+        return torch.where(torch.isfinite(value) & ~_is_whole(value), result, value)
+
+
+def _is_whole(value: torch.Tensor) -> torch.Tensor:
+    """Return where elements are small whole numbers; few are so by accident."""
+    small = value.abs() <= torch.finfo(value.dtype).eps ** -0.5
+    whole: torch.Tensor = small & (value == value.round())
+    return whole
 
 
 def _moves(one: Any) -> bool:

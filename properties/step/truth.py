@@ -1,6 +1,7 @@
 """One process on the whole batch, and how far rounding may take a right trainer from it."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from .target import Trainer
 
 CALL_SECONDS = 8.0
 """How long one call may take: samples that take longer are taken in several."""
+ATTEMPTS = 4
+"""Samples that are tried in the place of one that raises."""
 Squares = dict[str, torch.Tensor]
 """Sums of squared deviations, by place."""
 
@@ -68,16 +71,27 @@ def scattered(
     """Add the squared deviations of some samples."""
     found = dict(squares)
     for number in numbers:
-
-        def moving(step: int, number: int = number) -> Moved:
-            return Moved(1_000_003 * plan.seed + 101 * number + step)
-
-        sample = places(run_steps(trainer.subject.resolve(), 0, 1, plan, moving))
+        sample = _sample(trainer, plan, number) or {
+            place: torch.full_like(value, math.nan) for place, value in places(exact).items()
+        }
         for place, value in places(exact).items():
-            deviation = sample[place].double() - value.double()
+            # no gradient is one of zeros, as of an expert that is reached or not by a hair
+            deviation = sample.get(place, torch.zeros_like(value)).double() - value.double()
             lost = torch.where(torch.isnan(deviation), torch.inf, deviation) ** 2
             found[place] = found[place] + lost if place in found else lost
     return found
+
+
+def _sample(trainer: Trainer, plan: Plan, number: int) -> Tensors | None:
+    """Return what comes of a sample, or of another where numbers leave a range that is checked."""
+    for seed in range(number, ATTEMPTS * SAMPLES, SAMPLES):
+
+        def moving(step: int, seed: int = seed) -> Moved:
+            return Moved(1_000_003 * plan.seed + 101 * seed + step)
+
+        with suppress(Exception):
+            return places(run_steps(trainer.subject.resolve(), 0, 1, plan, moving))
+    return None
 
 
 def places(seen: Seen) -> Tensors:

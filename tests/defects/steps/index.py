@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from verified_losses.properties.step.laws import NO_FRESH, REDUCES
 from verified_losses.properties.step.target import Trainer
 from verified_losses.properties.subjects import Subject
 
@@ -35,6 +36,7 @@ class Planted:
         raises: words of its own exception, where it raises.
         uneven: it is right where rows are split unequally, too.
         dtypes: in which it runs.
+        skips: why a law says nothing of a right one, where one does.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Planted:
     raises: str = ""
     uneven: bool = False
     dtypes: tuple[str, ...] = ("float64", "float32")
+    skips: str = ""
 
     @property
     def trainer(self) -> Trainer:
@@ -82,6 +85,7 @@ DEFECTS = [
     Planted("LocalStatistics", "running statistics are of a rank's own rows", (BUFFERS,), "sim:2-8"),
     Planted("BiasedVariance", "the running variance is divided by a rank's own rows", (BUFFERS,), "sim:2-8"),
     Planted("AveragesEveryMicroBatch", "an average of the weights decays with every micro-batch", (BUFFERS,), "1"),
+    Planted("AveragesInAList", "one of several averages decays with every micro-batch", (BUFFERS,), "1"),
     Planted("QueueOfRank", "each rank has a queue of its own rows", (BUFFERS,), "proc:2"),
     Planted("PointerOfRank", "the pointer of a queue moves by a rank's own rows", (BUFFERS,), "proc:2"),
     Planted("DrawsOwnRows", "random numbers are drawn for a rank's own rows", (RNG, DRAWS), "proc:2"),
@@ -133,4 +137,17 @@ RIGHT = [
     Planted("FirstFsdp"),
     Planted("AttendsAndSigns", world="1,proc:2"),
     Planted("Overflows", world="1,proc:2"),
+    Planted("AveragesInStep", world="1,sim:2-4"),
+    Planted("AveragesApart", world="proc:2", skips=REDUCES),
+    Planted("AveragesInHook", world="sim:2-4"),
+    Planted("Probabilities", world="1"),
+    Planted("CountsInFloats", world="1"),
+    Planted("TaughtByAverage", world="1"),
+    Planted("ReadsScheduler", world="1"),
+    Planted("CountsInATensor", world="1"),
+    Planted("TakesTurns", world="1"),
+    Planted("RoundsItsLoss", world="1,proc:2"),
+    Planted("SeedsItself", world="proc:2"),
+    Planted("DrawsByItself", world="proc:2"),
+    Planted("PlansBuckets", world="1", skips=NO_FRESH),
 ]

@@ -18,6 +18,8 @@ from .index import DEFECTS, RIGHT, Planted
 
 EXAMPLES = 25
 """Of each law that is to catch a planted step."""
+ROUNDS = "RoundsItsLoss"
+"""The last decimal that it logs is the tolerance."""
 FEW = 10
 """Of each law that is not to accuse a right one."""
 
@@ -33,6 +35,8 @@ def findings(planted: Planted, examples: int, seed: int = 0) -> Iterator[StepFin
 def amiss(planted: Planted, finding: StepFinding) -> str:
     """Return what is not as expected of a finding, or nothing."""
     if not planted.wrong:
+        if finding.verdict == "skipped" and planted.skips and planted.skips in finding.reason:
+            return ""
         return finding.reason if finding.verdict in ("falsified", "skipped") else ""
     if finding.verdict != "falsified":
         return finding.verdict
@@ -59,7 +63,7 @@ def main() -> int:
             for finding in findings(one, examples, asked.seed):
                 said = amiss(one, finding)
                 wrong += bool(said)
-                if not one.wrong:
+                if not one.wrong and one.name != ROUNDS:
                     worst = max(worst, finding.worst_error_over_bound)
                 print(
                     f"{one.name}: {finding.law} ({finding.world}): {finding.verdict} {finding.module} {said}"

@@ -1,5 +1,6 @@
 """Trainers that are right, in forms that differ."""
 
+import copy
 import math
 from collections.abc import Iterable
 
@@ -8,13 +9,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.func import functional_call, grad_and_value
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import binary_cross_entropy, cross_entropy, normalize, one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from verified_losses import ClipLoss
 
 from .trainers import (
+    CLASSES,
     WIDTH,
     Batch,
     Contrastive,
@@ -567,3 +569,201 @@ class Overflows(ClipsUnscaled):
     def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
         super().__init__(rank, world_size, frozen)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+
+
+class _Averages(torch.optim.SGD):
+    """Averages gradients over ranks before it steps, as Horovod's does."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            average([one.grad for one in group["params"]])
+        super().step(closure)
+
+
+class AveragesInStep(Trainer):
+    """The optimizer's own step reduces gradients where they are."""
+
+    def optimize(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return _Averages(parameters, self.lr, momentum=0.9)
+
+    def reduce(self) -> None:
+        """The optimizer does."""
+
+
+class _AveragesApart(torch.optim.Optimizer):
+    """Averages copies of the gradients over ranks, as ZeRO's second stage does."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            copies = [None if one.grad is None else one.grad.clone() for one in group["params"]]
+            average(copies)
+            for one, gradient in zip(group["params"], copies, strict=True):
+                if gradient is not None:
+                    one.sub_(group["lr"] * gradient)
+
+
+class AveragesApart(AveragesInStep):
+    """Nobody sees the gradients of all ranks but the optimizer."""
+
+    def optimize(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return _AveragesApart(parameters, self.lr)
+
+
+class AveragesInHook(AveragesInStep):
+    """A hook of the optimizer's reduces gradients."""
+
+    def optimize(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(parameters, self.lr, momentum=0.9)
+        optimizer.register_step_pre_hook(lambda *given: average([one.grad for one in parameters]))
+        return optimizer
+
+
+def average(gradients: Iterable[Tensor | None]) -> None:
+    """Average gradients over ranks, where they are."""
+    for one in gradients:
+        if one is not None and dist.is_initialized():
+            dist.all_reduce(one)
+            one /= dist.get_world_size()
+
+
+class Probabilities(Ddp):
+    """Its loss checks that targets are from 0 to 1."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        targets = one_hot(batch["y"], CLASSES).to(batch["x"].dtype)
+        return binary_cross_entropy(self.model(batch["x"]).sigmoid(), targets)
+
+
+class CountsInFloats(Ddp):
+    """Each row uses as many of its numbers as a mask of floats says, whose sum is an index."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        mask = (torch.arange(WIDTH) <= batch["y"][:, None]).to(batch["x"].dtype)
+        last = batch["x"].cumsum(1)[torch.arange(len(mask)), mask.sum(1).long() - 1]
+        return cross_entropy(self.model(batch["x"] * mask) + last[:, None] * mask[:, :CLASSES], batch["y"])
+
+
+class _Average:
+    """An average of a model's weights, as a plain object keeps it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.module, self.updates = copy.deepcopy(net).requires_grad_(False), 0
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        self.updates += 1
+        for one, own in zip(self.module.parameters(), net.parameters(), strict=True):
+            one.lerp_(own, 1 / (1 + self.updates))
+
+
+class TaughtByAverage(Ddp):
+    """A term has the average for a teacher."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.teacher = _Average(self.net)
+
+    def loss(self, batch: Batch) -> Tensor:
+        taught = self.teacher.module(batch["x"]).softmax(-1)
+        return super().loss(batch) + cross_entropy(self.model(batch["x"]), taught)
+
+    def update(self) -> None:
+        super().update()
+        self.teacher.update(self.net)
+
+
+class ReadsScheduler(Ddp):
+    """A term grows with the steps that the scheduler counts."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
+
+    def loss(self, batch: Batch) -> Tensor:
+        logits = self.model(batch["x"])
+        return cross_entropy(logits, batch["y"]) + self.scheduler.last_epoch / 5 * logits.square().mean()
+
+    def update(self) -> None:
+        super().update()
+        self.scheduler.step()
+
+
+class CountsInATensor(CountsSteps):
+    """The number of steps is a tensor."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.steps = torch.zeros(())  # type: ignore[assignment]
+
+    def update(self) -> None:
+        Ddp.update(self)
+        self.steps = self.steps + 1
+
+
+class TakesTurns(NoneFrozen, Trainer):
+    """One head is trained for ten steps, then the other."""
+
+    steps = 0
+
+    def make(self) -> nn.Module:
+        return nn.ModuleList(nn.Linear(WIDTH, CLASSES) for _ in range(2))
+
+    def loss(self, batch: Batch) -> Tensor:
+        return cross_entropy(self.net[self.steps // 10 % 2](batch["x"]), batch["y"])
+
+    def update(self) -> None:
+        super().update()
+        self.steps += 1
+
+
+class RoundsItsLoss(Ddp):
+    """It logs four decimals."""
+
+    def step(self, *batches: Batch) -> float:
+        return round(super().step(*batches), 4)
+
+
+class SeedsItself(Ddp):
+    """Each rank seeds the masks of its dropout by itself and the step."""
+
+    steps = 0
+
+    def make(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, 6), nn.Dropout(0.1), nn.Linear(6, CLASSES))
+
+    def step(self, *batches: Batch) -> float:
+        torch.manual_seed(1000 * self.steps + self.rank)
+        self.steps += 1
+        return super().step(*batches)
+
+
+class DrawsByItself(Ddp):
+    """Noise is from a generator of each rank's own."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.steps = 0
+
+    def step(self, *batches: Batch) -> float:
+        generator = torch.Generator().manual_seed(1000 * self.steps + self.rank)
+        self.steps += 1
+        noisy = [one | {"x": one["x"] + torch.randn(one["x"].shape, generator=generator)} for one in batches]
+        return super().step(*noisy)
+
+
+class PlansBuckets(Trainer):
+    """The first step plans what is reduced together."""
+
+    bucket: list[nn.Parameter] | None = None
+    is_planned = False
+
+    def reduce(self) -> None:
+        if not self.is_planned:
+            self.bucket = [one for one in self.net.parameters() if one.grad is not None]
+            self.is_planned = True
+        for one in self.bucket:  # type: ignore[union-attr]
+            average([one.grad])

@@ -237,6 +237,24 @@ class AveragesEveryMicroBatch(Ddp):
         return super().loss(batch)
 
 
+class AveragesInAList(Ddp):
+    """One of several averages decays with every micro-batch."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.averages = [
+            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(one)) for one in (0.9, 0.99)
+        ]
+
+    def loss(self, batch: Batch) -> Tensor:
+        self.averages[1].update_parameters(self.net)
+        return super().loss(batch)
+
+    def update(self) -> None:
+        super().update()
+        self.averages[0].update_parameters(self.net)
+
+
 class QueueOfRank(OneBatch, Queued):
     """Puts texts of its own rank into the queue alone."""
 
