@@ -797,7 +797,7 @@ def test_a_gradient_of_none_is_as_good_as_zeros() -> None:
         return Seen([0.0], [{"w": gradient}], [{"w": torch.ones(2)}] * 2, ["w"])
 
     def observed(rank: torch.Tensor | None) -> Observed:
-        squares = {"gradient 0 w": torch.zeros(2), "value 0 w": torch.zeros(2)}
+        squares = {place: torch.zeros(2) for place in ("gradient 0 w", "value 0 w", "value 1 w")}
         return Observed(Truth(seen(torch.zeros(2)), squares), [seen(rank)], lambda how: seen(None))
 
     assert gradients_equal(observed(None)) == 0
