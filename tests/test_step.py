@@ -907,7 +907,7 @@ def test_a_step_that_constants_leave_nothing_of_is_refused() -> None:
 
 
 class _MasksFew:
-    """Learns from the rows that it draws, of which constants leave none."""
+    """Learns from rows that it draws; constants draw none."""
 
     def __init__(self) -> None:
         self.model = nn.Linear(3, 2)
