@@ -10,7 +10,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -220,22 +220,20 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
     seen: dict[str, torch.Tensor | None] = {}
 
     def note(optimizer: Any, *called_with: Any) -> None:
-        given = {id(one) for group in optimizer.param_groups for one in group["params"]}
-        found = gradients_of(trainer.model, given)
+        found = gradients_of(trainer.model, ids_of(optimizer))
         scale = getattr(optimizer, "grad_scale", None)  # of a fused optimizer, which divides by it itself
         seen.update(
             {name: one if one is None or scale is None else one / scale for name, one in found.items()}
         )
 
     def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = {id(one) for group in optimizer.param_groups for one in group["params"]}
-        if given.isdisjoint(map(id, trainer.model.parameters())):
+        if ids_of(optimizer).isdisjoint(map(id, trainer.model.parameters())):
             return None  # where ranks are threads, the optimizers of others call this too
-        note(optimizer)
-        last.append(optimizer.register_step_pre_hook(note))  # once its own hooks have run, which may reduce
+        # its own hooks, which may reduce, run before this one
+        undo.callback(optimizer.register_step_pre_hook(note).remove)
         note_inner_steps(optimizer)
         vars(optimizer)[NOTE] = note
-        noted_by.append(optimizer)
+        undo.callback(vars(optimizer).pop, NOTE, None)
 
         def noted(closure: Any) -> Any:
             def evaluate(*args: Any, **kwargs: Any) -> Any:
@@ -247,22 +245,21 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
 
         return (optimizer, *map(noted, args[1:])), {name: noted(one) for name, one in kwargs.items()}
 
-    last: list[Any] = [register_optimizer_step_pre_hook(before)]
-    noted_by: list[Any] = []
-    try:
+    with ExitStack() as undo:
+        undo.callback(register_optimizer_step_pre_hook(before).remove)
         with Constants() if constant else nullcontext():  # type: ignore[no-untyped-call, unused-ignore]
             loss = trainer.step(*batches)
-    finally:
-        for one in last:
-            one.remove()
-        for optimizer in noted_by:
-            vars(optimizer).pop(NOTE, None)
     left = gradients_of(trainer.model)
     unused = [one for name, one in left.items() if name not in seen and one is not None]
     if not all(bool(one.isfinite().all()) for one in unused):
         for one in unused:  # a GradScaler has skipped the step
             one.zero_()
     return Taken(number_of(loss), {name: seen.get(name, one) for name, one in left.items()}, set(seen))
+
+
+def ids_of(optimizer: Any) -> set[int]:
+    """Return the ids of the parameters that an optimizer updates."""
+    return {id(one) for group in optimizer.param_groups for one in group["params"]}
 
 
 def note_inner_steps(optimizer: Any) -> None:
@@ -375,9 +372,8 @@ def modules_of(name: str, one: Any) -> dict[str, torch.nn.Module]:
 
 
 def is_plain(one: Any) -> bool:
-    """Whether something is an object with attributes, of which a checkpoint would hold nothing else."""
-    known = torch.nn.Module | torch.optim.Optimizer | type
-    return hasattr(one, "__dict__") and not isinstance(one, known) and not is_stateful(one)
+    """Whether an object has attributes, and does not say itself what a checkpoint holds of it."""
+    return hasattr(one, "__dict__") and not isinstance(one, type) and not is_stateful(one)
 
 
 def is_stateful(one: Any) -> bool:

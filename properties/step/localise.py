@@ -115,9 +115,7 @@ def _departs(name: str, right: Passed, samples: list[Passed], ranks: list[Passed
     if len(parts) != len(rows) or not right.outputs[name]:
         return False
     whole = right.outputs[name][0]
-    if any(one.ndim == 0 or len(one) != count for one, count in zip(parts, rows, strict=True)):
-        return False
-    if any(one.shape[1:] != whole.shape[1:] for one in parts):
+    if any(one.shape != (count, *whole.shape[1:]) for one, count in zip(parts, rows, strict=True)):
         return False  # as where padding is trimmed
     seen = torch.cat(parts)
     bound = _bound(whole, [one.outputs[name][0] for one in samples])

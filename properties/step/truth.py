@@ -18,7 +18,7 @@ from .target import Trainer
 CALL_SECONDS = 8.0
 """How long one call may take: samples that take longer are taken in several."""
 ATTEMPTS = 4
-"""Samples that are tried in the place of one that raises."""
+"""How many samples are tried for one, where they raise."""
 Squares = dict[str, torch.Tensor]
 """Sums of squared deviations, by place."""
 
@@ -69,12 +69,11 @@ def scattered(
     numbers: list[int],
 ) -> Squares:
     """Add the squared deviations of some samples."""
-    found = dict(squares)
+    found, right = dict(squares), places(exact)
+    nothing = {place: torch.full_like(value, math.nan) for place, value in right.items()}
     for number in numbers:
-        sample = _sample(trainer, plan, number) or {
-            place: torch.full_like(value, math.nan) for place, value in places(exact).items()
-        }
-        for place, value in places(exact).items():
+        sample = _sample(trainer, plan, number) or nothing
+        for place, value in right.items():
             # no gradient is one of zeros, as of an expert that is reached or not by a hair
             deviation = sample.get(place, torch.zeros_like(value)).double() - value.double()
             lost = torch.where(torch.isnan(deviation), torch.inf, deviation) ** 2

@@ -145,7 +145,7 @@ def check_widths(contract: str, widths: Sequence[int]) -> None:
     """
     if widths and contract not in ROWS_OF:
         raise Unusable("widths", f"expected nothing for {contract}, got {_joined(widths)}")
-    if any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in widths):
+    if not all(is_whole(one, 1) for one in widths):
         raise Unusable("widths", f"expected whole numbers above 0, as 16,32, got {_joined(widths)}")
 
 
@@ -358,13 +358,18 @@ def some_devices(text: str) -> tuple[str, ...]:
     return names
 
 
+def is_whole(value: object, least: int) -> bool:
+    """Whether a value is a whole number, and no bool, of at least so much."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def check_max_examples(number: int) -> None:
     """Check how many cases are asked for.
 
     Raises:
         Unusable: it is no whole number, or less than one.
     """
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    if not is_whole(number, 1):
         raise Unusable("max_examples", f"expected at least 1, got {number!r}")
 
 
@@ -374,7 +379,7 @@ def check_seed(number: int) -> None:
     Raises:
         Unusable: it is no whole number, or negative.
     """
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+    if not is_whole(number, 0):
         raise Unusable("seed", f"expected 0 or more, got {number!r}")
 
 

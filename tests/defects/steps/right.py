@@ -28,6 +28,7 @@ from .trainers import (
     Queued,
     SynchronisedNorm,
     Trainer,
+    average,
 )
 
 
@@ -622,14 +623,6 @@ class AveragesInHook(AveragesInStep):
         return optimizer
 
 
-def average(gradients: Iterable[Tensor | None]) -> None:
-    """Average gradients over ranks, where they are."""
-    for one in gradients:
-        if one is not None and dist.is_initialized():
-            dist.all_reduce(one)
-            one /= dist.get_world_size()
-
-
 class Probabilities(Ddp):
     """Its loss checks that targets are from 0 to 1."""
 
@@ -765,5 +758,4 @@ class PlansBuckets(Trainer):
         if not self.is_planned:
             self.bucket = [one for one in self.net.parameters() if one.grad is not None]
             self.is_planned = True
-        for one in self.bucket:  # type: ignore[union-attr]
-            average([one.grad])
+        average(one.grad for one in self.bucket)  # type: ignore[union-attr]

@@ -14,6 +14,14 @@ Batch = dict[str, Tensor]
 WIDTH, CLASSES = 4, 3
 
 
+def average(gradients: Iterable[Tensor | None]) -> None:
+    """Average gradients over ranks, where they are."""
+    for one in gradients:
+        if one is not None and dist.is_initialized():
+            dist.all_reduce(one)
+            one /= dist.get_world_size()
+
+
 class Trainer:
     """A right one that reduces gradients by hand; others change a part of it."""
 
@@ -59,11 +67,7 @@ class Trainer:
 
     def reduce(self) -> None:
         """Average gradients over ranks."""
-        if self.world_size > 1:
-            for one in self.model.parameters():
-                if one.grad is not None:
-                    dist.all_reduce(one.grad)
-                    one.grad /= self.world_size
+        average(one.grad for one in self.model.parameters())
 
     def update(self) -> None:
         """Take the optimizer's step."""
