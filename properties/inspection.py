@@ -69,6 +69,8 @@ class Inspection:
     single: bool = False
     pad_ids: tuple[int, ...] = ()
     """The labels that the target takes for padding, where it raises for others."""
+    refuses_one: str = ""
+    """What the target raises for a batch of one row, and not for others."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,9 @@ def inspect_target(
     if tried is None or (tried.error and not signature.unusable):
         return Inspection(signature, defaults=defaults)
     if tried.error:
+        if _raised(tried):
+            raised = f"{tried.form.call or Target.of(subject.target).name} raised, as every other call did"
+            signature = replace(signature, unusable=f"{raised} ({WIDTHS})")
         return Inspection(
             replace(signature, unusable=_unknown(target, contract, subject, signature)),
             defaults=defaults,
@@ -152,8 +157,13 @@ def inspect_target(
         tuple(one for one in defaults if one[0] not in bound),
         single=tried.matches and _is_single(tried, target, contract, subject, probes, signature.options),
         pad_ids=_pad_ids(tried, target, contract, subject, probes[0], signature.options),
+        refuses_one=_refused(
+            tried, target, contract, subject, replace(probes[0], rows=(1,)), signature.options
+        ),
     )
 
+
+WIDTHS = "--widths states the widths of features that it takes, --features unit that they are normalised"
 
 SCALES = np.geomspace(1e-2, 1e3, 121)
 """Between which a scale is sought."""
@@ -264,6 +274,28 @@ def _pad_ids(
             _value(fitting(padded, tried.form, tried.features, contract, options), asked, contract, target)
             taken.append(pad_id)
     return tuple(taken) if len(taken) < len(PAD_IDS) else ()
+
+
+def _refused(
+    tried: Tried,
+    target: Any,
+    contract: Contract,
+    subject: Subject,
+    probe: Case,
+    options: tuple[str, ...],
+) -> str:
+    """Return what a target raises for a case that it refuses, by `raise` or `assert`; else nothing."""
+    if not contract.defined(probe):
+        return ""
+    case = fitting(probe, tried.form, tried.features, contract, options)
+    asked = replace(subject, form=tried.form, features=tried.features)
+    try:
+        _value(case, asked, contract, target)
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+        if line.startswith(("raise", "assert")):
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
 
 
 def _is_single(
@@ -379,7 +411,8 @@ def _try(
     modes = [subject.features] if subject.features else modes_of(contract)
     results: list[Tried] = []
     for features in modes:
-        failed = {tried.form for tried in results if tried.error}
+        # rows of no unit norm may be what it refuses
+        failed = {one.form for one in results if one.error and (features != "unit" or not _raised(one))}
         for form in candidates:
             if form in failed:
                 continue
@@ -398,6 +431,12 @@ def _try(
             normalises = tried.invariant and not subject.features and "normalized" in modes
             return replace(tried, features="normalized") if normalises else tried
     return results[0] if results else None
+
+
+def _raised(tried: Tried) -> bool:
+    """Whether the target raised, and not as the form is no way to call it."""
+    last = tried.error.rstrip().rpartition("\n")[2]
+    return tried.error.startswith("Traceback") and not last.startswith("TypeError")
 
 
 def _holds_otherwise(one: Tried, first: Tried) -> bool:

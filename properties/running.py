@@ -24,6 +24,8 @@ from .standalone.calls import call_holding, in_turn, row_labels
 from .subjects import Subject, Target, Unresolved, stubbed
 
 T = TypeVar("T")
+BIASES = {"logit_bias", "dist_logit_bias", "vocabulary_bias"}
+"""What a target need not take: then it gets none."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case
     if unknown:
         wrong = f"{name} takes no {', '.join(unknown)}, nor does the contract {contract.name}"
         return Signature(wrong, hopeless=True)
-    call = target
+    call, biases = target, BIASES & set(contract.differentiable)
     if contract.is_loss:
         case = replace(case, options=tuple((dict(case.options) | pinned).items()))
         loss = build(contract, PLAIN, target, case, rank, world_size)
@@ -87,7 +89,7 @@ def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case
         if getattr(call, "__name__", "") == "_forward_unimplemented":
             names = ", ".join(contract.inputs(case)[0])
             return Signature(f"{name} has no forward; the contract {contract.name} calls it with {names}")
-        tensors = dict.fromkeys(contract.inputs(case)[0])
+        tensors = dict.fromkeys([*contract.inputs(case)[0], *contract.left_out])
         if contract.in_order:
             try:
                 inspect.signature(call).bind(*tensors)
@@ -99,7 +101,7 @@ def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case
         needed = [
             one
             for one in tensors
-            if one not in accepted(call, given, contract.optional) and "logit_bias" not in one
+            if one not in accepted(call, given, contract.optional) and one not in BIASES
         ]
         missing = _missing(call, given)
         if needed or missing:
@@ -109,7 +111,7 @@ def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case
         "",
         False,
         tuple(accepted(target, options)),
-        "logit_bias" in accepted(call, {"logit_bias": None}, contract.optional),
+        all(one in accepted(call, {one: None}, contract.optional) for one in {*biases, "logit_bias"}),
         "output_dict" in accepted(call, {"output_dict": False}, contract.optional),
     )
 

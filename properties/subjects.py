@@ -58,6 +58,7 @@ class Subject:
         defaults: arguments of it, or of its constructor, that nobody gives it, with their defaults.
         single: it computes in float32 what it is given in float64, which is not drawn.
         gathers: its ranks communicate.
+        excluded: the kinds of worlds that it is not verified in, and why.
         interpret: its Triton kernels run in Triton's interpreter, on the CPU.
         stubbed: the packages that it imports and that are not installed.
         strict: what it does not support is a defect, and no limit of it.
@@ -66,6 +67,7 @@ class Subject:
         inductor: torch.compile's inductor is to compile it, which takes minutes.
         widths: the widths of features that it takes; any, if empty.
         pad_ids: the labels that it takes for padding; any, if empty.
+        refuses_one: what it raises for a batch of one row, which is not drawn.
         beside: rows of features lie beside points at which a gradient may have a kink.
         inference: it is called under inference mode, too.
         stated: it does with inputs that nobody should send what docs/inputs.md says.
@@ -88,6 +90,7 @@ class Subject:
     defaults: tuple[tuple[str, str], ...] = ()
     single: bool = False
     gathers: bool = True
+    excluded: tuple[tuple[str, str], ...] = ()
     interpret: bool = False
     stubbed: tuple[str, ...] = ()
     strict: bool = False
@@ -96,6 +99,7 @@ class Subject:
     empty_ranks: bool = False
     widths: tuple[int, ...] = ()
     pad_ids: tuple[int, ...] = ()
+    refuses_one: str = ""
     beside: bool = False
     inference: bool = True
     stated: bool = False
@@ -103,6 +107,11 @@ class Subject:
     def width_of(self, wanted: int) -> int:
         """Return the largest width that it takes and that is not beyond another, else the smallest."""
         return max((one for one in self.widths if one <= wanted), default=min(self.widths, default=wanted))
+
+    @property
+    def least(self) -> int:
+        """The fewest rows of a rank that has some."""
+        return 2 if self.refuses_one else 1
 
     def worlds(self) -> Worlds:
         """Return the worlds of the target, apart from those of any other."""

@@ -39,6 +39,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets run in this process, and nothing is started for them."""
     monkeypatch.setattr(specs.Worlds, "isolated", lambda self, inner, spec, patience=1.0: inner)
     monkeypatch.setattr(specs.Worlds, "start", lambda self, spec, patience=1.0: None)
+    among = importlib.import_module("verified_losses.properties.verify.among")
+    monkeypatch.setattr(among, "run_processes", lambda *_: among.Ran())
 
 
 @pytest.fixture(params=["cpu", "standin:0", "cuda:0"], ids=["cpu", "standin", "cuda"])

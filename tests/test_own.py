@@ -289,6 +289,39 @@ not_one = 3
 """
 
 
+FEW_ROWS = """
+import numpy as np
+from verified_losses.properties import contract, positive, rows
+
+@contract(x=rows(), like=rows(like="x"), scale=positive(0.5, 2.0), share=positive(0.1, 0.9))
+def of_six(x, like, scale, share):
+    if len(x) < 6:
+        raise ValueError("six rows at least")
+    return share * scale * np.sum(x * like) + np.sum(x)
+"""
+OF_SIX = """
+class OfSix:
+    def __init__(self, s=1.0):
+        self.s = s
+
+    def __call__(self, x, like, share):
+        return share * self.s * (x * like).sum() + x.sum()
+"""
+
+
+def test_a_formula_may_refuse_few_rows_and_its_numbers_have_other_names(tmp_path: Path) -> None:
+    (tmp_path / "few_rows.py").write_text(FEW_ROWS)
+    (tmp_path / "of_six.py").write_text(OF_SIX)
+    held_to = contract_of(f"{tmp_path / 'few_rows.py'}:of_six")
+    _, asked = ask(f"{tmp_path / 'of_six.py'}:OfSix", held_to.name)
+    looked_at = [held_to.probe(case) for case in probes(Case(output_dict=False), asked)]
+    assert [case.rows for case in looked_at] == [(6,), (6,)]
+    held_to.check(looked_at)
+    seen = inspect_target(0, 1, asked, held_to, looked_at)
+    assert seen.matches, seen
+    assert ("s", "scale") in seen.form.arguments
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

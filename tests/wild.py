@@ -1,5 +1,7 @@
 """Losses in the forms in which public repositories write them: none is in that of the contracts."""
 
+import functools
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -635,3 +637,144 @@ class _Derives(torch.autograd.Function):
 def derives_at_once(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     loss: Tensor = _Derives.apply(image, text, logit_scale)
     return loss
+
+
+class SumOfParts(torch.autograd.Function):
+    """What each rank has, and the sum of the gradients of all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        ctx.rows = len(x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+@functools.cache
+def rank() -> int:
+    """Of this process, asked once."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@functools.cache
+def world_size() -> int:
+    """Of this process's group, asked once."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class AsksOnce(nn.Module):
+    """Its rank is asked for once in a process."""
+
+    def start(self, rows: int) -> int:
+        return rank() * rows
+
+    def several(self) -> bool:
+        return world_size() > 1
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return SumOfParts.apply(rows)
+
+    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+        rows = len(image_features)
+        labels = torch.arange(rows) + self.start(rows)
+        images, texts = image_features, text_features
+        if self.several():
+            images, texts = self.gather(images), self.gather(texts)
+        per_image = F.cross_entropy(logit_scale * image_features @ texts.T, labels)
+        return (per_image + F.cross_entropy(logit_scale * text_features @ images.T, labels)) / 2
+
+
+class AsksOnceForLabels(AsksOnce):
+    """Wrong: labels of every rank begin at 0."""
+
+    def start(self, rows: int) -> int:
+        return 0
+
+
+class AsksEnvironment(AsksOnce):
+    """Its rank is what torchrun says, as it is constructed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank, self.world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+    def start(self, rows: int) -> int:
+        return self.rank * rows
+
+    def several(self) -> bool:
+        return self.world_size > 1
+
+
+class AsksLocalRank(AsksEnvironment):
+    """Wrong where there are several hosts."""
+
+    def start(self, rows: int) -> int:
+        return int(os.environ.get("LOCAL_RANK", "0")) * rows
+
+
+class AsksOnceForGroup(AsksOnce):
+    """A group of its own, made once in a process."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return SumOfParts.apply(rows) + 0 * group_sum(rows.detach().new_zeros(()))
+
+
+@functools.cache
+def own_group() -> Any:
+    return dist.new_group(list(range(dist.get_world_size())))
+
+
+def group_sum(value: Tensor) -> Tensor:
+    dist.all_reduce(value, group=own_group())
+    return value
+
+
+class WaitsForFuture(LocalRows):
+    """Waits by a future, which simulated ranks do not have."""
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            handle = dist.all_reduce(torch.ones(()), async_op=True)
+            handle.get_future().wait()
+        return super().forward(image_embeds, text_embeds, logit_scale)
+
+
+class StacksParts(LocalRows):
+    """Gathers into one tensor of a dimension more, which gloo refuses."""
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            parts = image_embeds.new_empty(dist.get_world_size(), *image_embeds.shape)
+            dist.all_gather_into_tensor(parts, image_embeds.detach().contiguous())
+        return super().forward(image_embeds, text_embeds, logit_scale)
+
+
+def refuses_one_pair(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    if len(image_features) < 2:
+        raise ValueError(f"expected two pairs at least, got {len(image_features)}")
+    return similarity_alone(logit_scale * image_features @ text_features.T)
+
+
+def drops_one_pair(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    """Wrong: the last dimension of one pair's logits is lost."""
+    logits = (logit_scale * image_features @ text_features.T).squeeze(0)
+    return similarity_alone(logits)
+
+
+def refuses_other_lengths(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    for rows in (image_features, text_features):
+        off = abs(rows.detach().double().norm(dim=-1) - 1)
+        assert torch.all(off < 0.01), "rows must be normalised"
+    return similarity_alone(logit_scale * image_features @ text_features.T)
+
+
+def takes_eights(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    if image_features.shape[1] % 8:
+        raise ValueError(f"expected a multiple of 8, got {image_features.shape[1]}")
+    return similarity_alone(logit_scale * image_features @ text_features.T)

@@ -95,6 +95,8 @@ class Contract(ABC):
     """By kind of world: constructor arguments other than the usual ones; None where it cannot run."""
     assumed: dict[str, Any] = {}
     """What a subject is held to where its constructor does not take the option."""
+    left_out: tuple[str, ...] = ()
+    """What a call gives None."""
     optional: tuple[str, ...] = ("output_dict", "logit_bias")
     """Arguments of a call that a subject does without, unless it names them."""
     constructed: tuple[str, ...] = ("options", "pad_id")
@@ -197,6 +199,8 @@ class Contract(ABC):
         drawn = independent(drawn.map(_small) if subject.interpret else drawn)
         if subject.widths:
             drawn = drawn.map(lambda case: _wide(case, subject.widths))
+        if subject.least > 1:
+            drawn = drawn.map(lambda case: with_rows(case, subject.least))
         if subject.beside:
             drawn = drawn.map(moved)
         if not (subject.features or subject.held or subject.constants):
@@ -392,6 +396,11 @@ def _small(case: Case) -> Case:
 def _wide(case: Case, widths: tuple[int, ...]) -> Case:
     """Return a case in which features are as wide as a subject takes them, each width as often."""
     return replace(case, width=widths[(case.width - 1) % len(widths)])
+
+
+def with_rows(case: Case, least: int) -> Case:
+    """Return a case in which each rank that holds rows has so many at least."""
+    return replace(case, rows=tuple(max(n, least) if n else 0 for n in case.rows))
 
 
 def accepted(

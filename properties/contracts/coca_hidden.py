@@ -37,6 +37,7 @@ class CoCaHiddenContract(CoCaContract):
     differentiable: tuple[str, ...] = (*STUDENT, *PROJECTION)
     alike: tuple[str, ...] = (*ClipContract.alike, "vocabulary_weight", "vocabulary_bias")
     assumed: dict[str, Any] = CoCaContract.assumed | {"label_smoothing": 0.0, "z_loss": 0.0, "tile_size": 1}
+    left_out = ("logits",)
     call_with: Callable[[Any, dict[str, Any], bool], Any] = staticmethod(call_without_logits)
 
     def in_form(self, form: Form) -> Contract:

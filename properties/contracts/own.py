@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -133,7 +133,10 @@ class OwnContract(Contract):
         return (*self.constructed, *of_held, *(("dtype", "wide_scalars") if learned else ()))
 
     def probe(self, case: Case) -> Case:
-        """Return a case to look at a target with: plain rows, and numbers in the middle."""
+        """Return a case to look at a target with: plain rows, as many as it takes, middle numbers."""
+        return next(filter(self._takes, map(self._plain, _with_more_rows(case))), self._plain(case))
+
+    def _plain(self, case: Case) -> Case:
         kinds = self.formula.inputs
         found: dict[str, Any] = dict.fromkeys(named_sizes(kinds), 3)
         for one, kind in kinds.items():
@@ -141,6 +144,20 @@ class OwnContract(Contract):
                 middle = math.sqrt(kind.low * kind.high) * (1 if case.seed % 2 else 1.1)
                 found[one] = min(float(f"{middle:.3g}"), kind.high)
         return replace(case, pattern="unit", drawn=tuple(found.items()), frozen=self.constants)
+
+    def _takes(self, case: Case) -> bool:
+        """Whether the formula does not refuse a case; what else it raises is found by `check`."""
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                self._value_and_slope(case, self.inputs(case))
+        except NoFormula:
+            return True
+        except ValueError:
+            return False
+        except Exception:
+            return True
+        return True
 
     def defined(self, case: Case) -> bool:
         """Whether the formula does not refuse it by ValueError, and it and its derivatives are numbers."""
@@ -443,6 +460,14 @@ class OwnContract(Contract):
             case Positive():
                 return rounded(np.full(case.scalar_shape, dict(case.drawn)[name]), case.scalar_dtype)
         raise AssertionError(kind)
+
+
+MORE_ROWS = (0, 1, 2, 3, 5, 8, 13, 21)
+"""On each rank, where a formula refuses few."""
+
+
+def _with_more_rows(case: Case) -> Iterator[Case]:
+    return (replace(case, rows=tuple(n + more for n in case.rows)) for more in MORE_ROWS)
 
 
 @st.composite

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from verified_losses.oracles.dtypes import DTYPES
 
 from ..cases import Case
-from ..contracts import Contract
+from ..contracts import Contract, with_rows
 from ..examples import Example, Step
 from ..names import HALVES
 from ..reference import Reference
@@ -47,7 +47,9 @@ def outputs_well_formed(bench: Bench, reference: Reference) -> float:
     allowed = {case.dtype, DTYPES[case.dtype].accumulated}
     shapes = contract.term_shapes(case)
     structures = {contract.structure(case)}
-    if not bench.subject.form.is_plain:  # it may always return a dict, or never
+    if (
+        not bench.subject.form.is_plain or not bench.subject.output_dict
+    ):  # it may always return a dict, or never
         structures |= {
             contract.structure(dataclasses.replace(case, output_dict=one)) for one in (True, False)
         }
@@ -155,7 +157,7 @@ def _sequences(draw: st.DrawFn, contract: Contract, subject: Subject, world_size
             differ = _unrelated
         # one object is called: its constructor's arguments are those of the last call
         constructed: dict[str, Any] = {name: getattr(last, name) for name in contract.constructed_of(subject)}
-        step = dataclasses.replace(differ(last, other), **constructed)
+        step = dataclasses.replace(with_rows(differ(last, other), subject.least), **constructed)
         if step.dtype not in HALVES:
             step = dataclasses.replace(step, wide_scalars=False)
         mode = draw(st.sampled_from(MODES if subject.inference else MODES[:1]))

@@ -46,8 +46,7 @@ def own_forms(target: Any, contract: Contract, subject: Subject, case: Case) -> 
     told = _sizes(parameters, sizes, (*names, *PLACE, *dict(subject.options)))
     free = [one for one in parameters if one not in (*names, *PLACE, *dict(subject.options), *dict(told))]
     choices: list[tuple[tuple[str, str], ...]] = [tuple((one, one) for one in learned)]
-    if len(left) == 1:  # under another name
-        choices = [*(((one, left[0]),) for one in free), *choices]
+    choices = [*(((one, number),) for number in left for one in free), *choices]  # under another name
     for arguments in choices:
         arguments = (*told, *arguments)
         try:

@@ -208,6 +208,7 @@ def _rendered(finding: Finding, path: Path, by_oracle: bool) -> str:
         file_name=path.name,
         world_size=case.world_size,
         over=row.over,
+        hosts=case.world_size > 1 and case.device == CPU and row.over == "gloo",
         imports=sorted(quotes.imports | ALWAYS | imports_of(acts) | _numbers(given)),
         target=portable(check.subject.target),
         home=os.path.relpath(Path.cwd(), path.parent),

@@ -43,6 +43,8 @@ def described(contract: str, subject: Subject) -> list[str]:
     if subject.pad_ids:
         taken = ", ".join(map(str, subject.pad_ids))
         lines.append(f"raises for other labels of padding than {taken}: no case has them")
+    if subject.refuses_one:
+        lines.append(f"refuses a batch of one row: no rank of a case has one ({subject.refuses_one})")
     if subject.single:
         lines.append("computes in float32: no case is in float64")
     if held_to.tolerance:

@@ -161,7 +161,8 @@ def _placed_in(
     """Yield the worlds that a subject can run in, and what it is constructed with there."""
     for world in worlds:
         options = contract.options_in.get(world.kind, world.row.options)
-        if options is not None and (subject.gathers or world.sizes[-1] == 1):
+        runs = subject.gathers or world.sizes[-1] == 1
+        if options is not None and runs and world.kind not in dict(subject.excluded):
             yield options, world
 
 

@@ -1,6 +1,5 @@
 """What people ask for, made into the checks to run."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,22 +11,18 @@ from hypothesis.errors import Unsatisfiable
 from .. import devices
 from ..cases import Case
 from ..contracts import Contract, contract_of
-from ..examples import Example, Step
 from ..forms import NAMES
 from ..inspection import Inspection, constants_of, fitting, inspect_target, takes_scale
-from ..laws import Falsified, laws
-from ..laws.gradients import compare_gradients
-from ..laws.values import compare_terms
+from ..laws import laws
 from ..names import LAWS, STEP_LAWS
 from ..options import MAX_EXAMPLES, WORLDS
 from ..own.formula import NoFormula
-from ..reference import reference
-from ..running import first_call, perform
-from ..standalone.acts import Outcome, run_each
+from ..running import first_call
 from ..subjects import Subject
 from ..worlds import OutOfTime, World, WorldError, probe
 from ..worlds.specs import SINGLE, WorldSpec, placed
 from ..worlds.table import KINDS
+from .among import among_ranks
 from .arguments import (
     Subjects,
     Unusable,
@@ -194,6 +189,7 @@ def _with_form(asked: Subject, contract: Contract, found: Inspection) -> Subject
         defaults=found.defaults,
         single=found.single and not asked.strict,
         pad_ids=() if asked.strict else found.pad_ids,
+        refuses_one="" if asked.strict else found.refuses_one,
         stubbed=found.signature.stubbed,
         even=asked.even or bool(form.rows),
     )
@@ -218,59 +214,17 @@ def probes(simplest: Case, asked: Subject) -> list[Case]:
     return [plain, replace(plain, rows=(3,), scale=3.0, bias=0.5, seed=4)]
 
 
-FLAGS = ("local_loss", "gather_with_grad")
-
-
 def _among_ranks(
     subject: Subject, contract: Contract, simplest: Case, taken: tuple[str, ...], asked: Subject
 ) -> Subject:
-    """Return a subject with what two simulated ranks show: whether they communicate, and with which flags.
-
-    A flag that is neither taken by the constructor nor stated is the one with which values and gradients are
-    the oracle's, else values alone; where the convention is exact, one that keeps the mean over ranks.
-    """
-    if not contract.is_loss or not contract.is_mean or contract.name not in NAMES:
+    if not contract.is_loss or not contract.is_mean:
         return subject
-    probe = contract.probe(replace(probes(simplest, subject)[0], rows=(2, 2)))
-    case = fitting(probe, subject.form, subject.features, contract, taken)
-    case = replace(case, options=tuple((dict(case.options) | dict(subject.options)).items()))
-    free = [name for name in FLAGS if name in contract.assumed and name not in {*taken, *dict(asked.options)}]
-    assumed = tuple(contract.assumed[name] for name in free)
-    outcomes: dict[str, list[Outcome]] = {}
-    # where every cotangent is 1, own rows that carry all ranks' gradient look like a gather with gradient
-    for cotangents in ("drawn", "ones"):
-        try:
-            ranks = subject.worlds().open(WorldSpec("simulated", (2,), case.device), size=2)
-            steps = [Step(replace(case, cotangents=cotangents))]
-            ran = ranks.run(perform, subject, contract, run_each, steps)
-        except (WorldError, OutOfTime):
-            return subject
-        if not getattr(ranks, "traffic", {}):
-            return replace(subject, gathers=False)
-        if not free:
-            return subject
-        outcomes[cotangents] = [first for (first,) in ran]
-    for cotangents, gradients in (("drawn", True), ("ones", True), ("ones", False)):
-        for values in [assumed, *itertools.product((False, True), repeat=len(free))]:
-            flags = dict(zip(free, values, strict=True))
-            options = tuple((dict(case.options) | flags).items())
-            flagged = replace(case, options=options, cotangents=cotangents)
-            kept = subject.conventions != ("exact",) or contract.obeys_mean(flagged)
-            if kept and _equals(contract, flagged, outcomes[cotangents], gradients):
-                return replace(subject, options=tuple((dict(subject.options) | flags).items()))
-    return subject
-
-
-def _equals(contract: Contract, case: Case, outcomes: list[Outcome], gradients: bool) -> bool:
-    """Whether the ranks' values are the oracle's, and their gradients too where that is asked."""
-    expected = reference(contract, Example(case))
-    try:
-        compare_terms(expected, {"": outcomes})
-        if gradients:
-            compare_gradients(expected, outcomes)
-    except Falsified:
-        return False
-    return True
+    case = contract.probe(replace(probes(simplest, subject)[0], rows=(2, 2)))
+    if contract.name in NAMES:
+        case = fitting(case, subject.form, subject.features, contract, taken)
+    bias = case.bias if subject.bias or contract.whole else None
+    case = replace(case, bias=bias, options=tuple((dict(case.options) | dict(subject.options)).items()))
+    return among_ranks(subject, contract, case, taken, asked)
 
 
 PLAIN: list[dict[str, Any]] = [{"rows": (1,)}, {"rows": (4,), "width": 8, "pattern": "unit"}]
@@ -340,6 +294,10 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     for undrawn in dict.fromkeys(one for check in planned for one in check.contract.undrawn):
         without = [label for label in labels if undrawn in held_to[label].undrawn]
         lines.append(f"{undrawn}, so none were drawn for {', '.join(without)}")
+    for label, subject in {check.label: check.subject for check in planned}.items():
+        lines += [
+            f"{KINDS[kind].words}: {label}: {why}" for kind, why in subject.excluded if KINDS[kind].words
+        ]
     small = [label for label in labels if held_to[label].whole and not held_to[label].large]
     if small:
         lines.append(f"large batches: a formula does not say large=True: {', '.join(small)}")

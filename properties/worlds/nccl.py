@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .. import devices
 from . import WorldError
-from .processes import ProcessWorld
+from .processes import ProcessWorld, name_rank
 
 if TYPE_CHECKING:
     from .specs import WorldSpec
@@ -34,6 +34,7 @@ def join_nccl(rank: int, size: int, folder: Path, collective_timeout: float) -> 
     import torch.distributed as dist
 
     os.environ.update(SHARED)
+    name_rank(rank, size)
     store, limit = f"file://{folder}/store", timedelta(seconds=collective_timeout)
     dist.init_process_group(BACKEND, init_method=store, rank=rank, world_size=size, timeout=limit)
 

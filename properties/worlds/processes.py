@@ -44,9 +44,16 @@ def join_gloo(rank: int, size: int, folder: Path, collective_timeout: float) -> 
     """Make torch.distributed's default group."""
     import torch.distributed as dist  # not at the top: naming this function must not import torch
 
+    name_rank(rank, size)
     dist.set_debug_level_from_env()  # type: ignore[attr-defined, unused-ignore]
     store, limit = f"file://{folder}/store", timedelta(seconds=collective_timeout)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=limit)
+
+
+def name_rank(rank: int, size: int) -> None:
+    """Set what torchrun sets where each of `size` hosts has one rank: LOCAL_RANK is no rank of the group."""
+    names = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": 1}
+    os.environ.update({name: str(value) for name, value in names.items()})
 
 
 def join_nothing(rank: int, size: int, folder: Path, collective_timeout: float) -> None:
@@ -59,6 +66,7 @@ def join_on(rank: int, size: int, folder: Path, collective_timeout: float, devic
     devices.use(own)
     devices.limit(own, MEMORY_BYTES)
     join(rank, size, folder, collective_timeout)
+    os.environ["LOCAL_RANK"] = own.partition(":")[2] or "0"
 
 
 class ProcessWorld:

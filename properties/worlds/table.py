@@ -49,6 +49,8 @@ class Kind:
     """The kind of device that it takes, whichever is asked for; empty where it runs on any."""
     talk: tuple[Callable[[], Any], Callable[..., Any]] = GLOO
     """How the ranks of a counterexample are started, and exchange their results."""
+    words: str = ""
+    """Its ranks, in words, where the default has such."""
     title: str = ""
     """Its name in a certificate if no such world ran; empty for the kinds of the default."""
     missing: Callable[[], str | None] = lambda: None
@@ -90,11 +92,12 @@ KINDS = {
             lambda size, seconds, prepare, device: ProcessWorld(
                 size, seconds, prepare=prepare, device=device
             ),
+            words="processes over gloo",
         ),
         Kind(
             "simulated", "sim", 256, _one_process,
             inside=_simulated,
-            is_drawn=True,
+            is_drawn=True, words="simulated ranks",
         ),
         Kind(
             "horovod", "hvd", 16,
