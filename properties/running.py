@@ -61,6 +61,11 @@ def _read(rank: int, world_size: int, subject: Subject, contract: Contract, case
     if not callable(target):
         wrong = f"expected a class or a function, got {type(target).__name__} {target!r}"
         return Signature(wrong, hopeless=True)
+    if isinstance(target, torch.nn.Module):
+        kind = type(target).__name__
+        return Signature(
+            f"expected a class or a function, got a module: give {kind}, or what returns one", True
+        )
     known = {**contract.constructor(case), "rank": rank, "world_size": world_size}
     pinned = dict(subject.options)
     unknown = sorted(pinned.keys() - accepted(target, pinned).keys() - known.keys())

@@ -96,6 +96,11 @@ def test_where_every_call_raises_widths_are_asked_about() -> None:
     assert "expected a multiple of 8, got 4" in raised.value.detail
 
 
+def test_a_module_is_no_target() -> None:
+    with pytest.raises(Unusable, match="expected a class or a function, got a module: give AsksOnce"):
+        _looked_at("constructed")
+
+
 def test_the_shipped_captioner_of_hidden_states_is_inspected() -> None:
     subject, _ = inspection(ask("verified_losses:CoCaLoss", "coca_hidden")[1], "coca_hidden")
     assert subject.bias

@@ -106,6 +106,7 @@ def _local() -> type:
         (ClipLoss, {"world": "two"}, "world: expected parts like"),
         (ClipLoss, {"max_examples": 0}, "max_examples: expected at least 1, got 0"),
         (ClipLoss, {"max_examples": "3"}, "max_examples: expected at least 1, got '3'"),
+        (ClipLoss, {"world": ["1"]}, "world: expected text, as '1,sim:2-8', got list"),
         (ClipLoss, {"seed": 1.5}, "seed: expected 0 or more, got 1.5"),
         (ClipLoss, {"seed": -1}, "seed: expected 0 or more, got -1"),
         (ClipLoss, {"max_time": -1}, "max_time: expected more than 0 seconds, got -1"),

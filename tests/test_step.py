@@ -57,7 +57,7 @@ from verified_losses.properties.step.target import Trainer
 from verified_losses.properties.step.truth import Truth, truth
 from verified_losses.properties.step.verify import Bench, StepCertifier, StepFinding, checks, grouped, verify
 from verified_losses.properties.subjects import Subject
-from verified_losses.properties.worlds import server
+from verified_losses.properties.worlds import OutOfTime, server
 from verified_losses.properties.worlds.single import SingleWorld
 from verified_losses.properties.worlds.specs import parse
 
@@ -93,8 +93,13 @@ DDP = "NeverSynchronises", "DdpAccumulates"
 def _alone(in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("verified_losses.properties.step.verify.SHRINK_SECONDS", 0.1)
     monkeypatch.setattr(server, "start", lambda compiles: None)
+    monkeypatch.setattr("verified_losses.properties.step.inspection.run_processes", _no_processes)
     with preserved():
         yield
+
+
+def _no_processes(*_: object) -> None:
+    raise OutOfTime
 
 
 def _planted(name: str) -> Planted:
@@ -177,6 +182,13 @@ def test_a_batch_that_one_process_refuses_is_not_drawn() -> None:
     for case in drawn:
         assert min(min(each) for each in case.rows) >= 2
     assert drawn
+
+
+def test_a_parameter_that_no_optimizer_has_is_named() -> None:
+    trainer = look(0, 1, _planted("LeavesABias").trainer).found
+    assert trainer is not None
+    (note,) = [one for one in trainer.notes if "no optimizer" in one]
+    assert note.startswith("left as they are, though they get gradients: 0.bias:")
 
 
 def _drawn(trainer: Trainer) -> list[StepCase]:

@@ -755,6 +755,9 @@ class StacksParts(LocalRows):
         return super().forward(image_embeds, text_embeds, logit_scale)
 
 
+constructed = AsksOnce()
+
+
 def refuses_one_pair(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
     if len(image_features) < 2:
         raise ValueError(f"expected two pairs at least, got {len(image_features)}")

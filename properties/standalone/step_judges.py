@@ -42,7 +42,7 @@ def judge_step_rng(target: Any, ranks: list[Seen]) -> bool:
 
 def judge_step_loss(target: Any, ranks: list[Seen]) -> bool:
     """Compare the mean over ranks of the logged loss with that of one process on the whole batch."""
-    logged = [one.losses[file.STEP] for one in ranks]
+    logged = [loss for one in ranks if (loss := one.losses[file.STEP]) is not None]
     return near(one_process(target).losses[file.STEP], sum(logged) / len(logged))
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,8 +55,8 @@ class Plan(NamedTuple):
 class Seen(NamedTuple):
     """What a rank saw."""
 
-    losses: list[float]
-    """Which each step returned."""
+    losses: list[float | None]
+    """Which each step returned; None where this rank logs nothing."""
     gradients: list[dict[str, torch.Tensor | None]]
     """Of each step, as the optimizer got them, or as the step left them where no optimizer did.
 
@@ -81,8 +81,8 @@ class Seen(NamedTuple):
 class Taken(NamedTuple):
     """What came of a step."""
 
-    loss: float
-    """Which it logs."""
+    loss: float | None
+    """Which it logs, if it does."""
     gradients: dict[str, torch.Tensor | None]
     """As the optimizer got them, or as the step left them where no optimizer ran."""
     held: set[str]
@@ -254,7 +254,8 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
     if not all(bool(one.isfinite().all()) for one in unused):
         for one in unused:  # a GradScaler has skipped the step
             one.zero_()
-    return Taken(number_of(loss), {name: seen.get(name, one) for name, one in left.items()}, set(seen))
+    logged = None if loss is None else number_of(loss)
+    return Taken(logged, {name: seen.get(name, one) for name, one in left.items()}, set(seen))
 
 
 def ids_of(optimizer: Any) -> set[int]:
@@ -329,7 +330,7 @@ def buffers_of(trainer: Any, rank: int) -> Tensors:
         found |= {} if rank else copies
     local = getattr(trainer, "local_buffers", ())
     return {
-        name: torch.view_as_real(one) if one.is_complex() else one
+        name: one
         for name, one in found.items()
         if one is not None and not any(fnmatch.fnmatch(name, pattern) for pattern in local)
     }
@@ -414,24 +415,30 @@ def named(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def plain_name(model: torch.nn.Module, name: str) -> str:
-    """Return a name within a model without what torch's wrappers add, wherever in it they are."""
+    """Return a name within a model without what wrappers add, torch's or like DistributedDataParallel."""
     kept: list[str] = []
     place: Any = model
     for part in name.split("."):
-        wraps = isinstance(place, DistributedDataParallel | DataParallel) and part == "module"
+        wraps = part == "module" and isinstance(place, torch.nn.Module) and holds_one(place)
         kept += [] if wraps or part in WRAPPED else [part]
         place = getattr(place, part, None)
     return ".".join(kept)
 
 
+def holds_one(module: torch.nn.Module) -> bool:
+    """Whether a module holds nothing but another."""
+    return len(module._modules) == 1 and not module._parameters and not module._buffers
+
+
 def whole(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """Return a copy of a tensor; of one that is spread over ranks, all of it."""
+    """Return a copy of a tensor: all of one that is spread over ranks, both parts of one that is complex."""
     if tensor is None:
         return None
     tensor = tensor.detach()
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
-    return tensor.to_dense().cpu().clone() if tensor.layout != torch.strided else tensor.cpu().clone()
+    found = tensor.to_dense().cpu().clone() if tensor.layout != torch.strided else tensor.cpu().clone()
+    return torch.view_as_real(found) if found.is_complex() else found
 
 
 @contextmanager

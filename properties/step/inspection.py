@@ -30,6 +30,7 @@ from ..standalone.steps import (
     take,
 )
 from ..subjects import Unresolved
+from ..verify.among import OF_PROCESS, SHORT, STOPS_PROCESSES
 from ..verify.arguments import Unusable
 from ..worlds import OutOfTime, WorldError
 from ..worlds.simulated import SimulationError
@@ -122,12 +123,16 @@ def _looked(asked: Trainer) -> Trainer:
     draws, constant = _drawn(make_step, plan, promises)
     plan = plan._replace(constant=constant)
     one_row = _refuses_one_row(make_step, plan)
-    scales = run_steps(make_step, 0, 1, plan._replace(loss_scale=PROBE_SCALE)).scaled
+    seen = run_steps(make_step, 0, 1, plan._replace(loss_scale=PROBE_SCALE))
     notes = [f"{dtype}: not drawn, as one process raises: {_last(error)}" for dtype, error in why]
     if one_row:
         notes.append(f"one row: not drawn, as one process raises: {one_row}")
     if not takes_frozen:
         notes.append("frozen parameters: not drawn, as make_step takes no argument frozen")
+    if still := _still(seen):
+        notes.append(
+            f"left as they are, though they get gradients: {', '.join(still)}: no optimizer has them?"
+        )
     if local := _listed(trainer, "local_buffers"):
         notes.append(f"buffers that differ by rank, as the target says: {', '.join(local)}")
     return replace(
@@ -136,7 +141,7 @@ def _looked(asked: Trainer) -> Trainer:
         names=tuple(names),
         accumulates=accumulates,
         takes_frozen=takes_frozen,
-        scales=scales,
+        scales=seen.scaled,
         draws=draws,
         constant=constant,
         promises=promises,
@@ -147,6 +152,18 @@ def _looked(asked: Trainer) -> Trainer:
         notes=tuple(notes),
         seconds=seconds / len(asked.dtypes),
     )
+
+
+def _still(seen: Seen) -> list[str]:
+    """Return the parameters that get gradients and do not move, where others move."""
+    first, last = seen.values[0], seen.values[-1]
+    given = [name for name in seen.required if any(_moves(each.get(name)) for each in seen.gradients)]
+    still = [name for name in given if torch.equal(first[name], last[name])]
+    return still if len(still) < len(given) else []
+
+
+def _moves(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.any())
 
 
 def _refuses_one_row(make_step: Any, plan: Plan) -> str:
@@ -332,7 +349,7 @@ def _seeded(make_step: Any, plan: Plan, seed: int) -> Seen:
 def _is_nothing(seen: Seen) -> bool:
     """Whether every gradient is 0, or no loss is a number."""
     given = [one for gradients in seen.gradients for one in gradients.values() if one is not None]
-    return all(map(math.isnan, seen.losses)) or (bool(given) and not any(bool(one.any()) for one in given))
+    return all(map(math.isnan, _numbers(seen))) or (bool(given) and not any(bool(one.any()) for one in given))
 
 
 def _differs(one: Seen, other: Seen) -> str:
@@ -346,7 +363,12 @@ def _differs(one: Seen, other: Seen) -> str:
             for name, value in own.items():
                 if not same(value, its.get(name)):
                     return f"the {what} {name}"
-    return "" if np.array_equal(one.losses, other.losses, equal_nan=True) else "the loss"
+    return "" if np.array_equal(_numbers(one), _numbers(other), equal_nan=True) else "the loss"
+
+
+def _numbers(seen: Seen) -> list[float]:
+    """Return the losses, and no number where none is logged."""
+    return [math.nan if loss is None else loss for loss in seen.losses]
 
 
 def _optional(tensors: Iterable[Tensors]) -> list[dict[str, torch.Tensor | None]]:
@@ -368,21 +390,56 @@ def _simulated(found: Trainer) -> Trainer:
     if found.draws and not found.constant:
         return replace(found, simulated=False, unsimulated="their ranks draw from one random generator")
     plan = simplest(found, 2, seed=SEEDS[0]).plan(found, launched=False)
-    worlds = found.worlds()
+    worlds, failed, seen = found.worlds(), "", []
     try:
-        worlds.open(WorldSpec("simulated", (2,)), size=2).run(act, found, plan)
-        return found
+        for _ in range(2):  # one run may leave what stops the next
+            seen.append(worlds.open(WorldSpec("simulated", (2,)), size=2).run(act, found, plan))  # noqa: PERF401
     except OutOfTime:
         return found
     except WorldError as error:
-        if isinstance(error, SimulationError) and error.finding != "raised":
-            return found  # a deadlock, say: that is to be seen
-        failed = next(state for state in error.ranks if state.state != "returned")
+        if isinstance(error, SimulationError) and error.finding not in STOPS_PROCESSES:
+            return found  # a buffer touched in flight, say: that is to be seen
+        failed = next(state for state in error.ranks if state.state != "returned").said
     try:
-        worlds.open(WorldSpec("processes", (2,))).run(act, found, plan._replace(launched=True))
+        ran = run_processes(found, plan, SHORT if failed and not seen else 1.0)
     except (WorldError, OutOfTime):
         return found
-    return replace(found, simulated=False, unsimulated=failed.said)
+    digits = math.sqrt(torch.finfo(getattr(torch, plan.dtype)).eps)
+    if any(not _alike(one, other, digits) for ranks in seen for one, other in zip(ranks, ran, strict=True)):
+        failed = OF_PROCESS
+    if not failed:
+        return found
+    worlds.close()  # what one process holds is of several ranks
+    return replace(found, simulated=False, unsimulated=failed)
+
+
+def run_processes(found: Trainer, plan: Plan, patience: float) -> list[Seen]:
+    """Take steps in two processes over gloo."""
+    world = found.worlds().open(WorldSpec("processes", (2,)), patience)
+    return world.run(act, found, plan._replace(launched=True))
+
+
+def _alike(one: Seen, other: Seen, digits: float) -> bool:
+    """Whether two ranks have the same gradients and parameters, to so many digits of the largest."""
+    pairs: list[tuple[Mapping[str, torch.Tensor | None], Mapping[str, torch.Tensor | None]]] = [
+        *zip(one.gradients, other.gradients, strict=True), *zip(one.values, other.values, strict=True),
+    ]  # fmt: skip
+    for these, those in pairs:
+        for name in {*these, *those}:
+            left, right = these.get(name), those.get(name)
+            if left is None or right is None:
+                if left is not right:
+                    return False
+            elif left.shape != right.shape or not _near(left, right, digits):
+                return False
+    return True
+
+
+def _near(one: torch.Tensor, other: torch.Tensor, digits: float) -> bool:
+    if not one.numel():
+        return True
+    largest = max(float(one.abs().max()), float(other.abs().max()))
+    return bool(torch.allclose(one, other, rtol=0, atol=digits * largest, equal_nan=True))
 
 
 def act(rank: int, world_size: int, trainer: Trainer, plan: Plan) -> Seen:

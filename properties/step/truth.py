@@ -97,7 +97,8 @@ def places(seen: Seen) -> Tensors:
     """Return all numbers of a run by their places."""
     found: Tensors = {}
     for step, (loss, gradients) in enumerate(zip(seen.losses, seen.gradients, strict=True)):
-        found[f"loss {step}"] = torch.tensor(loss, dtype=torch.float64)
+        if loss is not None:
+            found[f"loss {step}"] = torch.tensor(loss, dtype=torch.float64)
         found |= {f"gradient {step} {name}": one for name, one in gradients.items() if one is not None}
     for step, values in enumerate(seen.values):
         found |= {f"value {step} {name}": one for name, one in values.items()}

@@ -336,6 +336,8 @@ def some_worlds(world: str, places: Sequence[str] = (devices.CPU,)) -> list[Worl
     Raises:
         Unusable: there are no such worlds.
     """
+    if not isinstance(world, str):
+        raise Unusable("world", f"expected text, as '1,sim:2-8', got {type(world).__name__} {world!r}")
     try:
         return parse(world, places)
     except ValueError as error:

@@ -90,6 +90,7 @@ DEFECTS = [
     Planted("PointerOfRank", "the pointer of a queue moves by a rank's own rows", (BUFFERS,), "proc:2"),
     Planted("DrawsOwnRows", "random numbers are drawn for a rank's own rows", (RNG, DRAWS), "proc:2"),
     Planted("TakesFirstRows", "random numbers of rank 0's rows are taken", (DRAWS,), "proc:2"),
+    Planted("ReducesRealParts", "imaginary parts of gradients are not reduced", (GRADS, AGREE), "sim:2-8"),
     Planted("SeedsAnew", "the generator is seeded otherwise than stated", (RNG,), "1"),
     Planted("RaisesOnRankOne", "a rank raises", (GRADS,), "sim:2-8", raises="rank 1 has no data"),
 ]  # fmt: skip
@@ -150,4 +151,9 @@ RIGHT = [
     Planted("SeedsItself", world="proc:2"),
     Planted("DrawsByItself", world="proc:2"),
     Planted("PlansBuckets", world="1", skips=NO_FRESH),
+    Planted("AsksOnce", world="1,sim:2-4,proc:2"),
+    Planted("LeavesABias", world="1"),
+    Planted("FilteredRows", world="1,sim:2-4"),
+    Planted("WrapsByHand", world="1,sim:2-4"),
+    Planted("LogsOnRankZero", world="1,sim:2-4"),
 ]

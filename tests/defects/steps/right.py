@@ -1,8 +1,10 @@
 """Trainers that are right, in forms that differ."""
 
 import copy
+import functools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from .trainers import (
     Contrastive,
     Ddp,
     Dropped,
+    Filtered,
     NoneFrozen,
     Normalised,
     OneBatch,
@@ -748,6 +751,22 @@ class DrawsByItself(Ddp):
         return super().step(*noisy)
 
 
+@functools.cache
+def ranks() -> int:
+    """Of this process's group, asked once."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class AsksOnce(Trainer):
+    """Simulated ranks share what it asks for once in a process."""
+
+    def reduce(self) -> None:
+        for one in self.net.parameters():
+            if ranks() > 1 and one.grad is not None:
+                dist.all_reduce(one.grad)
+                one.grad /= ranks()
+
+
 class PlansBuckets(Trainer):
     """The first step plans what is reduced together."""
 
@@ -759,3 +778,41 @@ class PlansBuckets(Trainer):
             self.bucket = [one for one in self.net.parameters() if one.grad is not None]
             self.is_planned = True
         average(one.grad for one in self.bucket)  # type: ignore[union-attr]
+
+
+class FilteredRows(Filtered):
+    pass
+
+
+class Wrapper(nn.Module):
+    """Calls a module, as DistributedDataParallel does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x)
+
+
+class WrapsByHand(Trainer):
+    """Its parameters have a prefix where there are several ranks."""
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        return Wrapper(net) if self.world_size > 1 else net
+
+
+class LogsOnRankZero(Trainer):
+    """The mean over ranks, where it is logged."""
+
+    def step(self, *batches: Batch) -> float | None:  # type: ignore[override]
+        total = torch.tensor(super().step(*batches))
+        average([total])
+        return total.item() if self.rank == 0 else None
+
+
+class LeavesABias(Trainer):
+    """The optimizer has all parameters but the first bias."""
+
+    def optimize(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return super().optimize([one for one in parameters if one is not self.net[0].bias])  # type: ignore[index]

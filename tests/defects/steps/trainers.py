@@ -92,6 +92,26 @@ class Trainer:
         return total
 
 
+class Spectrum(nn.Module):
+    """Multiplies the Fourier coefficients of rows by complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        real, imaginary = torch.randn(2, WIDTH // 2 + 1)
+        self.weight = nn.Parameter(torch.complex(real, imaginary))
+
+    def forward(self, x: Tensor) -> Tensor:
+        filtered: Tensor = torch.fft.irfft(self.weight * torch.fft.rfft(x), n=WIDTH)
+        return filtered
+
+
+class Filtered(Trainer):
+    """Its model has complex weights."""
+
+    def make(self) -> nn.Module:
+        return nn.Sequential(Spectrum(), nn.Linear(WIDTH, CLASSES))
+
+
 class Ddp(Trainer):
     """DistributedDataParallel, which reduces with the last micro-batch."""
 

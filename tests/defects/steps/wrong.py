@@ -16,11 +16,13 @@ from .trainers import (
     Contrastive,
     Ddp,
     Dropped,
+    Filtered,
     Normalised,
     OneBatch,
     Queued,
     SynchronisedNorm,
     Trainer,
+    average,
 )
 
 
@@ -295,3 +297,9 @@ class SeedsAnew(Dropped):
 
     def rng_state(self, steps: int) -> int:
         return 1000 * steps + self.rank
+
+
+class ReducesRealParts(Filtered):
+    def reduce(self) -> None:
+        grads = [one.grad for one in self.model.parameters() if one.grad is not None]
+        average(one.real if one.is_complex() else one for one in grads)
