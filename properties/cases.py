@@ -287,8 +287,12 @@ def scalars(case: Case, prefix: str = "") -> dict[str, Array]:
     return {name: rounded(np.full(case.scalar_shape, v), case.scalar_dtype) for name, v in values.items()}
 
 
+ALONE = 4
+"""In one of so many cases, by their seeds, one term is derived alone."""
+
+
 def cotangents(case: Case, shapes: list[dict[str, tuple[int, ...]]]) -> list[dict[str, Array]]:
-    """Return the cotangents of every rank's terms, given their shapes."""
+    """Return the cotangents of every rank's terms, given their shapes; zeros are those of a term left out."""
     generator = np.random.default_rng([case.seed, 4])
     # halves are exact in every dtype; with all the digits of the case's, a narrower one shows
     halves = generator.random() < 0.5
@@ -300,7 +304,11 @@ def cotangents(case: Case, shapes: list[dict[str, tuple[int, ...]]]) -> list[dic
             value = generator.integers(-4, 5, shape) / 2 if halves else rounded(digits, case.dtype)
             if case.cotangent_strides == "expanded" and len(shape) == 2:
                 value = np.broadcast_to(value[:, :1], shape)
-            values[name] = np.asarray(value if case.cotangents == "drawn" else np.ones(shape))
+            is_kept = case.cotangents != "ones" and np.any(value)
+            values[name] = np.asarray(value if is_kept else np.ones(shape))
+        if case.cotangents == "alone":
+            alone = [*values][case.seed // ALONE % len(values)]
+            values = {name: one if name == alone else 0 * one for name, one in values.items()}
         drawn.append(values)
     return drawn
 

@@ -13,7 +13,7 @@ from .worlds.simulated import Sends
 Mode = Literal[
     "train", "inference", "compiled", "derived again", "autocast bfloat16", "autocast float16"
 ]  # fmt: skip
-""""derived again": the gradients are those of a second backward through one graph."""
+""""derived again": the gradients are those that a second backward through one graph adds."""
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,11 @@ def terms_of(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> dict[str, 
 def backward(one: Call, terms: dict[str, torch.Tensor], keep: bool = False) -> list[str]:
     """Run backward from all terms together, each with its cotangent; return whose it altered.
 
-    With `keep` the graph stays for another time.
+    A term whose cotangent is zero is left out. With `keep` the graph stays for another time.
     """
-    live = {name: term for name, term in terms.items() if term.requires_grad}
-    cotangents = {name: one.cotangent(name, term) for name, term in live.items()}
+    given = {name: one.cotangent(name, term) for name, term in terms.items() if term.requires_grad}
+    cotangents = {name: value for name, value in given.items() if value.any() or not value.numel()}
+    live = {name: terms[name] for name in cotangents}
     before = {name: value.clone() for name, value in cotangents.items()}
     if live:
         torch.autograd.backward(list(live.values()), list(cotangents.values()), retain_graph=keep)
@@ -113,19 +114,28 @@ def run(one: Call, loss: Any, given: dict[str, torch.Tensor]) -> Outcome:
     )
     altered: list[str] = []
     if one.mode != "inference":
+        firsts: dict[str, torch.Tensor] = {}
         if one.mode == "derived again":
             backward(one, terms, keep=True)
-            for value in given.values():
-                value.grad = None
+            firsts = {name: value.grad.clone() for name, value in given.items() if value.grad is not None}
         altered = backward(one, terms)
         for name, value in given.items():
             if value.is_floating_point():
-                outcome.gradients[name] = None if value.grad is None else to_array(value.grad)
+                gradient = added(value.grad, firsts.get(name))
+                outcome.gradients[name] = None if gradient is None else to_array(gradient)
     outcome.changed = (
         *(name for name, value in given.items() if not torch.equal(value.detach(), before[name])),
         *(f"the cotangent of {name}" for name in altered),
     )
     return outcome
+
+
+def added(gradient: torch.Tensor | None, first: torch.Tensor | None) -> torch.Tensor | None:
+    """Return what a second backward adds to the gradient of a first."""
+    if gradient is None or first is None:
+        return gradient
+    # twice the first may be beyond the largest number
+    return first if torch.equal(gradient, first + first) else gradient - first
 
 
 def quiet(loss: Any, mode: str) -> contextlib.AbstractContextManager[object]:

@@ -8,6 +8,25 @@ from torch import Tensor
 from .plain import Distill, Scalar, altered, four_ulps_up, widen
 
 
+class Both(torch.autograd.Function):
+    """Two terms, whose gradients are told to be one another's where one is missing."""
+
+    @staticmethod
+    def forward(ctx: Any, *terms: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        return tuple(one.clone() for one in terms)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        first, second = gradients
+        return second if first is None else first, first if second is None else second
+
+
+class TermsTogether(Distill):
+    def output(self, terms: list[Tensor], output_dict: bool) -> Any:
+        return super().output(list(Both.apply(*terms)), output_dict)
+
+
 class TeacherLearns(Distill):
     def teach(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         return self.get_logits(*arguments)

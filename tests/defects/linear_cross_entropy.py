@@ -259,3 +259,21 @@ def first_order_only(
         return function(*given)
     total: Tensor = _FormedOnce.apply(function, *given)
     return total
+
+
+class WritesOver(torch.autograd.Function):
+    """Puts a weight's gradient where it belongs by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return weight.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        ctx.weight.grad = gradient.clone()
+
+
+def writes_over_gradients(hidden: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Tensor:
+    return chunked(hidden, WritesOver.apply(weight), *rest, **named)  # type: ignore[no-untyped-call]
