@@ -812,7 +812,14 @@ class LogsOnRankZero(Trainer):
 
 
 class LeavesABias(Trainer):
-    """The optimizer has all parameters but the first bias."""
+    """The first bias is as it was made."""
 
     def optimize(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return super().optimize([one for one in parameters if one is not self.net[0].bias])  # type: ignore[index]
+        found = super().optimize(parameters)
+        bias = self.net[0].bias  # type: ignore[index]
+        found.param_groups[0]["params"] = [one for one in parameters if one is not bias]
+        return found
+
+    def step(self, *batches: Batch) -> float:
+        self.net.zero_grad()
+        return super().step(*batches)
