@@ -266,12 +266,11 @@ def _pad_ids(
     told = {"pad_id", "ignore_index"} & {*options, *tried.form.names()}
     if not told or not tried.matches or told & set(dict(subject.options)):
         return ()
-    asked = replace(subject, form=tried.form, features=tried.features)
     taken = []
     for pad_id in PAD_IDS:
         padded = replace(probe, pad_id=pad_id, pads="inside")
         with contextlib.suppress(Exception):
-            _value(fitting(padded, tried.form, tried.features, contract, options), asked, contract, target)
+            _value_in_form(tried, target, contract, subject, padded, options)
             taken.append(pad_id)
     return tuple(taken) if len(taken) < len(PAD_IDS) else ()
 
@@ -287,10 +286,8 @@ def _refused(
     """Return what a target raises for a case that it refuses, by `raise` or `assert`; else nothing."""
     if not contract.defined(probe):
         return ""
-    case = fitting(probe, tried.form, tried.features, contract, options)
-    asked = replace(subject, form=tried.form, features=tried.features)
     try:
-        _value(case, asked, contract, target)
+        _value_in_form(tried, target, contract, subject, probe, options)
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1].line or ""
         if line.startswith(("raise", "assert")):
@@ -565,6 +562,14 @@ def _value(case: Case, subject: Subject, contract: Contract, target: Any, times:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _called(case, subject, contract, target, times)
+
+
+def _value_in_form(
+    tried: Tried, target: Any, contract: Contract, subject: Subject, probe: Case, options: tuple[str, ...]
+) -> Any:
+    """Return what a target computes of a case, called in the form that was found."""
+    case = fitting(probe, tried.form, tried.features, contract, options)
+    return _value(case, replace(subject, form=tried.form, features=tried.features), contract, target)
 
 
 def _called(case: Case, subject: Subject, contract: Contract, target: Any, times: float) -> Any:

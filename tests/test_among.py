@@ -14,9 +14,11 @@ from verified_losses.properties.verify.arguments import Unusable, ask
 from verified_losses.properties.verify.certifier import Check, checks, verify
 from verified_losses.properties.verify.plan import inspection, not_verified
 from verified_losses.properties.worlds.specs import parse
+from verified_losses.properties.worlds.table import KINDS
 
 LAWS = ("terms equal the oracle", "gradients equal the oracle", "mean over ranks equals single process")
 CASES = 6
+OTHERS = {"simulated": KINDS["processes"], "processes": KINDS["simulated"]}
 
 
 def _looked_at(name: str) -> Subject:
@@ -47,7 +49,15 @@ def test_a_right_loss_is_verified_in_the_worlds_that_can_run_it(name: str, world
     assert len(asked) == len(LAWS)
     assert all(check.world.kind != world for check in asked)
     assert [verify(check, CASES).verdict for check in asked] == ["holds"] * len(LAWS)
-    assert any(line.endswith(dict(subject.excluded)[world]) for line in not_verified(asked))
+    assert _said(asked, subject, world).endswith(f": verified in {OTHERS[world].words} alone")
+    # not requested where it runs
+    alone = _checks(subject, "1," + ("sim:2-4" if world == "simulated" else "proc:2"))
+    assert _said(alone, subject, world).endswith(f": add {OTHERS[world].prefix}:2 to the worlds")
+
+
+def _said(asked: list[Check], subject: Subject, world: str) -> str:
+    (line,) = (line for line in not_verified(asked) if dict(subject.excluded)[world] in line)
+    return line
 
 
 @pytest.mark.parametrize("name", ["AsksOnceForLabels", "AsksLocalRank"])

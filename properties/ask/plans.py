@@ -50,7 +50,7 @@ def planned(
     worlds = step_worlds(world, places, alone=not losses) if trainers else []
     names = _step_names(only, skip)
     for label, trainer in trainers.items():
-        found += step_checks(label, trainer, _places(trainer, worlds), names)
+        found += step_checks(label, trainer, trainer.places(worlds), names)
     if not found:
         applies = "no property that is asked for applies there"
         raise Unusable("", f"nothing to verify for {', '.join(targets)} in world {world}: {applies}")
@@ -71,11 +71,6 @@ def _of(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
 def _step_names(only: Sequence[str] | None, skip: Sequence[str] | None) -> tuple[str, ...]:
     own = _of(STEP_LAWS, only)
     return () if only and not own else kept_laws(STEP_LAWS, own, _of(STEP_LAWS, skip))
-
-
-def _places(trainer: Trainer, worlds: Sequence[WorldSpec]) -> list[WorldSpec]:
-    """Return the worlds in which a step runs."""
-    return [one for one in worlds if trainer.simulated or not one.row.is_drawn]
 
 
 def unlooked(targets: Targets) -> Targets:
@@ -143,12 +138,13 @@ def unasked(
 
 
 def _unasked(trainer: Trainer, worlds: Sequence[WorldSpec], asked: Sequence[StepLaw]) -> Iterator[str]:
-    own = _places(trainer, worlds)
+    own = trainer.places(worlds)
+    several = {one.row for one in own if one.sizes[-1] > 1}
     if len(own) < len(worlds):
-        yield f"simulated worlds: {trainer.unsimulated}"
-    yield from (f"{law.name}: {why}" for law in asked if (why := law.applies(trainer)))
-    if not any(one.sizes[-1] > 1 for one in own):
+        yield from of_losses.excluded([("simulated", trainer.unsimulated)], several)
+    elif not several:
         yield "several ranks: not requested, or not possible in these worlds"
+    yield from (f"{law.name}: {why}" for law in asked if (why := law.applies(trainer)))
     if trainer.passing:
         yield f"buffers that no checkpoint holds: not compared: {', '.join(trainer.passing)}"
     sizes = [(size, one.row.is_drawn) for one in own for size in one.sizes]

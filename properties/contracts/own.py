@@ -148,29 +148,26 @@ class OwnContract(Contract):
     def _takes(self, case: Case) -> bool:
         """Whether the formula does not refuse a case; what else it raises is found by `check`."""
         try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                self._value_and_slope(case, self.inputs(case))
-        except NoFormula:
-            return True
-        except ValueError:
-            return False
+            return self._looked_at(case) is not None
         except Exception:
             return True
-        return True
 
     def defined(self, case: Case) -> bool:
         """Whether the formula does not refuse it by ValueError, and it and its derivatives are numbers."""
+        seen = self._looked_at(case)
+        return seen is not None and bool(np.isfinite(seen).all())
+
+    def _looked_at(self, case: Case) -> tuple[float, float] | None:
+        """Return the formula's value and slope, or None where it refuses the case by ValueError."""
         inputs = self.inputs(case)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             try:
-                value, slope = self._value_and_slope(case, inputs)
+                return self._value_and_slope(case, inputs)
             except NoFormula:
                 raise
             except ValueError:
-                return False
-        return bool(np.isfinite(value) and np.isfinite(slope))
+                return None
 
     def inputs(self, case: Case) -> Inputs:
         whole = {name: self._filled(case, name) for name in self.formula.inputs if self._is_tensor(name)}

@@ -134,8 +134,8 @@ def added(gradient: torch.Tensor | None, first: torch.Tensor | None) -> torch.Te
     """Return what a second backward adds to the gradient of a first."""
     if gradient is None or first is None:
         return gradient
-    # twice the first may be beyond the largest number
-    return first if torch.equal(gradient, first + first) else gradient - first
+    twice = first + first  # may be beyond the largest number
+    return torch.where(gradient == twice, first, gradient - first)
 
 
 def quiet(loss: Any, mode: str) -> contextlib.AbstractContextManager[object]:

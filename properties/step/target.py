@@ -1,10 +1,11 @@
 """A training step under test: what was asked of it, and what an inspection has found out."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..subjects import Subject
-from ..worlds.specs import Worlds
+from ..worlds.specs import Worlds, WorldSpec
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Trainer:
     def worlds(self) -> Worlds:
         """Return the worlds of the target."""
         return self.subject.worlds()
+
+    def places(self, worlds: Iterable[WorldSpec]) -> list[WorldSpec]:
+        """Return those of some worlds in which it is verified."""
+        return [one for one in worlds if self.simulated or not one.row.is_drawn]
 
     @property
     def able(self) -> "Trainer":

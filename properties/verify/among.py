@@ -22,7 +22,7 @@ from ..worlds import OutOfTime, WorldError
 from ..worlds.specs import WorldSpec
 
 FLAGS = ("local_loss", "gather_with_grad")
-OF_PROCESS = "they share what a process keeps, such as its rank: verified over processes alone"
+OF_PROCESS = "they share what a process keeps, such as its rank"
 
 STOPS_PROCESSES = ("raised", "deadlock", "early_exit")
 """What a simulated run finds that would not let processes return."""
@@ -73,12 +73,12 @@ def among_ranks(
         processes = run_processes(subject, contract, cases, patience)
     except OutOfTime:
         return subject
-    seen = processes.outcomes or simulated.outcomes
+    seen = max(processes.outcomes, simulated.outcomes, key=len)
     if why := _unsimulated(contract, cases, simulated, processes):
         subject.worlds().close()  # what one process holds is of several ranks
         subject = replace(subject, excluded=(("simulated", why),))
     elif processes.refused and len(simulated.outcomes) == len(cases) and not subject.strict:
-        why = f"gloo refuses what it asks for ({processes.refused}): verified in simulated ranks alone"
+        why = f"gloo refuses what it asks for ({processes.refused})"
         subject = replace(subject, excluded=(("processes", why), ("torchrun", why)))
     elif simulated.outcomes and not simulated.communicates:
         return replace(subject, gathers=False)
@@ -131,7 +131,7 @@ def _unsimulated(contract: Contract, cases: Sequence[Case], simulated: Ran, proc
     if len(processes.outcomes) < len(cases):
         return ""
     if simulated.refused:
-        return f"they have no {simulated.refused}: verified over processes alone"
+        return f"they have no {simulated.refused}"
     pairs = zip(cases, simulated.outcomes, processes.outcomes, strict=False)
     if any(_differ(contract, case, *both) for case, *both in pairs):
         return OF_PROCESS

@@ -1,7 +1,7 @@
 """What people ask for, made into the checks to run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from ..running import first_call
 from ..subjects import Subject
 from ..worlds import OutOfTime, World, WorldError, probe
 from ..worlds.specs import SINGLE, WorldSpec, placed
-from ..worlds.table import KINDS
+from ..worlds.table import KINDS, Kind
 from .among import among_ranks
 from .arguments import (
     Subjects,
@@ -295,9 +295,8 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
         without = [label for label in labels if undrawn in held_to[label].undrawn]
         lines.append(f"{undrawn}, so none were drawn for {', '.join(without)}")
     for label, subject in {check.label: check.subject for check in planned}.items():
-        lines += [
-            f"{KINDS[kind].words}: {label}: {why}" for kind, why in subject.excluded if KINDS[kind].words
-        ]
+        kinds = {check.world.row for check in planned if check.label == label and check.world.sizes[-1] > 1}
+        lines += [f"{label}: {line}" for line in excluded(subject.excluded, kinds)]
     small = [label for label in labels if held_to[label].whole and not held_to[label].large]
     if small:
         lines.append(f"large batches: a formula does not say large=True: {', '.join(small)}")
@@ -314,6 +313,21 @@ def not_verified(planned: Sequence[Check]) -> list[str]:
     if devices.CPU not in ran_on:
         lines.append("CPU: not verified: not requested (add --device cpu)")
     return lines
+
+
+def excluded(kinds: Iterable[tuple[str, str]], ran: Collection[Kind]) -> Iterator[str]:
+    """Yield what is said of kinds of worlds that a target is not verified in.
+
+    Args:
+        kinds: their names, and why.
+        ran: the kinds in which it was verified among several ranks.
+    """
+    others = " and ".join(sorted(kind.words or kind.name for kind in ran))
+    for name, why in kinds:
+        if KINDS[name].words:
+            able = "processes" if name == "simulated" else "simulated"
+            instead = f"verified in {others} alone" if ran else f"add {KINDS[able].prefix}:2 to the worlds"
+            yield f"{KINDS[name].words}: {why}: {instead}"
 
 
 def left_out(planned: Sequence[Any]) -> list[str]:

@@ -28,9 +28,10 @@ def findings(planted: Planted, examples: int, seed: int = 0) -> Iterator[StepFin
     """Verify the laws that are to catch a step, or all that a right one is held to."""
     worlds = parse(planted.world)
     trainer = inspected(planted.trainer, worlds)
-    worlds = [one for one in worlds if trainer.simulated or not one.row.is_drawn]
     names = planted.caught_by or STEP_LAWS
-    yield from StepCertifier(examples, seed).verify_all(checks(planted.name, trainer, worlds, names))
+    yield from StepCertifier(examples, seed).verify_all(
+        checks(planted.name, trainer, trainer.places(worlds), names)
+    )
 
 
 def amiss(planted: Planted, finding: StepFinding) -> str:
