@@ -7,7 +7,9 @@ computes the same is recorded in `tests/defects/equivalent.toml` with the reason
 
 import ast
 import contextlib
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -16,16 +18,18 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import psutil
 from cyclopts import App, Parameter
 from rich.console import Console
 
 from verified_losses.properties.show.certificate import stamp
+from verified_losses.properties.verify.arguments import Unusable, read_seconds
 
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).parent / "defects" / "equivalent.toml"
@@ -36,6 +40,8 @@ NO_LOSSES = ("verified_losses/certified.py", "verified_losses/__main__.py")
 """Source files of the package that compute no loss."""
 KILLED = 1
 """The exit status of pytest where a test fails."""
+UNTRIED = "not checked"
+"""What mutmut says of a mutant that it has not come to."""
 CRASHED = ("segfault", "suspicious")
 """What mutmut says where a signal ended the tests: memory beyond a tile, say, was written to."""
 
@@ -84,11 +90,11 @@ TARGETS = (
     ),
     Target(
         "verified_losses.oracles",
-        ("oracles", "kinds", "monte_carlo", "rounding", "hyper_dual", "steps"),
+        ("oracles", "kinds", "monte_carlo", "rounding", "hyper_dual", "steps", "traced", "matmul"),
         # these certify losses, which takes long, and shows no more of an oracle
         "not right_variants and not defects_of and not certified and not verified and not inspect",
     ),
-    Target("verified_losses.oracles.bounds", ("rounding", "steps")),
+    Target("verified_losses.oracles.bounds", ("rounding", "steps", "traced", "matmul")),
 )
 
 
@@ -103,6 +109,11 @@ class Mutant:
     diff: str
     reason: str = ""
     """Why it is equivalent."""
+
+    @property
+    def file(self) -> str:
+        """Where it is, from the top."""
+        return self.name.rpartition(".")[0].replace(".", "/") + ".py"
 
 
 def prepare(target: Target, folder: Path, resume: bool) -> None:
@@ -151,15 +162,23 @@ def undecorated(source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def mutate(folder: Path, patterns: list[str], jobs: int) -> int:
-    """Run mutmut; return its exit status."""
+def mutate(folder: Path, patterns: list[str], jobs: int, until: float) -> int:
+    """Run mutmut until a time of the monotonic clock, or Ctrl-C; return its exit status."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "VERIFY_EXAMPLES": EXAMPLES,
         "HYPOTHESIS_PROFILE": "gate",
     }
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(jobs), *patterns]
-    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+    running = subprocess.Popen(command, cwd=folder, env=environment)
+    try:
+        return running.wait(None if until == math.inf else max(until - time.monotonic(), 0))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        # it notes each mutant as soon as it is known
+        processes = [running, *psutil.Process(running.pid).children(recursive=True)]
+        for process in processes:
+            process.kill()
+        return 0
 
 
 def read(folder: Path, target: Target) -> Iterator[Mutant]:
@@ -174,8 +193,27 @@ def read(folder: Path, target: Target) -> Iterator[Mutant]:
             for name, code in data.exit_code_by_key.items():
                 status = status_by_exit_code[code]
                 status = "killed" if status in CRASHED else status
-                diff = "" if status in ("killed", "not checked") else diff_of(name)
+                diff = "" if status in ("killed", UNTRIED) else diff_of(name)
                 yield Mutant(name, function_of(name), status, diff)
+
+
+def files_of(found: list[Mutant], tried: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the digest of each file that has functions, and what became of its mutants.
+
+    Args:
+        found: the mutants.
+        tried: the packages that were mutated; files of others count none.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for mutant in found:
+        counts.setdefault(mutant.file, Counter())[mutant.status] += 1
+    return {
+        name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "counts": counts.get(name, {})}
+        for target in TARGETS
+        for path in sorted((ROOT / target.files).glob("*.py"))
+        if (name := f"{target.files}/{path.name}") in counts
+        or (target.package not in tried and name not in NO_LOSSES and functions(path.read_text()))
+    }
 
 
 def function_of(mutant: str) -> str:
@@ -272,7 +310,7 @@ def judged(mutants: list[Mutant], known: list[Equivalent]) -> tuple[list[Mutant]
     matched = set()
     result = []
     for mutant in mutants:
-        survived = mutant.status not in ("killed", "not checked")
+        survived = mutant.status not in ("killed", UNTRIED)
         if survived and (one := known_as(mutant.function, mutant.diff, known)):
             matched.add(one)
             mutant = replace(mutant, status="equivalent", reason=one.reason)
@@ -296,13 +334,14 @@ def mutants(
     only: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     since: str = "",
     resume: bool = False,
+    max_time: str = "",
     jobs: int = 2,
     out: Path = Path("build/mutants"),
 ) -> int:
     """Mutate the losses and the oracles, and print what survives.
 
     Exit status: 0 every mutant is killed or equivalent, 1 some are not, 2 an argument is wrong, or a test
-    fails without a mutant.
+    fails without a mutant. All mutants take hours. Ctrl-C ends a run, and what it has found is written.
 
     Parameters
     ----------
@@ -312,16 +351,19 @@ def mutants(
         A commit: mutate the functions alone that have changed since.
     resume
         Try those alone that are new, or were not killed the last time.
+    max_time
+        When to end, such as 90m; else when all are tried.
     jobs
         How many mutants to try at a time.
     out
-        Where to work, and to write `mutants.json`, the score and the survivors.
+        Where to work, and to write `mutants.json`: the counts of each file, and the survivors.
     """
     started = time.monotonic()
     console = Console(emoji=False, soft_wrap=True, highlight=False)
     try:
         patterns = [*(only or []), *(changed_functions(since) if since else [])]
-    except ValueError as error:
+        until = started + read_seconds(max_time) if max_time else math.inf
+    except (ValueError, Unusable) as error:
         console.print(str(error), markup=False)
         return 2
     complete = not only and not since
@@ -329,19 +371,21 @@ def mutants(
         console.print(f"no function of the losses or oracles has changed since {since}")
         return 0
     found: list[Mutant] = []
+    mutated = []
     stamped = stamp()
     for target in TARGETS:
         chosen = [pattern for pattern in patterns if pattern.rsplit(".", 2)[0] == target.package]
-        if chosen or complete:
+        if (chosen or complete) and time.monotonic() < until:
+            mutated.append(target.package)
             folder = out.absolute() / target.package
             prepare(target, folder, resume)
-            if mutate(folder, chosen, jobs):
+            if mutate(folder, chosen, jobs, until):
                 return 2
             found += read(folder, target)
     found, unmatched = judged(found, equivalents())
-    for entry in unmatched if complete else []:
+    for entry in unmatched if complete and len(mutated) == len(TARGETS) else []:
         console.print(f"equivalent.toml: no survivor is {entry}", markup=False)
-    tried = [mutant for mutant in found if mutant.status != "not checked"]
+    tried = [mutant for mutant in found if mutant.status != UNTRIED]
     left = [mutant for mutant in tried if mutant.status not in ("killed", "equivalent")]
     for mutant in left:
         console.print(f"\n{mutant.status.upper()} {mutant.function}\n{changes(mutant.diff)}", markup=False)
@@ -351,7 +395,7 @@ def mutants(
     minutes = (time.monotonic() - started) / 60
     summary = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     console.print(f"\n{len(tried)} mutants: {summary}; score {score:.1%} in {minutes:.0f} minutes")
-    report = {"stamp": stamped, "complete": complete, "score": score, "minutes": minutes, "counts": counts}
+    report = {"stamp": stamped, "minutes": minutes, "files": files_of(found, mutated)}
     report["left"] = [asdict(one) for one in left]
     (out / "mutants.json").write_text(json.dumps(report, indent=1) + "\n")
     return int(bool(left))

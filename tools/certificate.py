@@ -7,13 +7,14 @@ these are taken, where they are there: build/certificate.json (`make verify`), b
 horovod`), build/gpu/certificate.json, build/gpu/nccl.json (`make gpu`). Of the suite itself are
 build/defects.json (`make defects`), build/mutants/mutants.json (`make mutants`) and build/soak.json (`make
 soak`); the certificate names those that are not there. What an earlier certificate says of CUDA is kept
-until there is a new one.
+until there is a new one, and what it says of the mutants of a file until the file changes.
 
 The same records, of the same source, give the same file. A private key, ed25519 in PEM, signs it:
 verified_losses/certificate.dsse.json. Exit status: 0 written, 1 a record is falsified, 2 it cannot be made.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -199,15 +200,52 @@ def defects(record: JSON) -> tuple[JSON, str]:
     return {**counts, "seeds": record["seeds"]}, summary
 
 
-def mutants(record: JSON) -> tuple[JSON, str]:
-    """Return the fields and the line of mutants."""
-    counts = record["counts"]
-    summary = f"{record['score']:.1%} of the mutants killed: " + ", ".join(
-        f"{count} {name}" for name, count in counts.items()
-    )
-    if not record["complete"]:
-        summary += "; of a part of the source alone"
-    return {"score": record["score"], "complete": record["complete"], "counts": counts}, summary
+def mutants(path: Path, earlier: JSON) -> JSON:
+    """Return what is known of the mutants of each file.
+
+    All of them take hours, so that a record may be of some files alone. What an earlier certificate says of
+    the others is kept while they are as they were.
+
+    Args:
+        path: the record.
+        earlier: this section of the earlier certificate.
+    """
+    files: dict[str, JSON] = {
+        name: one
+        for name, one in earlier.get("files", {}).items()
+        if (ROOT / name).is_file() and one["sha256"] == hashlib.sha256((ROOT / name).read_bytes()).hexdigest()
+    }
+    known = set(files)
+    try:
+        record = json.loads(path.read_text())
+        for name, one in record["files"].items():
+            known.add(name)
+            if one["counts"] and _tried(one) >= _tried(files.get(name, {"counts": {}})):
+                files[name] = {**one, "date": record["stamp"]["date"]}
+    except OSError:
+        pass
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Refused(
+            f"{path}: expected what `make mutants` writes, got {type(error).__name__}: {error}"
+        ) from error
+    if not files:
+        return {"skipped": "not run: `make mutants` does"}
+    counts: Counter[str] = Counter()
+    for one in files.values():
+        counts.update(one["counts"])
+    untried = counts.pop("not checked", 0)
+    judgeable = counts.total() - counts["equivalent"]
+    score = counts["killed"] / judgeable if judgeable else 1.0
+    summary = f"{score:.1%} of the mutants killed: "
+    summary += ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    summary += f", {untried} not tried" if untried else ""
+    if len(files) < len(known):
+        summary += f"; of {len(files)} of {len(known)} files"
+    return {"score": score, "counts": counts, "files": dict(sorted(files.items())), "summary": summary}
+
+
+def _tried(one: JSON) -> int:
+    return sum(count for name, count in one["counts"].items() if name != "not checked")
 
 
 def soak(record: JSON) -> tuple[JSON, str]:
@@ -221,17 +259,18 @@ def soak(record: JSON) -> tuple[JSON, str]:
     }, f"{summary}, seeds from {record['seed']}"
 
 
-def kept(output: Path) -> list[JSON]:
-    """Return the sections of CUDA that an earlier certificate holds."""
+def earlier(output: Path) -> JSON:
+    """Return what an earlier certificate says, or nothing."""
     try:
-        sections = json.loads(output.read_text())["predicate"][certified.PACKAGE]["cuda"]
+        said: JSON = json.loads(output.read_text())["predicate"][certified.PACKAGE]
+        said["cuda"], said["mutants"]
     except FileNotFoundError:
-        return []
+        return {"cuda": [], "mutants": {}}
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(
-            f"{output}: cannot read what it says of CUDA ({error}): remove it to begin anew"
+            f"{output}: cannot read what it says of CUDA and mutants ({error}): remove it to begin anew"
         ) from error
-    return list(sections)
+    return said
 
 
 def statement(records: Sequence[Path], build: Path, output: Path) -> JSON:
@@ -245,13 +284,13 @@ def statement(records: Sequence[Path], build: Path, output: Path) -> JSON:
     Raises:
         Refused: it cannot be made.
     """
-    now = stamp()
+    now, before = stamp(), earlier(output)
     every = [run for path in records for run in runs(read(path, now["source"]))]
     if not every:
         raise Refused("no record of a run: `make verify` writes build/certificate.json")
     subject = [{"name": name, "digest": {"sha256": value}} for name, value in certified.sources().items()]
     on_cuda = [{**run, "subject": subject} for run in every if run["environments"][0]["device"] == "cuda"]
-    on_cuda = [{**run, "digest": certified.digest(run)} for run in on_cuda] or kept(output)
+    on_cuda = [{**run, "digest": certified.digest(run)} for run in on_cuda] or before["cuda"]
     others = [run for run in every if run["environments"][0]["device"] != "cuda"]
     suites = {(run["suite"]["oracles"], run["suite"]["properties"]) for run in others}
     if len(suites) != 1:
@@ -279,7 +318,7 @@ def statement(records: Sequence[Path], build: Path, output: Path) -> JSON:
                 "version": __version__, "date": max(run["date"] for run in others),
                 "runs": others, "cuda": on_cuda, "skipped": skipped,
                 "defects": section(build / "defects.json", "make defects", now, defects),
-                "mutants": section(build / "mutants" / "mutants.json", "make mutants", now, mutants),
+                "mutants": mutants(build / "mutants" / "mutants.json", before["mutants"]),
                 "soak": section(build / "soak.json", "make soak", now, soak),
             },
         },
