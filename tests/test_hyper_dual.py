@@ -138,6 +138,23 @@ def test_errors_of_a_matrix_product_by_hand():
     assert (x @ y).parts[2, 0, 0].tolist() == [[3 * gamma(7)] * 2] * 2
 
 
+@pytest.mark.parametrize(("rows", "width", "columns"), [(2, 3, 40), (40, 3, 2), (2, 40, 3)])
+def test_errors_of_matrices_that_are_cut_and_added_up_in_parts_by_hand(rows, width, columns):
+    stored, cut, of_addition, of_part = 2.0**-12, 2.0**-10, 2.0**-9, 2.0**-8
+    p = Precision(stored, stored, 0.0, factors=cut, additions=of_addition, parts=of_part)
+    count = width + rows * columns
+    # reverse mode may multiply matrices along any of the three axes: 40 terms, in 3 parts
+    coarser = gamma(2, cut) + (1 + gamma(2, cut)) * gamma(3, of_part)
+    relative = gamma(count, stored) + coarser + gamma(count, of_addition)
+    y = np.ones((width, columns))
+    x = number(np.ones((rows, width)), 0, [0], p)
+    np.testing.assert_allclose((x @ y).parts[2, 0, 0], width * relative, rtol=1e-12)
+    # so do derivatives, and then they are added up
+    x = number(np.zeros((rows, width)), 1, [0], p)
+    added = relative + gamma(1, stored) * (1 + relative)
+    np.testing.assert_allclose((x @ y).parts[2, 1, 0], width * added, rtol=1e-12)
+
+
 def through(slope, curvature, slope_error, curvature_error):
     """Return the errors that a function of x gives its first derivative and its second, where x' is 1."""
     first = slope_error + gamma(1) * (slope + slope_error)

@@ -334,6 +334,30 @@ def scalar_cross_entropy(z, e, t, t_error, p, excess=0.0):
     return sum(products), error, slope, slope_errors
 
 
+def scalar_squared(z, e, factor, p):
+    """Return the squared log-sum-exp of a row times a factor, its error, and its slopes and theirs."""
+    s, c, w = scalar_softmax(z, e, p), range(len(z)), p.accumulated + p.narrowed
+    whole = math.log(sum(math.exp(v - max(z)) for v in z)) + max(z)
+    error = sum(s["probability"][j] * e[j] for j in c) + s["curved"] + min(s["log_rounded"]) + w * abs(whole)
+    value = factor * whole**2
+    value_error = factor * ((abs(whole) + error) ** 2 - whole**2)
+    value_error += scalar_gamma(3, p.accumulated + p.narrowed) * (value + value_error) + p.tiny
+    slopes, errors = [], []
+    for j in c:
+        most = s["probability"][j] + s["probability_error"][j]
+        slopes.append(2 * factor * whole * s["probability"][j])
+        one = 2 * factor * (error * most + abs(whole) * s["probability_error"][j])
+        one += scalar_gamma(4, w) * (2 * factor * (abs(whole) + error) + 1) * most
+        errors.append(one + p.tiny)
+    return value, value_error, slopes, errors
+
+
+def scalar_smoothed(label, classes, smoothing, p):
+    """Return each class's probability of a label that is smoothed, and its error."""
+    values = [smoothing / classes + (1 - smoothing) * (j == label) for j in range(classes)]
+    return values, [scalar_gamma(3, p.accumulated) * value for value in values]
+
+
 def scalar_targets(z, e, t, t_error, p):
     """Return the gradient by the target's logits of a row, and its error."""
     c = range(len(z))
@@ -453,6 +477,7 @@ def scalar_holding(kind, held, p):
         result = math.log(1 + math.exp(held))
         relative = math.exp(BASE_TWO * p.accumulated * held) - 1 + scalar_gamma(1, p.narrowed)
         relative += scalar_gamma(2 * ELEMENTARY + 1, p.accumulated) * (1 + 1 / result)
+        relative += math.exp(-20) * (result > 20)  # from where on torch's returns its argument
         once = scalar_gamma(1, p.accumulated) + scalar_gamma(1, p.narrowed)
         return relative + once * (kind == "inverse_softplus")
     relative = math.exp(BASE_TWO * p.accumulated * held) - 1
@@ -556,6 +581,13 @@ def test_bounds_equal_the_second_formulation(p, seed):
         expected = [scalar_cross_entropy(*row, p, *one) for row, one in zip(rows, each, strict=True)]
         for observed, wanted in zip((*value, *slope), zip(*expected, strict=True), strict=True):
             same(observed, wanted)
+    value, slope = softmax.squared_log_sum_exp(z, 0.75, p)
+    expected = [scalar_squared(*row[:2], 0.75, p) for row in rows]
+    for observed, wanted in zip((*value, *slope), zip(*expected, strict=True), strict=True):
+        same(observed, wanted)
+    labels = rng.integers(0, m, n)
+    expected = [scalar_smoothed(label, m, 0.125, p) for label in labels]
+    same(np.stack(softmax.smoothed_targets(labels, m, 0.125, p), 1), expected)
     logits = Bounded(drawn(rng, n, m), t.error)
     rows = list(zip(*(part.tolist() for part in (*z, *logits)), strict=True))
     expected = [scalar_targets(*row, p) for row in rows]
@@ -600,12 +632,22 @@ def test_bounds_equal_the_second_formulation(p, seed):
     same(np.stack(found, -1), [scalar_normalize(*row, p, parts) for row in rows])
     found = unit.through_renormalize(gradient, features, p)
     same(np.stack(found, -1), [scalar_renormalize(*row, p) for row in rows])
-    for kind, held in itertools.product(HELD, (0.75, 2.0)):
+    for kind, held in itertools.product(HELD, (0.75, 2.0, 25.0)):
         value = float(HELD[kind](held))
         same([scalars.holding(kind, value, p)], [scalar_holding(kind, held, p)])
         part = Magnitude(np.array(0.5), np.array(3.0))
         found = scalars.through_held(kind, part, np.array(value), p)
         same(np.array(found), scalar_held(kind, held, *map(float, part), p))
+
+
+def test_a_scale_that_is_held_may_be_exact():
+    assert scalars.holding("", 3.0, PLAIN) == scalars.holding("exp", 1.0, PLAIN) == 0
+    assert scalars.holding("inverse", 4.0, PLAIN) == 0 < scalars.holding("inverse", 3.0, PLAIN)
+    assert scalars.holding("exp", 2.0, PLAIN) > 0
+    # up to 20 softplus is what it says, whatever rounds
+    assert scalars.holding("softplus", 20.0, EXACT) == 0
+    assert scalars.holding("softplus", 20.5, EXACT) == math.exp(-20)
+    assert scalars.holding("inverse_softplus", 1 / 20.5, EXACT) == math.exp(-20)
 
 
 def test_a_difference_of_as_many_units_as_fit_is_exact():

@@ -174,7 +174,7 @@ class Traced(NDArrayOperatorsMixin):
     @property
     def T(self) -> "Traced":
         """As NumPy's."""
-        return self._chosen(np.transpose, np.transpose)
+        return self._chosen(np.transpose, np.transpose, whole_rows=False)
 
     @property
     def derived(self) -> bool:
@@ -190,7 +190,9 @@ class Traced(NDArrayOperatorsMixin):
             np.add.at(whole, index, part)  # rows may be chosen twice
             return whole
 
-        return self._chosen(_item, back, index)
+        columns = index[1:] if isinstance(index, tuple) else ()
+        every = all(isinstance(one, slice) and one == slice(None) for one in columns)
+        return self._chosen(_item, back, index, whole_rows=every)
 
     def __iter__(self) -> NoReturn:
         raise NotSteps("iteration")
@@ -206,7 +208,11 @@ class Traced(NDArrayOperatorsMixin):
 
     def reshape(self, *shape: Any) -> "Traced":
         """As NumPy's."""
-        return self._chosen(np.reshape, lambda part: np.reshape(part, self.shape), _shape(shape))
+
+        def back(part: Array) -> Array:
+            return np.reshape(part, self.shape)
+
+        return self._chosen(np.reshape, back, _shape(shape), whole_rows=False)
 
     def sum(self) -> "Traced":
         """Return the sum of all elements."""
@@ -231,17 +237,24 @@ class Traced(NDArrayOperatorsMixin):
             raise NotSteps(f"{function.__name__} with {sorted(kwargs) or 'these arguments'}") from error
 
     def _chosen(
-        self, choose: Callable[..., Array], back: Callable[[Array], Array], *arguments: Any
+        self, choose: Callable[..., Array], back: Callable[[Array], Array], *arguments: Any, whole_rows: bool
     ) -> "Traced":
-        """Return elements of this value, given how the parts of their gradients go back."""
+        """Return elements of this value, given how the parts of their gradients go back.
+
+        Args:
+            choose: takes the value, and returns the elements.
+            back: takes what the elements are given, and returns it in the value's shape.
+            arguments: what else `choose` takes.
+            whole_rows: each row of the elements is one of the value's.
+        """
         bounded = self.tape.once(_both, choose, self.bounded, arguments)
         shape = np.shape(bounded.value)
 
         def give(part: Part) -> None:
             self.give(part.map(lambda one: back(np.broadcast_to(one, shape))))
 
-        same_rows = self.traits.unit and len(shape) == self.ndim and shape[-1] == self.shape[-1]
-        return Traced(self.tape, bounded, give, self.traits._replace(unit=same_rows))
+        unit = self.traits.unit and whole_rows and len(shape) == self.ndim
+        return Traced(self.tape, bounded, give, self.traits._replace(unit=unit))
 
 
 def _both(choose: Callable[..., Array], bounded: Bounded, arguments: tuple[Any, ...]) -> Bounded:
