@@ -62,6 +62,7 @@ would be above 3.7, and shipped losses and right variants would err by up to 8.4
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -375,21 +376,21 @@ class Moved(NDArrayOperatorsMixin):
     def __hash__(self) -> int:
         return id(self)
 
-    def sum(self, axis: Any = None, keepdims: bool = False, **_: Any) -> "Moved":
+    def sum(self, *args: Any, **options: Any) -> "Moved":
         """As NumPy's."""
-        return _sum(self, axis, keepdims=keepdims)
+        return _sum(self, *args, **options)
 
-    def mean(self, axis: Any = None, keepdims: bool = False, **_: Any) -> "Moved":
+    def mean(self, *args: Any, **options: Any) -> "Moved":
         """As NumPy's."""
-        return _mean(self, axis, keepdims=keepdims)
+        return _mean(self, *args, **options)
 
-    def max(self, axis: Any = None, keepdims: bool = False, **_: Any) -> "Moved":
+    def max(self, *args: Any, **options: Any) -> "Moved":
         """As NumPy's."""
-        return _extreme(np.argmax, self, axis, keepdims)
+        return _extreme(np.argmax, self, *args, **options)
 
-    def min(self, axis: Any = None, keepdims: bool = False, **_: Any) -> "Moved":
+    def min(self, *args: Any, **options: Any) -> "Moved":
         """As NumPy's."""
-        return _extreme(np.argmin, self, axis, keepdims)
+        return _extreme(np.argmin, self, *args, **options)
 
     def dot(self, other: Any) -> "Moved":
         """As NumPy's."""
@@ -418,7 +419,7 @@ class Moved(NDArrayOperatorsMixin):
         )
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        kwargs = {key: value for key, value in kwargs.items() if value is not None or key == "axis"}
         if "out" in kwargs:
             raise Unsupported("the formula writes into an array: use np.where, or make a new one")
         if method == "reduce" and ufunc in _REDUCED:
@@ -617,37 +618,37 @@ def _power(tape: Tape, base: Any, exponent: Any) -> Moved:
 
 
 def _elementwise(
+    tape: Tape,
+    number: Moved,
     function: Callable[[Array], Array],
     slope: Callable[[Array, Array], Array],
     times: Callable[[Array], Any] = lambda x: ELEMENTARY,
     slope_size: float = 0.0,
     exponential: bool = False,
-) -> Callable[[Tape, Any], Moved]:
-    """Return the rule of an elementwise function.
+) -> Moved:
+    """Apply an elementwise function.
 
     Args:
+        tape: of the computation.
+        number: the argument.
         function: itself.
         slope: its derivative, given argument and value.
         times: how many units its value moves by, given its argument.
         exponential: what its argument was before is noted.
         slope_size: what its slope is rounded relative to, if that is larger than the slope.
     """
-
-    def rule(tape: Tape, number: Any) -> Moved:
-        x = number.value
-        often = times(np.real(x))
-        value = tape.moved(tape.made(function, x), times=often)
-        rate = tape.made(lambda x: slope(x, function(x)), x) if tape.sized else slope(x, value)
-        shifts = 0.0 if number.shifts is None else number.shifts
-        least = slope_size * (1 + 1j * abs(np.imag(x)) if np.iscomplexobj(x) else np.ones(x.shape))
-        rate = tape.moved(rate, _larger_of(rate, least) if slope_size else None, often + shifts)
-        made = _made(tape, value, (number, lambda g: tape.moved(g * rate)))
-        if exponential:
-            shifted = abs(np.real(x[0]))
-            made.shifts = np.nan_to_num(shifted, posinf=0.0) if number.before is None else number.before
-        return made
-
-    return rule
+    x = number.value
+    often = times(np.real(x))
+    value = tape.moved(tape.made(function, x), times=often)
+    rate = tape.made(lambda x: slope(x, function(x)), x) if tape.sized else slope(x, value)
+    shifts = 0.0 if number.shifts is None else number.shifts
+    least = slope_size * (1 + 1j * abs(np.imag(x)) if np.iscomplexobj(x) else np.ones(x.shape))
+    rate = tape.moved(rate, _larger_of(rate, least) if slope_size else None, often + shifts)
+    made = _made(tape, value, (number, lambda g: tape.moved(g * rate)))
+    if exponential:
+        shifted = abs(np.real(x[0]))
+        made.shifts = np.nan_to_num(shifted, posinf=0.0) if number.before is None else number.before
+    return made
 
 
 def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
@@ -682,15 +683,11 @@ def _logaddexp(tape: Tape, first: Any, second: Any) -> Moved:
     )
 
 
-def _chosen(larger: bool) -> Callable[[Tape, Any, Any], Moved]:
-    def rule(tape: Tape, first: Any, second: Any) -> Moved:
-        one, other = _operands(tape, first, second)
-        tape.decide(np.greater_equal if larger else np.less_equal, one, other)
-        one, other = np.real(one), np.real(other)
-        mask = one >= other if larger else one <= other
-        return _where(_made(tape, mask), first, second, tape=tape)
-
-    return rule
+def _chosen(tape: Tape, first: Any, second: Any, by: np.ufunc) -> Moved:
+    """Return the first elements where a comparison holds, else the second ones."""
+    one, other = _operands(tape, first, second)
+    tape.decide(by, one, other)
+    return _where(_made(tape, by(np.real(one), np.real(other))), first, second, tape=tape)
 
 
 def _where(condition: Any, first: Any, second: Any, tape: Tape | None = None) -> Moved:
@@ -788,14 +785,30 @@ def _einsum(subscripts: Any, *operands: Any, **_: Any) -> Moved:
     return _made(tape, value, *((one, back(place)) for place, one in enumerate(operands)))
 
 
+def _check(options: dict[str, Any]) -> None:
+    """Refuse an option that changes what NumPy's function returns.
+
+    Raises:
+        Unsupported: there is one.
+    """
+    if unknown := [name for name, value in options.items() if name != "dtype" and value is not None]:
+        raise Unsupported(
+            f"the formula uses {', '.join(unknown)} of a function of NumPy, which has no rule here"
+        )
+
+
 def _axes(number: Moved, axis: Any) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(1, number.ndim + 1))
     return tuple(1 + one % number.ndim for one in (axis if isinstance(axis, tuple) else (axis,)))
 
 
-def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = None, **_: Any) -> Moved:
-    if where is not None and where is not True:
+def _sum(
+    number: Any, axis: Any = None, dtype: Any = None, *, keepdims: bool = False, where: Any = True,
+    **options: Any,
+) -> Moved:  # fmt: skip
+    _check(options)
+    if where is not True:
         number = _where(where, number, 0.0)
     axes, tape = _axes(number, axis), number.tape
     value = number.value.sum(axis=axes, keepdims=True)
@@ -813,26 +826,34 @@ def _sum(number: Any, axis: Any = None, keepdims: bool = False, where: Any = Non
     return _noted(made, lambda note: note.max(axis=own, keepdims=keepdims, initial=0), number)
 
 
-def _mean(number: Any, axis: Any = None, keepdims: bool = False, **options: Any) -> Moved:
-    count = int(np.prod([number.value.shape[one] for one in _axes(number, axis)]))
-    mean: Moved = _sum(number, axis, keepdims, **options) / count
+def _mean(
+    number: Any, axis: Any = None, dtype: Any = None, *, keepdims: bool = False, where: Any = True,
+    **options: Any,
+) -> Moved:  # fmt: skip
+    _check(options)
+    total = _sum(number, axis, keepdims=keepdims, where=where)
+    mean: Moved = total / np.sum(np.broadcast_to(_exact(where), number.shape), axis, keepdims=keepdims)
     return mean
 
 
-def _var(number: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False, **_: Any) -> Any:
+def _var(
+    number: Any, axis: Any = None, dtype: Any = None, *, ddof: int = 0, keepdims: bool = False, **options: Any
+) -> Any:
+    _check(options)
     count = int(np.prod([number.value.shape[one] for one in _axes(number, axis)]))
     centred = number - _mean(number, axis, keepdims=True)
-    return _sum(centred * centred, axis, keepdims) / (count - ddof)
+    return _sum(centred * centred, axis, keepdims=keepdims) / (count - ddof)
 
 
 def _norm(number: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     if ord not in (None, 2) or (ord == 2 and axis is None and number.ndim > 1):
         raise Unsupported(f"np.linalg.norm: expected that of vectors, got ord={ord!r}, axis={axis!r}")
-    return np.sqrt(_sum(number * number, axis, keepdims))
+    return np.sqrt(_sum(number * number, axis, keepdims=keepdims))
 
 
-def _extreme(which: Any, number: Any, axis: Any = None, keepdims: bool = False, **_: Any) -> Moved:
+def _extreme(which: Any, number: Any, axis: Any = None, *, keepdims: bool = False, **options: Any) -> Moved:
     """Return the largest or least, which in each sample is another element."""
+    _check(options)
     if axis is None:
         flat = number.reshape(-1)
         found = _extreme(which, flat, 0)
@@ -851,7 +872,17 @@ def _extreme(which: Any, number: Any, axis: Any = None, keepdims: bool = False, 
     return _made(number.tape, value if keepdims else value.squeeze(1 + along), (number, back))
 
 
-def _logaddexp_reduced(number: Any, axis: Any = 0, keepdims: bool = False, **_: Any) -> Any:
+def _clip(
+    number: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None, **options: Any
+) -> Any:
+    _check(options)
+    for limit, choose in ((a_min, np.maximum), (min, np.maximum), (a_max, np.minimum), (max, np.minimum)):
+        number = number if limit is None else choose(number, limit)
+    return number
+
+
+def _logaddexp_reduced(number: Any, axis: Any = 0, *, keepdims: bool = False, **options: Any) -> Any:
+    _check(options)
     top = _extreme(np.argmax, _real(number), axis, keepdims=True)
     total = np.log(_sum(np.exp(number - top), axis, keepdims=True)) + top
     if keepdims:
@@ -957,31 +988,48 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
     np.float_power: _power,
     np.matmul: _matmul,
     np.logaddexp: _logaddexp,
-    np.maximum: _chosen(True),
-    np.fmax: _chosen(True),
-    np.minimum: _chosen(False),
-    np.fmin: _chosen(False),
+    np.maximum: partial(_chosen, by=np.greater_equal),
+    np.fmax: partial(_chosen, by=np.greater_equal),
+    np.minimum: partial(_chosen, by=np.less_equal),
+    np.fmin: partial(_chosen, by=np.less_equal),
     np.negative: lambda tape, number: _made(tape, tape.negative(number.value), (number, tape.negative)),
     np.positive: lambda tape, number: number,
     np.reciprocal: lambda tape, number: _divide(tape, 1.0, number),
     np.square: lambda tape, number: _multiply(tape, number, number),
-    np.absolute: _elementwise(
-        lambda x: x * np.sign(np.real(x)), lambda x, value: np.sign(np.real(x)), lambda x: 0.0
+    np.absolute: partial(
+        _elementwise,
+        function=lambda x: x * np.sign(np.real(x)),
+        slope=lambda x, value: np.sign(np.real(x)),
+        times=lambda x: 0.0,
     ),
-    np.sqrt: _elementwise(np.sqrt, lambda x, value: 0.5 / value),
-    np.exp: _elementwise(np.exp, lambda x, value: value, lambda x: ELEMENTARY + abs(x), exponential=True),
-    np.exp2: _elementwise(
-        np.exp2, lambda x, value: value * np.log(2), lambda x: ELEMENTARY + abs(x), exponential=True
+    np.sqrt: partial(_elementwise, function=np.sqrt, slope=lambda x, value: 0.5 / value),
+    np.exp: partial(
+        _elementwise,
+        function=np.exp,
+        slope=lambda x, value: value,
+        times=lambda x: ELEMENTARY + abs(x),
+        exponential=True,
     ),
-    np.expm1: _elementwise(np.expm1, lambda x, value: 1 + value, lambda x: ELEMENTARY + abs(x)),
-    np.log: _elementwise(np.log, lambda x, value: 1 / x),
-    np.log2: _elementwise(np.log2, lambda x, value: 1 / (x * np.log(2))),
-    np.log10: _elementwise(np.log10, lambda x, value: 1 / (x * np.log(10))),
-    np.log1p: _elementwise(np.log1p, lambda x, value: 1 / (1 + x)),
-    np.tanh: _elementwise(np.tanh, lambda x, value: 1 - value * value, slope_size=1.0),
-    np.sin: _elementwise(np.sin, lambda x, value: np.cos(x), slope_size=1.0),
-    np.cos: _elementwise(np.cos, lambda x, value: -np.sin(x), slope_size=1.0),
-    np.arctan: _elementwise(np.arctan, lambda x, value: 1 / (1 + x * x)),
+    np.exp2: partial(
+        _elementwise,
+        function=np.exp2,
+        slope=lambda x, value: value * np.log(2),
+        times=lambda x: ELEMENTARY + abs(x),
+        exponential=True,
+    ),
+    np.expm1: partial(
+        _elementwise, function=np.expm1, slope=lambda x, value: 1 + value, times=lambda x: ELEMENTARY + abs(x)
+    ),
+    np.log: partial(_elementwise, function=np.log, slope=lambda x, value: 1 / x),
+    np.log2: partial(_elementwise, function=np.log2, slope=lambda x, value: 1 / (x * np.log(2))),
+    np.log10: partial(_elementwise, function=np.log10, slope=lambda x, value: 1 / (x * np.log(10))),
+    np.log1p: partial(_elementwise, function=np.log1p, slope=lambda x, value: 1 / (1 + x)),
+    np.tanh: partial(
+        _elementwise, function=np.tanh, slope=lambda x, value: 1 - value * value, slope_size=1.0
+    ),
+    np.sin: partial(_elementwise, function=np.sin, slope=lambda x, value: np.cos(x), slope_size=1.0),
+    np.cos: partial(_elementwise, function=np.cos, slope=lambda x, value: -np.sin(x), slope_size=1.0),
+    np.arctan: partial(_elementwise, function=np.arctan, slope=lambda x, value: 1 / (1 + x * x)),
 }
 _PLAIN = {
     np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal, np.logical_and,
@@ -1015,7 +1063,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.max: lambda number, *args, **options: _extreme(np.argmax, number, *args, **options),
     np.min: lambda number, *args, **options: _extreme(np.argmin, number, *args, **options),
     np.where: _where,
-    np.clip: lambda number, least, most, **_: np.minimum(np.maximum(number, least), most),
+    np.clip: _clip,
     np.dot: lambda first, second: first @ second,
     np.inner: lambda first, second: first @ second.T,
     np.outer: lambda first, second: first.reshape(-1)[:, None] * second.reshape(-1)[None, :],
