@@ -15,7 +15,7 @@ from .complex_step import Array, constant
 def soft_cross_entropy(teacher_logits: Array, student_logits: Array) -> Array:
     """Return -sum_j softmax(t)_j log softmax(s)_j for each row of [n, c] logits."""
     terms = np.exp(log_softmax(teacher_logits)) * log_softmax(student_logits)
-    losses: Array = -np.sum(terms, axis=-1)
+    losses: Array = -np.sum(terms, axis=1)
     return losses
 
 

@@ -191,6 +191,8 @@ def test_infonce_by_hand():
     # two orthogonal pairs of any length at temperature 1 / log 3: the key has probability 3/4
     queries, keys = np.diag([2.0, 5.0]), np.diag([0.5, 3.0])
     close(infonce.normalize(queries), np.eye(2), np.eye(2), 4)
+    three = np.array([[[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]]])  # rows of rows
+    close(infonce.normalize(three), [[[0.6, 0.8, 0], [0, 0, 1]]], 1, 8)
     close(infonce.infonce_loss([queries], [keys], 1 / LOG3, 0), np.log(4 / 3), 4 * LOG3, 16)
     # its gradient by the first query is -log 3 (1/4, -1/4) / 2, less what lies along it, over its length 2
 
@@ -198,10 +200,15 @@ def test_infonce_by_hand():
         return infonce.infonce_loss([np.stack([query, queries[1]])], [keys], 1 / LOG3, 0)
 
     close(complex_step.gradient(moved, queries[0]), [0, LOG3 / 16], LOG3, 24)
-    # locally each of two ranks has one query, among all keys
-    for rank in range(2):
-        views = [queries[:1], queries[1:]], [keys[:1], keys[1:]]
-        close(infonce.infonce_loss(*views, 1 / LOG3, rank, True, True), np.log(4 / 3), 4 * LOG3, 16)
+    # locally each of two ranks has one query, among all keys; a list holds what they multiply by
+    views = [queries[:1], queries[1:]], [keys[:1], keys[1:]]
+    for rank, temperature in itertools.product(range(2), _temperatures(LOG3)):
+        close(infonce.infonce_loss(*views, temperature[rank], rank, True, True), np.log(4 / 3), 4 * LOG3, 16)
+
+
+def _temperatures(scale):
+    """Return what each of two ranks is given: a temperature, or the inverse ones of all ranks."""
+    return [1 / scale] * 2, [[np.asarray(scale), np.asarray(7.0)], [np.asarray(7.0), np.asarray(scale)]]
 
 
 def test_ntxent_by_hand():
@@ -210,9 +217,9 @@ def test_ntxent_by_hand():
     # two orthogonal pairs at temperature 1 / log 2: 2 for the partner, 1 for each of two others
     first, second = np.diag([2.0, 5.0]), np.diag([0.5, 3.0])
     close(ntxent.ntxent_loss([first], [second], 1 / LOG2, 0), LOG2, 6 * LOG2 + 2, 16)
-    for rank, local_loss in itertools.product([0, 1], [False, True]):
-        views = [first[:1], first[1:]], [second[:1], second[1:]]
-        close(ntxent.ntxent_loss(*views, 1 / LOG2, rank, local_loss, True), LOG2, 6 * LOG2 + 2, 16)
+    views = [first[:1], first[1:]], [second[:1], second[1:]]
+    for rank, local_loss, temperature in itertools.product([0, 1], [False, True], _temperatures(LOG2)):
+        close(ntxent.ntxent_loss(*views, temperature[rank], rank, local_loss, True), LOG2, 6 * LOG2 + 2, 16)
 
 
 def test_places_by_hand():
@@ -262,6 +269,7 @@ def test_coca_weighs_both_losses(flags):
 
 def test_coca_defaults():
     image, text, scale, bias = split(features([2, 1], WIDTH, 3), [2, 1], WIDTH)
+    image = [rows * (1 + 1e-20j) for rows in image]  # flags change what carries gradient
     columns = image, text, [scale] * 2, [bias] * 2
     logits, labels = (
         [np.eye(4)[None], np.ones((1, 4, 4))],
@@ -304,6 +312,46 @@ def test_captions_of_hidden_states_are_those_of_their_logits():
         tokens = np.count_nonzero(labels[rank])
         divisor = 2 if convention == "exact" else max(tokens, 1)
         close(flat, tokens / divisor * (np.log(4) + 2 * np.log(4) ** 2), 8, 50)
+
+
+@pytest.mark.parametrize(
+    "flags", [(False, False, "exact"), (True, True, "exact"), (True, False, "open_clip")]
+)
+def test_coca_of_hidden_states_weighs_both_losses(flags):
+    image, text, scale, bias = split(features([2, 1], WIDTH, 3), [2, 1], WIDTH)
+    columns = [rows * (1 + 1e-20j) for rows in image], text, [scale] * 2, [bias] * 2
+    generator = np.random.default_rng(2)
+    weight, bias = generator.standard_normal((4, 2)), np.arange(4.0)
+    projection = [generator.standard_normal((rows, 3, 2)) for rows in (2, 1)], [weight] * 2, [bias] * 2
+    labels = [np.array([[0, 1, 3], [2, 3, 3]]), np.array([[3, 3, 1]])]
+    loss, of_captions = coca_hidden.coca_hidden_loss, coca_hidden.caption_loss
+    for rank in range(2):
+        # a token id of 3 is padding
+        both = loss(columns, projection, labels, rank, *flags, 0.5, 3.0, 3, 0.25, 0.5)
+        assert both[0] == 0.5 * clip.clip_loss(*columns, rank, *flags)
+        caption = of_captions(*projection, labels, rank, 3, flags[2], 0.25, 0.5)
+        assert both[1] == 3 * caption
+        # the mean of what `linear_cross_entropy` takes of each token
+        tokens = 2 if flags[2] == "exact" else np.count_nonzero(labels[rank] != 3)
+        hidden = projection[0][rank].reshape(-1, 2)
+        summed = linear_cross_entropy.linear_cross_entropy_loss(
+            hidden, weight, bias, labels[rank].ravel(), 3, "sum", 0.25, 0.5
+        )
+        close(caption, summed / tokens, 100, 24)
+        assert loss(columns, projection, labels, rank, clip_loss_weight=0.0)[0] == 0
+        assert loss(columns, projection, labels, rank, caption_loss_weight=0.0)[1] == 0
+        # what is left out
+        both = loss(columns, projection, labels, rank)
+        assert both[0] == clip.clip_loss(*columns, rank, False, False, "exact")
+        plain = of_captions(*projection, labels, rank, 0, "exact", 0.0, 0.0)
+        assert both[1] == 2 * plain == 2 * of_captions(*projection, labels, rank)
+
+
+def test_the_square_of_log_sum_exp_by_hand():
+    # log(2 exp 0), and log(2 exp 2000), though one exponential overflows and the other is 0 beside it
+    logits = np.array([[0.0, 0.0], [2000.0, 2000.0]])
+    squares = LOG2**2, (2000 + LOG2) ** 2
+    close(linear_cross_entropy.z_loss(logits, 0.5), np.divide(squares, 2), squares, 8)
 
 
 def test_linear_cross_entropy_of_equal_logits():
