@@ -22,9 +22,9 @@ def _similarities(first: Array, second: Array, temperature: float) -> tuple[Arra
 
 
 def _log_sum_exp(z: Array) -> Array:
-    """Return log sum_k exp(z_k) along the last axis."""
-    top = np.max(np.real(z), axis=-1, keepdims=True)
-    result: Array = np.log(np.sum(np.exp(z - top), axis=-1)) + top[..., 0]
+    """Return log sum_k exp(z_k) for each row."""
+    top = np.max(np.real(z), axis=1, keepdims=True)
+    result: Array = np.log(np.sum(np.exp(z - top), axis=1)) + top[:, 0]
     return result
 
 

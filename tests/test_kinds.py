@@ -63,6 +63,8 @@ FEW = 3
 
 LOG2, LOG3 = np.log(2), np.log(3)
 EYE = np.eye(2)
+TRIANGLE = np.array([[1.0, 0], [1, 1]])
+FAR = np.array([[1.0, 0], [1, 0], [0, 0.01]])
 DIGITS = 40
 STEP = mpmath.mpf(10) ** -15
 OPERATIONS = 300
@@ -76,62 +78,81 @@ OPERATIONS = 300
     ("found", "expected"),
     [
         # the only other row is the positive
-        (supcon.supcon_loss(EYE, np.array([1, 1]), 0.5), 0.0),
+        (lambda: supcon.supcon_loss(EYE, np.array([1, 1]), 0.5), 0.0),
         # rows a, a, b, b: of an anchor's three others one is its positive, with logit 1 against 0 and 0
         (
-            supcon.supcon_loss(EYE[[0, 0, 1, 1]], np.array([3, 3, 5, 5]), 1.0),
+            lambda: supcon.supcon_loss(EYE[[0, 0, 1, 1]], np.array([3, 3, 5, 5]), 1.0),
             np.log(1 + 2 * np.exp(-1)),
         ),
         # all are positives of each other, and equal
-        (supcon.supcon_loss(EYE[[0, 0, 0]], np.array([0, 0, 0]), 0.1), LOG2),
-        (multi_positive.multi_positive_loss(EYE, EYE, np.array([0, 1]), 1.0), np.log(1 + np.exp(-1))),
+        (lambda: supcon.supcon_loss(EYE[[0, 0, 0]], np.array([0, 0, 0]), 0.1), LOG2),
+        (lambda: multi_positive.multi_positive_loss(EYE, EYE, np.array([0, 1]), 1.0), np.log(1 + np.exp(-1))),
         # both texts are positives of both: mean of logits 1 and 0
-        (multi_positive.multi_positive_loss(EYE, EYE, np.array([4, 4]), 1.0), np.log(1 + np.e) - 0.5),
+        (lambda: multi_positive.multi_positive_loss(EYE, EYE, np.array([4, 4]), 1.0), np.log(1 + np.e) - 0.5),
         # logits 1, 0 and negatives 0, 0
         (
-            hard_negatives.hard_negatives_loss(EYE, EYE, np.zeros((2, 1, 2)), 1.0),
+            lambda: hard_negatives.hard_negatives_loss(EYE, EYE, np.zeros((2, 1, 2)), 1.0),
             np.log(np.e + 3) - 1,
         ),
-        (queue.queue_loss(EYE, EYE, np.zeros((2, 2)), 0.5), np.log(np.exp(2) + 2) - 2),
-        (soft_targets.smoothed_loss(np.zeros((2, 3)), np.array([0, 2]), 0.3), LOG3),
+        (lambda: queue.queue_loss(EYE, EYE, np.zeros((2, 2)), 0.5), np.log(np.exp(2) + 2) - 2),
+        (lambda: soft_targets.smoothed_loss(np.zeros((2, 3)), np.array([0, 2]), 0.3), LOG3),
         # targets 3/4 and 1/4 of logits log 3 and 0, whose softmax they are: their entropy
         (
-            soft_targets.smoothed_loss(np.array([[LOG3, 0.0]]), np.array([0]), 0.5),
+            lambda: soft_targets.smoothed_loss(np.array([[LOG3, 0.0]]), np.array([0]), 0.5),
             2 * LOG2 - 0.75 * LOG3,
         ),
-        (soft_targets.softened_loss(EYE, EYE, 3.0), 0.0),
+        (lambda: soft_targets.softened_loss(EYE, EYE, 3.0), 0.0),
         # the teacher is (3/4, 1/4) at T = 2, the student uniform: 4 times log 2 less the entropy
         (
-            soft_targets.softened_loss(np.zeros((1, 2)), np.array([[2 * LOG3, 0.0]]), 2.0),
+            lambda: soft_targets.softened_loss(np.zeros((1, 2)), np.array([[2 * LOG3, 0.0]]), 2.0),
             4 * (LOG2 - (2 * LOG2 - 0.75 * LOG3)),
         ),
         # no weight on the momentum model: symmetric InfoNCE
-        (soft_targets.momentum_loss(EYE, EYE, -EYE, EYE, 1.0, 0.0), np.log(1 + np.exp(-1))),
+        (lambda: soft_targets.momentum_loss(EYE, EYE, -EYE, EYE, 1.0, 0.0), np.log(1 + np.exp(-1))),
         # its softmax alone, uniform: the mean of log(1 + e) - 1 and log(1 + e)
-        (soft_targets.momentum_loss(EYE, EYE, 0 * EYE, EYE, 1.0, 1.0), np.log(1 + np.e) - 0.5),
-        (masked.masked_loss(EYE, EYE, np.array([0, 1]), 1.0), np.log(1 + np.exp(-1))),
+        (lambda: soft_targets.momentum_loss(EYE, EYE, 0 * EYE, EYE, 1.0, 1.0), np.log(1 + np.e) - 0.5),
+        (lambda: masked.masked_loss(EYE, EYE, np.array([0, 1]), 1.0), np.log(1 + np.exp(-1))),
         # the other key is of the same identity: nothing is left to confuse
-        (masked.masked_loss(EYE, EYE, np.array([7, 7]), 1.0), 0.0),
+        (lambda: masked.masked_loss(EYE, EYE, np.array([7, 7]), 1.0), 0.0),
         # partner 1, negatives 0 and 0
-        (decoupled.decoupled_loss(EYE, EYE, 1.0), LOG2 - 1),
+        (lambda: decoupled.decoupled_loss(EYE, EYE, 1.0), LOG2 - 1),
+        # negatives 1000, 1000, 0 and 0, or 0 four times, whose exponentials are 0 beside exp(1000)
+        (
+            lambda: decoupled.decoupled_loss(FAR, FAR, 1e-3),
+            (4 * LOG2 + 2 * (2 * LOG2 - 0.1)) / 6,
+        ),
         # p = e, mean of negatives 1: g = (1 - e / 4) 4 / 3, which is above exp(-1), twice
-        (decoupled.debiased_loss(EYE, EYE, 1.0, 0.25), np.log(1 + 2 * (4 - np.e) / (3 * np.e))),
+        (lambda: decoupled.debiased_loss(EYE, EYE, 1.0, 0.25), np.log(1 + 2 * (4 - np.e) / (3 * np.e))),
         # (1 - 3 e / 10) 10 / 7 is below it
-        (decoupled.debiased_loss(EYE, EYE, 1.0, 0.3), np.log(1 + 2 * np.exp(-2))),
+        (lambda: decoupled.debiased_loss(EYE, EYE, 1.0, 0.3), np.log(1 + 2 * np.exp(-2))),
         # one of one element has a softmax over equal logits, and both have log(1 + exp(-1))
         (
-            matryoshka.matryoshka_loss(np.array([[1.0, 0], [1, 1]]), np.array([[2.0, 0], [2, 2]]), 1.0, [1]),
+            lambda: matryoshka.matryoshka_loss(TRIANGLE, 2 * TRIANGLE, 1.0, [1]),
             LOG2,
         ),
-        (margin.triplet_loss(EYE, EYE, EYE[::-1], 3.0), 1.0),
-        (margin.triplet_loss(EYE, EYE, EYE[::-1], 1.0), 0.0),
+        (lambda: margin.triplet_loss(EYE, EYE, EYE[::-1], 3.0), 1.0),
+        (lambda: margin.triplet_loss(EYE, EYE, EYE[::-1], 1.0), 0.0),
         # each of two others, in two directions, exceeds 1.5 - 1 + 0
-        (margin.max_margin_loss(EYE, EYE, 1.5), 1.0),
-        (siglip.sigmoid_mean_loss(EYE, 0 * EYE, 1.0, 0.0), LOG2),
+        (lambda: margin.max_margin_loss(EYE, EYE, 1.5), 1.0),
+        (lambda: siglip.sigmoid_mean_loss(EYE, 0 * EYE, 1.0, 0.0), LOG2),
     ],
 )  # fmt: skip
-def test_by_hand(found: complex, expected: float) -> None:
-    close(np.real(found), expected, 10, OPERATIONS)
+def test_by_hand(found: Callable[[], complex], expected: float) -> None:
+    close(np.real(found()), expected, 10, OPERATIONS)
+
+
+def test_one_row_has_no_others() -> None:
+    row = EYE[:1]
+    with pytest.raises(ValueError, match=r"^expected two rows or more, got 1$"):
+        decoupled.decoupled_loss(row, row, 1.0)
+    with pytest.raises(ValueError, match=r"^expected two rows or more, got 1$"):
+        decoupled.debiased_loss(row, row, 1.0, 0.1)
+
+
+def test_a_hinge_has_no_slope_where_it_is_0() -> None:
+    # |a - p|^2 is 0 and |a - n|^2 is 2, as is the margin
+    found = complex_step.gradient(lambda a: margin.triplet_loss(a, EYE, EYE[::-1], 2.0), EYE)
+    assert not found.any()
 
 
 # Against loops.
@@ -186,6 +207,17 @@ def queue_again(temperature: float, query: Any, key: Any, queue: Any) -> Any:
             for q, k in zip(query, key, strict=True)
         ]
     )
+
+
+def held_queue_again(temperature: float, query: Any, key: Any, queue: Any) -> Any:
+    """A queue of as many batches as there are places, each of the rows' keys at one call, oldest first."""
+    total = mpmath.mpf(0)
+    for call in range(len(query[0])):
+        batches = [[row[place] for row in queue] for place in range(len(queue[0]))]
+        batches += [[row[place] for row in key] for place in range(call)]
+        own = [k for batch in batches[-len(queue[0]) :] for k in batch]
+        total += queue_again(temperature, [row[call] for row in query], [row[call] for row in key], own)
+    return total
 
 
 def smoothed_again(labels: Any, smoothing: float, logits: Any) -> Any:
@@ -306,6 +338,7 @@ ROWS, WIDTH, CLASSES = 4, 3, 3
 LABELS, IDS = np.array([2, 0, 2, 0]), np.array([1, 0, 1, 1])
 A, B, C, D = random.uniform(-1, 1, (4, ROWS, WIDTH))
 MANY = random.uniform(-1, 1, (ROWS, 2, WIDTH))
+CALLS = np.random.default_rng(1).uniform(-1, 1, (2, ROWS, 3, WIDTH))
 T, GAP, ALPHA, TAU, SMOOTHING, DIMS = 0.5, 0.7, 0.4, 0.1, 0.2, (1, 3)
 
 Loss = Callable[..., Any]
@@ -322,14 +355,19 @@ AGAIN: dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]] = {
         (A, B, MANY),
     ),
     "queue": (lambda *given: queue.queue_loss(*given, T), partial(queue_again, T), (A, B, C[:3])),
+    "held_queue": (
+        lambda *given: queue.held_queue_loss(*given, T),
+        partial(held_queue_again, T),
+        (CALLS[0], CALLS[1], MANY),
+    ),
     "smoothed": (
         lambda z: soft_targets.smoothed_loss(z, LABELS, SMOOTHING),
         partial(smoothed_again, LABELS, SMOOTHING),
         (A,),
     ),
     "softened": (
-        lambda z: soft_targets.softened_loss(z, B, 2.0),
-        partial(softened_again, B, 2),
+        lambda z: soft_targets.softened_loss(z, B, 3.0),
+        partial(softened_again, B, 3),
         (A,),
     ),
     "momentum": (

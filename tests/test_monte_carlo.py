@@ -95,9 +95,9 @@ RULES: dict[str, Callable[[Any], Any]] = {
     ),
     "variances": lambda x: x.var() + np.var(x, axis=0, ddof=1) + x.std(axis=1, keepdims=True, ddof=0),
     "norms": lambda x: (
-        np.linalg.norm(x, axis=1, keepdims=True) + np.linalg.norm(x[0]) + np.linalg.norm(x, 2, 0)
+        np.linalg.norm(x, axis=1, keepdims=True) + np.linalg.norm(x[0], 2) + np.linalg.norm(x, 2, 0)
     ),
-    "largest": lambda x: x.max() + x.max(0) + x.min(axis=1, keepdims=True) + np.max(x, keepdims=True),
+    "largest": lambda x: x.max() + x.max(0) + x.min(1, keepdims=True) + np.max(x, keepdims=True),
     "places": lambda x: x[np.arange(4), x.argmax(axis=1)] + x[x.argmin(0)[0]][0] + x[x.argsort(0)[:, 1], 2],
     "vectors": lambda x: np.dot(x, x[1]) + np.inner(x, x[0]) + x[2].dot(x[1]) + np.outer(x[0], x[:, 0])[1],
     "einsum": lambda x: np.einsum("id,jd->ij", x, x) + np.einsum("id->i", x) * np.einsum("id,d->", x, x[1]),
@@ -190,6 +190,7 @@ def test_a_number_is_a_condition_and_has_a_length() -> None:
         assert len(x) == 4
         assert x[0, 0] if x[0, 0] > 0 else not x[0, 0] > 0
         assert {x: 1}[x] == 1
+        assert hash(x) != hash(x + 1)
         assert (x.ndim, x.size, x.shape, x.dtype, x.T.shape) == (2, 12, (4, 3), np.float64, (3, 4))
         with pytest.raises(TypeError, match="of a number without dimensions"):
             len(x[0, 0])
@@ -198,6 +199,12 @@ def test_a_number_is_a_condition_and_has_a_length() -> None:
         return x.sum()
 
     scatter(function, [X], Roundoff.of("float32"), samples=8)
+
+
+def test_rows_that_are_far_apart_are_reduced_apart() -> None:
+    far = np.array([[0.0, 0.0], [2000.0, 2000.0]])  # exp(-2000) is 0
+    reduced, _ = scatter(lambda x: np.logaddexp.reduce(x, axis=1), [far], Roundoff.of("float32"), samples=8)
+    np.testing.assert_allclose(reduced.value, far[:, 0] + np.log(2), rtol=1e-13)
 
 
 def test_logaddexp_is_derived_too() -> None:
