@@ -68,8 +68,8 @@ build/trainers/installed: peers/trainers/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --target build/trainers -r $<
 	touch $@
 
-# Changes one thing at a time in losses and oracles, and lists what no test notices: hours.
-# ONLY='verified_losses.clip.*' takes one file, MAX_TIME=90m ends it; `make certificate` keeps what is known of the others.
+# Changes one thing at a time in losses and oracles, and lists what no test notices: hours, or MAX_TIME=90m of them at a time.
+# tests/mutants.json keeps what is known; ONLY='verified_losses.clip.*' tries what is known again.
 mutants: .venv/mutants
 	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(MAX_TIME),--max-time $(MAX_TIME))
 

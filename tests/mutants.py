@@ -3,10 +3,14 @@
 mutmut changes one thing at a time in the losses, which the properties and the losses' tests must notice, and
 in the oracles, which the oracles' own tests must. A change that no test notices survives. A survivor that
 computes the same is recorded in `tests/defects/equivalent.toml` with the reason.
+
+All mutants take hours. What became of those of a function is kept in `tests/mutants.json`: the next run tries
+the functions that are new or have changed, and those that it did not come to.
 """
 
 import ast
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -18,8 +22,8 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,8 +42,9 @@ EXAMPLES = "8"
 """Cases of each property: few, as there are thousands of mutants."""
 NO_LOSSES = ("verified_losses/certified.py", "verified_losses/__main__.py")
 """Source files of the package that compute no loss."""
-KILLED = 1
-"""The exit status of pytest where a test fails."""
+RECORD = Path(__file__).with_name("mutants.json")
+"""What became of the mutants of each function: digest, date, counts, and what survives."""
+JSON = dict[str, Any]
 UNTRIED = "not checked"
 """What mutmut says of a mutant that it has not come to."""
 CRASHED = ("segfault", "suspicious")
@@ -107,31 +112,15 @@ class Mutant:
     function: str
     status: str
     diff: str
-    reason: str = ""
-    """Why it is equivalent."""
-
-    @property
-    def file(self) -> str:
-        """Where it is, from the top."""
-        return self.name.rpartition(".")[0].replace(".", "/") + ".py"
 
 
-def prepare(target: Target, folder: Path, resume: bool) -> None:
-    """Lay out what mutmut works on, and, to resume, leave it what it has killed before."""
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    # which tests reach what may have changed
-    (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
-    for record in folder.glob("mutants/**/*.meta"):
-        found = json.loads(record.read_text())
-        codes = found["exit_code_by_key"]
-        found["exit_code_by_key"] = {name: code if code == KILLED else None for name, code in codes.items()}
-        record.write_text(json.dumps(found))
+def prepare(target: Target, folder: Path) -> None:
+    """Lay out what mutmut works on."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for name in COPIED:
         source, copy = ROOT / name, folder / name
         if source.is_dir():
-            shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, copy)
@@ -197,23 +186,70 @@ def read(folder: Path, target: Target) -> Iterator[Mutant]:
                 yield Mutant(name, function_of(name), status, diff)
 
 
-def files_of(found: list[Mutant], tried: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return the digest of each file that has functions, and what became of its mutants.
+@dataclass(frozen=True)
+class Function:
+    """A function that is mutated."""
 
-    Args:
-        found: the mutants.
-        tried: the packages that were mutated; files of others count none.
-    """
-    counts: dict[str, Counter[str]] = {}
+    package: str
+    module: str
+    name: str
+    """In its module, with its class."""
+    text: str
+    """Which its layout does not change."""
+
+    @property
+    def digest(self) -> str:
+        """What it is known by."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    @property
+    def pattern(self) -> str:
+        """Of all its mutants, as mutmut names them."""
+        owner, _, own = self.name.rpartition(".")
+        return f"{self.module}." + (f"xǁ{owner}ǁ{own}" if owner else f"x_{own}") + "__mutmut_*"
+
+
+@functools.cache
+def every() -> dict[str, Function]:
+    """Return all functions that are mutated, by their names with their modules."""
+    found = {}
+    for target in TARGETS:
+        for path in sorted((ROOT / target.files).glob("*.py")):
+            if f"{target.files}/{path.name}" not in NO_LOSSES:
+                module = module_of(target, path)
+                for name, text in functions(path.read_text()).items():
+                    found[f"{module}.{name}"] = Function(target.package, module, name, text)
+    return found
+
+
+def module_of(target: Target, path: Path) -> str:
+    """Return the name of a file's module."""
+    return target.package if path.stem == "__init__" else f"{target.package}.{path.stem}"
+
+
+def known(record: Path = RECORD) -> dict[str, JSON]:
+    """Return what became of the mutants of every function that is as it was then."""
+    now = {name: one.digest for name, one in every().items()}
+    kept: dict[str, JSON] = json.loads(record.read_text()) if record.exists() else {}
+    return {name: one for name, one in kept.items() if one["digest"] == now.get(name)}
+
+
+def tried(found: list[Mutant], package: str) -> dict[str, JSON]:
+    """Return what became of the mutants of every function of a package whose mutants were all tried."""
+    now, date = every(), stamp()["date"]
+    of_function: dict[str, list[Mutant]] = {name: [] for name, one in now.items() if one.package == package}
     for mutant in found:
-        counts.setdefault(mutant.file, Counter())[mutant.status] += 1
+        of_function[mutant.function].append(mutant)
     return {
-        name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "counts": counts.get(name, {})}
-        for target in TARGETS
-        for path in sorted((ROOT / target.files).glob("*.py"))
-        if (name := f"{target.files}/{path.name}") in counts
-        or (target.package not in tried and name not in NO_LOSSES and functions(path.read_text()))
-    }
+        name: {
+            "digest": now[name].digest, "date": date,
+            "killed": sum(one.status == "killed" for one in own),
+            "equivalent": sum(one.status == "equivalent" for one in own),
+            "survived": [changes(one.diff) for one in own if one.status not in ("killed", "equivalent")],
+        }
+        for name, own in of_function.items()
+        if all(one.status != UNTRIED for one in own)
+    }  # fmt: skip
 
 
 def function_of(mutant: str) -> str:
@@ -233,7 +269,7 @@ def diff_of(mutant: str) -> str:
 
 
 def changed_functions(since: str) -> list[str]:
-    """Return patterns of the mutants of every function that differs from its form at a commit.
+    """Return the names of the functions that differ from their form at a commit.
 
     Raises:
         ValueError: there is no such commit.
@@ -241,22 +277,16 @@ def changed_functions(since: str) -> list[str]:
     commit = ["git", "rev-parse", "--quiet", "--verify", f"{since}^{{commit}}"]
     if subprocess.run(commit, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
         raise ValueError(f"since: expected a commit, got {since!r}")
-    patterns = []
+    before: dict[str, str] = {}
     for target in TARGETS:
         for path in sorted((ROOT / target.files).glob("*.py")):
             relative = path.resolve().relative_to(ROOT)  # git knows files, not links to their folder
-            if str(relative) in NO_LOSSES:
-                continue
             shown = subprocess.run(
                 ["git", "show", f"{since}:{relative}"], cwd=ROOT, capture_output=True, text=True, check=False
             )
-            before = functions(shown.stdout if shown.returncode == 0 else "")
-            for name, text in functions(path.read_text()).items():
-                if before.get(name) != text:
-                    owner, _, function = name.rpartition(".")
-                    key = f"xǁ{owner}ǁ{function}" if owner else f"x_{function}"
-                    patterns.append(f"{target.package}.{path.stem}.{key}__mutmut_*")
-    return patterns
+            own = functions(shown.stdout if shown.returncode == 0 else "")
+            before |= {f"{module_of(target, path)}.{name}": text for name, text in own.items()}
+    return [name for name, one in every().items() if before.get(name) != one.text]
 
 
 def functions(source: str) -> dict[str, str]:
@@ -286,9 +316,6 @@ class Equivalent:
     """All of what `changes` returns."""
     reason: str
 
-    def __str__(self) -> str:
-        return f"{self.function}\n{self.change.pattern}"
-
 
 def equivalents() -> list[Equivalent]:
     """Return what is known to be equivalent."""
@@ -305,17 +332,15 @@ def equivalents() -> list[Equivalent]:
     return literal + kinds
 
 
-def judged(mutants: list[Mutant], known: list[Equivalent]) -> tuple[list[Mutant], list[Equivalent]]:
-    """Mark the survivors that are known to be equivalent; return all, and unmatched entries."""
-    matched = set()
+def judged(mutants: list[Mutant], known: list[Equivalent]) -> list[Mutant]:
+    """Mark the survivors that are known to be equivalent."""
     result = []
     for mutant in mutants:
         survived = mutant.status not in ("killed", UNTRIED)
-        if survived and (one := known_as(mutant.function, mutant.diff, known)):
-            matched.add(one)
-            mutant = replace(mutant, status="equivalent", reason=one.reason)
+        if survived and known_as(mutant.function, mutant.diff, known):
+            mutant = replace(mutant, status="equivalent")
         result.append(mutant)
-    return result, [one for one in known if one not in matched]
+    return result
 
 
 def known_as(function: str, diff: str, known: list[Equivalent]) -> Equivalent | None:
@@ -333,72 +358,71 @@ def mutants(
     *,
     only: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     since: str = "",
-    resume: bool = False,
+    again: bool = False,
     max_time: str = "",
     jobs: int = 2,
     out: Path = Path("build/mutants"),
 ) -> int:
-    """Mutate the losses and the oracles, and print what survives.
+    """Mutate the functions of losses and oracles that are not known, and print what survives.
 
     Exit status: 0 every mutant is killed or equivalent, 1 some are not, 2 an argument is wrong, or a test
-    fails without a mutant. All mutants take hours. Ctrl-C ends a run, and what it has found is written.
+    fails without a mutant. All mutants take hours. Ctrl-C ends a run; what it has found is kept.
 
     Parameters
     ----------
     only
-        Patterns of mutants' names: package, file, function, such as "verified_losses.oracles.clip.*".
+        Patterns of functions' names, such as "verified_losses.oracles.clip.*": mutate those, known or not.
     since
-        A commit: mutate the functions alone that have changed since.
-    resume
-        Try those alone that are new, or were not killed the last time.
+        A commit: mutate the functions that have changed since, known or not.
+    again
+        Mutate all functions, known or not.
     max_time
         When to end, such as 90m; else when all are tried.
     jobs
         How many mutants to try at a time.
     out
-        Where to work, and to write `mutants.json`: the counts of each file, and the survivors.
+        Where to work.
     """
     started = time.monotonic()
     console = Console(emoji=False, soft_wrap=True, highlight=False)
+    listed = every()
+    before = known()
     try:
-        patterns = [*(only or []), *(changed_functions(since) if since else [])]
+        if since:
+            chosen = changed_functions(since)
+        elif only:
+            chosen = [name for name in listed if any(fnmatch(name, pattern) for pattern in only)]
+        else:
+            chosen = [name for name in listed if again or name not in before]
         until = started + read_seconds(max_time) if max_time else math.inf
     except (ValueError, Unusable) as error:
         console.print(str(error), markup=False)
         return 2
-    complete = not only and not since
-    if not complete and not patterns:
-        console.print(f"no function of the losses or oracles has changed since {since}")
-        return 0
     found: list[Mutant] = []
-    mutated = []
-    stamped = stamp()
     for target in TARGETS:
-        chosen = [pattern for pattern in patterns if pattern.rsplit(".", 2)[0] == target.package]
-        if (chosen or complete) and time.monotonic() < until:
-            mutated.append(target.package)
-            folder = out.absolute() / target.package
-            prepare(target, folder, resume)
-            if mutate(folder, chosen, jobs, until):
-                return 2
-            found += read(folder, target)
-    found, unmatched = judged(found, equivalents())
-    for entry in unmatched if complete and len(mutated) == len(TARGETS) else []:
-        console.print(f"equivalent.toml: no survivor is {entry}", markup=False)
-    tried = [mutant for mutant in found if mutant.status != UNTRIED]
-    left = [mutant for mutant in tried if mutant.status not in ("killed", "equivalent")]
-    for mutant in left:
+        own = [listed[name] for name in chosen]
+        patterns = [one.pattern for one in own if one.package == target.package]
+        if not patterns or time.monotonic() >= until:
+            continue
+        folder = out.absolute() / target.package
+        prepare(target, folder)
+        if mutate(folder, patterns, jobs, until):
+            return 2
+        seen = judged(list(read(folder, target)), equivalents())
+        found += seen
+        before |= tried(seen, target.package)
+        RECORD.write_text(json.dumps(dict(sorted(before.items())), indent=1) + "\n")
+    shown = [one for one in found if one.status not in ("killed", "equivalent", UNTRIED)]
+    for mutant in shown:
         console.print(f"\n{mutant.status.upper()} {mutant.function}\n{changes(mutant.diff)}", markup=False)
-    counts = Counter(mutant.status for mutant in tried)
-    judgeable = len(tried) - counts["equivalent"]
-    score = counts["killed"] / judgeable if judgeable else 1.0
+    counts = Counter(one.status for one in found if one.status != UNTRIED)
+    summary = ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "none tried"
     minutes = (time.monotonic() - started) / 60
-    summary = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    console.print(f"\n{len(tried)} mutants: {summary}; score {score:.1%} in {minutes:.0f} minutes")
-    report = {"stamp": stamped, "minutes": minutes, "files": files_of(found, mutated)}
-    report["left"] = [asdict(one) for one in left]
-    (out / "mutants.json").write_text(json.dumps(report, indent=1) + "\n")
-    return int(bool(left))
+    console.print(f"\n{counts.total()} mutants: {summary}, in {minutes:.0f} minutes")
+    console.print(
+        f"{len(before)} of {len(listed)} functions are known: {RECORD.name} says what of their mutants"
+    )
+    return int(bool(shown))
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def test_what_another_run_verified_is_not_said_to_be_skipped(tmp_path: Path) -> 
     assert (len(verified["runs"]), len(verified["cuda"]), verified["skipped"]) == (1, 1, [])
 
 
-def test_the_suite_s_own_records_are_summed_up(tmp_path: Path) -> None:
+def test_the_suite_s_own_records_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = records.stamp()
     counts = {"defects": 5, "tried": 4, "caught": 3, "right": 7, "right_tried": 2, "accused": 0}
     found = {
@@ -197,50 +197,18 @@ def test_the_suite_s_own_records_are_summed_up(tmp_path: Path) -> None:
     assert verified["defects"]["summary"] == (
         "3 of 4 planted defects caught, 1 not tried; 0 of 2 right variants accused, 5 not tried"
     )
+    monkeypatch.setattr(tool.tried, "known", dict)
+    assert tool.mutants() == {"skipped": "not run: `make mutants` does"}
+    one = {"killed": 3, "equivalent": 2, "survived": ["- a\n+ b"], "date": "2019-01-01"}
+    monkeypatch.setattr(tool.tried, "every", lambda: dict.fromkeys("abc"))
+    monkeypatch.setattr(tool.tried, "known", lambda: {"a": one, "b": {**one, "date": "2019-01-02"}})
+    assert tool.mutants()["summary"] == (
+        "75.0% of the mutants killed: 6 killed, 4 equivalent, 2 survived; of 2 of 3 functions "
+        "(2019-01-01 to 2019-01-02)"
+    )
     assert verified["soak"]["summary"] == "0 of 1 checks wrong in 30 minutes, seeds from 8"
     (tmp_path / "soak.json").write_text("[]")
     with pytest.raises(tool.Refused, match=r"soak\.json: expected what `make soak` writes, got TypeError"):
-        _made(tmp_path, _record())
-
-
-def _mutants(tmp_path: Path, date: str, **counts: dict[str, int]) -> dict[str, Any]:
-    """Return what is said of mutants after a run that counts them of two files; they are all there are."""
-    files = {
-        f"verified_losses/{name}.py": {
-            "sha256": certified.sources()[f"verified_losses/{name}.py"], "counts": counts.get(name, {}),
-        }
-        for name in ("clip", "siglip")
-    }  # fmt: skip
-    (tmp_path / "mutants").mkdir(exist_ok=True)
-    record = {"stamp": {"date": date}, "files": files, "left": []}
-    (tmp_path / "mutants" / "mutants.json").write_text(json.dumps(record))
-    made = _made(tmp_path, _record(), output=tmp_path / "certificate.json")
-    (tmp_path / "certificate.json").write_text(json.dumps(made))  # the earlier one of the next
-    return made["predicate"]["verified_losses"]["mutants"]  # type: ignore[no-any-return]
-
-
-def test_what_is_known_of_the_mutants_of_a_file_is_kept_until_it_changes(tmp_path: Path) -> None:
-    clip, siglip = "verified_losses/clip.py", "verified_losses/siglip.py"
-    said = _mutants(tmp_path, "2019-01-01", clip={"killed": 3, "survived": 1, "equivalent": 2})
-    assert said["summary"] == (
-        "75.0% of the mutants killed: 3 killed, 2 equivalent, 1 survived; of 1 of 2 files"
-    )
-    said = _mutants(tmp_path, "2019-01-02", siglip={"killed": 4, "not checked": 5})
-    assert said["summary"] == "87.5% of the mutants killed: 7 killed, 2 equivalent, 1 survived, 5 not tried"
-    assert {name: one["date"] for name, one in said["files"].items()} == {
-        clip: "2019-01-01", siglip: "2019-01-02",
-    }  # fmt: skip
-    # fewer of a file say no more of it; as many are newer
-    said = _mutants(tmp_path, "2019-01-03", clip={"killed": 6}, siglip={"killed": 3, "not checked": 6})
-    assert said["counts"] == {"killed": 10}
-    assert said["files"][siglip]["date"] == "2019-01-02"
-    kept = json.loads((tmp_path / "certificate.json").read_text())
-    kept["predicate"]["verified_losses"]["mutants"]["files"][clip]["sha256"] = "0" * 64  # it was another
-    (tmp_path / "certificate.json").write_text(json.dumps(kept))
-    said = _mutants(tmp_path, "2019-01-04")
-    assert said["summary"] == "100.0% of the mutants killed: 4 killed, 5 not tried; of 1 of 2 files"
-    (tmp_path / "mutants" / "mutants.json").write_text("[]")
-    with pytest.raises(tool.Refused, match=r"expected what `make mutants` writes, got TypeError"):
         _made(tmp_path, _record())
 
 

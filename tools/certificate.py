@@ -5,16 +5,15 @@
 A RECORD is what `verified-losses certify --json` or `fuzz` wrote of the shipped losses. If none is named,
 these are taken, where they are there: build/certificate.json (`make verify`), build/horovod.json (`make
 horovod`), build/gpu/certificate.json, build/gpu/nccl.json (`make gpu`). Of the suite itself are
-build/defects.json (`make defects`), build/mutants/mutants.json (`make mutants`) and build/soak.json (`make
-soak`); the certificate names those that are not there. What an earlier certificate says of CUDA is kept
-until there is a new one, and what it says of the mutants of a file until the file changes.
+build/defects.json (`make defects`), build/soak.json (`make soak`) and tests/mutants.json (`make mutants`);
+the certificate names those that are not there. What an earlier certificate says of CUDA is kept until there
+is a new one.
 
 The same records, of the same source, give the same file. A private key, ed25519 in PEM, signs it:
 verified_losses/certificate.dsse.json. Exit status: 0 written, 1 a record is falsified, 2 it cannot be made.
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from collections import Counter
@@ -25,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests import mutants as tried  # noqa: E402
 from verified_losses import __version__, certified  # noqa: E402
 from verified_losses.properties import devices  # noqa: E402
 from verified_losses.properties.show.certificate import (  # noqa: E402
@@ -200,52 +200,25 @@ def defects(record: JSON) -> tuple[JSON, str]:
     return {**counts, "seeds": record["seeds"]}, summary
 
 
-def mutants(path: Path, earlier: JSON) -> JSON:
-    """Return what is known of the mutants of each file.
-
-    All of them take hours, so that a record may be of some files alone. What an earlier certificate says of
-    the others is kept while they are as they were.
-
-    Args:
-        path: the record.
-        earlier: this section of the earlier certificate.
-    """
-    files: dict[str, JSON] = {
-        name: one
-        for name, one in earlier.get("files", {}).items()
-        if (ROOT / name).is_file() and one["sha256"] == hashlib.sha256((ROOT / name).read_bytes()).hexdigest()
-    }
-    known = set(files)
-    try:
-        record = json.loads(path.read_text())
-        for name, one in record["files"].items():
-            known.add(name)
-            if one["counts"] and _tried(one) >= _tried(files.get(name, {"counts": {}})):
-                files[name] = {**one, "date": record["stamp"]["date"]}
-    except OSError:
-        pass
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Refused(
-            f"{path}: expected what `make mutants` writes, got {type(error).__name__}: {error}"
-        ) from error
-    if not files:
+def mutants() -> JSON:
+    """Return what is known of the mutants of all functions (`make mutants`), as they are now."""
+    known = list(tried.known().values())
+    if not known:
         return {"skipped": "not run: `make mutants` does"}
-    counts: Counter[str] = Counter()
-    for one in files.values():
-        counts.update(one["counts"])
-    untried = counts.pop("not checked", 0)
-    judgeable = counts.total() - counts["equivalent"]
-    score = counts["killed"] / judgeable if judgeable else 1.0
-    summary = f"{score:.1%} of the mutants killed: "
-    summary += ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    summary += f", {untried} not tried" if untried else ""
-    if len(files) < len(known):
-        summary += f"; of {len(files)} of {len(known)} files"
-    return {"score": score, "counts": counts, "files": dict(sorted(files.items())), "summary": summary}
-
-
-def _tried(one: JSON) -> int:
-    return sum(count for name, count in one["counts"].items() if name != "not checked")
+    counts = {
+        "killed": sum(one["killed"] for one in known),
+        "equivalent": sum(one["equivalent"] for one in known),
+        "survived": sum(len(one["survived"]) for one in known),
+    }
+    score = counts["killed"] / max(counts["killed"] + counts["survived"], 1)
+    every = len(tried.every())
+    dates = min(one["date"] for one in known), max(one["date"] for one in known)
+    summary = f"{score:.1%} of the mutants killed: " + ", ".join(f"{n} {name}" for name, n in counts.items())
+    summary += f"; of {len(known)} of {every} functions" if len(known) < every else ""
+    return {
+        "functions": every, "known": len(known), "counts": counts, "score": score, "dates": list(dates),
+        "summary": f"{summary} ({' to '.join(dict.fromkeys(dates))})",
+    }  # fmt: skip
 
 
 def soak(record: JSON) -> tuple[JSON, str]:
@@ -259,18 +232,17 @@ def soak(record: JSON) -> tuple[JSON, str]:
     }, f"{summary}, seeds from {record['seed']}"
 
 
-def earlier(output: Path) -> JSON:
-    """Return what an earlier certificate says, or nothing."""
+def kept(output: Path) -> list[JSON]:
+    """Return the sections of CUDA that an earlier certificate holds."""
     try:
-        said: JSON = json.loads(output.read_text())["predicate"][certified.PACKAGE]
-        said["cuda"], said["mutants"]
+        sections = json.loads(output.read_text())["predicate"][certified.PACKAGE]["cuda"]
     except FileNotFoundError:
-        return {"cuda": [], "mutants": {}}
+        return []
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(
-            f"{output}: cannot read what it says of CUDA and mutants ({error}): remove it to begin anew"
+            f"{output}: cannot read what it says of CUDA ({error}): remove it to begin anew"
         ) from error
-    return said
+    return list(sections)
 
 
 def statement(records: Sequence[Path], build: Path, output: Path) -> JSON:
@@ -284,13 +256,13 @@ def statement(records: Sequence[Path], build: Path, output: Path) -> JSON:
     Raises:
         Refused: it cannot be made.
     """
-    now, before = stamp(), earlier(output)
+    now = stamp()
     every = [run for path in records for run in runs(read(path, now["source"]))]
     if not every:
         raise Refused("no record of a run: `make verify` writes build/certificate.json")
     subject = [{"name": name, "digest": {"sha256": value}} for name, value in certified.sources().items()]
     on_cuda = [{**run, "subject": subject} for run in every if run["environments"][0]["device"] == "cuda"]
-    on_cuda = [{**run, "digest": certified.digest(run)} for run in on_cuda] or before["cuda"]
+    on_cuda = [{**run, "digest": certified.digest(run)} for run in on_cuda] or kept(output)
     others = [run for run in every if run["environments"][0]["device"] != "cuda"]
     suites = {(run["suite"]["oracles"], run["suite"]["properties"]) for run in others}
     if len(suites) != 1:
@@ -318,7 +290,7 @@ def statement(records: Sequence[Path], build: Path, output: Path) -> JSON:
                 "version": __version__, "date": max(run["date"] for run in others),
                 "runs": others, "cuda": on_cuda, "skipped": skipped,
                 "defects": section(build / "defects.json", "make defects", now, defects),
-                "mutants": mutants(build / "mutants" / "mutants.json", before["mutants"]),
+                "mutants": mutants(),
                 "soak": section(build / "soak.json", "make soak", now, soak),
             },
         },
