@@ -338,7 +338,7 @@ ROWS, WIDTH, CLASSES = 4, 3, 3
 LABELS, IDS = np.array([2, 0, 2, 0]), np.array([1, 0, 1, 1])
 A, B, C, D = random.uniform(-1, 1, (4, ROWS, WIDTH))
 MANY = random.uniform(-1, 1, (ROWS, 2, WIDTH))
-CALLS = np.random.default_rng(1).uniform(-1, 1, (2, ROWS, 3, WIDTH))
+CALLS = np.random.default_rng(1).uniform(-1, 1, (2, ROWS, 2, WIDTH))
 T, GAP, ALPHA, TAU, SMOOTHING, DIMS = 0.5, 0.7, 0.4, 0.1, 0.2, (1, 3)
 
 Loss = Callable[..., Any]
