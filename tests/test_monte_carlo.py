@@ -21,6 +21,7 @@ from verified_losses.oracles.monte_carlo import (
     Unsupported,
     scatter,
 )
+from verified_losses.oracles.tolerance import to_array
 from verified_losses.properties import assert_within_rounding, rounding_bound
 
 GENERATOR = np.random.default_rng(0)
@@ -429,15 +430,79 @@ def test_what_is_rounded_to_less_is_not() -> None:
         assert_within_rounding(right * torch.nan, softmax, x)
 
 
+def _triple(x: Any) -> Any:
+    return 3 * x
+
+
+def test_elements_are_as_near_as_their_bounds_say() -> None:
+    x = np.array([1.0, -2.0, 0.5, 4.0])
+    bound = rounding_bound(_triple, x, dtype="float32", samples=8)
+    given: dict[str, Any] = {"dtype": "float32", "samples": 8}
+    assert_within_rounding(3 * x + 0.999 * bound, _triple, x, **given)
+    off = np.array([0.0, 1.5, 0.999, -4.0])
+    said = (
+        r"^2 of 4 elements are farther from the reference than rounding in float32 takes them; the worst at "
+        r"\[3\]: expected 12, observed 11\.99\d*, error \S+ is 4 times its bound \S+$"
+    )
+    with pytest.raises(AssertionError, match=said):
+        assert_within_rounding(3 * x + off * bound, _triple, x, **given)
+    for over in (1.001, -1.001):
+        with pytest.raises(AssertionError, match=r"^1 of 4 .* is 1 times its bound"):
+            assert_within_rounding(3 * x + over * bound * [0, 0, 1, 0], _triple, x, **given)
+    # a number has no place
+    with pytest.raises(AssertionError, match=r"takes them; the worst: expected 3, observed 4, "):
+        assert_within_rounding(4.0, _triple, 1.0)
+    assert_within_rounding(3.0, _triple, 1.0)
+    assert_within_rounding(np.zeros((0, 2)), _triple, np.zeros((0, 2)))
+
+
+def test_what_is_not_finite_equals_itself_alone() -> None:
+    x = np.array([np.inf, np.nan, 1.0])
+    assert_within_rounding(3 * x, _triple, x)
+    for wrong in ([np.inf, 3.0, 3.0], [-np.inf, np.nan, 3.0], [np.inf, np.nan, np.nan], [3.0, np.nan, 3.0]):
+        with pytest.raises(AssertionError, match=r"^1 of 3 elements"):
+            assert_within_rounding(np.array(wrong), _triple, x)
+
+
+def test_what_is_computed_in_float32_is_stored_in_half_precision() -> None:
+    given: dict[str, Any] = {"widened": True, "dtype": "float16"}
+    one = np.array([1 / 3])
+    narrow = rounding_bound(_triple, one, **given)
+    assert 0 < narrow < 2.0**-20 < rounding_bound(_triple, one, dtype="float16")
+    below = np.array([1 - 2.0**-11], np.float16)  # half a unit of 1: it rounds to either
+    assert_within_rounding(below, _triple, one, **given)
+    for wrong in (1 - 2.0**-10, 1 + 2.0**-10):
+        with pytest.raises(AssertionError, match=r"^1 of 1"):
+            assert_within_rounding(np.array([wrong], np.float16), _triple, one, **given)
+    # in float32 it is stored as it was computed
+    with pytest.raises(AssertionError, match=r"^1 of 1"):
+        assert_within_rounding(below.astype(np.float32), _triple, one, **given)
+
+
+def test_whole_numbers_stay_whole() -> None:
+    large = 2**60 + 1
+    for whole in (np.array([large]), torch.tensor([large])):
+        assert to_array(whole, "x").tolist() == [large]
+    assert to_array(np.array([True]), "x").dtype == bool
+    for kind in (np.float32(0.5), torch.tensor(0.5), 0.5, np.float16(0.5)):
+        assert to_array(kind, "x").dtype == np.float64
+    with pytest.raises(ValueError, match=r"^x: expected an array of numbers or a tensor, got str$"):
+        to_array("1", "x")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (lambda: rounding_bound(np.sum, X, dtype="tf32"), "dtype: expected one of float64"),
-        (lambda: rounding_bound(3, X), "reference: expected a function"),
-        (lambda: rounding_bound(np.sum, X, samples=2), "samples: expected at least 8"),
+        (lambda: rounding_bound(3, X), r"^reference: expected a function of NumPy arrays, got int$"),
+        (lambda: rounding_bound(np.sum, X, samples=7), r"^samples: expected at least 8, got 7$"),
+        (lambda: rounding_bound(np.sum, np.array(["a"])), r"^inputs\[0\]: expected an array of numbers"),
         (lambda: rounding_bound(np.sum, X, seed=-1), "seed: expected 0 or more"),
         (lambda: assert_within_rounding("x", np.sum, X, dtype="float32"), "actual: expected an array"),
-        (lambda: assert_within_rounding(np.arange(3), np.sum, X), "actual: expected one of float64"),
+        (
+            lambda: assert_within_rounding(np.arange(3), np.sum, X),
+            "actual: expected one of float64, float32, bfloat16, float16, got int64; or give dtype=",
+        ),
         (lambda: rounding_bound(np.linalg.det, X @ X.T), "np.det"),
         (lambda: rounding_bound(np.arctan2, X, X), "np.arctan2"),
         (lambda: rounding_bound(lambda x: np.asarray(x), X), "keep to functions of NumPy"),
