@@ -37,7 +37,7 @@ from verified_losses.properties.verify.arguments import Unusable, read_seconds
 
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).parent / "defects" / "equivalent.toml"
-COPIED = ("verified_losses", "tests", "pyproject.toml")
+COPIED = ("verified_losses", "tests", "benchmarks", "pyproject.toml")
 EXAMPLES = "8"
 """Cases of each property: few, as there are thousands of mutants."""
 NO_LOSSES = ("verified_losses/certified.py", "verified_losses/__main__.py")
@@ -128,6 +128,7 @@ def prepare(target: Target, folder: Path) -> None:
         path.write_text(undecorated(path.read_text()))
     settings = {
         "source_paths": ["verified_losses"],
+        "also_copy": ["tests", "benchmarks", "pyproject.toml"],
         "only_mutate": [f"{target.files}/*"],
         "do_not_mutate": [f"{target.files}/*/*", *NO_LOSSES],
         "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in target.tests],

@@ -207,6 +207,19 @@ def test_the_suite_s_own_records_are_summed_up(tmp_path: Path, monkeypatch: pyte
         "(2019-01-01 to 2019-01-02)"
     )
     assert verified["soak"]["summary"] == "0 of 1 checks wrong in 30 minutes, seeds from 8"
+    # without a record what an earlier certificate says is kept, and is stale where a source has changed
+    earlier = _made(tmp_path, _record())
+    earlier["predicate"]["verified_losses"]["defects"]["stamp"].update(source="", date="2019-01-01")
+    output = tmp_path / "earlier.json"
+    output.write_text(json.dumps(earlier))
+    (tmp_path / "defects.json").unlink()
+    for _ in range(2):
+        again = _made(tmp_path, _record(), output=output)
+        assert again["predicate"]["verified_losses"]["defects"]["summary"] == (
+            "3 of 4 planted defects caught, 1 not tried; 0 of 2 right variants accused, 5 not tried "
+            "(of 2019-01-01; since then changed: source)"
+        )
+        output.write_text(json.dumps(again))
     (tmp_path / "soak.json").write_text("[]")
     with pytest.raises(tool.Refused, match=r"soak\.json: expected what `make soak` writes, got TypeError"):
         _made(tmp_path, _record())

@@ -6,8 +6,8 @@ A RECORD is what `verified-losses certify --json` or `fuzz` wrote of the shipped
 these are taken, where they are there: build/certificate.json (`make verify`), build/horovod.json (`make
 horovod`), build/gpu/certificate.json, build/gpu/nccl.json (`make gpu`). Of the suite itself are
 build/defects.json (`make defects`), build/soak.json (`make soak`) and tests/mutants.json (`make mutants`);
-the certificate names those that are not there. What an earlier certificate says of CUDA is kept until there
-is a new one.
+the certificate names those that are not there. What an earlier certificate says of CUDA, defects and the soak
+is kept until there is a new one, and is said to be stale where a source has changed.
 
 The same records, of the same source, give the same file. A private key, ed25519 in PEM, signs it:
 verified_losses/certificate.dsse.json. Exit status: 0 written, 1 a record is falsified, 2 it cannot be made.
@@ -163,21 +163,25 @@ def tests_of(every: Iterable[JSON]) -> dict[str, list[str]]:
     return {"passedTests": sorted(passed), "warnedTests": sorted(warned), "failedTests": sorted(failed)}
 
 
-def section(path: Path, make: str, now: dict[str, str], said: Any) -> JSON:
-    """Return what a record of the suite itself says.
+def section(path: Path, make: str, now: dict[str, str], said: Any, before: JSON) -> JSON:
+    """Return what a record of the suite itself says; without one, what an earlier certificate says of it.
 
     Args:
         path: the record.
         make: what writes it.
         now: the digests of the sources.
         said: returns the section's fields, and a line that sums them up, of the record's fields.
+        before: this section of the earlier certificate.
     """
     try:
         record = json.loads(path.read_text())
         fields, summary = said(record)
         stamped: dict[str, str] = record["stamp"]
-    except OSError:
-        return {"skipped": f"not run: `{make}` does"}
+    except FileNotFoundError:
+        if "stamp" not in before:
+            return {"skipped": f"not run: `{make}` does"}
+        fields, stamped = before, before["stamp"]
+        summary = before["summary"].partition(f" (of {stamped['date']};")[0]
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(
             f"{path}: expected what `{make}` writes, got {type(error).__name__}: {error}"
@@ -232,17 +236,17 @@ def soak(record: JSON) -> tuple[JSON, str]:
     }, f"{summary}, seeds from {record['seed']}"
 
 
-def kept(output: Path) -> list[JSON]:
-    """Return the sections of CUDA that an earlier certificate holds."""
+def earlier(output: Path) -> JSON:
+    """Return the sections that an earlier certificate holds, of CUDA and of the suite itself."""
     try:
-        sections = json.loads(output.read_text())["predicate"][certified.PACKAGE]["cuda"]
+        said = json.loads(output.read_text())["predicate"][certified.PACKAGE]
+        return {name: said[name] for name in ("cuda", "defects", "soak")}
     except FileNotFoundError:
-        return []
+        return {"cuda": [], "defects": {}, "soak": {}}
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(
             f"{output}: cannot read what it says of CUDA ({error}): remove it to begin anew"
         ) from error
-    return list(sections)
 
 
 def statement(records: Sequence[Path], build: Path, output: Path) -> JSON:
@@ -256,13 +260,13 @@ def statement(records: Sequence[Path], build: Path, output: Path) -> JSON:
     Raises:
         Refused: it cannot be made.
     """
-    now = stamp()
+    now, before = stamp(), earlier(output)
     every = [run for path in records for run in runs(read(path, now["source"]))]
     if not every:
         raise Refused("no record of a run: `make verify` writes build/certificate.json")
     subject = [{"name": name, "digest": {"sha256": value}} for name, value in certified.sources().items()]
     on_cuda = [{**run, "subject": subject} for run in every if run["environments"][0]["device"] == "cuda"]
-    on_cuda = [{**run, "digest": certified.digest(run)} for run in on_cuda] or kept(output)
+    on_cuda = [{**run, "digest": certified.digest(run)} for run in on_cuda] or before["cuda"]
     others = [run for run in every if run["environments"][0]["device"] != "cuda"]
     suites = {(run["suite"]["oracles"], run["suite"]["properties"]) for run in others}
     if len(suites) != 1:
@@ -289,9 +293,9 @@ def statement(records: Sequence[Path], build: Path, output: Path) -> JSON:
             certified.PACKAGE: {
                 "version": __version__, "date": max(run["date"] for run in others),
                 "runs": others, "cuda": on_cuda, "skipped": skipped,
-                "defects": section(build / "defects.json", "make defects", now, defects),
+                "defects": section(build / "defects.json", "make defects", now, defects, before["defects"]),
                 "mutants": mutants(),
-                "soak": section(build / "soak.json", "make soak", now, soak),
+                "soak": section(build / "soak.json", "make soak", now, soak, before["soak"]),
             },
         },
     }  # fmt: skip
