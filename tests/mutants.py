@@ -128,7 +128,7 @@ def prepare(target: Target, folder: Path) -> None:
         path.write_text(undecorated(path.read_text()))
     settings = {
         "source_paths": ["verified_losses"],
-        "also_copy": ["tests", "benchmarks", "pyproject.toml"],
+        "also_copy": ["benchmarks"],
         "only_mutate": [f"{target.files}/*"],
         "do_not_mutate": [f"{target.files}/*/*", *NO_LOSSES],
         "pytest_add_cli_args_test_selection": [f"tests/test_{name}.py" for name in target.tests],
