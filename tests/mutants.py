@@ -165,9 +165,14 @@ def mutate(folder: Path, patterns: list[str], jobs: int, until: float) -> int:
         return running.wait(None if until == math.inf else max(until - time.monotonic(), 0))
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         # it notes each mutant as soon as it is known
-        processes = [running, *psutil.Process(running.pid).children(recursive=True)]
-        for process in processes:
-            process.kill()
+        started = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # Ctrl-C has ended it
+            started = psutil.Process(running.pid).children(recursive=True)
+        running.kill()
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        running.wait()
         return 0
 
 
@@ -237,6 +242,8 @@ def known(record: Path = RECORD) -> dict[str, JSON]:
 
 def tried(found: list[Mutant], package: str) -> dict[str, JSON]:
     """Return what became of the mutants of every function of a package whose mutants were all tried."""
+    if all(mutant.status == UNTRIED for mutant in found):
+        return {}  # a run may end before all mutants are made
     now, date = every(), stamp()["date"]
     of_function: dict[str, list[Mutant]] = {name: [] for name, one in now.items() if one.package == package}
     for mutant in found:
@@ -401,8 +408,7 @@ def mutants(
         return 2
     found: list[Mutant] = []
     for target in TARGETS:
-        own = [listed[name] for name in chosen]
-        patterns = [one.pattern for one in own if one.package == target.package]
+        patterns = [listed[name].pattern for name in chosen if listed[name].package == target.package]
         if not patterns or time.monotonic() >= until:
             continue
         folder = out.absolute() / target.package

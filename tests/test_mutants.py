@@ -51,6 +51,9 @@ def test_what_became_of_a_function_s_mutants_is_known_until_the_function_changes
     # of a function without mutants nothing is left to try; one that was not tried to the end is tried again
     assert tried[f"{CLIP}.clip_loss"]["killed"] == 0
     assert f"{CLIP}.row_weight" not in tried
+    # a run that ended as mutants were made says nothing of functions that have none yet
+    for nothing in ([], [_mutant("add_up", mutants.UNTRIED)]):
+        assert mutants.tried(nothing, "verified_losses.oracles") == {}
     record = tmp_path / "mutants.json"
     assert mutants.known(record) == {}
     record.write_text(json.dumps({**tried, "verified_losses.gone": one}))

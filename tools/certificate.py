@@ -177,7 +177,7 @@ def section(path: Path, make: str, now: dict[str, str], said: Any, before: JSON)
         record = json.loads(path.read_text())
         fields, summary = said(record)
         stamped: dict[str, str] = record["stamp"]
-    except FileNotFoundError:
+    except OSError:
         if "stamp" not in before:
             return {"skipped": f"not run: `{make}` does"}
         fields, stamped = before, before["stamp"]
