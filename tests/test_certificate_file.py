@@ -245,6 +245,14 @@ def test_without_a_record_nothing_is_made(tmp_path: Path) -> None:
         _made(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"predicate": {"verified_losses": {"cuda": []}}}'])
+def test_an_earlier_certificate_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
+    output = tmp_path / "earlier.json"
+    output.write_text(text)
+    with pytest.raises(tool.Refused, match=r"earlier\.json: .*; remove it to begin anew"):
+        _made(tmp_path, _record(), output=output)
+
+
 def test_what_is_falsified_gets_no_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -245,7 +245,8 @@ def earlier(output: Path) -> JSON:
         return {"cuda": [], "defects": {}, "soak": {}}
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(
-            f"{output}: cannot read what it says of CUDA ({error}): remove it to begin anew"
+            f"{output}: expected a certificate that this wrote, got {type(error).__name__}: {error}; "
+            "remove it to begin anew"
         ) from error
 
 
