@@ -11,7 +11,8 @@ A right implementation may use another formula than the one at hand, so what is 
 
 - a sum of n terms moves relative to the sum of their magnitudes, by sqrt(n / 3): as far as sums of n terms of
   one sign, one after another, scatter (the k-th of n partial sums has k terms: u sqrt(sum k^2 / 3) / n);
-- a sum of two moves relative to the larger, as one that was stored, or shifted, before;
+- a sum of two moves relative to the larger, as one that was stored, or shifted, before; sums and products of
+  whole numbers, as of masks, are exact;
 - exponentials and logarithms move by two units, an exponential also by its argument, as those to base two do;
 - what `np.logaddexp` gives, and its slopes, move relative to its arguments, and to 1: 1 - p may stand for p;
 - a softmax may subtract its log-sum-exp, which is rounded relative to the shift: the slope of a logarithm,
@@ -161,10 +162,14 @@ class Tape:
         self.size = 0
         self.largest = 0.0
         """Of what was multiplied, added up or put into a function: masks that are huge do not count."""
+        self.infinite = np.inf
+        """What an infinite result counts as: it has left the range, unless inputs are infinite."""
 
     def leaf(self, value: Any, along: Any = None) -> "Moved":
         """Return an input, exact in every sample; where it moves, by a complex step along something."""
         array = np.asarray(value, dtype=float)
+        if np.isinf(array).any():
+            self.infinite = 0.0
         return Moved(self.constant(array if along is None else array + 1j * STEP * along), self)
 
     def constant(self, array: Array) -> Array:
@@ -249,7 +254,7 @@ class Tape:
         """
         if self.sized:
             if (size is None or terms is not None) and value.size:
-                largest = float(np.max(np.nan_to_num(abs(np.real(value[:1])), posinf=np.inf)))
+                largest = float(np.max(np.nan_to_num(abs(np.real(value[:1])), posinf=self.infinite)))
                 self.largest = max(self.largest, largest)
             return self.erred(value, size, times, terms, each) if self.errs else value
         if np.iscomplexobj(value):  # what is moved along rounds by itself
@@ -261,6 +266,21 @@ class Tape:
         with np.errstate(invalid="ignore"):
             result: Array = value + self.drawn(value.shape) * how_far
         return np.where(np.isfinite(value), result, value)
+
+    def combined(self, value: Array, operands: Sequence[Array], size: Array | None = None) -> Array:
+        """Move sums and products of two, but for those of whole numbers, which are exact where they fit."""
+        result = self.moved(value, size)
+        if np.iscomplexobj(value) and not self.errs:
+            return result
+        exact = abs(np.real(value[:1])) <= 1 / self.p.stored
+        for first in (np.real(one[:1]) for one in operands):
+            exact = exact & (first == np.rint(first))
+        if not exact.any():
+            return result
+        for one in operands:
+            same = np.imag(one[1:]) == 0 if self.sized else (one == one[:1]).all(axis=0, keepdims=True)
+            exact = exact & same
+        return np.where(exact, value, result)
 
     def rounding(self, value: Array, size: Array | None, times: Any, sums: Any) -> Array:
         """Return how far results round: `times` as they are stored, `sums` times as they are accumulated."""
@@ -534,7 +554,7 @@ def _add(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     with np.errstate(invalid="ignore"):
         size = _larger_of(one, other)
-        value = tape.moved(one + other, size)
+        value = tape.combined(one + other, (one, other), size)
     return _after(_made(tape, value, (first, lambda g: g), (second, lambda g: g)), size)
 
 
@@ -542,7 +562,7 @@ def _subtract(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
     with np.errstate(invalid="ignore"):
         size = _larger_of(one, other)
-        value = tape.moved(one + tape.negative(other), size)
+        value = tape.combined(one + tape.negative(other), (one, other), size)
     return _after(_made(tape, value, (first, lambda g: g), (second, tape.negative)), size)
 
 
@@ -571,7 +591,7 @@ def _larger(first: Array, second: Array) -> Array:
 
 def _multiply(tape: Tape, first: Any, second: Any) -> Moved:
     one, other = _operands(tape, first, second)
-    value = tape.moved(one * other)
+    value = tape.combined(one * other, (one, other))
     made = _made(
         tape, value, (first, lambda g: tape.moved(g * other)), (second, lambda g: tape.moved(g * one))
     )
@@ -609,10 +629,19 @@ def _power(tape: Tape, base: Any, exponent: Any) -> Moved:
         return np.exp(exponent * np.log(base))  # type: ignore[no-any-return]
     one, power = _operands(tape, base, exponent)
     power = tape.first(power)
-    slope = tape.made(lambda x: np.asarray(power * x ** (power - 1)), one)
+
+    def raised(power: Array, times: Array) -> Array:
+        value = tape.made(lambda x: np.asarray(times * x**power), one)
+        if tape.sized:  # a whole power multiplies sums out, as a product does
+            whole = (power >= 0) & (power == np.rint(power))
+            size = np.where(whole, abs(times) * np.real(one[1:]) ** power, np.real(value[1:]))
+            value[1:] = size + 1j * np.imag(value[1:]) if np.iscomplexobj(value) else size
+        return value
+
+    slope = raised(power - 1, power)
     return _made(
         tape,
-        tape.moved(tape.made(lambda x: np.asarray(x**power), one), times=ELEMENTARY),
+        tape.moved(raised(power, np.ones(())), times=ELEMENTARY),
         (base, lambda g: tape.moved(g * slope, times=ELEMENTARY + 1)),
     )
 
@@ -646,8 +675,9 @@ def _elementwise(
     rate = tape.moved(rate, _larger_of(rate, least) if slope_size else None, often + shifts)
     made = _made(tape, value, (number, lambda g: tape.moved(g * rate)))
     if exponential:
-        shifted = abs(np.real(x[0]))
-        made.shifts = np.nan_to_num(shifted, posinf=0.0) if number.before is None else number.before
+        shifted = np.nan_to_num(abs(np.real(x[0])), posinf=0.0) if number.before is None else number.before
+        # what is 0 takes no part in a sum, however large its exponent was: a masked logit is huge
+        made.shifts = np.where(np.real(value[0]) == 0, 0.0, shifted)
     return made
 
 

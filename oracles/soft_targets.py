@@ -42,17 +42,17 @@ def momentum_loss(
 ) -> complex:
     """Return the loss of [n, d] pairs whose targets are in part a momentum model's.
 
-    Li et al., Align before Fuse, 2021, section 3.2, https://arxiv.org/abs/2107.07651: a target is alpha times
-    the momentum model's softmax, and the rest the pair's; the mean of both directions. The momentum model is
-    a constant.
+    Li et al., Align before Fuse, 2021, section 3.2, https://arxiv.org/abs/2107.07651: images look among the
+    momentum model's texts, and texts among its images; a target is alpha times the momentum model's softmax,
+    and the rest the pair's; the mean of both directions. The momentum model is a constant.
     """
     total: Any = 0.0
-    for one, other, momentum, other_momentum in (
-        (image, text, image_momentum, text_momentum),
-        (text, image, text_momentum, image_momentum),
+    for one, momentum, keys in (
+        (image, image_momentum, text_momentum),
+        (text, text_momentum, image_momentum),
     ):
-        soft = np.exp(log_softmax(momentum @ other_momentum.T / temperature))
+        soft = np.exp(log_softmax(momentum @ keys.T / temperature))
         targets = alpha * soft + (1 - alpha) * np.eye(len(one))
-        total = total - np.sum(targets * log_softmax(one @ other.T / temperature))
+        total = total - np.sum(targets * log_softmax(one @ keys.T / temperature))
     loss: complex = total / (2 * len(image))
     return loss

@@ -30,7 +30,8 @@ def rounding_bound(
     freedom, the bound is 2.5 t s: a right implementation's errors are taken to spread at most 2.5 times as
     far as the samples. Then the chance that a million comparisons accuse a right one is below 1e-6. Where
     it is less, the bound is what all roundings add up to, to first order, twice as many as the formula has.
-    Where terms cancel, it is four units roundoff of their magnitudes at least. It is no worst-case bound.
+    It is at least four units roundoff of the magnitudes that were added up: where terms cancel, another right
+    formula may be left with as much. It is no worst-case bound.
 
     Args:
         function: of NumPy arrays, returning an array or a number; it is given float64. Not: loops that write
@@ -43,7 +44,7 @@ def rounding_bound(
         seed: the same seed gives the same bound.
 
     Returns:
-        Bounds, of the result's shape.
+        Bounds, of the result's shape; infinite where an intermediate result leaves the range of `dtype`.
 
     Raises:
         ValueError: an argument is unusable.
@@ -83,7 +84,8 @@ def assert_within_rounding(
 
     Raises:
         AssertionError: an element is farther away, or its shape another; the worst one is named.
-        ValueError: an argument is unusable.
+        ValueError: an argument is unusable, or there is no bound, as an intermediate result leaves the range
+            of `dtype`.
         TypeError: the formula uses a part of NumPy that has no rule.
 
     Example:
@@ -110,6 +112,12 @@ def assert_within_rounding(
         raise AssertionError(f"{said}expected shape {list(value.shape)}, observed {list(seen.shape)}")
     if not seen.size:
         return
+    if unknown := int(np.count_nonzero(np.isinf(bound) & np.isfinite(value))):
+        raise ValueError(
+            f"{said}reference: there is no bound for {unknown} of {seen.size} elements, as an intermediate "
+            f"result leaves the range of {dtype}; expected one that keeps to it, or widened=True where the "
+            "implementation computes in float32"
+        )
     with np.errstate(all="ignore"):
         error = abs(seen - value)
         over = np.where((error == 0) | (seen == value), 0.0, error / bound)

@@ -36,6 +36,7 @@ from verified_losses.properties.ask.api import certify
 from verified_losses.properties.ask.inspect import inspected
 from verified_losses.properties.cases import Case, Options
 from verified_losses.properties.contracts import contract_of
+from verified_losses.properties.examples import Example
 from verified_losses.properties.laws import Bench, Unanswered, laws
 from verified_losses.properties.laws.gradients import gradients_equal_oracle
 from verified_losses.properties.laws.large import large_equals_oracle
@@ -43,6 +44,8 @@ from verified_losses.properties.laws.objects import LACKING
 from verified_losses.properties.laws.values import terms_equal_oracle
 from verified_losses.properties.laws.wrappers import NO_DTENSORS, NO_SCALE
 from verified_losses.properties.names import FORMULAS
+from verified_losses.properties.reference import reference
+from verified_losses.properties.subjects import Subject
 from verified_losses.properties.verify.arguments import ask
 from verified_losses.properties.verify.certifier import Check, checks, judged, verify
 from verified_losses.properties.verify.limits import (
@@ -107,10 +110,13 @@ OPERATIONS = 300
             lambda: soft_targets.softened_loss(np.zeros((1, 2)), np.array([[2 * LOG3, 0.0]]), 2.0),
             4 * (LOG2 - (2 * LOG2 - 0.75 * LOG3)),
         ),
-        # no weight on the momentum model: symmetric InfoNCE
-        (lambda: soft_targets.momentum_loss(EYE, EYE, -EYE, EYE, 1.0, 0.0), np.log(1 + np.exp(-1))),
-        # its softmax alone, uniform: the mean of log(1 + e) - 1 and log(1 + e)
-        (lambda: soft_targets.momentum_loss(EYE, EYE, 0 * EYE, EYE, 1.0, 1.0), np.log(1 + np.e) - 0.5),
+        # no momentum model's share in the targets: images find its texts, texts none of its images
+        (lambda: soft_targets.momentum_loss(EYE, EYE, -EYE, EYE, 1.0, 0.0), np.log(1 + np.e) - 0.5),
+        # its softmax alone, uniform: the mean of log(1 + e) - 1 and log(1 + e) for images, of texts log 2
+        (
+            lambda: soft_targets.momentum_loss(EYE, EYE, 0 * EYE, EYE, 1.0, 1.0),
+            (np.log(1 + np.e) - 0.5 + LOG2) / 2,
+        ),
         (lambda: masked.masked_loss(EYE, EYE, np.array([0, 1]), 1.0), np.log(1 + np.exp(-1))),
         # the other key is of the same identity: nothing is left to confuse
         (lambda: masked.masked_loss(EYE, EYE, np.array([7, 7]), 1.0), 0.0),
@@ -245,15 +251,15 @@ def softened_again(teacher: Any, temperature: float, student: Any) -> Any:
 
 def momentum_again(still: Any, temperature: float, alpha: float, image: Any, text: Any) -> Any:
     alpha, losses = mpmath.mpf(alpha), []
-    for one, other, momentum, partner in ((image, text, *still), (text, image, *still[::-1])):
+    for one, momentum, keys in ((image, *still), (text, *still[::-1])):
         for i, anchor in enumerate(one):
-            logits = [dot(anchor, y) / temperature for y in other]
-            soft = [dot(momentum[i], y) / temperature for y in partner]
+            logits = [dot(anchor, y) / temperature for y in keys]
+            soft = [dot(momentum[i], y) / temperature for y in keys]
             losses.append(
                 mpmath.fsum(
                     (alpha * mpmath.exp(soft[j] - log_sum(soft)) + (1 - alpha) * (i == j))
                     * (log_sum(logits) - logits[j])
-                    for j in range(len(other))
+                    for j in range(len(keys))
                 )
             )
     return mean(losses)
@@ -572,3 +578,14 @@ def test_inspect_tries_the_kinds_too(
     said = capsys.readouterr().out
     assert said.startswith("infonce: it can be called, but its values are not the oracle's\n")
     assert said.endswith("it can be called as decoupled too\n")
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_bounds_in_float64_leave_half_of_the_digits(kind: str) -> None:
+    """A bound that is far larger than gradients are would let every gradient pass."""
+    contract = contract_of(FORMULAS[kind])
+    subject = Subject("tests:unused", even=True, dtypes=("float64",), gathers=False)
+    for case in drawn(contract, subject, 10, 0):
+        bounds = reference(contract, Example(case)).bounds
+        for name, bound in [*bounds.terms[0].items(), *bounds.gradients[0].items()]:
+            assert np.max(bound, initial=0) < np.sqrt(np.finfo(float).eps), name

@@ -41,6 +41,14 @@ def keys_beyond_a_chunk_left_out(query: Tensor, key: Tensor, ids: Tensor, temper
     return F.cross_entropy((query @ key.T / temperature).masked_fill(false, -torch.inf), places)
 
 
+def gradient_of_false_negatives(query: Tensor, key: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """The value is right; the backward pushes false negatives away."""
+    places = torch.arange(len(query))
+    false = (ids[:, None] == ids) & (places[:, None] != places)
+    pushed = (query @ key.T / temperature * false).sum() / len(query)
+    return masked(query, key, ids, temperature) + pushed - pushed.detach()
+
+
 def not_masked(query: Tensor, key: Tensor, ids: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(query @ key.T / temperature, torch.arange(len(query)))
 

@@ -124,9 +124,10 @@ def momentum(
         label = torch.eye(len(image), dtype=image.dtype, device=image.device)
         of_images = alpha * soft.softmax(1) + (1 - alpha) * label
         of_texts = alpha * soft.T.softmax(1) + (1 - alpha) * label
-    logits = image @ text.T / temperature
-    total = -(of_images * logits.log_softmax(1)).sum(1).mean()
-    return (total - (of_texts * logits.T.log_softmax(1)).sum(1).mean()) / 2
+    to_texts = image @ text_momentum.T / temperature
+    to_images = text @ image_momentum.T / temperature
+    total = -(of_images * to_texts.log_softmax(1)).sum(1).mean()
+    return (total - (of_texts * to_images.log_softmax(1)).sum(1).mean()) / 2
 
 
 def momentum_by_parts(
@@ -138,11 +139,12 @@ def momentum_by_parts(
     alpha: float,
 ) -> Tensor:
     """The labels' part and the momentum model's, apart."""
-    logits = image @ text.T / temperature
+    to_texts = image @ text_momentum.T / temperature
+    to_images = text @ image_momentum.T / temperature
     soft = (image_momentum @ text_momentum.T / temperature).detach()
     places = torch.arange(len(image), device=image.device)
-    hard = F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)
-    teacher = F.cross_entropy(logits, soft.softmax(1)) + F.cross_entropy(logits.T, soft.T.softmax(1))
+    hard = F.cross_entropy(to_texts, places) + F.cross_entropy(to_images, places)
+    teacher = F.cross_entropy(to_texts, soft.softmax(1)) + F.cross_entropy(to_images, soft.T.softmax(1))
     return ((1 - alpha) * hard + alpha * teacher) / 2
 
 
@@ -167,9 +169,10 @@ def targets_transposed(
 ) -> Tensor:
     soft = (image_momentum @ text_momentum.T / temperature).detach().softmax(1)
     targets = alpha * soft + (1 - alpha) * torch.eye(len(image), dtype=image.dtype)
-    logits = image @ text.T / temperature
-    total = -(targets * logits.log_softmax(1)).sum(1).mean()
-    return (total - (targets.T * logits.T.log_softmax(1)).sum(1).mean()) / 2
+    to_texts = image @ text_momentum.T / temperature
+    to_images = text @ image_momentum.T / temperature
+    total = -(targets * to_texts.log_softmax(1)).sum(1).mean()
+    return (total - (targets.T * to_images.log_softmax(1)).sum(1).mean()) / 2
 
 
 def momentum_at_one(
@@ -180,7 +183,12 @@ def momentum_at_one(
     temperature: float,
     alpha: float,
 ) -> Tensor:
-    return momentum(image, text, temperature * image_momentum, text_momentum, temperature, alpha)
+    soft = (image_momentum @ text_momentum.T).detach()
+    label = torch.eye(len(image), dtype=image.dtype)
+    of_images, of_texts = (alpha * one.softmax(1) + (1 - alpha) * label for one in (soft, soft.T))
+    to_texts = image @ text_momentum.T / temperature
+    to_images = text @ image_momentum.T / temperature
+    return (F.cross_entropy(to_texts, of_images) + F.cross_entropy(to_images, of_texts)) / 2
 
 
 def of_itself(
@@ -192,6 +200,21 @@ def of_itself(
     alpha: float,
 ) -> Tensor:
     return momentum(image, text, image, text, temperature, alpha)
+
+
+def among_own_keys(
+    image: Tensor,
+    text: Tensor,
+    image_momentum: Tensor,
+    text_momentum: Tensor,
+    temperature: float,
+    alpha: float,
+) -> Tensor:
+    logits = image @ text.T / temperature
+    soft = (image_momentum @ text_momentum.T / temperature).detach()
+    label = torch.eye(len(image), dtype=image.dtype)
+    of_images, of_texts = (alpha * one.softmax(1) + (1 - alpha) * label for one in (soft, soft.T))
+    return (F.cross_entropy(logits, of_images) + F.cross_entropy(logits.T, of_texts)) / 2
 
 
 def not_halved(
