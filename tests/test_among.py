@@ -77,6 +77,21 @@ def test_a_loss_that_both_kinds_of_ranks_run_alike_is_verified_in_both() -> None
     assert {check.world.kind for check in _checks(subject)} == {"simulated", "processes"}
 
 
+@pytest.mark.parametrize("name", ["GathersLater", "GathersLargeBatches"])
+def test_a_loss_whose_first_call_does_not_gather_is_verified_among_ranks(name: str) -> None:
+    asked = _checks(_looked_at(name))
+    assert {check.world.kind for check in asked} == {"simulated", "processes"}
+    assert {verify(check, 2 * CASES).verdict for check in asked} == {"falsified"}
+
+
+def test_ranks_that_are_right_show_which_flags_are_meant() -> None:
+    """Labels begin at 0 on every rank: on the first they are right, and its loss is that of its own rows."""
+    subject = _looked_at("LabelsFromZero")
+    assert dict(subject.options) == {"local_loss": True, "gather_with_grad": True}
+    terms = next(check for check in _checks(subject) if check.law.name == LAWS[0])
+    assert verify(terms, CASES).reason.startswith("Falsified: rank 1, contrastive_loss: ")
+
+
 def test_a_batch_of_one_row_may_be_refused() -> None:
     subject = _looked_at("refuses_one_pair")
     assert subject.least == 2

@@ -322,14 +322,46 @@ class WithGradient(torch.autograd.Function):
 class LocalRows(nn.Module):
     """Own images against all texts and the other way round, as local_loss and gather_with_grad do."""
 
+    def gathers(self, rows: int) -> bool:
+        return dist.is_initialized() and dist.get_world_size() > 1
+
+    def first(self, rows: int) -> int:
+        return dist.get_rank() * rows
+
     def forward(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
         start, images, texts = 0, image_embeds, text_embeds
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if self.gathers(len(image_embeds)):
             images, texts = WithGradient.apply(image_embeds), WithGradient.apply(text_embeds)
-            start = dist.get_rank() * len(image_embeds)
+            start = self.first(len(image_embeds))
         labels = torch.arange(len(image_embeds)) + start
         per_image = F.cross_entropy(logit_scale * image_embeds @ texts.T, labels)
         return (per_image + F.cross_entropy(logit_scale * text_embeds @ images.T, labels)) / 2
+
+
+class LabelsFromZero(LocalRows):
+    """Wrong on all ranks but the first."""
+
+    def first(self, rows: int) -> int:
+        return 0
+
+
+class GathersLater(LabelsFromZero):
+    """The first call's negatives are local."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def gathers(self, rows: int) -> bool:
+        self.calls += 1
+        return self.calls > 1 and super().gathers(rows)
+
+
+class GathersLargeBatches(LabelsFromZero):
+    """Few rows are not worth a gather."""
+
+    def gathers(self, rows: int) -> bool:
+        return rows >= 4 and super().gathers(rows)
 
 
 class UnusualName(nn.Module):

@@ -208,7 +208,10 @@ def same_bits(reference: Reference, rank: int, note: str, observed: Outcome, exp
 
 
 def leaves_no_trace(bench: Bench, reference: Reference) -> float:
-    """A call leaves the process as it was, prints nothing, and keeps nothing alive."""
+    """A call leaves the process as it was, prints nothing, and keeps nothing alive.
+
+    No object has a parameter in common with another: to train one would move the other.
+    """
     # what a loss holds itself may begin at random
     holds = bool(bench.contract.holds or bench.subject.form.parameters)
     leaves = partial(leave_behind, seed=reference.case.seed, built=holds)

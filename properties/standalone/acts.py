@@ -505,7 +505,18 @@ def leave_behind(calls: list[Call], seed: int = 0, built: bool = False) -> list[
             backward(calls[0], terms)
         return given
 
-    return traces(again, seed)
+    return [*traces(again, seed), *shared(calls[0].build(), calls[0].build())]
+
+
+def shared(one: Any, other: Any) -> list[str]:
+    """Return, in words, the parameters that two objects have in common: to train one moves the other."""
+    if not isinstance(one, torch.nn.Module):
+        return []
+    owned = {id(value) for value in other.parameters()}
+    return [
+        f"is of an object that has its parameter {name} in common with every other"
+        for name, value in one.named_parameters() if id(value) in owned
+    ]  # fmt: skip
 
 
 class Warm(NamedTuple):

@@ -1,5 +1,6 @@
 """What a target does among two ranks: whether it communicates, with which flags, and in which worlds."""
 
+import contextlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from ..laws.gradients import compare_gradients
 from ..laws.values import compare_terms
 from ..reference import reference
 from ..running import perform
-from ..standalone.acts import Outcome, run_each
+from ..standalone.acts import Outcome, run_each, run_used_and_fresh
 from ..subjects import Subject
 from ..worlds import OutOfTime, WorldError
 from ..worlds.specs import WorldSpec
@@ -28,6 +29,8 @@ STOPS_PROCESSES = ("raised", "deadlock", "early_exit")
 """What a simulated run finds that would not let processes return."""
 REFUSES = re.compile(r"NotImplementedError: simulated world: (.*)|\w+: (.*(?:ProcessGroupGloo|with Gloo).*)")
 """The line of a traceback that says what a world does not do."""
+MANY = 16
+"""Rows of a rank beside which those of the first cases are few."""
 SHORT = 0.25
 """The patience for processes where simulated ranks did not return."""
 
@@ -50,12 +53,14 @@ def among_ranks(
 ) -> Subject:
     """Return a subject with what two ranks show, as processes over gloo and as simulated ranks.
 
-    A loss whose simulated ranks send nothing, and give what processes give, does not gather. One whose
+    A loss whose simulated ranks send nothing, in a second and larger call neither, and give what processes
+    give, does not gather. One whose
     simulated ranks give something else keeps state of its process, which they share: it is verified in
     processes alone. So is one that asks for an operation that simulated ranks do not have.
 
     A flag that is neither taken by the constructor nor stated is the one with which values and gradients are
-    the oracle's, else values alone; where the convention is exact, one that keeps the mean over ranks.
+    the oracle's, else values alone, else values of the most ranks; where the convention is exact, one that
+    keeps the mean over ranks.
 
     Args:
         subject: what to run.
@@ -80,22 +85,33 @@ def among_ranks(
     elif processes.refused and len(simulated.outcomes) == len(cases) and not subject.strict:
         why = f"gloo refuses what it asks for ({processes.refused})"
         subject = replace(subject, excluded=(("processes", why), ("torchrun", why)))
-    elif simulated.outcomes and not simulated.communicates:
+    elif simulated.outcomes and not simulated.communicates and not _sends_later(subject, contract, case):
         return replace(subject, gathers=False)
     free = [name for name in FLAGS if name in contract.assumed and name not in {*taken, *dict(asked.options)}]
     if not free or len(seen) < len(cases):
         return subject
     outcomes = dict(zip(("drawn", "ones"), seen, strict=True))
     assumed = tuple(contract.assumed[name] for name in free)
+    choices: list[dict[str, bool]] = []
+    for values in dict.fromkeys([assumed, *itertools.product((False, True), repeat=len(free))]):
+        flags = dict(zip(free, values, strict=True))
+        if subject.conventions != ("exact",) or contract.obeys_mean(_flagged(case, flags)):
+            choices.append(flags)
     for cotangents, gradients in (("drawn", True), ("ones", True), ("ones", False)):
-        for values in [assumed, *itertools.product((False, True), repeat=len(free))]:
-            flags = dict(zip(free, values, strict=True))
-            options = tuple((dict(case.options) | flags).items())
-            flagged = replace(case, options=options, cotangents=cotangents)
-            kept = subject.conventions != ("exact",) or contract.obeys_mean(flagged)
-            if kept and _equals(contract, flagged, outcomes[cotangents], gradients):
+        for flags in choices:
+            flagged = replace(_flagged(case, flags), cotangents=cotangents)
+            if _equals(contract, flagged, outcomes[cotangents], gradients):
                 return replace(subject, options=tuple((dict(subject.options) | flags).items()))
-    return subject
+    # rank 0 of a loss whose labels begin at 0 on every rank shows what it means to be
+    fits = [_fitting(contract, _flagged(cases[0], flags), outcomes["drawn"]) for flags in choices]
+    if not any(fits):
+        return subject
+    flags = choices[fits.index(max(fits))]
+    return replace(subject, options=tuple((dict(subject.options) | flags).items()))
+
+
+def _flagged(case: Case, flags: dict[str, bool]) -> Case:
+    return replace(case, options=tuple((dict(case.options) | flags).items()))
 
 
 def _run(
@@ -114,6 +130,15 @@ def _run(
         outcomes.append([first for (first,) in ran])
         communicates = communicates or bool(getattr(world, "traffic", {}))
     return Ran(tuple(outcomes), communicates)
+
+
+def _sends_later(subject: Subject, contract: Contract, case: Case) -> bool:
+    """Whether simulated ranks send something in the second call of one object, with more rows."""
+    world = subject.worlds().open(WorldSpec("simulated", (2,), case.device), size=2)
+    steps = [Step(case), Step(replace(case, rows=(MANY, MANY)))]
+    with contextlib.suppress(WorldError, OutOfTime):
+        world.run(perform, subject, contract, run_used_and_fresh, steps)
+    return bool(getattr(world, "traffic", {}))
 
 
 def run_processes(subject: Subject, contract: Contract, cases: Sequence[Case], patience: float) -> Ran:
@@ -166,6 +191,16 @@ def _near(one: Array | None, other: Array | None, bound: Array) -> bool:
     except Falsified:
         return False
     return True
+
+
+def _fitting(contract: Contract, case: Case, outcomes: list[Outcome]) -> int:
+    """Return on how many ranks the values are the oracle's."""
+    expected = reference(contract, Example(case))
+    everyone = zip(outcomes, expected.terms, expected.bounds.terms, strict=True)
+    return sum(
+        all(_near(own.terms.get(name), right[name], bound[name] * expected.slack) for name in right)
+        for own, right, bound in everyone
+    )
 
 
 def _equals(contract: Contract, case: Case, outcomes: list[Outcome], gradients: bool) -> bool:

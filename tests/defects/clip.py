@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
@@ -860,6 +860,18 @@ class _Traces(Clip):
 class KeepsGraph(_Traces):
     def leave(self, logits: Tensor, loss: Tensor) -> None:
         self.history = [*getattr(self, "history", []), loss]
+
+
+GAIN = nn.Parameter(torch.ones(()))
+
+
+class SharesParameter(Clip):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.gain = GAIN
+
+    def contrastive(self, per_image: Tensor, per_text: Tensor, rows: list[int]) -> Tensor:
+        return super().contrastive(per_image, per_text, rows) * self.gain
 
 
 class KeepsFeatures(Clip):

@@ -250,6 +250,7 @@ DEFECTS = [
     Planted("clip", "CompiledNarrow", "compiled, half-precision logits are not widened", "", (NARROWED,), "proc:2", even=True),
     Planted("clip", "CompiledHalved", "compiled, the loss is halved", "", (COMPILED,)),
     Planted("clip", "KeepsGraph", "every call's graph is kept", f"{SENTENCE}/pull/3114", (TRACE,)),
+    Planted("clip", "SharesParameter", "every object has the same parameter", "", (TRACE,)),
     Planted("clip", "KeepsFeatures", "the last features are kept", "", (TRACE,)),
     Planted("clip", "SetsDefaultDtype", "the default dtype is set", "", (TRACE,)),
     Planted("clip", "LeavesGradientsOff", "gradients stay switched off", f"{LIGER}/commit/4a1677b8", (TRACE,)),
