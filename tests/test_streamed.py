@@ -331,6 +331,26 @@ def test_second_derivatives_may_be_asked_for_under_autocast(kind):
     assert all(value.isfinite().all() for value in found)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_changes_no_bit(kind, dtype):
+    inputs = batch(kind, rows=9, dtype=torch.float32)
+    loss = make(kind, implementation="streamed", tile_size=2)
+    expected = results(loss, inputs)
+    with torch.autocast("cpu", dtype):
+        found = results(loss, inputs)
+    assert [value.dtype for value in found] == [other.dtype for other in expected]
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_gradient_of_the_scale_that_float16_does_not_hold_is_finite_under_autocast():
+    # every image is near all texts, and the sum over pairs is divided by the rows after it was taken
+    features, scale = torch.full((512, 1), 1.0), torch.tensor(3.0, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        SigLipLoss(implementation="streamed")(features, features, scale).backward()
+    assert scale.grad.isfinite()
+
+
 def test_the_same_bits_every_time():
     check_same_bits("streamed")
 
