@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.helpers import Products, close, gradient_magnitude, operations, tensors_made
-from tests.test_losses import CLASSES, KINDS, batch, make
+from tests.test_losses import CLASSES, KINDS, WEIGHTS, batch, make
 from verified_losses import (
     ClipLoss,
     CoCaLoss,
@@ -416,6 +416,21 @@ def test_explanations_say_what_is_taken(kind, monkeypatch):
     )
     asked = make(kind, implementation="dense").explain(30_000, 512, torch.float32, "cpu")
     assert asked.startswith("dense: as asked for; beyond its arguments it saves at most ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explanations_say_that_overridden_methods_are_given_all_logits(kind):
+    weights = {name: 1.0 for name in WEIGHTS if kind == "coca"}
+    for methods in (["get_logits"], ["get_ground_truth"], ["get_logits", "get_ground_truth"]):
+        own = type("Own", (CLASSES[kind],), {name: lambda *_: None for name in methods})
+        told = own(**weights, implementation="streamed").explain(30, 3, torch.float64, "cpu")
+        stated = own(**weights, implementation="dense").explain(30, 3, torch.float64, "cpu")
+        assert told.startswith(f"dense: with {' and '.join(methods)} overridden, all logits are made; ")
+        assert told == stated
+    loss = DistillClipLoss(implementation="streamed")
+    loss.dist_loss = lambda *_: None
+    told = loss.explain(30, 3, torch.float64, "cpu")
+    assert told.startswith("dense: with dist_loss overridden, all logits are made; ")
 
 
 @pytest.mark.parametrize("kind", KINDS)
