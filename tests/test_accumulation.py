@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.defects.accumulation import DEFECTS, ReducesEveryTime, Step
 from tests.helpers import close
-from verified_losses import ClipLoss, CoCaLoss, SigLipLoss, accumulate
+from verified_losses import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss, accumulate
 from verified_losses.properties.worlds.processes import shared_world
 
 WIDTH = 4
@@ -195,8 +195,9 @@ class Captioner(nn.Module):
 SHARED = ("logit_scale", "vocabulary_weight", "vocabulary_bias")
 
 
+@pytest.mark.parametrize("named", [{}, {"shared": SHARED}])
 @pytest.mark.parametrize("output_dict", [False, True])
-def test_all_terms_count_and_what_is_shared_may_be_named(output_dict):
+def test_all_terms_count_and_what_is_shared_may_be_named(output_dict, named):
     batch = parts_of((4,))[0][0]
     whole, model = Captioner(), Captioner()
     loss = CoCaLoss(2.0, 1.0)
@@ -206,7 +207,7 @@ def test_all_terms_count_and_what_is_shared_may_be_named(output_dict):
     def of_parts(**given):
         return loss(**given, output_dict=output_dict)
 
-    found = accumulate(model, of_parts, [batch[:1], batch[1:]], shared=SHARED)
+    found = accumulate(model, of_parts, [batch[:1], batch[1:]], **named)
     assert type(found) is (dict if output_dict else tuple)
     values = list(found.values()) if output_dict else found
     assert not any(value.requires_grad for value in values)
@@ -214,6 +215,63 @@ def test_all_terms_count_and_what_is_shared_may_be_named(output_dict):
         close(value.item(), other.item(), 64, 64)
     for one, other in zip(model.parameters(), whole.parameters(), strict=True):
         close(one.grad.numpy(), other.grad.numpy(), 256, 64)
+
+
+def test_a_teacher_and_its_scalars_are_those_of_the_whole_batch():
+    batch, tower = parts_of((4,))[0][0], nn.Linear(3, 3).double()
+    scale, bias = (torch.tensor(value, dtype=torch.float64) for value in (2.0, -1.0))
+
+    def model(rows):
+        features = tower(rows)
+        return {
+            "image_features": features, "text_features": rows, "logit_scale": scale, "logit_bias": bias,
+            "dist_image_features": rows, "dist_text_features": rows.flip(1), "dist_logit_scale": scale,
+            "dist_logit_bias": bias,
+        }  # fmt: skip
+
+    found = accumulate(model, DistillClipLoss(), [batch[:1], batch[1:]])
+    expected = DistillClipLoss()(**model(batch))
+    for value, other in zip(found, expected, strict=True):
+        close(value.item(), other.item(), 64, 64)
+
+
+def test_what_has_no_rows_is_named():
+    def model(batch):
+        return {"rows": tower(batch), "factor": torch.tensor(2.0)}
+
+    tower, batches = nn.Linear(3, 3).double(), [first for first, _ in parts_of((1, 2))]
+    message = (
+        "factor: expected rows of each micro-batch, or 'factor' in shared, got a tensor of no dimensions"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        accumulate(model, lambda rows, factor: (factor * rows).sum(), batches)
+
+
+def test_one_memory_of_two_micro_batches_is_named():
+    head, batches = nn.Linear(3, 3).double(), [first for first, _ in parts_of((1, 2))]
+
+    def loss(rows, weight):
+        return (rows @ weight.T).square().sum()
+
+    for weight in (head.weight, head.weight.T):
+        message = (
+            "weight: expected rows of each micro-batch, or 'weight' in shared, got the same memory for two"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            accumulate(lambda batch, own=weight: {"rows": batch, "weight": own}, loss, batches)
+    value = accumulate(lambda batch: {"rows": batch, "weight": head.weight}, loss, batches, shared=["weight"])
+    assert value == loss(torch.cat(batches), head.weight)
+
+
+@pytest.mark.parametrize("make", [lambda rows: rows, lambda rows: (rows,), lambda rows: {"batch": rows}])
+def test_one_tensor_may_be_in_two_micro_batches(make):
+    tower, rows = nn.Linear(3, 3).double(), torch.eye(3, dtype=torch.float64)
+    for own in (rows, rows[:0], rows.to_sparse()):
+        accumulate(
+            lambda batch: {"image_features": tower(rows), "text_features": batch.to_dense()},
+            lambda image_features, text_features: image_features.sum() + text_features.sum(),
+            [make(own), make(own)],
+        )
 
 
 def test_batches_may_be_tuples_dicts_tensors_or_objects():

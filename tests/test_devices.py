@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, Phase, given, settings
+from torch.utils._pytree import tree_leaves
 
 from verified_losses import neighbour_exchange_bidir
 from verified_losses.properties import NotCertified, certify, devices
@@ -57,6 +58,7 @@ from verified_losses.properties.worlds.specs import Worlds, parse, placed
 
 from . import standin
 from .children import started
+from .test_losses import batch, make
 
 LIMIT_SECONDS = 240
 HERE = "standin:0"
@@ -314,6 +316,29 @@ def test_shipped_losses_hold(device: str, check: Check) -> None:
     finding = verify(replace(check, world=replace(check.world, device=device)), 2, 1)
     assert finding.verdict == "holds", f"{finding.reason}\n{finding.counterexample}"
     assert {case.device for case in finding.cases} == {device}
+
+
+def step_by_tiles(rank: int, size: int, kind: str, device: str, scalars: str) -> list[Any]:
+    """Return the values of a step and the gradients of features; scalars are numbers, or on a device."""
+    inputs: dict[str, Any] = {}
+    for name, value in batch(kind, rank).items():
+        own = value.detach().to(device if value.ndim else scalars.replace("number", "cpu"))
+        inputs[name] = own.item() if scalars == "number" and not own.ndim else own.requires_grad_()
+    loss = make(kind, rank, size, implementation="streamed", gather_with_grad=True)
+    values = tree_leaves(loss(**inputs))
+    sum(values).backward()
+    gradients = [inputs[name].grad for name in ("image_features", "text_features")]
+    assert {str(one.device) for one in (*values, *gradients)} == {device}
+    return [one.tolist() for one in (*values, *gradients)]
+
+
+@pytest.mark.parametrize("kind", ["clip", "distill"])
+@pytest.mark.parametrize("scalars", ["number", "cpu"])
+def test_scales_of_ranks_may_be_numbers_or_stay_on_the_cpu(kind: str, scalars: str, device: str) -> None:
+    found, expected = (
+        SimulatedWorld(2).run(step_by_tiles, kind, device, place) for place in (scalars, device)
+    )
+    assert found == expected
 
 
 @pytest.mark.parametrize("world", ["1", "sim:2-3"])

@@ -165,6 +165,23 @@ def test_products_are_those_of_autocast(kind, monkeypatch, kernels):
         assert error <= 8 * torch.finfo(torch.bfloat16).eps * exact[name].grad.abs().max()
 
 
+@pytest.mark.parametrize("loss", [ClipLoss, SigLipLoss])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_rounds_features_and_no_sum(loss, dtype, kernels):
+    given = batch("clip", rows=20, dtype=torch.float32)
+
+    def gradients(autocast):
+        halves = {
+            name: value.detach().to(dtype) for name, value in given.items() if name.endswith("_features")
+        }
+        inputs = given if autocast else given | halves
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            value = loss(implementation="triton", tile_size=2)(**inputs)
+            return value, *torch.autograd.grad(value, inputs["logit_scale"])
+
+    assert all(map(torch.equal, gradients(True), gradients(False)))
+
+
 def test_a_product_of_half_precision_is_wide_on_a_gpu_too(kernels):
     matrix, other = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((3, 4), (4, 5)))
     found = kernels._wide_product(matrix, other, torch.float32)

@@ -552,6 +552,145 @@ def test_logits_and_labels_of_a_subclass_are_those_of_its_rank(method, rows, loc
         close(value, expected, 8, 8)
 
 
+def smoothed(logits, labels):
+    return F.cross_entropy(logits, labels, ignore_index=0, label_smoothing=0.5)
+
+
+def derived(loss):
+    """Return a class whose own method open_clip's forward calls."""
+
+    class Derived(loss):
+        def get_ground_truth(self, *arguments, **named):
+            signs = super().get_ground_truth(*arguments, **named)
+            if loss.__name__ == "SigLipLoss":
+                signs[0, 1] = 1.0  # a text is the partner of two images
+            return signs
+
+        def dist_loss(self, teacher_logits, student_logits):
+            return (teacher_logits - student_logits).square().mean()
+
+        def caption_loss(self, logits, labels):
+            return smoothed(logits, labels)
+
+    return Derived
+
+
+@pytest.mark.parametrize("implementation", ["dense", "streamed"])
+@pytest.mark.parametrize("kind", ["coca", "distill", "siglip"])
+def test_methods_that_open_clip_calls_of_a_subclass_are_called(open_clip_loss, kind, implementation):
+    given = {"coca": WEIGHTS}.get(kind, {})
+    theirs = derived(getattr(open_clip_loss, CLASSES[kind].__name__))(**given)
+    ours = derived(CLASSES[kind])(**given, implementation=implementation)
+    found, expected = (
+        step(
+            loss,
+            {name: v for name, v in batch(kind, rows=3).items() if kind == "siglip" or "bias" not in name},
+        )
+        for loss in (ours, theirs)
+    )
+    teacher = 3 if kind == "distill" else 0  # which has no gradient here
+    assert [one is None for one in found] == [False] * (len(found) - teacher) + [True] * teacher
+    for value, other in zip(found, expected, strict=True):
+        if value is not None:
+            close(value, other, gradient_magnitude((3,)), operations((3,)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "own"),
+    [
+        ("coca", "caption_loss", nn.CrossEntropyLoss(ignore_index=0, label_smoothing=0.5)),
+        ("coca", "caption_loss", smoothed),
+        ("distill", "dist_loss", lambda teacher, student: (teacher - student).square().mean()),
+    ],
+)
+def test_what_an_object_has_in_place_of_a_method_is_called(kind, name, own):
+    given = {"coca": WEIGHTS}.get(kind, {})
+    loss = CLASSES[kind](**given)
+    setattr(loss, name, own)
+    assert same(step(loss, batch(kind)), step(derived(CLASSES[kind])(**given), batch(kind)))
+
+
+def test_hidden_states_reach_a_caption_loss_as_logits():
+    inputs = batch("coca") | {"logits": None}
+    weight, bias = torch.arange(6, dtype=torch.float64).view(3, 2), torch.ones(3, dtype=torch.float64)
+    hidden = torch.linspace(0, 1, 8, dtype=torch.float64).view(2, 2, 2)
+    loss = CoCaLoss(2.0, 1.0)
+    loss.caption_loss = smoothed
+    given = {"hidden_states": hidden, "vocabulary_weight": weight, "vocabulary_bias": bias}
+    _, found = loss(**inputs, **given)
+    _, expected = loss(**inputs | {"logits": F.linear(hidden, weight, bias)})
+    assert found == expected
+
+
+@pytest.mark.parametrize("option", ["label_smoothing", "z_loss"])
+def test_options_that_a_caption_loss_would_ignore_are_named(option):
+    loss = CoCaLoss(2.0, 1.0, **{option: 0.5})
+    loss.caption_loss = smoothed
+    with pytest.raises(ValueError, match=f"^{option}: expected 0 where caption_loss is overridden, got 0.5$"):
+        loss(**batch("coca"))
+
+
+def by_another_way(kind):
+    """Return a loss whose own methods give the same numbers."""
+
+    class Own(CLASSES[kind]):
+        pass
+
+    if kind == "siglip":
+        Own.get_ground_truth = lambda self, *given: SigLipLoss.get_ground_truth(self, *given)
+    if kind == "distill":
+        Own.dist_loss = lambda self, *given: DistillClipLoss.dist_loss(self, *given)
+    if kind == "coca":
+        Own.caption_loss = lambda self, logits, labels: F.cross_entropy(logits, labels, ignore_index=0)
+    return Own
+
+
+@pytest.mark.parametrize("rows", [(3,), (3, 0, 2), (1, 3)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("coca", {"gather_with_grad": True}),
+        ("distill", {"gather_with_grad": True}),
+        ("distill", {"gather_with_grad": True, "local_loss": True}),
+        *(("siglip", {"dist_impl": dist_impl}) for dist_impl in DIST_IMPLS),
+        ("siglip", {"chunk_size": 2}),
+    ],
+)
+def test_methods_of_a_subclass_are_weighed_as_those_of_the_loss(kind, options, rows):
+    given = options | {"coca": WEIGHTS}.get(kind, {})
+
+    def steps(rank, size):
+        place = {"rank": rank, "world_size": size}
+        return [
+            step(loss(**given, **place), batch(kind, rank, rows[rank]))
+            for loss in (by_another_way(kind), CLASSES[kind])
+        ]
+
+    for found, expected in SimulatedWorld(len(rows), copies=False).run(steps):
+        for value, other in zip(found, expected, strict=True):
+            assert (value is None) == (other is None)
+            if value is not None:
+                close(value, other, gradient_magnitude(rows), operations(rows))
+
+
+def test_captions_of_padding_alone_reach_no_caption_loss():
+    inputs = batch("coca") | {"labels": torch.zeros(2, 2, dtype=torch.int64)}
+    loss = CoCaLoss(2.0, 1.0)
+    loss.caption_loss = smoothed  # of no tokens it is NaN
+    _, found = loss(**inputs)
+    found.backward()
+    assert found == 0
+    assert inputs["logits"].grad.eq(0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph_holds_the_methods_of_a_subclass(kind):
+    torch._dynamo.reset()
+    loss = by_another_way(kind)(**{"coca": WEIGHTS}.get(kind, {}))
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    assert all(map(torch.equal, tree_leaves(compiled(**batch(kind))), tree_leaves(loss(**batch(kind)))))
+
+
 def test_labels_made_under_inference_mode_serve_a_later_backward():
     loss = ClipLoss(cache_labels=True)
     with torch.inference_mode():

@@ -187,7 +187,7 @@ def test_a_loss_states_the_memory_of_the_form_that_it_takes(kind, dtype, monkeyp
             tile = (size, size) if size else tiles.TILE
             stated = memory.of_pairs(form, kind, n, d, dtype, tile, e)
             assert make(kind, implementation=form, tile_size=size).stated_memory(**inputs) == stated
-    for method in ("get_logits", "get_ground_truth"):
+    for method in ("get_logits", "get_ground_truth", *(["dist_loss"] if kind == "distill" else [])):
         own = type("Own", (CLASSES[kind],), {method: lambda *_: None})
         found = own(implementation="streamed").stated_memory(**inputs)
         assert found == memory.of_pairs("dense", kind, n, d, dtype, tiles.TILE, e)
@@ -271,6 +271,21 @@ def test_captions_state_the_memory_of_the_form_that_they_take(size, dtype, monke
     check("auto", False, 1)
     monkeypatch.setattr("verified_losses.implementations.ELEMENTS", n * length * words)
     check("auto", True, 1)
+
+
+def test_a_caption_loss_of_ones_own_takes_the_memory_of_all_logits():
+    n, length, words, width = 4, 3, 5, 2
+    features, weight = torch.zeros(n, 2), torch.zeros(words, width)
+    loss, pairs = (make(kind, implementation="streamed") for kind in ("coca", "clip"))
+    loss.caption_loss = torch.nn.CrossEntropyLoss()
+    contrastive = pairs.stated_memory(image_features=features)
+    found = loss.stated_memory(image_features=features, logits=torch.zeros(n, length, words))
+    stated = memory.of_logits(False, n * length, words, captions.CHUNK, torch.float32)
+    assert found == contrastive.plus(stated)
+    given = {"hidden_states": torch.zeros(n, length, width), "vocabulary_weight": weight}
+    found = loss.stated_memory(image_features=features, **given)
+    stated = memory.of_hidden(False, n * length, words, width, captions.CHUNK, torch.float32)
+    assert found == contrastive.plus(stated)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.helpers import Products, close, gradient_magnitude, operations, tensors_made
-from tests.test_losses import CLASSES, KINDS, batch, make
+from tests.test_losses import CLASSES, KINDS, WEIGHTS, batch, make
 from verified_losses import (
     ClipLoss,
     CoCaLoss,
@@ -331,6 +331,26 @@ def test_second_derivatives_may_be_asked_for_under_autocast(kind):
     assert all(value.isfinite().all() for value in found)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_changes_no_bit(kind, dtype):
+    inputs = batch(kind, rows=9, dtype=torch.float32)
+    loss = make(kind, implementation="streamed", tile_size=2)
+    expected = results(loss, inputs)
+    with torch.autocast("cpu", dtype):
+        found = results(loss, inputs)
+    assert [value.dtype for value in found] == [other.dtype for other in expected]
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_gradient_of_the_scale_that_float16_does_not_hold_is_finite_under_autocast():
+    # every image is near all texts, and the sum over pairs is divided by the rows after it was taken
+    features, scale = torch.full((512, 1), 1.0), torch.tensor(3.0, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        SigLipLoss(implementation="streamed")(features, features, scale).backward()
+    assert scale.grad.isfinite()
+
+
 def test_the_same_bits_every_time():
     check_same_bits("streamed")
 
@@ -396,6 +416,21 @@ def test_explanations_say_what_is_taken(kind, monkeypatch):
     )
     asked = make(kind, implementation="dense").explain(30_000, 512, torch.float32, "cpu")
     assert asked.startswith("dense: as asked for; beyond its arguments it saves at most ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explanations_say_that_overridden_methods_are_given_all_logits(kind):
+    weights = {name: 1.0 for name in WEIGHTS if kind == "coca"}
+    for methods in (["get_logits"], ["get_ground_truth"], ["get_logits", "get_ground_truth"]):
+        own = type("Own", (CLASSES[kind],), {name: lambda *_: None for name in methods})
+        told = own(**weights, implementation="streamed").explain(30, 3, torch.float64, "cpu")
+        stated = own(**weights, implementation="dense").explain(30, 3, torch.float64, "cpu")
+        assert told.startswith(f"dense: with {' and '.join(methods)} overridden, all logits are made; ")
+        assert told == stated
+    loss = DistillClipLoss(implementation="streamed")
+    loss.dist_loss = lambda *_: None
+    told = loss.explain(30, 3, torch.float64, "cpu")
+    assert told.startswith("dense: with dist_loss overridden, all logits are made; ")
 
 
 @pytest.mark.parametrize("kind", KINDS)

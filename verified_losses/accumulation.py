@@ -10,6 +10,15 @@ from torch import Tensor, nn
 T = TypeVar("T", Tensor, tuple[Tensor, ...], dict[str, Tensor])
 States: TypeAlias = list[tuple[torch.device | None, Tensor]]
 """Of random number generators; None is the CPU."""
+SHARED = (
+    "logit_scale",
+    "logit_bias",
+    "dist_logit_scale",
+    "dist_logit_bias",
+    "vocabulary_weight",
+    "vocabulary_bias",
+)
+"""What all rows share of the arguments of this package's losses."""
 
 
 def accumulate(
@@ -17,7 +26,7 @@ def accumulate(
     loss: Callable[..., T],
     micro_batches: Sequence[Any],
     *,
-    shared: Collection[str] = ("logit_scale", "logit_bias"),
+    shared: Collection[str] = SHARED,
     scale_loss: Callable[[Tensor], Tensor] | None = None,
 ) -> T:
     """Add to `.grad` the gradients of one batch's loss, a part of the batch at a time.
@@ -49,7 +58,8 @@ def accumulate(
         loss: called with the names that the model returns; all rows are concatenated. It returns a scalar, or
             a tuple or dict of some, which are added up.
         micro_batches: the parts of the batch, at least one.
-        shared: the names of tensors that the model returns alike for every micro-batch.
+        shared: the names of tensors that the model returns alike for every micro-batch; by default the
+            scales and biases of this package's losses, and the weight and bias of a vocabulary.
         scale_loss: returns the sum of the loss's terms as backward gets it, such as the `scale` of a
             torch.amp.GradScaler.
 
@@ -58,7 +68,8 @@ def accumulate(
 
     Raises:
         TypeError: the model returns no dict.
-        ValueError: there is no micro-batch, or the model returns other names for one.
+        ValueError: there is no micro-batch; the model returns other names for one; or what is not in `shared`
+            has no dimensions, or is the same memory for two micro-batches, such as a parameter.
         RuntimeError: gradients are off.
 
     References:
@@ -84,7 +95,8 @@ def accumulate(
         raise RuntimeError("accumulate: expected gradients to be on, got torch.no_grad or inference mode")
     devices = _devices(model, micro_batches)
     outputs, states = _without_graph(model, micro_batches, devices)
-    cached = {name: _joined(name, outputs, shared) for name in outputs[0]}
+    given = {_storage(tensor) for tensor in _tensors(micro_batches)}
+    cached = {name: _joined(name, outputs, shared, given) for name in outputs[0]}
     value = loss(**cached)
     terms = _terms(value)
     total = torch.stack([term.reshape(()) for term in terms]).sum()
@@ -137,13 +149,44 @@ def _call(model: Callable[..., Mapping[str, Any]], batch: Any) -> Mapping[str, A
     return output
 
 
-def _joined(name: str, outputs: Sequence[Mapping[str, Any]], shared: Collection[str]) -> Any:
+def _joined(
+    name: str, outputs: Sequence[Mapping[str, Any]], shared: Collection[str], given: Collection[int]
+) -> Any:
     """Return an argument of the loss: a leaf that gets a gradient, where it is a floating tensor."""
     values = [output[name] for output in outputs]
     if not isinstance(values[0], Tensor):
         return values[0]
-    whole = values[0] if name in shared else torch.cat(values)
+    if name in shared:
+        whole = values[0]
+    else:
+        _check_rows(name, [value for value in values if isinstance(value, Tensor)], given)
+        whole = torch.cat(values)
     return whole.detach().requires_grad_(whole.is_floating_point())
+
+
+def _check_rows(name: str, values: Sequence[Tensor], given: Collection[int]) -> None:
+    """Raise ValueError unless each micro-batch has rows of its own.
+
+    Args:
+        name: of the argument of the loss.
+        values: of each micro-batch.
+        given: the storages of the micro-batches' tensors, of which one may be in two of them.
+    """
+    expected = f"{name}: expected rows of each micro-batch, or {name!r} in shared"
+    if any(value.ndim == 0 for value in values):
+        raise ValueError(f"{expected}, got a tensor of no dimensions")
+    own = [value for value in values if value.numel() and _storage(value) not in (0, *given)]
+    places = {(value.data_ptr(), value.shape, value.stride()) for value in own}
+    if len(places) < len(own):
+        raise ValueError(f"{expected}, got the same memory for two")
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return where a tensor's storage is; 0 if it has none, as a sparse one."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _backward(
@@ -195,14 +238,20 @@ def _no_sync(model: object) -> contextlib.AbstractContextManager[Any]:
 
 def _devices(model: object, micro_batches: Sequence[Any]) -> list[torch.device]:
     """Return the devices other than the CPU that a model and its micro-batches are on."""
-    tensors: list[Any] = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    found = dict.fromkeys(one.device for one in [*tensors, *_tensors(micro_batches)])
+    return [device for device in found if device.type not in ("cpu", "meta")]
+
+
+def _tensors(micro_batches: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors of micro-batches that are tuples, dicts or tensors."""
+    found: list[Any] = []
     for batch in micro_batches:
         if isinstance(batch, Mapping):
-            tensors += batch.values()
+            found += batch.values()
         else:
-            tensors += batch if isinstance(batch, tuple | list) else [batch]
-    found = dict.fromkeys(one.device for one in tensors if isinstance(one, Tensor))
-    return [device for device in found if device.type not in ("cpu", "meta")]
+            found += batch if isinstance(batch, tuple | list) else [batch]
+    return [one for one in found if isinstance(one, Tensor)]
 
 
 def _random_states(devices: Sequence[torch.device]) -> States:

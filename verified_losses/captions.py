@@ -9,7 +9,6 @@ those of `token_losses`.
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -261,7 +260,7 @@ def sum_linear(
         hidden, target = hidden[is_token], target[is_token]
     recorded = torch.is_grad_enabled()
     # what is taken in float32 is to stay so
-    with torch.autocast(device, enabled=False) if checks.is_autocast_on(device) else nullcontext():
+    with checks.without_autocast(device):
         total: Tensor = _OfHidden.apply(hidden, weight, bias, target, kind, chunk, recorded)
     return total
 

@@ -3,6 +3,7 @@
 import inspect
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -112,6 +113,11 @@ def is_autocast_on(device: str) -> bool:
         return torch.is_autocast_enabled(device)
     except RuntimeError:  # it has none; to ask that breaks a graph of torch 2.11
         return False
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Return a context in which tensors of a type of device are computed with in the dtypes they have."""
+    return torch.autocast(device, enabled=False) if is_autocast_on(device) else nullcontext()
 
 
 def is_in_func() -> bool:

@@ -138,7 +138,7 @@ class ClipLoss(nn.Module):
         """
         teacher = d if self._kind == "distill" else 0
         batch = self._batch(split(n, self.world_size), d, dtype, device, teacher)
-        return batch.explain(self.implementation, self.tile_size)
+        return batch.explain(self.implementation, self.tile_size, overridden=self._overridden())
 
     def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
         """Return how many bytes a call and its backward save, and take at most, on this rank.
@@ -160,10 +160,14 @@ class ClipLoss(nn.Module):
     ) -> StatedMemory:
         n, d = features.shape
         batch = self._batch(rows or (n,) * self.world_size, d, features.dtype, features.device, teacher)
-        if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
+        if self._overridden():
             return batch.memory("dense", TILE, self.rank)
         chosen = batch.choose(implementation or self.implementation, self.tile_size)
         return batch.memory(chosen.name, chosen.tile, self.rank)
+
+    def _overridden(self) -> list[str]:
+        """Return the methods of a subclass's own that are given all logits at once."""
+        return overrides(self, ClipLoss, "get_logits", "get_ground_truth")
 
     def _batch(
         self,
@@ -361,6 +365,8 @@ class ClipLoss(nn.Module):
         return (images + texts) * (self._row_weight(rows) / 2)
 
 
-def overrides(loss: nn.Module, kind: type[nn.Module], *names: str) -> bool:
-    """Return whether the class of `loss`, derived from `kind`, has methods of its own of these names."""
-    return any(getattr(type(loss), name) is not getattr(kind, name) for name in names)
+def overrides(loss: nn.Module, kind: type[nn.Module], *names: str) -> list[str]:
+    """Return which methods of these names `loss`, or its class, has in place of those of `kind`."""
+    return [
+        name for name in names if getattr(getattr(loss, name), "__func__", None) is not getattr(kind, name)
+    ]

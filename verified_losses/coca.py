@@ -1,9 +1,11 @@
 """The contrastive captioner's loss."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import captions, checks
 from .checks import Agree, Convention, Facts, Scalar
@@ -29,6 +31,10 @@ class CoCaLoss(ClipLoss):
     Over several ranks T counts the tokens of all of them (convention "open_clip": of this rank), and the mean
     over ranks of both terms, and of all gradients, equals those of one process. A batch of padding alone
     costs 0 and has zero gradient. A term of weight 0 is a constant 0, and nothing is computed for it.
+
+    As in open_clip an attribute `caption_loss`, or a method of a subclass, is called in place of the formula:
+    `caption_loss(logits, labels)`, with [b, v, t] logits, all at once. What it returns is taken for the mean
+    over this rank's tokens; where these are none it is not called. By default there is no such attribute.
 
     Labels are checked, and a wrong one is named. Compiled in one process they are not read, so that the loss
     is one graph; a label outside the vocabulary then raises torch's own error.
@@ -205,6 +211,12 @@ class CoCaLoss(ClipLoss):
             name, states = scores.check(image_features)
             counts = bool(self.caption_loss_weight)
             tokens = self._count_tokens(states, labels, scores.classes, name) if counts else 0
+            if self._own_caption_loss:
+                for option, value in (("label_smoothing", self.label_smoothing), ("z_loss", self.z_loss)):
+                    if value:
+                        raise ValueError(
+                            f"{option}: expected 0 where caption_loss is overridden, got {value}"
+                        )
             weights = f"weights {self.clip_loss_weight}, {self.caption_loss_weight}"
             if self.label_smoothing or self.z_loss:
                 weights += f", label_smoothing {self.label_smoothing}, z_loss {self.z_loss}"
@@ -236,11 +248,23 @@ class CoCaLoss(ClipLoss):
         names = ("logits", "hidden_states", "vocabulary_weight")
         logits, hidden, weight = map(inputs.get, names)
         scores = _Scores(logits, hidden, weight, None)  # what is stated has room for a bias
-        of_captions = scores.memory(self.implementation, self.tile_size)
+        form = "dense" if self._own_caption_loss else self.implementation
+        of_captions = scores.memory(form, self.tile_size)
         return self._pairs_memory(inputs["image_features"], rows).plus(of_captions)
+
+    @property
+    def _own_caption_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        own: Callable[[Tensor, Tensor], Tensor] | None = getattr(self, "caption_loss", None)
+        return own
 
     def _caption_loss(self, scores: "_Scores", labels: Tensor, tokens: list[int | Tensor]) -> Tensor:
         """Return the caption loss, unweighted, given how many tokens each rank holds."""
+        own, mine = self._own_caption_loss, tokens[self.rank]
+        if own is not None and not (isinstance(mine, int) and mine == 0):
+            mean = own(scores.all_logits().permute(0, 2, 1), labels)
+            if self.convention == "open_clip" or self.world_size == 1:
+                return mean
+            return mean * (mine * self.world_size / sum(tokens))
         if self.convention == "exact":
             weight = self.world_size / _at_least_one(sum(tokens))
         else:
@@ -310,6 +334,14 @@ class _Scores(NamedTuple):
         count, length, width = self.hidden.shape
         shape = count * length, self.classes, width, chunk or captions.CHUNK
         return of_hidden(form != "dense", *shape, self.hidden.dtype)
+
+    def all_logits(self) -> Tensor:
+        """Return the logits of all tokens."""
+        if self.logits is not None:
+            return self.logits
+        assert self.hidden is not None
+        assert self.weight is not None
+        return F.linear(self.hidden, self.weight, self.bias)
 
     def costs(
         self, labels: Tensor, kind: captions.TokenLoss, form: Implementation, chunk: int | None

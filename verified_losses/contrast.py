@@ -139,6 +139,11 @@ def sum_log_sigmoid(logits: Tensor, start: int | None) -> Tensor:
     return -F.logsigmoid(signed).sum()
 
 
+def sum_signed(logits: Tensor, signs: Tensor) -> Tensor:
+    """Sum -log sigmoid(y z) over [n, m] logits z with [n, m] signs y, in at least float32."""
+    return -F.logsigmoid(signs * widen(logits)).sum()
+
+
 def _sum_labelled(logits: Tensor, start: int) -> Tensor:
     return sum_cross_entropy(logits, torch.arange(start, start + logits.shape[0], device=logits.device))
 

@@ -187,6 +187,17 @@ class DistillClipLoss(ClipLoss):
         width = inputs["dist_image_features"].shape[1]
         return self._pairs_memory(inputs["image_features"], rows, width, form)
 
+    def _overridden(self) -> list[str]:
+        """Return the methods of a subclass's own that are given all logits at once."""
+        return super()._overridden() + overrides(self, DistillClipLoss, "dist_loss")
+
+    def _sum_dist_loss(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """Sum over rows what a subclass's own `dist_loss` is the mean of; of no rows that is 0."""
+        count = len(student_logits)
+        if not count or not overrides(self, DistillClipLoss, "dist_loss"):
+            return contrast.sum_dist_loss(teacher_logits, student_logits)
+        return self.dist_loss(teacher_logits, student_logits) * count
+
     def _implementation(self, *teacher: object) -> Implementation:
         """Return the implementation: of a teacher that learns tiles have no gradients."""
         return "dense" if self._is_taught_densely(*teacher) else self.implementation
@@ -205,10 +216,10 @@ class DistillClipLoss(ClipLoss):
             dist_scale = _constant(dist_scale)
             dist_bias = None if dist_bias is None else _constant(dist_bias)
         weight = self._row_weight(rows) / 2
-        if overrides(self, ClipLoss, "get_logits", "get_ground_truth"):
+        if self._overridden():
             logits = self.get_logits(*features, scale, bias)
             dist_logits = self.get_logits(*dist_features, dist_scale, dist_bias)
-            per_image, per_text = map(contrast.sum_dist_loss, dist_logits, logits)
+            per_image, per_text = map(self._sum_dist_loss, dist_logits, logits)
             return self._contrastive_of_logits(logits, rows), (per_image + per_text) * weight
         implementation = self._implementation(*dist_features, dist_scale, dist_bias)
         image, dist_width = features[0], dist_features[0].shape[1]

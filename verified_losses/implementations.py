@@ -76,10 +76,23 @@ class Batch(NamedTuple):
         return memory.of_gathered(form, self.kind, share, *of)
 
     def explain(
-        self, implementation: Implementation, tile_size: int | None, most_rows: int | None = None
+        self,
+        implementation: Implementation,
+        tile_size: int | None,
+        most_rows: int | None = None,
+        overridden: Sequence[str] = (),
     ) -> str:
-        """Return what is chosen, and why, and the memory that one process takes which holds all pairs."""
-        chosen = self.choose(implementation, tile_size, most_rows)
+        """Return what is chosen, and why, and the memory that one process takes which holds all pairs.
+
+        Args:
+            implementation: see `choose`.
+            tile_size: of a tile's rows and columns; None is what the implementation takes.
+            most_rows: of a tile.
+            overridden: the methods that a subclass has of its own, which are given all logits at once.
+        """
+        chosen = self.choose("dense" if overridden else implementation, tile_size, most_rows)
+        if overridden:
+            chosen = chosen._replace(why=f"with {' and '.join(overridden)} overridden, all logits are made")
         alone = self._replace(rows=[sum(self.rows)])
         return f"{chosen.name}: {chosen.why}; {alone.memory(chosen.name, chosen.tile, 0)}"
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import is_autocast_on
+from .checks import is_autocast_on, without_autocast
 from .tiles import Block, Direction, Inputs, Statistics, Tile, Tiles, partners_of
 
 ROWS, COLUMNS, WARPS = 64, 64, 8
@@ -193,10 +193,11 @@ class _Products(Tiles):
 
 def _wide_product(matrix: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a product of matrices of half precision in a wider dtype."""
-    if matrix.device.type != "cpu":
-        return torch.mm(matrix, other, out_dtype=dtype)
-    with torch.autocast("cpu", enabled=False):  # there is no such product on a CPU
-        return matrix.to(dtype) @ other.to(dtype)
+    kind = matrix.device.type
+    with without_autocast(kind):
+        if kind != "cpu":
+            return torch.mm(matrix, other, out_dtype=dtype)
+        return matrix.to(dtype) @ other.to(dtype)  # there is no such product on a CPU
 
 
 class Kernels(Block):

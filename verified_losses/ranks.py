@@ -158,7 +158,7 @@ class _Statistics(Statistics):
             ValueError: ranks hold other scales; every rank raises.
         """
         sides = self.sides
-        own = torch.stack(scales).to(self.products.dtype)
+        own = torch.stack([scale.to(self.products) for scale in scales])
         found = transport.maximum(torch.cat([*(side.maximum for side in sides), own, -own]))
         *largest, highest, lowest = found.split([len(self.products)] * len(sides) + [len(own)] * 2)
         _check_scales(highest, -lowest)

@@ -133,7 +133,7 @@ class SigLipLoss(nn.Module):
             device: where they are.
         """
         batch = Batch("siglip", split(n, self.world_size), d, dtype, device)
-        return batch.explain(self.implementation, self.tile_size, self.chunk_size)
+        return batch.explain(self.implementation, self.tile_size, self.chunk_size, self._overridden())
 
     def stated_memory(self, *, rows: Rows | None = None, **inputs: Any) -> StatedMemory:
         """Return how many bytes a call and its backward save, and take at most, on this rank.
@@ -147,10 +147,14 @@ class SigLipLoss(nn.Module):
         features = inputs["image_features"]
         n, d = features.shape
         batch = Batch("siglip", rows or (n,) * self.world_size, d, features.dtype, features.device)
-        if overrides(self, SigLipLoss, "get_logits", "get_ground_truth"):
+        if self._overridden():
             return batch.memory("dense", TILE, self.rank)
         chosen = batch.choose(self.implementation, self.tile_size, self.chunk_size)
         return batch.memory(chosen.name, chosen.tile, self.rank)
+
+    def _overridden(self) -> list[str]:
+        """Return the methods of a subclass's own that are given all logits at once."""
+        return overrides(self, SigLipLoss, "get_logits", "get_ground_truth")
 
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
@@ -159,8 +163,8 @@ class SigLipLoss(nn.Module):
 
         Args:
             device: where the labels are used.
-            dtype: that of the logits.
-            num_logits: n, how many images there are, and texts.
+            dtype: that of the logits, or float32 if that is narrower.
+            num_logits: n, how many images there are, and texts; the larger number of the two.
             negative_only: whether no text is the partner of an image.
 
         Returns:
@@ -275,19 +279,29 @@ class SigLipLoss(nn.Module):
         start: int | None,
     ) -> Tensor:
         """Sum the losses of images and one rank's texts; `start` is 0 if these are partners, else None."""
-        makes_logits = overrides(self, SigLipLoss, "get_logits")
-        if sums.name != "dense" and not makes_logits:
+        overridden = self._overridden()
+        if sums.name != "dense" and not overridden:
             return sums.sum_sigmoid(image_features, text_features, logit_scale, logit_bias, start)
+        signs = None
+        if "get_ground_truth" in overridden:
+            n, m = len(image_features), len(text_features)
+            device, dtype = image_features.device, contrast.widen(image_features).dtype
+            signs = self.get_ground_truth(device, dtype, max(n, m), start is None)[:n, :m]
         size = min(self.chunk_size or 0, len(image_features))  # a larger one may be beyond torch's integers
         chunks = image_features.split(size) if size else (image_features,)
         terms: list[Tensor] = []
+        first = 0
         for images in chunks:
-            if makes_logits:
-                logits = self.get_logits(images, text_features, logit_scale, logit_bias)
-                terms.append(contrast.sum_log_sigmoid(logits, start))
-            else:
+            if not overridden:
                 terms.append(contrast.sum_sigmoid(images, text_features, logit_scale, logit_bias, start))
-            start = None if start is None else start + images.shape[0]
+            else:
+                logits = self.get_logits(images, text_features, logit_scale, logit_bias)
+                if signs is None:
+                    terms.append(contrast.sum_log_sigmoid(logits, start))
+                else:
+                    terms.append(contrast.sum_signed(logits, signs[first : first + len(images)]))
+            start = None if start is None else start + len(images)
+            first += len(images)
         return sum(terms[1:], terms[0])
 
     def _texts(self, text_features: Tensor, rows: Rows) -> Iterator[tuple[int, Tensor]]:

@@ -3,8 +3,8 @@
 A tile is computed again in the backward, and both gradients are formed from it: 8 N^2 d operations for N
 pairs of width d (the sigmoid, whose value and gradients come from one sweep: 6 N^2 d). Exponentials are
 powers of two, which are fast on a CPU where they underflow too, of logits less a running maximum. Products
-(but those of `kernels`), statistics and sums are in float32, or float64 for float64. The order of all sums is
-fixed. Second derivatives are those of `contrast`.
+(but those of `kernels`), statistics and sums are in float32, or float64 for float64, also under autocast. The
+order of all sums is fixed. Second derivatives are those of `contrast`.
 
 Exponentials are not kept for the backward, in half precision say, which would save one product of four: on a
 CPU that took 0.82 of the time, for 2 N^2 bytes; but their 8 bits err by 2^-9 where float32 may by some 2^-20,

@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from .checks import without_autocast
+
 Tile: TypeAlias = tuple[int, int]
 """Rows and columns of a tile."""
 TILE: Tile = (256, 1024)
@@ -328,7 +330,8 @@ class Gradients:
         if self.of_anchors is not None:
             if self._scale:
                 # not from <G, logits> / scale: the scale may be 0
-                found[2] = torch.linalg.vecdot(self.tiles.anchors, self.of_anchors).sum() * grad
+                with without_autocast(self.of_anchors.device.type):
+                    found[2] = torch.linalg.vecdot(self.tiles.anchors, self.of_anchors).sum() * grad
             if self._anchors:
                 found[0] = self.of_anchors.mul_(grad * self.tiles.scale)
         return found
