@@ -186,7 +186,7 @@ class Transport:
             dist.P2POp(dist.isend, tensor.contiguous(), group=self.group, group_peer=rank)
             for tensor, rank in sends
         ] + [dist.P2POp(dist.irecv, tensor, group=self.group, group_peer=rank) for tensor, rank in landing]
-        for work in dist.batch_isend_irecv(ops):
+        for work in dist.batch_isend_irecv(ops) if ops else ():
             work.wait()
         for (tensor, _), (landed, _) in zip(receives, landing, strict=True):
             if landed is not tensor:
