@@ -26,9 +26,11 @@ def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any 
     """Send `tensor` to one rank and receive one from another, without gradient.
 
     Args:
-        from_rank: the rank to receive from, counted within `group`.
-        to_rank: the rank to send to, counted within `group`; it must receive from this one.
-        tensor: any shape of up to 8 dimensions, strides and dtype; ranks may differ in both.
+        from_rank: the rank to receive from, counted within `group`; open_clip's is counted in the world.
+        to_rank: the rank to send to, counted likewise; it must receive from this one.
+        tensor: any strides, any shape of up to 8 dimensions, and a dtype of float16, bfloat16, float32,
+            float64, uint8, int8, int16, int32, int64, bool, complex64 and complex128; ranks may differ in
+            shape and dtype.
         group: the process group; None is the default one.
 
     Returns:
@@ -62,9 +64,10 @@ def neighbour_exchange_bidir(
     Right for two ranks as well, where the left neighbour is the right one.
 
     Args:
-        left_rank: the neighbour on the left, counted within `group`.
-        right_rank: the neighbour on the right.
-        tensor_to_left: the tensor for the left neighbour; any shape, strides and dtype.
+        left_rank: the neighbour on the left, counted within `group`; open_clip's is counted in the world.
+        right_rank: the neighbour on the right, counted likewise.
+        tensor_to_left: the tensor for the left neighbour; strides, shape and dtype as in
+            `neighbour_exchange`.
         tensor_to_right: the tensor for the right neighbour.
         group: the process group; None is the default one.
 
@@ -100,9 +103,11 @@ def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, g
     does not.
 
     Args:
-        from_rank: the rank to receive from, counted within `group`.
-        to_rank: the rank to send to, counted within `group`; it must receive from this one.
-        tensor: any shape of up to 8 dimensions, strides and dtype; ranks may differ in both.
+        from_rank: the rank to receive from, counted within `group`; open_clip's is counted in the world.
+        to_rank: the rank to send to, counted likewise; it must receive from this one.
+        tensor: any strides, any shape of up to 8 dimensions, and a dtype of float16, bfloat16, float32,
+            float64, uint8, int8, int16, int32, int64, bool, complex64 and complex128; ranks may differ in
+            shape and dtype.
         group: the process group; None is the default one.
 
     Returns:
@@ -137,9 +142,10 @@ def neighbour_exchange_bidir_with_grad(
     """`neighbour_exchange_bidir`, differentiable any number of times; see `neighbour_exchange_with_grad`.
 
     Args:
-        left_rank: the neighbour on the left, counted within `group`.
-        right_rank: the neighbour on the right.
-        tensor_to_left: the tensor for the left neighbour; any shape, strides and dtype.
+        left_rank: the neighbour on the left, counted within `group`; open_clip's is counted in the world.
+        right_rank: the neighbour on the right, counted likewise.
+        tensor_to_left: the tensor for the left neighbour; strides, shape and dtype as in
+            `neighbour_exchange`.
         tensor_to_right: the tensor for the right neighbour.
         group: the process group; None is the default one.
 
