@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import checks
+from .backends import backend_of
 from .transport import Transport, eager
 
 _DTYPES = (
@@ -365,7 +366,7 @@ def _header(name: str, tensor: object) -> tuple[list[int], Exception | None]:
 def _swap_headers(call: _Call, transport: Transport) -> list[tuple[list[int], torch.dtype]]:
     """Send each receiver the shape and dtype of its tensor; return those of the tensors to come."""
     peers, wrong_rank = _peers(call.ranks, transport)
-    device = "cuda" if dist.get_backend(transport.group) == "nccl" else "cpu"
+    device = "cuda" if backend_of(transport.group, "cuda") == "nccl" else "cpu"
     wrong, good, headers = wrong_rank, [], []
     for name, tensor, to in call.sends:
         header, error = _header(name, tensor)
