@@ -55,8 +55,10 @@ class CoCaLoss(ClipLoss):
             these are fast, and 8192 elsewhere, which is not measured; of tokens what is fast on a CPU.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
-            requires_grad, which must change on all ranks at the same call; what is wrong in a later call
-            raises on its rank alone, and the others wait until their process group's timeout.
+            requires_grad; a rank that is given these again takes the other ranks to have what they had then.
+            If they have not, the loss is wrong without an error, or ranks wait: two ranks may not have 3 and
+            2 rows, then 2 and 3, then 3 and 3. What is wrong in a later call raises on its rank alone, and
+            the others wait until their process group's timeout.
             The numbers of tokens are exchanged at every call.
         label_smoothing: the share of a token's probability that all of the vocabulary have alike.
         z_loss: the factor of the square of a token's log-sum-exp.
