@@ -130,8 +130,8 @@ def token_loss(
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{option}: expected a number, got {type(value).__name__}")
         if not 0 <= value <= most or value == float("inf"):
-            limits = "in [0, 1]" if most == 1 else "of at least 0"
-            raise ValueError(f"{option}: expected a number {limits}, got {value}")
+            allowed = "a number in [0, 1]" if most == 1 else "a finite number of at least 0"
+            raise ValueError(f"{option}: expected {allowed}, got {value}")
         numbers.append(float(value))
     return TokenLoss(ignore_index, *numbers)
 

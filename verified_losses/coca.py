@@ -66,7 +66,7 @@ class CoCaLoss(ClipLoss):
     Raises:
         ValueError: `rank` is outside the world, or None without a group; `convention`, `implementation` or
             `agree` is unknown; `tile_size` is below 1; `label_smoothing` is outside [0, 1]; `z_loss` is below
-            0; or `group` is given with `use_horovod`.
+            0 or not finite; or `group` is given with `use_horovod`.
         TypeError: a weight, `label_smoothing` or `z_loss` is no number, `pad_id` no int, or `tile_size`
             neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.
