@@ -51,8 +51,9 @@ class CoCaLoss(ClipLoss):
             "streamed" holds one tile or chunk, and computes it again in the backward; so does "triton", with
             kernels for a GPU for the contrastive term; "auto" takes what is faster, or fits, as `explain`
             says of that term.
-        tile_size: rows and columns of a tile, and tokens of a chunk; None is 256 and 1024 on a CPU, where
-            these are fast, and 8192 elsewhere, which is not measured; of tokens what is fast on a CPU.
+        tile_size: rows and columns of a tile, and tokens of a chunk. None takes 256 rows and 1024 columns on
+            a CPU, which are fast there, and 8192 rows and columns elsewhere, which were not measured; of
+            tokens it takes as many as are fast on a CPU.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
             requires_grad; a rank that is given these again takes the other ranks to have what they had then.
