@@ -9,6 +9,7 @@ import torch.distributed as dist
 from tests.test_losses import KINDS, batch, make
 from tests.test_transport import over_nccl
 from verified_losses import ClipLoss, CoCaLoss
+from verified_losses.checks import AGREE
 from verified_losses.properties.worlds.processes import shared_world
 from verified_losses.properties.worlds.simulated import SimulatedWorld
 from verified_losses.transport import Transport
@@ -34,6 +35,20 @@ def test_once_is_once_for_each_shape(kind):
         # the numbers of tokens differ from batch to batch
         assert always - once == (0 if kind == "coca" else more)
         assert found == expected
+
+
+def uneven(rank, size, agree, calls):
+    loss = make("clip", rank, size, agree=agree)
+    return [loss(**batch("clip", rank, rows[rank])).item() for rows in calls]
+
+
+def test_once_takes_the_other_ranks_to_have_what_they_had():
+    # the documented rule, kept, and broken at the third call as the page of the loss says
+    for calls, wrong in (([(3, 2), (5, 5), (3, 2), (5, 5)], []), ([(3, 2), (2, 3), (3, 3)], [2])):
+        for expected, found in zip(
+            *(SimulatedWorld(2).run(uneven, agree, calls) for agree in AGREE), strict=True
+        ):
+            assert [k for k in range(len(calls)) if found[k] != expected[k]] == wrong
 
 
 def test_captions_of_weight_zero_are_agreed_on_once():

@@ -28,6 +28,8 @@ from verified_losses import (
     neighbour_exchange_with_grad,
 )
 from verified_losses.properties.worlds.processes import shared_world
+from verified_losses.properties.worlds.simulated import SimulatedWorld
+from verified_losses.transport import Transport
 
 X = torch.eye(4)
 SCALE = torch.tensor(10.0)
@@ -797,6 +799,7 @@ def test_two_ranks_with_one_number_all_raise(kind):
 
 WRONG_TENSORS = {
     "list": ([1.0], "TypeError", "list"),
+    "unsigned": (torch.zeros(2, dtype=torch.uint16), "TypeError", "torch.uint16"),
     "dtype": (X.to(torch.float8_e4m3fn), "TypeError", "torch.float8_e4m3fn"),
     "dimensions": (torch.zeros([1] * 9), "ValueError", "9"),
 }
@@ -824,11 +827,27 @@ def test_a_wrong_tensor_raises_where_it_is_sent_and_where_it_is_awaited(size, ca
     sender, receiver = 1, 2 % size
     _, kind, got = WRONG_TENSORS[case]
     assert results[sender][0][0] == kind
-    names(results[sender][0][1], "tensor", got)
+    names(results[sender][0][1], "tensor_to_right" if call in BIDIR_EXCHANGES else "tensor", got)
     assert results[receiver][0][0] == "ValueError"
     assert "rank 1 could not send its tensor" in results[receiver][0][1]
     assert all(works for _, works in results)
     assert all(results[rank][0] is None for rank in range(size) if rank not in (sender, receiver))
+
+
+def exchange_wrong_tensors(rank, size, call, case):
+    tensors = [WRONG_TENSORS[case][0]] * (2 if call in BIDIR_EXCHANGES else 1)
+    error = raised(lambda: call((rank - 1) % size, (rank + 1) % size, *tensors))
+    return error, still_works(rank, size)
+
+
+@pytest.mark.parametrize("call", EXCHANGES + BIDIR_EXCHANGES)
+@pytest.mark.parametrize("case", list(WRONG_TENSORS))
+def test_one_mistake_on_all_ranks_is_named(call, case):
+    _, kind, got = WRONG_TENSORS[case]
+    for error, works in shared_world(2).run(exchange_wrong_tensors, call, case):
+        assert error[0] == kind
+        names(error[1], "tensor_to_right" if call in BIDIR_EXCHANGES else "tensor", got)
+        assert works
 
 
 def exchange_eight_dimensions(rank, size):
@@ -868,11 +887,69 @@ def exchange_with_wrong_peer(rank, size, call, peer):
     return errors, still_works(rank, size)
 
 
+def rank_names(call):
+    return ("left_rank", "right_rank") if call in BIDIR_EXCHANGES else ("from_rank", "to_rank")
+
+
 @pytest.mark.parametrize("call", EXCHANGES + BIDIR_EXCHANGES)
 @pytest.mark.parametrize("peer", [2, -1, None, "0"])
 def test_peer_outside_the_world(call, peer):
     for errors, works in shared_world(2).run(exchange_with_wrong_peer, call, peer):
-        for kind, message in errors:
+        for name, (kind, message) in zip(rank_names(call), errors, strict=True):
             assert kind == "ValueError"
-            names(message, "neighbour rank", repr(peer))
+            names(message, name, repr(peer))
         assert works
+
+
+def exchange_with_wrong_peer_on_rank_1(rank, size, call, place, peer):
+    ranks = [(rank - 1) % size, (rank + 1) % size]
+    if rank == 1:
+        ranks[place] = peer
+    tensors = [torch.full((rank + 1,), rank)] * (2 if call in BIDIR_EXCHANGES else 1)
+    error = raised(lambda: call(*ranks, *tensors))
+    return error, still_works(rank, size)
+
+
+@pytest.mark.parametrize("call", EXCHANGES + BIDIR_EXCHANGES)
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(("size", "peer"), [(2, 7), (3, None), (4, -1)])
+def test_a_wrong_peer_raises_where_a_tensor_is_awaited(size, peer, place, call):
+    results = SimulatedWorld(size).run(exchange_with_wrong_peer_on_rank_1, call, place, peer)
+    (kind, message), _ = results[1]
+    assert kind == "ValueError"
+    names(message, rank_names(call)[place], repr(peer))
+    awaiting = {2 % size, 0} if call in BIDIR_EXCHANGES else {2 % size}
+    told = ("ValueError", "rank 1 could not send its tensor: see the exception on rank 1")
+    assert all(results[rank][0] == (told if rank in awaiting else None) for rank in range(size) if rank != 1)
+    assert all(works for _, works in results)
+
+
+def exchange_in_pairs(rank, size):
+    return raised(lambda: neighbour_exchange(rank ^ 1, 9 if rank == 0 else rank ^ 1, X))
+
+
+def test_a_wrong_peer_is_named_where_the_ring_is_none(monkeypatch):
+    # rank 0 tells rank 3, which awaits nothing from it
+    exchange = Transport.exchange
+
+    def timed_out(self, sends, receives):
+        if self.rank in (0, 1):
+            raise RuntimeError("timed out")
+        exchange(self, sends, receives)
+
+    monkeypatch.setattr(Transport, "exchange", timed_out)
+    zero, one, *others = SimulatedWorld(4).run(exchange_in_pairs)
+    assert zero == ("ValueError", "to_rank: expected an int in [0, 4), got 9")
+    assert one == ("RuntimeError", "timed out")
+    assert others == [None, None]
+
+
+def exchange_with_wrong_peers(rank, size):
+    return raised(lambda: neighbour_exchange("left", "right", X))
+
+
+def test_two_wrong_peers_raise_without_a_message():
+    world = SimulatedWorld(2)
+    for error in world.run(exchange_with_wrong_peers):
+        assert error == ("ValueError", "from_rank: expected an int in [0, 2), got 'left'")
+    assert not world.traffic

@@ -458,9 +458,9 @@ def test_signatures_are_those_of_open_clips_main_branch(function):
         ({"reduction": "none"}, ValueError, "reduction: expected one of 'mean', 'sum', got 'none'"),
         ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected a number in [0, 1], got 1.5"),
         ({"label_smoothing": "0"}, TypeError, "label_smoothing: expected a number, got str"),
-        ({"z_loss": -1}, ValueError, "z_loss: expected a number of at least 0, got -1"),
-        ({"z_loss": math.inf}, ValueError, "z_loss: expected a number of at least 0, got inf"),
-        ({"z_loss": math.nan}, ValueError, "z_loss: expected a number of at least 0, got nan"),
+        ({"z_loss": -1}, ValueError, "z_loss: expected a finite number of at least 0, got -1"),
+        ({"z_loss": math.inf}, ValueError, "z_loss: expected a finite number of at least 0, got inf"),
+        ({"z_loss": math.nan}, ValueError, "z_loss: expected a finite number of at least 0, got nan"),
         ({"z_loss": True}, TypeError, "z_loss: expected a number, got bool"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
+import torch.distributed as dist
 
 import verified_losses
 from verified_losses import certified
@@ -376,6 +377,16 @@ def test_another_environment_is_named(copy: Path, monkeypatch: pytest.MonkeyPatc
     assert verified_losses.certificate("cpu").reasons == (f"torch 2.9.0 (verified: {build})",)
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
     assert len(verified_losses.certificate("cpu").reasons) == 2
+
+
+def test_the_backend_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda group: "undefined")
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: "cpu:gloo,cuda:nccl")
+    assert certified.environment("cpu")["backend"] == "gloo"
+    assert certified.environment("cuda")["backend"] == "nccl"
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
+    assert "backend" not in certified.environment("cpu")
 
 
 def test_what_was_verified_apart_is_not_verified_together(copy: Path) -> None:

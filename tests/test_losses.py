@@ -1014,9 +1014,9 @@ def disagree_in_group(rank, size, members):
     groups = [dist.new_group(ranks) for ranks in members]  # each rank takes part in making each
     group = next(g for g, ranks in zip(groups, members, strict=True) if rank in ranks)
     assert Transport(dist.get_rank(group), 2, group).all_gather_text("a") == ["a", "a"]
-    with pytest.raises(ValueError, match=r"^neighbour rank: expected an int in \[0, 2\), got 2$"):
-        neighbour_exchange(0, 2, X2, group)
     other = 1 - dist.get_rank(group)
+    with pytest.raises(ValueError, match=r"^to_rank: expected an int in \[0, 2\), got 2$"):
+        neighbour_exchange(other, 2, X2, group)
     with pytest.raises(TypeError if other == 0 else ValueError, match=r"^(tensor|rank 1 could not)"):
         neighbour_exchange_bidir(other, other, X2, X2 if other else "wrong", group)
     inputs = batch("clip", rank)

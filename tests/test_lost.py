@@ -71,6 +71,15 @@ def test_a_rank_whose_connection_is_closed_is_named(store: Store, monkeypatch: p
     assert isinstance(said.__cause__, RuntimeError)
 
 
+def test_connections_are_told_where_gloo_moves_the_hosts_memory_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "get_backend", lambda group: "undefined")
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: _is_own(group) and "cpu:gloo,cuda:nccl")
+    _close(monkeypatch, 2)
+    assert ": rank 2 died" in str(_said(store, RuntimeError(CLOSED)))
+
+
 def test_a_rank_that_has_left_as_its_own_collective_failed_is_not_named(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

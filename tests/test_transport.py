@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 from verified_losses import horovod as over_horovod
 from verified_losses import neighbour_exchange, neighbour_exchange_bidir
+from verified_losses import transport as transports
+from verified_losses.backends import backend_of
 from verified_losses.horovod import HorovodTransport, choose_transport
 from verified_losses.properties import names
 from verified_losses.properties.subjects import SHIPPED
@@ -82,11 +84,16 @@ def talk(rank: int, size: int, make: Callable[[int, int], Transport], dtype: tor
     ]
 
 
-def over_nccl(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def pretend_backend(monkeypatch: pytest.MonkeyPatch, name: str, config: str = "") -> None:
+    monkeypatch.setattr(dist, "get_backend", lambda group=None: name)
+    monkeypatch.setattr(dist, "get_backend_config", lambda group=None: config or name)
+
+
+def over_nccl(monkeypatch: pytest.MonkeyPatch, name: str = "nccl") -> list[str]:
     """Pretend that groups are NCCL's; return the names of devices asked for, where the CPU then stands in."""
     devices: list[str] = []
     tensor, empty = torch.tensor, torch.empty
-    monkeypatch.setattr(dist, "get_backend", lambda group=None: "nccl")
+    pretend_backend(monkeypatch, name)
 
     def made(make: Callable[..., torch.Tensor], *arguments: Any, **options: Any) -> torch.Tensor:
         if isinstance(options.get("device"), str):
@@ -98,13 +105,16 @@ def over_nccl(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return devices
 
 
-@pytest.mark.parametrize("over", ["gloo", "nccl", "horovod"])
+BOTH = "cpu:gloo,cuda:nccl"
+
+
+@pytest.mark.parametrize("over", ["gloo", "nccl", "cuda:nccl", BOTH, "horovod"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_operation(over: str, dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, pretend_horovod.module())
     pretend_horovod.NAMES.clear()
-    devices = over_nccl(monkeypatch) if over == "nccl" else []
+    devices = over_nccl(monkeypatch, over) if "nccl" in over else []
     make = {"horovod": HorovodTransport}.get(over, Transport)
     world = SimulatedWorld(size)
     for rank, found in enumerate(world.run(talk, make, dtype)):
@@ -123,8 +133,8 @@ def test_every_operation(over: str, dtype: torch.dtype, size: int, monkeypatch: 
         # distinct, as one may still be under way on another rank
         parts = ("numbers", "text", "all_gather", "sum_scatter")
         assert {f"verified_losses.{part}" for part in parts} == pretend_horovod.NAMES
-    if over == "nccl":
-        assert "cuda" in devices
+    if "nccl" in over:
+        assert ("cuda" in devices) == (over != BOTH)  # which moves the host's memory too
         assert set(devices) <= {"cuda", "cpu"}  # torch itself makes some
     scattered = {key.operation for key in world.traffic if "reduce_scatter" in key.operation}
     assert bool(scattered) == (over == "nccl")  # gloo has none
@@ -134,8 +144,11 @@ def pass_on(rank: int, size: int) -> float:
     return neighbour_exchange((rank - 1) % size, (rank + 1) % size, torch.ones(2) * rank).sum().item()
 
 
-def test_exchanges_announce_themselves_on_the_gpu_over_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = over_nccl(monkeypatch)
+@pytest.mark.parametrize("over", ["nccl", "cuda:nccl", BOTH])
+def test_exchanges_announce_themselves_on_the_gpu_over_nccl(
+    over: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = over_nccl(monkeypatch, over)
     assert SimulatedWorld(3).run(pass_on) == [4.0, 0.0, 2.0]
     # what is sent and what is received, each with the shape and dtype ahead of it
     assert devices == ["cuda"] * 6
@@ -187,14 +200,22 @@ def test_what_moves_the_hosts_memory_already_stays(monkeypatch: pytest.MonkeyPat
     transport = Transport(0, 2, group=cast(dist.ProcessGroup, "a group of gloo"))
     monkeypatch.setattr(dist, "get_backend", lambda group: "gloo" if group else "nccl")
     assert transport.on_host() is transport
+    pretend_backend(monkeypatch, BOTH)
+    assert transport.on_host() is transport
     monkeypatch.setattr(dist, "get_backend", lambda group: "nccl")
     monkeypatch.setattr(dist, "is_gloo_available", lambda: False)
     assert transport.on_host() is transport
 
 
-def test_beside_nccl_numbers_go_over_gloo_among_the_same_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "config"), [("nccl", ""), ("cuda:nccl", ""), ("undefined", "cuda:nccl"), ("cuda:gloo", "")]
+)
+def test_beside_nccl_numbers_go_over_gloo_among_the_same_ranks(
+    name: str, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     group, made = cast(dist.ProcessGroup, "a group of nccl"), {}
-    monkeypatch.setattr(dist, "get_backend", lambda group: "nccl" if group else "gloo")
+    monkeypatch.setattr(dist, "get_backend", lambda group: name if group else "gloo")
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: config or name)
     monkeypatch.setattr(dist, "get_process_group_ranks", lambda of: [1, 3] if of is group else [])
 
     def new_group(ranks: list[int], **options: Any) -> str:
@@ -205,6 +226,78 @@ def test_beside_nccl_numbers_go_over_gloo_among_the_same_ranks(monkeypatch: pyte
     transport = Transport(1, 2, group=group)
     assert transport.on_host() == replace(transport, group=cast(dist.ProcessGroup, "beside"))
     assert made == {"ranks": [1, 3], "backend": "gloo", "use_local_synchronization": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "cpu", "cuda"),
+    [
+        ("nccl", "cuda:nccl", "nccl", "nccl"),
+        ("gloo", "cpu:gloo,cuda:gloo", "gloo", "gloo"),
+        ("undefined", "cpu:gloo", "gloo", ""),
+        ("undefined", BOTH, "gloo", "nccl"),
+        ("undefined", "cuda:nccl", "", "nccl"),
+        (BOTH, BOTH, "gloo", "nccl"),
+        ("cuda:nccl", "cuda:nccl", "", "nccl"),
+    ],
+)
+def test_a_backend_is_that_of_a_kind_of_device(
+    name: str, config: str, cpu: str, cuda: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_backend(monkeypatch, name, config)
+    assert (backend_of(None, "cpu"), backend_of(None, "cuda")) == (cpu, cuda)
+
+
+@pytest.mark.parametrize(
+    ("name", "cpu"), [(None, "gloo"), ("gloo", "gloo"), ("cpu:gloo", "gloo"), ("cuda:gloo", "")]
+)
+def test_the_backend_of_torch_s_own_groups(name: str | None, cpu: str) -> None:
+    if name is None and torch.accelerator.is_available():
+        pytest.skip("the default backend is the accelerator's")
+    dist.init_process_group(name, rank=0, world_size=1, store=dist.HashStore())
+    try:
+        assert backend_of(None, "cpu") == cpu
+        assert Transport(0, 1).on_host().all_gather_numbers([1, 2]) == [[1, 2]]
+    finally:
+        dist.destroy_process_group()
+
+
+# a tensor of the meta device stands in for a GPU's
+
+
+@pytest.mark.parametrize("over", ["nccl", "meta:nccl", "cpu:gloo,meta:nccl"])
+def test_a_gpu_s_sums_are_scattered_by_nccl(over: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scattered = []
+
+    def scatter(mine: torch.Tensor, parts: torch.Tensor, group: object) -> None:
+        scattered.append((mine.shape, parts.shape))
+
+    monkeypatch.setattr(transports, "_reduce_scatter_single", scatter)
+    pretend_backend(monkeypatch, over)
+    Transport(0, 2).sum_scatter(torch.zeros(2, 3, device="meta"))
+    assert scattered == [((3,), (2, 3))]
+
+
+@pytest.mark.parametrize(
+    ("over", "landing"),
+    [
+        ("gloo", "cpu"),
+        ("cpu:gloo", "cpu"),
+        ("nccl", "meta"),
+        ("meta:nccl", "meta"),
+        ("cpu:gloo,meta:nccl", "meta"),
+    ],
+)
+def test_what_comes_for_a_gpu_lands_on_the_host_over_gloo_alone(
+    over: str, landing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[str] = []
+    monkeypatch.setattr(
+        dist, "P2POp", lambda op, tensor, group, group_peer: places.append(tensor.device.type)
+    )
+    monkeypatch.setattr(dist, "batch_isend_irecv", lambda ops: [])
+    pretend_backend(monkeypatch, over)
+    Transport(0, 2).exchange([(torch.zeros(2), 1)], [(torch.zeros(2, device="meta"), 1)])
+    assert places == ["cpu", landing]
 
 
 def sum_other_strides(rank: int, size: int, source: int) -> list[Any]:

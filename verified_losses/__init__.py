@@ -1,8 +1,9 @@
 """Contrastive image-text losses whose distributed forms equal their single-process forms.
 
-Drop-in for `open_clip.loss`: the same names, arguments and defaults. Two keyword arguments are new
-wherever ranks talk: `convention` ("exact", or "open_clip" for upstream's gradients) and `group` (a
-process group; ranks are then ranks within it).
+Drop-in for `open_clip.loss`: the same names, arguments and defaults. Keyword arguments are new: `group` (a
+process group; ranks are then ranks within it), `implementation`, `tile_size` and `agree` of the losses over
+pairs, and `convention` ("exact", or "open_clip" for upstream's gradients) of these but `SigLipLoss`;
+`gather_features` has `convention` and `group` alone. The neighbour exchanges have no new ones.
 """
 
 import importlib

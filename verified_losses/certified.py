@@ -236,8 +236,10 @@ def environment(device: str = "", backend: str = "") -> Environment:
     if models:
         here["device_name"] = models[0]
     distributed = sys.modules.get("torch.distributed")
-    if not backend and distributed is not None and distributed.is_available():
-        backend = str(distributed.get_backend()) if distributed.is_initialized() else ""
+    if not backend and distributed and distributed.is_available() and distributed.is_initialized():
+        from .backends import backend_of  # which imports torch
+
+        backend = backend_of(None, kind)
     return here | ({"backend": backend} if backend else {})
 
 

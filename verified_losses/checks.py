@@ -171,7 +171,8 @@ class Agreement:
 
     Args:
         transport: the ranks.
-        how: at each call ("always"), or at the first of each shape ("once").
+        how: at each call ("always"), or at the first of each shape of this rank's ("once"), which is taken to
+            tell what the other ranks have.
     """
 
     def __init__(self, transport: Transport, how: Agree) -> None:

@@ -46,12 +46,14 @@ class ClipLoss(nn.Module):
         implementation: "dense" holds all logits at once; "streamed" holds one tile of them, and computes it
             again in the backward; so does "triton", by kernels for a GPU; "auto" takes what is faster, or
             fits, as `explain` says.
-        tile_size: rows and columns of a tile; None is 256 and 1024 on a CPU, where these are fast, and 8192
-            elsewhere, which is not measured.
+        tile_size: rows and columns of a tile. None takes 256 rows and 1024 columns on a CPU, which are fast
+            there, and 8192 rows and columns elsewhere, which were not measured.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
-            requires_grad, which must change on all ranks at the same call; what is wrong in a later call
-            raises on its rank alone, and the others wait until their process group's timeout.
+            requires_grad; a rank that is given these again takes the other ranks to have what they had then.
+            If they have not, the loss is wrong without an error, or ranks wait: two ranks may not have 3 and
+            2 rows, then 2 and 3, then 3 and 3. What is wrong in a later call raises on its rank alone, and
+            the others wait until their process group's timeout.
 
     Raises:
         ValueError: `rank` is outside the world, or None without a group; `convention`, `implementation` or

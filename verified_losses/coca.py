@@ -57,12 +57,15 @@ class CoCaLoss(ClipLoss):
             "streamed" holds one tile or chunk, and computes it again in the backward; so does "triton", with
             kernels for a GPU for the contrastive term; "auto" takes what is faster, or fits, as `explain`
             says of that term.
-        tile_size: rows and columns of a tile, and tokens of a chunk; None is 256 and 1024 on a CPU, where
-            these are fast, and 8192 elsewhere, which is not measured; of tokens what is fast on a CPU.
+        tile_size: rows and columns of a tile, and tokens of a chunk. None takes 256 rows and 1024 columns on
+            a CPU, which are fast there, and 8192 rows and columns elsewhere, which were not measured; of
+            tokens it takes as many as are fast on a CPU.
         agree: "always" tells all ranks of the rows and arguments of each call, so that what is wrong, or
             differs, raises on every rank. "once" does so for the first call of a shape, dtype and
-            requires_grad, which must change on all ranks at the same call; what is wrong in a later call
-            raises on its rank alone, and the others wait until their process group's timeout.
+            requires_grad; a rank that is given these again takes the other ranks to have what they had then.
+            If they have not, the loss is wrong without an error, or ranks wait: two ranks may not have 3 and
+            2 rows, then 2 and 3, then 3 and 3. What is wrong in a later call raises on its rank alone, and
+            the others wait until their process group's timeout.
             The numbers of tokens are exchanged at every call.
         label_smoothing: the share of a token's probability that all of the vocabulary have alike.
         z_loss: the factor of the square of a token's log-sum-exp.
@@ -70,7 +73,7 @@ class CoCaLoss(ClipLoss):
     Raises:
         ValueError: `rank` is outside the world, or None without a group; `convention`, `implementation` or
             `agree` is unknown; `tile_size` is below 1; `label_smoothing` is outside [0, 1]; `z_loss` is below
-            0; or `group` is given with `use_horovod`.
+            0 or not finite; or `group` is given with `use_horovod`.
         TypeError: a weight, `label_smoothing` or `z_loss` is no number, `pad_id` no int, or `tile_size`
             neither an int nor None.
         ImportError: `use_horovod` is set and Horovod is not installed.

@@ -1,7 +1,7 @@
 """Tensors passed between neighbours in a ring of ranks."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import checks
+from .backends import backend_of
 from .transport import Transport, eager
 
 _DTYPES = (
@@ -16,6 +17,8 @@ _DTYPES = (
     torch.complex64, torch.complex128,
 )  # fmt: skip
 _MAX_NDIM = 8
+_NOTHING = [-1] * (2 + _MAX_NDIM)
+"""Is sent in the place of a dimension, a dtype and a shape by a rank whose arguments are wrong."""
 
 Shape = Sequence[int]
 
@@ -24,16 +27,20 @@ def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any 
     """Send `tensor` to one rank and receive one from another, without gradient.
 
     Args:
-        from_rank: the rank to receive from, counted within `group`.
-        to_rank: the rank to send to, counted within `group`; it must receive from this one.
-        tensor: any shape of up to 8 dimensions, strides and dtype; ranks may differ in both.
+        from_rank: the rank to receive from, counted within `group`; open_clip's is counted in the world.
+        to_rank: the rank to send to, counted likewise; it must receive from this one.
+        tensor: any strides, any shape of up to 8 dimensions, and a dtype of float16, bfloat16, float32,
+            float64, uint8, int8, int16, int32, int64, bool, complex64 and complex128; ranks may differ in
+            shape and dtype.
         group: the process group; None is the default one.
 
     Returns:
         The tensor that `from_rank` sent, contiguous, on the device of `tensor`.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the rank that waits for `tensor` raises too.
+        TypeError, ValueError: an argument is wrong; the rank that waits for `tensor` raises too. Where
+            `from_rank` or `to_rank` is wrong, the other one tells which rank waits, as in a ring. Other ranks
+            wait until their process group's timeout if both are wrong, or if the ranks are in no ring.
         RuntimeError: torch.distributed is not initialised.
 
     Example:
@@ -46,7 +53,7 @@ def neighbour_exchange(from_rank: int, to_rank: int, tensor: Tensor, group: Any 
         >>> SimulatedWorld(3).run(program)  # three ranks, of this process
         [2.0, 0.0, 1.0]
     """
-    (received,) = _swap([(tensor, to_rank)], [from_rank], _ranks(group))
+    (received,) = _swap(_one_way(from_rank, to_rank, tensor), _ranks(group))
     return received
 
 
@@ -58,9 +65,10 @@ def neighbour_exchange_bidir(
     Right for two ranks as well, where the left neighbour is the right one.
 
     Args:
-        left_rank: the neighbour on the left, counted within `group`.
-        right_rank: the neighbour on the right.
-        tensor_to_left: the tensor for the left neighbour; any shape, strides and dtype.
+        left_rank: the neighbour on the left, counted within `group`; open_clip's is counted in the world.
+        right_rank: the neighbour on the right, counted likewise.
+        tensor_to_left: the tensor for the left neighbour; strides, shape and dtype as in
+            `neighbour_exchange`.
         tensor_to_right: the tensor for the right neighbour.
         group: the process group; None is the default one.
 
@@ -68,7 +76,8 @@ def neighbour_exchange_bidir(
         The tensor from the right neighbour, then the tensor from the left one.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the rank that waits for a tensor raises too.
+        TypeError, ValueError: an argument is wrong; the rank that waits for a tensor raises too, as it does
+            in `neighbour_exchange`.
         RuntimeError: torch.distributed is not initialised.
 
     Example:
@@ -82,8 +91,8 @@ def neighbour_exchange_bidir(
         >>> SimulatedWorld(3).run(program)  # three ranks, of this process
         [(1.0, -2.0), (2.0, -0.0), (0.0, -1.0)]
     """
-    sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
-    from_left, from_right = _swap(sends, [left_rank, right_rank], _ranks(group))
+    call = _both_ways(left_rank, right_rank, tensor_to_left, tensor_to_right)
+    from_left, from_right = _swap(call, _ranks(group))
     return from_right, from_left
 
 
@@ -95,16 +104,20 @@ def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, g
     does not.
 
     Args:
-        from_rank: the rank to receive from, counted within `group`.
-        to_rank: the rank to send to, counted within `group`; it must receive from this one.
-        tensor: any shape of up to 8 dimensions, strides and dtype; ranks may differ in both.
+        from_rank: the rank to receive from, counted within `group`; open_clip's is counted in the world.
+        to_rank: the rank to send to, counted likewise; it must receive from this one.
+        tensor: any strides, any shape of up to 8 dimensions, and a dtype of float16, bfloat16, float32,
+            float64, uint8, int8, int16, int32, int64, bool, complex64 and complex128; ranks may differ in
+            shape and dtype.
         group: the process group; None is the default one.
 
     Returns:
         The tensor that `from_rank` sent, contiguous, on the device of `tensor`.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the rank that waits for `tensor` raises too.
+        TypeError, ValueError: an argument is wrong; the rank that waits for `tensor` raises too. Where
+            `from_rank` or `to_rank` is wrong, the other one tells which rank waits, as in a ring. Other ranks
+            wait until their process group's timeout if both are wrong, or if the ranks are in no ring.
         RuntimeError: torch.distributed is not initialised.
 
     Example:
@@ -120,7 +133,7 @@ def neighbour_exchange_with_grad(from_rank: int, to_rank: int, tensor: Tensor, g
         [1.0, 2.0, 0.0]
     """
     transport = _ranks(group)
-    shape, dtype = _receive_shapes([(tensor, to_rank)], [from_rank], transport)[0]
+    ((shape, dtype),) = _receive_shapes(_one_way(from_rank, to_rank, tensor), transport)
     return exchange_with_grad(from_rank, to_rank, tensor, shape, transport, dtype)
 
 
@@ -130,9 +143,10 @@ def neighbour_exchange_bidir_with_grad(
     """`neighbour_exchange_bidir`, differentiable any number of times; see `neighbour_exchange_with_grad`.
 
     Args:
-        left_rank: the neighbour on the left, counted within `group`.
-        right_rank: the neighbour on the right.
-        tensor_to_left: the tensor for the left neighbour; any shape, strides and dtype.
+        left_rank: the neighbour on the left, counted within `group`; open_clip's is counted in the world.
+        right_rank: the neighbour on the right, counted likewise.
+        tensor_to_left: the tensor for the left neighbour; strides, shape and dtype as in
+            `neighbour_exchange`.
         tensor_to_right: the tensor for the right neighbour.
         group: the process group; None is the default one.
 
@@ -140,7 +154,8 @@ def neighbour_exchange_bidir_with_grad(
         The tensor from the right neighbour, then the tensor from the left one.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the rank that waits for a tensor raises too.
+        TypeError, ValueError: an argument is wrong; the rank that waits for a tensor raises too, as it does
+            in `neighbour_exchange`.
         RuntimeError: torch.distributed is not initialised.
 
     Example:
@@ -155,9 +170,9 @@ def neighbour_exchange_bidir_with_grad(
         >>> SimulatedWorld(3).run(program)  # three ranks, of this process
         [12.0, 20.0, 1.0]
     """
-    sends = [(tensor_to_right, right_rank), (tensor_to_left, left_rank)]
+    call = _both_ways(left_rank, right_rank, tensor_to_left, tensor_to_right)
     transport = _ranks(group)
-    (left, left_dtype), (right, right_dtype) = _receive_shapes(sends, [left_rank, right_rank], transport)
+    (left, left_dtype), (right, right_dtype) = _receive_shapes(call, transport)
     return exchange_bidir_with_grad(
         left_rank,
         right_rank,
@@ -283,40 +298,94 @@ class _ExchangeBidir(Function):
         return None, None, None, None, None, None, grad_to_left, grad_to_right
 
 
-def _swap(sends: list[tuple[Tensor, int]], sources: list[int], transport: Transport) -> list[Tensor]:
-    shapes = _receive_shapes(sends, sources, transport)
+class _Call(NamedTuple):
+    """What a call sends and awaits, by the names of its arguments."""
+
+    ranks: dict[str, int]
+    """The two that it names."""
+    sends: list[tuple[str, Tensor, str]]
+    """The name of each tensor, the tensor, and the name of the rank that it goes to."""
+    sources: list[str]
+    """The names of the ranks to receive from, in order."""
+
+
+def _one_way(from_rank: int, to_rank: int, tensor: Tensor) -> _Call:
+    ranks = {"from_rank": from_rank, "to_rank": to_rank}
+    return _Call(ranks, [("tensor", tensor, "to_rank")], ["from_rank"])
+
+
+def _both_ways(left_rank: int, right_rank: int, to_left: Tensor, to_right: Tensor) -> _Call:
+    ranks = {"left_rank": left_rank, "right_rank": right_rank}
+    sends = [("tensor_to_right", to_right, "right_rank"), ("tensor_to_left", to_left, "left_rank")]
+    return _Call(ranks, sends, ["left_rank", "right_rank"])
+
+
+def _swap(call: _Call, transport: Transport) -> list[Tensor]:
+    shapes = _receive_shapes(call, transport)
     receives = [
-        (sent.new_empty(shape, dtype=dtype), source)
-        for (shape, dtype), source, (sent, _) in zip(shapes, sources, sends, strict=True)
+        (sent.new_empty(shape, dtype=dtype), call.ranks[source])
+        for (shape, dtype), source, (_, sent, _) in zip(shapes, call.sources, call.sends, strict=True)
     ]
-    transport.exchange([(tensor.detach(), rank) for tensor, rank in sends], receives)
+    transport.exchange([(tensor.detach(), call.ranks[to]) for _, tensor, to in call.sends], receives)
     return [tensor for tensor, _ in receives]
 
 
-def _swap_headers(
-    sends: list[tuple[Tensor, int]], sources: list[int], transport: Transport
-) -> list[tuple[list[int], torch.dtype]]:
+def _peers(ranks: dict[str, int], transport: Transport) -> tuple[dict[str, int], Exception | None]:
+    """Return the two ranks of a call, and the error of the one that is wrong; raise if both are.
+
+    The wrong one is replaced by the rank that is as far from this one as the other, on the other side of the
+    ring, where a rank waits to be told.
+    """
+    size = transport.world_size
+    valid = {name: peer for name, peer in ranks.items() if isinstance(peer, int) and 0 <= peer < size}
+    if len(valid) == len(ranks):
+        return ranks, None
+    name = next(name for name in ranks if name not in valid)
+    error = ValueError(f"{name}: expected an int in [0, {size}), got {ranks[name]!r}")
+    if not valid:
+        raise error
+    (other,) = valid.values()
+    return valid | {name: (2 * transport.rank - other) % size}, error
+
+
+def _header(name: str, tensor: object) -> tuple[list[int], Exception | None]:
+    """Return what tells the shape and dtype of a tensor, and the error of one that cannot be sent."""
+    wrong: Exception
+    if not isinstance(tensor, Tensor):
+        wrong = TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    elif tensor.dtype not in _DTYPES:
+        wrong = TypeError(f"{name}: expected one of {_DTYPES}, got {tensor.dtype}")
+    elif tensor.ndim > _MAX_NDIM:
+        wrong = ValueError(f"{name}: expected at most {_MAX_NDIM} dimensions, got {tensor.ndim}")
+    else:
+        unused = [-1] * (_MAX_NDIM - tensor.ndim)
+        return [tensor.ndim, _DTYPES.index(tensor.dtype), *tensor.shape, *unused], None
+    return _NOTHING, wrong
+
+
+def _swap_headers(call: _Call, transport: Transport) -> list[tuple[list[int], torch.dtype]]:
     """Send each receiver the shape and dtype of its tensor; return those of the tensors to come."""
-    world_size = transport.world_size
-    for peer in [*sources, *(rank for _, rank in sends)]:
-        if not isinstance(peer, int) or not 0 <= peer < world_size:
-            raise ValueError(f"neighbour rank: expected an int in [0, {world_size}), got {peer!r}")
-    device = "cuda" if dist.get_backend(transport.group) == "nccl" else "cpu"
-    wrong: Exception | None = None
-    headers = []
-    for tensor, rank in sends:
-        header = [-1] * (2 + _MAX_NDIM)
-        if not isinstance(tensor, Tensor):
-            wrong = TypeError(f"tensor: expected a torch.Tensor, got {type(tensor).__name__}")
-        elif tensor.dtype not in _DTYPES:
-            wrong = TypeError(f"tensor: expected one of {_DTYPES}, got {tensor.dtype}")
-        elif tensor.ndim > _MAX_NDIM:
-            wrong = ValueError(f"tensor: expected at most {_MAX_NDIM} dimensions, got {tensor.ndim}")
-        else:
-            header[: 2 + tensor.ndim] = [tensor.ndim, _DTYPES.index(tensor.dtype), *tensor.shape]
-        headers.append((torch.tensor(header, device=device), rank))
-    coming = [(torch.empty(2 + _MAX_NDIM, dtype=torch.int64, device=device), rank) for rank in sources]
-    transport.exchange(headers, coming)
+    peers, wrong_rank = _peers(call.ranks, transport)
+    device = "cuda" if backend_of(transport.group, "cuda") == "nccl" else "cpu"
+    wrong, good, headers = wrong_rank, [], []
+    for name, tensor, to in call.sends:
+        header, error = _header(name, tensor)
+        wrong = wrong or error
+        if wrong_rank:
+            header = _NOTHING
+        elif error is None:
+            good.append((tensor.detach(), peers[to]))
+        headers.append((torch.tensor(header, device=device), peers[to]))
+    coming = [
+        (torch.empty(len(_NOTHING), dtype=torch.int64, device=device), peers[source])
+        for source in call.sources
+    ]
+    try:
+        transport.exchange(headers, coming)
+    except RuntimeError as lost:
+        if wrong_rank:  # the ranks are in no ring
+            raise wrong_rank from lost
+        raise
     announced = []
     for told, source in coming:
         ndim, dtype, *shape = told.tolist()
@@ -325,13 +394,12 @@ def _swap_headers(
         announced.append((shape[: max(ndim, 0)], _DTYPES[dtype]))
     if wrong is not None:
         # send and receive the valid tensors, so that no neighbour waits for ever
-        good = [send for send, (header, _) in zip(sends, headers, strict=True) if header[0] >= 0]
         ignored = [
             (torch.empty(shape, dtype=dtype, device=device), source)
             for (shape, dtype), (told, source) in zip(announced, coming, strict=True)
             if told[0] >= 0
         ]
-        transport.exchange([(tensor.detach(), rank) for tensor, rank in good], ignored)
+        transport.exchange(good, ignored)
         raise wrong
     return announced
 

@@ -26,7 +26,7 @@ class GenLipLoss(nn.Module):
         z_loss: the factor of the square of a token's log-sum-exp.
 
     Raises:
-        ValueError: `label_smoothing` is outside [0, 1], or `z_loss` below 0.
+        ValueError: `label_smoothing` is outside [0, 1], or `z_loss` below 0 or not finite.
         TypeError: an argument is no number, or `ignore_index` no int.
 
     References:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from .backends import backend_of
+
 F = TypeVar("F", bound=Callable[..., object])
 
 ROLL_SECONDS = 1.0
@@ -48,7 +50,7 @@ def _why(step: str, transport: Any, error: RuntimeError) -> str:
     """Return in words what the ranks that have failed too say, where they can be asked."""
     others = [rank for rank in range(transport.world_size) if rank != transport.rank]
     # gloo closes all connections of a rank that has waited too long
-    can_tell = dist.get_backend(transport.group) == "gloo" and "imed out" not in str(error)
+    can_tell = backend_of(transport.group, "cpu") == "gloo" and "imed out" not in str(error)
     closed = [rank for rank in others if _is_closed(transport, rank)] if can_tell else []
     said: list[str] = []
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .backends import backend_of
 from .lost import naming_lost_ranks
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -107,7 +108,7 @@ class Transport:
 
         Numbers that the host reads then keep no GPU waiting.
         """
-        if dist.get_backend(self.group) != "nccl" or not dist.is_gloo_available():
+        if self._moves_host_memory() or not dist.is_gloo_available():
             return self
         ranks = dist.get_process_group_ranks(self.group or dist.group.WORLD)
         if ranks != sorted(ranks):  # which the group beside would be
@@ -116,10 +117,13 @@ class Transport:
         beside = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
         return replace(self, group=beside)
 
+    def _moves_host_memory(self) -> bool:
+        return backend_of(self.group, "cpu") not in ("nccl", "")
+
     @naming_lost_ranks
     def all_gather_numbers(self, numbers: list[int]) -> list[list[int]]:
         """Return every rank's `numbers`, which are equally many on every rank."""
-        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
+        device = "cpu" if self._moves_host_memory() else "cuda"
         mine = torch.tensor(numbers, dtype=torch.int64, device=device)
         everyone = mine.new_empty(dist.get_world_size(self.group) * len(numbers))
         _all_gather_single(everyone, mine, group=self.group)
@@ -144,7 +148,7 @@ class Transport:
     def sum_scatter(self, tensor: Tensor) -> Tensor:
         """Sum [world_size, ...] over the ranks, perhaps in place, and keep this rank's part, [...]."""
         tensor = tensor.contiguous()
-        if dist.get_backend(self.group) == "nccl":
+        if backend_of(self.group, tensor.device.type) == "nccl":
             mine = torch.empty_like(tensor[0])
             _reduce_scatter_single(mine, tensor, group=self.group)
             return mine
@@ -175,19 +179,21 @@ class Transport:
     @naming_lost_ranks
     def exchange(self, sends: list[tuple[Tensor, int]], receives: list[tuple[Tensor, int]]) -> None:
         """Send tensors to ranks and fill others with what ranks send, all at once."""
-        landing = receives
-        if dist.get_backend(self.group) == "gloo":  # which sends the CPU's memory alone
-            sends = [(tensor.cpu(), rank) for tensor, rank in sends]
-            landing = [
-                (tensor if tensor.is_cpu else torch.empty_like(tensor, device="cpu"), rank)
-                for tensor, rank in receives
-            ]
+        sends = [(tensor.cpu() if self._goes_by_host(tensor) else tensor, rank) for tensor, rank in sends]
+        landing = [
+            (torch.empty_like(tensor, device="cpu") if self._goes_by_host(tensor) else tensor, rank)
+            for tensor, rank in receives
+        ]
         ops = [
             dist.P2POp(dist.isend, tensor.contiguous(), group=self.group, group_peer=rank)
             for tensor, rank in sends
         ] + [dist.P2POp(dist.irecv, tensor, group=self.group, group_peer=rank) for tensor, rank in landing]
-        for work in dist.batch_isend_irecv(ops):
+        for work in dist.batch_isend_irecv(ops) if ops else ():
             work.wait()
         for (tensor, _), (landed, _) in zip(receives, landing, strict=True):
             if landed is not tensor:
                 tensor.copy_(landed)
+
+    def _goes_by_host(self, tensor: Tensor) -> bool:
+        # gloo sends the CPU's memory alone
+        return not tensor.is_cpu and backend_of(self.group, tensor.device.type) in ("gloo", "")
