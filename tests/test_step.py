@@ -24,6 +24,7 @@ from verified_losses.properties.ask.api import NotCertified, certification, cert
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.ask.fuzz_cli import losses_of
 from verified_losses.properties.ask.listing import everything
+from verified_losses.properties.ask.plans import left
 from verified_losses.properties.laws import Falsified, Place
 from verified_losses.properties.names import STEP_LAWS
 from verified_losses.properties.options import FuzzOptions
@@ -54,7 +55,7 @@ from verified_losses.properties.step.laws import (
 )
 from verified_losses.properties.step.monte_carlo import UNITS, Moved
 from verified_losses.properties.step.target import Trainer
-from verified_losses.properties.step.truth import Truth, truth
+from verified_losses.properties.step.truth import Truth, blunt, truth
 from verified_losses.properties.step.verify import Bench, StepCertifier, StepFinding, checks, grouped, verify
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.worlds import OutOfTime, server
@@ -327,6 +328,40 @@ def test_the_bound_is_sharp(dtype: str) -> None:
             assert 1e-16 < bound < {"float64": 1e-11, "float32": 1e-2}[dtype]
 
 
+def test_the_bound_of_a_dtensor_is_sharp() -> None:
+    try:
+        with preserved():
+            right = truth(SingleWorld(), _planted("FsdpAlone").trainer, Plan(((4,),)))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert 1e-16 < blunt(right) < 1e-11
+
+
+@pytest.mark.usefixtures("_alone")
+def test_nothing_holds_within_a_bound_that_could_not_be_sampled() -> None:
+    trainer = inspected(Trainer(Subject("tests.test_step:ComparesBits")), parse("1"))
+    asked = checks("x", trainer, parse("1"), [FRESH, GETS])
+    certifier = StepCertifier(FEW)
+    found = {one.law: one for one in certifier.verify_all(asked)}
+    assert found[FRESH].verdict == "skipped"
+    assert found[FRESH].reason == "rounding could not be sampled: AssertionError: two forwards differ"
+    assert found[GETS].verdict == "holds"
+    assert not left(certifier.benches), "the check says it"
+    trainer = inspected(Trainer(Subject("tests.test_step:ComparesBitsOfMany")), parse("1"))
+    certifier = StepCertifier(20)
+    (finding,) = certifier.verify_all(checks("x", trainer, parse("1"), [FRESH]))
+    assert finding.verdict == "holds"
+    (line,) = left(certifier.benches)
+    assert line.startswith("x: rounding could not be sampled: AssertionError: two forwards differ: in ")
+
+
+@pytest.mark.usefixtures("_alone")
+def test_nothing_holds_within_a_bound_that_is_infinite() -> None:
+    trainer = inspected(Trainer(Subject("tests.test_step:OnTheEdge")), parse("1"))
+    (finding,) = StepCertifier(FEW).verify_all(checks("x", trainer, parse("1"), [FRESH]))
+    assert (finding.verdict, finding.reason) == ("skipped", "rounding may make the gradient not finite")
+
+
 def test_running_statistics_move_as_their_inputs_do() -> None:
     norm = nn.BatchNorm1d(3).double()
     x = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -558,6 +593,32 @@ class StatesAlone(_Base):
 class Raises(_Base):
     def step(self, batch: dict[str, torch.Tensor]) -> object:
         raise OSError("no data")
+
+
+class ComparesBits(_Base):
+    """Raises where two forwards differ, as they do in Monte Carlo arithmetic."""
+
+    most = 0
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        x = batch["x"]
+        assert len(x) <= self.most or torch.equal(self.model(x), self.model(x)), "two forwards differ"
+        return super().step(batch)
+
+
+class ComparesBitsOfMany(ComparesBits):
+    most = 2
+
+
+class OnTheEdge(_Base):
+    """Has no number for a gradient where rounding makes one sum smaller than another."""
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        self.model.zero_grad()
+        one, other = (self.model(batch["x"]).square().sum() for _ in range(2))
+        (one * (one - other).detach().sqrt().exp()).backward()
+        torch.optim.SGD(self.model.parameters()).step()
+        return 1.0
 
 
 class Needs(_Base):

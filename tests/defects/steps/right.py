@@ -25,6 +25,7 @@ from .trainers import (
     Ddp,
     Dropped,
     Filtered,
+    FsdpOfOne,
     NoneFrozen,
     Normalised,
     OneBatch,
@@ -88,6 +89,10 @@ class _Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.head(x)
+
+
+class FsdpAlone(FsdpOfOne):
+    pass
 
 
 class FsdpReducesScalar(Fsdp):
