@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis.errors import Unsatisfiable
 from torch import nn
 
 from peers.trainers.certify import RELEASED, Released
@@ -177,12 +178,34 @@ def test_the_first_parameter_and_module_are_named() -> None:
 def test_a_batch_that_one_process_refuses_is_not_drawn() -> None:
     trainer = look(0, 1, _planted("LocalBatchNorm").trainer).found
     assert trainer is not None
-    assert trainer.least == 2
+    assert trainer.counts == (2, 3, 4)
     assert "one row: not drawn, as one process raises: ValueError" in "".join(trainer.notes)
     drawn = _drawn(trainer)
     for case in drawn:
         assert min(min(each) for each in case.rows) >= 2
     assert drawn
+
+
+@pytest.mark.usefixtures("_alone")
+def test_cases_that_one_process_refuses_are_no_findings() -> None:
+    trainer = _trainer("PairsRows")
+    assert trainer.counts == (2, 4)
+    assert trainer.notes[0].startswith(
+        "1 or 3 rows: not drawn, as one process raises: AssertionError: rows are pairs"
+    )
+    certifier = StepCertifier(10)
+    (finding,) = certifier.verify_all(checks("x", trainer, parse("1"), [GRADS]))
+    assert finding.verdict == "holds"
+    assert {sum(map(sum, case.rows)) for case in finding.cases} <= {4, 6, 12}
+    (line,) = left(certifier.benches)
+    assert line.startswith("x: one process raises AssertionError: in ")
+
+
+def test_rows_that_can_be_split_in_one_way_are_not_split_unequally() -> None:
+    trainer = dataclasses.replace(_planted("PairsRows").trainer, counts=(3,))
+    with pytest.raises(Unsatisfiable):
+        _drawn(trainer)
+    assert look(0, 1, Trainer(Subject("tests.test_step:Threes"))).found.counts == (3,)  # type: ignore[union-attr]
 
 
 def test_a_parameter_that_no_optimizer_has_is_named() -> None:
@@ -593,6 +616,13 @@ class StatesAlone(_Base):
 class Raises(_Base):
     def step(self, batch: dict[str, torch.Tensor]) -> object:
         raise OSError("no data")
+
+
+class Threes(_Base):
+    """Its rows are triples."""
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        return super().step({"x": batch["x"].unflatten(0, (-1, 3)).sum(1)})
 
 
 class ComparesBits(_Base):

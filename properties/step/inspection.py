@@ -39,6 +39,8 @@ from .cases import simplest
 from .target import Trainer
 
 ROWS = 4
+TRIED = 2, 4, 3, 1
+"""Rows of the batches that a target is looked at with: the first that it takes."""
 SEEDS = 3, 4
 PROBE_SCALE = 2.0**-10
 NEEDED = ("model", "step", "batch")
@@ -107,6 +109,8 @@ def _looked(asked: Trainer) -> Trainer:
             plan = simplest(replace(asked, takes_frozen=takes_frozen), 1, dtype=dtype, seed=SEEDS[0]).plan(
                 replace(asked, takes_frozen=takes_frozen), launched=False
             )
+            taken = (rows for rows in TRIED if not _refuses(make_step, plan, rows))
+            plan = plan._replace(rows=((next(taken, TRIED[0]),),))
             names, accumulates = _check_trainer(make_step, plan)
             usable.append(dtype)
         except Refused as error:
@@ -122,11 +126,13 @@ def _looked(asked: Trainer) -> Trainer:
     unresumed = _unresumed(make_step, plan, trainer)
     draws, constant = _drawn(make_step, plan, promises)
     plan = plan._replace(constant=constant)
-    one_row = _refuses_one_row(make_step, plan)
+    refused = {rows: said for rows in asked.counts if (said := _refuses(make_step, plan, rows))}
     seen = run_steps(make_step, 0, 1, plan._replace(loss_scale=PROBE_SCALE))
     notes = [f"{dtype}: not drawn, as one process raises: {_last(error)}" for dtype, error in why]
-    if one_row:
-        notes.append(f"one row: not drawn, as one process raises: {one_row}")
+    for said in dict.fromkeys(refused.values()):
+        rows = [rows for rows, reason in refused.items() if reason == said]
+        named_so = "one row" if rows == [1] else f"{' or '.join(map(str, rows))} rows"
+        notes.append(f"{named_so}: not drawn, as one process raises: {said}")
     if not takes_frozen:
         notes.append("frozen parameters: not drawn, as make_step takes no argument frozen")
     if still := _still(seen):
@@ -148,7 +154,7 @@ def _looked(asked: Trainer) -> Trainer:
         buffers=tuple(buffers_of(trainer, 0)),
         unresumed=unresumed,
         passing=passing,
-        least=2 if one_row else 1,
+        counts=tuple(rows for rows in asked.counts if rows not in refused),
         notes=tuple(notes),
         seconds=seconds / len(asked.dtypes),
     )
@@ -166,12 +172,12 @@ def _moves(gradient: torch.Tensor | None) -> bool:
     return gradient is not None and bool(gradient.any())
 
 
-def _refuses_one_row(make_step: Any, plan: Plan) -> str:
-    """Return what one process raises where a batch has one row, as BatchNorm does, or nothing."""
+def _refuses(make_step: Any, plan: Plan, rows: int) -> str:
+    """Return what one process raises where a batch has so many rows, as BatchNorm does of one, or nothing."""
     try:
-        run_steps(make_step, 0, 1, plan._replace(rows=((1,),), steps=1))
+        run_steps(make_step, 0, 1, plan._replace(rows=((rows,),), steps=1))
     except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return _last(error)
     return ""
 
 

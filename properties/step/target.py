@@ -25,7 +25,7 @@ class Trainer:
         promises: what it promises: "rng".
         buffers: what else a checkpoint holds: buffers, and tensors of other modules.
         passing: the buffers that no checkpoint holds, and that are not compared.
-        least: the fewest rows that one process takes.
+        counts: the rows of a micro-batch to draw from: those that one process takes.
         unresumed: why a new trainer cannot be given the checkpoint of another.
         simulated: it runs in simulated worlds.
         unsimulated: why it does not.
@@ -48,7 +48,7 @@ class Trainer:
     buffers: tuple[str, ...] = ()
     passing: tuple[str, ...] = ()
     unresumed: str = ""
-    least: int = 1
+    counts: tuple[int, ...] = (1, 2, 3, 4)
     simulated: bool = True
     unsimulated: str = ""
     strict: bool = False

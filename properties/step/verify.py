@@ -166,11 +166,12 @@ class Bench:
 
         Raises:
             WorldError: not every rank returned.
+            Unanswered: one process raises.
         """
         if case not in self._seen:
             try:
                 self._seen[case] = self._run(case)
-            except WorldError as error:
+            except (WorldError, Unanswered) as error:
                 self._seen[case] = error
         seen = self._seen[case]
         if isinstance(seen, Exception):
@@ -183,7 +184,13 @@ class Bench:
         plan = case.plan(self.trainer, self.launched)
         single = worlds.open(SINGLE)
         world = worlds.open(self.spec, PATIENCE, case.world_size)
-        right = truth(single, self.trainer, plan.whole)
+        try:
+            right = truth(single, self.trainer, plan.whole)
+        except WorldError as error:
+            (rank,) = error.ranks
+            if rank.state != "raised":
+                raise
+            raise Unanswered(f"one process raises {rank.said.partition(': ')[2]}") from error
         ranks: list[Seen] = [right.seen]
         if case.is_split:
             ranks = world.run(act, self.trainer, plan)

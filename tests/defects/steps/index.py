@@ -108,6 +108,7 @@ RIGHT = [
     Planted("SynchronisedBatchNorm", world="sim:2-8,proc:2"),
     Planted("DropoutOfRows", world="1,proc:2"),
     Planted("ClipsUnscaled", world="1,proc:2"),
+    Planted("PairsRows", world="1,sim:2-3"),
     Planted("WeighsRows", world="1,sim:2-8,proc:2", uneven=True),
     Planted("ContrastiveGathers", uneven=True),
     Planted("GradCache", world="1,proc:2", uneven=True),

@@ -145,6 +145,18 @@ class ClipsUnscaled(Ddp):
         self.scaler.update()
 
 
+class PairsRows(Trainer):
+    """Its rows are pairs, and those of all ranks fill a queue."""
+
+    LENGTH = 12
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert len(batch["x"]) % 2 == 0, "rows are pairs"
+        assert self.LENGTH % (self.world_size * len(batch["x"])) == 0
+        one, other = self.model(batch["x"]).view(-1, 2, CLASSES).unbind(1)
+        return super().loss(batch) + (one - other).square().mean()
+
+
 class WeighsRows(Trainer):
     """Divides by the rows of all ranks and micro-batches: rows may be split unequally."""
 
