@@ -26,7 +26,7 @@ from verified_losses.properties.ask.cli import main
 from verified_losses.properties.ask.fuzz_cli import losses_of
 from verified_losses.properties.ask.listing import everything
 from verified_losses.properties.ask.plans import left
-from verified_losses.properties.laws import Falsified, Place
+from verified_losses.properties.laws import Falsified, Place, Unanswered
 from verified_losses.properties.names import STEP_LAWS
 from verified_losses.properties.options import FuzzOptions
 from verified_losses.properties.process_state import preserved
@@ -494,6 +494,32 @@ def test_whole_numbers_are_compared_exactly(own: torch.Tensor, micro: int, said:
     assert said in str(raised.value)
 
 
+def test_what_is_not_finite_in_one_process_does_not_hold() -> None:
+    made, mask, later = (torch.tensor(one) for one in ([1.0, 2.0], [-torch.inf, 1.0], [torch.nan, 1.0]))
+
+    def judged(before: torch.Tensor, after: torch.Tensor, own: torch.Tensor) -> float:
+        seen = [Seen([], [], [], [], buffers=[{"b": before}, {"b": one}]) for one in (after, own)]
+        squares = {f"buffer {step} b": torch.zeros(2) for step in range(2)}
+        return buffers_equal(Observed(Truth(seen[0], squares), seen, lambda how: seen[0]))
+
+    assert judged(mask, mask, mask) == 0
+    assert judged(mask, made, made) == 0
+    for before, after, own in ((made, later, later), (made, mask, mask), (mask, mask, made)):
+        with pytest.raises(Unanswered, match="one process has no finite buffer of b"):
+            judged(before, after, own)
+    with pytest.raises(Falsified):
+        judged(mask, made, mask)
+    with pytest.raises(Falsified):
+        judged(mask, mask, mask + torch.tensor([0.0, 1e-3]))
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_loss_that_is_no_number_in_a_case_does_not_hold() -> None:
+    trainer = inspected(Trainer(Subject("tests.test_step:LosesItsLoss")), parse("1"))
+    (finding,) = StepCertifier(FEW).verify_all(checks("x", trainer, parse("1"), [LOGGED]))
+    assert (finding.verdict, finding.reason) == ("skipped", "one process has no finite logged loss")
+
+
 # targets that are none
 
 
@@ -618,6 +644,17 @@ class Raises(_Base):
         raise OSError("no data")
 
 
+class LosesItsLoss(_Base):
+    """The second loss that it logs is no number."""
+
+    taken = 0
+
+    def step(self, *batches: dict[str, torch.Tensor]) -> object:
+        self.taken += 1
+        loss = sum(super(LosesItsLoss, self).step(one) for one in batches)  # type: ignore[misc]
+        return loss / len(batches) if self.taken == 1 else torch.nan
+
+
 class Threes(_Base):
     """Its rows are triples."""
 
@@ -662,8 +699,41 @@ class AllFrozen(_Base):
         self.model.requires_grad_(False)
 
 
+class NormalisesPadding(_Base):
+    """Divides padding by its length, and masks it afterwards: one gradient is no number."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+        self.model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 1))  # type: ignore[assignment]
+        self.optimizer = torch.optim.SGD(self.model.parameters())
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        self.optimizer.zero_grad()
+        padded = nn.functional.pad(batch["x"], (0, 0, 0, 1))
+        layer, head = self.model  # type: ignore[misc]
+        found = layer(padded)
+        found = found / found.square().sum(1, keepdim=True).sqrt()
+        loss = head(torch.where(padded.any(1, keepdim=True), found, 0.0)).square().mean()
+        loss.backward()
+        self.update()
+        return loss
+
+    def update(self) -> None:
+        self.optimizer.step()
+
+
+class NormalisesPaddingAndSkips(NormalisesPadding):
+    """Takes no step where a gradient is no number, as one always is."""
+
+    def update(self) -> None:
+        if all(bool(one.grad.isfinite().all()) for one in self.model.parameters()):  # type: ignore[union-attr]
+            super().update()
+
+
 number = 3
 REFUSED = {
+    "NormalisesPadding": "one process has gradients that are not finite, of 0.weight",
+    "NormalisesPaddingAndSkips": "one process has gradients that are not finite, of 0.weight",
     "number": "expected a function make_step(rank, world_size, **options), got int 3",
     "absent": "there is no absent in",
     "WithoutStep": "got WithoutStep without step",

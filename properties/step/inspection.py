@@ -18,6 +18,7 @@ from ..standalone.steps import (
     Tensors,
     buffers_of,
     built,
+    gradients_of,
     micro_batches,
     named,
     number_of,
@@ -26,6 +27,7 @@ from ..standalone.steps import (
     plain_name,
     resume,
     run_steps,
+    scaled_losses,
     seed_generators,
     take,
 )
@@ -35,7 +37,7 @@ from ..verify.arguments import Unusable
 from ..worlds import OutOfTime, WorldError
 from ..worlds.simulated import SimulationError
 from ..worlds.specs import SINGLE, WorldSpec
-from .cases import simplest
+from .cases import STEPS, simplest
 from .target import Trainer
 
 ROWS = 4
@@ -128,11 +130,13 @@ def _looked(asked: Trainer) -> Trainer:
     plan = plan._replace(constant=constant)
     refused = {rows: said for rows in asked.counts if (said := _refuses(make_step, plan, rows))}
     seen = run_steps(make_step, 0, 1, plan._replace(loss_scale=PROBE_SCALE))
+    if len(refused) == len(asked.counts):
+        raise Refused(f"one process {next(iter(refused.values()))}")
     notes = [f"{dtype}: not drawn, as one process raises: {_last(error)}" for dtype, error in why]
     for said in dict.fromkeys(refused.values()):
         rows = [rows for rows, reason in refused.items() if reason == said]
         named_so = "one row" if rows == [1] else f"{' or '.join(map(str, rows))} rows"
-        notes.append(f"{named_so}: not drawn, as one process raises: {said}")
+        notes.append(f"{named_so}: not drawn, as one process {said}")
     if not takes_frozen:
         notes.append("frozen parameters: not drawn, as make_step takes no argument frozen")
     if still := _still(seen):
@@ -173,12 +177,26 @@ def _moves(gradient: torch.Tensor | None) -> bool:
 
 
 def _refuses(make_step: Any, plan: Plan, rows: int) -> str:
-    """Return what one process raises where a batch has so many rows, as BatchNorm does of one, or nothing."""
+    """Return why one process takes no batch of so many rows, or nothing.
+
+    It raises, as BatchNorm does of one row, or no step has a finite gradient of some parameter: of a
+    GradScaler, that may be its scale.
+    """
+    plan = plan._replace(rows=((rows,),), loss_scale=PROBE_SCALE)
+    lost: set[str] = set()
     try:
-        run_steps(make_step, 0, 1, plan._replace(rows=((rows,),), steps=1))
+        with scaled_losses(plan.loss_scale) as scalers:
+            trainer = built(make_step, 0, 1, plan)
+            for number in range(STEPS[-1]):
+                taken = take(trainer, micro_batches(trainer, 0, plan, number), plan.constant)
+                given = taken.gradients if taken.held else gradients_of(trainer.model)
+                now = {name for name, one in given.items() if one is not None and not one.isfinite().all()}
+                lost = lost & now if number else now
+                if scalers or not lost:
+                    return ""
     except Exception as error:
-        return _last(error)
-    return ""
+        return f"raises: {_last(error)}"
+    return f"has gradients that are not finite, of {', '.join(one for one in given if one in lost)}"
 
 
 def _check_signature(make_step: Any, asked: Trainer) -> bool:

@@ -41,7 +41,8 @@ class Truth:
         if self.unsampled:
             raise Unanswered(f"rounding could not be sampled: {self.unsampled}")
         bound = allowed(self.squares[place], value)
-        if bool((np.isinf(bound) & value.isfinite().numpy()).any()):
+        bound = np.where(value.isfinite().numpy(), bound, 0.0)  # what is not finite is compared exactly
+        if np.isinf(bound).any():
             raise Unanswered(f"rounding may make the {place.partition(' ')[0]} not finite")
         if place.startswith(("value", "buffer")) and bound.size:
             # an optimizer may take the sign of a gradient that is 0 but for rounding: the element that it
