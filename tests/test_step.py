@@ -25,7 +25,7 @@ from verified_losses.properties.ask.api import NotCertified, certification, cert
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.ask.fuzz_cli import losses_of
 from verified_losses.properties.ask.listing import everything
-from verified_losses.properties.ask.plans import left
+from verified_losses.properties.ask.plans import left, unasked
 from verified_losses.properties.laws import Falsified, Place, Unanswered
 from verified_losses.properties.names import STEP_LAWS
 from verified_losses.properties.options import FuzzOptions
@@ -431,6 +431,17 @@ def test_draws_of_which_nothing_is_promised_are_a_limit() -> None:
     assert verify(check, Bench(strict, parse("1")[0]), 1).verdict == "falsified"
 
 
+def test_parameters_that_constants_do_not_reach_are_named() -> None:
+    trainer = Trainer(Subject("tests.test_step:MasksWords"))
+    found = look(0, 1, trainer).found
+    assert found is not None
+    assert found.unreached == ("head.weight", "head.bias")
+    (line,) = [one for one in unasked({"x": ("step", found)}, "1", None, None, ["cpu"]) if "gradients" in one]
+    assert line.startswith("x: gradients of head.weight, head.bias: 0 with constants in the place of random")
+    assert not _looked_at("DropsOfRank").unreached
+    assert not _looked_at("DropoutOfRows").unreached
+
+
 @pytest.mark.usefixtures("_alone")
 def test_draws_that_are_those_of_one_process_hold_promised_or_not() -> None:
     for name in ("DrawsAllRows", "DrawsAllRowsUnpromised"):
@@ -653,6 +664,21 @@ class LosesItsLoss(_Base):
         self.taken += 1
         loss = sum(super(LosesItsLoss, self).step(one) for one in batches)  # type: ignore[misc]
         return loss / len(batches) if self.taken == 1 else torch.nan
+
+
+class MasksWords(_Base):
+    """Predicts the rows that random numbers mask, which are few."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.model = nn.ModuleDict({"body": nn.Linear(3, 2), "head": nn.Linear(2, 3)})  # type: ignore[assignment]
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        self.model.zero_grad()
+        hidden = self.model["body"](batch["x"])  # type: ignore[index]
+        masked = torch.rand(len(hidden), 1) < 0.1
+        loss = hidden.square().mean() + ((self.model["head"](hidden) - batch["x"]) * masked).square().mean()  # type: ignore[index]
+        loss.backward()
+        return loss
 
 
 class Threes(_Base):

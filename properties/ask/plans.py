@@ -148,6 +148,11 @@ def _unasked(trainer: Trainer, worlds: Sequence[WorldSpec], asked: Sequence[Step
     yield from (f"{law.name}: {why}" for law in asked if (why := law.applies(trainer)))
     if trainer.passing:
         yield f"buffers that no checkpoint holds: not compared: {', '.join(trainer.passing)}"
+    if trainer.unreached:
+        yield (
+            f"gradients of {', '.join(trainer.unreached)}: 0 with constants in the place of random numbers, "
+            "with which all but one property are verified"
+        )
     sizes = [(size, one.row.is_drawn) for one in own for size in one.sizes]
     if trainer.constant and not any(
         law.limit and law.drawn and law.fits(trainer, *one) for law in asked for one in sizes

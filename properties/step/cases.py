@@ -11,6 +11,8 @@ from ..standalone.steps import Plan, Rows
 from .target import Trainer
 
 MOST_MICRO = 3
+MANY = 64
+"""So many rows use every parameter: of 64 rows some reach every expert."""
 STEPS = (2, 3)
 """How many are taken: what is wrong after the first shows there, too."""
 

@@ -37,7 +37,7 @@ from ..verify.arguments import Unusable
 from ..worlds import OutOfTime, WorldError
 from ..worlds.simulated import SimulationError
 from ..worlds.specs import SINGLE, WorldSpec
-from .cases import STEPS, simplest
+from .cases import MANY, STEPS, simplest
 from .target import Trainer
 
 ROWS = 4
@@ -154,6 +154,7 @@ def _looked(asked: Trainer) -> Trainer:
         scales=seen.scaled,
         draws=draws,
         constant=constant,
+        unreached=_unreached(make_step, plan) if constant else (),
         promises=promises,
         buffers=tuple(buffers_of(trainer, 0)),
         unresumed=unresumed,
@@ -353,6 +354,24 @@ def _drawn(make_step: Any, plan: Plan, promises: tuple[str, ...]) -> tuple[str, 
             'them off, or promise that they are those of one process: promises = {"rng"}'
         )
     return name, not why
+
+
+def _unreached(make_step: Any, plan: Plan) -> tuple[str, ...]:
+    """Return the parameters that get a gradient with random numbers, and none with constants."""
+    try:
+        return _lacking(make_step, plan._replace(rows=((MANY,),)))
+    except Exception:  # so many rows are refused
+        return _lacking(make_step, plan)
+
+
+def _lacking(make_step: Any, plan: Plan) -> tuple[str, ...]:
+    drawn, fixed = (
+        _seeded(make_step, plan._replace(constant=constant), SEEDS[0]).gradients for constant in (False, True)
+    )
+    got, left = (
+        {name for each in seen for name, one in each.items() if _moves(one)} for seen in (drawn, fixed)
+    )
+    return tuple(name for name in drawn[0] if name in got - left)
 
 
 def _seeded(make_step: Any, plan: Plan, seed: int) -> Seen:

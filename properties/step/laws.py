@@ -16,8 +16,6 @@ from .target import Trainer
 from .truth import Truth, array
 
 LOSS_SCALE = 2.0**-10
-MANY = 64
-"""So many rows use every parameter: of 64 rows some reach every expert."""
 DECIMALS = range(2, 9)
 """Of a loss that is rounded to be logged."""
 LONG = 16

@@ -22,6 +22,7 @@ class Trainer:
         scales: it makes a GradScaler.
         draws: what changes with the random numbers that `step` draws; empty where nothing does.
         constant: steps get constants in the place of random numbers, unless they are what is verified.
+        unreached: the parameters that get no gradient with those constants, and get one without.
         promises: what it promises: "rng".
         buffers: what else a checkpoint holds: buffers, and tensors of other modules.
         passing: the buffers that no checkpoint holds, and that are not compared.
@@ -44,6 +45,7 @@ class Trainer:
     scales: bool = False
     draws: str = ""
     constant: bool = False
+    unreached: tuple[str, ...] = ()
     promises: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     passing: tuple[str, ...] = ()

@@ -25,9 +25,9 @@ from ..verify.fingerprints import signature
 from ..verify.limits import RANDOM_DRAWS, UNEQUAL_ROWS
 from ..worlds import OutOfTime, World, WorldError, WorldLost
 from ..worlds.specs import SINGLE, WorldSpec
-from .cases import StepCase, step_cases
+from .cases import MANY, StepCase, step_cases
 from .inspection import act
-from .laws import LONG, LOSS_SCALE, MANY, Observed, StepLaw, laws
+from .laws import LONG, LOSS_SCALE, Observed, StepLaw, laws
 from .localise import first_module
 from .target import Trainer
 from .truth import blunt, truth
