@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis.errors import Unsatisfiable
 from torch import nn
 
 from peers.trainers.certify import RELEASED, Released
@@ -24,7 +25,8 @@ from verified_losses.properties.ask.api import NotCertified, certification, cert
 from verified_losses.properties.ask.cli import main
 from verified_losses.properties.ask.fuzz_cli import losses_of
 from verified_losses.properties.ask.listing import everything
-from verified_losses.properties.laws import Falsified, Place
+from verified_losses.properties.ask.plans import left, unasked
+from verified_losses.properties.laws import Falsified, Place, Unanswered
 from verified_losses.properties.names import STEP_LAWS
 from verified_losses.properties.options import FuzzOptions
 from verified_losses.properties.process_state import preserved
@@ -54,7 +56,7 @@ from verified_losses.properties.step.laws import (
 )
 from verified_losses.properties.step.monte_carlo import UNITS, Moved
 from verified_losses.properties.step.target import Trainer
-from verified_losses.properties.step.truth import Truth, truth
+from verified_losses.properties.step.truth import Truth, blunt, truth
 from verified_losses.properties.step.verify import Bench, StepCertifier, StepFinding, checks, grouped, verify
 from verified_losses.properties.subjects import Subject
 from verified_losses.properties.worlds import OutOfTime, server
@@ -176,12 +178,34 @@ def test_the_first_parameter_and_module_are_named() -> None:
 def test_a_batch_that_one_process_refuses_is_not_drawn() -> None:
     trainer = look(0, 1, _planted("LocalBatchNorm").trainer).found
     assert trainer is not None
-    assert trainer.least == 2
+    assert trainer.counts == (2, 3, 4)
     assert "one row: not drawn, as one process raises: ValueError" in "".join(trainer.notes)
     drawn = _drawn(trainer)
     for case in drawn:
         assert min(min(each) for each in case.rows) >= 2
     assert drawn
+
+
+@pytest.mark.usefixtures("_alone")
+def test_cases_that_one_process_refuses_are_no_findings() -> None:
+    trainer = _trainer("PairsRows")
+    assert trainer.counts == (2, 4)
+    assert trainer.notes[0].startswith(
+        "1 or 3 rows: not drawn, as one process raises: AssertionError: rows are pairs"
+    )
+    certifier = StepCertifier(10)
+    (finding,) = certifier.verify_all(checks("x", trainer, parse("1"), [GRADS]))
+    assert finding.verdict == "holds"
+    assert {sum(map(sum, case.rows)) for case in finding.cases} <= {4, 6, 12}
+    (line,) = left(certifier.benches)
+    assert line.startswith("x: one process raises AssertionError: in ")
+
+
+def test_rows_that_can_be_split_in_one_way_are_not_split_unequally() -> None:
+    trainer = dataclasses.replace(_planted("PairsRows").trainer, counts=(3,))
+    with pytest.raises(Unsatisfiable):
+        _drawn(trainer)
+    assert look(0, 1, Trainer(Subject("tests.test_step:Threes"))).found.counts == (3,)  # type: ignore[union-attr]
 
 
 def test_a_parameter_that_no_optimizer_has_is_named() -> None:
@@ -327,6 +351,40 @@ def test_the_bound_is_sharp(dtype: str) -> None:
             assert 1e-16 < bound < {"float64": 1e-11, "float32": 1e-2}[dtype]
 
 
+def test_the_bound_of_a_dtensor_is_sharp() -> None:
+    try:
+        with preserved():
+            right = truth(SingleWorld(), _planted("FsdpAlone").trainer, Plan(((4,),)))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert 1e-16 < blunt(right) < 1e-11
+
+
+@pytest.mark.usefixtures("_alone")
+def test_nothing_holds_within_a_bound_that_could_not_be_sampled() -> None:
+    trainer = inspected(Trainer(Subject("tests.test_step:ComparesBits")), parse("1"))
+    asked = checks("x", trainer, parse("1"), [FRESH, GETS])
+    certifier = StepCertifier(FEW)
+    found = {one.law: one for one in certifier.verify_all(asked)}
+    assert found[FRESH].verdict == "skipped"
+    assert found[FRESH].reason == "rounding could not be sampled: AssertionError: two forwards differ"
+    assert found[GETS].verdict == "holds"
+    assert not left(certifier.benches), "the check says it"
+    trainer = inspected(Trainer(Subject("tests.test_step:ComparesBitsOfMany")), parse("1"))
+    certifier = StepCertifier(20)
+    (finding,) = certifier.verify_all(checks("x", trainer, parse("1"), [FRESH]))
+    assert finding.verdict == "holds"
+    (line,) = left(certifier.benches)
+    assert line.startswith("x: rounding could not be sampled: AssertionError: two forwards differ: in ")
+
+
+@pytest.mark.usefixtures("_alone")
+def test_nothing_holds_within_a_bound_that_is_infinite() -> None:
+    trainer = inspected(Trainer(Subject("tests.test_step:OnTheEdge")), parse("1"))
+    (finding,) = StepCertifier(FEW).verify_all(checks("x", trainer, parse("1"), [FRESH]))
+    assert (finding.verdict, finding.reason) == ("skipped", "rounding may make the gradient not finite")
+
+
 def test_running_statistics_move_as_their_inputs_do() -> None:
     norm = nn.BatchNorm1d(3).double()
     x = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -371,6 +429,17 @@ def test_draws_of_which_nothing_is_promised_are_a_limit() -> None:
     strict = dataclasses.replace(trainer, strict=True)
     (check,) = checks("x", strict, parse("1"), [DRAWS])
     assert verify(check, Bench(strict, parse("1")[0]), 1).verdict == "falsified"
+
+
+def test_parameters_that_constants_do_not_reach_are_named() -> None:
+    trainer = Trainer(Subject("tests.test_step:MasksWords"))
+    found = look(0, 1, trainer).found
+    assert found is not None
+    assert found.unreached == ("head.weight", "head.bias")
+    (line,) = [one for one in unasked({"x": ("step", found)}, "1", None, None, ["cpu"]) if "gradients" in one]
+    assert line.startswith("x: gradients of head.weight, head.bias: 0 with constants in the place of random")
+    assert not _looked_at("DropsOfRank").unreached
+    assert not _looked_at("DropoutOfRows").unreached
 
 
 @pytest.mark.usefixtures("_alone")
@@ -434,6 +503,32 @@ def test_whole_numbers_are_compared_exactly(own: torch.Tensor, micro: int, said:
     with pytest.raises(Falsified) as raised:
         buffers_equal(observed)
     assert said in str(raised.value)
+
+
+def test_what_is_not_finite_in_one_process_does_not_hold() -> None:
+    made, mask, later = (torch.tensor(one) for one in ([1.0, 2.0], [-torch.inf, 1.0], [torch.nan, 1.0]))
+
+    def judged(before: torch.Tensor, after: torch.Tensor, own: torch.Tensor) -> float:
+        seen = [Seen([], [], [], [], buffers=[{"b": before}, {"b": one}]) for one in (after, own)]
+        squares = {f"buffer {step} b": torch.zeros(2) for step in range(2)}
+        return buffers_equal(Observed(Truth(seen[0], squares), seen, lambda how: seen[0]))
+
+    assert judged(mask, mask, mask) == 0
+    assert judged(mask, made, made) == 0
+    for before, after, own in ((made, later, later), (made, mask, mask), (mask, mask, made)):
+        with pytest.raises(Unanswered, match="one process has no finite buffer of b"):
+            judged(before, after, own)
+    with pytest.raises(Falsified):
+        judged(mask, made, mask)
+    with pytest.raises(Falsified):
+        judged(mask, mask, mask + torch.tensor([0.0, 1e-3]))
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_loss_that_is_no_number_in_a_case_does_not_hold() -> None:
+    trainer = inspected(Trainer(Subject("tests.test_step:LosesItsLoss")), parse("1"))
+    (finding,) = StepCertifier(FEW).verify_all(checks("x", trainer, parse("1"), [LOGGED]))
+    assert (finding.verdict, finding.reason) == ("skipped", "one process has no finite logged loss")
 
 
 # targets that are none
@@ -560,6 +655,65 @@ class Raises(_Base):
         raise OSError("no data")
 
 
+class LosesItsLoss(_Base):
+    """The second loss that it logs is no number."""
+
+    taken = 0
+
+    def step(self, *batches: dict[str, torch.Tensor]) -> object:
+        self.taken += 1
+        loss = sum(super(LosesItsLoss, self).step(one) for one in batches)  # type: ignore[misc]
+        return loss / len(batches) if self.taken == 1 else torch.nan
+
+
+class MasksWords(_Base):
+    """Predicts the rows that random numbers mask, which are few."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.model = nn.ModuleDict({"body": nn.Linear(3, 2), "head": nn.Linear(2, 3)})  # type: ignore[assignment]
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        self.model.zero_grad()
+        hidden = self.model["body"](batch["x"])  # type: ignore[index]
+        masked = torch.rand(len(hidden), 1) < 0.1
+        loss = hidden.square().mean() + ((self.model["head"](hidden) - batch["x"]) * masked).square().mean()  # type: ignore[index]
+        loss.backward()
+        return loss
+
+
+class Threes(_Base):
+    """Its rows are triples."""
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        return super().step({"x": batch["x"].unflatten(0, (-1, 3)).sum(1)})
+
+
+class ComparesBits(_Base):
+    """Raises where two forwards differ, as they do in Monte Carlo arithmetic."""
+
+    most = 0
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        x = batch["x"]
+        assert len(x) <= self.most or torch.equal(self.model(x), self.model(x)), "two forwards differ"
+        return super().step(batch)
+
+
+class ComparesBitsOfMany(ComparesBits):
+    most = 2
+
+
+class OnTheEdge(_Base):
+    """Has no number for a gradient where rounding makes one sum smaller than another."""
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        self.model.zero_grad()
+        one, other = (self.model(batch["x"]).square().sum() for _ in range(2))
+        (one * (one - other).detach().sqrt().exp()).backward()
+        torch.optim.SGD(self.model.parameters()).step()
+        return 1.0
+
+
 class Needs(_Base):
     def __init__(self, rank: int, world_size: int, lr: float) -> None:
         super().__init__(rank, world_size)
@@ -571,8 +725,41 @@ class AllFrozen(_Base):
         self.model.requires_grad_(False)
 
 
+class NormalisesPadding(_Base):
+    """Divides padding by its length, and masks it afterwards: one gradient is no number."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+        self.model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 1))  # type: ignore[assignment]
+        self.optimizer = torch.optim.SGD(self.model.parameters())
+
+    def step(self, batch: dict[str, torch.Tensor]) -> object:
+        self.optimizer.zero_grad()
+        padded = nn.functional.pad(batch["x"], (0, 0, 0, 1))
+        layer, head = self.model  # type: ignore[misc]
+        found = layer(padded)
+        found = found / found.square().sum(1, keepdim=True).sqrt()
+        loss = head(torch.where(padded.any(1, keepdim=True), found, 0.0)).square().mean()
+        loss.backward()
+        self.update()
+        return loss
+
+    def update(self) -> None:
+        self.optimizer.step()
+
+
+class NormalisesPaddingAndSkips(NormalisesPadding):
+    """Takes no step where a gradient is no number, as one always is."""
+
+    def update(self) -> None:
+        if all(bool(one.grad.isfinite().all()) for one in self.model.parameters()):  # type: ignore[union-attr]
+            super().update()
+
+
 number = 3
 REFUSED = {
+    "NormalisesPadding": "one process has gradients that are not finite, of 0.weight",
+    "NormalisesPaddingAndSkips": "one process has gradients that are not finite, of 0.weight",
     "number": "expected a function make_step(rank, world_size, **options), got int 3",
     "absent": "there is no absent in",
     "WithoutStep": "got WithoutStep without step",

@@ -3,6 +3,7 @@
 import fnmatch
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -147,6 +148,11 @@ def _unasked(trainer: Trainer, worlds: Sequence[WorldSpec], asked: Sequence[Step
     yield from (f"{law.name}: {why}" for law in asked if (why := law.applies(trainer)))
     if trainer.passing:
         yield f"buffers that no checkpoint holds: not compared: {', '.join(trainer.passing)}"
+    if trainer.unreached:
+        yield (
+            f"gradients of {', '.join(trainer.unreached)}: 0 with constants in the place of random numbers, "
+            "with which all but one property are verified"
+        )
     sizes = [(size, one.row.is_drawn) for one in own for size in one.sizes]
     if trainer.constant and not any(
         law.limit and law.drawn and law.fits(trainer, *one) for law in asked for one in sizes
@@ -156,8 +162,12 @@ def _unasked(trainer: Trainer, worlds: Sequence[WorldSpec], asked: Sequence[Step
 
 
 def left(benches: Benches) -> list[str]:
-    """Return what rounding hides of the gradients of training steps, where that is more than it should be."""
-    lines = []
+    """Return what is not known of the cases of training steps that have run.
+
+    That is what rounding hides of gradients, where it is more than it should be, and the cases of which laws
+    say nothing, where there are others.
+    """
+    lines: list[str] = []
     for label in dict.fromkeys(label for label, _ in benches):
         own = [bench for (name, _), bench in benches.items() if name == label]
         hidden = [share for one in own for share in one.hidden]
@@ -167,6 +177,10 @@ def left(benches: Benches) -> list[str]:
                 f"rounding may be as large in {len(blunt)} of {len(hidden)} cases of float64, as where "
                 "a step computes in half precision"
             )
-        elif not hidden:
+        elif not any(case.dtype == "float64" for one in own for case in one.cases):
             lines.append(f"{label}: factors of less than 1 + {SHARP:g}: no case was in float64")
+        ran = sum(len(one.cases) for one in own)
+        reasons = Counter(why for one in own for why in one.unanswered.values())
+        if reasons.total() < ran:
+            lines += [f"{label}: {why}: in {n} of {ran} cases" for why, n in reasons.items()]
     return lines

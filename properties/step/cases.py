@@ -4,14 +4,15 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import msgspec
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from ..standalone.steps import Plan, Rows
 from .target import Trainer
 
-MOST_ROWS = 4
-"""Of a micro-batch."""
 MOST_MICRO = 3
+MANY = 64
+"""So many rows use every parameter: of 64 rows some reach every expert."""
 STEPS = (2, 3)
 """How many are taken: what is wrong after the first shows there, too."""
 
@@ -85,12 +86,14 @@ def step_cases(
     most = MOST_MICRO if trainer.accumulates else 1
     least = min(2, most) if size == 1 else 1  # one batch in one process is what others are compared with
     micro = draw(st.sampled_from(sorted({least, min(2, most), most})))
-    count = st.integers(trainer.least, MOST_ROWS)
+    count = st.sampled_from(trainer.counts)
     rows: Rows
     if uneven:
         rows = tuple(tuple(draw(count) for _ in range(micro)) for _ in range(size))
         if len({one for each in rows for one in each}) == 1:
-            rows = ((*rows[0][:-1], rows[0][-1] + 1), *rows[1:])
+            assume(len(trainer.counts) > 1)
+            other = next(one for one in trainer.counts if one != rows[0][-1])
+            rows = ((*rows[0][:-1], other), *rows[1:])
     else:
         rows = ((draw(count),) * micro,) * size
     frozen: tuple[str, ...] = ()
@@ -109,4 +112,5 @@ def step_cases(
 
 def simplest(trainer: Trainer, size: int, **changed: Any) -> StepCase:
     """Return a plain case of so many ranks."""
-    return replace(StepCase(((2,),) * size, trainer.dtypes[0]), **changed)
+    rows = 2 if 2 in trainer.counts else trainer.counts[-1]
+    return replace(StepCase(((rows,),) * size, trainer.dtypes[0]), **changed)

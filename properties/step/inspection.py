@@ -18,6 +18,7 @@ from ..standalone.steps import (
     Tensors,
     buffers_of,
     built,
+    gradients_of,
     micro_batches,
     named,
     number_of,
@@ -26,6 +27,7 @@ from ..standalone.steps import (
     plain_name,
     resume,
     run_steps,
+    scaled_losses,
     seed_generators,
     take,
 )
@@ -35,10 +37,12 @@ from ..verify.arguments import Unusable
 from ..worlds import OutOfTime, WorldError
 from ..worlds.simulated import SimulationError
 from ..worlds.specs import SINGLE, WorldSpec
-from .cases import simplest
+from .cases import MANY, STEPS, simplest
 from .target import Trainer
 
 ROWS = 4
+TRIED = 2, 4, 3, 1
+"""Rows of the batches that a target is looked at with: the first that it takes."""
 SEEDS = 3, 4
 PROBE_SCALE = 2.0**-10
 NEEDED = ("model", "step", "batch")
@@ -107,6 +111,8 @@ def _looked(asked: Trainer) -> Trainer:
             plan = simplest(replace(asked, takes_frozen=takes_frozen), 1, dtype=dtype, seed=SEEDS[0]).plan(
                 replace(asked, takes_frozen=takes_frozen), launched=False
             )
+            taken = (rows for rows in TRIED if not _refuses(make_step, plan, rows))
+            plan = plan._replace(rows=((next(taken, TRIED[0]),),))
             names, accumulates = _check_trainer(make_step, plan)
             usable.append(dtype)
         except Refused as error:
@@ -122,11 +128,15 @@ def _looked(asked: Trainer) -> Trainer:
     unresumed = _unresumed(make_step, plan, trainer)
     draws, constant = _drawn(make_step, plan, promises)
     plan = plan._replace(constant=constant)
-    one_row = _refuses_one_row(make_step, plan)
+    refused = {rows: said for rows in asked.counts if (said := _refuses(make_step, plan, rows))}
     seen = run_steps(make_step, 0, 1, plan._replace(loss_scale=PROBE_SCALE))
+    if len(refused) == len(asked.counts):
+        raise Refused(f"one process {next(iter(refused.values()))}")
     notes = [f"{dtype}: not drawn, as one process raises: {_last(error)}" for dtype, error in why]
-    if one_row:
-        notes.append(f"one row: not drawn, as one process raises: {one_row}")
+    for said in dict.fromkeys(refused.values()):
+        rows = [rows for rows, reason in refused.items() if reason == said]
+        named_so = "one row" if rows == [1] else f"{' or '.join(map(str, rows))} rows"
+        notes.append(f"{named_so}: not drawn, as one process {said}")
     if not takes_frozen:
         notes.append("frozen parameters: not drawn, as make_step takes no argument frozen")
     if still := _still(seen):
@@ -144,11 +154,12 @@ def _looked(asked: Trainer) -> Trainer:
         scales=seen.scaled,
         draws=draws,
         constant=constant,
+        unreached=_unreached(make_step, plan) if constant else (),
         promises=promises,
         buffers=tuple(buffers_of(trainer, 0)),
         unresumed=unresumed,
         passing=passing,
-        least=2 if one_row else 1,
+        counts=tuple(rows for rows in asked.counts if rows not in refused),
         notes=tuple(notes),
         seconds=seconds / len(asked.dtypes),
     )
@@ -166,13 +177,27 @@ def _moves(gradient: torch.Tensor | None) -> bool:
     return gradient is not None and bool(gradient.any())
 
 
-def _refuses_one_row(make_step: Any, plan: Plan) -> str:
-    """Return what one process raises where a batch has one row, as BatchNorm does, or nothing."""
+def _refuses(make_step: Any, plan: Plan, rows: int) -> str:
+    """Return why one process takes no batch of so many rows, or nothing.
+
+    It raises, as BatchNorm does of one row, or no step has a finite gradient of some parameter: of a
+    GradScaler, that may be its scale.
+    """
+    plan = plan._replace(rows=((rows,),), loss_scale=PROBE_SCALE)
+    lost: set[str] = set()
     try:
-        run_steps(make_step, 0, 1, plan._replace(rows=((1,),), steps=1))
+        with scaled_losses(plan.loss_scale) as scalers:
+            trainer = built(make_step, 0, 1, plan)
+            for number in range(STEPS[-1]):
+                taken = take(trainer, micro_batches(trainer, 0, plan, number), plan.constant)
+                given = taken.gradients if taken.held else gradients_of(trainer.model)
+                now = {name for name, one in given.items() if one is not None and not one.isfinite().all()}
+                lost = lost & now if number else now
+                if scalers or not lost:
+                    return ""
     except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return ""
+        return f"raises: {_last(error)}"
+    return f"has gradients that are not finite, of {', '.join(one for one in given if one in lost)}"
 
 
 def _check_signature(make_step: Any, asked: Trainer) -> bool:
@@ -329,6 +354,24 @@ def _drawn(make_step: Any, plan: Plan, promises: tuple[str, ...]) -> tuple[str, 
             'them off, or promise that they are those of one process: promises = {"rng"}'
         )
     return name, not why
+
+
+def _unreached(make_step: Any, plan: Plan) -> tuple[str, ...]:
+    """Return the parameters that get a gradient with random numbers, and none with constants."""
+    try:
+        return _lacking(make_step, plan._replace(rows=((MANY,),)))
+    except Exception:  # so many rows are refused
+        return _lacking(make_step, plan)
+
+
+def _lacking(make_step: Any, plan: Plan) -> tuple[str, ...]:
+    drawn, fixed = (
+        _seeded(make_step, plan._replace(constant=constant), SEEDS[0]).gradients for constant in (False, True)
+    )
+    got, left = (
+        {name for each in seen for name, one in each.items() if _moves(one)} for seen in (drawn, fixed)
+    )
+    return tuple(name for name in drawn[0] if name in got - left)
 
 
 def _seeded(make_step: Any, plan: Plan, seed: int) -> Seen:

@@ -16,8 +16,6 @@ from .target import Trainer
 from .truth import Truth, array
 
 LOSS_SCALE = 2.0**-10
-MANY = 64
-"""So many rows use every parameter: of 64 rows some reach every expert."""
 DECIMALS = range(2, 9)
 """Of a loss that is rounded to be logged."""
 LONG = 16
@@ -134,7 +132,34 @@ def _gradient(observed: Observed, rank: int, step: int, name: str) -> float:
             raise Falsified(f"{place}: expected {what[0]}, observed {what[1]}", lost)
         return 0.0
     _check_form(place, seen, right)
-    return compare(place, array(seen), array(right), observed.truth.bound(f"gradient {step} {name}", right))
+    return _near(observed, place, seen, right, f"gradient {step} {name}")
+
+
+def _near(
+    observed: Observed,
+    place: Place,
+    own: torch.Tensor,
+    right: torch.Tensor,
+    where: str,
+    first: torch.Tensor | None = None,
+    rounding: float = 0.0,
+) -> float:
+    """Return the worst error over the bound of what is at `where`.
+
+    Raises:
+        Falsified: it is more than one.
+        Unanswered: one process has what is not finite, other than it was at `first`.
+    """
+    lost = ~right.isfinite()
+    if first is not None and first.shape == right.shape:  # as of a mask, or of a queue that is filled
+        lost &= ~(_same_elements(right, first) & _same_elements(own, first))
+    if lost.any():
+        raise Unanswered(f"one process has no finite {place.kind}" + f" of {place.name}" * bool(place.name))
+    return compare(place, array(own), array(right), observed.truth.bound(where, right) + rounding)
+
+
+def _same_elements(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (one == other) | (one.isnan() & other.isnan())
 
 
 def _check_form(place: Place, own: torch.Tensor, right: torch.Tensor, dtypes: bool = False) -> None:
@@ -155,17 +180,17 @@ def values_equal(observed: Observed) -> float:
 
 def _values(observed: Observed, steps: int) -> float:
     """Compare the parameters before the first step, and after those that follow."""
-    worst = 0.0
+    worst, first = 0.0, observed.truth.seen.values[0]
     for step, values in enumerate(observed.truth.seen.values[:steps]):
         for name, right in values.items():
-            bound = observed.truth.bound(f"value {step} {name}", right)
             for rank, seen in enumerate(observed.ranks):
                 place = Place("value", name, rank, _after(step - 1))
                 own = seen.values[step].get(name)
                 if own is None:
                     raise Falsified(f"{place}: expected one, observed none", place)
                 _check_form(place, own, right)
-                worst = max(worst, compare(place, array(own), array(right), bound))
+                error = _near(observed, place, own, right, f"value {step} {name}", first.get(name))
+                worst = max(worst, error)
     return worst
 
 
@@ -192,12 +217,11 @@ def buffers_equal(observed: Observed) -> float:
 
 def _buffer(observed: Observed, place: Place, own: torch.Tensor, right: torch.Tensor, step: int) -> float:
     _check_form(place, own, right, dtypes=True)
+    first = observed.truth.seen.buffers[0].get(place.name)
     if right.dtype.is_floating_point:
-        bound = observed.truth.bound(f"buffer {step} {place.name}", right)
-        return compare(place, array(own), array(right), bound)
-    first = observed.truth.seen.buffers[0][place.name]
-    counts = right.ndim == 0 and right.dtype != torch.bool
-    if not torch.equal(own, right) and not (counts and own == first + observed.micro * (right - first)):
+        return _near(observed, place, own, right, f"buffer {step} {place.name}", first)
+    counts, made = right.ndim == 0 and right.dtype != torch.bool, right if first is None else first
+    if not torch.equal(own, right) and not (counts and own == made + observed.micro * (right - made)):
         apart = torch.nonzero(own != right)[0].tolist() if own.ndim else ()
         found = replace(place, index=tuple(apart))
         raise Falsified(f"{found}: expected {right[found.index]}, observed {own[found.index]}", found)
@@ -283,8 +307,8 @@ def loss_is_mean(observed: Observed) -> float:
         logged = [loss for seen in observed.ranks if (loss := seen.losses[step]) is not None]
         if not logged:
             raise Falsified(f"{place}: expected {right:.9g}, and no rank returns one", place)
-        bound = observed.truth.bound(f"loss {step}", torch.tensor(right, dtype=torch.float64)) + rounding
-        worst = max(worst, compare(place, float(np.mean(logged)), right, bound))
+        mean, one = (torch.tensor(loss, dtype=torch.float64) for loss in (np.mean(logged), right))
+        worst = max(worst, _near(observed, place, mean, one, f"loss {step}", rounding=rounding))
     return worst
 
 

@@ -81,7 +81,9 @@ class Moved(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation, and move its operands and results."""
+        """Run an operation, and move its operands and results; those of a subclass are its parts' own."""
+        if not {torch.Tensor, torch.nn.Parameter}.issuperset(types):
+            return NotImplemented  # as of a DTensor, which runs it on what this rank holds
         kwargs = kwargs or {}
         rule = _rule(func)
         if rule == "exact":

@@ -22,10 +22,11 @@ class Trainer:
         scales: it makes a GradScaler.
         draws: what changes with the random numbers that `step` draws; empty where nothing does.
         constant: steps get constants in the place of random numbers, unless they are what is verified.
+        unreached: the parameters that get no gradient with those constants, and get one without.
         promises: what it promises: "rng".
         buffers: what else a checkpoint holds: buffers, and tensors of other modules.
         passing: the buffers that no checkpoint holds, and that are not compared.
-        least: the fewest rows that one process takes.
+        counts: the rows of a micro-batch to draw from: those that one process takes.
         unresumed: why a new trainer cannot be given the checkpoint of another.
         simulated: it runs in simulated worlds.
         unsimulated: why it does not.
@@ -44,11 +45,12 @@ class Trainer:
     scales: bool = False
     draws: str = ""
     constant: bool = False
+    unreached: tuple[str, ...] = ()
     promises: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     passing: tuple[str, ...] = ()
     unresumed: str = ""
-    least: int = 1
+    counts: tuple[int, ...] = (1, 2, 3, 4)
     simulated: bool = True
     unsimulated: str = ""
     strict: bool = False

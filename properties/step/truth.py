@@ -1,7 +1,6 @@
 """One process on the whole batch, and how far rounding may take a right trainer from it."""
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 
 from verified_losses.oracles.complex_step import Array
 
+from ..laws import Unanswered
 from ..standalone.steps import Plan, Seen, Tensors, run_steps
 from ..worlds import World
 from .inspection import act
@@ -29,10 +29,21 @@ class Truth:
 
     seen: Seen
     squares: Squares
+    unsampled: str = ""
+    """Why nothing is known of rounding."""
 
-    def bound(self, place: str, value: torch.Tensor | float) -> Array:
-        """Return how far a right trainer may be from a value."""
-        bound = allowed(self.squares[place], torch.as_tensor(value))
+    def bound(self, place: str, value: torch.Tensor) -> Array:
+        """Return how far a right trainer may be from a value.
+
+        Raises:
+            Unanswered: rounding could not be sampled, or may make of a number what is none.
+        """
+        if self.unsampled:
+            raise Unanswered(f"rounding could not be sampled: {self.unsampled}")
+        bound = allowed(self.squares[place], value)
+        bound = np.where(value.isfinite().numpy(), bound, 0.0)  # what is not finite is compared exactly
+        if np.isinf(bound).any():
+            raise Unanswered(f"rounding may make the {place.partition(' ')[0]} not finite")
         if place.startswith(("value", "buffer")) and bound.size:
             # an optimizer may take the sign of a gradient that is 0 but for rounding: the element that it
             # moves then jumps in some samples, or in none, and those that do speak for those that might
@@ -55,7 +66,9 @@ def truth(world: World, trainer: Trainer, plan: Plan) -> Truth:
     each = max(1, int(CALL_SECONDS / max(10 * trainer.seconds * plan.steps, 1e-3)))
     for first in range(0, SAMPLES, each):
         numbers = range(first, min(first + each, SAMPLES))
-        (squares,) = world.run(scattered, trainer, plan, exact, squares, list(numbers))
+        ((squares, why),) = world.run(scattered, trainer, plan, exact, squares, list(numbers))
+        if why:
+            return Truth(exact, squares, why)
     return Truth(exact, squares)
 
 
@@ -67,30 +80,38 @@ def scattered(
     exact: Seen,
     squares: Squares,
     numbers: list[int],
-) -> Squares:
-    """Add the squared deviations of some samples."""
+) -> tuple[Squares, str]:
+    """Add the squared deviations of some samples; return them, and what a sample raises, if it does."""
     found, right = dict(squares), places(exact)
-    nothing = {place: torch.full_like(value, math.nan) for place, value in right.items()}
     for number in numbers:
-        sample = _sample(trainer, plan, number) or nothing
-        for place, value in right.items():
-            # no gradient is one of zeros, as of an expert that is reached or not by a hair
-            deviation = sample.get(place, torch.zeros_like(value)).double() - value.double()
+        try:
+            deviations = _sample(trainer, plan, number, right)
+        except Exception as error:
+            return found, f"{type(error).__name__}: {error}".splitlines()[0]
+        for place, deviation in deviations.items():
             lost = torch.where(torch.isnan(deviation), torch.inf, deviation) ** 2
             found[place] = found[place] + lost if place in found else lost
-    return found
+    return found, ""
 
 
-def _sample(trainer: Trainer, plan: Plan, number: int) -> Tensors | None:
-    """Return what comes of a sample, or of another where numbers leave a range that is checked."""
+def _sample(trainer: Trainer, plan: Plan, number: int, right: Tensors) -> Tensors:
+    """Return the deviations of a sample, or of another where numbers leave a range that is checked."""
+    raised = Exception()
     for seed in range(number, ATTEMPTS * SAMPLES, SAMPLES):
 
         def moving(step: int, seed: int = seed) -> Moved:
             return Moved(1_000_003 * plan.seed + 101 * seed + step)
 
-        with suppress(Exception):
-            return places(run_steps(trainer.subject.resolve(), 0, 1, plan, moving))
-    return None
+        try:
+            sample = places(run_steps(trainer.subject.resolve(), 0, 1, plan, moving))
+            # no gradient is one of zeros, as of an expert that is reached or not by a hair
+            return {
+                place: sample.get(place, torch.zeros_like(value)).double() - value.double()
+                for place, value in right.items()
+            }
+        except Exception as error:
+            raised = error
+    raise raised
 
 
 def places(seen: Seen) -> Tensors:
@@ -116,7 +137,11 @@ def array(value: torch.Tensor) -> Array:
 
 
 def blunt(truth: Truth) -> float:
-    """Return the largest bound of a gradient, as a share of the largest element of all gradients."""
+    """Return the largest bound of a gradient, as a share of the largest element of all gradients.
+
+    Raises:
+        Unanswered: there is none.
+    """
     share = 0.0
     for step, gradients in enumerate(truth.seen.gradients):
         given = {name: one for name, one in gradients.items() if one is not None and one.numel()}

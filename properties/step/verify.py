@@ -9,6 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from unittest import SkipTest
@@ -24,9 +25,9 @@ from ..verify.fingerprints import signature
 from ..verify.limits import RANDOM_DRAWS, UNEQUAL_ROWS
 from ..worlds import OutOfTime, World, WorldError, WorldLost
 from ..worlds.specs import SINGLE, WorldSpec
-from .cases import StepCase, step_cases
+from .cases import MANY, StepCase, step_cases
 from .inspection import act
-from .laws import LONG, LOSS_SCALE, MANY, Observed, StepLaw, laws
+from .laws import LONG, LOSS_SCALE, Observed, StepLaw, laws
 from .localise import first_module
 from .target import Trainer
 from .truth import blunt, truth
@@ -146,6 +147,8 @@ class Bench:
     deadline: float = math.inf
     hidden: list[float] = field(default_factory=list)
     """Of each case of float64, what rounding may change of a gradient, as a share of the largest element."""
+    unanswered: dict[StepCase, str] = field(default_factory=dict)
+    """Why a law says nothing of a case."""
     _seen: dict[StepCase, Observed | Exception] = field(default_factory=dict)
 
     @property
@@ -153,16 +156,22 @@ class Bench:
         """Whether ranks are processes of their own."""
         return not (self.spec.row.shares_process or self.spec == SINGLE)
 
+    @property
+    def cases(self) -> list[StepCase]:
+        """The cases that have run."""
+        return list(self._seen)
+
     def observe(self, case: StepCase) -> Observed:
         """Return what came of a case.
 
         Raises:
             WorldError: not every rank returned.
+            Unanswered: one process raises.
         """
         if case not in self._seen:
             try:
                 self._seen[case] = self._run(case)
-            except WorldError as error:
+            except (WorldError, Unanswered) as error:
                 self._seen[case] = error
         seen = self._seen[case]
         if isinstance(seen, Exception):
@@ -175,12 +184,19 @@ class Bench:
         plan = case.plan(self.trainer, self.launched)
         single = worlds.open(SINGLE)
         world = worlds.open(self.spec, PATIENCE, case.world_size)
-        right = truth(single, self.trainer, plan.whole)
+        try:
+            right = truth(single, self.trainer, plan.whole)
+        except WorldError as error:
+            (rank,) = error.ranks
+            if rank.state != "raised":
+                raise
+            raise Unanswered(f"one process raises {rank.said.partition(': ')[2]}") from error
         ranks: list[Seen] = [right.seen]
         if case.is_split:
             ranks = world.run(act, self.trainer, plan)
         if case.dtype == "float64":
-            self.hidden.append(blunt(right))
+            with suppress(Unanswered):
+                self.hidden.append(blunt(right))
         again = partial(_again, single, self.trainer, plan.whole)
         return Observed(right, ranks, again, len(case.rows[0]))
 
@@ -258,9 +274,10 @@ def verify(
     failures: dict[StepCase, Exception] = {}
     smallest: StepCase | None = None
     unanswered, stopped, shrink_until = "no case was drawn that it says something about", "", math.inf
+    wanted, rejected = max(1, round(max_examples * check.law.share)), 0
 
     def run(case: StepCase) -> None:
-        nonlocal smallest, unanswered, stopped, shrink_until
+        nonlocal smallest, unanswered, stopped, shrink_until, rejected
         if failures and time.monotonic() > shrink_until:
             if case in failures:  # Hypothesis asks again for the smallest, and gets what came of it
                 smallest = case
@@ -274,7 +291,9 @@ def verify(
         except UnsatisfiedAssumption as error:
             if isinstance(error, Unanswered):
                 unanswered = error.words
-                if error.whatever:
+                bench.unanswered |= {} if error.whatever else {case: unanswered}
+                rejected += 1
+                if error.whatever or (rejected == wanted and not failures):
                     raise SkipTest(unanswered) from None
             raise
         except OutOfTime as error:
@@ -302,7 +321,7 @@ def verify(
             ran.append(case)
 
     configured = settings(
-        max_examples=max(1, round(max_examples * check.law.share)),
+        max_examples=wanted,
         database=database,
         derandomize=False,  # the seed is given
         deadline=None,

@@ -25,6 +25,7 @@ from .trainers import (
     Ddp,
     Dropped,
     Filtered,
+    FsdpOfOne,
     NoneFrozen,
     Normalised,
     OneBatch,
@@ -90,6 +91,10 @@ class _Scaled(nn.Module):
         return self.scale * self.head(x)
 
 
+class FsdpAlone(FsdpOfOne):
+    pass
+
+
 class FsdpReducesScalar(Fsdp):
     def make(self) -> nn.Module:
         return _Scaled()
@@ -138,6 +143,18 @@ class ClipsUnscaled(Ddp):
         nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+
+class PairsRows(Trainer):
+    """Its rows are pairs, and those of all ranks fill a queue."""
+
+    LENGTH = 12
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert len(batch["x"]) % 2 == 0, "rows are pairs"
+        assert self.LENGTH % (self.world_size * len(batch["x"])) == 0
+        one, other = self.model(batch["x"]).view(-1, 2, CLASSES).unbind(1)
+        return super().loss(batch) + (one - other).square().mean()
 
 
 class WeighsRows(Trainer):

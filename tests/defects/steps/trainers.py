@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 
@@ -125,6 +126,20 @@ class Ddp(Trainer):
 
     def reduce(self) -> None:
         """It has been done."""
+
+
+class FsdpOfOne(Trainer):
+    """FSDP2, in one process too: its parameters are DTensors there."""
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        fully_shard(net[0])  # type: ignore[index]
+        fully_shard(net)
+        return net
+
+    def reduce(self) -> None:
+        """FSDP2 has reduced each micro-batch."""
 
 
 class Normalised(Trainer):

@@ -17,6 +17,7 @@ from .trainers import (
     Ddp,
     Dropped,
     Filtered,
+    FsdpOfOne,
     Normalised,
     OneBatch,
     Queued,
@@ -134,6 +135,13 @@ class _Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.head(x)
+
+
+class FsdpAddsUp(FsdpOfOne):
+    def accumulate(self, batches: tuple[Batch, ...]) -> float:
+        losses = [self.loss(batch) for batch in batches]
+        torch.stack(losses).sum().backward()
+        return float(torch.stack(losses).mean())
 
 
 class FsdpReplicatedScalar(Trainer):
