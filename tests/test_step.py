@@ -45,6 +45,7 @@ from verified_losses.properties.standalone.steps import (
 from verified_losses.properties.step.cases import StepCase, step_cases
 from verified_losses.properties.step.inspection import inspected, look
 from verified_losses.properties.step.laws import (
+    SKIPPED,
     Observed,
     _last_decimal,
     buffers_equal,
@@ -150,6 +151,21 @@ def test_a_right_step_is_not_accused(name: str) -> None:
         expected = "limit" if finding.law == UNEVEN and not planted.uneven else "holds"
         assert finding.verdict == expected, finding.reason
         assert finding.worst_error_over_bound < 0.1
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("name", ["Overflows", "OverflowsAndClears"])
+def test_of_steps_that_are_skipped_nothing_is_said(name: str) -> None:
+    seen = list(findings(dataclasses.replace(_planted(name), world="1"), FEW))
+    assert {(one.verdict, one.reason) for one in seen} == {("skipped", SKIPPED)}
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_step_that_ranks_alone_skip_is_not_compared() -> None:
+    for law, world in ((GRADS, "sim:2"), (SCALE, "1")):
+        finding = _finding("OverflowsOnRanks", law, world, 10)
+        assert finding.verdict == "holds", finding.reason
+        assert finding.examples > 0
 
 
 @pytest.mark.processes

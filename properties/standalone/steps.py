@@ -76,6 +76,8 @@ class Seen(NamedTuple):
     """The same as the trainer states it, where it does."""
     held: Sequence[set[str]] = ()
     """The parameters that the optimizers of this rank got in each step."""
+    skipped: Sequence[bool] = ()
+    """Whether each step left gradients that are not finite, and that no optimizer used."""
 
 
 class Taken(NamedTuple):
@@ -87,6 +89,8 @@ class Taken(NamedTuple):
     """As the optimizer got them, or as the step left them where no optimizer ran."""
     held: set[str]
     """The parameters that an optimizer got."""
+    skipped: bool = False
+    """Whether gradients are not finite, and no optimizer used them."""
 
 
 def run_steps(
@@ -99,7 +103,7 @@ def run_steps(
     """Build the trainer of a rank, and take steps, each in a context."""
     with scaled_losses(plan.loss_scale) as scalers:
         trainer = built(make_step, rank, world_size, plan)
-        losses, gradients, held, values = [], [], [], [parameters_of(trainer)]
+        losses, gradients, held, skipped, values = [], [], [], [], [parameters_of(trainer)]
         buffers, rng, stated = [buffers_of(trainer, rank)], [], []
         required = [name for name, one in named(trainer.model).items() if one.requires_grad]
         for number in range(plan.steps):
@@ -110,17 +114,18 @@ def run_steps(
             losses.append(taken.loss)
             gradients.append(taken.gradients)
             held.append(taken.held)
+            skipped.append(taken.skipped)
             values.append(parameters_of(trainer))
             buffers.append(buffers_of(trainer, rank))
             if callable(getattr(trainer, "rng_state", None)):
                 stated.append(rng_state(trainer.rng_state(number + 1)))
-        return Seen(losses, gradients, values, required, bool(scalers), buffers, rng, stated, held)
+        return Seen(losses, gradients, values, required, bool(scalers), buffers, rng, stated, held, skipped)
 
 
 def run_fresh(make_step: Callable[..., Any], plan: Plan) -> Seen:
     """Take each step of one process with a trainer of its own, which has what a checkpoint holds then."""
     used = built(make_step, 0, 1, plan)
-    losses, gradients, values = [], [], [parameters_of(used)]
+    losses, gradients, skipped, values = [], [], [], [parameters_of(used)]
     drawn = generators()
     for number in range(plan.steps):
         fresh = built(make_step, 0, 1, plan)
@@ -129,11 +134,12 @@ def run_fresh(make_step: Callable[..., Any], plan: Plan) -> Seen:
         taken = take(fresh, micro_batches(fresh, 0, plan, number), plan.constant)
         losses.append(taken.loss)
         gradients.append(taken.gradients)
+        skipped.append(taken.skipped)
         set_generators(drawn)
         take(used, micro_batches(used, 0, plan, number), plan.constant)
         drawn = generators()
         values.append(parameters_of(used))
-    return Seen(losses, gradients, values, [])
+    return Seen(losses, gradients, values, [], skipped=skipped)
 
 
 def seed_generators(seed: int) -> None:
@@ -218,8 +224,13 @@ def micro_batches(trainer: Any, rank: int, plan: Plan, number: int) -> list[Tens
 def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Taken:
     """Take a step, and note what the optimizer gets; of a closure, what it leaves when it is called last."""
     seen: dict[str, torch.Tensor | None] = {}
+    skipped = False
 
     def note(optimizer: Any, *called_with: Any) -> None:
+        nonlocal skipped
+        skipped |= bool(
+            getattr(optimizer, "found_inf", None)
+        )  # of a fused optimizer, which then does nothing
         found = gradients_of(trainer.model, ids_of(optimizer))
         scale = getattr(optimizer, "grad_scale", None)  # of a fused optimizer, which divides by it itself
         seen.update(
@@ -252,10 +263,11 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
     left = gradients_of(trainer.model)
     unused = [one for name, one in left.items() if name not in seen and one is not None]
     if not all(bool(one.isfinite().all()) for one in unused):
-        for one in unused:  # a GradScaler has skipped the step
+        skipped = True  # as a GradScaler does
+        for one in unused:
             one.zero_()
     logged = None if loss is None else number_of(loss)
-    return Taken(logged, {name: seen.get(name, one) for name, one in left.items()}, set(seen))
+    return Taken(logged, {name: seen.get(name, one) for name, one in left.items()}, set(seen), skipped)
 
 
 def ids_of(optimizer: Any) -> set[int]:

@@ -23,6 +23,7 @@ DECIMALS = range(2, 9)
 LONG = 16
 """So many steps use every parameter: tasks may take turns."""
 REDUCES = "the optimizer's own step adds up gradients, which are not seen then; parameters are compared"
+SKIPPED = "steps are skipped, as gradients are not finite: the first loss scale is too large?"
 NO_FRESH = "a new trainer raises where it is given the checkpoint of another"
 NO_SCALER = "it makes no GradScaler"
 NO_BUFFERS = "a checkpoint holds nothing but parameters"
@@ -43,6 +44,8 @@ class Observed:
     """Runs one process again: "fresh", "scaled", or "many" steps of many rows."""
     micro: int = 1
     """How many micro-batches a step takes."""
+    scales: bool = False
+    """Whether the target makes a GradScaler."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,33 @@ class StepLaw:
         if self.split and size == 1 and not trainer.accumulates:
             return False
         return {"any": True, "one": size == 1, "several": size > 1}[self.worlds]
+
+
+def check_taken(observed: Observed) -> None:
+    """Check that steps are taken, so that there is something to compare.
+
+    A GradScaler may skip a step of several ranks and take that of one process: a rank's mean over its own
+    rows is larger. Without one, steps that one process alone takes are wrong.
+
+    Raises:
+        Unanswered: they are not.
+    """
+    compared = observed.ranks if observed.scales else []
+    if any(_skips(seen, observed.scales) for seen in [observed.truth.seen, *compared]):
+        raise Unanswered(SKIPPED)
+
+
+def _skips(seen: Seen, scales: bool) -> bool:
+    """Whether a step is skipped: one after which gradients are cleared leaves nothing, and moves nothing."""
+    return any(seen.skipped) or (
+        scales
+        and any(
+            not held
+            and all(one is None for one in seen.gradients[step].values())
+            and all(same(one, seen.values[step + 1].get(name)) for name, one in seen.values[step].items())
+            for step, held in enumerate(seen.held)
+        )
+    )
 
 
 def gradients_equal(observed: Observed) -> float:
@@ -310,6 +340,7 @@ def loss_scale_never_matters(observed: Observed) -> float:
 
 def _compared(observed: Observed, note: str) -> float:
     """Compare the gradients of one process with those of itself run in another way."""
+    check_taken(observed)
     worst = 0.0
     for step, gradients in enumerate(observed.truth.seen.gradients):
         for name in gradients:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from verified_losses.properties.step.laws import NO_FRESH, REDUCES
+from verified_losses.properties.step.laws import NO_FRESH, REDUCES, SKIPPED
 from verified_losses.properties.step.target import Trainer
 from verified_losses.properties.subjects import Subject
 
@@ -137,7 +137,9 @@ RIGHT = [
     Planted("CountsSteps", world="1"),
     Planted("FirstFsdp"),
     Planted("AttendsAndSigns", world="1,proc:2"),
-    Planted("Overflows", world="1,proc:2"),
+    Planted("Overflows", world="1,proc:2", skips=SKIPPED),
+    Planted("OverflowsAndClears", world="1", skips=SKIPPED),
+    Planted("OverflowsOnRanks", world="1,sim:2", dtypes=("float32",), skips=SKIPPED),
     Planted("AveragesInStep", world="1,sim:2-4"),
     Planted("AveragesApart", world="proc:2", skips=REDUCES),
     Planted("AveragesInHook", world="sim:2-4"),

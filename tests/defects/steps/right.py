@@ -575,6 +575,34 @@ class Overflows(ClipsUnscaled):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
 
 
+class OverflowsAndClears(Overflows):
+    """Clears gradients after the step that is skipped."""
+
+    def step(self, *batches: Batch) -> float:
+        total = super().step(*batches)
+        self.optimizer.zero_grad()
+        return total
+
+
+class OverflowsOnRanks(Trainer):
+    """In half precision gradients of a rank's mean over few rows overflow, and those of all rows do not."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.scaler = torch.amp.GradScaler("cpu")
+
+    def loss(self, batch: Batch) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16):
+            return super().loss({**batch, "x": 3 * batch["x"]})
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def update(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
 class _Averages(torch.optim.SGD):
     """Averages gradients over ranks before it steps, as Horovod's does."""
 
