@@ -45,6 +45,7 @@ from verified_losses.properties.standalone.steps import (
 from verified_losses.properties.step.cases import StepCase, step_cases
 from verified_losses.properties.step.inspection import inspected, look
 from verified_losses.properties.step.laws import (
+    COPIES,
     SKIPPED,
     Observed,
     _last_decimal,
@@ -166,6 +167,14 @@ def test_a_step_that_ranks_alone_skip_is_not_compared() -> None:
         finding = _finding("OverflowsOnRanks", law, world, 10)
         assert finding.verdict == "holds", finding.reason
         assert finding.examples > 0
+
+
+@pytest.mark.usefixtures("_alone")
+def test_gradients_of_copies_are_not_seen() -> None:
+    for law in (GRADS, SCALE):
+        finding = _finding("UpdatesCopies", law, "1")
+        assert (finding.verdict, finding.reason) == ("skipped", COPIES)
+    assert _finding("UpdatesCopies", AGREE, "sim:2").verdict == "holds"
 
 
 @pytest.mark.processes

@@ -9,6 +9,7 @@ import functools
 import os
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -76,6 +77,8 @@ class Seen(NamedTuple):
     """The same as the trainer states it, where it does."""
     held: Sequence[set[str]] = ()
     """The parameters that the optimizers of this rank got in each step."""
+    copied: Sequence[bool] = ()
+    """Whether in each step an optimizer updated what no parameter is, as copies of parameters."""
     skipped: Sequence[bool] = ()
     """Whether each step left gradients that are not finite, and that no optimizer used."""
 
@@ -89,6 +92,8 @@ class Taken(NamedTuple):
     """As the optimizer got them, or as the step left them where no optimizer ran."""
     held: set[str]
     """The parameters that an optimizer got."""
+    copied: bool = False
+    """Whether an optimizer updated what no parameter is."""
     skipped: bool = False
     """Whether gradients are not finite, and no optimizer used them."""
 
@@ -103,43 +108,51 @@ def run_steps(
     """Build the trainer of a rank, and take steps, each in a context."""
     with scaled_losses(plan.loss_scale) as scalers:
         trainer = built(make_step, rank, world_size, plan)
-        losses, gradients, held, skipped, values = [], [], [], [], [parameters_of(trainer)]
+        taken, values = [], [parameters_of(trainer)]
         buffers, rng, stated = [buffers_of(trainer, rank)], [], []
         required = [name for name, one in named(trainer.model).items() if one.requires_grad]
         for number in range(plan.steps):
             batches = micro_batches(trainer, rank, plan, number)
             with around(number):
-                taken = take(trainer, batches, plan.constant)
+                taken.append(take(trainer, batches, plan.constant))
             rng.append(torch.get_rng_state())
-            losses.append(taken.loss)
-            gradients.append(taken.gradients)
-            held.append(taken.held)
-            skipped.append(taken.skipped)
             values.append(parameters_of(trainer))
             buffers.append(buffers_of(trainer, rank))
             if callable(getattr(trainer, "rng_state", None)):
                 stated.append(rng_state(trainer.rng_state(number + 1)))
-        return Seen(losses, gradients, values, required, bool(scalers), buffers, rng, stated, held, skipped)
+        return seen_of(taken, values)._replace(
+            required=required, scaled=bool(scalers), buffers=buffers, rng=rng, stated=stated
+        )
+
+
+def seen_of(taken: Sequence[Taken], values: list[Tensors]) -> Seen:
+    """Return what steps gave, and the parameters before and after them."""
+    return Seen(
+        [one.loss for one in taken],
+        [one.gradients for one in taken],
+        values,
+        [],
+        held=[one.held for one in taken],
+        copied=[one.copied for one in taken],
+        skipped=[one.skipped for one in taken],
+    )
 
 
 def run_fresh(make_step: Callable[..., Any], plan: Plan) -> Seen:
     """Take each step of one process with a trainer of its own, which has what a checkpoint holds then."""
     used = built(make_step, 0, 1, plan)
-    losses, gradients, skipped, values = [], [], [], [parameters_of(used)]
+    taken, values = [], [parameters_of(used)]
     drawn = generators()
     for number in range(plan.steps):
         fresh = built(make_step, 0, 1, plan)
         resume(fresh, used)
         set_generators(drawn)
-        taken = take(fresh, micro_batches(fresh, 0, plan, number), plan.constant)
-        losses.append(taken.loss)
-        gradients.append(taken.gradients)
-        skipped.append(taken.skipped)
+        taken.append(take(fresh, micro_batches(fresh, 0, plan, number), plan.constant))
         set_generators(drawn)
         take(used, micro_batches(used, 0, plan, number), plan.constant)
         drawn = generators()
         values.append(parameters_of(used))
-    return Seen(losses, gradients, values, [], skipped=skipped)
+    return seen_of(taken, values)
 
 
 def seed_generators(seed: int) -> None:
@@ -224,7 +237,8 @@ def micro_batches(trainer: Any, rank: int, plan: Plan, number: int) -> list[Tens
 def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Taken:
     """Take a step, and note what the optimizer gets; of a closure, what it leaves when it is called last."""
     seen: dict[str, torch.Tensor | None] = {}
-    skipped = False
+    copied = skipped = False
+    thread = threading.get_ident()
 
     def note(optimizer: Any, *called_with: Any) -> None:
         nonlocal skipped
@@ -238,7 +252,10 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
         )
 
     def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if ids_of(optimizer).isdisjoint(map(id, trainer.model.parameters())):
+        nonlocal copied
+        own, given = set(map(id, trainer.model.parameters())), ids_of(optimizer)
+        copied |= not given <= own and threading.get_ident() == thread
+        if given.isdisjoint(own):
             return None  # where ranks are threads, the optimizers of others call this too
         # its own hooks, which may reduce, run before this one
         undo.callback(optimizer.register_step_pre_hook(note).remove)
@@ -267,7 +284,8 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
         for one in unused:
             one.zero_()
     logged = None if loss is None else number_of(loss)
-    return Taken(logged, {name: seen.get(name, one) for name, one in left.items()}, set(seen), skipped)
+    gradients = {name: seen.get(name, one) for name, one in left.items()}
+    return Taken(logged, gradients, set(seen), copied, skipped)
 
 
 def ids_of(optimizer: Any) -> set[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ DECIMALS = range(2, 9)
 LONG = 16
 """So many steps use every parameter: tasks may take turns."""
 REDUCES = "the optimizer's own step adds up gradients, which are not seen then; parameters are compared"
+COPIES = "an optimizer has copies of parameters, whose gradients are not seen; parameters are compared"
 SKIPPED = "steps are skipped, as gradients are not finite: the first loss scale is too large?"
 NO_FRESH = "a new trainer raises where it is given the checkpoint of another"
 NO_SCALER = "it makes no GradScaler"
@@ -108,14 +110,44 @@ def _skips(seen: Seen, scales: bool) -> bool:
 def gradients_equal(observed: Observed) -> float:
     """After every step each rank's gradient of every parameter is that of one process on the whole batch."""
     _values(observed, steps=1)  # where ranks begin elsewhere, gradients say nothing
-    if _optimizer_reduces(observed):
-        raise Unanswered(REDUCES, whatever=True)
+    _check_seen(observed)
     return max(
         _gradient(observed, rank, step, name)
         for step in range(len(observed.truth.seen.gradients))
         for name in observed.truth.seen.gradients[step]
         for rank in range(len(observed.ranks))
         if _is_used(observed, rank, step, name)
+    )
+
+
+def _check_seen(observed: Observed) -> None:
+    """Check that gradients are seen as optimizers get them.
+
+    Raises:
+        Unanswered: they are not.
+    """
+    if reason := _unseen(observed):
+        raise Unanswered(reason, whatever=True)
+
+
+def _unseen(observed: Observed) -> str:
+    """Return why gradients are not seen as optimizers get them, or nothing."""
+    if _copies([observed.truth.seen]) or _copies(observed.ranks):
+        return COPIES
+    return REDUCES * _optimizer_reduces(observed)
+
+
+def _copies(ranks: list[Seen]) -> bool:
+    """Whether an optimizer updates what is no parameter, and a parameter moves that no optimizer gets."""
+    held = {name for one in ranks for names in one.held for name in names}
+    return any(
+        any(one.copied)
+        and any(
+            name not in held
+            and any(not same(before.get(name), after.get(name)) for before, after in pairwise(one.values))
+            for name in one.required
+        )
+        for one in ranks
     )
 
 
@@ -267,10 +299,10 @@ def _is_occasional(observed: Observed, step: int, name: str) -> bool:
 
 def ranks_agree(observed: Observed) -> float:
     """After every step all ranks have the same gradients and parameters, bit for bit."""
-    first, reduces = observed.ranks[0], _optimizer_reduces(observed)
+    first, unseen = observed.ranks[0], _unseen(observed)
     for kind, columns in (("gradient", [one.gradients for one in observed.ranks]),
                           ("value", [one.values[1:] for one in observed.ranks])):  # fmt: skip
-        if reduces and kind == "gradient":
+        if unseen and kind == "gradient":
             continue
         for step in range(len(first.gradients)):
             for name in first.gradients[step]:
@@ -335,7 +367,9 @@ def used_equals_fresh(observed: Observed) -> float:
 
 def loss_scale_never_matters(observed: Observed) -> float:
     """Gradients that the optimizer gets do not change with the initial scale of a GradScaler."""
-    return _compared(replace(observed, ranks=[observed.others("scaled")]), "at another loss scale")
+    observed = replace(observed, ranks=[observed.others("scaled")])
+    _check_seen(observed)
+    return _compared(observed, "at another loss scale")
 
 
 def _compared(observed: Observed, note: str) -> float:
@@ -383,7 +417,7 @@ def uneven_equal(observed: Observed) -> float:
 def all_equal(observed: Observed) -> float:
     """Gradients, parameters, buffers and the loss are those of one process."""
     every = [values_equal, buffers_equal, loss_is_mean]
-    every += [gradients_equal] * (not _optimizer_reduces(observed))
+    every += [gradients_equal] * (not _unseen(observed))
     return max(check(observed) for check in every)
 
 

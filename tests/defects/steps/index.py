@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from verified_losses.properties.step.laws import NO_FRESH, REDUCES, SKIPPED
+from verified_losses.properties.step.laws import COPIES, NO_FRESH, REDUCES, SKIPPED
 from verified_losses.properties.step.target import Trainer
 from verified_losses.properties.subjects import Subject
 
@@ -142,6 +142,7 @@ RIGHT = [
     Planted("OverflowsOnRanks", world="1,sim:2", dtypes=("float32",), skips=SKIPPED),
     Planted("AveragesInStep", world="1,sim:2-4"),
     Planted("AveragesApart", world="proc:2", skips=REDUCES),
+    Planted("UpdatesCopies", world="1,sim:2-4", skips=COPIES),
     Planted("AveragesInHook", world="sim:2-4"),
     Planted("Probabilities", world="1"),
     Planted("CountsInFloats", world="1"),

@@ -645,6 +645,34 @@ class AveragesApart(AveragesInStep):
         return _AveragesApart(parameters, self.lr)
 
 
+class UpdatesCopies(Trainer):
+    """Adds up gradients apart from the model, for an optimizer of copies of its parameters."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.trained = [one for one in self.net.parameters() if one.requires_grad]
+        self.copies = [one.detach().clone().requires_grad_() for one in self.trained]
+        self.optimizer = self.optimize(self.copies)  # type: ignore[arg-type]
+        self.scaler = torch.amp.GradScaler("cpu")
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+        for copied, one in zip(self.copies, self.trained, strict=True):
+            added = torch.zeros_like(one) if one.grad is None else one.grad
+            copied.grad = added if copied.grad is None else copied.grad + added
+            one.grad = None
+
+    def reduce(self) -> None:
+        average(one.grad for one in self.copies)
+
+    def update(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            for copied, one in zip(self.copies, self.trained, strict=True):
+                one.copy_(copied)
+
+
 class AveragesInHook(AveragesInStep):
     """A hook of the optimizer's reduces gradients."""
 
