@@ -83,7 +83,7 @@ from .defects.steps.report import amiss, findings
 from .defects.steps.right import HandReduced
 
 FEW = 2
-HERE = {"LocalStatistics", "AveragesEveryMicroBatch", "SeedsAnew",
+HERE = {"LocalStatistics", "AveragesEveryMicroBatch", "StatesAverage", "AveragesInACallback", "SeedsAnew",
         "GradientSum", "GradientAlmostMean", "TimesAccumulation", "ForgetsZeroGrad", "ClipsBeforeUnscaling",
         "SeedsByRank", "NeverUsesHead"}  # fmt: skip
 """The planted steps that are caught without a process of their own."""
@@ -429,6 +429,11 @@ def test_what_a_checkpoint_of_a_rank_holds() -> None:
     assert {"average.n_averaged", "average.module.0.weight"} < set(buffers_of(averages, 0))
     assert not buffers_of(averages, 1)
     assert _looked_at("CountsBatches").passing == ("cache",)
+    with preserved():
+        states = built(_trainer_of("StatesAPart"), 0, 1, Plan(((2,),)))  # type: ignore[arg-type]
+    assert sorted(buffers_of(states, 0)) == ["state_dict().average", "state_dict().bias"]
+    states.local_buffers = ["average"]
+    assert sorted(buffers_of(states, 0)) == ["state_dict().bias"]
 
 
 def _looked_at(name: str) -> Trainer:

@@ -376,6 +376,36 @@ class SavesState(OneBatch, Ddp):
         self.bias = state["bias"]
 
 
+class StatesAPart(SavesState):
+    """A checkpoint of a rank has its own loss, and its part of an average and of what the optimizer holds."""
+
+    logged = 0.0
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.average = self.flat()
+
+    def flat(self) -> Tensor:
+        """Return the rank's part of all parameters in a row."""
+        flat = torch.cat([one.detach().flatten() for one in self.net.parameters()])
+        return flat.tensor_split(self.world_size)[self.rank].clone()
+
+    def step(self, batch: Batch) -> float:
+        self.logged = super().step(batch)
+        self.average.lerp_(self.flat(), 0.1)
+        return self.logged
+
+    def state_dict(self) -> dict[str, Any]:
+        own = torch.full((3,), float(self.world_size))
+        return {
+            **super().state_dict(),
+            "average": self.average,
+            "loss": torch.tensor(self.logged),
+            "optimizer": {**self.optimizer.state_dict(), "state": own},
+            "generator": torch.get_rng_state(),
+        }
+
+
 class DrawsAllRows(Dropped):
     pass
 
