@@ -853,7 +853,7 @@ def test_a_used_trainer_is_observed_and_a_new_one_expected() -> None:
 
     squares = {"gradient 0 w": torch.zeros(())}
     observed = Observed(Truth(seen(3.0), squares), [seen(3.0)], lambda how: seen(1.0))
-    with pytest.raises(Falsified, match=r"of a used trainer: .* expected 1, observed 3"):
+    with pytest.raises(Falsified, match=r"of a used trainer: .* expected 1, observed 3.*; something besides"):
         used_equals_fresh(observed)
 
 
@@ -941,6 +941,19 @@ def test_of_a_checkpoint_are_modules_wherever_they_are_and_what_states_itself() 
     used.scheduler.step()
     resume(fresh, used)
     assert fresh.scheduler.last_epoch == 1
+    make_step = _trainer("CountsInItsProgress").subject.resolve()
+    used, fresh = make_step(0, 1), make_step(0, 1)
+    used.progress.steps, used.progress.averages["loss"] = 3, 0.5
+    used.history, fresh.history = [{"loss": 0.5}], []
+    used.planned, fresh.planned = (configured := Configured(300)), Configured(300)
+    resume(fresh, used)
+    assert fresh.progress == used.progress
+    assert (fresh.history, fresh.planned) == ([], configured)
+
+
+@dataclasses.dataclass(frozen=True)
+class Configured:
+    rows: int
 
 
 def test_a_step_that_constants_leave_nothing_of_is_refused() -> None:

@@ -27,6 +27,10 @@ REDUCES = "the optimizer's own step adds up gradients, which are not seen then; 
 COPIES = "an optimizer has copies of parameters, whose gradients are not seen; parameters are compared"
 SKIPPED = "steps are skipped, as gradients are not finite: the first loss scale is too large?"
 NO_FRESH = "a new trainer raises where it is given the checkpoint of another"
+LEFT = (
+    "something besides modules, numbers and schedulers is left of earlier steps; if a checkpoint holds it, "
+    "give the trainer state_dict and load_state_dict"
+)
 NO_SCALER = "it makes no GradScaler"
 NO_BUFFERS = "no tensors but parameters were found that a checkpoint holds"
 NO_PROMISE = "it promises nothing of them"
@@ -365,7 +369,7 @@ def used_equals_fresh(observed: Observed) -> float:
         fresh = replace(observed.truth, seen=observed.others("fresh"))
     except WorldError as error:
         raise Unanswered(f"{NO_FRESH}: {error.ranks[0].said}", whatever=True) from error
-    return _compared(replace(observed, truth=fresh, ranks=[observed.truth.seen]), "of a used trainer")
+    return _compared(replace(observed, truth=fresh, ranks=[observed.truth.seen]), "of a used trainer", LEFT)
 
 
 def loss_scale_never_matters(observed: Observed) -> float:
@@ -375,7 +379,7 @@ def loss_scale_never_matters(observed: Observed) -> float:
     return _compared(observed, "at another loss scale")
 
 
-def _compared(observed: Observed, note: str) -> float:
+def _compared(observed: Observed, note: str, hint: str = "") -> float:
     """Compare the gradients of one process with those of itself run in another way."""
     check_taken(observed)
     worst = 0.0
@@ -385,7 +389,7 @@ def _compared(observed: Observed, note: str) -> float:
                 worst = max(worst, _gradient(observed, 0, step, name))
             except Falsified as error:
                 place = error.place or Place("")
-                raise Falsified(f"{note}: {error}", place) from None
+                raise Falsified("; ".join(filter(None, [f"{note}: {error}", hint])), place) from None
     return worst
 
 

@@ -138,6 +138,7 @@ RIGHT = [
     Planted("ShardsOptimizer", world="1,sim:2-6"),
     Planted("WithoutOptimizer", world="sim:2-8"),
     Planted("CountsSteps", world="1"),
+    Planted("CountsInItsProgress", world="1"),
     Planted("FirstFsdp"),
     Planted("AttendsAndSigns", world="1,proc:2"),
     Planted("Overflows", world="1,proc:2", skips=SKIPPED),

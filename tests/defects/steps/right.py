@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -562,6 +563,31 @@ class CountsSteps(Ddp):
     def update(self) -> None:
         super().update()
         self.steps += 1
+
+
+@dataclass(slots=True)
+class _Progress:
+    steps: int = 0
+    averages: dict[str, float] = field(default_factory=dict)
+
+
+class CountsInItsProgress(Ddp):
+    """Terms grow with the number of steps, and with an average of the loss, which an object of its holds."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.progress = _Progress()
+
+    def loss(self, batch: Batch) -> Tensor:
+        logits = self.model(batch["x"])
+        weight = self.progress.steps / 5 + self.progress.averages.get("loss", 0.0)
+        return cross_entropy(logits, batch["y"]) + weight * logits.square().mean()
+
+    def step(self, *batches: Batch) -> float:
+        total = super().step(*batches)
+        self.progress.steps += 1
+        self.progress.averages["loss"] = 0.9 * self.progress.averages.get("loss", 0.0) + 0.1 * total
+        return total
 
 
 class FirstFsdp(NoneFrozen, OneBatch, Trainer):
