@@ -48,7 +48,7 @@ from verified_losses.properties.step.laws import (
     COPIES,
     SKIPPED,
     Observed,
-    _last_decimal,
+    _unit,
     buffers_equal,
     gradients_equal,
     laws,
@@ -983,10 +983,27 @@ def masks_few(rank: int, world_size: int) -> _MasksFew:
 
 
 @pytest.mark.parametrize(
-    ("losses", "unit"), [([1.25, 0.5], 0.01), ([1.0625, 3.5], 1e-4), ([1 / 3, 0.5], 0.0)]
+    ("losses", "units"),
+    [
+        ([1.25, 0.5], [0.01, 0.01]),
+        ([1.0625, 3.5], [1e-4, 1e-4]),
+        ([15.6, 2.3], [0.1, 0.1]),
+        ([12.0, 3.0], [1.0, 1.0]),
+        ([0.0123, 12.3], [1e-4, 0.1]),
+        ([1.23e-7, 45.6], [1e-9, 0.1]),
+        ([float(np.float32(15.6)), 0.0], [0.1, 0.1]),
+        ([1 / 3, 0.5], [0.0, 0.0]),
+    ],
 )
-def test_the_last_decimal_of_losses_is_found(losses: list[float], unit: float) -> None:
-    assert _last_decimal(losses) == unit
+def test_the_unit_of_losses_is_found(losses: list[float], units: list[float]) -> None:
+    unit = _unit(losses)
+    assert [unit(one) for one in losses] == pytest.approx(units)
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("name", ["LogsOneDecimal", "LogsThreeDigits"])
+def test_a_loss_that_is_rounded_is_not_accused(name: str) -> None:
+    assert _finding(name, LOGGED, "sim:2-4", 10).verdict == "holds"
 
 
 def test_small_whole_numbers_do_not_move() -> None:

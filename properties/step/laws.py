@@ -1,5 +1,6 @@
 """What must hold of a training step: predicates over what ranks saw, and what one process saw."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,8 +20,9 @@ from .truth import Truth, array
 LOSS_SCALE = 2.0**-10
 MANY = 64
 """So many rows use every parameter: of 64 rows some reach every expert."""
-DECIMALS = range(2, 9)
-"""Of a loss that is rounded to be logged."""
+DECIMALS = range(9)
+DIGITS = range(1, 6)
+"""Of a loss that is rounded to be logged; more digits are of one that is not."""
 LONG = 16
 """So many steps use every parameter: tasks may take turns."""
 REDUCES = "the optimizer's own step adds up gradients, which are not seen then; parameters are compared"
@@ -340,10 +342,10 @@ def _unlike(
 def loss_is_mean(observed: Observed) -> float:
     """The mean over ranks of what a step returns is the loss of one process on the whole batch.
 
-    A step may round what it returns to some decimals. A rank that returns None logs nothing.
+    A step may round what it returns to some decimals or digits. A rank that returns None logs nothing.
     """
     every = (observed.truth.seen, *observed.ranks)
-    rounding = _last_decimal([loss for seen in every for loss in seen.losses if loss is not None])
+    unit = _unit([loss for seen in every for loss in seen.losses if loss is not None])
     worst = 0.0
     for step, right in enumerate(observed.truth.seen.losses):
         if right is None:
@@ -352,15 +354,29 @@ def loss_is_mean(observed: Observed) -> float:
         logged = [loss for seen in observed.ranks if (loss := seen.losses[step]) is not None]
         if not logged:
             raise Falsified(f"{place}: expected {right:.9g}, and no rank returns one", place)
+        rounding = (np.mean([unit(loss) for loss in logged]) + unit(right)) / 2
         bound = observed.truth.bound(f"loss {step}", torch.tensor(right, dtype=torch.float64)) + rounding
         worst = max(worst, compare(place, float(np.mean(logged)), right, bound))
     return worst
 
 
-def _last_decimal(losses: list[float]) -> float:
-    """Return the unit of the last decimal that losses are rounded to; 0 where they are not."""
-    rounded = (places for places in DECIMALS if all(one == round(one, places) for one in losses))
-    return next((10.0**-places for places in rounded), 0.0)
+def _unit(losses: list[float]) -> Callable[[float], float]:
+    """Return a function that gives the unit to which a loss is rounded; 0 where losses are not."""
+    decimals = next((one for one in DECIMALS if all(_is_near(x, round(x, one)) for x in losses)), None)
+    digits = next((one for one in DIGITS if all(_is_near(x, float(f"{x:.{one}g}")) for x in losses)), None)
+
+    def unit(loss: float) -> float:
+        found = 0.0 if decimals is None else 10.0**-decimals
+        if digits is not None and loss and math.isfinite(loss):
+            found = max(found, 10.0 ** (math.floor(math.log10(abs(loss))) + 1 - digits))
+        return found
+
+    return unit
+
+
+def _is_near(loss: float, rounded: float) -> bool:
+    """Whether a loss is a rounded number, in one of the dtypes that losses have."""
+    return loss in (rounded, torch.tensor(rounded, dtype=torch.float32).item())
 
 
 def used_equals_fresh(observed: Observed) -> float:

@@ -155,6 +155,8 @@ RIGHT = [
     Planted("CountsInATensor", world="1"),
     Planted("TakesTurns", world="1"),
     Planted("RoundsItsLoss", world="1,proc:2"),
+    Planted("LogsOneDecimal", world="1,sim:2-4"),
+    Planted("LogsThreeDigits", world="1,sim:2-4"),
     Planted("SeedsItself", world="proc:2"),
     Planted("DrawsByItself", world="proc:2"),
     Planted("PlansBuckets", world="1", skips=NO_FRESH),

@@ -835,6 +835,18 @@ class RoundsItsLoss(Ddp):
         return round(super().step(*batches), 4)
 
 
+class LogsOneDecimal(Trainer):
+    def step(self, *batches: Batch) -> float:
+        return float(f"{10 * super().step(*batches):.1f}")
+
+
+class LogsThreeDigits(Trainer):
+    """Of losses about 10, whose last digits are decimals of two kinds."""
+
+    def step(self, *batches: Batch) -> float:
+        return float(f"{9 * super().step(*batches):.3g}")
+
+
 class SeedsItself(Ddp):
     """Each rank seeds the masks of its dropout by itself and the step."""
 
