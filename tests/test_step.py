@@ -47,8 +47,10 @@ from verified_losses.properties.standalone.steps import (
 from verified_losses.properties.step.cases import StepCase, step_cases
 from verified_losses.properties.step.inspection import inspected, look
 from verified_losses.properties.step.laws import (
+    COPIES,
+    SKIPPED,
     Observed,
-    _last_decimal,
+    _unit,
     buffers_equal,
     gradients_equal,
     laws,
@@ -83,7 +85,7 @@ from .defects.steps.report import amiss, findings
 from .defects.steps.right import HandReduced
 
 FEW = 2
-HERE = {"LocalStatistics", "AveragesEveryMicroBatch", "SeedsAnew",
+HERE = {"LocalStatistics", "AveragesEveryMicroBatch", "StatesAverage", "AveragesInACallback", "SeedsAnew",
         "GradientSum", "GradientAlmostMean", "TimesAccumulation", "ForgetsZeroGrad", "ClipsBeforeUnscaling",
         "SeedsByRank", "NeverUsesHead"}  # fmt: skip
 """The planted steps that are caught without a process of their own."""
@@ -152,6 +154,29 @@ def test_a_right_step_is_not_accused(name: str) -> None:
         expected = "limit" if finding.law == UNEVEN and not planted.uneven else "holds"
         assert finding.verdict == expected, finding.reason
         assert finding.worst_error_over_bound < 0.1
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("name", ["Overflows", "OverflowsAndClears"])
+def test_of_steps_that_are_skipped_nothing_is_said(name: str) -> None:
+    seen = list(findings(dataclasses.replace(_planted(name), world="1"), FEW))
+    assert {(one.verdict, one.reason) for one in seen} == {("skipped", SKIPPED)}
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_step_that_ranks_alone_skip_is_not_compared() -> None:
+    for law, world in ((GRADS, "sim:2"), (SCALE, "1")):
+        finding = _finding("OverflowsOnRanks", law, world, 10)
+        assert finding.verdict == "holds", finding.reason
+        assert finding.examples > 0
+
+
+@pytest.mark.usefixtures("_alone")
+def test_gradients_of_copies_are_not_seen() -> None:
+    for law in (GRADS, SCALE):
+        finding = _finding("UpdatesCopies", law, "1")
+        assert (finding.verdict, finding.reason) == ("skipped", COPIES)
+    assert _finding("UpdatesCopies", AGREE, "sim:2").verdict == "holds"
 
 
 @pytest.mark.processes
@@ -473,6 +498,11 @@ def test_what_a_checkpoint_of_a_rank_holds() -> None:
     assert {"average.n_averaged", "average.module.0.weight"} < set(buffers_of(averages, 0))
     assert not buffers_of(averages, 1)
     assert _looked_at("CountsBatches").passing == ("cache",)
+    with preserved():
+        states = built(_trainer_of("StatesAPart"), 0, 1, Plan(((2,),)))  # type: ignore[arg-type]
+    assert sorted(buffers_of(states, 0)) == ["state_dict().average", "state_dict().bias"]
+    states.local_buffers = ["average"]
+    assert sorted(buffers_of(states, 0)) == ["state_dict().bias"]
 
 
 def _looked_at(name: str) -> Trainer:
@@ -1010,7 +1040,7 @@ def test_a_used_trainer_is_observed_and_a_new_one_expected() -> None:
 
     squares = {"gradient 0 w": torch.zeros(())}
     observed = Observed(Truth(seen(3.0), squares), [seen(3.0)], lambda how: seen(1.0))
-    with pytest.raises(Falsified, match=r"of a used trainer: .* expected 1, observed 3"):
+    with pytest.raises(Falsified, match=r"of a used trainer: .* expected 1, observed 3.*; something besides"):
         used_equals_fresh(observed)
 
 
@@ -1098,6 +1128,19 @@ def test_of_a_checkpoint_are_modules_wherever_they_are_and_what_states_itself() 
     used.scheduler.step()
     resume(fresh, used)
     assert fresh.scheduler.last_epoch == 1
+    make_step = _trainer("CountsInItsProgress").subject.resolve()
+    used, fresh = make_step(0, 1), make_step(0, 1)
+    used.progress.steps, used.progress.averages["loss"] = 3, 0.5
+    used.history, fresh.history = [{"loss": 0.5}], []
+    used.planned, fresh.planned = (configured := Configured(300)), Configured(300)
+    resume(fresh, used)
+    assert fresh.progress == used.progress
+    assert (fresh.history, fresh.planned) == ([], configured)
+
+
+@dataclasses.dataclass(frozen=True)
+class Configured:
+    rows: int
 
 
 def test_a_step_that_constants_leave_nothing_of_is_refused() -> None:
@@ -1127,10 +1170,27 @@ def masks_few(rank: int, world_size: int) -> _MasksFew:
 
 
 @pytest.mark.parametrize(
-    ("losses", "unit"), [([1.25, 0.5], 0.01), ([1.0625, 3.5], 1e-4), ([1 / 3, 0.5], 0.0)]
+    ("losses", "units"),
+    [
+        ([1.25, 0.5], [0.01, 0.01]),
+        ([1.0625, 3.5], [1e-4, 1e-4]),
+        ([15.6, 2.3], [0.1, 0.1]),
+        ([12.0, 3.0], [1.0, 1.0]),
+        ([0.0123, 12.3], [1e-4, 0.1]),
+        ([1.23e-7, 45.6], [1e-9, 0.1]),
+        ([float(np.float32(15.6)), 0.0], [0.1, 0.1]),
+        ([1 / 3, 0.5], [0.0, 0.0]),
+    ],
 )
-def test_the_last_decimal_of_losses_is_found(losses: list[float], unit: float) -> None:
-    assert _last_decimal(losses) == unit
+def test_the_unit_of_losses_is_found(losses: list[float], units: list[float]) -> None:
+    unit = _unit(losses)
+    assert [unit(one) for one in losses] == pytest.approx(units)
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("name", ["LogsOneDecimal", "LogsThreeDigits"])
+def test_a_loss_that_is_rounded_is_not_accused(name: str) -> None:
+    assert _finding(name, LOGGED, "sim:2-4", 10).verdict == "holds"
 
 
 def test_small_whole_numbers_do_not_move() -> None:

@@ -6,11 +6,14 @@ Imports torch alone: a counterexample quotes it.
 import copy
 import fnmatch
 import functools
+import itertools
 import os
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -25,6 +28,13 @@ Rows = tuple[tuple[int, ...], ...]
 
 NOTE = "_notes_gradients"
 """The attribute of an optimizer that notes its gradients, while a step is taken."""
+DEPTH = 4
+"""How deep lists and objects are looked into for what a checkpoint holds."""
+MOST = 64
+"""So many items of a list are looked at."""
+LISTS = (list, tuple, dict)
+STATED = "state_dict()."
+"""In the name of a tensor that an object states."""
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Names that torch's wrappers add between those of modules."""
 
@@ -76,6 +86,10 @@ class Seen(NamedTuple):
     """The same as the trainer states it, where it does."""
     held: Sequence[set[str]] = ()
     """The parameters that the optimizers of this rank got in each step."""
+    copied: Sequence[bool] = ()
+    """Whether in each step an optimizer updated what no parameter is, as copies of parameters."""
+    skipped: Sequence[bool] = ()
+    """Whether each step left gradients that are not finite, and that no optimizer used."""
 
 
 class Taken(NamedTuple):
@@ -87,6 +101,10 @@ class Taken(NamedTuple):
     """As the optimizer got them, or as the step left them where no optimizer ran."""
     held: set[str]
     """The parameters that an optimizer got."""
+    copied: bool = False
+    """Whether an optimizer updated what no parameter is."""
+    skipped: bool = False
+    """Whether gradients are not finite, and no optimizer used them."""
 
 
 def run_steps(
@@ -99,41 +117,51 @@ def run_steps(
     """Build the trainer of a rank, and take steps, each in a context."""
     with scaled_losses(plan.loss_scale) as scalers:
         trainer = built(make_step, rank, world_size, plan)
-        losses, gradients, held, values = [], [], [], [parameters_of(trainer)]
+        taken, values = [], [parameters_of(trainer)]
         buffers, rng, stated = [buffers_of(trainer, rank)], [], []
         required = [name for name, one in named(trainer.model).items() if one.requires_grad]
         for number in range(plan.steps):
             batches = micro_batches(trainer, rank, plan, number)
             with around(number):
-                taken = take(trainer, batches, plan.constant)
+                taken.append(take(trainer, batches, plan.constant))
             rng.append(torch.get_rng_state())
-            losses.append(taken.loss)
-            gradients.append(taken.gradients)
-            held.append(taken.held)
             values.append(parameters_of(trainer))
             buffers.append(buffers_of(trainer, rank))
             if callable(getattr(trainer, "rng_state", None)):
                 stated.append(rng_state(trainer.rng_state(number + 1)))
-        return Seen(losses, gradients, values, required, bool(scalers), buffers, rng, stated, held)
+        return seen_of(taken, values)._replace(
+            required=required, scaled=bool(scalers), buffers=buffers, rng=rng, stated=stated
+        )
+
+
+def seen_of(taken: Sequence[Taken], values: list[Tensors]) -> Seen:
+    """Return what steps gave, and the parameters before and after them."""
+    return Seen(
+        [one.loss for one in taken],
+        [one.gradients for one in taken],
+        values,
+        [],
+        held=[one.held for one in taken],
+        copied=[one.copied for one in taken],
+        skipped=[one.skipped for one in taken],
+    )
 
 
 def run_fresh(make_step: Callable[..., Any], plan: Plan) -> Seen:
     """Take each step of one process with a trainer of its own, which has what a checkpoint holds then."""
     used = built(make_step, 0, 1, plan)
-    losses, gradients, values = [], [], [parameters_of(used)]
+    taken, values = [], [parameters_of(used)]
     drawn = generators()
     for number in range(plan.steps):
         fresh = built(make_step, 0, 1, plan)
         resume(fresh, used)
         set_generators(drawn)
-        taken = take(fresh, micro_batches(fresh, 0, plan, number), plan.constant)
-        losses.append(taken.loss)
-        gradients.append(taken.gradients)
+        taken.append(take(fresh, micro_batches(fresh, 0, plan, number), plan.constant))
         set_generators(drawn)
         take(used, micro_batches(used, 0, plan, number), plan.constant)
         drawn = generators()
         values.append(parameters_of(used))
-    return Seen(losses, gradients, values, [])
+    return seen_of(taken, values)
 
 
 def seed_generators(seed: int) -> None:
@@ -161,29 +189,47 @@ def set_generators(states: tuple[Any, ...]) -> None:
 def resume(fresh: Any, used: Any) -> None:
     """Give a trainer what a checkpoint of another holds: modules, schedulers, numbers, what it states."""
     fresh.model.load_state_dict(used.model.state_dict())
-    new, modules = beside(fresh), beside(used)
-    for name, module in modules.items():
-        new[name].load_state_dict(module.state_dict())
-    give(fresh, used)
-    for name, one in attributes(used).items():
-        if is_plain(one) and any(path.startswith(f"{name}.") for path in modules):
-            give(getattr(fresh, name), one)
+    new = beside(fresh)
+    for place, module in beside(used).items():
+        new[place].load_state_dict(module.state_dict())
+    give(fresh, used, {id(used)})
     if is_stateful(used):
         fresh.load_state_dict(copy.deepcopy(used.state_dict()))
 
 
-def give(fresh: Any, used: Any) -> None:
-    """Give an object the numbers of another, and what its attributes, as schedulers, say of themselves.
+def give(fresh: Any, used: Any, met: set[int], depth: int = DEPTH) -> None:
+    """Give an object the numbers of another, and those of what it holds; what states itself gets its state.
 
     Optimizers are left out: no gradient needs what they hold.
     """
-    for name, value in getattr(used, "__dict__", {}).items():
-        if isinstance(value, int | float):  # counters
-            setattr(fresh, name, value)
-        elif isinstance(value, torch.Tensor) and value.ndim == 0 and not value.requires_grad:
-            setattr(fresh, name, value.clone())
-        elif not isinstance(value, torch.nn.Module | torch.optim.Optimizer) and is_stateful(value):
-            getattr(fresh, name).load_state_dict(copy.deepcopy(value.state_dict()))
+    own = fields_of(fresh)
+    for name, value in fields_of(used).items():
+        mine = own.get(name)
+        if isinstance(value, int | float) or is_counter(value):
+            if not (type(mine) is type(value) and mine == value):  # what is frozen has the same
+                put(fresh, name, value.clone() if isinstance(value, torch.Tensor) else value)
+        elif isinstance(value, torch.nn.Module | torch.optim.Optimizer) or mine is value:
+            continue
+        elif is_stateful(value):
+            own[name].load_state_dict(copy.deepcopy(value.state_dict()))
+        elif mine is None and (isinstance(value, LISTS) or isinstance(used, LISTS)):
+            continue  # what was logged
+        elif depth and id(value) not in met:
+            met.add(id(value))
+            give(mine, value, met, depth - 1)
+
+
+def is_counter(value: Any) -> bool:
+    """Whether something is a number in a tensor."""
+    return isinstance(value, torch.Tensor) and value.ndim == 0 and not value.requires_grad
+
+
+def put(holder: Any, name: Any, value: Any) -> None:
+    """Set an item or an attribute, where it can be set."""
+    if isinstance(holder, dict) or (isinstance(holder, list) and name < len(holder)):
+        holder[name] = value
+    elif not isinstance(holder, LISTS):
+        setattr(holder, name, value)
 
 
 def built(make_step: Callable[..., Any], rank: int, world_size: int, plan: Plan) -> Any:
@@ -218,8 +264,14 @@ def micro_batches(trainer: Any, rank: int, plan: Plan, number: int) -> list[Tens
 def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Taken:
     """Take a step, and note what the optimizer gets; of a closure, what it leaves when it is called last."""
     seen: dict[str, torch.Tensor | None] = {}
+    copied = skipped = False
+    thread = threading.get_ident()
 
     def note(optimizer: Any, *called_with: Any) -> None:
+        nonlocal skipped
+        skipped |= bool(
+            getattr(optimizer, "found_inf", None)
+        )  # of a fused optimizer, which then does nothing
         found = gradients_of(trainer.model, ids_of(optimizer))
         scale = getattr(optimizer, "grad_scale", None)  # of a fused optimizer, which divides by it itself
         seen.update(
@@ -227,7 +279,10 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
         )
 
     def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if ids_of(optimizer).isdisjoint(map(id, trainer.model.parameters())):
+        nonlocal copied
+        own, given = set(map(id, trainer.model.parameters())), ids_of(optimizer)
+        copied |= not given <= own and threading.get_ident() == thread
+        if given.isdisjoint(own):
             return None  # where ranks are threads, the optimizers of others call this too
         # its own hooks, which may reduce, run before this one
         undo.callback(optimizer.register_step_pre_hook(note).remove)
@@ -252,10 +307,12 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
     left = gradients_of(trainer.model)
     unused = [one for name, one in left.items() if name not in seen and one is not None]
     if not all(bool(one.isfinite().all()) for one in unused):
-        for one in unused:  # a GradScaler has skipped the step
+        skipped = True  # as a GradScaler does
+        for one in unused:
             one.zero_()
     logged = None if loss is None else number_of(loss)
-    return Taken(logged, {name: seen.get(name, one) for name, one in left.items()}, set(seen))
+    gradients = {name: seen.get(name, one) for name, one in left.items()}
+    return Taken(logged, gradients, set(seen), copied, skipped)
 
 
 def ids_of(optimizer: Any) -> set[int]:
@@ -318,63 +375,120 @@ def parameters_of(trainer: Any) -> Tensors:
 def buffers_of(trainer: Any, rank: int) -> Tensors:
     """Return copies of what a checkpoint of a rank holds besides the model's parameters.
 
-    That is the model's buffers but for those that are not persistent, and all of the other modules that the
-    trainer has, as an average of the weights. What the trainer names in `local_buffers` is left out. Ranks
-    other than 0 leave out other modules too, as rank 0 writes the checkpoint.
+    That is the model's buffers but for those that are not persistent, all of the other modules that the
+    trainer has, as an average of the weights, and what it and its objects state. What the trainer names in
+    `local_buffers` is left out. Ranks other than 0 have the model's buffers alone, as rank 0 writes the
+    checkpoint.
     """
     found = {name: whole(one) for name, one in persistent(trainer.model, rank).items()}
     own = {id(one) for one in [*trainer.model.parameters(), *trainer.model.buffers()]}
+    others: Tensors = {}
     for prefix, module in beside(trainer).items():
         held = {**named(module), **persistent(module)}
-        copies = {f"{prefix}.{name}": whole(one) for name, one in held.items() if id(one) not in own}
-        found |= {} if rank else copies
+        others |= {f"{prefix}.{name}": one for name, one in held.items() if id(one) not in own}
+    others |= stated_of(trainer)
+    copies = {name: whole(one) for name, one in others.items()}  # all ranks take part, where it is spread
+    found |= {} if rank else copies
     local = getattr(trainer, "local_buffers", ())
     return {
         name: one
         for name, one in found.items()
-        if one is not None and not any(fnmatch.fnmatch(name, pattern) for pattern in local)
+        if one is not None and not any(matches(name, pattern) for pattern in local)
     }
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a buffer has a name; what is stated may have it within a state."""
+    return fnmatch.fnmatch(name, pattern) or (STATED in name and fnmatch.fnmatch(name, f"*.{pattern}"))
+
+
+def stated_of(trainer: Any) -> Tensors:
+    """Return what a trainer and its objects state, but for optimizers, modules, and what these hold.
+
+    That is tensors of floats, as averages of the weights. Numbers, tensors without dimensions among them, and
+    states of random generators may differ by rank.
+    """
+    modules = [trainer.model, *beside(trainer).values()]
+    known = {address(one) for each in modules for one in [*each.parameters(), *each.buffers()]}
+    found: Tensors = {}
+    for place, one in {"": trainer, **parts_of(trainer)}.items():
+        is_known = place and isinstance(one, torch.nn.Module | torch.optim.Optimizer)
+        if is_stateful(one) and not is_known:
+            with suppress(Exception):  # as of an optimizer that is spread over ranks
+                for name, each in tensors_in(one.state_dict()).items():
+                    if each.is_floating_point() and each.ndim and address(each) not in known:
+                        found[f"{place}.{STATED}{name}".removeprefix(".")] = each
+    return found
+
+
+def tensors_in(state: Any, name: str = "") -> Tensors:
+    """Return the tensors of a state by their names, but for those of optimizers."""
+    if isinstance(state, torch.Tensor):
+        return {name: state}
+    held = dict(enumerate(state)) if isinstance(state, list | tuple) else state
+    if not isinstance(held, dict) or any(str(field).startswith("param_groups") for field in held):
+        return {}
+    found: Tensors = {}
+    for field, one in held.items():
+        # wrappers may be there in several ranks alone
+        kept = [part for part in str(field).split(".") if part not in ("module", *WRAPPED)]
+        found |= tensors_in(one, ".".join(filter(None, [name, *kept])))
+    return found
+
+
+def address(tensor: torch.Tensor) -> int:
+    """Return where in memory the elements are, of a tensor that is spread over ranks those of its own."""
+    return int(getattr(tensor, "_local_tensor", tensor).data_ptr())
 
 
 def beside(trainer: Any) -> dict[str, torch.nn.Module]:
-    """Return the modules that hold what a trainer's model does not, by the names of attributes.
-
-    They are the trainer's, those of its lists and dicts, and those of its plain objects, as one that averages
-    the weights.
-    """
+    """Return the modules that hold what a trainer's model does not, by the names of attributes."""
     own = {id(one) for one in [*trainer.model.parameters(), *trainer.model.buffers()]}
     return {
-        path: module
-        for name, one in attributes(trainer).items()
-        for path, module in modules_of(name, one).items()
-        if not own.issuperset(map(id, [*module.parameters(), *module.buffers()]))
+        path: one
+        for path, one in parts_of(trainer).items()
+        if isinstance(one, torch.nn.Module)
+        and not own.issuperset(map(id, [*one.parameters(), *one.buffers()]))
     }
 
 
-def attributes(one: Any) -> dict[str, Any]:
-    """Return the attributes of an object, and its modules, if it is one itself."""
-    held = dict(getattr(one, "__dict__", {}))
+def parts_of(trainer: Any) -> dict[str, Any]:
+    """Return the modules of a trainer, and what says itself what a checkpoint holds of it, by their places.
+
+    They are looked for in attributes, lists and dicts, and in those of plain objects.
+    """
+    found: dict[str, Any] = {}
+    met, layer = {id(trainer)}, [("", trainer)]
+    for _ in range(DEPTH):
+        below = []
+        for place, holder in layer:
+            for number, (name, one) in enumerate(fields_of(holder).items()):
+                if id(one) not in met:
+                    met.add(id(one))
+                    where = f"{place}.{name if isinstance(name, str | int) else number}".removeprefix(".")
+                    if isinstance(one, torch.nn.Module) or is_stateful(one):
+                        found[where] = one
+                    else:
+                        below.append((where, one))
+        layer = below
+    return found
+
+
+def fields_of(one: Any) -> dict[Any, Any]:
+    """Return what a list, a dict or an object holds, and its modules, if it is one itself."""
+    if isinstance(one, LISTS):  # a long one holds data
+        items = one.items() if isinstance(one, dict) else enumerate(one)
+        return dict(itertools.islice(items, MOST))
+    if isinstance(one, type | FunctionType | ModuleType):
+        return {}
+    kinds = type(one).__mro__
+    if kinds[0].__module__.partition(".")[0] == "torch" and not isinstance(one, torch.nn.Module):
+        return {}
+    slots = [vars(kind).get("__slots__", ()) for kind in kinds]
+    names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
+    held = {name: getattr(one, name) for name in names if hasattr(one, name)} | getattr(one, "__dict__", {})
     modules = held.pop("_modules", {})
     return {**held, **modules}
-
-
-def modules_of(name: str, one: Any) -> dict[str, torch.nn.Module]:
-    """Return the modules that an attribute of a name is or holds, by their names."""
-    held: Any = {}
-    if isinstance(one, torch.nn.Module):
-        return {name: one}
-    if isinstance(one, list | tuple):
-        held = dict(enumerate(one))
-    elif isinstance(one, dict):
-        held = one
-    elif is_plain(one):
-        held = vars(one)
-    return {f"{name}.{field}": each for field, each in held.items() if isinstance(each, torch.nn.Module)}
-
-
-def is_plain(one: Any) -> bool:
-    """Whether an object has attributes, and does not say itself what a checkpoint holds of it."""
-    return hasattr(one, "__dict__") and not isinstance(one, type) and not is_stateful(one)
 
 
 def is_stateful(one: Any) -> bool:

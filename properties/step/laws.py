@@ -1,14 +1,16 @@
 """What must hold of a training step: predicates over what ranks saw, and what one process saw."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
 
 from ..laws import Falsified, Place, Unanswered, compare
-from ..standalone.steps import Seen
+from ..standalone.steps import STATED, Seen
 from ..verify.limits import RANDOM_DRAWS, UNEQUAL_ROWS
 from ..worlds import WorldError
 from .inspection import same
@@ -16,14 +18,21 @@ from .target import Trainer
 from .truth import Truth, array
 
 LOSS_SCALE = 2.0**-10
-DECIMALS = range(2, 9)
-"""Of a loss that is rounded to be logged."""
+DECIMALS = range(9)
+DIGITS = range(1, 6)
+"""Of a loss that is rounded to be logged; more digits are of one that is not."""
 LONG = 16
 """So many steps use every parameter: tasks may take turns."""
 REDUCES = "the optimizer's own step adds up gradients, which are not seen then; parameters are compared"
+COPIES = "an optimizer has copies of parameters, whose gradients are not seen; parameters are compared"
+SKIPPED = "steps are skipped, as gradients are not finite: the first loss scale is too large?"
 NO_FRESH = "a new trainer raises where it is given the checkpoint of another"
+LEFT = (
+    "something besides modules, numbers and schedulers is left of earlier steps; if a checkpoint holds it, "
+    "give the trainer state_dict and load_state_dict"
+)
 NO_SCALER = "it makes no GradScaler"
-NO_BUFFERS = "a checkpoint holds nothing but parameters"
+NO_BUFFERS = "no tensors but parameters were found that a checkpoint holds"
 NO_PROMISE = "it promises nothing of them"
 NO_DRAWS = "no random numbers of torch's change what it does"
 ALL_DRAWN = "all properties are verified with the random numbers that are drawn"
@@ -41,6 +50,8 @@ class Observed:
     """Runs one process again: "fresh", "scaled", or "many" steps of many rows."""
     micro: int = 1
     """How many micro-batches a step takes."""
+    scales: bool = False
+    """Whether the target makes a GradScaler."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +84,74 @@ class StepLaw:
         return {"any": True, "one": size == 1, "several": size > 1}[self.worlds]
 
 
+def check_taken(observed: Observed) -> None:
+    """Check that steps are taken, so that there is something to compare.
+
+    A GradScaler may skip a step of several ranks and take that of one process: a rank's mean over its own
+    rows is larger. Without one, steps that one process alone takes are wrong.
+
+    Raises:
+        Unanswered: they are not.
+    """
+    compared = observed.ranks if observed.scales else []
+    if any(_skips(seen, observed.scales) for seen in [observed.truth.seen, *compared]):
+        raise Unanswered(SKIPPED)
+
+
+def _skips(seen: Seen, scales: bool) -> bool:
+    """Whether a step is skipped: one after which gradients are cleared leaves nothing, and moves nothing."""
+    return any(seen.skipped) or (
+        scales
+        and any(
+            not held
+            and all(one is None for one in seen.gradients[step].values())
+            and all(same(one, seen.values[step + 1].get(name)) for name, one in seen.values[step].items())
+            for step, held in enumerate(seen.held)
+        )
+    )
+
+
 def gradients_equal(observed: Observed) -> float:
     """After every step each rank's gradient of every parameter is that of one process on the whole batch."""
     _values(observed, steps=1)  # where ranks begin elsewhere, gradients say nothing
-    if _optimizer_reduces(observed):
-        raise Unanswered(REDUCES, whatever=True)
+    _check_seen(observed)
     return max(
         _gradient(observed, rank, step, name)
         for step in range(len(observed.truth.seen.gradients))
         for name in observed.truth.seen.gradients[step]
         for rank in range(len(observed.ranks))
         if _is_used(observed, rank, step, name)
+    )
+
+
+def _check_seen(observed: Observed) -> None:
+    """Check that gradients are seen as optimizers get them.
+
+    Raises:
+        Unanswered: they are not.
+    """
+    if reason := _unseen(observed):
+        raise Unanswered(reason, whatever=True)
+
+
+def _unseen(observed: Observed) -> str:
+    """Return why gradients are not seen as optimizers get them, or nothing."""
+    if _copies([observed.truth.seen]) or _copies(observed.ranks):
+        return COPIES
+    return REDUCES * _optimizer_reduces(observed)
+
+
+def _copies(ranks: list[Seen]) -> bool:
+    """Whether an optimizer updates what is no parameter, and a parameter moves that no optimizer gets."""
+    held = {name for one in ranks for names in one.held for name in names}
+    return any(
+        any(one.copied)
+        and any(
+            name not in held
+            and any(not same(before.get(name), after.get(name)) for before, after in pairwise(one.values))
+            for name in one.required
+        )
+        for one in ranks
     )
 
 
@@ -197,7 +265,8 @@ def _values(observed: Observed, steps: int) -> float:
 def buffers_equal(observed: Observed) -> float:
     """At first, and after every step, what else a checkpoint holds is what that of one process holds.
 
-    A whole number without dimensions may count micro-batches instead of batches.
+    A whole number without dimensions may count micro-batches instead of batches. What an object states of
+    itself may be a part that a rank holds: nothing is said where it is of another shape, or is not there.
     """
     worst = 0.0
     for step, buffers in enumerate(observed.truth.seen.buffers):
@@ -205,6 +274,8 @@ def buffers_equal(observed: Observed) -> float:
             for rank, seen in enumerate(observed.ranks):
                 place = Place("buffer", name, rank, _after(step - 1))
                 own = seen.buffers[step].get(name)
+                if STATED in name and (own is None or own.shape != right.shape):
+                    continue
                 if own is not None:
                     worst = max(worst, _buffer(observed, place, own, right, step))
                 elif rank == 0:
@@ -261,10 +332,10 @@ def _is_occasional(observed: Observed, step: int, name: str) -> bool:
 
 def ranks_agree(observed: Observed) -> float:
     """After every step all ranks have the same gradients and parameters, bit for bit."""
-    first, reduces = observed.ranks[0], _optimizer_reduces(observed)
+    first, unseen = observed.ranks[0], _unseen(observed)
     for kind, columns in (("gradient", [one.gradients for one in observed.ranks]),
                           ("value", [one.values[1:] for one in observed.ranks])):  # fmt: skip
-        if reduces and kind == "gradient":
+        if unseen and kind == "gradient":
             continue
         for step in range(len(first.gradients)):
             for name in first.gradients[step]:
@@ -295,10 +366,10 @@ def _unlike(
 def loss_is_mean(observed: Observed) -> float:
     """The mean over ranks of what a step returns is the loss of one process on the whole batch.
 
-    A step may round what it returns to some decimals. A rank that returns None logs nothing.
+    A step may round what it returns to some decimals or digits. A rank that returns None logs nothing.
     """
     every = (observed.truth.seen, *observed.ranks)
-    rounding = _last_decimal([loss for seen in every for loss in seen.losses if loss is not None])
+    unit = _unit([loss for seen in every for loss in seen.losses if loss is not None])
     worst = 0.0
     for step, right in enumerate(observed.truth.seen.losses):
         if right is None:
@@ -307,15 +378,29 @@ def loss_is_mean(observed: Observed) -> float:
         logged = [loss for seen in observed.ranks if (loss := seen.losses[step]) is not None]
         if not logged:
             raise Falsified(f"{place}: expected {right:.9g}, and no rank returns one", place)
+        rounding = float(np.mean([unit(loss) for loss in logged]) + unit(right)) / 2
         mean, one = (torch.tensor(loss, dtype=torch.float64) for loss in (np.mean(logged), right))
         worst = max(worst, _near(observed, place, mean, one, f"loss {step}", rounding=rounding))
     return worst
 
 
-def _last_decimal(losses: list[float]) -> float:
-    """Return the unit of the last decimal that losses are rounded to; 0 where they are not."""
-    rounded = (places for places in DECIMALS if all(one == round(one, places) for one in losses))
-    return next((10.0**-places for places in rounded), 0.0)
+def _unit(losses: list[float]) -> Callable[[float], float]:
+    """Return a function that gives the unit to which a loss is rounded; 0 where losses are not."""
+    decimals = next((one for one in DECIMALS if all(_is_near(x, round(x, one)) for x in losses)), None)
+    digits = next((one for one in DIGITS if all(_is_near(x, float(f"{x:.{one}g}")) for x in losses)), None)
+
+    def unit(loss: float) -> float:
+        found = 0.0 if decimals is None else 10.0**-decimals
+        if digits is not None and loss and math.isfinite(loss):
+            found = max(found, 10.0 ** (math.floor(math.log10(abs(loss))) + 1 - digits))
+        return found
+
+    return unit
+
+
+def _is_near(loss: float, rounded: float) -> bool:
+    """Whether a loss is a rounded number, in one of the dtypes that losses have."""
+    return loss in (rounded, torch.tensor(rounded, dtype=torch.float32).item())
 
 
 def used_equals_fresh(observed: Observed) -> float:
@@ -324,16 +409,19 @@ def used_equals_fresh(observed: Observed) -> float:
         fresh = replace(observed.truth, seen=observed.others("fresh"))
     except WorldError as error:
         raise Unanswered(f"{NO_FRESH}: {error.ranks[0].said}", whatever=True) from error
-    return _compared(replace(observed, truth=fresh, ranks=[observed.truth.seen]), "of a used trainer")
+    return _compared(replace(observed, truth=fresh, ranks=[observed.truth.seen]), "of a used trainer", LEFT)
 
 
 def loss_scale_never_matters(observed: Observed) -> float:
     """Gradients that the optimizer gets do not change with the initial scale of a GradScaler."""
-    return _compared(replace(observed, ranks=[observed.others("scaled")]), "at another loss scale")
+    observed = replace(observed, ranks=[observed.others("scaled")])
+    _check_seen(observed)
+    return _compared(observed, "at another loss scale")
 
 
-def _compared(observed: Observed, note: str) -> float:
+def _compared(observed: Observed, note: str, hint: str = "") -> float:
     """Compare the gradients of one process with those of itself run in another way."""
+    check_taken(observed)
     worst = 0.0
     for step, gradients in enumerate(observed.truth.seen.gradients):
         for name in gradients:
@@ -341,7 +429,7 @@ def _compared(observed: Observed, note: str) -> float:
                 worst = max(worst, _gradient(observed, 0, step, name))
             except Falsified as error:
                 place = error.place or Place("")
-                raise Falsified(f"{note}: {error}", place) from None
+                raise Falsified("; ".join(filter(None, [f"{note}: {error}", hint])), place) from None
     return worst
 
 
@@ -376,7 +464,7 @@ def uneven_equal(observed: Observed) -> float:
 def all_equal(observed: Observed) -> float:
     """Gradients, parameters, buffers and the loss are those of one process."""
     every = [values_equal, buffers_equal, loss_is_mean]
-    every += [gradients_equal] * (not _optimizer_reduces(observed))
+    every += [gradients_equal] * (not _unseen(observed))
     return max(check(observed) for check in every)
 
 

@@ -27,7 +27,7 @@ from ..worlds import OutOfTime, World, WorldError, WorldLost
 from ..worlds.specs import SINGLE, WorldSpec
 from .cases import MANY, StepCase, step_cases
 from .inspection import act
-from .laws import LONG, LOSS_SCALE, Observed, StepLaw, laws
+from .laws import LONG, LOSS_SCALE, Observed, StepLaw, check_taken, laws
 from .localise import first_module
 from .target import Trainer
 from .truth import blunt, truth
@@ -166,7 +166,7 @@ class Bench:
 
         Raises:
             WorldError: not every rank returned.
-            Unanswered: one process raises.
+            Unanswered: one process raises, or steps are skipped.
         """
         if case not in self._seen:
             try:
@@ -176,6 +176,7 @@ class Bench:
         seen = self._seen[case]
         if isinstance(seen, Exception):
             raise seen
+        check_taken(seen)
         return seen
 
     def _run(self, case: StepCase) -> Observed:
@@ -194,11 +195,11 @@ class Bench:
         ranks: list[Seen] = [right.seen]
         if case.is_split:
             ranks = world.run(act, self.trainer, plan)
-        if case.dtype == "float64":
+        if case.dtype == "float64" and right.squares:
             with suppress(Unanswered):
                 self.hidden.append(blunt(right))
         again = partial(_again, single, self.trainer, plan.whole)
-        return Observed(right, ranks, again, len(case.rows[0]))
+        return Observed(right, ranks, again, len(case.rows[0]), self.trainer.scales)
 
 
 Benches = dict[tuple[str, str], Bench]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from verified_losses.properties.step.laws import NO_FRESH, REDUCES
+from verified_losses.properties.step.laws import COPIES, NO_FRESH, REDUCES, SKIPPED
 from verified_losses.properties.step.target import Trainer
 from verified_losses.properties.subjects import Subject
 
@@ -87,6 +87,8 @@ DEFECTS = [
     Planted("BiasedVariance", "the running variance is divided by a rank's own rows", (BUFFERS,), "sim:2-8"),
     Planted("AveragesEveryMicroBatch", "an average of the weights decays with every micro-batch", (BUFFERS,), "1"),
     Planted("AveragesInAList", "one of several averages decays with every micro-batch", (BUFFERS,), "1"),
+    Planted("StatesAverage", "an average that is in no module decays with every micro-batch", (BUFFERS,), "1"),
+    Planted("AveragesInACallback", "an average of a callback decays with every micro-batch", (BUFFERS,), "1"),
     Planted("QueueOfRank", "each rank has a queue of its own rows", (BUFFERS,), "proc:2"),
     Planted("PointerOfRank", "the pointer of a queue moves by a rank's own rows", (BUFFERS,), "proc:2"),
     Planted("DrawsOwnRows", "random numbers are drawn for a rank's own rows", (RNG, DRAWS), "proc:2"),
@@ -126,6 +128,7 @@ RIGHT = [
     Planted("BroadcastsBuffers"),
     Planted("QueueGathers"),
     Planted("SavesState"),
+    Planted("StatesAPart"),
     Planted("DrawsAllRows", world="1,proc:2"),
     Planted("DrawsAllRowsUnpromised"),
     Planted("StatesGenerator", world="1,proc:2"),
@@ -138,11 +141,15 @@ RIGHT = [
     Planted("ShardsOptimizer", world="1,sim:2-6"),
     Planted("WithoutOptimizer", world="sim:2-8"),
     Planted("CountsSteps", world="1"),
+    Planted("CountsInItsProgress", world="1"),
     Planted("FirstFsdp"),
     Planted("AttendsAndSigns", world="1,proc:2"),
-    Planted("Overflows", world="1,proc:2"),
+    Planted("Overflows", world="1,proc:2", skips=SKIPPED),
+    Planted("OverflowsAndClears", world="1", skips=SKIPPED),
+    Planted("OverflowsOnRanks", world="1,sim:2", dtypes=("float32",), skips=SKIPPED),
     Planted("AveragesInStep", world="1,sim:2-4"),
     Planted("AveragesApart", world="proc:2", skips=REDUCES),
+    Planted("UpdatesCopies", world="1,sim:2-4", skips=COPIES),
     Planted("AveragesInHook", world="sim:2-4"),
     Planted("Probabilities", world="1"),
     Planted("CountsInFloats", world="1"),
@@ -151,6 +158,8 @@ RIGHT = [
     Planted("CountsInATensor", world="1"),
     Planted("TakesTurns", world="1"),
     Planted("RoundsItsLoss", world="1,proc:2"),
+    Planted("LogsOneDecimal", world="1,sim:2-4"),
+    Planted("LogsThreeDigits", world="1,sim:2-4"),
     Planted("SeedsItself", world="proc:2"),
     Planted("DrawsByItself", world="proc:2"),
     Planted("PlansBuckets", world="1", skips=NO_FRESH),

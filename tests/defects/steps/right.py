@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -393,6 +394,36 @@ class SavesState(OneBatch, Ddp):
         self.bias = state["bias"]
 
 
+class StatesAPart(SavesState):
+    """A checkpoint of a rank has its own loss, and its part of an average and of what the optimizer holds."""
+
+    logged = 0.0
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.average = self.flat()
+
+    def flat(self) -> Tensor:
+        """Return the rank's part of all parameters in a row."""
+        flat = torch.cat([one.detach().flatten() for one in self.net.parameters()])
+        return flat.tensor_split(self.world_size)[self.rank].clone()
+
+    def step(self, batch: Batch) -> float:
+        self.logged = super().step(batch)
+        self.average.lerp_(self.flat(), 0.1)
+        return self.logged
+
+    def state_dict(self) -> dict[str, Any]:
+        own = torch.full((3,), float(self.world_size))
+        return {
+            **super().state_dict(),
+            "average": self.average,
+            "loss": torch.tensor(self.logged),
+            "optimizer": {**self.optimizer.state_dict(), "state": own},
+            "generator": torch.get_rng_state(),
+        }
+
+
 class DrawsAllRows(Dropped):
     pass
 
@@ -551,6 +582,31 @@ class CountsSteps(Ddp):
         self.steps += 1
 
 
+@dataclass(slots=True)
+class _Progress:
+    steps: int = 0
+    averages: dict[str, float] = field(default_factory=dict)
+
+
+class CountsInItsProgress(Ddp):
+    """Terms grow with the number of steps, and with an average of the loss, which an object of its holds."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.progress = _Progress()
+
+    def loss(self, batch: Batch) -> Tensor:
+        logits = self.model(batch["x"])
+        weight = self.progress.steps / 5 + self.progress.averages.get("loss", 0.0)
+        return cross_entropy(logits, batch["y"]) + weight * logits.square().mean()
+
+    def step(self, *batches: Batch) -> float:
+        total = super().step(*batches)
+        self.progress.steps += 1
+        self.progress.averages["loss"] = 0.9 * self.progress.averages.get("loss", 0.0) + 0.1 * total
+        return total
+
+
 class FirstFsdp(NoneFrozen, OneBatch, Trainer):
     """FullyShardedDataParallel, the first of its kind."""
 
@@ -590,6 +646,34 @@ class Overflows(ClipsUnscaled):
     def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
         super().__init__(rank, world_size, frozen)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+
+
+class OverflowsAndClears(Overflows):
+    """Clears gradients after the step that is skipped."""
+
+    def step(self, *batches: Batch) -> float:
+        total = super().step(*batches)
+        self.optimizer.zero_grad()
+        return total
+
+
+class OverflowsOnRanks(Trainer):
+    """In half precision gradients of a rank's mean over few rows overflow, and those of all rows do not."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.scaler = torch.amp.GradScaler("cpu")
+
+    def loss(self, batch: Batch) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16):
+            return super().loss({**batch, "x": 3 * batch["x"]})
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def update(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
 
 class _Averages(torch.optim.SGD):
@@ -632,6 +716,34 @@ class AveragesApart(AveragesInStep):
 
     def optimize(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return _AveragesApart(parameters, self.lr)
+
+
+class UpdatesCopies(Trainer):
+    """Adds up gradients apart from the model, for an optimizer of copies of its parameters."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.trained = [one for one in self.net.parameters() if one.requires_grad]
+        self.copies = [one.detach().clone().requires_grad_() for one in self.trained]
+        self.optimizer = self.optimize(self.copies)  # type: ignore[arg-type]
+        self.scaler = torch.amp.GradScaler("cpu")
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+        for copied, one in zip(self.copies, self.trained, strict=True):
+            added = torch.zeros_like(one) if one.grad is None else one.grad
+            copied.grad = added if copied.grad is None else copied.grad + added
+            one.grad = None
+
+    def reduce(self) -> None:
+        average(one.grad for one in self.copies)
+
+    def update(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            for copied, one in zip(self.copies, self.trained, strict=True):
+                one.copy_(copied)
 
 
 class AveragesInHook(AveragesInStep):
@@ -738,6 +850,18 @@ class RoundsItsLoss(Ddp):
 
     def step(self, *batches: Batch) -> float:
         return round(super().step(*batches), 4)
+
+
+class LogsOneDecimal(Trainer):
+    def step(self, *batches: Batch) -> float:
+        return float(f"{10 * super().step(*batches):.1f}")
+
+
+class LogsThreeDigits(Trainer):
+    """Of losses about 10, whose last digits are decimals of two kinds."""
+
+    def step(self, *batches: Batch) -> float:
+        return float(f"{9 * super().step(*batches):.3g}")
 
 
 class SeedsItself(Ddp):

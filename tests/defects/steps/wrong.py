@@ -265,6 +265,55 @@ class AveragesInAList(Ddp):
         self.averages[0].update_parameters(self.net)
 
 
+class _Shadow:
+    """An average of the weights in no module, which says what a checkpoint holds of it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.held = [one.detach().clone() for one in net.parameters()]
+
+    def update(self, net: nn.Module) -> None:
+        for own, one in zip(self.held, net.parameters(), strict=True):
+            own.lerp_(one.detach(), 0.1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"held": self.held, "decay": 0.9}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.held = state["held"]
+
+
+class StatesAverage(Ddp):
+    """An average that is in no module decays with every micro-batch."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.shadow = _Shadow(self.net)
+
+    def loss(self, batch: Batch) -> Tensor:
+        self.shadow.update(self.net)
+        return super().loss(batch)
+
+
+class _Callback:
+    __slots__ = ("average",)
+
+    def __init__(self, net: nn.Module) -> None:
+        self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+
+
+class AveragesInACallback(Ddp):
+    """The average of the weights that a callback in a list has decays with every micro-batch."""
+
+    def __init__(self, rank: int, world_size: int, frozen: Iterable[str] = ()) -> None:
+        super().__init__(rank, world_size, frozen)
+        self.callbacks = [_Callback(self.net)]
+
+    def loss(self, batch: Batch) -> Tensor:
+        for one in self.callbacks:
+            one.average.update_parameters(self.net)
+        return super().loss(batch)
+
+
 class QueueOfRank(OneBatch, Queued):
     """Puts texts of its own rank into the queue alone."""
 
