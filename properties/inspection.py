@@ -31,6 +31,7 @@ from .forms_known import (
     MOST,
     calls,
     constructions,
+    guesses,
     holdings,
     ignores_by_another_name,
     is_called_itself,
@@ -359,10 +360,11 @@ def _candidates(
         held_so = [held for held in [parameters] if held] or [
             held for held in holdings(scalars, contract.name, given) if held
         ]
-        for held in [*held_so, ()]:
+        guessed = () if parameters else guesses(scalars, contract.name, given)
+        for held in dict.fromkeys([*held_so, (), *guessed]):
             names = [*given, *(name for _, name in held)]
-            known = calls(function, contract.name, names, keys_read(function))
-            for call in [stated.call] if stated.call else known:
+            allowed = dict.fromkeys(calls(function, contract.name, names, keys_read(function)))
+            for call in [stated.call] if stated.call else allowed:
                 form = Form(call, arguments, tuple(held), rows=rows)
                 drops = held_so and not held and not any(name in HELD | SOFT for name in form.names())
                 if drops or not form.is_once(contract.name):

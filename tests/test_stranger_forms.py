@@ -78,6 +78,10 @@ def _verified(
         ("Prefixes", "matryoshka",
          "calls Prefixes(temperature=temperature, matryoshka_dims=dims)(anchors=query, positives=key)"),
         ("ClampedInPlace", "clip", "logit_scale holds log scale"),
+        ("TimesT", "clip", "t holds scale"),
+        ("DividesByT", "infonce", "t holds temperature"),
+        ("TimesTPlusB", "siglip", "t holds scale"),
+        ("AlphaBeta", "siglip", "beta holds bias"),
     ],
 )  # fmt: skip
 def test_the_form_is_found_and_the_loss_holds(name: str, contract: str, said: str) -> None:
@@ -150,6 +154,8 @@ def test_own_rows_that_carry_the_gradient_of_all_ranks_are_held_to_that() -> Non
         ("stale_maximum", "clip", "large batches equal the oracle"),
         ("Blocks", "infonce", "large batches equal the oracle"),
         ("HardScale", "clip", GRADIENTS),
+        ("ForgetsB", "siglip", TERMS),
+        ("ForgetsExponential", "siglip", TERMS),
     ],
 )
 def test_what_is_wrong_is_caught(name: str, contract: str, law: str) -> None:

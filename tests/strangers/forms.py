@@ -446,3 +446,76 @@ class StaleTargets(nn.Module):
         logits = rows @ rows.T / self.temperature
         logits = logits.masked_fill(self.itself[: 2 * n, : 2 * n], -math.inf)
         return F.cross_entropy(logits, self.targets[: 2 * n].clamp(max=2 * n - 1))
+
+
+def _two_ways(logits: Tensor) -> Tensor:
+    at = torch.arange(len(logits))
+    return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+
+
+def _cosines(one: Tensor, other: Tensor) -> Tensor:
+    return F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).T
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+class TimesT(nn.Module):
+    """Its t is the scale itself, where SigLIP's is a logarithm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _two_ways(self.t * _cosines(img, txt))
+
+
+class DividesByT(TimesT):
+    """Its t is a temperature."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        logits = _cosines(q, k) / self.t
+        return F.cross_entropy(logits, torch.arange(len(q)))
+
+
+class TimesTPlusB(TimesT):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _sigmoid(self.t * _cosines(img, txt) + self.b)
+
+
+class ForgetsB(TimesTPlusB):
+    """Wrong: its bias is not added."""
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _sigmoid(self.t * _cosines(img, txt))
+
+
+class AlphaBeta(nn.Module):
+    """The logarithm of its scale, and its bias, which elsewhere is a scale by this name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(10.0).log())
+        self.beta = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _sigmoid(self.alpha.exp() * _cosines(img, txt) + self.beta)
+
+
+class ForgetsExponential(nn.Module):
+    """Wrong: t' is SigLIP's name of a logarithm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t_prime = nn.Parameter(torch.tensor(10.0).log())
+        self.b = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _sigmoid(self.t_prime * _cosines(img, txt) + self.b)
