@@ -309,7 +309,7 @@ def _is_single(
         return False
     asked = replace(subject, form=tried.form, features=tried.features)
     # numbers that float32 rounds
-    wide = [replace(probe, dtype="float64", pattern="unit", scale=1.7) for probe in probes]
+    wide = [replace(probe, dtype="float64", pattern="unit", scale=3.7) for probe in probes]
     cases = [fitting(case, tried.form, tried.features, contract, options) for case in wide]
     try:
         outputs = [_value(case, asked, contract, target) for case in cases]

@@ -200,6 +200,16 @@ def test_a_parameter_that_is_clamped_in_its_place_keeps_its_gradient() -> None:
     assert _of("ClampedInPlace", "clip", "outputs well formed", 60).verdict == "holds"
 
 
+@pytest.mark.parametrize("law", [TERMS, GRADIENTS, "inputs unchanged"])
+def test_a_temperature_that_is_clamped_in_its_place_is_right(law: str) -> None:
+    finding = _of("ClampedTemperature", "clip", law, 60)
+    assert finding.verdict == "holds", finding.reason
+
+
+def test_a_parameter_that_each_call_alters_is_caught() -> None:
+    assert _of("ShrinksTemperature", "clip", "inputs unchanged", 8).verdict == "falsified"
+
+
 def test_stale_targets_are_not_hidden_by_what_fails_after_inference_mode(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -204,14 +204,17 @@ def assuming(case: Case, contract: Contract, asked: Subject) -> Case:
 
 
 def probes(simplest: Case, asked: Subject) -> list[Case]:
-    """Return the cases that a target is inspected with: few rows of no unit norm, and two scales."""
+    """Return the cases that a target is inspected with: few rows of no unit norm, and two scales.
+
+    Their temperatures are below that at which losses stop one.
+    """
     dtype = "float32" if "float32" in asked.dtypes else asked.dtypes[0]
     plain = replace(
-        simplest, rows=(5,), width=asked.width_of(4), dtype=dtype, pattern="grid", scale=1.5, bias=-1.0,
+        simplest, rows=(5,), width=asked.width_of(4), dtype=dtype, pattern="grid", scale=3.0, bias=-1.0,
         seed=3, vocabulary=5, length=2, teacher_width=3, output_dict=False, scalar_shape=(),
         wide_scalars=False, frozen=(), strides="contiguous", pads="none", pad_rows=0,
     )  # fmt: skip
-    return [plain, replace(plain, rows=(3,), scale=3.0, bias=0.5, seed=4)]
+    return [plain, replace(plain, rows=(3,), scale=6.0, bias=0.5, seed=4)]
 
 
 def _among_ranks(

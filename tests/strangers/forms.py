@@ -428,6 +428,29 @@ class ClampedInPlace(nn.Module):
         return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
 
 
+class ClampedTemperature(nn.Module):
+    """Clamps its temperature in its place, as ALBEF and BLIP do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temp = nn.Parameter(0.07 * torch.ones([]))
+
+    def forward(self, image_feat: Tensor, text_feat: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.temp.clamp_(0.001, 0.5)
+        return _two_ways(_cosines(image_feat, text_feat) / self.temp)
+
+
+class ShrinksTemperature(ClampedTemperature):
+    """Wrong: each call makes the temperature smaller for the next."""
+
+    def forward(self, image_feat: Tensor, text_feat: Tensor) -> Tensor:
+        loss = _two_ways(_cosines(image_feat, text_feat) / self.temp.clone())
+        with torch.no_grad():
+            self.temp.mul_(0.5)
+        return loss
+
+
 class StaleTargets(nn.Module):
     """Wrong after a larger batch, whose targets it slices; after inference mode, too, a backward raises."""
 
