@@ -15,7 +15,7 @@ from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.show.forms import described
 from verified_losses.properties.standalone import loading
 from verified_losses.properties.verify import limits
-from verified_losses.properties.verify.arguments import ask
+from verified_losses.properties.verify.arguments import Unusable, ask
 from verified_losses.properties.verify.limits import KINKS
 from verified_losses.properties.verify.plan import inspection, plan
 
@@ -82,6 +82,12 @@ def _verified(
         ("DividesByT", "infonce", "t holds temperature"),
         ("TimesTPlusB", "siglip", "t holds scale"),
         ("AlphaBeta", "siglip", "beta holds bias"),
+        ("parts_and_total", "clip",
+         'calls parts_and_total(img=image, txt=text, logit_scale=scale)["total_loss"]'),
+        ("scale_beside", "clip", 'calls scale_beside(img=image, txt=text, logit_scale=scale)["nll"]'),
+        ("lazy", "clip", "calls lazy(img=image, txt=text, logit_scale=scale).loss"),
+        ("quoted", "clip", r'calls quoted(img=image, txt=text, logit_scale=scale)["train \"loss\""]'),
+        ("numbered", "clip", "calls numbered(img=image, txt=text, logit_scale=scale)[0]"),
     ],
 )  # fmt: skip
 def test_the_form_is_found_and_the_loss_holds(name: str, contract: str, said: str) -> None:
@@ -104,6 +110,16 @@ def test_what_is_not_installed_has_stand_ins(
     lines, falsified = _verified(name, contract, world, (TERMS, GRADIENTS), 8, "absent")
     assert any(said in line for line in lines)
     assert not falsified
+
+
+def test_which_of_several_numbers_is_the_loss_is_asked_where_no_name_says_it() -> None:
+    with pytest.raises(Unusable, match="state which is the loss, by --call") as refused:
+        inspection(ask("tests.strangers.forms:parts_first", "clip")[1], "clip")
+    right, wrong = (f"target(img=image, txt=text, logit_scale=scale)[{place}]" for place in (2, 0))
+    assert f"--call '{right}' or --call '{wrong}'" in refused.value.problem
+    for call, is_right in ((right, True), (wrong, False)):
+        asked = ask("tests.strangers.forms:parts_first", "clip", call=call)[1]
+        assert inspection(asked, "clip")[1] == is_right
 
 
 def test_a_wrong_loss_that_returns_an_object_is_read_as_a_right_one() -> None:

@@ -542,3 +542,44 @@ class ForgetsExponential(nn.Module):
 
     def forward(self, img: Tensor, txt: Tensor) -> Tensor:
         return _sigmoid(self.t_prime * _cosines(img, txt) + self.b)
+
+
+def parts_and_total(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
+    logits = logit_scale * img @ txt.T
+    at = torch.arange(len(logits))
+    parts = F.cross_entropy(logits, at), F.cross_entropy(logits.T, at)
+    return {"loss_i2t": parts[0], "loss_t2i": parts[1], "total_loss": (parts[0] + parts[1]) / 2}
+
+
+def parts_first(img: Tensor, txt: Tensor, logit_scale: Tensor) -> tuple[Tensor, ...]:
+    """No name says which of its numbers is the loss."""
+    return tuple(parts_and_total(img, txt, logit_scale).values())
+
+
+def scale_beside(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
+    """It returns what it was given, and what it makes of it, for a log."""
+    scale = 1.0 * logit_scale
+    return {"given": logit_scale, "logit_scale": scale, "nll": _two_ways(scale * img @ txt.T)}
+
+
+class Lazy:
+    """What was not computed raises where it is asked for."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self.loss = loss
+
+    @property
+    def attentions(self) -> Tensor:
+        raise ValueError("not computed")
+
+
+def lazy(img: Tensor, txt: Tensor, logit_scale: Tensor) -> Lazy:
+    return Lazy(_two_ways(logit_scale * img @ txt.T))
+
+
+def quoted(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
+    return {'train "loss"': _two_ways(logit_scale * img @ txt.T)}
+
+
+def numbered(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[int, Tensor]:
+    return {0: _two_ways(logit_scale * img @ txt.T)}
