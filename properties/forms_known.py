@@ -298,7 +298,11 @@ def _expressions(
     scales = [""] if scaled or "scale" not in known else ["scale * ", ""]
     heats = [""] if scaled or "temperature" not in known else [" / temperature", ""]
     biases = ["", " + bias"] if contract == "siglip" and "bias" not in (has | set(given)) else [""]
-    choices = [roles.get(assigned[one.name], (assigned[one.name],)) for one in taken]
+    choices = [
+        # labels that it makes itself may be of a kind that is not known: "" leaves them to it
+        (*roles.get(role, (role,)), *[""] * (role == "labels" and not one.required))
+        for one, role in ((one, assigned[one.name]) for one in taken)
+    ]
     seen = set()
     for bias, heat, (place, scale) in itertools.product(biases, heats, enumerate(scales)):
         if contract in ("infonce", "ntxent") and place:
@@ -307,7 +311,7 @@ def _expressions(
             values = [one.format(scaled=scale, biased=bias, heated=heat) for one in chosen]
             parts: list[str] = []
             inner: list[str] = []
-            for one, value in zip(taken, values, strict=True):
+            for one, value in ((one, value) for one, value in zip(taken, values, strict=True) if value):
                 into = inner if one.name in batched[1] else parts
                 into.append(f"{one.name}={value}" if one.by_name else value)
             if inner and batched[0]:

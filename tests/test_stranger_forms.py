@@ -82,6 +82,7 @@ def _verified(
         ("DividesByT", "infonce", "t holds temperature"),
         ("TimesTPlusB", "siglip", "t holds scale"),
         ("AlphaBeta", "siglip", "beta holds bias"),
+        ("signs_by_default", "siglip", "left at their defaults: targets=None"),
         ("parts_and_total", "clip",
          'calls parts_and_total(img=image, txt=text, logit_scale=scale)["total_loss"]'),
         ("scale_beside", "clip", 'calls scale_beside(img=image, txt=text, logit_scale=scale)["nll"]'),

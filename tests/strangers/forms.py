@@ -583,3 +583,12 @@ def quoted(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
 
 def numbered(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[int, Tensor]:
     return {0: _two_ways(logit_scale * img @ txt.T)}
+
+
+def signs_by_default(
+    img: Tensor, txt: Tensor, scale: Tensor, bias: Tensor, targets: Tensor | None = None
+) -> Tensor:
+    """Its targets are signs, which it makes itself where it is given none."""
+    logits = scale * img @ txt.T + bias
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1 if targets is None else targets
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
