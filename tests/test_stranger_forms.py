@@ -62,6 +62,9 @@ def _verified(
          "calls labels_last(image_feats=image, text_feats=text, tau=temperature, targets=labels)"),
         ("Queue", "held_queue",
          "calls in_turn(Queue(K=queue_size, dim=width, T=temperature), queue, q=query, k=key)"),
+        ("NewestFirst", "held_queue",
+         "calls in_turn(NewestFirst(K=queue_size, dim=width, T=temperature), queue.flip(1), q=query, "
+         "k=key)"),
         ("Captions", "coca", "raises for other labels of padding than 0, 1, -100: no case has them"),
         ("HeadInChunks", "linear_cross_entropy",
          "calls HeadInChunks(hidden_states=hidden, lm_head_weight=weight, labels=labels)"),
@@ -172,12 +175,13 @@ def test_own_rows_that_carry_the_gradient_of_all_ranks_are_held_to_that() -> Non
         ("Blocks", "infonce", "large batches equal the oracle"),
         ("HardScale", "clip", GRADIENTS),
         ("ForgetsB", "siglip", TERMS),
+        ("DropsNewest", "held_queue", TERMS),
         ("ForgetsExponential", "siglip", TERMS),
     ],
 )
 def test_what_is_wrong_is_caught(name: str, contract: str, law: str) -> None:
-    held_to = ask(f"tests.strangers.forms:{name}", contract)[1]
-    subject, _ = inspection(held_to, contract)
+    contract = FORMULAS.get(contract, contract)
+    subject, _ = inspection(ask(f"tests.strangers.forms:{name}", contract)[1], contract)
     planned = [one for one in plan({"it": (contract, subject)}, "1", 25) if one.law.name == law]
     assert [one.verdict for one in Verifier(25).verify_all(planned)] == ["falsified"]
 

@@ -71,6 +71,24 @@ class Queue(nn.Module):
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
 
 
+class NewestFirst(Queue):
+    """Its newest keys come first, where MoCo's pointer says which are the oldest."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        logits = torch.cat([(q * k.detach()).sum(1, keepdim=True), q @ self.queue], 1) / self.T
+        self.queue = torch.cat([k.detach().T, self.queue], 1)[:, : self.K]
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+
+
+class DropsNewest(NewestFirst):
+    """Wrong: its newest keys are put beside the oldest, and are the first to go."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        logits = torch.cat([(q * k.detach()).sum(1, keepdim=True), q @ self.queue], 1) / self.T
+        self.queue = torch.cat([self.queue[:, : -len(k)], k.detach().T], 1)
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+
+
 class Captions(nn.Module):
     """Masks its padding after the cross-entropy: it must be in the vocabulary. The scale comes last."""
 
