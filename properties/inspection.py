@@ -50,6 +50,7 @@ from .reference import reference
 from .running import Signature, build, call_of, inputs, read_signature, scalars_of
 from .standalone.acts import read, to_array
 from .subjects import Subject, Target
+from .worlds import exception_of
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def inspect_target(
     if contract.whole and (tried is None or tried.error):
         names = ", ".join(one for one in NAMES[contract.name] if one not in contract.sizes_held)
         said = f"{Target.of(subject.target).name} cannot be called with {names}, by name or in order"
+        said += f": {exception_of(tried.error)}" if tried else ""
         unknown = _unknown(target, contract, subject, replace(signature, unusable=said))
         return Inspection(replace(signature, unusable=unknown), detail=tried.error if tried else "")
     if tried is None and signature.unusable:
@@ -139,7 +141,8 @@ def inspect_target(
     if tried.error:
         if _raised(tried):
             raised = f"{tried.form.call or Target.of(subject.target).name} raised, as every other call did"
-            signature = replace(signature, unusable=f"{raised} ({WIDTHS})")
+            said = f"{raised}: {exception_of(tried.error)} ({WIDTHS})"
+            signature = replace(signature, unusable=said)
         return Inspection(
             replace(signature, unusable=_unknown(target, contract, subject, signature)),
             defaults=defaults,
@@ -761,7 +764,8 @@ def _defaults(
     if inspect.isclass(target) and target.__init__ is torch.nn.Module.__init__:
         return ()
     signed = inspect.signature(target).parameters.items()
-    defaults = {name: repr(one.default) for name, one in signed if one.default is not one.empty}
+    given = {name: one.default for name, one in signed if one.default is not one.empty}
+    defaults = {name: " ".join(repr(one).split()) for name, one in given.items()}  # a tensor has lines
     defaults |= {name: one for name, one in (keywords_read(target) or {}).items() if one != NEEDED}
     if is_called_itself(target):
         return tuple(defaults.items())

@@ -126,6 +126,20 @@ def test_which_of_several_numbers_is_the_loss_is_asked_where_no_name_says_it() -
         assert inspection(asked, "clip")[1] == is_right
 
 
+def test_a_refusal_says_what_the_loss_raised() -> None:
+    with pytest.raises(Unusable, match="first called: ValueError: Default process group") as refused:
+        inspection(ask("tests.strangers.forms:Unguarded", "clip")[1], "clip")
+    assert "guard it by torch.distributed.is_initialized()" in refused.value.problem
+    with pytest.raises(Unusable, match=r"cannot be called with .*: ValueError: three dimensions"):
+        inspection(ask("tests.strangers.forms:of_views", FORMULAS["supcon"])[1], FORMULAS["supcon"])
+
+
+def test_a_default_of_several_lines_is_told_in_one() -> None:
+    subject, matches = inspection(ask("tests.strangers.forms:BeginsAt", "infonce")[1], "infonce")
+    assert matches
+    assert dict(subject.defaults)["init"] == "Parameter containing: tensor(0.0700, requires_grad=True)"
+
+
 def test_a_wrong_loss_that_returns_an_object_is_read_as_a_right_one() -> None:
     contract = "infonce"
     subject, matches = inspection(ask("tests.strangers.forms:returns_an_object", contract)[1], contract)

@@ -610,3 +610,31 @@ def signs_by_default(
     logits = scale * img @ txt.T + bias
     signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1 if targets is None else targets
     return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+class Unguarded(nn.Module):
+    """Asks for its rank where there may be no group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank = dist.get_rank()
+
+    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+        return _two_ways(logit_scale * image_features @ text_features.T)
+
+
+def of_views(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    if features.ndim < 3:
+        raise ValueError("three dimensions")
+    return features.sum() * 0
+
+
+class BeginsAt(nn.Module):
+    """What it begins with is an argument by default, which prints in two lines."""
+
+    def __init__(self, init: nn.Parameter = nn.Parameter(torch.tensor(0.07))) -> None:  # noqa: B008
+        super().__init__()
+        self.temperature = init
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return F.cross_entropy(_cosines(q, k) / self.temperature, torch.arange(len(q)))
