@@ -438,6 +438,8 @@ POSITIVE_SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 100.0, 150.0]) | st.f
 HELD_SCALES = st.sampled_from([1.0, 10.0, 14.25, 25.0, 50.0, 99.0]) | st.floats(0, 4.5).map(
     lambda x: float(f"{math.exp(x):.3g}")
 )
+# those of a temperature, which losses as ALBEF's and BLIP's stop at 0.5 too
+TEMPERED_SCALES = HELD_SCALES.map(lambda scale: max(scale, 2.5))
 BIASES = st.sampled_from([None, 0.0, -10.0]) | st.floats(-16, 16).map(lambda x: float(f"{x:.3g}"))
 BOOLEANS = st.booleans()
 

@@ -43,7 +43,7 @@ ROLES: dict[str, str] = {
         inv_temp beta""",
     "temperature": "temperature temp tau t temperature_param temp_param",
     "log_scale": "log_logit_scale log_scale logit_scale_log log_inv_temperature",
-    "log_temperature": "log_temperature log_temp log_tau",
+    "log_temperature": "log_temperature log_temp log_tau log_t",
     "bias": "logit_bias bias b",
     "per_image": "logits_per_image image_logits logits_image i2t sim_i2t logits_i2t logit_per_image",
     "per_text": """logits_per_text text_logits logits_text t2i sim_t2i logits_t2i similarity logit_per_text
@@ -157,7 +157,7 @@ HOLDERS = {
     "bias": ("bias",),
 }
 """By the role of a module's parameter: what it may hold, in the order in which it is tried."""
-PRIMES = {"t_prime": "log_scale", "t": "log_scale", "b_prime": "bias", "log_t": "log_scale"}
+PRIMES = {"t_prime": "log_scale", "t": "log_scale", "b_prime": "bias"}
 ASKS = ("return_loss", "compute_loss", "calc_loss", "with_loss")
 """Flags without which a model returns its outputs, and no loss."""
 MOST = 64
@@ -298,7 +298,11 @@ def _expressions(
     scales = [""] if scaled or "scale" not in known else ["scale * ", ""]
     heats = [""] if scaled or "temperature" not in known else [" / temperature", ""]
     biases = ["", " + bias"] if contract == "siglip" and "bias" not in (has | set(given)) else [""]
-    choices = [roles.get(assigned[one.name], (assigned[one.name],)) for one in taken]
+    choices = [
+        # labels that it makes itself may be of a kind that is not known: "" leaves them to it
+        (*roles.get(role, (role,)), *[""] * (role == "labels" and not one.required))
+        for one, role in ((one, assigned[one.name]) for one in taken)
+    ]
     seen = set()
     for bias, heat, (place, scale) in itertools.product(biases, heats, enumerate(scales)):
         if contract in ("infonce", "ntxent") and place:
@@ -307,7 +311,7 @@ def _expressions(
             values = [one.format(scaled=scale, biased=bias, heated=heat) for one in chosen]
             parts: list[str] = []
             inner: list[str] = []
-            for one, value in zip(taken, values, strict=True):
+            for one, value in ((one, value) for one, value in zip(taken, values, strict=True) if value):
                 into = inner if one.name in batched[1] else parts
                 into.append(f"{one.name}={value}" if one.by_name else value)
             if inner and batched[0]:
@@ -374,25 +378,58 @@ def constructions(
 def holdings(
     scalars: Sequence[str], contract: str, taken: Sequence[str]
 ) -> Iterator[tuple[tuple[str, str], ...]]:
-    """Yield what the scalar parameters of a module may hold, of what a call does not give.
+    """Yield what the scalar parameters of a module may hold by their names, of what a call does not give.
 
     Args:
         scalars: the paths of its parameters of one element.
         contract: whose names are held.
         taken: the names that are given otherwise.
     """
-    inputs = {input_of(name, contract) for name in taken}
-    choices: list[list[tuple[str, str]]] = []
+    choices: dict[str, list[str]] = {}
     for path in scalars:
-        last = path.rpartition(".")[2]
-        role = PRIMES.get(last) or role_of(last, tuple(HOLDERS))
+        role = _held_role(path)
         if not role and len(scalars) == 1:
             role = "temperature"
-        holders = [name for name in HOLDERS.get(role, ()) if input_of(name, contract)]
-        names = [name for name in holders if input_of(name, contract) not in inputs]
-        if names:
-            choices.append([(path, name) for name in names])
-    for chosen in itertools.product(*choices):
-        held = [input_of(name, contract) for _, name in chosen]
+        if names := _holdable(HOLDERS.get(role, ()), contract, taken):
+            choices[path] = names
+    yield from _combined(choices, contract)
+
+
+def guesses(
+    scalars: Sequence[str], contract: str, taken: Sequence[str]
+) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Yield the same where a name that says little may stand for anything, and an unknown one for nothing."""
+    # a softmax is the same whatever is added to its logits
+    anything = (*HOLDERS["log_scale"], *HOLDERS["temperature"], *["bias"] * (contract == "siglip"))
+    choices: dict[str, list[str]] = {}
+    for path in scalars:
+        last, role = path.rpartition(".")[2].strip("_"), _held_role(path)
+        says_little = not role or len(last) <= 2 or last == "beta"
+        possible = dict.fromkeys(anything if says_little else HOLDERS[role])
+        if names := _holdable(possible, contract, taken):
+            choices[path] = names
+    unknown = [path for path in choices if not _held_role(path)]
+    for count in range(len(unknown) + 1):
+        for without in itertools.combinations(unknown, count):
+            kept = {path: names for path, names in choices.items() if path not in without}
+            yield from (held for held in _combined(kept, contract) if held)
+
+
+def _held_role(path: str) -> str:
+    """Return what a parameter holds by its name; empty if that says nothing."""
+    last = path.rpartition(".")[2]
+    return PRIMES.get(last) or role_of(last, tuple(HOLDERS))
+
+
+def _holdable(names: Iterable[str], contract: str, taken: Sequence[str]) -> list[str]:
+    """Return those of some names whose input a contract has and a call does not give."""
+    given = {"", *(input_of(name, contract) for name in taken)}
+    return [name for name in names if input_of(name, contract) not in given]
+
+
+def _combined(choices: Mapping[str, Sequence[str]], contract: str) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Yield a name for each parameter, no two of one input."""
+    for chosen in itertools.product(*choices.values()):
+        held = [input_of(name, contract) for name in chosen]
         if len(set(held)) == len(held):
-            yield chosen
+            yield tuple(zip(choices, chosen, strict=True))

@@ -9,7 +9,10 @@ import contextlib
 import functools
 import inspect
 import itertools
+import json
 import math
+import operator
+import shlex
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,14 +31,17 @@ from .contracts import Contract, accepted, entry
 from .examples import Example
 from .forms import HELD, KNOWN_MAPS, NAMES, OPTIONS, SOFT, Form
 from .forms_known import (
+    HOLDERS,
     MOST,
     calls,
     constructions,
+    guesses,
     holdings,
     ignores_by_another_name,
     is_called_itself,
     keys_read,
     parameters_of,
+    role_of,
 )
 from .keywords import NEEDED, keywords_read
 from .names import Features
@@ -44,6 +50,7 @@ from .reference import reference
 from .running import Signature, build, call_of, inputs, read_signature, scalars_of
 from .standalone.acts import read, to_array
 from .subjects import Subject, Target
+from .worlds import exception_of
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ class Tried:
     features: Features
     matches: bool = False
     error: str = ""
+    instead: str = ""
+    """What to call where another number that was returned is the oracle's, and this one is not."""
     invariant: bool = False
     """Whether rows of twice the length gave the same."""
     distance: float = 0.0
@@ -121,6 +130,7 @@ def inspect_target(
     if contract.whole and (tried is None or tried.error):
         names = ", ".join(one for one in NAMES[contract.name] if one not in contract.sizes_held)
         said = f"{Target.of(subject.target).name} cannot be called with {names}, by name or in order"
+        said += f": {exception_of(tried.error)}" if tried else ""
         unknown = _unknown(target, contract, subject, replace(signature, unusable=said))
         return Inspection(replace(signature, unusable=unknown), detail=tried.error if tried else "")
     if tried is None and signature.unusable:
@@ -131,7 +141,8 @@ def inspect_target(
     if tried.error:
         if _raised(tried):
             raised = f"{tried.form.call or Target.of(subject.target).name} raised, as every other call did"
-            signature = replace(signature, unusable=f"{raised} ({WIDTHS})")
+            said = f"{raised}: {exception_of(tried.error)} ({WIDTHS})"
+            signature = replace(signature, unusable=said)
         return Inspection(
             replace(signature, unusable=_unknown(target, contract, subject, signature)),
             defaults=defaults,
@@ -144,6 +155,12 @@ def inspect_target(
         if not tried.matches and not takes_scale(form, contract, signature.options):
             why = _unknown(target, contract, subject, replace(signature, unusable="it takes no logit_scale"))
             return Inspection(replace(signature, unusable=why), form, defaults=defaults)
+    if tried.instead:
+        several = f"of the numbers that it returns {form.call} is not the oracle's, and {tried.instead} is"
+        stated = " or ".join(f"--call {shlex.quote(one)}" for one in (tried.instead, form.call))
+        return Inspection(
+            replace(signature, unusable=f"{several}: state which is the loss, by {stated}"), form
+        )
     if not tried.matches and (unread := _scale_unread(tried, target, contract, subject, probes, signature)):
         return Inspection(replace(signature, unusable=unread), form, defaults=defaults)
     bound = {name for name, _ in form.arguments} | {form.rows}
@@ -308,7 +325,7 @@ def _is_single(
         return False
     asked = replace(subject, form=tried.form, features=tried.features)
     # numbers that float32 rounds
-    wide = [replace(probe, dtype="float64", pattern="unit", scale=1.7) for probe in probes]
+    wide = [replace(probe, dtype="float64", pattern="unit", scale=3.7) for probe in probes]
     cases = [fitting(case, tried.form, tried.features, contract, options) for case in wide]
     try:
         outputs = [_value(case, asked, contract, target) for case in cases]
@@ -359,10 +376,11 @@ def _candidates(
         held_so = [held for held in [parameters] if held] or [
             held for held in holdings(scalars, contract.name, given) if held
         ]
-        for held in [*held_so, ()]:
+        guessed = () if parameters else guesses(scalars, contract.name, given)
+        for held in dict.fromkeys([*held_so, (), *guessed]):
             names = [*given, *(name for _, name in held)]
-            known = calls(function, contract.name, names, keys_read(function))
-            for call in [stated.call] if stated.call else known:
+            allowed = dict.fromkeys(calls(function, contract.name, names, keys_read(function)))
+            for call in [stated.call] if stated.call else allowed:
                 form = Form(call, arguments, tuple(held), rows=rows)
                 drops = held_so and not held and not any(name in HELD | SOFT for name in form.names())
                 if drops or not form.is_once(contract.name):
@@ -407,6 +425,7 @@ def _try(
     """Return the first form whose values are the oracle's, else one that returned a loss, else any."""
     modes = [subject.features] if subject.features else modes_of(contract)
     results: list[Tried] = []
+    parts: list[Tried] = []
     for features in modes:
         # rows of no unit norm may be what it refuses
         failed = {one.form for one in results if one.error and (features != "unit" or not _raised(one))}
@@ -417,9 +436,14 @@ def _try(
             if form.is_plain and "logit_bias" in contract.differentiable:
                 cases.append(replace(cases[-1], bias=None))  # it has to do without, or be given one always
             for tried in _attempt(form, features, target, contract, subject, cases):
-                if tried.matches:
+                if tried.instead:
+                    parts.append(tried)
+                elif tried.matches:
                     return tried
-                results.append(tried)
+                else:
+                    results.append(tried)
+    if parts:
+        return parts[0]
     for first in results:
         if not first.error:
             tried = min(
@@ -475,7 +499,7 @@ def _attempt(
     if not wholes:
         called = form.call or "the target"
         yield Tried(form, features, error=f"{called} returns no loss, but {_shown(outputs[0])}")
-    for whole in wholes:
+    for place, whole in enumerate(wholes):
         contract = whole_contract.in_form(whole)
         asked = replace(subject, form=whole, features=features)
         try:
@@ -483,13 +507,17 @@ def _attempt(
         except Exception:
             yield Tried(whole, features, error=traceback.format_exc())
             continue
-        yield _compared(whole, features, contract, cases, read_outputs, asked, target)
+        tried = _compared(whole, features, contract, cases, read_outputs, asked, target)
+        if not place or len(whole_contract.terms) > 1:
+            yield tried
+        elif tried.matches:
+            yield Tried(wholes[0], features, instead=whole.call)
 
 
 def _is_read(output: Any, terms: tuple[str, ...]) -> bool:
     """Whether a contract finds its term in an output as it is, or there is none to be found in it."""
     found = [one for one in read(output, terms)[1].values() if isinstance(one, torch.Tensor)]
-    return bool(found) or not readings(output)
+    return bool(found) or not readings(output, terms)
 
 
 def _compared(
@@ -606,27 +634,55 @@ def _equals(contract: Contract, case: Case, output: Any) -> bool:
     return True
 
 
-def readings(output: Any) -> list[str]:
-    """Return the ways to read a loss out of what was returned, as the end of an expression."""
+TOTALS = ("loss", "total_loss", "loss_total", "total")
+"""The names by which losses return what is to be derived, beside its parts."""
+
+
+def readings(output: Any, terms: tuple[str, ...] = ()) -> list[str]:
+    """Return the ways to read a loss out of what was returned, as the end of an expression.
+
+    The first is the likeliest, and the only one where it has the name of a total, or of a contract's term.
+    """
     if isinstance(output, torch.Tensor):
         return [""] if output.numel() == 1 else [".mean()"] * (output.ndim == 1)
-    scalars = [(how, one) for how, one in entries_of(output) if _is_scalar(one)]
-    # an accuracy beside the loss has no gradient; of several that have one, the first is the loss
-    derived = [how for how, one in scalars if one.requires_grad]
-    return (derived or [how for how, _ in scalars])[:1]
+    scalars = [(how, one) for how, one in entries_of(output, terms) if _is_scalar(one)]
+    # an accuracy beside the loss has no gradient, and what was given was computed of nothing
+    found = [how for how, one in scalars if one.grad_fn] or [how for how, _ in scalars]
+    named = {f".{name}" for name in (*terms, *TOTALS)} | {_subscript(name) for name in (*terms, *TOTALS)}
+    return found[:1] if named & set(found[:1]) else found
 
 
-def entries_of(output: Any) -> list[tuple[str, Any]]:
+def entries_of(output: Any, terms: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
     """Return the parts of what was returned, each with the end of an expression that reads it."""
     if isinstance(output, torch.Tensor):
         return []
+    by_name = functools.partial(_by_name, terms)
     if isinstance(output, Mapping):
-        return [(f'["{key}"]', output[key]) for key in sorted(output, key=_by_name)]
+        keys = [(_subscript(key), key) for key in sorted(output, key=by_name)]
+        return [(how, _read_by(operator.itemgetter(key), output)) for how, key in keys if how]
     names = getattr(output, "_fields", None)  # of a named tuple
     if isinstance(output, tuple | list) and not names:
         return [(f"[{place}]", one) for place, one in enumerate(output)]
     named = names or [name for name in dir(output) if not name.startswith("_")]
-    return [(f".{name}", getattr(output, name, None)) for name in sorted(named, key=_by_name)]
+    return [(f".{one}", _read_by(operator.attrgetter(one), output)) for one in sorted(named, key=by_name)]
+
+
+def _read_by(reader: Callable[[Any], Any], output: Any) -> Any:
+    """Return a part of what was returned; nothing where it raises, as what was not computed may."""
+    try:
+        return reader(output)
+    except Exception:
+        return None
+
+
+def _subscript(key: Any) -> str:
+    """Return what reads a key, as Python; nothing where no literal is that key."""
+    if isinstance(key, str):
+        return f"[{json.dumps(key, ensure_ascii=False)}]"
+    with contextlib.suppress(ValueError, SyntaxError):
+        if ast.literal_eval(repr(key)) == key:
+            return f"[{key!r}]"
+    return ""
 
 
 CONTRASTIVE = ("contrastive_loss", "contrastive", "clip_loss", "itc", "clip", "nce", "contrast")
@@ -641,7 +697,8 @@ MOST_PAIRS = 12
 def read_forms(form: Form, output: Any, contract: Contract) -> list[Form]:
     """Return a form with each way to read the contract's terms out of what was returned, or their sum."""
     if len(contract.terms) == 1:
-        return [replace(form, call=f"{form.call}{reading}") for reading in readings(output)]
+        found = readings(output, contract.terms)[:MOST_PAIRS]
+        return [replace(form, call=f"{form.call}{reading}") for reading in found]
     if type(output) is tuple and has_all(output, contract.terms):
         return [form]
     scalars = [how for how, one in entries_of(output) if _is_scalar(one)]
@@ -655,7 +712,7 @@ def read_forms(form: Form, output: Any, contract: Contract) -> list[Form]:
         for one, other in dict.fromkeys(pairs)
         if one != other
     ]
-    sums = [replace(form, call=f"{form.call}{how}", total=True) for how in readings(output)]
+    sums = [replace(form, call=f"{form.call}{how}", total=True) for how in readings(output)[:1]]
     # of several numbers one may be the sum; where the first is not, it is none
     return [*both, *sums] if pairs else [*sums, *both]
 
@@ -688,8 +745,12 @@ def _shown(output: Any) -> str:
     return f"{type(output).__name__}{shape}"
 
 
-def _by_name(key: Any) -> tuple[bool, bool, str]:
-    return str(key) != "loss", "loss" not in str(key), str(key)
+def _by_name(terms: tuple[str, ...], key: Any) -> tuple[int, str]:
+    """Return where a part stands among others: what is called a loss first, what is called an input last."""
+    name, totals = str(key).lower(), (*terms, *TOTALS)
+    if name in totals:
+        return totals.index(name) - len(totals), str(key)
+    return 0 if "loss" in name else 2 if role_of(name, tuple(HOLDERS)) else 1, str(key)
 
 
 def _is_scalar(value: Any) -> bool:
@@ -703,7 +764,8 @@ def _defaults(
     if inspect.isclass(target) and target.__init__ is torch.nn.Module.__init__:
         return ()
     signed = inspect.signature(target).parameters.items()
-    defaults = {name: repr(one.default) for name, one in signed if one.default is not one.empty}
+    given = {name: one.default for name, one in signed if one.default is not one.empty}
+    defaults = {name: " ".join(repr(one).split()) for name, one in given.items()}  # a tensor has lines
     defaults |= {name: one for name, one in (keywords_read(target) or {}).items() if one != NEEDED}
     if is_called_itself(target):
         return tuple(defaults.items())

@@ -118,7 +118,7 @@ def test_a_loss_that_refuses_rows_of_other_lengths_gets_normalised_ones() -> Non
 def test_where_every_call_raises_widths_are_asked_about() -> None:
     with pytest.raises(Unusable, match="raised, as every other call did") as raised:
         _looked_at("takes_eights")
-    assert "expected a multiple of 8, got 4" in raised.value.detail
+    assert "expected a multiple of 8, got 4" in raised.value.problem.partition(" No form")[0]
 
 
 def test_a_module_is_no_target() -> None:

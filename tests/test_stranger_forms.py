@@ -15,7 +15,7 @@ from verified_losses.properties.names import FORMULAS
 from verified_losses.properties.show.forms import described
 from verified_losses.properties.standalone import loading
 from verified_losses.properties.verify import limits
-from verified_losses.properties.verify.arguments import ask
+from verified_losses.properties.verify.arguments import Unusable, ask
 from verified_losses.properties.verify.limits import KINKS
 from verified_losses.properties.verify.plan import inspection, plan
 
@@ -62,6 +62,9 @@ def _verified(
          "calls labels_last(image_feats=image, text_feats=text, tau=temperature, targets=labels)"),
         ("Queue", "held_queue",
          "calls in_turn(Queue(K=queue_size, dim=width, T=temperature), queue, q=query, k=key)"),
+        ("NewestFirst", "held_queue",
+         "calls in_turn(NewestFirst(K=queue_size, dim=width, T=temperature), queue.flip(1), q=query, "
+         "k=key)"),
         ("Captions", "coca", "raises for other labels of padding than 0, 1, -100: no case has them"),
         ("HeadInChunks", "linear_cross_entropy",
          "calls HeadInChunks(hidden_states=hidden, lm_head_weight=weight, labels=labels)"),
@@ -78,6 +81,17 @@ def _verified(
         ("Prefixes", "matryoshka",
          "calls Prefixes(temperature=temperature, matryoshka_dims=dims)(anchors=query, positives=key)"),
         ("ClampedInPlace", "clip", "logit_scale holds log scale"),
+        ("TimesT", "clip", "t holds scale"),
+        ("DividesByT", "infonce", "t holds temperature"),
+        ("TimesTPlusB", "siglip", "t holds scale"),
+        ("AlphaBeta", "siglip", "beta holds bias"),
+        ("signs_by_default", "siglip", "left at their defaults: targets=None"),
+        ("parts_and_total", "clip",
+         'calls parts_and_total(img=image, txt=text, logit_scale=scale)["total_loss"]'),
+        ("scale_beside", "clip", 'calls scale_beside(img=image, txt=text, logit_scale=scale)["nll"]'),
+        ("lazy", "clip", "calls lazy(img=image, txt=text, logit_scale=scale).loss"),
+        ("quoted", "clip", r'calls quoted(img=image, txt=text, logit_scale=scale)["train \"loss\""]'),
+        ("numbered", "clip", "calls numbered(img=image, txt=text, logit_scale=scale)[0]"),
     ],
 )  # fmt: skip
 def test_the_form_is_found_and_the_loss_holds(name: str, contract: str, said: str) -> None:
@@ -100,6 +114,30 @@ def test_what_is_not_installed_has_stand_ins(
     lines, falsified = _verified(name, contract, world, (TERMS, GRADIENTS), 8, "absent")
     assert any(said in line for line in lines)
     assert not falsified
+
+
+def test_which_of_several_numbers_is_the_loss_is_asked_where_no_name_says_it() -> None:
+    with pytest.raises(Unusable, match="state which is the loss, by --call") as refused:
+        inspection(ask("tests.strangers.forms:parts_first", "clip")[1], "clip")
+    right, wrong = (f"target(img=image, txt=text, logit_scale=scale)[{place}]" for place in (2, 0))
+    assert f"--call '{right}' or --call '{wrong}'" in refused.value.problem
+    for call, is_right in ((right, True), (wrong, False)):
+        asked = ask("tests.strangers.forms:parts_first", "clip", call=call)[1]
+        assert inspection(asked, "clip")[1] == is_right
+
+
+def test_a_refusal_says_what_the_loss_raised() -> None:
+    with pytest.raises(Unusable, match="first called: ValueError: Default process group") as refused:
+        inspection(ask("tests.strangers.forms:Unguarded", "clip")[1], "clip")
+    assert "guard it by torch.distributed.is_initialized()" in refused.value.problem
+    with pytest.raises(Unusable, match=r"cannot be called with .*: ValueError: three dimensions"):
+        inspection(ask("tests.strangers.forms:of_views", FORMULAS["supcon"])[1], FORMULAS["supcon"])
+
+
+def test_a_default_of_several_lines_is_told_in_one() -> None:
+    subject, matches = inspection(ask("tests.strangers.forms:BeginsAt", "infonce")[1], "infonce")
+    assert matches
+    assert dict(subject.defaults)["init"] == "Parameter containing: tensor(0.0700, requires_grad=True)"
 
 
 def test_a_wrong_loss_that_returns_an_object_is_read_as_a_right_one() -> None:
@@ -150,11 +188,14 @@ def test_own_rows_that_carry_the_gradient_of_all_ranks_are_held_to_that() -> Non
         ("stale_maximum", "clip", "large batches equal the oracle"),
         ("Blocks", "infonce", "large batches equal the oracle"),
         ("HardScale", "clip", GRADIENTS),
+        ("ForgetsB", "siglip", TERMS),
+        ("DropsNewest", "held_queue", TERMS),
+        ("ForgetsExponential", "siglip", TERMS),
     ],
 )
 def test_what_is_wrong_is_caught(name: str, contract: str, law: str) -> None:
-    held_to = ask(f"tests.strangers.forms:{name}", contract)[1]
-    subject, _ = inspection(held_to, contract)
+    contract = FORMULAS.get(contract, contract)
+    subject, _ = inspection(ask(f"tests.strangers.forms:{name}", contract)[1], contract)
     planned = [one for one in plan({"it": (contract, subject)}, "1", 25) if one.law.name == law]
     assert [one.verdict for one in Verifier(25).verify_all(planned)] == ["falsified"]
 
@@ -192,6 +233,16 @@ def test_a_gradient_that_is_wrong_for_a_bias_of_zero_is_no_kink() -> None:
 def test_a_parameter_that_is_clamped_in_its_place_keeps_its_gradient() -> None:
     assert _of("ClampedInPlace", "clip", GRADIENTS, 60).verdict == "holds"
     assert _of("ClampedInPlace", "clip", "outputs well formed", 60).verdict == "holds"
+
+
+@pytest.mark.parametrize("law", [TERMS, GRADIENTS, "inputs unchanged"])
+def test_a_temperature_that_is_clamped_in_its_place_is_right(law: str) -> None:
+    finding = _of("ClampedTemperature", "clip", law, 60)
+    assert finding.verdict == "holds", finding.reason
+
+
+def test_a_parameter_that_each_call_alters_is_caught() -> None:
+    assert _of("ShrinksTemperature", "clip", "inputs unchanged", 8).verdict == "falsified"
 
 
 def test_stale_targets_are_not_hidden_by_what_fails_after_inference_mode(

@@ -119,7 +119,7 @@ class BoundedOfFive(BoundedScale):
     """Raises for five rows at some temperatures."""
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        if len(image) == 5 and 0 < self.raw < 0.5:
+        if len(image) == 5 and 0 < self.raw < 0.25:
             raise ValueError("five rows")
         return super().forward(image, text)
 

@@ -23,6 +23,7 @@ from ..cases import (
     HELD_SCALES,
     PAD_IDS,
     POSITIVE_SCALES,
+    TEMPERED_SCALES,
     Case,
     Options,
     cases,
@@ -217,7 +218,10 @@ class Contract(ABC):
         """Return the scales above 0 that are drawn for a subject; None where any are, or none matters."""
         if subject.scales == "any" or "logit_scale" not in self.differentiable:
             return None
-        return HELD_SCALES if "logit_scale" in dict(subject.held) else POSITIVE_SCALES
+        held = dict(subject.held).get("logit_scale")
+        if held in ("inverse", "exp_negative", "inverse_softplus"):
+            return TEMPERED_SCALES
+        return HELD_SCALES if held else POSITIVE_SCALES
 
     def _check(self, subject: Subject) -> None:
         if subject.features not in FEATURE_KINDS:

@@ -66,9 +66,11 @@ def own_forms(target: Any, contract: Contract, subject: Subject, case: Case) -> 
             function = entry(loss)
             for call in [stated.call] if stated.call else own_calls(function, kept, tensors):
                 constants = () if parameters_held else arguments
-                if holds and not stated.call:
-                    call = call.replace("target(", f"in_turn(target, {holds}, ", 1)
-                yield Form(call, constants or _numbers(arguments, numbers), parameters_held)
+                # the oldest rows come first, or the newest
+                filled = [f"in_turn(target, {held_so}, " for held_so in (holds, f"{holds}.flip(1)")]
+                for begins in filled if holds and not stated.call else ["target("]:
+                    begun = call.replace("target(", begins, 1)
+                    yield Form(begun, constants or _numbers(arguments, numbers), parameters_held)
 
 
 def own_calls(function: Any, names: Sequence[str], tensors: Sequence[str]) -> Iterator[str]:

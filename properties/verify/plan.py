@@ -19,7 +19,7 @@ from ..options import MAX_EXAMPLES, WORLDS
 from ..own.formula import NoFormula
 from ..running import first_call
 from ..subjects import Subject
-from ..worlds import OutOfTime, World, WorldError, probe
+from ..worlds import OutOfTime, World, WorldError, exception_of, probe
 from ..worlds.specs import SINGLE, WorldSpec, placed
 from ..worlds.table import KINDS, Kind
 from .among import among_ranks
@@ -33,6 +33,8 @@ from .arguments import (
 from .certifier import Check, checks, without_local_constants
 from .shards import Shard, taker
 
+NO_GROUP = "Default process group has not been initialized"
+"""What torch says where somebody asks for a rank that there is not."""
 AnyCheck = TypeVar("AnyCheck")
 """Of a loss, or of a training step."""
 
@@ -150,6 +152,11 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
         (rank,) = error.ranks
         happened = {"raised": "raised", "hung": "hung"}.get(rank.state, "ended its process")
         problem = f"{asked.target}: {happened} as it was imported, constructed or first called"
+        if rank.state == "raised":
+            problem += f": {exception_of(rank.detail)}"
+        if NO_GROUP in rank.detail:
+            problem += " It needs a process group where there is one process alone: guard it by "
+            problem += "torch.distributed.is_initialized()"
         if devices.asks_for_cuda(device, rank.detail):
             problem += ": it asks for CUDA, so verify it with device cuda, where there is a GPU"
         raise Unusable("", problem, rank.detail) from error
@@ -204,14 +211,17 @@ def assuming(case: Case, contract: Contract, asked: Subject) -> Case:
 
 
 def probes(simplest: Case, asked: Subject) -> list[Case]:
-    """Return the cases that a target is inspected with: few rows of no unit norm, and two scales."""
+    """Return the cases that a target is inspected with: few rows of no unit norm, and two scales.
+
+    Their temperatures are below that at which losses stop one.
+    """
     dtype = "float32" if "float32" in asked.dtypes else asked.dtypes[0]
     plain = replace(
-        simplest, rows=(5,), width=asked.width_of(4), dtype=dtype, pattern="grid", scale=1.5, bias=-1.0,
+        simplest, rows=(5,), width=asked.width_of(4), dtype=dtype, pattern="grid", scale=3.0, bias=-1.0,
         seed=3, vocabulary=5, length=2, teacher_width=3, output_dict=False, scalar_shape=(),
         wide_scalars=False, frozen=(), strides="contiguous", pads="none", pad_rows=0,
     )  # fmt: skip
-    return [plain, replace(plain, rows=(3,), scale=3.0, bias=0.5, seed=4)]
+    return [plain, replace(plain, rows=(3,), scale=6.0, bias=0.5, seed=4)]
 
 
 def _among_ranks(
@@ -260,7 +270,8 @@ def _call_once(
             return
     except (WorldError, OutOfTime):
         return
-    problem = f"{subject.target}: every call raised; the contract {contract.name} calls with {first.given}"
+    problem = f"{subject.target}: every call raised: {exception_of(first.raised)}"
+    problem += f"; the contract {contract.name} calls with {first.given}"
     if devices.asks_for_cuda(simplest.device, first.raised):
         problem += ": it asks for CUDA, so verify it with device cuda, where there is a GPU"
     raise Unusable("", problem, first.raised)

@@ -23,11 +23,16 @@ class RankState:
     @property
     def said(self) -> str:
         """The state in a line: of a traceback the exception, else the first line."""
-        lines = [line for line in self.detail.strip().splitlines() if line.strip()] or [""]
-        if self.state == "raised":  # what is said in several lines follows the last one of a frame
-            within = [number for number, line in enumerate(lines, 1) if line.startswith(("  ", "Traceback"))]
-            lines = lines[max(within, default=0) :] or lines[-1:]
-        return f"rank {self.rank} {self.state}: {lines[0]}"
+        first = next((line for line in self.detail.strip().splitlines() if line.strip()), "")
+        said = exception_of(self.detail) if self.state == "raised" else first
+        return f"rank {self.rank} {self.state}: {said}"
+
+
+def exception_of(traceback: str) -> str:
+    """Return the line of a traceback that says what was raised, the first of several."""
+    lines = [line for line in traceback.strip().splitlines() if line.strip()] or [""]
+    within = [number for number, line in enumerate(lines, 1) if line.startswith(("  ", "Traceback"))]
+    return (lines[max(within, default=0) :] or lines[-1:])[0]
 
 
 class WorldError(Exception):

@@ -71,6 +71,24 @@ class Queue(nn.Module):
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
 
 
+class NewestFirst(Queue):
+    """Its newest keys come first, where MoCo's pointer says which are the oldest."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        logits = torch.cat([(q * k.detach()).sum(1, keepdim=True), q @ self.queue], 1) / self.T
+        self.queue = torch.cat([k.detach().T, self.queue], 1)[:, : self.K]
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+
+
+class DropsNewest(NewestFirst):
+    """Wrong: its newest keys are put beside the oldest, and are the first to go."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        logits = torch.cat([(q * k.detach()).sum(1, keepdim=True), q @ self.queue], 1) / self.T
+        self.queue = torch.cat([self.queue[:, : -len(k)], k.detach().T], 1)
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+
+
 class Captions(nn.Module):
     """Masks its padding after the cross-entropy: it must be in the vocabulary. The scale comes last."""
 
@@ -428,6 +446,29 @@ class ClampedInPlace(nn.Module):
         return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
 
 
+class ClampedTemperature(nn.Module):
+    """Clamps its temperature in its place, as ALBEF and BLIP do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temp = nn.Parameter(0.07 * torch.ones([]))
+
+    def forward(self, image_feat: Tensor, text_feat: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.temp.clamp_(0.001, 0.5)
+        return _two_ways(_cosines(image_feat, text_feat) / self.temp)
+
+
+class ShrinksTemperature(ClampedTemperature):
+    """Wrong: each call makes the temperature smaller for the next."""
+
+    def forward(self, image_feat: Tensor, text_feat: Tensor) -> Tensor:
+        loss = _two_ways(_cosines(image_feat, text_feat) / self.temp.clone())
+        with torch.no_grad():
+            self.temp.mul_(0.5)
+        return loss
+
+
 class StaleTargets(nn.Module):
     """Wrong after a larger batch, whose targets it slices; after inference mode, too, a backward raises."""
 
@@ -446,3 +487,154 @@ class StaleTargets(nn.Module):
         logits = rows @ rows.T / self.temperature
         logits = logits.masked_fill(self.itself[: 2 * n, : 2 * n], -math.inf)
         return F.cross_entropy(logits, self.targets[: 2 * n].clamp(max=2 * n - 1))
+
+
+def _two_ways(logits: Tensor) -> Tensor:
+    at = torch.arange(len(logits))
+    return (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+
+
+def _cosines(one: Tensor, other: Tensor) -> Tensor:
+    return F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).T
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+class TimesT(nn.Module):
+    """Its t is the scale itself, where SigLIP's is a logarithm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _two_ways(self.t * _cosines(img, txt))
+
+
+class DividesByT(TimesT):
+    """Its t is a temperature."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        logits = _cosines(q, k) / self.t
+        return F.cross_entropy(logits, torch.arange(len(q)))
+
+
+class TimesTPlusB(TimesT):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _sigmoid(self.t * _cosines(img, txt) + self.b)
+
+
+class ForgetsB(TimesTPlusB):
+    """Wrong: its bias is not added."""
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _sigmoid(self.t * _cosines(img, txt))
+
+
+class AlphaBeta(nn.Module):
+    """The logarithm of its scale, and its bias, which elsewhere is a scale by this name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(10.0).log())
+        self.beta = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _sigmoid(self.alpha.exp() * _cosines(img, txt) + self.beta)
+
+
+class ForgetsExponential(nn.Module):
+    """Wrong: t' is SigLIP's name of a logarithm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t_prime = nn.Parameter(torch.tensor(10.0).log())
+        self.b = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, img: Tensor, txt: Tensor) -> Tensor:
+        return _sigmoid(self.t_prime * _cosines(img, txt) + self.b)
+
+
+def parts_and_total(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
+    logits = logit_scale * img @ txt.T
+    at = torch.arange(len(logits))
+    parts = F.cross_entropy(logits, at), F.cross_entropy(logits.T, at)
+    return {"loss_i2t": parts[0], "loss_t2i": parts[1], "total_loss": (parts[0] + parts[1]) / 2}
+
+
+def parts_first(img: Tensor, txt: Tensor, logit_scale: Tensor) -> tuple[Tensor, ...]:
+    """No name says which of its numbers is the loss."""
+    return tuple(parts_and_total(img, txt, logit_scale).values())
+
+
+def scale_beside(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
+    """It returns what it was given, and what it makes of it, for a log."""
+    scale = 1.0 * logit_scale
+    return {"given": logit_scale, "logit_scale": scale, "nll": _two_ways(scale * img @ txt.T)}
+
+
+class Lazy:
+    """What was not computed raises where it is asked for."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self.loss = loss
+
+    @property
+    def attentions(self) -> Tensor:
+        raise ValueError("not computed")
+
+
+def lazy(img: Tensor, txt: Tensor, logit_scale: Tensor) -> Lazy:
+    return Lazy(_two_ways(logit_scale * img @ txt.T))
+
+
+def quoted(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
+    return {'train "loss"': _two_ways(logit_scale * img @ txt.T)}
+
+
+def numbered(img: Tensor, txt: Tensor, logit_scale: Tensor) -> dict[int, Tensor]:
+    return {0: _two_ways(logit_scale * img @ txt.T)}
+
+
+def signs_by_default(
+    img: Tensor, txt: Tensor, scale: Tensor, bias: Tensor, targets: Tensor | None = None
+) -> Tensor:
+    """Its targets are signs, which it makes itself where it is given none."""
+    logits = scale * img @ txt.T + bias
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1 if targets is None else targets
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+class Unguarded(nn.Module):
+    """Asks for its rank where there may be no group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank = dist.get_rank()
+
+    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+        return _two_ways(logit_scale * image_features @ text_features.T)
+
+
+def of_views(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    if features.ndim < 3:
+        raise ValueError("three dimensions")
+    return features.sum() * 0
+
+
+class BeginsAt(nn.Module):
+    """What it begins with is an argument by default, which prints in two lines."""
+
+    def __init__(self, init: nn.Parameter = nn.Parameter(torch.tensor(0.07))) -> None:  # noqa: B008
+        super().__init__()
+        self.temperature = init
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return F.cross_entropy(_cosines(q, k) / self.temperature, torch.arange(len(q)))
