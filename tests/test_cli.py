@@ -522,6 +522,34 @@ def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Certificate" in json.loads(capsys.readouterr().out)["$defs"]
 
 
+@pytest.mark.parametrize("flags", [["-P"], []], ids=["as the command", "by python -m"])
+def test_a_target_named_like_a_module_of_python_is_certified(tmp_path: Path, flags: list[str]) -> None:
+    loss = "def clip_loss(image_features, text_features, logit_scale):\n    raise ValueError('mine')\n"
+    (tmp_path / "queue.py").write_text(loss)
+    command = [sys.executable, *flags, *COMMAND[1:], "queue.py:clip_loss", "--as", "clip", "--world", "1"]
+    path = os.pathsep.join(one for one in sys.path if one)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        timeout=LIMIT_SECONDS, check=False,
+    )  # fmt: skip
+    assert "ValueError: mine" in done.stderr
+    assert done.returncode == 2
+
+
+def test_a_suite_that_fails_itself_accuses_nobody() -> None:
+    program = (
+        "from verified_losses.properties import __main__ as command\n"
+        "from verified_losses.properties.ask import cli\n"
+        "def main(begun):\n"
+        "    raise RuntimeError('of the suite')\n"
+        "cli.main = main\n"
+        "command.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "RuntimeError: of the suite\nverified-losses: the suite itself failed" in done.stderr
+
+
 def test_a_reader_that_has_seen_enough_is_no_finding() -> None:
     reads, writes = os.pipe()
     os.close(reads)  # as `head` does; rich would exit with 1

@@ -165,7 +165,8 @@ def torchrun() -> tuple[list[str], dict[str, str]]:
     """Return torchrun's command, and its environment."""
     ranks = f"--nproc-per-node={file.WORLD_SIZE}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    # a queue.py beside the caller would stand in the way of torch
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", **os.environ}
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return command, environment
