@@ -34,7 +34,7 @@ def load_alone(place: str) -> Any:
     """Import a module, named or a file."""
     if not place.endswith(".py"):
         return importlib.import_module(place)
-    sys.path.append(str(Path(place).resolve().parent))  # for what it imports from beside it
+    sys.path.insert(0, str(Path(place).resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", place)
     assert spec is not None
     assert spec.loader is not None
