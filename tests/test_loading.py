@@ -207,6 +207,15 @@ def test_a_named_module_is_found_beside_the_caller_before_an_installed_one(
     assert Subject("no_such_pkg:Loss").resolve()()(torch.ones(2), None, None) == 2
 
 
+def test_a_target_that_reads_the_command_line_as_it_is_loaded_gets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import argparse, torch\nargs = argparse.ArgumentParser().parse_args()\n" + LOSS
+    monkeypatch.setattr(sys, "argv", ["verified-losses", "certify", "x.py:Loss"])
+    _target(tmp_path, text)
+    assert sys.argv == ["verified-losses", "certify", "x.py:Loss"]
+
+
 def test_what_is_not_there_is_unresolved(tmp_path: Path) -> None:
     for name, said in (("no_such:Loss", "no module no_such"), (f"{tmp_path}/x.py:Loss", "no file")):
         with pytest.raises(Unresolved, match=said):

@@ -218,7 +218,8 @@ def load(place: str) -> ModuleType:
         sys.meta_path.insert(0, BESIDE)
     if not place.endswith(".py") and "" in sys.path:
         BESIDE.folders.append(os.getcwd())
-    STUBS.loading = True
+    STUBS.loading, arguments = True, sys.argv
+    sys.argv = [place]  # a script that reads its arguments gets none of another's
     try:
         for _ in range(MOST_STUBS):
             try:
@@ -231,7 +232,7 @@ def load(place: str) -> ModuleType:
                 STUBS.names.append(name)
         raise ImportError(f"{place}: more than {MOST_STUBS} packages are not installed")
     finally:
-        STUBS.loading = False
+        STUBS.loading, sys.argv = False, arguments
 
 
 def of_target(error: BaseException, place: str) -> bool:
