@@ -156,15 +156,15 @@ def verdict(rank: int) -> int:
     return 0 if rank > 0 else file.decide(target, everyone)
 
 
-def python() -> tuple[list[str], dict[str, str]]:
-    """Return the command of one process, and its environment."""
+def python(folder: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command of one process, which leaves nothing in the folder, and its environment."""
     return [sys.executable], {**os.environ, "RANK": "0"}
 
 
-def torchrun() -> tuple[list[str], dict[str, str]]:
+def torchrun(folder: str) -> tuple[list[str], dict[str, str]]:
     """Return torchrun's command, and its environment."""
-    ranks = f"--nproc-per-node={file.WORLD_SIZE}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks]
+    options = ["--standalone", f"--nproc-per-node={file.WORLD_SIZE}", f"--log-dir={folder}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options]
     # a queue.py beside the caller would stand in the way of torch
     environment = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", **os.environ}
     if sys.platform == "linux":
@@ -172,7 +172,7 @@ def torchrun() -> tuple[list[str], dict[str, str]]:
     return command, environment
 
 
-def horovodrun() -> tuple[list[str], dict[str, str]]:
+def horovodrun(folder: str) -> tuple[list[str], dict[str, str]]:
     """Return horovodrun's command, and its environment."""
     program = "from horovod.runner.launch import run_commandline; run_commandline()"
     command = [sys.executable, "-c", program, "--gloo", "-np", str(file.WORLD_SIZE), sys.executable]
@@ -181,8 +181,8 @@ def horovodrun() -> tuple[list[str], dict[str, str]]:
 
 def launch() -> int:
     """Run this file once a rank; return the verdict that rank 0 writes down."""
-    command, environment = file.start()
     with tempfile.TemporaryDirectory() as folder:
+        command, environment = file.start(folder)
         note = Path(folder, "verdict")
         environment["VERDICT"] = str(note)
         ranks = subprocess.Popen([*command, __file__], env=environment, start_new_session=True)
