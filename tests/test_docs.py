@@ -170,6 +170,12 @@ def test_every_link_and_target_of_a_readme_is_there(file: Path) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+@pytest.mark.parametrize("file", READMES, ids=lambda file: file.name)
+def test_the_first_command_of_a_readme_runs_in_a_checkout(file: Path) -> None:
+    first = re.findall(r"^    verified-losses certify (\S+):\w+ ", file.read_text(), re.MULTILINE)[0]
+    assert (ROOT / first).is_file()
+
+
 def test_both_readmes_have_the_same_links_names_and_commands() -> None:
     english, chinese = (_prose(file) for file in READMES)
     for pattern in (r"`([^`]+)`", r"^    (\S.*?)(?: +#.*)?$"):
