@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
 from verified_losses.properties import names, options
 from verified_losses.properties.ask import annotate, signature  # noqa: F401  # which add their commands
 from verified_losses.properties.ask.fuzz_cli import app
+from verified_losses.properties.verify.known import Entry
 
 from . import helpers
 
@@ -140,6 +142,11 @@ def test_the_keys_of_a_project_are_in_the_documentation() -> None:
     named = set(re.findall(r"`([a-z-]+)`", text))
     every = options.names(options.CertifyOptions).keys() | options.names(options.FuzzOptions).keys()
     assert every - {"loss", "shard", "resume"} <= named
+
+
+def test_the_keys_of_a_finding_that_is_accepted_are_in_the_documentation() -> None:
+    text = (DOCS / "how-to" / "ci.md").read_text()
+    assert {f"`{one.name}`" for one in msgspec.structs.fields(Entry)} <= set(re.findall("`[a-z]+`", text))
 
 
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
