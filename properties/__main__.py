@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 
 AGAIN_SECONDS = 0.1
 
@@ -12,6 +13,8 @@ def main() -> None:
     """Run the command line, and exit with the status."""
     begun = time.monotonic()
     sys.unraisablehook = _interrupt_again
+    if sys.path[0] == os.getcwd():  # by python -m: a queue.py there would stand in the way of torch
+        sys.path.append(sys.path.pop(0))
     # as a scheduler's limit or a cancelled job sends it: what was done is written
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -32,6 +35,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted before a check ran", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        print("verified-losses: the suite itself failed, which says nothing of the target", file=sys.stderr)
+        sys.exit(3)
 
 
 def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:

@@ -49,7 +49,7 @@ from .own.forms import own_forms
 from .reference import reference
 from .running import Signature, build, call_of, inputs, read_signature, scalars_of
 from .standalone.acts import read, to_array
-from .subjects import Subject, Target
+from .subjects import Subject, Target, Unresolved
 from .worlds import exception_of
 
 
@@ -94,6 +94,16 @@ class Tried:
     """Whether rows of twice the length gave the same."""
     distance: float = 0.0
     """How far its first term is from the oracle's at most, in proportion."""
+
+
+def import_target(rank: int, world_size: int, subject: Subject) -> None:
+    """Import a target, so that it is known what raises; one that is missing is found later.
+
+    Raises:
+        Exception: the target raised it as it was imported.
+    """
+    with contextlib.suppress(Unresolved):
+        subject.resolve()
 
 
 def inspect_target(

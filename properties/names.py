@@ -4,6 +4,8 @@ Imports neither torch nor NumPy: arguments are checked against these names befor
 takes seconds.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, get_args
 
 from verified_losses.oracles import dtypes
@@ -185,3 +187,12 @@ LOSSES = {
 """The certified losses, by label."""
 ROWS_OF = ("clip", "siglip", "coca", "coca_hidden", "distill", "infonce", "ntxent")
 """The contracts whose losses may normalise rows."""
+
+
+def meant(text: str, names: Iterable[str]) -> str:
+    """Return the question to ask of a name or a pattern that is none of these; nothing where none is near."""
+    text = text.strip("*")
+    # the first of the names that have a part
+    parts = {part: name for name in [*names][::-1] for part in (name[: len(text)], *name.split(), name)}
+    near = difflib.get_close_matches(text, parts, 1)
+    return f": did you mean {parts[near[0]]}?" if near else ""

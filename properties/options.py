@@ -140,7 +140,7 @@ class Options:
     known: Path | None = _option(
         None,
         "A TOML file of findings to accept: [[known]] entries with property and reason, and, where it is "
-        "to be narrower, world and target. An entry that matches nothing is reported.",
+        "to be narrower, world, target and fingerprint. An entry that matches nothing is reported.",
     )
     shard: str | None = _option(
         None,

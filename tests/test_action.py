@@ -203,7 +203,7 @@ def test_a_line_that_raised_is_annotated_and_text_cannot_end_a_command(tmp_path:
     file.write_text(WRONG)
     check, other, *_ = checks({"Loss": ("clip", Subject(f"{file}:Loss"))}, parse("1"))
     reason = f'Error: 100%\n  File "{file}", line 8, in x\n    y\n  File "/else.py", line 3, in z\nboom'
-    limit = Finding(other, 0, "limit", reason="unequal rows", limit="unequal rows")
+    limit = Finding(other, 0, "limit", reason="unequal rows\n  File", limit="unequal rows")
     one = _certificate(
         f"{file}:Loss", Finding(check, 0, "falsified", reason=reason), limit, verdict="incomplete"
     )
@@ -211,6 +211,7 @@ def test_a_line_that_raised_is_annotated_and_text_cannot_end_a_command(tmp_path:
     assert first.startswith("::error file=a%2Cb.py,line=8,title=Loss%3A ")
     assert "::Error: 100%25%0A" in first
     assert second.startswith("::notice file=a%2Cb.py,line=6,title=Loss%3A limit%3A unequal rows::")
+    assert second.endswith("::unequal rows")
     assert third.startswith("::warning title=")
     assert third.endswith("something did not run::CUDA: none")
 

@@ -212,7 +212,10 @@ def test_the_names_of_all_properties_are_known_without_them() -> None:
 def test_a_known_property_must_be_one(tmp_path: Path) -> None:
     file = tmp_path / "known.toml"
     file.write_text('[[known]]\nproperty = "terms equals"\nreason = "x"\n')
-    with pytest.raises(ValueError, match=r"property: expected one of terms equal.*, got 'terms equals'$"):
+    with pytest.raises(
+        ValueError,
+        match=r"property: expected one of terms equal.*, got 'terms equals': did you mean terms equal",
+    ):
         Known.read(file).check([law.name for law in laws()])
 
 
@@ -250,6 +253,10 @@ def test_a_known_property_must_be_one(tmp_path: Path) -> None:
         ),
         (["--dtype", "float8"], "--dtype: expected some of float64"),
         (["--only", "beauty"], "--only: expected some of terms equal the oracle"),
+        (["--only", "grdients*"], "got 'grdients*': did you mean gradients equal the oracle?"),
+        (["--skip", "*padding matter"], "got '*padding matter': did you mean padding never matters?"),
+        (["torch.nn:ReLU", "--as", "clipp"], "got clipp: did you mean clip?"),
+        (["--loss", "siglp"], "got siglp: did you mean siglip?"),
         (["--max-time", "soon"], "--max-time: expected seconds, or a time like 60s"),
         (["--world", "sim:9-2"], "--world: expected the smaller number of ranks first, got 'sim:9-2'"),
         (["--config", "local_loss=maybe"], "--config: local_loss: expected one of false, true, got maybe"),
@@ -300,20 +307,23 @@ def test_a_wrong_argument_costs_no_import_and_no_process() -> None:
     assert refused_early("certify", wrong) == ["2"] * len(wrong) + [""]
 
 
+@pytest.mark.parametrize(
+    ("body", "when"), [("def __init__(self):", "constructed"), ("if True:", "imported")], ids=["", "import"]
+)
 def test_a_targets_own_traceback_is_shown_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    body: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "beside.py").write_text("def broken():\n    raise RuntimeError('my own mistake')\n")
     target = tmp_path / "mine.py"
-    target.write_text("import beside\n\nclass Loss:\n    def __init__(self):\n        beside.broken()\n")
+    target.write_text(f"import beside\n\nclass Loss:\n    {body}\n        beside.broken()\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit, match="2"):
         main(["certify", f"{target}:Loss", "--as", "clip"])
     said = capsys.readouterr().err
-    assert f"error {target}:Loss: raised as it was imported, constructed or first called" in said
+    assert f"error {target}:Loss: raised as it was {when}\n" in said
     assert "RuntimeError: my own mistake" in said
     files = re.findall(r'File "(.+?)"', said)
-    assert files == [str(target), str(tmp_path / "beside.py")]
+    assert list(dict.fromkeys(files)) == [str(target), str(tmp_path / "beside.py")]
 
 
 @pytest.mark.parametrize("option", ["--json", "--html"])
@@ -520,6 +530,34 @@ def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["schema"])
     assert "Certificate" in json.loads(capsys.readouterr().out)["$defs"]
+
+
+@pytest.mark.parametrize("flags", [["-P"], []], ids=["as the command", "by python -m"])
+def test_a_target_named_like_a_module_of_python_is_certified(tmp_path: Path, flags: list[str]) -> None:
+    loss = "def clip_loss(image_features, text_features, logit_scale):\n    raise ValueError('mine')\n"
+    (tmp_path / "queue.py").write_text(loss)
+    command = [sys.executable, *flags, *COMMAND[1:], "queue.py:clip_loss", "--as", "clip", "--world", "1"]
+    path = os.pathsep.join(one for one in sys.path if one)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        timeout=LIMIT_SECONDS, check=False,
+    )  # fmt: skip
+    assert "ValueError: mine" in done.stderr
+    assert done.returncode == 2
+
+
+def test_a_suite_that_fails_itself_accuses_nobody() -> None:
+    program = (
+        "from verified_losses.properties import __main__ as command\n"
+        "from verified_losses.properties.ask import cli\n"
+        "def main(begun):\n"
+        "    raise RuntimeError('of the suite')\n"
+        "cli.main = main\n"
+        "command.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "RuntimeError: of the suite\nverified-losses: the suite itself failed" in done.stderr
 
 
 def test_a_reader_that_has_seen_enough_is_no_finding() -> None:

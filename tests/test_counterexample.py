@@ -284,7 +284,10 @@ def test_file_of_a_form_judges_as_the_law_does(
         ("GradientOnce", "mean over ranks equals single process"),
     ],
 )
-def test_file_runs_alone(target: str, law: str, tmp_path: Path) -> None:
+def test_file_runs_alone(target: str, law: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     finding = planted(target, law)
     file = counterexample.write(finding, tmp_path / "kept")
     wrong = run(file, tmp_path / "elsewhere")
@@ -294,6 +297,7 @@ def test_file_runs_alone(target: str, law: str, tmp_path: Path) -> None:
     assert "Traceback" not in wrong.stderr
     right = run(file, tmp_path / "elsewhere", RIGHT[finding.check.contract.name])
     assert right.returncode == 0, right.stdout + right.stderr
+    assert [*temporary.glob("torchelastic_*")] == []
 
 
 def test_used_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,19 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
 from verified_losses.properties import names, options
 from verified_losses.properties.ask import annotate, signature  # noqa: F401  # which add their commands
 from verified_losses.properties.ask.fuzz_cli import app
+from verified_losses.properties.verify.known import Entry
 
 from . import helpers
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
 SETTINGS = (ROOT / "mkdocs.yml").read_text()
-GENERATED = {"laws.md", "defects.md", "findings.md"}
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
@@ -29,8 +31,7 @@ tool = helpers.tool("docs")
 def test_every_page_is_in_the_navigation() -> None:
     named = set(re.findall(r"^ +- ([\w/-]+\.md)$", yaml.dump(yaml.safe_load(SETTINGS)["nav"]), re.MULTILINE))
     named |= {one for one in yaml.safe_load(SETTINGS)["nav"] if isinstance(one, str)}
-    assert {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} == named - GENERATED
-    assert named >= GENERATED
+    assert {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} == named
 
 
 def test_the_page_of_laws_has_every_law() -> None:
@@ -55,7 +56,7 @@ def test_the_page_of_findings_links_to_no_file() -> None:
     assert "](counterexamples/" not in tool.findings()
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_pages_name_commands_and_files_that_there_are(page: Path) -> None:
     text = page.read_text()
     makefile = (ROOT / "Makefile").read_text()
@@ -65,9 +66,26 @@ def test_pages_name_commands_and_files_that_there_are(page: Path) -> None:
         r"(?:`|^    )((?:\.github|examples|benchmarks|peers|tests|properties)/[\w./-]+)", text
     ):
         assert (ROOT / file).exists(), file
-    for file in re.findall(r'^--8<-- "(.+)"$', text, re.MULTILINE):
-        assert (DOCS / "snippets" / file).is_file(), file
-    assert text.count("--8") == len(re.findall(r'^--8<-- "', text, re.MULTILINE)), "a snippet is shown"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_the_links_of_a_page_lead_somewhere_in_the_tree(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("tutorial.md", ["first.py", "third.py"]),
+        ("zh/tutorial.md", ["first.py", "third.py"]),
+        ("step.md", ["my_train.py", "my_train_repaired.py"]),
+    ],
+)
+def test_a_page_shows_the_code_that_tests_run(page: str, names: list[str]) -> None:
+    shown = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    for name in names:
+        assert (DOCS / "snippets" / name).read_text() in shown, name
 
 
 def test_the_command_of_sigstore_has_the_options_that_are_named() -> None:
@@ -126,8 +144,13 @@ def test_the_keys_of_a_project_are_in_the_documentation() -> None:
     assert every - {"loss", "shard", "resume"} <= named
 
 
+def test_the_keys_of_a_finding_that_is_accepted_are_in_the_documentation() -> None:
+    text = (DOCS / "how-to" / "ci.md").read_text()
+    assert {f"`{one.name}`" for one in msgspec.structs.fields(Entry)} <= set(re.findall("`[a-z]+`", text))
+
+
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-WRITTEN = [*READMES, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+WRITTEN = [*READMES, ROOT / "CONTRIBUTING.md", *PAGES]
 
 
 def _prose(file: Path) -> str:
@@ -152,6 +175,12 @@ def test_every_link_and_target_of_a_readme_is_there(file: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda file: file.name)
+def test_the_first_command_of_a_readme_runs_in_a_checkout(file: Path) -> None:
+    first = re.findall(r"^    verified-losses certify (\S+):\w+ ", file.read_text(), re.MULTILINE)[0]
+    assert (ROOT / first).is_file()
 
 
 def test_both_readmes_have_the_same_links_names_and_commands() -> None:

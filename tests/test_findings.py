@@ -75,6 +75,42 @@ def test_what_holds_with_equal_rows_is_a_limit() -> None:
     assert not found.check.subject.even
 
 
+@pytest.mark.parametrize("late", [True, False], ids=["before it is judged", "as cases are run again"])
+def test_what_no_time_was_left_to_judge_is_not_verified(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline = time.monotonic() + (0 if late else 0.2)
+
+    def verify(check: Check, *_: Any) -> Finding:
+        assert not late
+        time.sleep(max(0, deadline - time.monotonic()))
+        return Finding(check, 0, "skipped", reason="out of time", not_run=True)
+
+    monkeypatch.setattr(certifier, "verify", verify)
+    monkeypatch.setattr(certifier, "_error_of", lambda *_: None)
+    uneven, wrong = _falsified(_check(), UNEVEN), Falsified("wrong too")
+    found = certifier.judged(uneven, 10, deadline)
+    assert (found.verdict, found.reason) == ("skipped", "no time was left to judge a failing case")
+    assert found.not_run
+    assert certifier.judged(_falsified(_check(), EVEN), 10, deadline).verdict == "falsified"
+    sure = certifier.judged(dataclasses.replace(uneven, sure=(Example(EVEN), wrong)), 10, deadline)
+    assert (sure.verdict, sure.smallest, sure.error) == ("falsified", Example(EVEN), wrong)
+
+
+def test_the_last_case_that_is_no_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def falsify(check: Check, example: Example) -> float:
+        raise Falsified("wrong", Place("term", "contrastive_loss", 0, expected=1.0, observed=3.0))
+
+    monkeypatch.setattr(certifier, "falsify", falsify)
+    (check,) = [
+        one
+        for one in checks({"Loss": ("clip", Subject("any:Loss"))}, parse("sim:2"))
+        if one.law.name == TERMS
+    ]
+    found = certifier.verify(check, 50)
+    assert found.sure is not None
+    assert not limits.may_be_limit(check, *found.sure)
+    assert found.sure[0] in dict(found.met)
+
+
 HALF, SINGLE = (dataclasses.replace(EVEN, dtype=dtype) for dtype in ("float16", "float32"))
 BFLOAT16 = dataclasses.replace(EVEN, dtype="bfloat16")
 

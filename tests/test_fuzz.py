@@ -44,7 +44,7 @@ from verified_losses.properties.fuzz.workers import Event, Job, Lost, Processes,
 from verified_losses.properties.laws import Falsified, Place
 from verified_losses.properties.show.counterexample import MARK
 from verified_losses.properties.subjects import SHIPPED
-from verified_losses.properties.verify import certifier
+from verified_losses.properties.verify import certifier, limits
 from verified_losses.properties.verify.certifier import Check, Finding, verify
 from verified_losses.properties.verify.fingerprints import fingerprint, not_finite
 from verified_losses.properties.verify.known import Entry, Known
@@ -564,6 +564,29 @@ def test_time_that_is_over_ends_a_run(tmp_path: Path, judged: Any) -> None:
     campaign.run()
     assert campaign.why == "time"
     assert {one.reason for one in campaign.findings()} == {"out of time"}
+
+
+def test_a_failing_case_that_no_time_was_left_to_judge_accuses_nobody(
+    tmp_path: Path, judged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(check: Check, example: Example) -> float:
+        if example.case.dtype == "float64":
+            time.sleep(max(0, deadline - time.monotonic()))
+            raise _terms()
+        return 0.5
+
+    judged(judge)
+    monkeypatch.setattr(limits, "may_be_limit", lambda *_: True)
+    deadline = time.monotonic() + 1
+    campaign = _campaign(tmp_path, deadline=deadline)
+    campaign.run()
+    assert campaign.finds == []
+    unjudged = [one for one in campaign.findings() if one.reason == certifier.UNJUDGED]
+    assert [(one.verdict, one.not_run) for one in unjudged] == [("skipped", True)]
+    assert campaign.missed() == [
+        f"clip: {unjudged[0].law} in world single: {certifier.UNJUDGED}",
+        *campaign.missed()[1:],
+    ]
 
 
 def test_of_very_many_errors_a_sample_is_kept_that_holds_the_worst() -> None:

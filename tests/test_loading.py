@@ -23,6 +23,7 @@ def _unloaded(monkeypatch: pytest.MonkeyPatch) -> Any:
     before = dict(sys.modules)
     monkeypatch.setattr(loading.STUBS, "names", [])
     monkeypatch.setattr(loading.STUBS, "folders", [])
+    monkeypatch.setattr(loading.BESIDE, "folders", [])
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
     for name in sys.modules.keys() - before.keys():
@@ -160,6 +161,59 @@ def test_a_file_finds_the_modules_of_its_repository(tmp_path: Path) -> None:
     assert sys.modules[target.__module__].three == 3
     assert stubbed() == ()
     assert str(tmp_path) not in loading.STUBS.folders
+
+
+def test_a_file_imports_what_lies_beside_it_before_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "import torch\nfrom no_such_twice import two\nfrom own import three, later\n" + LOSS
+    near = "import no_such_site\nthree = 3\ndef later():\n  import no_such_late\n  return no_such_late.four\n"
+    folder = _write(
+        tmp_path / "repo", loss_file=own, own=near, no_such_twice="two = 2\n", no_such_late="four = 4\n"
+    )
+    (folder / "no_such_data").mkdir()
+    site = _write(
+        tmp_path / "site",
+        no_such_twice="",
+        no_such_late="",
+        no_such_data__x="",
+        no_such_site="import no_such_data, no_such_third\n",
+        no_such_third="",
+    )
+    (site / "no_such_data" / "__init__.py").touch()
+    _write(folder, no_such_third="raise RuntimeError('an installed package imports what is installed')\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+    target = Subject(f"{folder}/loss_file.py:Loss").resolve()
+    module = sys.modules[target.__module__]
+    assert (module.two, module.three, module.later()) == (2, 3, 4)
+    assert sys.modules["no_such_data"].__file__ == f"{site}/no_such_data/__init__.py"
+
+
+def test_a_file_that_is_named_like_a_module_of_python_takes_no_ones_place(tmp_path: Path) -> None:
+    _write(tmp_path, wave="import torch, wave\nassert wave.Wave_read\n" + LOSS)
+    assert Subject(f"{tmp_path}/wave.py:Loss").resolve()()(torch.ones(2), None, None) == 2
+    import wave
+
+    assert wave.Wave_read
+
+
+def test_a_named_module_is_found_beside_the_caller_before_an_installed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "site", no_such_pkg="")
+    _write(tmp_path / "here", no_such_pkg="import torch\n" + LOSS)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site"), ""])
+    assert Subject("no_such_pkg:Loss").resolve()()(torch.ones(2), None, None) == 2
+
+
+def test_a_target_that_reads_the_command_line_as_it_is_loaded_gets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import argparse, torch\nargs = argparse.ArgumentParser().parse_args()\n" + LOSS
+    monkeypatch.setattr(sys, "argv", ["verified-losses", "certify", "x.py:Loss"])
+    _target(tmp_path, text)
+    assert sys.argv == ["verified-losses", "certify", "x.py:Loss"]
 
 
 def test_what_is_not_there_is_unresolved(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_items_are_named_and_chosen_within_a_shard(pytester: pytest.Pytester) ->
         (["--certify", "losses:Right", "--certify-as", "clap"], "--certify-as: expected one of clip, coca"),
         (
             ["--certify", "losses:Broken", "--certify-as", "clip", "-n", "2"],
-            "losses:Broken: raised as it was imported, constructed or first called",
+            "losses:Broken: raised as it was constructed",
         ),
     ],
 )

@@ -33,7 +33,7 @@ strict = true
 
 [tool.verified-losses.fuzz]
 max-examples = 9
-jobs = "2"
+jobs = 2
 
 [[tool.verified-losses.targets]]
 target = "mine:First"
@@ -138,7 +138,7 @@ def test_a_folder_below_a_project_is_told_where_it_is(
         ("seed = true", "[tool.verified-losses] seed: expected a whole number, got true"),
         ('strict = "yes"', '[tool.verified-losses] strict: expected true or false, got "yes"'),
         ("only = [1]", "[tool.verified-losses] only: expected text, or a list of texts, got [1]"),
-        ("world = 1", "[tool.verified-losses] world: expected text, got 1"),
+        ("world = 1.5", "[tool.verified-losses] world: expected text, got 1.5"),
         ('world = "two"', "pyproject.toml: [tool.verified-losses] world: expected parts like"),
         ("seed = -1", "pyproject.toml: [tool.verified-losses] seed: expected 0 or more, got -1"),
         ('convention = "ours"', "pyproject.toml: convention: expected one of exact, open_clip, got 'ours'"),
@@ -150,7 +150,7 @@ def test_a_folder_below_a_project_is_told_where_it_is(
             "targets[0]: expected some of the keys target, as, convention, config, call, parameter, "
             "features, widths, equal-rows, empty-ranks, interpret, strict, large, inductor, dtype, got seed",
         ),
-        ('targets = [{target = "a:b", as = "clip", call = 3}]', "targets[0] call: expected text, got 3"),
+        ('targets = [{target = "a:b", as = "clip", call = [3]}]', "targets[0] call: expected text, got [3]"),
         ('targets = [{target = "a:b", as = "clap"}]', "targets[0] as: expected one of clip"),
         ("certify = {jobs = 3}", "[tool.verified-losses.certify]: expected some of the keys "),
         ("certify = 3", "[tool.verified-losses] certify: expected a table, got 3"),

@@ -53,7 +53,7 @@ def sum_of_ranks(rank, size):
 
 
 def environment(rank, size):
-    return torch.get_num_threads(), sys.path, os.environ.get("GIVEN_BY_A_TEST")
+    return torch.get_num_threads(), sys.argv[1:], sys.path, os.environ.get("GIVEN_BY_A_TEST")
 
 
 def how_matrices_are_multiplied(rank, size):
@@ -219,7 +219,7 @@ def test_ranks_see_one_thread_and_this_process_as_it_is(monkeypatch):
     with contextlib.closing(ProcessWorld(1)) as world:
         world.run(process_id)
         monkeypatch.syspath_prepend("/added/while/the/pool/lives")
-        assert world.run(environment) == [(1, sys.path, "seen")]
+        assert world.run(environment) == [(1, [], sys.path, "seen")]
 
 
 def test_a_pool_serves_many_runs(world):

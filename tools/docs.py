@@ -82,10 +82,11 @@ def findings() -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages, as mkdocs asks."""
+    """Put the pages in the place of those that say where the tree has the same, as mkdocs asks."""
     from mkdocs.structure.files import File
 
     for name, content in (("laws", laws()), ("defects", defects()), ("findings", findings())):
+        files.remove(files.get_file_from_path(f"{name}.md"))
         files.append(File.generated(config, f"{name}.md", content=content))
     return files
 

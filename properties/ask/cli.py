@@ -92,7 +92,8 @@ def certify(
     Prints what does not hold as soon as a case shows it, then a line a property and each defect with its
     smallest case, and writes the certificate. Exit status: 0 everything holds, 1 something is falsified,
     2 the target or an argument is unusable, 3 nothing is falsified but something that was asked for could
-    not run, 130 interrupted (what was done is written), 143 terminated.
+    not run (or the suite itself failed, which it says), 130 interrupted (what was done is written), 143
+    terminated.
 
     For example, `verified-losses certify --loss clip siglip --world proc:2 --max-examples 200
     --seed 7` looks harder at two losses in two processes, and `verified-losses certify
@@ -379,8 +380,8 @@ def requested(targets: Sequence[str], options: Options, tokens: Sequence[str]) -
 
 
 def find_beside() -> None:
-    """Find modules beside the caller, as python itself does."""
-    sys.path.insert(0, "")
+    """Find modules beside the caller, and none of them in the place of one that the suite needs."""
+    sys.path.append("")
 
 
 def options_of(tokens: Sequence[str]) -> Any:

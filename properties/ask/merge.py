@@ -80,7 +80,7 @@ def _compared(
     record: Certificate | Certificates, lefts: Sequence[Left], folder: Path, console: Console
 ) -> Certificate | Certificates:
     """Tell which findings of different shards are one defect."""
-    sys.path.insert(0, "")  # as `certify` does: a target beside the caller is found
+    sys.path.append("")  # as `certify` does: a target beside the caller is found
     merged = record.certificates if isinstance(record, Certificates) else [record]
     shards = zip(*(left.certificates for left in lefts), strict=True)
     certificates = []

@@ -161,7 +161,8 @@ def _mismatch(name: str, value: Any, kind: Any) -> str:
         return "" if all(isinstance(one, str) for one in texts) else "text, or a list of texts"
     if name == "config" and isinstance(value, dict):
         return ""
-    return "" if isinstance(value, str) else "text"
+    # a whole number is a text on the command line too: jobs = 4, max-time = 300
+    return "" if type(value) in (str, int) else "text"
 
 
 def _written(value: Any) -> Any:

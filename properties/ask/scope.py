@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..names import LAWS, STEP, STEP_LAWS
+from ..names import LAWS, STEP, STEP_LAWS, meant
 from ..options import Options
 from ..step.target import Trainer
 from ..subjects import SHIPPED, Subject, Target
@@ -172,7 +172,8 @@ def _shipped(options: Options) -> Subjects:
             raise Unusable(name, "expected a target beside it: the shipped losses have a form of their own")
     unknown = sorted(set(options.loss or []) - set(SHIPPED))
     if unknown:
-        raise Unusable("loss", f"expected some of {', '.join(SHIPPED)}, got {', '.join(unknown)}")
+        got = f"{', '.join(unknown)}{meant(unknown[0], SHIPPED)}"
+        raise Unusable("loss", f"expected some of {', '.join(SHIPPED)}, got {got}")
     pinned, kept = read_config(options.config), some_dtypes(options.dtype.split(","))
     chosen = {}
     for label, (contract, subject) in SHIPPED.items():

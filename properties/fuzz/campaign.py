@@ -16,7 +16,7 @@ import msgspec
 from ..show.counterexample import file_name, render
 from ..show.drawn import every_region
 from ..show.text import write_whole
-from ..verify.certifier import Check, Finding
+from ..verify.certifier import UNJUDGED, Check, Finding
 from ..verify.known import Known
 from . import corpus
 from .lines import Done, Ended, Find, Line
@@ -178,6 +178,11 @@ class Campaign:
             f"{one.check.label}: {one.check.law.name} in world {one.check.world.name}: {one.lost}"
             for one in self.tallies.values()
             if one.lost
+        ]
+        lines += [
+            f"{one.check.label}: {one.check.law.name} in world {one.check.world.name}: {UNJUDGED}"
+            for one in self.tallies.values()
+            if one.is_unjudged
         ]
         behind = [tally for tally in self.tallies.values() if self.plan.rounds and self._is_due(tally)]
         if behind and self.why:

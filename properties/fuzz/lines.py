@@ -93,6 +93,8 @@ class Done(msgspec.Struct, frozen=True, tag="unit", tag_field="kind"):
     hung: bool = False
     is_whole: bool = True
     """False where the time was over before it was done."""
+    is_unjudged: bool = False
+    """Whether a failing case may be a limit, and the time was over before that was known."""
     seen: dict[str, str] = {}
     """How much has been seen in all, as the log says it."""
     limits: dict[str, Find] = {}

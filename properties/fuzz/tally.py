@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from ..examples import Example
 from ..show.drawn import Drawn, added
-from ..verify.certifier import OUT_OF_TIME, Check, Finding
+from ..verify.certifier import OUT_OF_TIME, UNJUDGED, Check, Finding
 from ..verify.limits import STRIDED_INPUTS, UNEQUAL_ROWS
 from .failures import restored
 from .lines import Done, Find, Unit
@@ -32,6 +32,8 @@ class Tally:
     """Why no case was compared."""
     lost: str = ""
     """Why a unit was given up."""
+    is_unjudged: bool = False
+    """Whether a failing case may be a limit, and no time was left to tell."""
     losses: int = 0
     """How often the unit of this round was given up."""
     finds: dict[str, Find] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Tally:
         self.reason = done.reason
         self.worst = max([self.worst, *done.ratios])
         self.limits = {**done.limits, **self.limits}
+        self.is_unjudged |= done.is_unjudged
         for ratio in done.ratios:
             if self.examples % self._stride == 0:
                 self._ratios.append(ratio)
@@ -101,12 +104,13 @@ class Tally:
         if self.finds:
             first, *others = (found(self.check, one) for one in self.finds.values())
             return [replace(first, ratios=ratios, seconds=self.seconds, more=more), *others]
-        if self.limits:
-            first, *others = (
-                replace(found(self.check, one), verdict="limit", limit=name)
-                for name, one in self.limits.items()
-            )
-            return [replace(first, ratios=ratios, seconds=self.seconds, more=more), *others]
+        rows = [
+            replace(found(self.check, one), verdict="limit", limit=name) for name, one in self.limits.items()
+        ]
+        if self.is_unjudged:
+            rows.append(Finding(self.check, self.seed, "skipped", reason=UNJUDGED, not_run=True))
+        if rows:
+            return [replace(rows[0], ratios=ratios, seconds=self.seconds, more=more), *rows[1:]]
         if self.examples:
             return [Finding(self.check, self.seed, "holds", ratios, (), self.seconds, more=more)]
         reason = self.reason or self.lost or OUT_OF_TIME

@@ -16,7 +16,7 @@ from ..show.drawn import count
 from ..show.terminal import headline
 from ..show.text import plain
 from ..subjects import Target
-from ..verify.certifier import Check, Finding, judged, verify
+from ..verify.certifier import UNJUDGED, Check, Finding, judged, verify
 from ..verify.database import Keyed
 from ..verify.fingerprints import fingerprint
 from ..verify.limits import contiguously, evenly
@@ -182,6 +182,7 @@ def run(
         "" if finding.ratios or failures.counts else finding.reason,
         failures.hung or finding.hung,
         time.monotonic() < deadline,
+        is_unjudged=finding.reason == UNJUDGED,
         limits=limits,
     )
 

@@ -194,11 +194,12 @@ class _Worker:
 
 
 def _start(scope: Scope, folder: Path, database: str | None, temporary: str) -> _Worker:
+    here = server.rank_environment(), list(sys.path)
     with server.launching() as context:
         ours, theirs = context.Pipe()
         # not a daemon: those may start no processes of their own, which ranks are
         child = context.Process(
-            target=_work, args=(theirs, scope, folder, database, temporary, list(sys.path)), daemon=False
+            target=_work, args=(theirs, scope, folder, database, temporary, *here), daemon=False
         )
         child.start()
         theirs.close()
@@ -222,6 +223,7 @@ def _work(
     folder: Path,
     database: str | None,
     temporary: str,
+    environment: dict[str, str],
     path: Sequence[str],
 ) -> None:
     """Run units until the one who asks is gone."""
@@ -233,6 +235,8 @@ def _work(
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
+    os.environ.clear()
+    os.environ.update(environment)
     sys.path[:] = path
 
     lock = threading.Lock()  # a database is written, and fails, in a thread of its own

@@ -82,7 +82,8 @@ def _title(one: Certificate, row: Property) -> str:
 
 
 def _message(row: Property) -> str:
-    lines = [shortened(row.reason)]
+    reason = shortened(row.reason)
+    lines = [reason.partition("\n")[0] if row.verdict == "limit" else reason]
     lines += [f"smallest case: {row.case}"] * bool(row.case)
     lines += [f"run: python {row.counterexample}"] * bool(row.counterexample)
     return "\n".join(lines)

@@ -234,7 +234,7 @@ def _worded(hints: Sequence[Hint], where: str, prefix: str) -> str:
         return f"{said} but for the teacher's entropy: this is the KL divergence, not the cross-entropy"
     if first.kind == "offset":
         wrong = f"{where}, the {first.what} is that of labels that begin at 0 on every rank"
-        return f"{wrong}: a rank's begin at the number of rows of the ranks before it"
+        return f"{wrong}; the first label of a rank is to be the number of rows on the ranks before it"
     if first.kind == "normalized":
         given = _argument("features", "normalized", prefix)
         return f"{said} if rows are normalised first: if the loss is to normalise them, {given}"

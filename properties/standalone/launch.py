@@ -34,7 +34,7 @@ def load_alone(place: str) -> Any:
     """Import a module, named or a file."""
     if not place.endswith(".py"):
         return importlib.import_module(place)
-    sys.path.append(str(Path(place).resolve().parent))  # for what it imports from beside it
+    sys.path.insert(0, str(Path(place).resolve().parent))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location("target", place)
     assert spec is not None
     assert spec.loader is not None
@@ -156,22 +156,23 @@ def verdict(rank: int) -> int:
     return 0 if rank > 0 else file.decide(target, everyone)
 
 
-def python() -> tuple[list[str], dict[str, str]]:
-    """Return the command of one process, and its environment."""
+def python(folder: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command of one process, which leaves nothing in the folder, and its environment."""
     return [sys.executable], {**os.environ, "RANK": "0"}
 
 
-def torchrun() -> tuple[list[str], dict[str, str]]:
+def torchrun(folder: str) -> tuple[list[str], dict[str, str]]:
     """Return torchrun's command, and its environment."""
-    ranks = f"--nproc-per-node={file.WORLD_SIZE}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    options = ["--standalone", f"--nproc-per-node={file.WORLD_SIZE}", f"--log-dir={folder}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options]
+    # a queue.py beside the caller would stand in the way of torch
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", **os.environ}
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return command, environment
 
 
-def horovodrun() -> tuple[list[str], dict[str, str]]:
+def horovodrun(folder: str) -> tuple[list[str], dict[str, str]]:
     """Return horovodrun's command, and its environment."""
     program = "from horovod.runner.launch import run_commandline; run_commandline()"
     command = [sys.executable, "-c", program, "--gloo", "-np", str(file.WORLD_SIZE), sys.executable]
@@ -180,8 +181,8 @@ def horovodrun() -> tuple[list[str], dict[str, str]]:
 
 def launch() -> int:
     """Run this file once a rank; return the verdict that rank 0 writes down."""
-    command, environment = file.start()
     with tempfile.TemporaryDirectory() as folder:
+        command, environment = file.start(folder)
         note = Path(folder, "verdict")
         environment["VERDICT"] = str(note)
         ranks = subprocess.Popen([*command, __file__], env=environment, start_new_session=True)

@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -166,6 +167,46 @@ class Stubs:
 STUBS = Stubs()
 
 
+class Beside:
+    """Finds what a target imports where Python finds it for a script: in its folder before what is installed.
+
+    Modules of Python itself are not taken from there: what else runs in the process needs them.
+
+    Attributes:
+        folders: those in which the code of targets lies.
+    """
+
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return how a module is made that code in one of the folders imports, if it lies there."""
+        if path is not None or name in sys.stdlib_module_names:
+            return None
+        importer = importing()
+        for folder in self.folders:
+            own = Path(importer).is_relative_to(folder) and not installed_in(importer)
+            if own or importer == __file__:
+                spec = PathFinder.find_spec(name, [folder])
+                if spec is not None and spec.has_location:  # a folder without code is no module
+                    return spec
+        return None
+
+
+BESIDE = Beside()
+
+
+def importing() -> str:
+    """Return the file of the code that is importing now."""
+    frame = sys._getframe(2)
+    while frame.f_back:
+        code = frame.f_code.co_filename
+        if not code.startswith("<frozen importlib") and Path(code).parent != Path(importlib.__file__).parent:
+            break
+        frame = frame.f_back
+    return frame.f_code.co_filename
+
+
 def load(place: str) -> ModuleType:
     """Import a target's module, named or a file; missing packages are stubbed, as they are met.
 
@@ -174,7 +215,11 @@ def load(place: str) -> ModuleType:
     """
     if STUBS not in sys.meta_path:
         sys.meta_path.append(STUBS)
-    STUBS.loading = True
+        sys.meta_path.insert(0, BESIDE)
+    if not place.endswith(".py") and "" in sys.path:
+        BESIDE.folders.append(os.getcwd())
+    STUBS.loading, arguments = True, sys.argv
+    sys.argv = [place]  # a script that reads its arguments gets none of another's
     try:
         for _ in range(MOST_STUBS):
             try:
@@ -187,7 +232,7 @@ def load(place: str) -> ModuleType:
                 STUBS.names.append(name)
         raise ImportError(f"{place}: more than {MOST_STUBS} packages are not installed")
     finally:
-        STUBS.loading = False
+        STUBS.loading, sys.argv = False, arguments
 
 
 def of_target(error: BaseException, place: str) -> bool:
@@ -240,13 +285,16 @@ def load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(path)
     path = path.resolve()
-    folders = [path.parent]  # as python does: it may import the files beside it
+    levels = relative_levels(path)
+    name, root = package_of(path, levels)
+    if not installed_in(str(path)) and str(root) not in BESIDE.folders:
+        BESIDE.folders.append(str(root))
+    folders = [path.parent]  # of a package, too: last
     if Path(path.parent, f"{path.parent.name}.py").is_file():
         folders.insert(0, path.parents[1])  # where a file is named like its package, the package comes first
     sys.path += [one for one in map(str, folders) if one not in sys.path]
     STUBS.folders += [one for one in above(path) if one not in STUBS.folders]
-    if levels := relative_levels(path):
-        name, root = package_of(path, levels)
+    if levels:
         top, dot, rest = name.partition(".")
         return importlib.import_module(import_top(top, root) + dot + rest)
     return import_from(f"_subject_{path.stem}_{abs(hash(str(path)))}", path)

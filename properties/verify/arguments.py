@@ -29,6 +29,7 @@ from ..names import (
     STEP,
     STEP_DTYPES,
     Features,
+    meant,
     values_of,
 )
 from ..own.formula import NoFormula, is_own
@@ -246,7 +247,7 @@ def check_contract(contract: str | None, target: str = "") -> None:
             said = f"{contract}: raised {type(error).__name__} as it was imported: {error}"
             raise Unusable("contract", said, traceback.format_exc()) from error
     elif contract is None or contract not in {**CONTRACTS, **FORMULAS}:
-        given = "nothing" if contract is None else contract
+        given = "nothing" if contract is None else f"{contract}{meant(contract, [*CONTRACTS, *FORMULAS])}"
         expected = f"one of {', '.join([*CONTRACTS, *FORMULAS])}, step, or file.py:name of a formula"
         if contract == STEP:
             expected, given = f"a contract of a loss: a step is verified by certify alone; {expected}", "step"
@@ -396,7 +397,8 @@ def kept_laws(
     for argument, patterns in (("only", only), ("skip", skip)):
         for pattern in patterns or []:
             if not fnmatch.filter(names, pattern):
-                raise Unusable(argument, f"expected some of {', '.join(names)}, got {pattern!r}")
+                got = f"{pattern!r}{meant(pattern, names)}"
+                raise Unusable(argument, f"expected some of {', '.join(names)}, got {got}")
     return tuple(name for name in names if is_kept(name, only, skip))
 
 

@@ -34,6 +34,7 @@ SHRINK_SECONDS = 5.0
 """How long a counterexample is made smaller."""
 
 OUT_OF_TIME = "out of time"
+UNJUDGED = "no time was left to judge a failing case"
 
 Verdict = Literal["holds", "falsified", "limit", "skipped"]
 
@@ -84,6 +85,8 @@ class Finding:
     """Where it is known already, as of one that was read from a file."""
     met: tuple[tuple[Example, Place | None], ...] = ()
     """The examples that falsified it while the smallest was sought, and what was wrong where."""
+    sure: tuple[Example, Exception] | None = None
+    """The last of them that is no limit, whatever comes of the others, and what the law raised for it."""
     limit: str = ""
     """What the target does not support, where that is no defect."""
     concern: str = ""
@@ -335,6 +338,7 @@ def verify(
             reason = f"not every time for the same case: {reason}"
     not_run = bool(lost or gone) and verdict == "holds"
     limit = limit if verdict == "holds" else ""
+    sure = (one for one in reversed(failures.items()) if not limits.may_be_limit(check, *one))
     if not_run:
         verdict, reason = "skipped", lost or gone
     elif limit:
@@ -360,6 +364,7 @@ def verify(
             (example, error.place if isinstance(error, Falsified) else None)
             for example, error in failures.items()
         ),
+        sure=next(sure, None),
         limit=limit,
     )
 
@@ -367,21 +372,43 @@ def verify(
 def judged(finding: Finding, max_examples: int, deadline: float = math.inf) -> Finding:
     """Return a finding as a limit where it is one; else with whom it concerns, and what explains it.
 
-    For that cases are run again, for `limits.EVEN_SECONDS` and a few cases more.
+    For that cases are run again, for `limits.EVEN_SECONDS` and a few cases more. Where it may be a limit, and
+    the time is over before that is known, it is not verified.
     """
     if finding.verdict != "falsified":
         return finding
+    found = finding
 
     def again(check: Check, until: float) -> Finding:
         return verify(check, max_examples, finding.seed, min(until, deadline), deadline)
 
     if time.monotonic() < deadline:
         finding = limits.judged(finding, again, _returns, _error_of)
+    if time.monotonic() >= deadline:  # what was to be run again may have been given up
+        finding = _unless_limit(found, finding)
     if finding.verdict != "falsified":
         return finding
     # what hung is not run again
     concern = concerns.concern(finding, lambda example: finding.hung or _fails(finding.check, example))
     return replace(finding, concern=concern, hints=explain(finding))
+
+
+def _unless_limit(found: Finding, told: Finding) -> Finding:
+    """Return a finding as falsified where that is sure, whatever cases that were not run again would give.
+
+    Args:
+        found: the finding.
+        told: what has come of it.
+    """
+    example, error = told.smallest, told.error
+    if told.verdict == "falsified" and not (
+        example and error and limits.may_be_limit(told.check, example, error)
+    ):
+        return told
+    if found.sure is not None:
+        example, error = found.sure
+        return replace(found, smallest=example, error=error, reason=_said(error))
+    return replace(found, verdict="skipped", reason=UNJUDGED, smallest=None, error=None, met=(), not_run=True)
 
 
 def _returns(check: Check, example: Example) -> bool:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
+from ..names import meant
+
 if TYPE_CHECKING:
     from .certifier import Finding
 
@@ -87,7 +89,8 @@ class Known:
         """
         for entry in self.entries:
             if entry.property not in names:
-                expected = f"expected one of {', '.join(names)}, got {entry.property!r}"
+                got = f"{entry.property!r}{meant(entry.property, names)}"
+                expected = f"expected one of {', '.join(names)}, got {got}"
                 raise ValueError(f"{self.file}: property: {expected}")
 
     def reason(self, finding: Told) -> str:

@@ -12,7 +12,7 @@ from .. import devices
 from ..cases import Case
 from ..contracts import Contract, contract_of
 from ..forms import NAMES
-from ..inspection import Inspection, constants_of, fitting, inspect_target, takes_scale
+from ..inspection import Inspection, constants_of, fitting, import_target, inspect_target, takes_scale
 from ..laws import laws
 from ..names import LAWS, STEP_LAWS
 from ..options import MAX_EXAMPLES, WORLDS
@@ -143,15 +143,20 @@ def _inspected(asked: Subject, contract: Contract, deadline: float, device: str)
         raise Unusable("contract", said) from error
     worlds = asked.worlds()
     worlds.until = deadline
+    doing = "imported"
     try:
         alone = worlds.open(replace(SINGLE, device=device))
+        alone.run(import_target, asked)
+        doing = "constructed"
         (found,) = alone.run(inspect_target, asked, contract, looked_at)
     except OutOfTime:
         return asked, False
     except WorldError as error:
         (rank,) = error.ranks
         happened = {"raised": "raised", "hung": "hung"}.get(rank.state, "ended its process")
-        problem = f"{asked.target}: {happened} as it was imported, constructed or first called"
+        # of calls it is read what they raised
+        called = " or first called" if doing == "constructed" and rank.state != "raised" else ""
+        problem = f"{asked.target}: {happened} as it was {doing}{called}"
         if rank.state == "raised":
             problem += f": {exception_of(rank.detail)}"
         if NO_GROUP in rank.detail:

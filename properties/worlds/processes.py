@@ -357,6 +357,7 @@ def _rank_main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the dispatcher decides
     threading.Thread(target=_exit_with_dispatcher, args=[folder], daemon=True).start()
     os.setsid()
+    del sys.argv[1:]  # they are the command's, not the target's
     for limited, most in limits.items():
         resource.setrlimit(limited, (most, most))
     output = os.open(folder / f"output-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)

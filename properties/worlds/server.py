@@ -11,6 +11,9 @@ import sys
 import types
 from collections.abc import Iterator
 from multiprocessing import context, forkserver, resource_tracker
+from pathlib import Path
+
+import verified_losses
 
 PRELOAD = [
     "numpy",
@@ -47,6 +50,15 @@ def rank_environment() -> dict[str, str]:
     return {**own, **RANK_ENVIRONMENT}
 
 
+def _server_environment() -> dict[str, str]:
+    """Return what the server starts with: of the folder that it starts in it imports the suite alone."""
+    root, path = Path(verified_losses.__file__).parents[1], os.environ.get("PYTHONPATH", "")
+    if root != Path.cwd():
+        return {**RANK_ENVIRONMENT, "PYTHONSAFEPATH": "1"}
+    places = os.pathsep.join([str(root), *[path] * bool(path)])
+    return {**RANK_ENVIRONMENT, "PYTHONSAFEPATH": "1", "PYTHONPATH": places}
+
+
 def start(compiles: bool = True) -> None:
     """Start the server, unless it runs, and do not wait for it: the first rank does.
 
@@ -66,9 +78,10 @@ def launching(compiles: bool = True) -> Iterator[context.ForkServerContext]:
     Ctrl-C does not interrupt them: the caller decides.
     """
     chosen = multiprocessing.get_context("forkserver")
-    main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in RANK_ENVIRONMENT}
+    main, changed = sys.modules["__main__"], _server_environment()
+    before = {name: os.environ.get(name) for name in changed}
     sys.modules["__main__"] = types.ModuleType("__main__")
-    os.environ.update(RANK_ENVIRONMENT)
+    os.environ.update(changed)
     try:
         chosen.set_forkserver_preload([*PRELOAD, *[COMPILER] * compiles])
         _ensure_running()

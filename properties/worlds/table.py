@@ -47,7 +47,7 @@ class Kind:
     """The library that the ranks communicate over."""
     only_on: str = ""
     """The kind of device that it takes, whichever is asked for; empty where it runs on any."""
-    talk: tuple[Callable[[], Any], Callable[..., Any]] = GLOO
+    talk: tuple[Callable[[str], Any], Callable[..., Any]] = GLOO
     """How the ranks of a counterexample are started, and exchange their results."""
     words: str = ""
     """Its ranks, in words, where the default has such."""
