@@ -59,9 +59,18 @@ from verified_losses.properties.step.laws import (
 from verified_losses.properties.step.monte_carlo import UNITS, Moved
 from verified_losses.properties.step.target import Trainer
 from verified_losses.properties.step.truth import Truth, blunt, truth
-from verified_losses.properties.step.verify import Bench, StepCertifier, StepFinding, checks, grouped, verify
+from verified_losses.properties.step.verify import (
+    GPU_ALONE,
+    NO_SYNC,
+    Bench,
+    StepCertifier,
+    StepFinding,
+    checks,
+    grouped,
+    verify,
+)
 from verified_losses.properties.subjects import Subject
-from verified_losses.properties.worlds import OutOfTime, server
+from verified_losses.properties.worlds import OutOfTime, RankState, server
 from verified_losses.properties.worlds.single import SingleWorld
 from verified_losses.properties.worlds.specs import parse
 
@@ -187,6 +196,18 @@ def test_in_processes() -> None:
     assert "2 (Linear)" in finding.module
     for finding in findings(dataclasses.replace(right, world="proc:2", caught_by=(GRADS, AGREE)), 1):
         assert finding.verdict == "holds", finding.reason
+
+
+@pytest.mark.processes
+def test_what_torch_runs_on_a_gpu_alone_is_no_finding() -> None:
+    planted = dataclasses.replace(_planted("SyncBatchNormOfTorch"), caught_by=(GRADS, AGREE))
+    for finding in findings(planted, FEW):
+        assert (finding.verdict, finding.reason, finding.not_run) == ("skipped", NO_SYNC, True)
+    raised = RankState(
+        1, "raised", "Traceback:\n  a\nValueError: SyncBatchNorm expected input tensor to be on GPU"
+    )
+    assert GPU_ALONE.search(raised.said)
+    assert not GPU_ALONE.search("rank 1 raised: ValueError: a GPU is needed")
 
 
 @pytest.mark.usefixtures("_alone")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from verified_losses.properties.step.laws import COPIES, NO_FRESH, REDUCES, SKIPPED
 from verified_losses.properties.step.target import Trainer
+from verified_losses.properties.step.verify import NO_SYNC
 from verified_losses.properties.subjects import Subject
 
 from ..index import OPEN_CLIP, STABLE_PRETRAINING
@@ -108,6 +109,7 @@ RIGHT = [
     Planted("FsdpAlone", world="1,proc:2"),
     Planted("FsdpReducesScalar"),
     Planted("SynchronisedBatchNorm", world="sim:2-8,proc:2"),
+    Planted("SyncBatchNormOfTorch", skips=NO_SYNC),
     Planted("DropoutOfRows", world="1,proc:2"),
     Planted("ClipsUnscaled", world="1,proc:2"),
     Planted("PairsRows", world="1,sim:2-3"),

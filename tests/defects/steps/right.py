@@ -116,6 +116,13 @@ class SynchronisedBatchNorm(OneBatch, Normalised):
         return nn.Sequential(nn.Linear(WIDTH, 6), SynchronisedNorm(6), nn.GELU(), nn.Linear(6, 3))
 
 
+class SyncBatchNormOfTorch(OneBatch, Normalised, Ddp):
+    """Runs on GPUs alone."""
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        return super().wrap(nn.SyncBatchNorm.convert_sync_batchnorm(net))
+
+
 class DropoutOfRows(Ddp):
     """Drops what a seed in each row says."""
 
