@@ -740,6 +740,11 @@ class Needs(_Base):
         super().__init__(rank, world_size)
 
 
+class Lazy(_Base):
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.model = nn.LazyLinear(2)  # type: ignore[assignment]
+
+
 class AllFrozen(_Base):
     def __init__(self, rank: int, world_size: int) -> None:
         super().__init__(rank, world_size)
@@ -800,6 +805,7 @@ REFUSED = {
     "StatesAlone": 'rng_state: expected promises = {"rng"} beside it, got none',
     "Raises": "step raised OSError in one process",
     "Needs": "missing a required argument: 'lr'",
+    "Lazy": "model: run one batch first: its parameters are uninitialised",
     "AllFrozen": "model: expected a parameter that requires grad, got none",
 }
 
