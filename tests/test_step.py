@@ -432,6 +432,8 @@ def test_constants_take_the_place_of_random_numbers_that_are_drawn() -> None:
         assert torch.equal(torch.randperm(3), torch.arange(3))
         assert torch.equal(torch.randint(2, 5, (2,)), torch.full((2,), 3))
         assert torch.equal(torch.randint(3, (1,)), torch.ones(1, dtype=torch.long))
+        assert torch.equal(torch.empty(2).random_(2, 5), torch.full((2,), 3.0))
+        assert torch.equal(torch.empty(2).random_(3), torch.ones(2))
         assert torch.equal(nn.functional.dropout(torch.ones(2), 0.2), torch.full((2,), 1.25))
         assert torch.equal(torch.native_dropout(torch.ones(2), 0.2, True)[0], torch.full((2,), 1.25))
         assert torch.equal(torch.empty(1).exponential_(2.0), torch.full((1,), 0.5))
