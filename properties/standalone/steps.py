@@ -607,6 +607,8 @@ def write_constant(name: str, given: dict[str, Any], drawn: Any) -> None:
         drawn.fill_(1 / given["lambd"])
     elif name in ("randint", "randint_like"):
         drawn.fill_(((given.get("low") or 0) + given["high"] - 1) // 2)
+    elif name == "random" and given.get("to") is not None:
+        drawn.fill_((given.get("from", 0) + given["to"] - 1) // 2)
     elif name == "randperm":
         drawn.copy_(torch.arange(len(drawn)))
     elif name == "native_dropout":

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from ..process_state import preserved
 from ..standalone.steps import (
@@ -228,6 +229,8 @@ def _check_trainer(make_step: Any, plan: Plan) -> tuple[list[str], bool]:
         raise Refused(f"expected an object with {', '.join(NEEDED)}, got {kind} without {', '.join(missing)}")
     if not isinstance(trainer.model, torch.nn.Module):
         raise Refused(f"model: expected an nn.Module, got {type(trainer.model).__name__}")
+    if any(map(is_lazy, [*trainer.model.parameters(), *trainer.model.buffers()])):
+        raise Refused("model: run one batch first: its parameters are uninitialised")
     if not callable(trainer.step) or not callable(trainer.batch):
         raise Refused("step and batch: expected functions")
     names = [name for name, one in named(trainer.model).items() if one.requires_grad]

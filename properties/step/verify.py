@@ -367,8 +367,9 @@ def verify(
         reason = f"not every time for the same case: {_said(error)}" if flaky else _said(error)
         return judged(replace(told, verdict="falsified", reason=reason))
     if not ratios:
-        not_run = bool(stopped) or time.monotonic() >= bench.deadline
-        reason = (stopped or OUT_OF_TIME) if not_run else unanswered
+        short = bool(stopped) or time.monotonic() >= bench.deadline
+        reason = (stopped or OUT_OF_TIME) if short else unanswered
+        not_run = short or (rejected > 0 and not _is_limit(check))
         return replace(told, verdict="skipped", reason=reason, not_run=not_run)
     return told
 
