@@ -26,7 +26,7 @@ from ..worlds import OutOfTime, World, WorldError, WorldLost
 from ..worlds.specs import SINGLE, WorldSpec
 from .cases import StepCase, step_cases
 from .inspection import act
-from .laws import LONG, LOSS_SCALE, MANY, Observed, StepLaw, check_taken, laws
+from .laws import LONG, LOSS_SCALE, MANY, SKIPPED, Observed, StepLaw, check_taken, laws
 from .localise import first_module
 from .target import Trainer
 from .truth import blunt, truth
@@ -340,9 +340,9 @@ def verify(
         reason = f"not every time for the same case: {_said(error)}" if flaky else _said(error)
         return judged(replace(told, verdict="falsified", reason=reason))
     if not ratios:
-        not_run = bool(stopped) or time.monotonic() >= bench.deadline
-        reason = (stopped or OUT_OF_TIME) if not_run else unanswered
-        return replace(told, verdict="skipped", reason=reason, not_run=not_run)
+        is_late = bool(stopped) or time.monotonic() >= bench.deadline
+        reason = (stopped or OUT_OF_TIME) if is_late else unanswered
+        return replace(told, verdict="skipped", reason=reason, not_run=is_late or unanswered == SKIPPED)
     return told
 
 
