@@ -169,7 +169,7 @@ def test_a_right_step_is_not_accused(name: str) -> None:
 @pytest.mark.parametrize("name", ["Overflows", "OverflowsAndClears"])
 def test_of_steps_that_are_skipped_nothing_is_said(name: str) -> None:
     seen = list(findings(dataclasses.replace(_planted(name), world="1"), FEW))
-    assert {(one.verdict, one.reason) for one in seen} == {("skipped", SKIPPED)}
+    assert {(one.verdict, one.reason, one.not_run) for one in seen} == {("skipped", SKIPPED, True)}
 
 
 @pytest.mark.usefixtures("_alone")
