@@ -159,18 +159,18 @@ def inspect_target(
             detail=tried.error,
         )
     form = tried.form
-    if not form.is_plain:
-        bias = "logit_bias" in form.inputs(contract.name)
-        signature = replace(signature, unusable="", bias=bias, output_dict=False)
-        if not tried.matches and not takes_scale(form, contract, signature.options):
-            why = _unknown(target, contract, subject, replace(signature, unusable="it takes no logit_scale"))
-            return Inspection(replace(signature, unusable=why), form, defaults=defaults)
     if tried.instead:
         several = f"of the numbers that it returns {form.call} is not the oracle's, and {tried.instead} is"
         stated = " or ".join(f"--call {shlex.quote(one)}" for one in (tried.instead, form.call))
         return Inspection(
             replace(signature, unusable=f"{several}: state which is the loss, by {stated}"), form
         )
+    if not form.is_plain:
+        bias = "logit_bias" in form.inputs(contract.name)
+        signature = replace(signature, unusable="", bias=bias, output_dict=False)
+        if not tried.matches and not takes_scale(form, contract, signature.options):
+            why = _unknown(target, contract, subject, replace(signature, unusable="it takes no logit_scale"))
+            return Inspection(replace(signature, unusable=why), form, defaults=defaults)
     if not tried.matches and (unread := _scale_unread(tried, target, contract, subject, probes, signature)):
         return Inspection(replace(signature, unusable=unread), form, defaults=defaults)
     bound = {name for name, _ in form.arguments} | {form.rows}
