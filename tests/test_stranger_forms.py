@@ -127,7 +127,7 @@ def test_which_of_several_numbers_is_the_loss_is_asked_where_no_name_says_it() -
 
 
 def test_a_refusal_says_what_the_loss_raised() -> None:
-    with pytest.raises(Unusable, match="first called: ValueError: Default process group") as refused:
+    with pytest.raises(Unusable, match="constructed: ValueError: Default process group") as refused:
         inspection(ask("tests.strangers.forms:Unguarded", "clip")[1], "clip")
     assert "guard it by torch.distributed.is_initialized()" in refused.value.problem
     with pytest.raises(Unusable, match=r"cannot be called with .*: ValueError: three dimensions"):
