@@ -320,7 +320,7 @@ def test_a_targets_own_traceback_is_shown_alone(
     with pytest.raises(SystemExit, match="2"):
         main(["certify", f"{target}:Loss", "--as", "clip"])
     said = capsys.readouterr().err
-    assert f"error {target}:Loss: raised as it was {when}\n" in said
+    assert f"error {target}:Loss: raised as it was {when}: RuntimeError: my own mistake\n" in said
     assert "RuntimeError: my own mistake" in said
     files = re.findall(r'File "(.+?)"', said)
     assert list(dict.fromkeys(files)) == [str(target), str(tmp_path / "beside.py")]

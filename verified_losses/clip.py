@@ -370,5 +370,7 @@ class ClipLoss(nn.Module):
 def overrides(loss: nn.Module, kind: type[nn.Module], *names: str) -> list[str]:
     """Return which methods of these names `loss`, or its class, has in place of those of `kind`."""
     return [
-        name for name in names if getattr(getattr(loss, name), "__func__", None) is not getattr(kind, name)
+        name
+        for name in names
+        if name in loss.__dict__ or getattr(type(loss), name) is not getattr(kind, name)
     ]
