@@ -207,6 +207,17 @@ def test_a_named_module_is_found_beside_the_caller_before_an_installed_one(
     assert Subject("no_such_pkg:Loss").resolve()()(torch.ones(2), None, None) == 2
 
 
+def test_a_folder_is_asked_once_however_often_a_target_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loaded_often.py").write_text("class Loss: pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])
+    for _ in range(3):
+        loading.load("loaded_often")
+    assert loading.BESIDE.folders == [str(tmp_path)]
+
+
 def test_a_target_that_reads_the_command_line_as_it_is_loaded_gets_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,6 +179,11 @@ class Beside:
     def __init__(self) -> None:
         self.folders: list[str] = []
 
+    def add(self, folder: str) -> None:
+        """Note a folder, which is asked at every import from then on."""
+        if folder not in self.folders:
+            self.folders.append(folder)
+
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return how a module is made that code in one of the folders imports, if it lies there."""
         if path is not None or name in sys.stdlib_module_names:
@@ -217,7 +222,7 @@ def load(place: str) -> ModuleType:
         sys.meta_path.append(STUBS)
         sys.meta_path.insert(0, BESIDE)
     if not place.endswith(".py") and "" in sys.path:
-        BESIDE.folders.append(os.getcwd())
+        BESIDE.add(os.getcwd())
     STUBS.loading, arguments = True, sys.argv
     sys.argv = [place]  # a script that reads its arguments gets none of another's
     try:
@@ -287,8 +292,8 @@ def load_file(path: Path) -> ModuleType:
     path = path.resolve()
     levels = relative_levels(path)
     name, root = package_of(path, levels)
-    if not installed_in(str(path)) and str(root) not in BESIDE.folders:
-        BESIDE.folders.append(str(root))
+    if not installed_in(str(path)):
+        BESIDE.add(str(root))
     folders = [path.parent]  # of a package, too: last
     if Path(path.parent, f"{path.parent.name}.py").is_file():
         folders.insert(0, path.parents[1])  # where a file is named like its package, the package comes first

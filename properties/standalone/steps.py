@@ -269,9 +269,8 @@ def take(trainer: Any, batches: Sequence[Tensors], constant: bool = False) -> Ta
 
     def note(optimizer: Any, *called_with: Any) -> None:
         nonlocal skipped
-        skipped |= bool(
-            getattr(optimizer, "found_inf", None)
-        )  # of a fused optimizer, which then does nothing
+        # of a fused optimizer, which then does nothing
+        skipped |= bool(getattr(optimizer, "found_inf", None))
         found = gradients_of(trainer.model, ids_of(optimizer))
         scale = getattr(optimizer, "grad_scale", None)  # of a fused optimizer, which divides by it itself
         seen.update(
