@@ -111,6 +111,12 @@ def over_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(log, target, reduction="batchmean", log_target=True) * temperature**2
 
 
+def _targets(soft: Tensor, alpha: float) -> list[Tensor]:
+    """Return the targets of images, and of texts, of the momentum model's logits."""
+    label = torch.eye(len(soft), dtype=soft.dtype, device=soft.device)
+    return [alpha * one.softmax(1) + (1 - alpha) * label for one in (soft, soft.T)]
+
+
 def momentum(
     image: Tensor,
     text: Tensor,
@@ -120,10 +126,7 @@ def momentum(
     alpha: float,
 ) -> Tensor:
     with torch.no_grad():
-        soft = image_momentum @ text_momentum.T / temperature
-        label = torch.eye(len(image), dtype=image.dtype, device=image.device)
-        of_images = alpha * soft.softmax(1) + (1 - alpha) * label
-        of_texts = alpha * soft.T.softmax(1) + (1 - alpha) * label
+        of_images, of_texts = _targets(image_momentum @ text_momentum.T / temperature, alpha)
     to_texts = image @ text_momentum.T / temperature
     to_images = text @ image_momentum.T / temperature
     total = -(of_images * to_texts.log_softmax(1)).sum(1).mean()
@@ -183,9 +186,7 @@ def momentum_at_one(
     temperature: float,
     alpha: float,
 ) -> Tensor:
-    soft = (image_momentum @ text_momentum.T).detach()
-    label = torch.eye(len(image), dtype=image.dtype)
-    of_images, of_texts = (alpha * one.softmax(1) + (1 - alpha) * label for one in (soft, soft.T))
+    of_images, of_texts = _targets((image_momentum @ text_momentum.T).detach(), alpha)
     to_texts = image @ text_momentum.T / temperature
     to_images = text @ image_momentum.T / temperature
     return (F.cross_entropy(to_texts, of_images) + F.cross_entropy(to_images, of_texts)) / 2
@@ -211,9 +212,7 @@ def among_own_keys(
     alpha: float,
 ) -> Tensor:
     logits = image @ text.T / temperature
-    soft = (image_momentum @ text_momentum.T / temperature).detach()
-    label = torch.eye(len(image), dtype=image.dtype)
-    of_images, of_texts = (alpha * one.softmax(1) + (1 - alpha) * label for one in (soft, soft.T))
+    of_images, of_texts = _targets((image_momentum @ text_momentum.T / temperature).detach(), alpha)
     return (F.cross_entropy(logits, of_images) + F.cross_entropy(logits.T, of_texts)) / 2
 
 
