@@ -160,7 +160,7 @@ class PairsRows(Trainer):
 
     def loss(self, batch: Batch) -> Tensor:
         assert len(batch["x"]) % 2 == 0, "rows are pairs"
-        assert self.LENGTH % (self.world_size * len(batch["x"])) == 0
+        assert self.LENGTH % (self.world_size * len(batch["x"])) == 0, "batches do not fill the queue"
         one, other = self.model(batch["x"]).view(-1, 2, CLASSES).unbind(1)
         return super().loss(batch) + (one - other).square().mean()
 
