@@ -20,10 +20,12 @@ def keywords_read(function: Callable[..., Any]) -> dict[str, str] | None:
         function = inspect.unwrap(_written(function))
         parameters = inspect.signature(function).parameters.values()
         kwargs = [one.name for one in parameters if one.kind is one.VAR_KEYWORD]
+        if not kwargs:
+            return None
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
     except (OSError, TypeError, ValueError, SyntaxError):
         return None
-    if not kwargs or not isinstance(tree, ast.FunctionDef):
+    if not isinstance(tree, ast.FunctionDef):
         return None
     found: dict[str, str] = {}
     guarded: set[str] = set()
