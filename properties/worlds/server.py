@@ -23,8 +23,8 @@ PRELOAD = [
     "verified_losses.properties.running",
 ]
 """Modules that every rank imports, which takes seconds."""
-COMPILER = "torch._dynamo"
-"""What a rank imports that compiles, which takes seconds too."""
+COMPILER = ["torch._dynamo", "torch._dynamo.backends.debugging", "torch._inductor.lowering"]
+"""What a rank imports that compiles, whatever the backend, which takes seconds too."""
 RANK_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "MKL_NUM_THREADS": "1",
@@ -83,7 +83,7 @@ def launching(compiles: bool = True) -> Iterator[context.ForkServerContext]:
     sys.modules["__main__"] = types.ModuleType("__main__")
     os.environ.update(changed)
     try:
-        chosen.set_forkserver_preload([*PRELOAD, *[COMPILER] * compiles])
+        chosen.set_forkserver_preload([*PRELOAD, *COMPILER * compiles])
         _ensure_running()
         yield chosen
     finally:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import queue
 import statistics
 import sys
 import threading
@@ -244,16 +245,30 @@ def report(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.defects.right", "verified_losses.properties.laws.compiled"])
 
-    def alone(planted: Planted) -> Result:
-        # a process each: what one changes in its process, the next does not see. Not by max_tasks_per_child,
-        # with which a pool that is shut down may wait for ever (CPython issue 115634)
-        with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as process:
-            found = every and planted.wrong != ""
-            return process.submit(examine, planted, seeds, world, max_examples, found).result()
+    def process() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+
+    def tried(planted: Planted, where: ProcessPoolExecutor) -> Result:
+        found = every and planted.wrong != ""
+        return where.submit(examine, planted, seeds, world, max_examples, found).result()
+
+    idle: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
+    for _ in range(jobs):
+        idle.put(process())
+
+    def one_of(planted: Planted) -> Result:
+        if planted in CUDA:  # its target runs in the process itself
+            with process() as alone:
+                return tried(planted, alone)
+        where = idle.get()
+        try:
+            return tried(planted, where)
+        finally:
+            idle.put(where)
 
     pool = ThreadPoolExecutor(jobs)
     try:
-        pending = {pool.submit(alone, planted): planted for planted in chosen if planted.id not in results}
+        pending = {pool.submit(one_of, planted): planted for planted in chosen if planted.id not in results}
         for done in as_completed(pending):
             planted = pending[done]
             results[planted.id] = done.result()
@@ -266,6 +281,8 @@ def report(
             out.write_text(json.dumps(record, indent=1) + "\n")
     finally:
         pool.shutdown(cancel_futures=True)
+        while not idle.empty():
+            idle.get().shutdown()
     return _summarise(console, chosen, results)
 
 

@@ -1,4 +1,4 @@
-"""Which laws tests ask of each right variant, and in turn every law; `make defects` asks each variant all."""
+"""Which laws tests ask of each right variant, where, and in turn every law; `make defects` asks each all."""
 
 from verified_losses.properties.laws import laws
 
@@ -26,6 +26,11 @@ BY_TURNS = (
 """A right variant is asked one of them."""
 COMPILING = 12
 """One right variant of so many is compiled: that takes seconds."""
+
+
+def world(turn: int) -> str:
+    """Return the world in which the right variant of a number is asked."""
+    return ("1", "sim:2-8")[turn // len(BY_TURNS) % 2]
 
 
 def asked(turn: int) -> list[str]:
