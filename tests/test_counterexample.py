@@ -39,6 +39,7 @@ from verified_losses.properties.worlds import RankState, WorldError, specs
 from verified_losses.properties.worlds.simulated import SimulatedWorld, SimulationError
 from verified_losses.properties.worlds.specs import parse
 
+from .children import LIMIT_SECONDS
 from .defects.index import DEFECTS
 from .defects.index import RIGHT as RIGHT_VARIANTS
 
@@ -125,7 +126,12 @@ def run(file: Path, folder: Path, target: str = "", path: Path = ROOT) -> subpro
         environment["VERIFIED_LOSSES_TARGET"] = target
     folder.mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, str(file)], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, str(file)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
     )
 
 

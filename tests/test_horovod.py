@@ -105,7 +105,7 @@ def case_of(name: str, rows: tuple[int, ...], options: dict[str, Any]) -> Case:
 
 
 @laws_on_one_case
-@pytest.mark.parametrize("rows", [(2, 2), (3, 1), (1, 3, 2)], ids=str)
+@pytest.mark.parametrize("rows", [(2, 2), (1, 3, 2)], ids=str)
 @pytest.mark.parametrize(("convention", "local_loss", "gather_with_grad"), FLAGS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_combination_of_flags_holds(
@@ -121,7 +121,7 @@ def test_every_combination_of_flags_holds(
 
 
 @laws_on_one_case
-@pytest.mark.parametrize("rows", [(2, 2), (3, 1), (1, 3, 2)], ids=str)
+@pytest.mark.parametrize("rows", [(2, 2), (1, 3, 2)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_siglip_holds_in_every_dtype(dtype: str, rows: tuple[int, ...]) -> None:
     options = (("dist_impl", "gather"), ("use_horovod", True))
