@@ -5,14 +5,13 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import queue
 import statistics
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -245,30 +244,14 @@ def report(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.defects.right", "verified_losses.properties.laws.compiled"])
 
-    def process() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
-
-    def tried(planted: Planted, where: ProcessPoolExecutor) -> Result:
-        found = every and planted.wrong != ""
-        return where.submit(examine, planted, seeds, world, max_examples, found).result()
-
-    idle: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
-    for _ in range(jobs):
-        idle.put(process())
-
-    def one_of(planted: Planted) -> Result:
-        if planted in CUDA:  # its target runs in the process itself
-            with process() as alone:
-                return tried(planted, alone)
-        where = idle.get()
-        try:
-            return tried(planted, where)
-        finally:
-            idle.put(where)
-
-    pool = ThreadPoolExecutor(jobs)
+    # targets run in processes of their own, but for those of CUDA, whose stand-in is taken away after each
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
     try:
-        pending = {pool.submit(one_of, planted): planted for planted in chosen if planted.id not in results}
+        pending = {
+            pool.submit(examine, planted, seeds, world, max_examples, every and planted.wrong != ""): planted
+            for planted in chosen
+            if planted.id not in results
+        }
         for done in as_completed(pending):
             planted = pending[done]
             results[planted.id] = done.result()
@@ -281,8 +264,6 @@ def report(
             out.write_text(json.dumps(record, indent=1) + "\n")
     finally:
         pool.shutdown(cancel_futures=True)
-        while not idle.empty():
-            idle.get().shutdown()
     return _summarise(console, chosen, results)
 
 
