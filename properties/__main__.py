@@ -5,6 +5,9 @@ import signal
 import sys
 import time
 import traceback
+from types import FrameType
+
+from .ask import INTERRUPTED, TERMINATED
 
 AGAIN_SECONDS = 0.1
 
@@ -15,8 +18,14 @@ def main() -> None:
     sys.unraisablehook = _interrupt_again
     if sys.path[0] == os.getcwd():  # by python -m: a queue.py there would stand in the way of torch
         sys.path.append(sys.path.pop(0))
+    received: list[int] = []
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
     # as a scheduler's limit or a cancelled job sends it: what was done is written
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         try:
             from .ask import annotate, cli, fuzz_cli, signature  # noqa: F401  # which add their commands
@@ -34,7 +43,11 @@ def main() -> None:
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         print("interrupted before a check ran", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(TERMINATED if received else INTERRUPTED)
+    except SystemExit as ended:
+        if received and ended.code == INTERRUPTED:
+            sys.exit(TERMINATED)
+        raise
     except Exception:
         traceback.print_exc()
         print("verified-losses: the suite itself failed, which says nothing of the target", file=sys.stderr)

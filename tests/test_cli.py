@@ -336,7 +336,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, option: str) -
     assert done.stdout == "", "nothing runs before it is said"
 
 
-def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_writes_what_it_has(tmp_path: Path, number: signal.Signals, status: int) -> None:
     record, page, called = tmp_path / "certificate.json", tmp_path / "page.html", tmp_path / "called"
     called.touch()
     target = tmp_path / "mine.py"
@@ -352,9 +353,9 @@ class Loss(verified_losses.ClipLoss):
     files = ["--json", str(record), "--html", str(page)]
     with started([*COMMAND, *asked, *files], stdout=subprocess.PIPE) as running:
         wait_until(lambda: called.stat().st_size > 500, running)  # the inspection calls it some ten times
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         printed, _ = running.communicate(timeout=LIMIT_SECONDS)
-    assert running.returncode == 130, printed
+    assert running.returncode == status, printed
     assert json.loads(record.read_text())["verdict"] == "incomplete"
     assert "interrupted after" in printed
     assert "interrupted after" in page.read_text()

@@ -19,7 +19,7 @@ from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Pa
 from rich.markup import escape
 
 from ..forms import NAMES
-from ..names import COMPILED, FORMULAS, ROWS_OF
+from ..names import FORMULAS, ROWS_OF
 from ..options import COUNTEREXAMPLES, KEY, CommandOptions, FuzzOptions, Options
 from ..show.console import Console
 from ..show.text import own, plain
@@ -29,7 +29,6 @@ from ..verify.arguments import (
     check_file,
     check_folder,
     check_target,
-    is_kept,
     read_seconds,
     read_widths,
     without_password,
@@ -127,9 +126,7 @@ def certify(
         if torchrun.is_executor():
             return torchrun.serve()
         torchrun.lead()
-    kept = [name for name in COMPILED if is_kept(name, options.only, options.skip)]
-    # which imports torch too
-    server.start(compiles=bool(kept) and any(spec.kind != "simulated" for spec in scope.worlds))
+    server.start(compiles=scope.compiles(options))  # which imports torch too
     from ..show.annotations import render
     from ..show.certificate import Asked
     from ..verify.plan import working

@@ -1,12 +1,13 @@
 """`pytest --certify TARGET --certify-as CONTRACT`: one test item for each property and world."""
 
 import base64
+import contextlib
 import math
 import pickle
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,21 +57,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     begun, config = time.monotonic(), session.config
     sys.path.append(str(config.invocation_params.dir))  # a module beside the caller is found
     if hasattr(config, "workerinput"):
-        from ..worlds import nccl
+        from ..worlds import nccl, server
 
-        config.stash[FOUND] = pickle.loads(config.workerinput["certify"])
-        nccl.PLACED.update(config.stash[FOUND].placements)
+        found: Found = pickle.loads(config.workerinput["certify"])
+        config.stash[FOUND] = found
+        nccl.PLACED.update(found.placements)
+        if found.scope.are_strange:
+            server.start(compiles=found.scope.compiles(found.options))
         return
-    try:
+    with _installed():
         from cyclopts import CycloptsError
 
         from ..show.text import shortened
         from ..verify.arguments import Unusable, check_file, read_seconds
-        from ..verify.plan import working
-        from ..worlds import nccl
-        from . import cli, plans, scope
-    except ImportError as error:
-        raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
+        from ..worlds import server
+        from . import cli, scope
     tokens = _tokens(config)
     try:
         options: CertifyOptions = cli.options_of(tokens)
@@ -79,6 +80,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         for name in FILES:
             check_file(getattr(options, name), name)
         read = scope.read(asked, options, {})
+        if asked:
+            server.start(compiles=read.compiles(options))
+        with _installed():  # these import torch, while the server does
+            from ..verify.plan import working
+            from ..worlds import nccl
+            from . import plans
         unlooked, devices = plans.unlooked(read.targets), working(read.devices)
         found = Found(read, options, unlooked, devices, nccl.PLACED, deadline)
         found.planned()  # wrong arguments raise before a target is imported
@@ -93,6 +100,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.stash[FOUND] = found
     if any(getattr(config.option, f"certify_{name}") is not None for name in (*FILES, "format")):
         config.pluginmanager.register(Writer(config))
+
+
+@contextlib.contextmanager
+def _installed() -> Iterator[None]:
+    """Say what to install where an import fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise pytest.UsageError(f"--certify: needs verified-losses[verify] installed ({error})") from error
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..names import LAWS, STEP, STEP_LAWS, meant
+from ..names import COMPILED, LAWS, STEP, STEP_LAWS, meant
 from ..options import Options
 from ..step.target import Trainer
 from ..subjects import SHIPPED, Subject, Target
@@ -22,6 +22,7 @@ from ..verify.arguments import (
     check_max_examples,
     check_seed,
     check_target,
+    is_kept,
     kept_laws,
     read_config,
     read_widths,
@@ -59,6 +60,11 @@ class Scope:
     def targets(self) -> dict[str, tuple[str, Subject | Trainer]]:
         """The losses and the training steps, with their contracts."""
         return {**self.subjects, **{label: (STEP, one) for label, one in self.trainers.items()}}
+
+    def compiles(self, options: Options) -> bool:
+        """Return whether some rank will call torch.compile."""
+        real = any(spec.kind != "simulated" for spec in self.worlds)
+        return real and any(is_kept(name, options.only, options.skip) for name in COMPILED)
 
 
 def read(asked: Asked, options: Options, environment: Mapping[str, str]) -> Scope:

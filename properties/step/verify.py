@@ -332,6 +332,9 @@ def verify(
             ratios.append(ratio)
             ran.append(case)
 
+    def body(case: StepCase) -> None:  # Hypothesis digests its source in each check
+        run(case)
+
     configured = settings(
         max_examples=wanted,
         database=database,
@@ -346,7 +349,7 @@ def verify(
         check.trainer, check.sizes, check.law.uneven, check.law.drawn and check.trainer.constant
     )
     # the same cases for all laws of a world, so that each runs once
-    seeded = seed(f"{base_seed} step {check.world.name} {check.law.uneven}")(given(drawn)(run))
+    seeded = seed(f"{base_seed} step {check.world.name} {check.law.uneven}")(given(drawn)(body))
     test = configured(seeded)  # after the seed, which would take the database away
     error: Exception | None = None
     flaky = False

@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from verified_losses.oracles.complex_step import Array
 
@@ -24,7 +24,6 @@ from ..worlds.specs import WorldSpec
 
 FLAGS = ("local_loss", "gather_with_grad")
 OF_PROCESS = "they share what a process keeps, such as its rank"
-
 STOPS_PROCESSES = ("raised", "deadlock", "early_exit")
 """What a simulated run finds that would not let processes return."""
 REFUSES = re.compile(r"NotImplementedError: simulated world: (.*)|\w+: (.*(?:ProcessGroupGloo|with Gloo).*)")
@@ -33,6 +32,9 @@ MANY = 16
 """Rows of a rank beside which those of the first cases are few."""
 SHORT = 0.25
 """The patience for processes where simulated ranks did not return."""
+
+
+Flagged = TypeVar("Flagged", Case, Subject)
 
 
 class Ran(NamedTuple):
@@ -54,9 +56,9 @@ def among_ranks(
     """Return a subject with what two ranks show, as processes over gloo and as simulated ranks.
 
     A loss whose simulated ranks send nothing, in a second and larger call neither, and give what processes
-    give, does not gather. One whose
-    simulated ranks give something else keeps state of its process, which they share: it is verified in
-    processes alone. So is one that asks for an operation that simulated ranks do not have.
+    give, does not gather. One whose simulated ranks give something else keeps state of its process, which
+    they share: it is verified in processes alone. So is one that asks for an operation that simulated ranks
+    do not have.
 
     A flag that is neither taken by the constructor nor stated is the one with which values and gradients are
     the oracle's, else values alone, else values of the most ranks; where the convention is exact, one that
@@ -101,17 +103,16 @@ def among_ranks(
         for flags in choices:
             flagged = replace(_flagged(case, flags), cotangents=cotangents)
             if _equals(contract, flagged, outcomes[cotangents], gradients):
-                return replace(subject, options=tuple((dict(subject.options) | flags).items()))
+                return _flagged(subject, flags)
     # rank 0 of a loss whose labels begin at 0 on every rank shows what it means to be
     fits = [_fitting(contract, _flagged(cases[0], flags), outcomes["drawn"]) for flags in choices]
     if not any(fits):
         return subject
-    flags = choices[fits.index(max(fits))]
-    return replace(subject, options=tuple((dict(subject.options) | flags).items()))
+    return _flagged(subject, choices[fits.index(max(fits))])
 
 
-def _flagged(case: Case, flags: dict[str, bool]) -> Case:
-    return replace(case, options=tuple((dict(case.options) | flags).items()))
+def _flagged(one: Flagged, flags: dict[str, bool]) -> Flagged:
+    return replace(one, options=tuple((dict(one.options) | flags).items()))
 
 
 def _run(
