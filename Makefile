@@ -7,7 +7,7 @@ DEVICE ?= cpu
 # Numbers of pairs.
 SIZES ?= 256,1024,4096,12288,24576
 
-.PHONY: verify test gpu gpu-packages horovod-wheel horovod lint bench bench-sizes defects mutants mutants-quick soak
+.PHONY: verify test gpu gpu-packages horovod horovod-certify lint bench bench-sizes defects mutants mutants-quick soak
 .PHONY: fuzz-test faults inductor nightly cluster peers trainers strangers certificate packages matrix docs pages
 .PHONY: picture clean
 
@@ -26,14 +26,16 @@ GPU_PYTHON ?= 3.12
 gpu-packages:
 	$(PYTHON) tools/gpu.py --packages $(GPU_PYTHON)
 
-# Builds Horovod at the first call, for two minutes; tools/horovod_wheel.py says where the wheel is kept.
-horovod-wheel: .venv/installed
-	$(BIN)/python tools/horovod_wheel.py
-
-horovod: .venv/installed
-	wheel=$$($(BIN)/python tools/horovod_wheel.py) && $(BIN)/python -m pip install --quiet "$$wheel"
+horovod: .venv/horovod horovod-certify
 	HOROVOD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_horovod.py
+
+horovod-certify: .venv/horovod
 	$(BIN)/verified-losses certify --world hvd:2,hvd:3 --max-examples 5 --json build/horovod.json
+
+# Builds Horovod at the first call, for two minutes; tools/horovod_wheel.py says where the wheel is kept.
+.venv/horovod: .venv/installed
+	wheel=$$($(BIN)/python tools/horovod_wheel.py) && $(BIN)/python -m pip install --quiet "$$wheel"
+	touch $@
 
 lint: .venv/installed
 	$(BIN)/ruff check .

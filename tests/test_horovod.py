@@ -65,6 +65,14 @@ def world_of(size: int) -> ProcessWorld:
     return shared_world(size, HorovodWorld)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pools_end() -> Iterator[None]:
+    """After these tests no rank takes processor time from others."""
+    yield
+    for size in (2, 3):
+        world_of(size).close()
+
+
 @pytest.fixture
 def world() -> Iterator[ProcessWorld]:
     """A pool of its own, which a test may break."""
