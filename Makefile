@@ -7,7 +7,7 @@ DEVICE ?= cpu
 # Numbers of pairs.
 SIZES ?= 256,1024,4096,12288,24576
 
-.PHONY: verify test gpu gpu-packages horovod horovod-certify lint bench bench-sizes defects mutants mutants-quick soak
+.PHONY: verify test gpu gpu-packages horovod-wheel horovod horovod-test horovod-certify lint bench bench-sizes defects mutants mutants-quick soak
 .PHONY: fuzz-test faults inductor nightly cluster peers trainers strangers certificate packages matrix docs pages
 .PHONY: picture clean
 
@@ -26,13 +26,19 @@ GPU_PYTHON ?= 3.12
 gpu-packages:
 	$(PYTHON) tools/gpu.py --packages $(GPU_PYTHON)
 
-horovod: .venv/horovod horovod-certify
+# Ranks of Horovod mostly wait for one another: with --jobs=2 both take little longer than one.
+horovod: horovod-test horovod-certify
+
+horovod-test: .venv/horovod
 	HOROVOD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_horovod.py
 
 horovod-certify: .venv/horovod
 	$(BIN)/verified-losses certify --world hvd:2,hvd:3 --max-examples 5 --json build/horovod.json
 
 # Builds Horovod at the first call, for two minutes; tools/horovod_wheel.py says where the wheel is kept.
+horovod-wheel: .venv/installed
+	$(BIN)/python tools/horovod_wheel.py
+
 .venv/horovod: .venv/installed
 	wheel=$$($(BIN)/python tools/horovod_wheel.py) && $(BIN)/python -m pip install --quiet "$$wheel"
 	touch $@
