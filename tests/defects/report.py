@@ -30,6 +30,7 @@ from verified_losses.properties.verify.certifier import Check, checks, judged, v
 from verified_losses.properties.worlds.specs import parse
 
 from .. import pretend_cuda
+from . import turns
 from .index import CUDA, DEFECTS, RIGHT, Planted
 from .kinds import index as kinds
 
@@ -107,14 +108,17 @@ def _watched(check: Check, stop: bool) -> tuple[Check, _Watch]:
     return dataclasses.replace(check, law=dataclasses.replace(check.law, check=watch)), watch
 
 
-def try_once(planted: Planted, seed: int, worlds: str, max_examples: int) -> Trial:
-    """Certify as the command does, up to the property that meets the defect."""
+def try_once(planted: Planted, seed: int, worlds: str, max_examples: int, turn: int | None) -> Trial:
+    """Certify as the command does, up to the property that meets the defect.
+
+    With a turn, a variant is asked what tests ask it in that turn.
+    """
     started = time.monotonic()
     examples = 0
     held: list[Case] = []
     accident: Trial | None = None
     with _planned(planted, worlds) as planned:
-        for check in planned:
+        for check in planned if turn is None else turns.in_turn(turn, planned):
             watched, watch = _watched(check, stop=False)
             finding = verify(watched, max_examples, seed)
             examples += watch.examples
@@ -176,8 +180,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def examine(planted: Planted, seeds: list[int], worlds: str, max_examples: int, every: bool) -> Result:
-    """Try with each seed; with `every`, find all properties that do not hold."""
+def examine(
+    planted: Planted, seed: int, worlds: str, max_examples: int, every: bool, turn: int | None
+) -> Result:
+    """Try with a seed, or with as many as it needs; with `every`, find all properties that do not hold."""
     # what it prints is its own affair
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
@@ -187,11 +193,11 @@ def examine(planted: Planted, seeds: list[int], worlds: str, max_examples: int, 
     planted.subject.worlds().start(parse("1")[0])
     if isinstance(planted, kinds.Kind):
         worlds = planted.world  # those that do not gather are verified in one process
-    tried = seeds if planted.seeds == 1 else range(seeds[0], seeds[0] + MANY)
-    trials = [try_once(planted, seed, worlds, max_examples) for seed in tried]
+    tried = [seed] if planted.seeds == 1 else range(seed, seed + MANY)
+    trials = [try_once(planted, one, worlds, max_examples, turn) for one in tried]
     # in real processes a deadlock takes a minute: simulated ones tell at once
     fast = ",".join(part for part in worlds.split(",") if not part.startswith("proc"))
-    catchers = all_catchers(planted, seeds[0], fast, max_examples) if every else []
+    catchers = all_catchers(planted, seed, fast, max_examples) if every else []
     return Result(planted.id, trials, list(dict.fromkeys([*catchers, *(t.law for t in trials if t.law)])))
 
 
@@ -208,6 +214,9 @@ def report(
     out: Path = Path("build/defects.json"),
 ) -> int:
     """Certify every planted defect and every right variant, and print which property caught what.
+
+    With the first seed a right variant is asked every property in every world; with each of the others it is
+    asked some, each in one world, by turns.
 
     Exit status: 0 every defect is caught with every seed, or with as many as it says, and no variant is
     accused, else 1.
@@ -227,7 +236,7 @@ def report(
     every
         Find every property that catches a defect, not the first alone.
     resume
-        Keep the results that are there, if they are of the same sources and seeds, and try the others.
+        Keep the results that are there, if they are of the same sources, and try the others.
     out
         Where to write the results.
     """
@@ -236,7 +245,7 @@ def report(
     chosen = [p for p in everything if not only or any(part in p.id for part in only)]
     stamped = stamp()
     kept = json.loads(out.read_text()) if resume and out.exists() else {}
-    results = read_results(kept, stamped, seeds)
+    results = read_results(kept, stamped)
     out.parent.mkdir(parents=True, exist_ok=True)
     console = Console()
     if not console.is_terminal:
@@ -247,18 +256,24 @@ def report(
     # targets run in processes of their own, but for those of CUDA, whose stand-in is taken away after each
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
     try:
-        pending = {
-            pool.submit(examine, planted, seeds, world, max_examples, every and planted.wrong != ""): planted
-            for planted in chosen
-            if planted.id not in results
-        }
+        pending = {}
+        for place, each in enumerate(seeds):
+            for number, planted in enumerate(chosen):
+                if _tried(planted, each, results) or (place and planted.seeds != 1):
+                    continue
+                all_laws = every and planted.wrong != "" and not place
+                turn = number + place if place and not planted.wrong else None
+                task = pool.submit(examine, planted, each, world, max_examples, all_laws, turn)
+                pending[task] = planted
         for done in as_completed(pending):
             planted = pending[done]
-            results[planted.id] = done.result()
-            _show(console, planted, results[planted.id])
+            result = done.result()
+            _show(console, planted, result)
+            results[planted.id] = _both(results.get(planted.id), result)
             # an interrupt keeps what there is, and waits for what runs alone
+            whole = [each for each in seeds if all(_tried(one, each, results) for one in chosen)]
             record = {
-                "stamp": stamped, "seeds": seeds, "counts": counted(everything, results),
+                "stamp": stamped, "seeds": whole or seeds[:1], "counts": counted(everything, results),
                 "results": [dataclasses.asdict(result) for result in results.values()],
             }  # fmt: skip
             out.write_text(json.dumps(record, indent=1) + "\n")
@@ -267,11 +282,23 @@ def report(
     return _summarise(console, chosen, results)
 
 
-def read_results(record: dict[str, Any], stamped: dict[str, str], seeds: list[int]) -> dict[str, Result]:
-    """Return the results in a record, if they are of these sources and seeds, and nothing otherwise."""
-    if not record or {**record["stamp"], "date": ""} != {**stamped, "date": ""} or record["seeds"] != seeds:
+def read_results(record: dict[str, Any], stamped: dict[str, str]) -> dict[str, Result]:
+    """Return the results in a record, if they are of these sources, and nothing otherwise."""
+    if not record or {**record["stamp"], "date": ""} != {**stamped, "date": ""}:
         return {}
     return {result.label: result for result in msgspec.convert(record["results"], list[Result])}
+
+
+def _tried(planted: Planted, seed: int, results: dict[str, Result]) -> bool:
+    trials = results[planted.id].trials if planted.id in results else []
+    return any(trial.seed == seed for trial in trials) or (planted.seeds != 1 and bool(trials))
+
+
+def _both(earlier: Result | None, result: Result) -> Result:
+    if earlier is None:
+        return result
+    catchers = list(dict.fromkeys([*earlier.catchers, *result.catchers]))
+    return Result(result.label, [*earlier.trials, *result.trials], catchers)
 
 
 def _show(console: Console, planted: Planted, result: Result) -> None:
