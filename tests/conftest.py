@@ -27,6 +27,15 @@ settings.register_profile("nightly", max_examples=100_000, database=None, deadli
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Run one worker more than there are cores with `-n auto`: in many tests a worker waits for ranks."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return cores + 1
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Load the stand-in before a test derives anything: autograd counts devices once."""
     if any("standin" in item.name for item in session.items):

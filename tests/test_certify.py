@@ -36,7 +36,7 @@ OF_THREE = ("terms", "gradients", "cotangents", "mean")
 """What the properties begin with that three processes are asked; two are asked all."""
 IN_ONE = (TRANSFORMS, SUBCLASSES)
 """What is asked in one process here, and of `ClipLoss` in two; `make verify` asks all losses in two."""
-EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "8"))
 BRIEFLY = "coca_hidden"
 """Asked in simulated ranks alone, in fewer cases: but for captions it is `coca`."""
 

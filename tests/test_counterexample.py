@@ -202,6 +202,7 @@ def test_file_judges_as_the_law_does(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("verified_losses.properties.verify.certifier.SHRINK_SECONDS", 1.0)  # any case will do
     finding = find(*arguments)
     file = counterexample.write(finding, tmp_path)
     stated = "convention exact" if "convention" in finding.check.contract.values else ""

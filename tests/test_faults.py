@@ -21,7 +21,7 @@ from verified_losses.properties.subjects import SHIPPED, Subject
 
 SIZES = (2, 3, 4)
 PLANTED = "tests.defects.faults"
-MANY, PARTS = 35, 5
+MANY, PARTS = 50, 10
 
 
 @pytest.mark.processes
