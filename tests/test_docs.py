@@ -21,6 +21,7 @@ from . import helpers
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+CHINESE = sorted((DOCS / "zh").rglob("*.md"))
 SETTINGS = (ROOT / "mkdocs.yml").read_text()
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
@@ -129,7 +130,7 @@ def test_workflows_use_one_version_of_an_action() -> None:
     assert len(used) == len({one.partition("@")[0] for one in used}), sorted(used)
 
 
-@pytest.mark.parametrize("page", sorted((DOCS / "zh").rglob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.stem)
 def test_a_chinese_page_and_its_english_one_link_to_each_other(page: Path) -> None:
     english = DOCS / page.relative_to(DOCS / "zh")
     for one, other, name in ((page, english, "English"), (english, page, "中文")):
@@ -192,8 +193,8 @@ def test_both_readmes_have_the_same_links_names_and_commands() -> None:
         )
         assert found == theirs
     ours, theirs = (re.findall(r"\]\(([^)#]*)", text) for text in (english, chinese))
-    pairs = {"README.zh-CN.md": "README.md", "docs/tutorial.md": "docs/zh/tutorial.md"}
-    pairs["docs/index.md"] = "docs/zh/index.md"
+    pairs = {f"docs/{page.relative_to(DOCS / 'zh')}": str(page.relative_to(ROOT)) for page in CHINESE}
+    pairs["README.zh-CN.md"] = "README.md"
     assert collections.Counter(pairs.get(one, one) for one in ours) == collections.Counter(theirs)
 
 
@@ -207,7 +208,7 @@ def test_the_command_line_takes_what_is_written(file: Path) -> None:
         command, _, _ = app.parse_args(arguments, exit_on_error=False, print_error=True)
         assert callable(command)
     if file in READMES:
-        assert len(commands) > 20
+        assert len(commands) > 8
 
 
 def test_extras_are_installed_with_the_command_itself() -> None:
