@@ -125,9 +125,12 @@ def test_workflows_run_what_the_makefile_has_and_end(file: Path) -> None:
         assert job["timeout-minutes"] > 0
 
 
-def test_workflows_use_one_version_of_an_action() -> None:
-    used = {one for file in WORKFLOWS for one in re.findall(r"uses: (\S+)", file.read_text())}
+def test_workflows_use_one_version_of_an_action_by_its_commit() -> None:
+    files = [*WORKFLOWS, ROOT / "action.yml"]
+    used = {one for file in files for one in re.findall(r"uses: (.+)", file.read_text())}
     assert len(used) == len({one.partition("@")[0] for one in used}), sorted(used)
+    for one in used:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", one), "a tag can be moved"
 
 
 @pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.stem)
