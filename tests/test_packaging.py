@@ -3,6 +3,7 @@
 Everything is built and installed without the network: the environments here see the packages of this one.
 """
 
+import email
 import os
 import re
 import shutil
@@ -167,6 +168,33 @@ def test_the_sdist_holds_what_its_tests_read(built: Built) -> None:
     at_the_top = {name for name in built.files if "/" not in name} - {".gitignore"}
     assert at_the_top <= members.keys()
     assert {name for name in built.files if name.partition("/")[0] in FOLDERS} <= members.keys()
+
+
+def test_a_release_has_the_addresses_of_its_repository(built: Built, tmp_path: Path) -> None:
+    tree, url = tmp_path / "tree", "https://github.com/somebody/verified-losses"
+    shutil.copytree(built.tree, tree, symlinks=True, ignore=shutil.ignore_patterns("dist", "*.egg-info"))
+    _run(sys.executable, "tools/addresses.py", url, "v0.1.0", folder=tree)
+    _run(sys.executable, "-c", BUILD, "build_sdist", folder=tree)
+    (sdist,) = (tree / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        (record,) = (one for one in archive if re.fullmatch(r"[^/]+/PKG-INFO", one.name))
+        said = email.message_from_bytes(archive.extractfile(record).read())  # type: ignore[union-attr]
+        assert any(one.name.endswith("/PYPI.md") for one in archive)
+    assert f"Source, {url}" in said.get_all("Project-URL", [])
+    links = re.findall(r"\]\(([^)]+)\)", str(said.get_payload()))
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+    files = [link.removeprefix(f"{url}/blob/v0.1.0/").partition("#")[0] for link in links if "/blob/" in link]
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    assert f"{url}/raw/v0.1.0/docs/finding.svg" in links
+    again = _run(sys.executable, "tools/addresses.py", url, "v0.1.0", folder=tree, status=1)
+    assert "expected" in again.stderr
+    assert (
+        "expected the https:// address"
+        in _run(
+            sys.executable, "tools/addresses.py", "somebody/verified-losses", folder=tree, status=1
+        ).stderr
+    )
 
 
 def test_no_name_is_installed_but_two(commands: Path, tmp_path: Path) -> None:
