@@ -2,7 +2,8 @@
 
     python tools/addresses.py https://github.com/OWNER/verified-losses v0.1.0
 
-PyPI shows a README without the files beside it. It gets PYPI.md, whose links lead to the repository at the tag.
+PyPI shows a README without the files beside it. It gets PYPI.md, whose links lead to the repository,
+at the tag.
 """
 
 import re
