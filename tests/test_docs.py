@@ -21,6 +21,7 @@ from . import helpers
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 CHINESE = sorted((DOCS / "zh").rglob("*.md"))
 SETTINGS = (ROOT / "mkdocs.yml").read_text()
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -47,6 +48,22 @@ def test_the_page_of_defects_has_every_defect() -> None:
     rows = [line for line in tool.defects().splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(DEFECTS) + len(CUDA)
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
+
+
+def test_what_is_planted_is_counted_in_the_documentation() -> None:
+    from tests.defects import index as losses
+    from tests.defects.kinds import index as kinds
+    from tests.defects.steps import index as steps
+
+    cuda = sum(one.wrong != "" for one in losses.CUDA)
+    wrong = [len(losses.DEFECTS), len(kinds.DEFECTS), len(steps.DEFECTS), cuda]
+    right = len(losses.RIGHT) + len(kinds.RIGHT) + len(steps.RIGHT) + len(losses.CUDA) - cuda
+    for one in (DOCS / "not-verified.md", DOCS / "zh" / "not-verified.md"):
+        (row,) = re.findall(r"^.*`tests/defects/`.*$", one.read_text(), re.MULTILINE)
+        assert [int(number) for number in re.findall(r"\d+", row)] == [*wrong, right, len(losses.CUDA) - cuda]
+    for one in READMES:
+        (row,) = re.findall(r"^.*docs/defects\.md.*$", one.read_text(), re.MULTILINE)
+        assert [int(number) for number in re.findall(r"\d+", row)] == [sum(wrong), right]
 
 
 def test_a_docstring_s_colons_are_one_on_a_page() -> None:
@@ -153,7 +170,6 @@ def test_the_keys_of_a_finding_that_is_accepted_are_in_the_documentation() -> No
     assert {f"`{one.name}`" for one in msgspec.structs.fields(Entry)} <= set(re.findall("`[a-z]+`", text))
 
 
-READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 WRITTEN = [*READMES, ROOT / "CONTRIBUTING.md", *PAGES]
 
 
