@@ -143,7 +143,10 @@ CONTIGUOUS_INPUTS = ("ContiguousOnly", "CaptionsContiguousOnly", "contiguous_onl
 @pytest.mark.parametrize(
     "planted", [one for one in DEFECTS if one.name in CONTIGUOUS_INPUTS], ids=lambda planted: planted.id
 )
-def test_what_takes_contiguous_inputs_alone_has_a_limit_where_it_is_not_strict(planted: Planted) -> None:
+def test_what_takes_contiguous_inputs_alone_has_a_limit_where_it_is_not_strict(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verified_losses.properties.verify.certifier.SHRINK_SECONDS", 1.0)
     lax = dataclasses.replace(planted, strict=False)
     planned = {check.law.name: check for check in _checks(lax, lax.world)}
     certifier = Certifier(25)
