@@ -30,9 +30,9 @@ def laws() -> str:
     lines = [
         "# The laws", "",
         "Each holds for every loss of the contracts named, in every world of the kind named, and is checked "
-        "over [drawn cases](how-it-works.md). Numbers are compared with the oracle's within a [bound derived for "
-        "the case](bounds.md), which ties [several ranks to one process](mean-over-ranks.md) too; the others "
-        "compare bits, types or what a call leaves behind. Written from `properties/laws/`.",
+        "over [drawn cases](how-it-works.md). Numbers are compared with the oracle's within a [bound derived "
+        "for the case](bounds.md), which ties [several ranks to one process](mean-over-ranks.md) too; the "
+        "others compare bits, types or what a call leaves behind. Written from `properties/laws/`.",
         "", "| law | what it says | worlds | contracts |", "|---|---|---|---|",
     ]  # fmt: skip
     every = contracts()
