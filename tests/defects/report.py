@@ -108,7 +108,7 @@ def _watched(check: Check, stop: bool) -> tuple[Check, _Watch]:
     return dataclasses.replace(check, law=dataclasses.replace(check.law, check=watch)), watch
 
 
-def try_once(planted: Planted, seed: int, worlds: str, max_examples: int, turn: int | None) -> Trial:
+def try_once(planted: Planted, seed: int, worlds: str, max_examples: int, turn: int | None = None) -> Trial:
     """Certify as the command does, up to the property that meets the defect.
 
     With a turn, a variant is asked what tests ask it in that turn.
