@@ -50,22 +50,6 @@ def test_the_page_of_defects_has_every_defect() -> None:
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
 
 
-def test_what_is_planted_is_counted_in_the_documentation() -> None:
-    from tests.defects import index as losses
-    from tests.defects.kinds import index as kinds
-    from tests.defects.steps import index as steps
-
-    cuda = sum(one.wrong != "" for one in losses.CUDA)
-    wrong = [len(losses.DEFECTS), len(kinds.DEFECTS), len(steps.DEFECTS), cuda]
-    right = len(losses.RIGHT) + len(kinds.RIGHT) + len(steps.RIGHT) + len(losses.CUDA) - cuda
-    for one in (DOCS / "not-verified.md", DOCS / "zh" / "not-verified.md"):
-        (row,) = re.findall(r"^.*`tests/defects/`.*$", one.read_text(), re.MULTILINE)
-        assert [int(number) for number in re.findall(r"\d+", row)] == [*wrong, right, len(losses.CUDA) - cuda]
-    for one in READMES:
-        (row,) = re.findall(r"^.*docs/defects\.md.*$", one.read_text(), re.MULTILINE)
-        assert [int(number) for number in re.findall(r"\d+", row)] == [sum(wrong), right]
-
-
 def test_a_docstring_s_colons_are_one_on_a_page() -> None:
     assert tool.on_page_content("<p>logits z::</p>", None, None, None) == "<p>logits z:</p>"
 
