@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -65,6 +65,7 @@ class Machine(NamedTuple):
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     threads: int = 1
+    width: int = WIDTH
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -204,7 +205,7 @@ def seconds_an_operation(machine: Machine) -> float:
     like = torch.empty(0, device=machine.device, dtype=machine.dtype)
     left, right, out = (
         torch.randn_like(like.new_empty(shape))
-        for shape in ((rows, WIDTH), (columns, WIDTH), (rows, columns))
+        for shape in ((rows, machine.width), (columns, machine.width), (rows, columns))
     )
     times = []
     for _ in range(8):
@@ -213,7 +214,7 @@ def seconds_an_operation(machine: Machine) -> float:
         torch.mm(left, right.T, out=out)
         _finish(machine)
         times.append(machine.clock() - start)
-    return statistics.median(times) / (2 * rows * columns * WIDTH)
+    return statistics.median(times) / (2 * rows * columns * machine.width)
 
 
 def _finish(machine: Machine) -> None:
@@ -224,7 +225,9 @@ def _finish(machine: Machine) -> None:
 def pairs_of(loss: str, count: int, machine: Machine) -> tuple[list[Any], list[Tensor]]:
     """Return the arguments of a loss of `count` pairs; all tensors get gradients."""
     with torch.device(machine.device):
-        image, text = (normalize(torch.randn(count, WIDTH), dim=-1).to(machine.dtype) for _ in range(2))
+        image, text = (
+            normalize(torch.randn(count, machine.width), dim=-1).to(machine.dtype) for _ in range(2)
+        )
         scalars = [torch.tensor(14.0), torch.tensor(-10.0)][: 1 + (loss == "SigLipLoss")]
     inputs = [tensor.requires_grad_() for tensor in (image, text, *scalars)]
     return [*inputs], inputs
@@ -245,14 +248,15 @@ def measure_size(loss: str, count: int, rounds: int, machine: Machine) -> Row:
             before = seconds_an_operation(machine)
             times[name].append(watch())
             rate = (before + seconds_an_operation(machine)) / 2
-            shares[name].append(OPERATIONS[loss] * count**2 * WIDTH * rate / times[name][-1])
-    why = getattr(verified_losses, loss)().explain(count, WIDTH, machine.dtype, machine.device)
+            shares[name].append(OPERATIONS[loss] * count**2 * machine.width * rate / times[name][-1])
+    why = getattr(verified_losses, loss)().explain(count, machine.width, machine.dtype, machine.device)
     auto = why.split(":")[0]
     ratios = [a / b for a, b in zip(times.get(auto, []), times.get("open_clip", []), strict=False)]
     del inputs, leaves, watches
     return {
         "loss": loss,
         "pairs": count,
+        "width": machine.width,
         "threads": machine.threads,
         "ms": {name: 1e3 * statistics.median(found) for name, found in times.items()},
         "ratio": statistics.median(ratios) if ratios else None,
@@ -302,7 +306,7 @@ def siglip_kernel(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> T
 def fits(loss: str, count: int, machine: Machine) -> bool:
     """Return whether all logits of a step fit half of the memory that is free."""
     module = getattr(verified_losses, loss)(implementation="dense")
-    features = torch.empty(count, WIDTH, device="meta")
+    features = torch.empty(count, machine.width, device="meta")
     if machine.device == "cpu":
         free = 1024 * _kilobytes("/proc/meminfo", "MemAvailable")
     else:
@@ -340,18 +344,23 @@ def _kilobytes(path: str, name: str) -> int:
 
 
 def measure_sizes(
-    counts: list[int], only: str, rounds: int, machine: Machine, path: Path | None
+    counts: list[int],
+    only: str,
+    rounds: int,
+    machine: Machine,
+    path: Path | None,
+    earlier: Sequence[Row] = (),
 ) -> list[Row]:
     """Time ClipLoss and SigLipLoss of so many pairs, and print a table and the powers they grow with.
 
-    What is measured is written to `path` as soon as it is.
+    What is measured is written to `path` as soon as it is, with what was measured earlier.
     """
     torch.set_num_threads(machine.threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     forms = forms_of(machine)
     columns = [
-        "loss", "pairs", "auto is", *(f"{form}, ms" for form in forms), "auto / open_clip",
+        "loss", "pairs", "width", "auto is", *(f"{form}, ms" for form in forms), "auto / open_clip",
         *(f"share of the rate: {form}" for form in forms[1:]), *(f"extra MB: {form}" for form in forms),
     ]  # fmt: skip
     print(f"| {' | '.join(columns)} |")
@@ -363,8 +372,8 @@ def measure_sizes(
                 continue
             row = measure_size(loss, count, rounds, machine)
             rows.append(row)
-            write(path, f"{machine.device}, {machine.dtype}", rows)
-            cells = [loss, count, row["auto"].split(":")[0]]
+            write(path, f"{machine.device}, {machine.dtype}", [*earlier, *rows])
+            cells = [loss, count, machine.width, row["auto"].split(":")[0]]
             cells += [_cell(row["ms"].get(name), ".1f") for name in forms]
             cells.append(_cell(row["ratio"], ".2f"))
             cells += [_cell(row["share"].get(name), ".0%") for name in forms[1:]]
@@ -454,6 +463,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="on another than the CPU, one process alone is timed")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
     parser.add_argument("--sizes", default="", help="time by the number of pairs instead, as 256,4096")
+    parser.add_argument("--width", default=str(WIDTH), help="with --sizes: of features, one or several")
     parser.add_argument("--rounds", type=int, default=5, help="with --sizes: steps of each, in turn")
     parser.add_argument("--threads", type=int, default=1, help="with --sizes: of torch")
     parser.add_argument(
@@ -465,11 +475,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.sizes:
         counts = [int(size) for size in args.sizes.split(",")]
-        machine = Machine(args.device, getattr(torch, args.dtype), args.threads)
-        rows = measure_sizes(counts, args.only, args.rounds, machine, args.json)
-        if args.plot:
-            args.plot.parent.mkdir(parents=True, exist_ok=True)
-            args.plot.write_text(draw(rows))
+        rows: list[Row] = []
+        for width in map(int, args.width.split(",")):
+            machine = Machine(args.device, getattr(torch, args.dtype), args.threads, width)
+            found = measure_sizes(counts, args.only, args.rounds, machine, args.json, rows)
+            if args.plot and not rows:  # of the first width
+                args.plot.parent.mkdir(parents=True, exist_ok=True)
+                args.plot.write_text(draw(found))
+            rows += found
         return
     where = "one thread a process" if args.device == "cpu" else f"on {args.device}"
     print(f"batch {BATCH} a process, width {WIDTH}, torch {torch.__version__}, {where}\n")

@@ -73,16 +73,17 @@ def steps(workers: int) -> list[Step]:
     over_nccl = ["--world", "nccl:2", "--max-examples", "5", "--max-time", "80s"]
     tests = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), "-k", "cuda", *TESTS]
     figures = [sys.executable, "benchmarks/losses.py", "--device", "cuda"]
-    by_size = [*figures, "--sizes", "8192,32768", "--dtype", "bfloat16", "--rounds", "3"]
+    of_sizes = ["--sizes", "8192,32768,65536", "--width", "768,512,1024"]  # each is written as it is measured
+    by_size = [*figures, *of_sizes, "--dtype", "bfloat16", "--rounds", "3"]
     return [
         Step("certificate", [*certify, *quick, *written("certificate")], 170),
         Step("tests", tests, 120),
         Step("nccl", [*certify, *over_nccl, *written("nccl")], 100),
-        Step("sizes", [*by_size, "--json", str(FOLDER / "sizes.json")], 35, needs="open_clip"),
+        Step("sizes", [*by_size, "--json", str(FOLDER / "sizes.json")], 45, needs="open_clip"),
         Step(
             "figures",
             [*figures, "--seconds", "1", "--json", str(FOLDER / "losses.json")],
-            35,
+            25,
             needs="open_clip",
         ),
     ]
